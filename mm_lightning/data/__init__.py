@@ -1,0 +1,1 @@
+"""Text to tokens to litdata shards to batches of packed documents."""

@@ -1,0 +1,1 @@
+"""Benchmarks and whole experiments made of many runs."""

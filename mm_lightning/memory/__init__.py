@@ -1,0 +1,1 @@
+"""One memory unit: documents, recurrence, features, bandwidth, retrieval. Plain torch."""

@@ -1,0 +1,1 @@
+"""The LightningModule, optimisation, strategies, run folders and checkpoints."""
