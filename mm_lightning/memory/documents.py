@@ -72,6 +72,28 @@ class Documents:
         """Tokens of the longest document."""
         return max(self.lengths)
 
+    def without_last(self, count: int) -> tuple[Tensor, Tensor]:
+        """The stream without the last `count` tokens of each document.
+
+        Returns:
+            the positions in the stream that remain, (M,) int64, and where each document then begins, (N + 1,) int32.
+            Kept for the next caller: all blocks of a network ask for the same few.
+        """
+        if count not in self._without_last:
+            length = self.offsets.diff()
+            total = sum(max(n - count, 0) for n in self.lengths)
+            own = torch.repeat_interleave(length, length, output_size=self.position.numel())
+            remains = self.position.flatten() < own - count
+            # The static form, because the number is known here and asking the device would wait for it.
+            index = torch.nonzero_static(remains, size=total).flatten()
+            ends = (length - count).clamp(min=0).cumsum(0, dtype=torch.int32)
+            self._without_last[count] = index, torch.cat([ends.new_zeros(1), ends])
+        return self._without_last[count]
+
+    @cached_property
+    def _without_last(self) -> dict[int, tuple[Tensor, Tensor]]:
+        return {}
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Documents:
         """The same boundaries with their tensors on another device."""
         move = {"device": device, "non_blocking": non_blocking}

@@ -1,1 +1,14 @@
 """Language models built from memories, the transformer they are compared with, and what they cost. Plain torch."""
+
+from mm_lightning.networks.base import Network, NetworkConfig
+from mm_lightning.networks.memory_mosaic import MemoryMosaic, MemoryMosaicConfig
+from mm_lightning.networks.transformer import Transformer, TransformerConfig
+
+__all__ = [
+    "MemoryMosaic",
+    "MemoryMosaicConfig",
+    "Network",
+    "NetworkConfig",
+    "Transformer",
+    "TransformerConfig",
+]

@@ -1,0 +1,50 @@
+"""Adaptive bandwidth: equation (6)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class AdaptiveBandwidth(nn.Module):
+    """beta = beta_1 n^alpha + beta_0 for n stored pairs; the three parameters are learned, one of each per head.
+
+    beta_i = exp(min(theta_i, 10)), theta_i = 1.5 at first; alpha = min(|theta|, 1), theta = 1/3 at first (Table 6).
+    """
+
+    def __init__(self, heads: int):
+        super().__init__()
+        self.beta_0_theta = nn.Parameter(torch.empty(heads))
+        self.beta_1_theta = nn.Parameter(torch.empty(heads))
+        self.alpha_theta = nn.Parameter(torch.empty(heads))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.beta_0_theta, 1.5)
+        nn.init.constant_(self.beta_1_theta, 1.5)
+        nn.init.constant_(self.alpha_theta, 1 / 3)
+
+    @property
+    def beta_0(self) -> Tensor:
+        """(H,)"""
+        return _full(self.beta_0_theta).clamp(max=10).exp()
+
+    @property
+    def beta_1(self) -> Tensor:
+        """(H,)"""
+        return _full(self.beta_1_theta).clamp(max=10).exp()
+
+    @property
+    def alpha(self) -> Tensor:
+        """(H,)"""
+        return _full(self.alpha_theta).abs().clamp(max=1)
+
+    def forward(self, pairs: Tensor) -> Tensor:
+        """(B, T, H) bandwidths for (B, T) numbers of stored pairs."""
+        # An empty memory answers 0 whatever its bandwidth; 0^alpha has no finite derivative by alpha.
+        pairs = pairs.clamp(min=1)[..., None].to(self.beta_0.dtype)
+        return self.beta_1 * pairs**self.alpha + self.beta_0
+
+
+def _full(theta: Tensor) -> Tensor:
+    return theta.to(torch.promote_types(theta.dtype, torch.float32))

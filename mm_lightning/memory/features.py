@@ -1,0 +1,107 @@
+"""Values: equation (9). A pair's value describes the near future, so it looks one token ahead.
+
+vbar_T = gamma vtilde_T + (1 - gamma) vtilde_{T+1},    v_T = alpha_psi Norm(vbar_T)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mm_lightning.memory.documents import Documents
+from mm_lightning.memory.recurrence import EPS
+
+
+def look_ahead_reference(vtilde: Tensor, gamma: Tensor, documents: Documents) -> Tensor:
+    """Norm(vbar) of equation (9), as it is written.
+
+    Args:
+        vtilde: (B, T, H, D) raw values W_psi x.
+        gamma: (H,) weight of the present token.
+        documents: a document's last token has no next one, which counts as 0. (Nothing ever reads that pair.)
+
+    Returns:
+        (B, T, H, D) values of norm 1.
+    """
+    last = F.pad(documents.position[:, 1:] == 0, (0, 1), value=True)  # (B, T)
+    ahead = F.pad(vtilde[:, 1:], (0, 0, 0, 0, 0, 1)).masked_fill(last[..., None, None], 0)
+    gamma = gamma[:, None]
+    return F.normalize(gamma * vtilde + (1 - gamma) * ahead, dim=-1, eps=EPS)
+
+
+def look_ahead(vtilde: Tensor, gamma: Tensor, documents: Documents) -> Tensor:
+    """:func:`look_ahead_reference` in few passes over memory, with its own derivative."""
+    return _LookAhead.apply(vtilde, gamma, documents)
+
+
+class _LookAhead(torch.autograd.Function):
+    """In float32 or better; saves only its input, its output and the norms."""
+
+    @staticmethod
+    def forward(ctx, vtilde: Tensor, gamma: Tensor, documents: Documents) -> Tensor:
+        dtype = torch.promote_types(vtilde.dtype, torch.float32)
+        raw, weight = vtilde.to(dtype), gamma.to(dtype)[:, None]
+        total = raw * weight
+        total[:, :-1] += _next(raw, 1 - weight, documents)
+        norm = torch.linalg.vector_norm(total, dim=-1, keepdim=True).clamp_min_(EPS)
+        values = total.div_(norm).to(vtilde.dtype)
+        ctx.save_for_backward(vtilde, gamma, norm, values)
+        ctx.documents = documents
+        return values
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # type: ignore[override]
+        vtilde, gamma, norm, values = ctx.saved_tensors
+        dtype = norm.dtype
+        raw, weight, values = vtilde.to(dtype), gamma.to(dtype)[:, None], values.to(dtype)
+        grad = grad.to(dtype)
+        dtotal = torch.addcmul(grad, values, (grad * values).sum(-1, keepdim=True), value=-1).div_(norm)
+        dgamma = (dtotal * raw).sum((0, 1, 3))
+        going = dtotal[:, :-1].masked_fill(_ends(ctx.documents), 0) if _several(ctx.documents) else dtotal[:, :-1]
+        dgamma = dgamma - (going * raw[:, 1:]).sum((0, 1, 3))
+        draw = dtotal * weight
+        draw[:, 1:].addcmul_(going, (1 - weight).expand_as(going))
+        return draw.to(vtilde.dtype), dgamma.to(gamma.dtype), None
+
+
+def _several(documents: Documents) -> bool:
+    return not documents.single
+
+
+def _ends(documents: Documents) -> Tensor:
+    """(B, T - 1, 1, 1), whether the next token begins another document."""
+    return (documents.position[:, 1:] == 0)[..., None, None]
+
+
+def _next(raw: Tensor, weight: Tensor, documents: Documents) -> Tensor:
+    ahead = raw[:, 1:] * weight
+    return ahead.masked_fill_(_ends(documents), 0) if _several(documents) else ahead
+
+
+class Values(nn.Module):
+    """v of equation (9) from (B, T, H, D) raw values, with learned gamma and alpha_psi, one of each per head.
+
+    alpha_psi = exp(min(|theta|, 15)) with theta = 0 at first (Table 6). The derivative of |theta| at 0 is taken as 1:
+    with the usual 0 it could never leave its initial value.
+    """
+
+    def __init__(self, heads: int):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.empty(heads))
+        self.alpha_psi_theta = nn.Parameter(torch.empty(heads))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.uniform_(self.gamma)
+        nn.init.zeros_(self.alpha_psi_theta)
+
+    @property
+    def alpha_psi(self) -> Tensor:
+        """(H,) norm of the values."""
+        theta = self.alpha_psi_theta.to(torch.promote_types(self.alpha_psi_theta.dtype, torch.float32))
+        return torch.where(theta < 0, -theta, theta).clamp(max=15).exp()
+
+    def forward(self, vtilde: Tensor, documents: Documents) -> Tensor:
+        values = look_ahead(vtilde, self.gamma, documents)
+        return values * self.alpha_psi[:, None].to(values.dtype)

@@ -1,0 +1,161 @@
+"""Gated, time-variant keys: equation (8) of the v2 paper.
+
+    kbar_T = g_T ktilde_T + lambda_T kbar_{T-1},    k_T = Norm(kbar_T)
+
+with g = exp(W_g x) and lambda = exp(-|W_lambda x|), restarted at each document's first token. A positive factor
+common to all of kbar_T disappears in the norm, so everything is computed relative to the largest weight seen so far
+and nothing can overflow, whatever the gates.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mm_lightning.memory.documents import Documents
+
+CHUNK = 32
+"""Tokens handled by one small matrix product."""
+
+EPS = 1e-12
+"""Norms below this count as this, which makes 0/0 = 0."""
+
+
+def gated_average_reference(ktilde: Tensor, gate: Tensor, decay: Tensor, documents: Documents) -> Tensor:
+    """Equation (8) token by token; what :func:`gated_average` must agree with.
+
+    Args:
+        ktilde: (B, T, H, D) raw keys W_phi x.
+        gate: (B, T, H) log g = W_g x.
+        decay: (B, T, H) log lambda = -|W_lambda x|, at most 0.
+        documents: where to restart.
+
+    Returns:
+        (B, T, H, D) keys of norm 1.
+    """
+    total = torch.zeros_like(ktilde[:, 0])  # (B, H, D), kbar_t / exp(scale)
+    scale = torch.full_like(gate[:, 0], -torch.inf)  # (B, H)
+    keys = []
+    for t in range(ktilde.shape[1]):
+        fresh = (documents.position[:, t] == 0)[:, None]
+        old = torch.where(fresh, -torch.inf, scale + decay[:, t])
+        scale = torch.maximum(old, gate[:, t]).detach()  # scale invariance: no gradient flows through it
+        total = (old - scale).exp()[..., None] * total + (gate[:, t] - scale).exp()[..., None] * ktilde[:, t]
+        keys.append(F.normalize(total, dim=-1, eps=EPS))
+    return torch.stack(keys, dim=1)
+
+
+def gated_average(ktilde: Tensor, gate: Tensor, decay: Tensor, documents: Documents) -> Tensor:
+    """Equation (8) in chunks of small matrix products: O(T) time and memory, no loop over time.
+
+    Same arguments and result as :func:`gated_average_reference`; internally in float32 (float64 for float64 inputs),
+    the log-scaled weights in float64. Differentiable in `ktilde`, `gate` and `decay`.
+    """
+    return _GatedAverage.apply(ktilde, gate, decay, documents)
+
+
+class _GatedAverage(torch.autograd.Function):
+    """With A = cumsum(log lambda), u = log g - A and m = cummax(u), all within a document:
+
+    S_t = sum_{s <= t} exp(u_s - m_t) ktilde_s is kbar_t but for a positive factor, and every weight is at most 1.
+    """
+
+    @staticmethod
+    def forward(ctx, ktilde: Tensor, gate: Tensor, decay: Tensor, documents: Documents) -> Tensor:
+        dtype = torch.promote_types(ktilde.dtype, torch.float32)
+        fresh_weight, level = _levels(gate, decay, documents)
+        fresh_weight = fresh_weight.to(dtype)
+        with torch.autocast(ktilde.device.type, enabled=False):
+            total = decayed_sum(_scaled(ktilde, fresh_weight, dtype), level)  # (B, H, T, D)
+            norm = torch.linalg.vector_norm(total, dim=-1).clamp_min_(EPS)  # (B, H, T)
+        keys = torch.empty_like(ktilde, memory_format=torch.contiguous_format)
+        torch.div(total, norm[..., None], out=keys.transpose(1, 2)) if keys.dtype == dtype else keys.copy_(
+            total.div_(norm[..., None]).transpose(1, 2)
+        )
+        ctx.save_for_backward(ktilde, fresh_weight, level, norm, keys, documents.position)
+        ctx.dtypes = gate.dtype, decay.dtype
+        return keys
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # type: ignore[override]
+        ktilde, fresh_weight, level, norm, keys, position = ctx.saved_tensors
+        dtype = norm.dtype
+        grad, raw, keys = (x.transpose(1, 2).to(dtype) for x in (grad, ktilde, keys))  # (B, H, T, D)
+        with torch.autocast(raw.device.type, enabled=False):
+            along = (grad * keys).sum(-1, keepdim=True)
+            dtotal = torch.addcmul(grad, keys, along, value=-1).div_(norm[..., None])
+            later = decayed_sum(dtotal.contiguous(), level, reverse=True)  # sum over t' >= t of exp(m_t - m_t') dS_t'
+            dgate = fresh_weight * (later * raw).sum(-1)
+            ddecay = (later * keys).sum(-1) * norm - dgate
+            dktilde = torch.empty_like(ktilde)
+            dktilde.copy_(later.mul_(fresh_weight[..., None]).transpose(1, 2))
+        ddecay = ddecay.transpose(1, 2).masked_fill(position[..., None] == 0, 0)
+        return dktilde, dgate.transpose(1, 2).to(ctx.dtypes[0]), ddecay.to(ctx.dtypes[1]), None
+
+
+def _levels(gate: Tensor, decay: Tensor, documents: Documents) -> tuple[Tensor, Tensor]:
+    """exp(u - m) and m of each token, (B, H, T) in float64.
+
+    Documents are kept apart by raising u from one to the next by more than its whole range: the running maximum then
+    starts anew, and exp(m_s - m_t) across a boundary is exactly 0.
+    """
+    gate, decay = gate.transpose(1, 2).double(), decay.transpose(1, 2).double()
+    total = decay.cumsum(-1)
+    if not documents.single:
+        position = documents.position[:, None].expand_as(total)
+        begin = torch.arange(total.shape[-1], device=total.device) - position
+        total = total - total.gather(-1, begin)
+    u = gate - total
+    if not documents.single:
+        reach = u.amax(-1, keepdim=True) - u.amin(-1, keepdim=True) + 1024
+        u = u + reach * (position == 0).cumsum(-1)
+    level = u.cummax(-1).values
+    return (u - level).exp_(), level
+
+
+def _scaled(x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """weight * x in (B, H, T, D), contiguous, from x (B, T, H, D) and weight (B, H, T)."""
+    y = torch.empty(*weight.shape, x.shape[-1], dtype=dtype, device=x.device)
+    return torch.mul(x.transpose(1, 2), weight[..., None], out=y)
+
+
+def decayed_sum(x: Tensor, level: Tensor, reverse: bool = False) -> Tensor:
+    """S_t = sum_{s <= t} exp(level_s - level_t) x_s for a level that never falls along T.
+
+    Each chunk is one small triangular matrix product; the sums at the chunks' ends obey the same equation with the
+    levels found there, so they are summed by the same function, and what comes into a chunk is added to its first
+    token. With `reverse`, the transpose: R_t = sum_{s >= t} exp(level_t - level_s) x_s.
+
+    Args:
+        x: (..., T, D), contiguous; may be overwritten.
+        level: (..., T) in float64.
+
+    Returns:
+        (..., T, D)
+    """
+    *rest, time, dim = x.shape
+    if time <= CHUNK:
+        return _weights(level, x.dtype, reverse) @ x
+    chunks = -(-time // CHUNK)
+    if missing := chunks * CHUNK - time:
+        x = F.pad(x, (0, 0, 0, missing))
+        level = torch.cat([level, level[..., -1:].expand(*rest, missing)], -1)
+    x, level = x.view(*rest, chunks, CHUNK, dim), level.view(*rest, chunks, CHUNK)
+    weights = _weights(level, x.dtype, reverse)  # (..., N, C, C)
+    far, near = (0, -1) if reverse else (-1, 0)  # where a chunk's sum is complete, and where the next one's begins
+    complete = (weights[..., far, None, :] @ x).squeeze(-2)  # (..., N, D)
+    carry = decayed_sum(complete, level[..., far].contiguous(), reverse)
+    if reverse:
+        fade = (level[..., :-1, near] - level[..., 1:, far]).exp().to(x.dtype)
+        x[..., :-1, near, :] += fade[..., None] * carry[..., 1:, :]
+    else:
+        fade = (level[..., :-1, far] - level[..., 1:, near]).exp().to(x.dtype)
+        x[..., 1:, near, :] += fade[..., None] * carry[..., :-1, :]
+    return (weights @ x).view(*rest, chunks * CHUNK, dim)[..., :time, :]
+
+
+def _weights(level: Tensor, dtype: torch.dtype, reverse: bool) -> Tensor:
+    """exp(level_s - level_t) for s <= t, else 0: (..., T, T), transposed if `reverse`."""
+    weights = (level[..., None, :] - level[..., :, None]).to(dtype).exp_().tril_()
+    return weights.mT if reverse else weights

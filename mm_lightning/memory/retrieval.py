@@ -1,0 +1,180 @@
+"""Reading a memory: kernel regression over the pairs that a span makes visible, equation (4).
+
+    f(q) = sum_i exp(q.k_i) v_i / sum_j exp(q.k_j)
+
+with the bandwidth (or an attention's 1/sqrt(D)) already multiplied into q. Every memory is a span: short-term and
+long-term memories, and a transformer's attention, differ in which positions they see and in nothing else here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mm_lightning.memory.documents import Documents
+
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:  # a torch without it reads document by document on CUDA as well
+    varlen_attn = None
+
+BLOCK = 128
+"""Queries that share one matrix product of a windowed read."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Which positions a query at t reads: t - delay - size + 1 .. t - delay, within its document.
+
+    Attributes:
+        delay: how many tokens pass before a pair becomes readable; 0 only for a transformer's attention.
+        size: the largest number of pairs read; None for all.
+    """
+
+    delay: int
+    size: int | None = None
+
+    def count(self, position: Tensor) -> Tensor:
+        """How many pairs a query at each position of its document reads: n of equation (6)."""
+        return (position + 1 - self.delay).clamp(min=0, max=self.size)
+
+
+def read_reference(q: Tensor, k: Tensor, v: Tensor, span: Span, documents: Documents, scale: float = 1.0) -> Tensor:
+    """Equation (4) with the T x T matrix written out; what :func:`read` must agree with.
+
+    Args:
+        q: (B, T, H, D) queries with their bandwidth.
+        k: (B, T, G, D) keys; each of the G heads serves H/G queries.
+        v: (B, T, G, D) values.
+        span: the pairs a query reads.
+        documents: a query reads its own document only.
+        scale: a further factor on q.k.
+
+    Returns:
+        (B, T, H, D); 0 where there is nothing to read.
+    """
+    time, group = q.shape[1], q.shape[2] // k.shape[2]
+    k, v = k.repeat_interleave(group, 2), v.repeat_interleave(group, 2)
+    t = torch.arange(time, device=q.device)
+    age = t[:, None] - t  # how many tokens ago
+    seen = (age >= span.delay) & (age <= documents.position[..., None])  # (B, T, T)
+    if span.size is not None:
+        seen &= age < span.delay + span.size
+    scores = torch.einsum("bthd,bshd->bhts", q, k) * scale
+    weights = scores.masked_fill(~seen[:, None], -torch.inf).softmax(-1)
+    weights = weights.masked_fill(~seen[:, None], 0)  # a row of nothing but -inf
+    return torch.einsum("bhts,bshd->bthd", weights, v)
+
+
+def read(q: Tensor, k: Tensor, v: Tensor, span: Span, documents: Documents, scale: float = 1.0) -> Tensor:
+    """Equation (4) through fused kernels: no T x T matrix, and O(T size) work for a span of limited size.
+
+    Same arguments and result as :func:`read_reference`.
+    """
+    if documents.longest <= span.delay:
+        # Nothing to read; the zeros still depend on the inputs, so that every parameter has a gradient.
+        everything = q.sum() + k.sum() + v.sum()
+        return torch.zeros_like(q) + everything.masked_fill(torch.ones_like(everything, dtype=torch.bool), 0)
+    if backend(q.device, q.dtype) == VARLEN:
+        return _read_varlen(q, k, v, span, documents, scale)
+    if documents.single:  # all rows at once
+        lengths, rows = (q.shape[1],), (q, k, v)
+    else:  # one stream
+        lengths, rows = documents.lengths, tuple(x.flatten(0, 1)[None] for x in (q, k, v))
+    pieces = []
+    for piece in _cut(*rows, lengths, span.delay):
+        pieces += _read_rows(*piece, span, scale)
+    return torch.cat(pieces, 1).view_as(q)
+
+
+VARLEN = "variable-length flash attention"
+SPLIT = "scaled_dot_product_attention, one document at a time"
+
+
+def backend(device: torch.device, dtype: torch.dtype) -> str:
+    """How memories are read on this device in this type: one of `VARLEN`, `SPLIT`."""
+    flash = varlen_attn is not None and device.type == "cuda" and dtype in (torch.float16, torch.bfloat16)
+    return VARLEN if flash else SPLIT
+
+
+def _cut(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], delay: int) -> list[tuple[Tensor, ...]]:
+    """Per document: the queries that read nothing, the others, and the keys and values they can read.
+
+    A delay is a shift: without its first `delay` queries and its last `delay` keys, a document is read causally.
+    One `split` for all documents, because its derivative is one concatenation.
+    """
+    queries, pairs = [], []
+    for length in lengths:
+        kept = max(length - delay, 0)
+        queries += [length - kept, kept]
+        pairs += [kept, length - kept]
+    q_parts, k_parts, v_parts = q.split(queries, 1), k.split(pairs, 1), v.split(pairs, 1)
+    return list(zip(q_parts[::2], q_parts[1::2], k_parts[::2], v_parts[::2], strict=True))
+
+
+def _read_rows(early: Tensor, q: Tensor, k: Tensor, v: Tensor, span: Span, scale: float) -> list[Tensor]:
+    """One document (of each row): zeros for the early queries, then causal or windowed reads; along dim 1."""
+    parts = [torch.zeros_like(early)] if early.shape[1] else []
+    if q.shape[1] == 0:
+        return parts
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, D)
+    gqa = q.shape[1] != k.shape[1]
+    if span.size is None or q.shape[2] <= span.size:
+        outputs = [F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=gqa)]
+    else:
+        outputs = _windowed(q, k, v, span.size, scale, gqa)
+    return [*parts, *(x.transpose(1, 2) for x in outputs)]
+
+
+def _windowed(q: Tensor, k: Tensor, v: Tensor, size: int, scale: float, gqa: bool) -> list[Tensor]:
+    """Causal reads of the last `size` keys, (B, H, T, D): each block of queries against the blocks it can see."""
+    back = -(-(size - 1) // BLOCK)  # blocks of keys before a query's own
+    mask = _band(size, back, q.dtype, q.device)
+    keys, values = k.split(BLOCK, 2), v.split(BLOCK, 2)
+    outputs = []
+    for i, block in enumerate(q.split(BLOCK, 2)):
+        first = max(i - back, 0)
+        near_k, near_v = torch.cat(keys[first : i + 1], 2), torch.cat(values[first : i + 1], 2)
+        seen = mask[: block.shape[2], (back - i + first) * BLOCK :][:, : near_k.shape[2]]
+        outputs.append(
+            F.scaled_dot_product_attention(block, near_k, near_v, attn_mask=seen, scale=scale, enable_gqa=gqa)
+        )
+    return outputs
+
+
+@lru_cache(maxsize=8)
+def _band(size: int, back: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(BLOCK, (back + 1) BLOCK) additive mask of a block of queries over its keys: 0 where visible, else -inf."""
+    query = torch.arange(BLOCK, device=device)[:, None] + back * BLOCK
+    age = query - torch.arange((back + 1) * BLOCK, device=device)
+    mask = torch.zeros(age.shape, dtype=dtype, device=device)
+    return mask.masked_fill_((age < 0) | (age >= size), -torch.inf)
+
+
+def _read_varlen(q: Tensor, k: Tensor, v: Tensor, span: Span, documents: Documents, scale: float) -> Tensor:
+    """The whole batch as one stream of documents; keys without each document's last `delay` ones.
+
+    The kernel aligns queries and keys at a document's end, so the shorter list of keys is the delay.
+    """
+    kept, offsets = documents.without_last(span.delay)
+    k, v = (x.flatten(0, 1).index_select(0, kept) if span.delay else x.flatten(0, 1) for x in (k, v))
+    left = -1 if span.size is None else span.size - 1
+    longest = documents.longest
+    out = varlen_attn(
+        q.flatten(0, 1),
+        k,
+        v,
+        documents.offsets,
+        offsets,
+        longest,
+        max(longest - span.delay, 1),
+        scale=scale,
+        window_size=(left, 0),
+        enable_gqa=q.shape[2] != k.shape[1],
+    )
+    return out.view_as(q)
