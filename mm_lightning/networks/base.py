@@ -69,7 +69,7 @@ def depth_std(fan_in: int, block: int) -> float:
 
 
 class Classifier(Linear):
-    """The linear map onto the vocabulary, and the loss, which never needs all logits at once where torch can do that."""
+    """The linear map onto the vocabulary, and the loss: where torch can, without having all logits at once."""
 
     def forward(self, x: Tensor, targets: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """(B, T, V) logits; or the mean cross-entropy in nats over (B, T) targets other than -100, a float32 scalar."""

@@ -1,0 +1,169 @@
+"""Timings side by side: what runs here is compared in one process, in turns, and the median is reported."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from mm_lightning.errors import UserError
+
+
+def step_command(
+    dim: int = 256,
+    layers: int = 6,
+    heads: int = 4,
+    persistent_dim: int | None = None,
+    vocab_size: int = 4096,
+    context_length: int = 1024,
+    batch_size: int = 4,
+    precision: Literal["bf16", "fp32"] = "bf16",
+    device: str = "cpu",
+    threads: int | None = None,
+    repeats: int = 7,
+    seed: int = 0,
+    output: str | None = None,
+) -> None:
+    """Time a training step of Memory Mosaics v2 against a transformer of the same dimensions.
+
+    A step is forward, backward, gradient clipping and AdamW on random tokens, one document a row. After a warm-up the
+    two take turns; the table gives each one's median and the median ratio of neighbouring runs, beside the ratio of
+    their floating-point operations.
+
+    Args:
+        dim: hidden size d.
+        layers: blocks L.
+        heads: heads H.
+        persistent_dim: hidden size f of the persistent memory; 3 d by default.
+        vocab_size: vocabulary V.
+        context_length: tokens of a sequence.
+        batch_size: sequences of a step.
+        precision: bf16 under autocast, or fp32.
+        device: cpu, cuda, cuda:1, ...
+        threads: CPU threads; torch's choice by default.
+        repeats: timed runs of each.
+        seed: of the weights, the tokens and the delays m.
+        output: a JSON file for the result.
+    """
+    import torch
+
+    from mm_lightning.networks import MemoryMosaicConfig, TransformerConfig
+    from mm_lightning.networks.cost import training_flops_per_token
+
+    if repeats < 1:
+        raise UserError(f"repeats must be at least 1, got {repeats}")
+    if threads:
+        torch.set_num_threads(threads)
+    dimensions = {
+        "dim": dim,
+        "layers": layers,
+        "heads": heads,
+        "persistent_dim": persistent_dim or 3 * dim,
+        "vocab_size": vocab_size,
+    }
+    configs = {"v2": MemoryMosaicConfig(**dimensions), "transformer": TransformerConfig(**dimensions)}
+    steps = {
+        name: _training_step(config, context_length, batch_size, precision, torch.device(device), seed)
+        for name, config in configs.items()
+    }
+    seconds = take_turns(steps, repeats, torch.device(device))
+    flops = {name: training_flops_per_token(config, context_length) for name, config in configs.items()}
+    ratios = [a / b for a, b in zip(seconds["v2"], seconds["transformer"], strict=True)]
+    tokens = batch_size * context_length
+    result = {
+        "benchmark": "step",
+        "median_seconds": {name: statistics.median(times) for name, times in seconds.items()},
+        "seconds": seconds,
+        "tokens_per_second": {name: tokens / statistics.median(times) for name, times in seconds.items()},
+        "ratio": statistics.median(ratios),
+        "flops_ratio": flops["v2"] / flops["transformer"],
+        "settings": dimensions
+        | {"context_length": context_length, "batch_size": batch_size, "precision": precision, "seed": seed},
+        **_machine(torch.device(device)),
+    }
+    _show(result)
+    if output:
+        Path(output).write_text(json.dumps(result, indent=2) + "\n")
+
+
+def take_turns(runs: dict[str, Callable[[], Any]], repeats: int, device: Any) -> dict[str, list[float]]:
+    """Seconds of `repeats` calls of each run, in turns, after one warm-up each."""
+    import torch
+
+    def finish() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    for run in runs.values():
+        run()
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            finish()
+            begin = time.perf_counter()
+            run()
+            finish()
+            seconds[name].append(time.perf_counter() - begin)
+    return seconds
+
+
+def _training_step(
+    config: Any, context_length: int, batch_size: int, precision: str, device: Any, seed: int
+) -> Callable[[], None]:
+    """One optimisation step on random tokens, as a function to be called again and again."""
+    import itertools
+
+    import torch
+
+    torch.manual_seed(seed)
+    with device:
+        network = config.build()
+        tokens = torch.randint(config.vocab_size, (batch_size, context_length + 1))
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True)
+    numbers = itertools.count()
+
+    def step() -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            draw = network.draw_step(seed, next(numbers))
+            loss = network(tokens[:, :-1], targets=tokens[:, 1:].contiguous(), **draw)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def _machine(device: Any) -> dict[str, Any]:
+    import platform
+
+    import torch
+
+    import mm_lightning
+
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "device": name,
+        "threads": torch.get_num_threads(),
+        "versions": {
+            "mm_lightning": mm_lightning.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def _show(result: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    settings = ", ".join(f"{key} {value}" for key, value in result["settings"].items())
+    table = Table("", "median ms", "tokens/s", title="training step", caption=f"{settings}; {result['device']}")
+    for name, seconds in result["median_seconds"].items():
+        table.add_row(name, f"{seconds * 1e3:,.1f}", f"{result['tokens_per_second'][name]:,.0f}")
+    table.add_row("v2 / transformer", f"{result['ratio']:.2f}", "")
+    table.add_row("their FLOPs", f"{result['flops_ratio']:.2f}", "")
+    Console().print(table)
