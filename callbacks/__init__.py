@@ -1,1 +1,17 @@
-"""What watches a run: one concern a file, each named in YAML in one line."""
+"""What watches a run: one concern a file, each named in YAML in one line.
+
+trainer:
+  callbacks:
+    - class_path: Checkpoints
+      init_args: {every_n_steps: 500}
+"""
+
+from mm_lightning.callbacks.checkpoints import Checkpoints
+from mm_lightning.callbacks.gradient_norm import GradientNorm
+from mm_lightning.callbacks.memory_statistics import MemoryStatistics
+from mm_lightning.callbacks.progress import Progress
+from mm_lightning.callbacks.samples import Samples
+from mm_lightning.callbacks.summary import Summary
+from mm_lightning.callbacks.throughput import Throughput
+
+__all__ = ["Checkpoints", "GradientNorm", "MemoryStatistics", "Progress", "Samples", "Summary", "Throughput"]

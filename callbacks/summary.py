@@ -1,0 +1,70 @@
+"""The last words of a run: how good it became, where it is, what to do with it."""
+
+from __future__ import annotations
+
+import math
+import time
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from mm_lightning.callbacks.samples import Samples
+
+
+class Summary(Callback):
+    """Prints a panel at the end of training: validation loss, perplexity and bits per byte beside those of the unigram
+    baseline (a model that knows how often each token occurs and nothing else), a sample, the run folder, and three
+    commands to try next.
+    """
+
+    def __init__(self) -> None:
+        self._begin = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Looks at the clock."""
+        self._begin = time.perf_counter()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prints the panel on the first process."""
+        if not trainer.is_global_zero:
+            return
+        from rich.console import Console
+        from rich.panel import Panel
+        from rich.text import Text
+
+        from mm_lightning.training.loggers import clock
+
+        seconds = time.perf_counter() - self._begin
+        folder = pl_module.run_folder.path
+        sampler = next((c for c in trainer.callbacks if isinstance(c, Samples) and c.last is not None), None)
+        lines = [f"{trainer.global_step} steps in {clock(seconds)}", *self._scores(trainer), ""]
+        if sampler is not None:
+            lines += ["a sample:", *(f"  {line}" for line in (sampler.prompt + sampler.last).splitlines()), ""]
+        prompt = sampler.prompt.strip().splitlines()[0] if sampler is not None else "Once upon a time"
+        lines += [
+            f"run folder: {folder}",
+            "",
+            "try next:",
+            f"  mm generate --checkpoint {folder} --prompt {prompt!r}",
+            f"  tensorboard --logdir {folder.parent}",
+            f"  mm validate --config {folder / 'config.yaml'}",
+        ]
+        console = Console(soft_wrap=False)
+        if console.is_terminal:
+            console.print(Panel(Text("\n".join(lines)), title="finished", expand=False))
+        else:
+            print("\n".join(["", *lines]), flush=True)
+
+    @staticmethod
+    def _scores(trainer: Trainer) -> list[str]:
+        found = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        if "validation/loss" not in found:
+            return ["no validation was run"]
+        rows = [("this network", found["validation/loss"])]
+        split = trainer.datamodule.manifest.splits.get("validation")
+        if split is not None:
+            rows.append(("unigram baseline", split.unigram_entropy))
+        lines = [f"{'on validation documents':<24} {'loss':>8} {'perplexity':>11} {'bits per byte':>14}"]
+        for name, loss in rows:
+            bits = split.bits_per_byte(loss) if split is not None else math.nan
+            lines.append(f"  {name:<22} {loss:>8.3f} {math.exp(min(loss, 700)):>11.1f} {bits:>14.3f}")
+        return lines

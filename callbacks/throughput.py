@@ -1,0 +1,71 @@
+"""How fast training goes: tokens seen, tokens per second, model FLOPs utilisation."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.throughput import get_available_flops
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+
+class Throughput(Callback):
+    """Logs at every log step, over all devices:
+
+    - `train/tokens`: tokens seen since the first step of the run,
+    - `train/tokens_per_second`: since the last log step, validation and checkpoints left out,
+    - `train/mfu`: the share of the devices' peak that useful FLOPs reach, where the peak is known (not on CPUs).
+    """
+
+    def __init__(self) -> None:
+        self.tokens_per_second = 0.0
+        self._mark = 0.0  # up to where time is counted
+        self._seconds = 0.0  # counted since the last log step
+        self._logged_step = 0
+        self._interrupted = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Finds out what a token costs and what the devices can do."""
+        from mm_lightning.networks.cost import training_flops_per_token
+
+        data = trainer.datamodule
+        self._step_tokens = data.global_batch_size * data.context_length
+        self._token_flops = training_flops_per_token(pl_module.config, data.context_length)
+        reduced = trainer.precision.startswith(("bf16", "16"))
+        peak = get_available_flops(pl_module.device, torch.bfloat16 if reduced else torch.float32)
+        self._peak = peak * trainer.world_size if peak else None
+        self._mark, self._seconds = time.perf_counter(), 0.0
+        self._logged_step = trainer.global_step
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Forgets the time of a validation or of a checkpoint's writing, but not that of waiting for data."""
+        if self._interrupted:
+            self._mark, self._interrupted = time.perf_counter(), False
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Counts time; logs at log steps."""
+        now = time.perf_counter()
+        self._seconds, self._mark = self._seconds + now - self._mark, now
+        step = trainer.global_step
+        if step == self._logged_step or step % trainer.log_every_n_steps:
+            return
+        self.tokens_per_second = (step - self._logged_step) * self._step_tokens / max(self._seconds, 1e-9)
+        self._logged_step, self._seconds = step, 0.0
+        values = {
+            "train/tokens": float(step * self._step_tokens),
+            "train/tokens_per_second": self.tokens_per_second,
+        }
+        if self._peak:
+            values["train/mfu"] = self.tokens_per_second * self._token_flops / self._peak
+        pl_module.log_train(values)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Its time does not count."""
+        self._interrupted = True
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Its time does not count."""
+        self._interrupted = True

@@ -1,0 +1,147 @@
+"""The one door: `mm`.
+
+Every command is one line of the table below. Training commands go to the LightningCLI in
+:mod:`mm_lightning.training.cli`; every other command is a plain typed function whose arguments and docstring are its
+options and its help. Nothing heavy is imported before a command is chosen, so `mm --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mm_lightning import __version__
+from mm_lightning.errors import UserError
+
+TRAINING: dict[str, str] = {
+    "fit": "train a network, or continue a run (--resume)",
+    "validate": "loss, perplexity and bits per byte of a trained network on the validation documents",
+    "test": "the same on the held-out test documents, or on validation where there are none",
+    "predict": "write the loss of every document to a file",
+}
+
+# command: ("module:function", what it does)
+COMMANDS: dict[str, tuple[str, str]] = {
+    "data prepare": ("mm_lightning.data.commands:prepare", "turn text files into litdata shards and a manifest"),
+    "data inspect": ("mm_lightning.data.commands:inspect", "show a manifest, document lengths and decoded samples"),
+    "data verify": ("mm_lightning.data.commands:verify", "find missing, truncated or foreign shards"),
+    "tokenizer train": ("mm_lightning.data.commands:train_tokenizer", "train a byte-level BPE on text files"),
+    "cost": ("mm_lightning.networks.cost_command:cost", "parameters, FLOPs and memory of a config, nothing allocated"),
+    "generate": ("mm_lightning.inference.generate:generate_command", "sample text from a run or a checkpoint"),
+    "benchmark step": ("mm_lightning.experiments.benchmark:step", "time training steps, mosaic against transformer"),
+}
+
+EXAMPLES = """\
+examples:
+  mm fit --config configs/quickstart.yaml                       train on the Python standard library, 5 minutes
+  mm fit --config configs/quickstart.yaml --resume              continue that run at its newest checkpoint
+  mm fit --config a.yaml --config b.yaml --trainer.devices 2    overlays, then single values
+  mm generate --checkpoint runs/quickstart --prompt "import "   sample from the newest run
+  mm data prepare --help                                        every option of a command"""
+
+
+def usage() -> str:
+    """The text of `mm --help`."""
+    rows = [*TRAINING.items(), *((name, text) for name, (_, text) in COMMANDS.items())]
+    width = max(len(name) for name, _ in rows)
+    lines = [f"  {name:<{width}}  {text}" for name, text in rows]
+    head = ["usage: mm COMMAND [OPTIONS]", "", "Memory Mosaics v2: train, look at and use them.", "", "commands:"]
+    return "\n".join([*head, *lines, "", EXAMPLES, "", "mm --version prints the version."])
+
+
+def find_command(args: Sequence[str]) -> tuple[str, list[str]]:
+    """Splits arguments into a command of one or two words and what belongs to it."""
+    for words in (2, 1):
+        name = " ".join(args[:words])
+        if name in COMMANDS or name in TRAINING:
+            return name, list(args[words:])
+    group = [name for name in COMMANDS if name.split()[0] == args[0]]
+    if group:
+        raise UserError(f"`mm {args[0]}` needs one more word: {', '.join('mm ' + name for name in group)}")
+    near = difflib.get_close_matches(" ".join(args[:2]), [*TRAINING, *COMMANDS], 1, 0.5)
+    near = near or difflib.get_close_matches(args[0], [*TRAINING, *COMMANDS], 1, 0.5)
+    hint = f": did you mean `mm {near[0]}`?" if near else ": `mm --help` lists them"
+    raise UserError(f"there is no command {args[0]!r}{hint}")
+
+
+def load(target: str) -> Callable[..., Any]:
+    """The function named "module:function"."""
+    module, function = target.split(":")
+    return getattr(importlib.import_module(module), function)
+
+
+def run_function(name: str, args: list[str]) -> None:
+    """Runs a command that is a typed function: its parameters are the options."""
+    from jsonargparse import ArgumentError, ArgumentParser, auto_cli, set_parsing_settings
+
+    set_parsing_settings(parse_optionals_as_positionals=True)
+    function = load(COMMANDS[name][0])
+    try:
+        auto_cli(
+            function,
+            args=args,
+            as_positional=False,
+            prog=f"mm {name}",
+            exit_on_error=False,
+            parser_class=ArgumentParser,
+        )
+    except ArgumentError as error:
+        raise UserError(option_error(str(error), name, function)) from error
+
+
+def option_error(message: str, name: str, function: Callable[..., Any]) -> str:
+    """One line for an option that a command does not take, with the nearest that it does."""
+    import inspect
+
+    message = " ".join(message.split())
+    wrong = re.search(r"unrecognized arguments: --([\w.\-]+)", message)
+    if not wrong:
+        return f"mm {name}: {message}"
+    near = difflib.get_close_matches(wrong[1].replace("-", "_"), inspect.signature(function).parameters, 1, 0.4)
+    hint = f"did you mean --{near[0]}?" if near else f"`mm {name} --help` lists them"
+    return f"mm {name} has no option --{wrong[1]}: {hint}"
+
+
+def dispatch(args: Sequence[str]) -> None:
+    """Runs one command line, given without the program's name."""
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(usage())
+        return
+    if args[0] == "--version":
+        print(f"mm-lightning {__version__}")
+        return
+    if len(args) == 2 and args[1] in ("-h", "--help") and any(name.startswith(f"{args[0]} ") for name in COMMANDS):
+        rows = {name: text for name, (_, text) in COMMANDS.items() if name.startswith(f"{args[0]} ")}
+        print("\n".join(f"  mm {name:<16} {text}" for name, text in rows.items()))
+        return
+    name, rest = find_command(args)
+    if name in TRAINING:
+        from mm_lightning.training.cli import run_training
+
+        run_training(name, rest)
+    else:
+        run_function(name, rest)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs `mm`; returns the exit status: 0, 2 for a mistake of the user's, 130 when interrupted."""
+    try:
+        dispatch(sys.argv[1:] if argv is None else argv)
+    except UserError as error:
+        print(f"mm: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("mm: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # `mm data inspect | head` closes the pipe early
+        sys.stderr.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,288 @@
+"""`mm fit | validate | test | predict`: a LightningCLI that says plainly what it does and what is wrong."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentError, Namespace, set_parsing_settings
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.strategies import DeepSpeedStrategy
+
+from mm_lightning import callbacks as watchers
+from mm_lightning.data import TextDataModule
+from mm_lightning.errors import UserError
+from mm_lightning.networks import NetworkConfig
+from mm_lightning.training import strategies
+from mm_lightning.training.checkpoint import WholeCheckpointIO, check_architecture, find_checkpoint, step_of
+from mm_lightning.training.config_files import ConfigFile, explain, read_chain, split_configs
+from mm_lightning.training.loggers import MetricsFile, ProgressLines, TensorBoard, say
+from mm_lightning.training.module import LanguageModule
+from mm_lightning.training.run_folder import RecordRun, RunFolder
+
+TRAINER_DEFAULTS = {
+    # everything is counted in optimisation steps, never in epochs
+    "max_epochs": -1,
+    "check_val_every_n_epoch": None,
+    "val_check_interval": 1000,
+    "log_every_n_steps": 10,
+    "num_sanity_val_steps": 0,
+    "enable_model_summary": False,
+    # the streaming loaders divide the data among ranks themselves
+    "use_distributed_sampler": False,
+}
+
+# `mm fit` takes a checkpoint as --resume or --ckpt_path, the others as --ckpt_path
+SKIPPED = {
+    "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"},
+    "validate": {"model", "dataloaders", "datamodule", "weights_only", "verbose"},
+    "test": {"model", "dataloaders", "datamodule", "weights_only", "verbose"},
+    "predict": {"model", "dataloaders", "datamodule", "weights_only", "return_predictions"},
+}
+
+NOISE = (
+    r".*does not have many workers.*",
+    r".*IterableDataset. has `__len__` defined.*",
+    r".*Checkpoint directory .* exists and is not empty.*",
+    r".*should be a multiple of.*",
+    r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
+    r".*number of training batches .* is smaller than the logging interval.*",
+)
+
+
+class TrainingCLI(LightningCLI):
+    """One training command.
+
+    Args:
+        command: fit, validate, test or predict.
+        args: the rest of the command line.
+    """
+
+    def __init__(self, command: str, args: list[str]) -> None:
+        self.command = command
+        configs, others = split_configs(args)
+        self.files: list[ConfigFile] = [file for path in configs for file in read_chain(path)]
+        texts = [f"--config={json.dumps(file.values)}" for file in self.files if file.values]
+        settings = {"exit_on_error": False, "allow_abbrev": False}
+        super().__init__(
+            LanguageModule,
+            TextDataModule,
+            save_config_callback=None,
+            seed_everything_default=1,
+            trainer_defaults=TRAINER_DEFAULTS,
+            parser_kwargs={**settings, "prog": "mm", command: settings},
+            auto_configure_optimizers=False,
+            args=[command, *texts, *others],
+        )
+
+    def subcommands(self) -> dict[str, set[str]]:
+        """Only the command that was asked for: building a parser takes a while."""
+        return {self.command: SKIPPED[self.command]}
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The keys beside trainer, model and data."""
+        parser.add_argument("--seed_everything", type=int, default=1, help="Seed of weights, data order and steps.")
+        parser.add_argument(
+            "--run", type=str, default="runs/default", help="Where numbered run folders lie, as in runs/quickstart."
+        )
+        if self.command == "fit":
+            parser.add_argument(
+                "--resume",
+                type=bool | str,
+                nargs="?",
+                const=True,
+                default=False,
+                help="Continue the newest whole checkpoint of `run`, or of the run folder named here.",
+            )
+        if self.command == "predict":
+            parser.add_argument(
+                "--output",
+                type=str | None,
+                default=None,
+                help="JSON lines to write, one a document; by default predictions.jsonl in the run folder.",
+            )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """One seed for everything."""
+        parser.link_arguments("seed_everything", "model.seed")
+        parser.link_arguments("seed_everything", "data.seed")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
+        """Parses; a mistake becomes a UserError that names key, file and nearest key."""
+        try:
+            self.config = parser.parse_args(args)
+        except ArgumentError as error:
+            raise UserError(explain(str(error), self.files, self._known())) from error
+
+    def _known(self) -> list[str]:
+        """The dotted names of all options."""
+        actions = self._subcommand_parsers[self.command]._actions
+        names = [action.dest for action in actions if action.option_strings]
+        return [name for name in names if not name.endswith(".help")]
+
+    def _parse_ckpt_path(self) -> None:
+        """A checkpoint never overrides the config: the two are compared instead."""
+
+    def instantiate_classes(self) -> None:
+        """Builds data module, module and trainer, and finds the checkpoint."""
+        config = self.config[self.command]
+        if config.trainer.accumulate_grad_batches != 1:
+            raise UserError(
+                "trainer.accumulate_grad_batches follows from data.global_batch_size and data.micro_batch_size: "
+                "set these and leave it out"
+            )
+        self.checkpoint = self._find_checkpoint(config)
+        self.folder = RunFolder(config.run, self._continued_folder(config))
+        try:
+            super().instantiate_classes()
+        except (ArgumentError, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
+            cause = error.__cause__ or error.__context__
+            raise UserError(str(cause if isinstance(cause, UserError) else error)) from error
+        self.model.run_folder = self.folder
+        if self.checkpoint is not None:
+            self._use_checkpoint()
+
+    def _find_checkpoint(self, config: Namespace) -> Path | None:
+        named = config.get("ckpt_path")
+        if self.command != "fit":
+            return find_checkpoint(named or config.run)
+        if not config.resume:
+            return find_checkpoint(named) if named else None
+        if named:
+            raise UserError("--resume and --ckpt_path both name a checkpoint: give one of them")
+        path = find_checkpoint(config.run if config.resume is True else str(config.resume))
+        if step_of(path) >= config.trainer.max_steps > 0:
+            raise UserError(
+                f"nothing to resume: {path} is at step {step_of(path)} and trainer.max_steps is "
+                f"{config.trainer.max_steps}; raise it to train on"
+            )
+        return path
+
+    def _continued_folder(self, config: Namespace) -> Path | None:
+        """The run folder of a checkpoint that is resumed or evaluated; None for a fresh run."""
+        if self.checkpoint is None or (self.command == "fit" and not config.resume):
+            return None
+        return self.checkpoint.parent.parent
+
+    def _use_checkpoint(self) -> None:
+        check_architecture(self.checkpoint, self.model.config)
+        init = self.config_init[self.command]
+        init["ckpt_path"] = None
+        if self.command != "fit":
+            # weights alone are wanted: one way for plain files and DeepSpeed folders, on any number of devices
+            self.model.initial_weights = str(self.checkpoint)
+            return
+        sharded = isinstance(self.trainer.strategy, DeepSpeedStrategy)
+        if sharded != self.checkpoint.is_dir():
+            was, now = ("DeepSpeed", "another strategy") if self.checkpoint.is_dir() else ("one file", "DeepSpeed")
+            raise UserError(
+                f"checkpoint {self.checkpoint} ({was}) cannot be resumed by a run with {now}: keep the strategy, "
+                f"or begin anew with its weights: --model.initial_weights {self.checkpoint}"
+            )
+        init["ckpt_path"] = str(self.checkpoint)
+        say(f"resuming {self.checkpoint}")
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        """The trainer with our loggers, checkpoint writer and the callbacks that are always there."""
+        chosen = config.get("callbacks") or []
+        always: list[Callback] = []
+        if self.command == "fit":
+            always = [RecordRun(self.folder, self.resolved_config()), watchers.Throughput(), watchers.GradientNorm()]
+        if config.get("enable_progress_bar") is not False:
+            always.append(watchers.Progress())
+        config["callbacks"] = [*always, *(chosen if isinstance(chosen, list) else [chosen]), *callbacks]
+        if config.get("logger") in (None, True):
+            config["logger"] = self._loggers(config)
+        plugins = config.get("plugins") or []
+        config["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), WholeCheckpointIO()]
+        config["default_root_dir"] = config.get("default_root_dir") or str(self.folder.root)
+        if self.command != "fit":
+            config["enable_checkpointing"] = False
+            config["callbacks"] = [c for c in config["callbacks"] if not isinstance(c, watchers.Checkpoints)]
+        return Trainer(**config)
+
+    def _loggers(self, config: dict[str, Any]) -> Any:
+        if self.command != "fit":
+            return False
+        return [TensorBoard(self.folder), MetricsFile(self.folder), ProgressLines(config["max_steps"])]
+
+    def resolved_config(self) -> str:
+        """The config with every default filled in, as YAML that `--config` reads back."""
+        config = self.config[self.command].clone()
+        for key in ("config", "resume", "ckpt_path"):
+            config.pop(key, None)
+        return self._parser(self.command).dump(config, skip_none=False)
+
+    # The commands
+
+    def before_fit(self) -> None:
+        """Derives accumulation from the global batch, and counts validation in optimisation steps."""
+        trainer, data = self.trainer, self.datamodule
+        together = data.micro_batch_size * trainer.world_size
+        if data.global_batch_size % together:
+            raise UserError(
+                f"data.global_batch_size {data.global_batch_size} is not a multiple of data.micro_batch_size "
+                f"{data.micro_batch_size} x {trainer.world_size} devices = {together}: change one of them"
+            )
+        trainer.accumulate_grad_batches = data.global_batch_size // together
+        if isinstance(trainer.val_check_interval, int):
+            trainer.val_check_interval *= trainer.accumulate_grad_batches
+
+    def after_validate(self) -> None:
+        """Prints and keeps the result."""
+        self._report("validation")
+
+    def after_test(self) -> None:
+        """Prints and keeps the result."""
+        self._report("test")
+
+    def _report(self, split: str) -> None:
+        if not self.trainer.is_global_zero:
+            return
+        found = self.trainer.callback_metrics.items()
+        values = {name: float(value) for name, value in found if name.startswith(f"{split}/")}
+        say(f"{self.checkpoint}: " + "  ".join(f"{n.split('/')[-1]} {v:.4f}" for n, v in values.items()))
+        if (self.folder.path / "config.yaml").is_file():
+            with open(self.folder.path / "evaluation.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps({"checkpoint": self.checkpoint.name, **values}) + "\n")
+
+    def predict(self, **kwargs: Any) -> None:
+        """Writes one JSON line a document: its sequence, tokens, predicted tokens, and mean loss in nats."""
+        if self.trainer.world_size > 1:
+            raise UserError("mm predict runs on one device: add --trainer.devices 1")
+        batches = self.trainer.predict(**kwargs)
+        documents = [document for batch in batches for document in batch]
+        output = Path(self.config[self.command].output or self.folder.path / "predictions.jsonl")
+        with open(output, "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(document) + "\n" for document in documents)
+        predicted = sum(document["predicted"] for document in documents)
+        mean = sum(document["loss"] * document["predicted"] for document in documents) / max(predicted, 1)
+        say(f"{output}: {len(documents):,} documents, {predicted:,} predicted tokens, mean loss {mean:.4f}")
+
+
+def quiet() -> None:
+    """Silences what Lightning tells every user about every run."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    for message in NOISE:
+        warnings.filterwarnings("ignore", message=message)
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning_utilities"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def run_training(command: str, args: list[str]) -> None:
+    """Runs one training command.
+
+    Raises:
+        UserError: for any mistake of the user's.
+    """
+    quiet()
+    strategies.register()
+    # config dataclasses are chosen by class_path; short names are enough
+    set_parsing_settings(subclasses_enabled=[NetworkConfig])
+    TrainingCLI(command, args)

@@ -1,0 +1,145 @@
+"""YAML files that build on each other, and one-line answers to what a config gets wrong.
+
+A config may begin with `base: other.yaml` (or a list of files, paths relative to the file that names them): the base
+files are read first, in order, then the file itself, exactly as if each had been given with its own `--config`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mm_lightning.errors import UserError
+
+
+@dataclass
+class ConfigFile:
+    """One file of a chain: where it came from and its keys, without `base`."""
+
+    path: str
+    values: dict[str, Any]
+
+
+def read_chain(path: str | Path, above: tuple[Path, ...] = ()) -> list[ConfigFile]:
+    """A config file preceded by the files that it is based on, the lowest base first.
+
+    Raises:
+        UserError: a file is missing, is not a YAML mapping, or is based on itself.
+    """
+    path = Path(path)
+    where = f" (named as base by {above[-1]})" if above else ""
+    if not path.is_file():
+        raise UserError(f"config file {path} does not exist{where}")
+    if path.resolve() in [file.resolve() for file in above]:
+        raise UserError(f"config files are based on each other: {' -> '.join(map(str, [*above, path]))}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"config file {path} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"config file {path} must hold `key: value` lines, found a {type(values).__name__}")
+    bases = values.pop("base", [])
+    chain = []
+    for base in [bases] if isinstance(bases, str) else bases:
+        chain += read_chain(path.parent / base, (*above, path))
+    return [*chain, ConfigFile(str(path), values)]
+
+
+def split_configs(args: list[str]) -> tuple[list[str], list[str]]:
+    """Takes the values of `--config` out of command-line arguments: (configs, other arguments).
+
+    Whatever the order on the command line, configs are read first and single options win over them.
+    """
+    configs, others = [], []
+    rest = iter(args)
+    for arg in rest:
+        if arg in ("--config", "-c"):
+            value = next(rest, None)
+            if value is None:
+                raise UserError("--config needs a file, as in --config configs/quickstart.yaml")
+            configs.append(value)
+        elif arg.startswith("--config="):
+            configs.append(arg.removeprefix("--config="))
+        else:
+            others.append(arg)
+    return configs, others
+
+
+def explain(message: str, files: list[ConfigFile], known: list[str]) -> str:
+    """Turns a parser's message into one line that names the key, its file and the nearest key that exists.
+
+    Args:
+        message: what jsonargparse said.
+        files: the config files that were read, in order.
+        known: the dotted names of all options.
+    """
+    message = " ".join(message.split())
+    if found := re.search(r"unrecognized arguments: --(no_)?([\w.\-]+)", message):
+        return _unknown("option --", found[2], known, "", "")
+    if found := re.search(r"class_path '([\w.]+)': Option '([\w.]+)' is not accepted", message):
+        key, owner = found[2], found[1].rsplit(".", 1)[-1]
+        return _unknown("config key ", key, _parameters(found[1]), _where(key, files), f" of {owner}")
+    if found := re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message):
+        key = f"{found[1]}.{found[2]}"
+    elif found := re.search(r"Option '([\w.]+)' is not accepted", message):
+        key = found[1]
+    else:
+        return message.replace("Parser key ", "config key ")
+    parts = key.split(".")
+    depth = next((n for n in range(1, len(parts) + 1) if not _is_prefix(parts[:n], known)), len(parts))
+    key = ".".join(parts[:depth])
+    siblings = sorted({".".join(name.split(".")[:depth]) for name in known if name.count(".") >= depth - 1})
+    return _unknown("config key ", key, siblings, _where(key, files), "")
+
+
+def _unknown(kind: str, key: str, known: list[str], where: str, owner: str) -> str:
+    near = difflib.get_close_matches(key, known, 1, 0.5)
+    if not near:  # right name, wrong section
+        near = [name for name in known if name.split(".")[-1] == key.split(".")[-1]][:1]
+    prefix = "--" if kind.endswith("--") else ""
+    hint = f"did you mean {prefix}{near[0]}?" if near else "`--print_config` shows every key"
+    return f"unknown {kind}{key}{owner}{where}: {hint}"
+
+
+def _is_prefix(parts: list[str], known: list[str]) -> bool:
+    name = ".".join(parts)
+    return any(option == name or option.startswith(name + ".") for option in known)
+
+
+def _parameters(class_path: str) -> list[str]:
+    """The names that a class takes, found without failing on one that cannot be imported."""
+    from jsonargparse import ArgumentParser
+
+    module, _, name = class_path.rpartition(".")
+    cls = getattr(__import__(module, fromlist=[name]), name)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(cls, "x", fail_untyped=False)
+    names = [action.dest.removeprefix("x.") for action in parser._actions if action.dest.startswith("x.")]
+    return names or list(inspect.signature(cls).parameters)
+
+
+def _where(key: str, files: list[ConfigFile]) -> str:
+    """ " in FILE" for the last file that has a key of this dotted name, else nothing."""
+    for file in reversed(files):
+        if any(name == key or name.endswith("." + key) for name in _names(file.values)):
+            return f" in {file.path}"
+    return ""
+
+
+def _names(values: Any, above: str = "") -> Iterator[str]:
+    """Dotted names of all keys of nested mappings and lists."""
+    items = values.items() if isinstance(values, Mapping) else ()
+    for key, value in items:
+        name = f"{above}{key}"
+        yield name
+        yield from _names(value, f"{name}.")
+    if isinstance(values, list):
+        for value in values:
+            yield from _names(value, above)

@@ -1,0 +1,126 @@
+"""Where metrics go: JSON lines and TensorBoard, both in the run folder."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from mm_lightning.training.run_folder import RunFolder
+
+
+@rank_zero_only
+def say(message: str) -> None:
+    """Prints one line on the first process only."""
+    print(message, flush=True)
+
+
+class MetricsFile(Logger):
+    """Appends metrics to metrics.jsonl, one JSON object a line: {"step": 20, "train/loss": 5.1, ...}.
+
+    `step` counts finished optimisation steps. After a resume a step may appear again: the later line counts.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        super().__init__()
+        self.folder = folder
+
+    @property
+    def name(self) -> str:
+        """A label."""
+        return "metrics"
+
+    @property
+    def version(self) -> str:
+        """A label."""
+        return ""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Writes one line and closes the file, so that a killed run loses nothing."""
+        line = json.dumps({"step": step, **metrics})
+        with open(self.folder.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Settings are in config.yaml."""
+
+
+class TensorBoard(TensorBoardLogger):
+    """TensorBoard files in the run folder's tensorboard/."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        super().__init__(save_dir=str(folder.root), name="", version="", default_hp_metric=False)
+        self.folder = folder
+
+    @property
+    def root_dir(self) -> str:
+        """The run folder."""
+        return str(self.folder.path)
+
+    @property
+    def log_dir(self) -> str:
+        """The folder of the event files."""
+        return str(self.folder.path / "tensorboard")
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Writes out what is pending; settings are in config.yaml, so there is no hparams.yaml."""
+        self.experiment.flush()
+
+
+class ProgressLines(Logger):
+    """Prints one line a log step: loss, learning rate, tokens per second, time to go; and one a validation.
+
+    Args:
+        max_steps: optimisation steps of the run.
+    """
+
+    def __init__(self, max_steps: int) -> None:
+        super().__init__()
+        self.max_steps = max_steps
+
+    @property
+    def name(self) -> str:
+        """A label."""
+        return "progress"
+
+    @property
+    def version(self) -> str:
+        """A label."""
+        return ""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Prints what it knows how to print."""
+        head = f"step {step:>{len(str(self.max_steps))}}/{self.max_steps}"
+        if "train/loss" in metrics:
+            say(
+                f"{head}  loss {metrics['train/loss']:.4f}  lr {metrics['train/learning_rate']:.2e}{self._pace(metrics, step)}"
+            )
+        if "validation/loss" in metrics:
+            parts = [f"validation loss {metrics['validation/loss']:.4f}"]
+            parts += [f"perplexity {metrics['validation/perplexity']:.2f}"]
+            if "validation/bits_per_byte" in metrics:
+                parts += [f"bits per byte {metrics['validation/bits_per_byte']:.3f}"]
+            say(f"{head}  {'  '.join(parts)}")
+
+    def _pace(self, metrics: dict[str, float], step: int) -> str:
+        speed = metrics.get("train/tokens_per_second")
+        if not speed:
+            return ""
+        seconds = (self.max_steps - step) * metrics["train/tokens"] / step / speed
+        utilisation = f"  mfu {metrics['train/mfu']:.1%}" if "train/mfu" in metrics else ""
+        return f"  {speed:,.0f} tokens/s{utilisation}  {clock(seconds)} to go"
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Settings are in config.yaml."""
+
+
+def clock(seconds: float) -> str:
+    """3725 s -> 1:02:05"""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,0 +1,229 @@
+"""The training of a language model: loss, optimiser, schedule and validation (Appendix C of the v2 paper)."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics import MeanMetric
+
+from mm_lightning.data import Batch
+from mm_lightning.errors import UserError
+from mm_lightning.networks import NetworkConfig
+from mm_lightning.training.checkpoint import (
+    KEY,
+    describe_network,
+    describe_tokenizer,
+    find_checkpoint,
+    load_weights,
+)
+from mm_lightning.training.loggers import say
+from mm_lightning.training.run_folder import RunFolder
+
+IGNORED = -100
+
+
+class LanguageModule(LightningModule):
+    """A network with its training recipe.
+
+    Args:
+        network: which network, of which dimensions.
+        learning_rate: the peak, reached after the warm-up.
+        warmup_steps: optimisation steps of linear warm-up from 0.
+        final_learning_rate: where the cosine ends at trainer.max_steps, as a fraction of the peak.
+        weight_decay: of matrices; norms and scalars have none.
+        betas: AdamW's decay rates of the two moments.
+        activation_checkpointing: recompute each block in the backward pass instead of keeping its activations: about
+            a third more time for far less memory.
+        initial_weights: a checkpoint or run folder whose weights training begins with (fine-tuning): the step
+            count, the optimiser and the data begin anew.
+        seed: of the initial weights and of what is random about a step. Set by `seed_everything`.
+    """
+
+    def __init__(
+        self,
+        network: NetworkConfig,
+        learning_rate: float = 3e-4,
+        warmup_steps: int = 2000,
+        final_learning_rate: float = 0.01,
+        weight_decay: float = 0.1,
+        betas: tuple[float, float] = (0.9, 0.95),
+        activation_checkpointing: bool = False,
+        initial_weights: str | None = None,
+        seed: int = 1,
+    ) -> None:
+        super().__init__()
+        self.config = network
+        self.learning_rate = learning_rate
+        self.warmup_steps = warmup_steps
+        self.final_learning_rate = final_learning_rate
+        self.weight_decay = weight_decay
+        self.betas = betas
+        self.activation_checkpointing = activation_checkpointing
+        self.initial_weights = initial_weights
+        self.seed = seed
+        self.network: torch.nn.Module | None = None
+        # float64, because float32 loses count after 2^24 tokens
+        self.evaluation_loss = MeanMetric().set_dtype(torch.float64)
+        self.run_folder: RunFolder | None = None  # given by the CLI
+        self._step_loss: list[Tensor] = []
+        self._finished_steps = 0
+
+    def configure_model(self) -> None:
+        """Builds the network where it will live: partitioned from the start under ZeRO-3."""
+        if self.network is not None:
+            return
+        # the weights depend on the seed alone, whatever drew random numbers before
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            self.network = self.config.build()
+        self.network.activation_checkpointing = self.activation_checkpointing
+        resuming = self.trainer.state.fn == "fit" and self.trainer.ckpt_path
+        if self.initial_weights and not resuming:
+            path = find_checkpoint(self.initial_weights)
+            load_weights(self.network, path, self.global_rank)
+            say(f"weights of {path}")
+
+    @property
+    def parameter_count(self) -> int:
+        """All parameters, also where ZeRO-3 has partitioned them."""
+        return sum(getattr(p, "ds_numel", p.numel()) for p in self.network.parameters())
+
+    @contextlib.contextmanager
+    def whole_parameters(self, chosen: Callable[[Tensor], bool]) -> Iterator[None]:
+        """Within it the chosen parameters can be read whole, also under ZeRO-3 (all ranks enter together)."""
+        partitioned = [p for p in self.network.parameters() if hasattr(p, "ds_id") and chosen(p)]
+        if not partitioned:
+            yield
+            return
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters(partitioned):
+            yield
+
+    def setup(self, stage: str) -> None:
+        """Holds the network's vocabulary against the data's."""
+        data = self.trainer.datamodule
+        if data is not None and data.tokenizer.vocab_size > self.config.vocab_size:
+            raise UserError(
+                f"the tokenizer {data.tokenizer.name} has {data.tokenizer.vocab_size} tokens but "
+                f"model.network.vocab_size is {self.config.vocab_size}: make it at least as large"
+            )
+
+    # Training
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss whose gradient is taken: the sum over predicted tokens, divided by all tokens of the batch.
+
+        Dividing by a number that does not depend on the batch's documents makes the step the same however its
+        global batch is split over devices and accumulation. The metric train/loss is the mean over predicted tokens.
+        """
+        random = self.network.draw_step(self.seed, self.global_step)
+        loss = self.network(batch.tokens, batch.documents, batch.targets, **random)
+        predicted = (batch.targets != IGNORED).sum()
+        self._step_loss.append(torch.stack([loss.detach() * predicted, predicted]))
+        return loss * (predicted / batch.targets.numel())
+
+    def on_train_start(self) -> None:
+        """Starts counting at the step that a resumed run has reached."""
+        self._finished_steps = self.global_step
+        self._step_loss = []
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Logs a finished optimisation step; between log steps nothing waits for the device."""
+        if self.global_step == self._finished_steps:
+            return  # accumulating
+        self._finished_steps = self.global_step
+        sums = torch.stack(self._step_loss).sum(0)
+        self._step_loss = []
+        if self.global_step % self.trainer.log_every_n_steps == 0:
+            total, tokens = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
+            self.log_train({"train/loss": total / tokens, "train/learning_rate": self._rate_at(self.global_step - 1)})
+        if self.global_step == self.trainer.max_steps:
+            self.trainer.should_stop = True  # the last step is validated whatever the interval
+
+    def log_train(self, values: dict[str, float]) -> None:
+        """Logs values of a training step under the number of finished steps."""
+        self.log_dict({**values, "step": float(self.global_step)}, on_step=True, on_epoch=False)
+
+    def _rate_at(self, step: int) -> float:
+        return self.learning_rate * self.schedule(step)
+
+    def schedule(self, step: int) -> float:
+        """The learning rate of a step, counted from 0, as a fraction of the peak."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        last = max(self.trainer.max_steps - self.warmup_steps - 1, 1)
+        cosine = (1 + math.cos(math.pi * min((step - self.warmup_steps) / last, 1))) / 2
+        return self.final_learning_rate + (1 - self.final_learning_rate) * cosine
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW with decay on matrices only; warm-up and cosine by steps."""
+        if self.trainer.max_steps < 1:
+            raise UserError("trainer.max_steps must be set: the learning rate falls over that many steps")
+        matrices, others = self.network.decay_groups()
+        groups = [
+            {"params": matrices, "weight_decay": self.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=tuple(self.betas), fused=True)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.schedule)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # Evaluation
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Adds a batch to the mean loss over tokens."""
+        loss = self.network(batch.tokens, batch.documents, batch.targets)
+        predicted = (batch.targets != IGNORED).sum()
+        self.evaluation_loss.update(loss.double(), weight=predicted)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """As in validation."""
+        self.validation_step(batch, batch_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs loss, perplexity and bits per byte over all ranks."""
+        self._log_evaluation("validation")
+
+    def on_test_epoch_end(self) -> None:
+        """As in validation."""
+        self._log_evaluation("test")
+
+    def _log_evaluation(self, split: str) -> None:
+        loss = self.evaluation_loss.compute().item()  # summed over ranks
+        self.evaluation_loss.reset()
+        values = {f"{split}/loss": loss, f"{split}/perplexity": math.exp(min(loss, 700))}
+        if self.trainer.datamodule is not None:
+            values[f"{split}/bits_per_byte"] = self.trainer.datamodule.manifest.bits_per_byte(loss, split)
+        self.log_dict({**values, "step": float(self.global_step)})
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, float | int]]:
+        """The loss of every document of a batch, a part of a document counting as one.
+
+        Returns:
+            For each document in stream order: its tokens, how many of them were predicted, and the mean loss in
+            nats per predicted token (0 where there was none).
+        """
+        logits = self.network(batch.tokens, batch.documents).float()
+        targets = batch.targets.flatten()
+        losses = F.cross_entropy(logits.flatten(0, 1), targets, ignore_index=IGNORED, reduction="none")
+        lengths = batch.documents.lengths
+        pieces = zip(losses.split(lengths), (targets != IGNORED).split(lengths), strict=True)
+        rows = [(len(loss), int(mask.sum()), float(loss.sum())) for loss, mask in pieces]
+        return [{"tokens": n, "predicted": m, "loss": total / max(m, 1)} for n, m, total in rows]
+
+    # Checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what is needed to build the network again without its YAML."""
+        data = self.trainer.datamodule
+        tokenizer = None if data is None else describe_tokenizer(data.tokenizer)
+        context = None if data is None else data.context_length
+        checkpoint[KEY] = describe_network(self.config, tokenizer, context)

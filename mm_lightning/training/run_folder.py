@@ -1,0 +1,163 @@
+"""The run folder: everything that one training run leaves behind, in a place that explains itself.
+
+    runs/quickstart/0/
+        config.yaml        every setting, resolved: `mm fit --config` of this file does the same again
+        environment.json   command line, code and package versions, hardware
+        metrics.jsonl      one JSON object a line: step, train/..., validation/...
+        tensorboard/       the same and more for TensorBoard
+        checkpoints/       step=200.ckpt ...
+
+`run: runs/quickstart` in a config names the root. Each fresh `mm fit` takes the next number below it; `--resume` goes on
+in the folder of the checkpoint that it continues.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+PACKAGES = (
+    "mm-lightning",
+    "torch",
+    "lightning",
+    "torchmetrics",
+    "litdata",
+    "deepspeed",
+    "jsonargparse",
+    "tokenizers",
+    "tensorboard",
+    "numpy",
+)
+
+
+def numbered(root: Path) -> list[Path]:
+    """The numbered run folders below a root, the oldest first."""
+    if not root.is_dir():
+        return []
+    return sorted((p for p in root.iterdir() if p.is_dir() and p.name.isdigit()), key=lambda p: int(p.name))
+
+
+class RunFolder:
+    """The folder of one run, chosen at the first look and made on the first process only.
+
+    Args:
+        root: where numbered run folders lie.
+        path: the folder itself, to go on in one that exists.
+    """
+
+    def __init__(self, root: str | Path, path: Path | None = None) -> None:
+        self.root = Path(root)
+        self.resumed = path is not None
+        self._path = path
+
+    @property
+    def path(self) -> Path:
+        """The run folder; the first look takes the next free number."""
+        while self._path is None:
+            taken = numbered(self.root)
+            candidate = self.root / str(int(taken[-1].name) + 1 if taken else 0)
+            try:
+                candidate.mkdir(parents=True)
+                self._path = candidate
+            except FileExistsError:  # another run took the number in the meantime
+                continue
+        return self._path
+
+    def share(self, trainer: Trainer) -> None:
+        """Tells every process the folder that the first one chose."""
+        self._path = trainer.strategy.broadcast(self.path if trainer.is_global_zero else None)
+
+
+class RecordRun(Callback):
+    """Writes config.yaml and environment.json when training starts.
+
+    Args:
+        folder: the run's folder.
+        config: the resolved config as YAML text.
+    """
+
+    def __init__(self, folder: RunFolder, config: str) -> None:
+        self.folder = folder
+        self.config = config
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Shares the folder; writes on the first process."""
+        if stage != "fit":
+            return
+        self.folder.share(trainer)
+        if not trainer.is_global_zero:
+            return
+        path = self.folder.path
+        (path / "config.yaml").write_text(self.config, encoding="utf-8")
+        past = []
+        if (path / "environment.json").is_file():
+            before = json.loads((path / "environment.json").read_text(encoding="utf-8"))
+            past = [*before.pop("earlier", []), before]
+        environment = {**describe_environment(), "earlier": past}
+        (path / "environment.json").write_text(json.dumps(environment, indent=2) + "\n", encoding="utf-8")
+
+
+def describe_environment() -> dict[str, Any]:
+    """Versions, code state, command line and hardware of this process."""
+    return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "host": platform.node(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "code": _git_state(Path(__file__).resolve().parent),
+        "cpu": {"model": _cpu_model(), "cores": os.cpu_count(), "memory_bytes": _memory_bytes()},
+        "gpus": _gpus(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git_state(folder: Path) -> dict[str, Any] | None:
+    """Commit and whether files differ from it; None where the code is not a git checkout."""
+
+    def git(*args: str) -> str:
+        return subprocess.run(["git", *args], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", str(Path(__file__).resolve()))  # fails inside somebody else's repository
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def _memory_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def _gpus() -> list[dict[str, Any]]:
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    return [{"name": device.name, "memory_bytes": device.total_memory} for device in devices]
