@@ -1,0 +1,273 @@
+"""Documents of text files, JSON lines and parquet tables, wherever fsspec reaches them."""
+
+from __future__ import annotations
+
+import io
+import json
+import sysconfig
+import tokenize
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from mm_lightning.data.streams import BadInput, arrow, opened, records
+from mm_lightning.errors import UserError
+
+STDLIB = "python-stdlib"
+_NOT_STDLIB = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
+_KINDS = {".txt": "text", ".jsonl": "lines", ".json": "lines", ".parquet": "parquet"}
+_CODECS = {".gz": "gz", ".zst": "zst"}
+
+Kind = Literal["text", "python", "lines", "parquet"]
+
+
+@dataclass(frozen=True)
+class ReadSettings:
+    """How documents are found in files.
+
+    Attributes:
+        text_key: the key of JSON lines, or the column of parquet files, that holds the text.
+        separator: in text files, the string between two documents, such as `<|endoftext|>`; white space around it
+            is dropped. Without one each text file is a document.
+        suffixes: the files of folders to read besides .txt, .jsonl, .json and .parquet, as text: [.py, .md]. With
+            this, the four are read only if named.
+        on_error: what to do with a file or a row that cannot be read: refuse stops, skip counts it and goes on.
+    """
+
+    text_key: str = "text"
+    separator: str | None = None
+    suffixes: tuple[str, ...] | None = None
+    on_error: Literal["refuse", "skip"] = "refuse"
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file to read: its URL, what to call it, which source brought it, bytes, and how to read it."""
+
+    url: str
+    name: str
+    source: str
+    size: int
+    kind: Kind
+    codec: str | None
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a file: bytes or parquet row groups `start` to `stop`, or all of it if `stop` is None."""
+
+    file: int
+    start: int = 0
+    stop: int | None = None
+
+
+def list_files(sources: Iterable[str], settings: ReadSettings) -> list[SourceFile]:
+    """The files that `sources` name, in the order of the sources and sorted by path within each.
+
+    Args:
+        sources: files, folders (searched to the bottom) or globs, local or fsspec URLs, or `python-stdlib`, the
+            standard library of this Python.
+        settings: which suffixes of folders are read.
+
+    Raises:
+        UserError: a source does not exist or holds nothing to read.
+    """
+    files: list[SourceFile] = []
+    for source in sources:
+        found = _stdlib_files() if source == STDLIB else _find(source, settings)
+        if not found:
+            wanted = ", ".join(settings.suffixes or _KINDS)
+            raise UserError(f"nothing to read in {source}: no file with suffix {wanted} (suffixes=[...] adds others)")
+        files.extend(found)
+    if not files:
+        raise UserError("no sources: give files, folders, globs, URLs or python-stdlib")
+    doubled = len(files) - len({file.url for file in files})
+    if doubled:
+        raise UserError(f"{doubled} files are named twice by the sources {', '.join(sources)}")
+    return files
+
+
+def _stdlib_files() -> list[SourceFile]:
+    root = Path(sysconfig.get_paths()["stdlib"])
+    paths = [path for path in root.rglob("*.py") if not _NOT_STDLIB & set(path.relative_to(root).parts)]
+    named = sorted((path.relative_to(root).as_posix(), path) for path in paths if path.is_file())
+    return [SourceFile(str(path), name, STDLIB, path.stat().st_size, "python", None) for name, path in named]
+
+
+def _find(source: str, settings: ReadSettings) -> list[SourceFile]:
+    import fsspec
+
+    try:
+        fs, root = fsspec.core.url_to_fs(str(Path(source).expanduser()) if source.startswith("~") else source)
+        if any(c in root for c in "*?[") and not fs.exists(root):
+            found = {path: info for path, info in fs.glob(root, detail=True).items() if info["type"] == "file"}
+            wanted = None
+        elif fs.isdir(root):
+            found, wanted = fs.find(root, detail=True), settings.suffixes or tuple(_KINDS)
+        elif fs.exists(root):
+            found, wanted = {root: fs.info(root)}, None
+        else:
+            raise UserError(f"there is no {source}")
+    except (ValueError, ImportError, OSError) as error:
+        raise error if isinstance(error, UserError) else UserError(f"cannot list {source}: {error}") from error
+    files = []
+    for path, info in sorted(found.items()):
+        name = path.removeprefix(root).lstrip("/") or Path(path).name
+        kind, codec, suffix = _kind(path)
+        if wanted and (suffix not in wanted or any(part.startswith(".") for part in name.split("/"))):
+            continue
+        files.append(SourceFile(fs.unstrip_protocol(path), name, source, info["size"] or 0, kind, codec))
+    return files
+
+
+def _kind(path: str) -> tuple[Kind, str | None, str]:
+    name = Path(path)
+    codec = _CODECS.get(name.suffix.lower())
+    suffix = (name.with_suffix("") if codec else name).suffix.lower()
+    return _KINDS.get(suffix, "text"), codec, suffix
+
+
+def plan_units(files: list[SourceFile], settings: ReadSettings, unit_bytes: int) -> list[list[Piece]]:
+    """Groups the files into units of work of about `unit_bytes`, cutting large ones where they can be cut.
+
+    JSON lines and separated texts are cut at bytes (a record belongs to the piece in which it begins), parquet files
+    between row groups; compressed files and undivided texts are read whole.
+    """
+    units: list[list[Piece]] = []
+    filling: list[Piece] = []
+    filled = 0
+    for index, file in enumerate(files):
+        if file.size > unit_bytes and (cuts := _cuts(file, settings, unit_bytes)):
+            units.extend([Piece(index, start, stop)] for start, stop in cuts)
+            continue
+        filling.append(Piece(index))
+        filled += file.size
+        if filled >= unit_bytes:
+            units.append(filling)
+            filling, filled = [], 0
+    if filling:
+        units.append(filling)
+    return units
+
+
+def _cuts(file: SourceFile, settings: ReadSettings, unit_bytes: int) -> list[tuple[int, int]]:
+    if file.codec:
+        return []
+    if file.kind == "parquet":
+        pa, pq = arrow(file.url)
+        with opened(file.url, file.codec) as stream:
+            try:
+                groups = pq.ParquetFile(stream).metadata.num_row_groups
+            except pa.ArrowException:  # left whole: reading it will say what is wrong with it
+                return []
+        per_unit = max(1, round(groups * unit_bytes / file.size))
+        return [(start, min(start + per_unit, groups)) for start in range(0, groups, per_unit)]
+    separator = _separator(file, settings)
+    # A separator that can overlap itself, such as two newlines, would be found elsewhere from another start.
+    if not separator or any(separator.endswith(separator[:n]) for n in range(1, len(separator))):
+        return []
+    return [(start, min(start + unit_bytes, file.size)) for start in range(0, file.size, unit_bytes)]
+
+
+def _separator(file: SourceFile, settings: ReadSettings) -> bytes | None:
+    if file.kind == "lines":
+        return b"\n"
+    return settings.separator.encode() if settings.separator and file.kind == "text" else None
+
+
+def read_piece(
+    file: SourceFile, piece: Piece, settings: ReadSettings, skipped: list[str] | None = None
+) -> Iterator[str]:
+    """The documents that begin in a piece of a file.
+
+    Args:
+        file: the file.
+        piece: which part of it.
+        settings: how to find documents, and what to do with bad input.
+        skipped: receives a line for each file or row that was skipped.
+
+    Raises:
+        UserError: something cannot be read and `settings.on_error` is refuse; it names the file and the row.
+    """
+    try:
+        for place, make in _documents(file, piece, settings):
+            try:
+                yield make()
+            except (BadInput, UnicodeDecodeError) as error:
+                _bad(f"{file.url} {place}".strip(), error, settings, skipped)
+    except (OSError, EOFError, SyntaxError, BadInput) as error:
+        _bad(file.url, error, settings, skipped)
+
+
+def _bad(where: str, error: Exception, settings: ReadSettings, skipped: list[str] | None) -> None:
+    reason = str(error) or type(error).__name__
+    if isinstance(error, UnicodeDecodeError):
+        reason = f"not UTF-8, {error.reason} at byte {error.start}"
+    if settings.on_error == "refuse":
+        raise UserError(
+            f"cannot read {where}: {reason} (mend it, or leave such input out with on_error=skip)"
+        ) from error
+    if skipped is not None:
+        skipped.append(f"{where}: {reason}")
+
+
+def _documents(file: SourceFile, piece: Piece, settings: ReadSettings) -> Iterator[tuple[str, Callable[[], str]]]:
+    """For each document where it is in the file, for messages, and a function that decodes it."""
+    if file.kind == "parquet":
+        yield from _parquet(file, piece, settings)
+        return
+    separator = _separator(file, settings)
+    with opened(file.url, file.codec) as stream:
+        if separator is None:
+            data = stream.read()
+            python = file.kind == "python"
+            encoding = tokenize.detect_encoding(io.BytesIO(data).readline)[0] if python else "utf-8-sig"
+            yield "", partial(data.decode, encoding)
+            return
+        for number, (offset, record) in enumerate(records(stream, separator, piece.start, piece.stop), 1):
+            place = f"row at byte {offset}" if piece.start else f"row {number}"
+            if file.kind == "text":
+                yield place, lambda record=record: record.decode("utf-8-sig").strip()
+            elif record.strip():
+                yield place, partial(_row, record, settings.text_key)
+
+
+def _row(record: bytes, key: str) -> str:
+    try:
+        row = json.loads(record.decode("utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise BadInput(f"not JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise BadInput("not a JSON object")
+    if not isinstance(row.get(key), str):
+        has = ", ".join(list(row)[:8]) or "nothing"
+        raise BadInput(f"no text under the key {key!r}; it has {has} (text_key=... names another)")
+    return row[key]
+
+
+def _parquet(file: SourceFile, piece: Piece, settings: ReadSettings) -> Iterator[tuple[str, Callable[[], str]]]:
+    pa, pq = arrow(file.url)
+    with opened(file.url, file.codec) as stream:
+        try:
+            table = pq.ParquetFile(stream)
+            columns = table.schema_arrow.names
+            if settings.text_key not in columns:
+                has = ", ".join(columns[:8])
+                raise BadInput(f"no column {settings.text_key!r}; it has {has} (text_key=... names another)")
+            stop = table.metadata.num_row_groups if piece.stop is None else piece.stop
+            row = sum(table.metadata.row_group(g).num_rows for g in range(piece.start))
+            groups = list(range(piece.start, stop))
+            for batch in table.iter_batches(1024, row_groups=groups, columns=[settings.text_key]):
+                for value in batch.column(0).to_pylist():
+                    row += 1
+                    yield f"row {row}", partial(_cell, value, settings.text_key)
+        except pa.ArrowException as error:
+            raise BadInput(f"not a whole parquet file: {error}") from error
+
+
+def _cell(value: object, key: str) -> str:
+    if not isinstance(value, str):
+        raise BadInput(f"the column {key!r} holds {type(value).__name__}, not text")
+    return value

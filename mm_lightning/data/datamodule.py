@@ -1,0 +1,190 @@
+"""Batches of packed documents from a prepared folder, for Lightning."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import lightning
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from mm_lightning.data.batch import Batch
+from mm_lightning.data.manifest import FILE, Manifest, Split, check
+from mm_lightning.data.prepare import PrepareConfig, prepare, reuse
+from mm_lightning.data.sequences import EvaluationOrder, Sequences, TrainingLoader, TrainingOrder
+from mm_lightning.data.tokenizer import Tokenizer, load_tokenizer
+from mm_lightning.errors import UserError
+
+_WORKER_TIMEOUT = 300  # seconds
+
+
+class TextDataModule(lightning.LightningDataModule):
+    """Serves the documents of a prepared folder, packed into sequences.
+
+    Which sequences an optimisation step trains on depends on `seed` and `global_batch_size` alone, whatever the
+    number of devices and workers.
+
+    Args:
+        path: the prepared folder (`mm data prepare`).
+        context_length: tokens in a sequence.
+        global_batch_size: sequences in an optimisation step, over all devices.
+        micro_batch_size: sequences in a forward pass of one device.
+        num_workers: processes that load data for each device; 0 loads in the training process.
+        seed: of the order of training sequences.
+        validation_sequences: evaluate only so many sequences, evenly spaced over the validation split.
+        prepare: what to prepare in `path` if nothing is there yet.
+
+    Attributes:
+        manifest: of the prepared folder, after `setup`.
+        tokenizer: of the prepared folder, after `setup`.
+    """
+
+    manifest: Manifest
+    tokenizer: Tokenizer
+
+    def __init__(
+        self,
+        path: str,
+        context_length: int = 1024,
+        global_batch_size: int = 8,
+        micro_batch_size: int = 8,
+        num_workers: int = 2,
+        seed: int = 0,
+        validation_sequences: int | None = None,
+        prepare: PrepareConfig | None = None,
+    ) -> None:
+        super().__init__()
+        for name, least in {
+            "context_length": 1,
+            "global_batch_size": 1,
+            "micro_batch_size": 1,
+            "num_workers": 0,
+            "seed": 0,
+        }.items():
+            if locals()[name] < least:
+                raise UserError(f"data: {name} is {locals()[name]}, it must be at least {least}")
+        if validation_sequences is not None and validation_sequences < 1:
+            raise UserError(f"data: validation_sequences is {validation_sequences}, it must be at least 1")
+        if global_batch_size % micro_batch_size:
+            raise UserError(
+                f"data: global_batch_size {global_batch_size} is not a multiple of micro_batch_size {micro_batch_size}"
+            )
+        self.path = Path(path).expanduser()
+        self.context_length = context_length
+        self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
+        self.num_workers, self.seed = num_workers, seed
+        self.validation_sequences = validation_sequences
+        self.prepare = prepare
+
+    def prepare_data(self) -> None:
+        """Prepares the folder on first use. (Lightning calls this in one process of each node.)"""
+        if self.prepare is None:
+            return
+        if (self.path / FILE).exists():
+            reuse(self.path, self.prepare)
+        else:
+            prepare(self.prepare, self.path)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Reads the manifest and checks that training can start from the folder.
+
+        Raises:
+            UserError: the folder is missing, damaged, or too small for the context or the batch.
+        """
+        self.manifest = check(self.path, context_length=self.context_length)
+        self.tokenizer = load_tokenizer(self.path)
+        if stage in ("fit", None):
+            self._check_batches()
+
+    def _check_batches(self) -> None:
+        _, world_size = self._place()
+        together = self.micro_batch_size * world_size
+        if self.global_batch_size % together:
+            raise UserError(
+                f"data: global_batch_size {self.global_batch_size} is not a multiple of {together}, micro_batch_size "
+                f"{self.micro_batch_size} on {world_size} devices"
+            )
+        count = self._split("train").sequences(self.context_length + 1)
+        if count < self.global_batch_size:
+            raise UserError(
+                f"{self.path} has {count} training sequences of {self.context_length} tokens, fewer than "
+                f"global_batch_size {self.global_batch_size}: prepare more text, or a smaller batch or context"
+            )
+
+    def train_dataloader(self) -> DataLoader:
+        """Shuffled batches, each epoch anew, all of `micro_batch_size` sequences.
+
+        An epoch is a whole number of optimisation steps. With `overfit_batches` the order is fixed.
+        """
+        if self.trainer is not None and self.trainer.overfit_batches:
+            return self._loader("train", None)
+        rank, world_size = self._place()
+        length = self.context_length + 1
+        shards = [shard.tokens // length for shard in self._split("train").shards]
+        order = TrainingOrder(shards, self.micro_batch_size, self.global_batch_size, self.seed, rank, world_size)
+        return TrainingLoader(Sequences(self.path / "train", length), sampler=order, **self._options())
+
+    def val_dataloader(self) -> DataLoader | list:
+        """Batches of the validation split in order; nothing if there is no such split."""
+        if "validation" not in self.manifest.splits:
+            return []
+        return self._loader("validation", self.validation_sequences)
+
+    def test_dataloader(self) -> DataLoader:
+        """Batches of the whole validation split in order."""
+        return self._loader("validation", None)
+
+    def predict_dataloader(self) -> DataLoader:
+        """The batches of `val_dataloader`."""
+        return self._loader("validation", self.validation_sequences)
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Copies a batch to the device, asynchronously where its memory allows."""
+        return batch.to(device, non_blocking=True)
+
+    def _loader(self, split: str, limit: int | None) -> DataLoader:
+        rank, world_size = self._place()
+        length = self.context_length + 1
+        count = self._split(split).sequences(length)
+        if count < world_size:
+            raise UserError(f"{self.path} has {count} {split} sequences for {world_size} devices: prepare more text")
+        order = EvaluationOrder(count, limit and max(limit, world_size), rank, world_size)
+        return DataLoader(Sequences(self.path / split, length), sampler=order, **self._options())
+
+    def _options(self) -> dict:
+        collate = partial(_collate, bos=self.tokenizer.bos, eos=self.tokenizer.eos)
+        options = {
+            "batch_size": self.micro_batch_size,
+            "collate_fn": collate,
+            "num_workers": self.num_workers,
+            "pin_memory": torch.cuda.is_available(),
+            # Of its own, so that loading draws nothing from the generator of training.
+            "generator": torch.Generator().manual_seed(self.seed),
+        }
+        if self.num_workers:
+            # Forking a process that runs threads (gloo, for one) can deadlock.
+            options |= {
+                "multiprocessing_context": "forkserver",
+                "persistent_workers": True,
+                "timeout": _WORKER_TIMEOUT,
+            }
+        return options
+
+    def _split(self, name: str) -> Split:
+        if name not in self.manifest.splits:
+            raise UserError(f"{self.path} has no {name} split: prepare it with a validation_fraction above 0")
+        return self.manifest.splits[name]
+
+    def _place(self) -> tuple[int, int]:
+        """This device's rank and the number of devices."""
+        if self.trainer is not None:
+            return self.trainer.global_rank, self.trainer.world_size
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            return torch.distributed.get_rank(), torch.distributed.get_world_size()
+        return 0, 1
+
+
+def _collate(sequences: list[Tensor], bos: int, eos: int) -> Batch:
+    return Batch.from_sequences(torch.stack(sequences), bos, eos)

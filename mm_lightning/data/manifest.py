@@ -1,0 +1,256 @@
+"""What a prepared data folder holds, and whether it still holds it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import zlib
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mm_lightning.data.tokenizer import Tokenizer, load_tokenizer
+from mm_lightning.errors import UserError
+
+FILE = "manifest.json"
+FORMAT_VERSION = 1
+SPLITS = ("train", "validation")
+
+# litdata's names (in index.json) of one-dimensional tensors of each type.
+_LITDATA_FORMATS = {"uint16": ("no_header_tensor:20",), "int32": ("no_header_tensor:15", "no_header_tensor:16")}
+
+
+@dataclass
+class Shard:
+    """A chunk file of litdata: its name, bytes, tokens, and CRC-32 in hexadecimal."""
+
+    file: str
+    bytes: int
+    tokens: int
+    crc32: str
+
+
+@dataclass
+class Split:
+    """One of the splits.
+
+    Attributes:
+        documents: how many.
+        tokens: those around the documents included.
+        bytes: of the documents' text in UTF-8.
+        unigram_entropy: nats per predicted token (all but those that begin a document): the loss of a model that
+            knows how often each token occurs and nothing else.
+        longest_document: in tokens.
+        length_histogram: documents of 2**k to 2**(k+1) - 1 tokens, for k = 0, 1, ...
+        shards: the files, in order.
+    """
+
+    documents: int
+    tokens: int
+    bytes: int
+    unigram_entropy: float
+    longest_document: int
+    length_histogram: list[int]
+    shards: list[Shard]
+
+    def sequences(self, length: int) -> int:
+        """How many sequences of `length` tokens the shards hold; what is left of each shard is not read."""
+        return sum(shard.tokens // length for shard in self.shards)
+
+    def bits_per_byte(self, loss: float) -> float:
+        """Bits per byte of text from a loss in nats per predicted token."""
+        return loss / math.log(2) * (self.tokens - self.documents) / self.bytes
+
+
+@dataclass
+class Manifest:
+    """The contents of `manifest.json`.
+
+    Attributes:
+        tokenizer: name, sha256, vocab_size, bos, eos.
+        dtype: of the tokens in the shards, uint16 or int32.
+        splits: train and, unless the validation fraction was 0, validation.
+        sources: for each source its files and bytes.
+        settings: what it was prepared with.
+        fingerprint: a hash of the settings, the tokenizer and the source files' names and sizes.
+        skipped: files and rows left out, and why.
+        empty_documents: documents without text, which are left out.
+        versions: of the libraries.
+    """
+
+    tokenizer: dict[str, Any]
+    dtype: str
+    splits: dict[str, Split]
+    sources: list[dict[str, Any]]
+    settings: dict[str, Any]
+    fingerprint: str
+    skipped: list[str] = field(default_factory=list)
+    empty_documents: int = 0
+    versions: dict[str, str] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest token id."""
+        return self.tokenizer["vocab_size"]
+
+    def bits_per_byte(self, loss: float, split: str = "validation") -> float:
+        """Bits per byte of a split's text from a loss in nats per predicted token."""
+        return self.splits[split].bits_per_byte(loss)
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Writes `manifest.json`, all of it or nothing."""
+        write_json(Path(folder) / FILE, asdict(self))
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike) -> Manifest:
+        """Reads the manifest of a prepared folder.
+
+        Raises:
+            UserError: there is none, or it is not one of this version.
+        """
+        path = Path(folder).expanduser() / FILE
+        if not path.is_file():
+            raise UserError(f"no prepared data in {path.parent}: run `mm data prepare SOURCES --output {path.parent}`")
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            version = content["format_version"]
+            if version != FORMAT_VERSION:
+                raise UserError(
+                    f"{path} has format version {version}, this program reads {FORMAT_VERSION}: prepare again"
+                )
+            splits = {
+                name: Split(**{**split, "shards": [Shard(**shard) for shard in split["shards"]]})
+                for name, split in content.pop("splits").items()
+            }
+            return cls(splits=splits, **content)
+        except (ValueError, KeyError, TypeError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{path} is damaged ({error}): prepare the data again") from error
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a JSON file so that it is there whole or not at all."""
+    beside = path.with_name(path.name + ".tmp")
+    with beside.open("w", encoding="utf-8") as out:
+        json.dump(content, out, indent=1, ensure_ascii=False)
+        out.write("\n")
+        out.flush()
+        os.fsync(out.fileno())
+    os.replace(beside, path)
+
+
+def crc32(path: Path) -> str:
+    """CRC-32 of a file, in hexadecimal."""
+    value = 0
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 22):
+            value = zlib.crc32(block, value)
+    return f"{value:08x}"
+
+
+def verify(path: str | os.PathLike, checksums: bool = True) -> list[str]:
+    """What is wrong with a prepared folder, one line each; empty if nothing is.
+
+    Args:
+        path: the folder.
+        checksums: also read every shard and compare its checksum.
+
+    Raises:
+        UserError: the folder has no readable manifest.
+    """
+    folder = Path(path).expanduser()
+    manifest = Manifest.load(folder)
+    problems = _tokenizer_problems(folder, manifest)
+    for name, split in manifest.splits.items():
+        problems += _index_problems(folder / name, split, manifest.dtype)
+        for shard in split.shards:
+            problems += _shard_problems(folder / name / shard.file, shard, checksums)
+        known = {shard.file for shard in split.shards}
+        for file in sorted((folder / name).glob("*.bin")) if (folder / name).is_dir() else []:
+            if file.name not in known:
+                problems.append(f"shard {file} is not of this data set: move it away")
+    return problems
+
+
+def check(
+    path: str | os.PathLike,
+    tokenizer: Tokenizer | None = None,
+    vocab_size: int | None = None,
+    context_length: int | None = None,
+) -> Manifest:
+    """The manifest of a prepared folder, after the quick checks to make before training from it.
+
+    Args:
+        path: the folder.
+        tokenizer: what the shards must have been made with.
+        vocab_size: the model's; the shards' must not be larger.
+        context_length: every split must hold a sequence of so many tokens and the one after.
+
+    Raises:
+        UserError: something does not fit.
+    """
+    manifest = Manifest.load(path)
+    problems = verify(path, checksums=False)
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise UserError(f"{problems[0]}{more}: run mm data verify {path}")
+    made_with = manifest.tokenizer
+    if tokenizer is not None and tokenizer.sha256 != made_with["sha256"]:
+        raise UserError(
+            f"the shards in {path} were made with the tokenizer {made_with['name']} "
+            f"({made_with['sha256'][:12]}), not with {tokenizer.name} ({tokenizer.sha256[:12]})"
+        )
+    if vocab_size is not None and manifest.vocab_size > vocab_size:
+        raise UserError(
+            f"the shards in {path} have {manifest.vocab_size} token ids, the model's vocab_size is {vocab_size}"
+        )
+    for name, split in manifest.splits.items() if context_length else ():
+        largest = max((shard.tokens for shard in split.shards), default=0)
+        if not split.sequences(context_length + 1):
+            raise UserError(
+                f"context_length {context_length} does not fit the {name} split in {path}: its longest shard has "
+                f"{largest} tokens, {context_length + 1} are needed"
+            )
+    return manifest
+
+
+def _tokenizer_problems(folder: Path, manifest: Manifest) -> list[str]:
+    try:
+        found = load_tokenizer(folder)
+    except UserError as error:
+        return [str(error)]
+    if found.sha256 != manifest.tokenizer["sha256"]:
+        return [f"{folder / 'tokenizer.json'} is not the tokenizer that the shards were made with"]
+    return []
+
+
+def _index_problems(folder: Path, split: Split, dtype: str) -> list[str]:
+    path = folder / "index.json"
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        chunks = [(c["filename"], c["chunk_bytes"], c["dim"]) for c in index["chunks"]]
+        data_format = index["config"]["data_format"]
+    except FileNotFoundError:
+        return [f"{path} is missing"]
+    except (ValueError, KeyError, TypeError) as error:
+        return [f"{path} is damaged ({error})"]
+    if chunks != [(s.file, s.bytes, s.tokens) for s in split.shards]:
+        return [f"{path} does not list the shards of the manifest"]
+    if len(data_format) != 1 or data_format[0] not in _LITDATA_FORMATS[dtype]:
+        return [f"{path} says the tokens are {data_format}, the manifest says {dtype}"]
+    return []
+
+
+def _shard_problems(path: Path, shard: Shard, checksums: bool) -> list[str]:
+    if not path.is_file():
+        return [f"shard {path} is missing"]
+    size = path.stat().st_size
+    if size != shard.bytes:
+        state = "truncated" if size < shard.bytes else "too long"
+        return [f"shard {path} is {state} ({size} bytes, {shard.bytes} expected)"]
+    if checksums and crc32(path) != shard.crc32:
+        return [f"shard {path} is damaged (its checksum is not the one it was written with)"]
+    return []

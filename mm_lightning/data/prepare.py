@@ -1,0 +1,309 @@
+"""Text to a prepared folder: litdata shards of tokens, a tokenizer and a manifest.
+
+A document becomes `[bos] tokens [eos]`; documents follow each other in the order of the sources. While it is being
+made the folder holds `.unfinished/`, in which each finished unit of work is recorded: an interrupted preparation goes
+on where it was, and ends in the same bytes. The manifest is written last: a folder that has one is complete.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from mm_lightning.data.corpora import Piece, ReadSettings, SourceFile, list_files, plan_units
+from mm_lightning.data.manifest import FILE, FORMAT_VERSION, SPLITS, Manifest, Split, write_json
+from mm_lightning.data.progress import PrepareProgress, say
+from mm_lightning.data.shards import free_bytes, write_shards
+from mm_lightning.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from mm_lightning.data.units import Job, UnitFiles, UnitRecord, documents_of, fraction_of, run_units
+from mm_lightning.errors import UserError
+
+_UNFINISHED = ".unfinished"
+_COMPRESSION = 4  # how much larger text is than its compressed file, for estimates
+
+
+@dataclass
+class PrepareConfig:
+    """What to prepare.
+
+    Attributes:
+        sources: files, folders or globs, local or fsspec URLs, or `python-stdlib`: the standard library of this
+            Python, each file a document.
+        tokenizer: `bytes`, a tokenizer.json (or a folder holding one), or `train`: a byte-level BPE is trained on
+            the training split.
+        vocab_size: entries of the tokenizer to train.
+        tokenizer_bytes: about how much text it is trained on, taken evenly over the documents.
+        validation_fraction: share of the documents set apart, chosen by a hash of their text: adding or reordering
+            files never moves a document from one split to the other. 0 makes no validation split.
+        text_key: the key of JSON lines, or the column of parquet files, that holds the text.
+        separator: in text files, the string between two documents, such as `<|endoftext|>`.
+        suffixes: the files of folders to read, as text unless known, instead of .txt, .jsonl, .json and .parquet.
+        on_error: refuse stops at a file or row that cannot be read; skip counts and lists it in the manifest.
+        shard_tokens: tokens in a shard.
+        workers: processes; the number of CPU cores if not given. What is written does not depend on it.
+    """
+
+    sources: list[str]
+    tokenizer: str = "bytes"
+    vocab_size: int = 4096
+    tokenizer_bytes: int = 50_000_000
+    validation_fraction: float = 0.01
+    text_key: str = "text"
+    separator: str | None = None
+    suffixes: list[str] | None = None
+    on_error: Literal["refuse", "skip"] = "refuse"
+    shard_tokens: int = 1 << 24
+    workers: int | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.validation_fraction < 1:
+            raise UserError(f"validation_fraction {self.validation_fraction} is not in [0, 1)")
+        if self.on_error not in ("refuse", "skip"):
+            raise UserError(f"on_error {self.on_error!r} is neither refuse nor skip")
+        if self.shard_tokens < 1 or (self.workers is not None and self.workers < 1) or self.tokenizer_bytes < 1:
+            raise UserError("shard_tokens, tokenizer_bytes and workers must be at least 1")
+        if self.separator == "":
+            raise UserError("separator is empty: leave it out to make each file a document")
+
+    def reading(self) -> ReadSettings:
+        """The part about finding documents."""
+        suffixes = None if self.suffixes is None else tuple("." + s.lstrip(".").lower() for s in self.suffixes)
+        return ReadSettings(self.text_key, self.separator, suffixes, self.on_error)
+
+    def identity(self) -> dict[str, Any]:
+        """All that the result depends on."""
+        return {key: value for key, value in asdict(self).items() if key != "workers"}
+
+
+def prepare(config: PrepareConfig, output: str | os.PathLike, progress: bool = True) -> Manifest:
+    """Prepares `output`, or goes on preparing it; returns its manifest at once if it is there already.
+
+    Args:
+        config: what to prepare.
+        output: the folder to make.
+        progress: show a progress bar.
+
+    Raises:
+        UserError: bad input, no space, or the folder holds something else.
+    """
+    folder = Path(output).expanduser()
+    reading = config.reading()
+    files = list_files(config.sources, reading)
+    identity = _fingerprint(config, files)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder):
+            if (folder / FILE).exists():
+                return reuse(folder, config, identity)
+            _begin(folder, identity, config, files)
+            return _make(folder, config, files, identity, progress)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise UserError(f"no space left for {folder}: free some and run the same again to go on") from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+            raise UserError(f"cannot write to {folder}: {error.strerror}") from error
+        raise
+
+
+def _make(folder: Path, config: PrepareConfig, files: list[SourceFile], identity: str, progress: bool) -> Manifest:
+    work = folder / _UNFINISHED
+    total = sum(file.size for file in files)
+    units = plan_units(files, config.reading(), max(1 << 20, total >> 12))
+    tokenizer = _tokenizer(config, files, units, work, progress)
+    dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "int32"
+    job = Job(files, units, config.reading(), work / "tokenizer.json", dtype, config.validation_fraction, work)
+    names = [UnitFiles(work, number) for number in range(len(units))]
+    missing = [number for number, unit in enumerate(names) if not unit.record.exists()]
+    if len(missing) < len(units):
+        say(f"going on: {len(units) - len(missing)} of {len(units)} units of work are done")
+    workers = config.workers or os.cpu_count() or 1
+    with PrepareProgress(total, progress) as bar:
+        run_units(job, missing, workers, bar.report)
+    records = [UnitRecord.load(unit.record) for unit in names]
+    splits = _splits(config, folder, names, records, tokenizer, dtype, workers)
+    made = Manifest(
+        tokenizer={key: getattr(tokenizer, key) for key in ("name", "sha256", "vocab_size", "bos", "eos")},
+        dtype=dtype,
+        splits=splits,
+        sources=_sources(config, files),
+        settings=config.identity(),
+        fingerprint=identity,
+        skipped=[line for record in records for line in record.skipped],
+        empty_documents=sum(record.empty for record in records),
+        versions={name: version(name) for name in ("mm-lightning", "litdata", "tokenizers", "numpy")},
+    )
+    os.replace(work / "tokenizer.json", folder / "tokenizer.json")
+    made.save(folder)
+    shutil.rmtree(work)
+    for line in _summary(folder, made):
+        say(line)
+    return made
+
+
+def _splits(
+    config: PrepareConfig,
+    folder: Path,
+    units: list[UnitFiles],
+    records: list[UnitRecord],
+    tokenizer: Tokenizer,
+    dtype: str,
+    workers: int,
+) -> dict[str, Split]:
+    frequencies = np.zeros((len(SPLITS), tokenizer.vocab_size), np.int64)
+    for unit in units:
+        frequencies += np.load(unit.frequencies())
+    wanted = SPLITS if config.validation_fraction else SPLITS[:1]
+    documents = {split: sum(record.splits[split].documents for record in records) for split in SPLITS}
+    if not sum(documents.values()):
+        raise UserError(f"there is no text in {', '.join(config.sources)}")
+    for split in wanted:
+        if not documents[split]:
+            raise UserError(
+                f"none of the {sum(documents.values())} documents fell into the {split} split at a "
+                f"validation_fraction of {config.validation_fraction}: change it (0 makes no validation split), or "
+                "divide the text into more documents (separator=...)"
+            )
+    splits = {}
+    for split, counted in zip(wanted, frequencies, strict=False):
+        counts = [record.splits[split] for record in records]
+        parts = [(unit.tokens(split), c.tokens) for unit, c in zip(units, counts, strict=True)]
+        counted[tokenizer.bos] -= documents[split]
+        lengths = np.sum([c.lengths for c in counts], axis=0)
+        splits[split] = Split(
+            documents=documents[split],
+            tokens=sum(c.tokens for c in counts),
+            bytes=sum(c.bytes for c in counts),
+            unigram_entropy=_entropy(counted),
+            longest_document=max(c.longest for c in counts),
+            length_histogram=np.trim_zeros(lengths, "b").tolist(),
+            shards=write_shards(parts, folder / split, dtype, config.shard_tokens, workers),
+        )
+    return splits
+
+
+def _entropy(counts: np.ndarray) -> float:
+    """Of a distribution given by counts, in nats."""
+    share = counts[counts > 0] / counts.sum()
+    return float(-(share * np.log(share)).sum())
+
+
+def _tokenizer(
+    config: PrepareConfig, files: list[SourceFile], units: list[list[Piece]], work: Path, progress: bool
+) -> Tokenizer:
+    path = work / "tokenizer.json"
+    if config.tokenizer != "train":
+        tokenizer = load_tokenizer(config.tokenizer)
+        tokenizer.save(path)
+        return tokenizer
+    if not path.exists():
+        say(f"training a tokenizer of {config.vocab_size} entries")
+        texts = _training_texts(config, files, units)
+        tokenizer = train_tokenizer(texts, config.vocab_size, path, progress)
+        if tokenizer.vocab_size < config.vocab_size:
+            say(f"the text gives a tokenizer of only {tokenizer.vocab_size} entries")
+    tokenizer = load_tokenizer(path)
+    tokenizer.name = f"BPE trained on {', '.join(config.sources)}"
+    return tokenizer
+
+
+def _training_texts(config: PrepareConfig, files: list[SourceFile], units: list[list[Piece]]) -> Iterator[str]:
+    """Training documents, each kept with a probability that gives about `tokenizer_bytes` in all."""
+    size = sum(file.size * (_COMPRESSION if file.codec else 1) for file in files)
+    keep = config.tokenizer_bytes / max(size, 1)
+    for unit in units:
+        for text in documents_of(files, unit, config.reading(), []):
+            if fraction_of(text) >= config.validation_fraction and fraction_of(text, "tokenizer") < keep:
+                yield text
+
+
+def _fingerprint(config: PrepareConfig, files: list[SourceFile]) -> str:
+    named = config.tokenizer if config.tokenizer == "train" else load_tokenizer(config.tokenizer).sha256
+    content = [FORMAT_VERSION, {**config.identity(), "tokenizer": named}, [(file.name, file.size) for file in files]]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _sources(config: PrepareConfig, files: list[SourceFile]) -> list[dict[str, Any]]:
+    sizes = {source: [file.size for file in files if file.source == source] for source in config.sources}
+    return [{"source": source, "files": len(s), "bytes": sum(s)} for source, s in sizes.items()]
+
+
+def reuse(folder: Path, config: PrepareConfig, identity: str | None = None) -> Manifest:
+    """The manifest of a prepared folder, if it was prepared with these settings.
+
+    Args:
+        folder: a folder with a manifest.
+        config: what to compare with.
+        identity: fingerprint to compare as well, which also covers the source files.
+
+    Raises:
+        UserError: it was prepared from something else.
+    """
+    manifest = Manifest.load(folder)
+    wanted, has = config.identity(), manifest.settings
+    differ = [f"{key} {has.get(key)!r}, not {value!r}" for key, value in wanted.items() if has.get(key) != value]
+    if identity not in (None, manifest.fingerprint) and not differ:
+        differ = ["other source files or another tokenizer"]
+    if differ:
+        reason = "; ".join(differ)
+        raise UserError(f"{folder} was prepared from something else ({reason}): give another folder or delete it")
+    say(f"reusing the data prepared in {folder}")
+    return manifest
+
+
+def _begin(folder: Path, identity: str, config: PrepareConfig, files: list[SourceFile]) -> None:
+    plan = folder / _UNFINISHED / "plan.json"
+    if plan.exists():
+        if json.loads(plan.read_text()).get("fingerprint") != identity:
+            raise UserError(
+                f"{folder} holds an unfinished preparation of something else: give another folder or delete it"
+            )
+        return
+    strangers = [path.name for path in folder.iterdir() if path.name not in (_UNFINISHED, ".lock")]
+    if strangers:
+        raise UserError(f"{folder} is not empty and not prepared data (it has {strangers[0]}): give another folder")
+    size = sum(file.size * (_COMPRESSION if file.codec else 1) for file in files)
+    # bytes: 2 bytes a token and one token a byte; else seldom less than 2 bytes of text a token, 4 bytes at most.
+    needed = int(2.2 * size)
+    if free_bytes(folder) < needed:
+        raise UserError(
+            f"preparing about {size / 1e9:.1f} GB of text needs about {needed / 1e9:.1f} GB in {folder}, "
+            f"{free_bytes(folder) / 1e9:.1f} GB are free"
+        )
+    plan.parent.mkdir(exist_ok=True)
+    write_json(plan, {"fingerprint": identity})
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Waits until no other process is preparing the folder."""
+    import fcntl
+
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"waiting for another process that is preparing {folder}")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _summary(folder: Path, made: Manifest) -> Iterator[str]:
+    for name, split in made.splits.items():
+        yield (
+            f"{name}: {split.documents:,} documents, {split.tokens:,} tokens, {split.bytes / split.tokens:.2f} bytes "
+            f"a token, unigram entropy {split.unigram_entropy:.3f} nats a token"
+        )
+    if made.skipped:
+        yield f"skipped {len(made.skipped)} files or rows, listed in {folder / FILE}; the first: {made.skipped[0]}"
+    yield f"prepared {folder}"

@@ -1,0 +1,57 @@
+"""What a preparation shows while it runs."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+log = logging.getLogger("mm_lightning.data")
+
+
+def say(line: str) -> None:
+    """One line for the user, in the terminal and in the log."""
+    from rich.console import Console
+
+    log.info(line)
+    Console(stderr=True, highlight=False).print(line, markup=False, soft_wrap=True)
+
+
+class PrepareProgress:
+    """A bar over the bytes of the sources, with documents and tokens per second.
+
+    Args:
+        total: bytes to read.
+        shown: whether to show anything.
+    """
+
+    def __init__(self, total: int, shown: bool) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._bar = Progress(
+            TextColumn("tokenizing"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%  {task.fields[rate]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            disable=not shown,
+        )
+        self._task = self._bar.add_task("", total=total, rate="")
+        self._start = time.monotonic()
+        self._documents = self._tokens = 0
+
+    def __enter__(self) -> PrepareProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._bar.stop()
+
+    def report(self, documents: int, tokens: int, characters: int) -> None:
+        """Adds what was done since the last call."""
+        self._documents += documents
+        self._tokens += tokens
+        speed = self._tokens / max(time.monotonic() - self._start, 1e-9)
+        rate = f"{self._documents:,} documents, {speed:,.0f} tokens/s"
+        self._bar.update(self._task, advance=characters, rate=rate)

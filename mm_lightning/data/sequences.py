@@ -1,0 +1,141 @@
+"""The sequences of a split, the order they are served in, and a loader that can go on in the middle of it.
+
+The order of training is one list for the whole run, decided by the seed and the epoch alone: optimisation step s gets
+the same sequences whatever the number of devices, of loader workers and of sequences per forward pass. Going on after
+an interruption needs only the number of sequences served.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from litdata import StreamingDataset, TokensLoader
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+# Shards that are shuffled together: enough to mix sources, few enough to stay near each other on a disk.
+_WINDOW = 64
+
+
+class Sequences(Dataset):
+    """Sequences of `length` consecutive tokens from the litdata shards of a folder, by number.
+
+    Args:
+        folder: of the shards and their index.json.
+        length: tokens in a sequence.
+    """
+
+    def __init__(self, folder: str | os.PathLike, length: int) -> None:
+        self.length = length
+        self._stream = StreamingDataset(str(folder), item_loader=TokensLoader(block_size=length), shuffle=False)
+
+    def __getitem__(self, index: int) -> Tensor:
+        """(length,) int64"""
+        return torch.as_tensor(self._stream[int(index)]).to(torch.int64)
+
+
+class TrainingOrder(DistributedSampler):
+    """The shuffled sequences that one device gets; a DistributedSampler, so that Lightning leaves it alone.
+
+    The devices take turns of a batch each along one list, which is shuffled anew for each epoch.
+
+    Args:
+        shards: the number of sequences in each shard.
+        batch: sequences in a batch of one device.
+        multiple: an epoch is cut to a multiple of so many sequences, itself a multiple of a batch of every device.
+        seed: of the shuffling.
+        rank: of this device.
+        world_size: number of devices.
+    """
+
+    def __init__(
+        self, shards: list[int], batch: int, multiple: int, seed: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self._shards, self._batch, self._seed, self._rank = shards, batch, seed, rank
+        self.world_size = world_size
+        self.total = sum(shards) // multiple * multiple
+        self.start = 0  # sequences served before, in all epochs, to all devices
+
+    def set_epoch(self, epoch: int) -> None:
+        """Nothing: `start` says the epoch. (Lightning counts one more after going on at an epoch's end.)"""
+
+    def __len__(self) -> int:
+        return self.total // self.world_size
+
+    def __iter__(self) -> Iterator[int]:
+        position, stop = self.start, self.start + self.total
+        while position < stop:
+            epoch, offset = divmod(position, self.total)
+            for index in islice(self._epoch(epoch, offset), min(self.total - offset, stop - position)):
+                if position // self._batch % self.world_size == self._rank:
+                    yield index
+                position += 1
+
+    def _epoch(self, epoch: int, offset: int) -> Iterator[int]:
+        """The list of an epoch from `offset` on."""
+        # RandomState, unlike newer generators, gives the same numbers in every version of numpy.
+        order = np.random.RandomState([self._seed, epoch]).permutation(len(self._shards))
+        ends = np.cumsum(self._shards)
+        for window in range(0, len(order), _WINDOW):
+            chosen = order[window : window + _WINDOW]
+            size = sum(self._shards[n] for n in chosen)
+            if offset < size:
+                block = np.concatenate([np.arange(ends[n] - self._shards[n], ends[n]) for n in chosen])
+                np.random.RandomState([self._seed, epoch, window]).shuffle(block)
+                yield from block[offset:].tolist()
+            offset = max(0, offset - size)
+
+
+class EvaluationOrder(DistributedSampler):
+    """The sequences in order, dealt to the devices one by one; at most world_size - 1 are left out.
+
+    Args:
+        count: the number of sequences.
+        limit: use only so many, evenly spaced.
+        rank: of this device.
+        world_size: number of devices.
+    """
+
+    def __init__(self, count: int, limit: int | None = None, rank: int = 0, world_size: int = 1) -> None:
+        used = min(count, limit or count)
+        self._mine = (np.arange(used // world_size * world_size) * count // used)[rank::world_size]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Nothing: every evaluation sees the same."""
+
+    def __len__(self) -> int:
+        return len(self._mine)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._mine.tolist())
+
+
+class TrainingLoader(DataLoader):
+    """A loader over a `TrainingOrder` that saves how far it is; Lightning stores that in checkpoints.
+
+    It is one endless stream: each `iter()` serves the next `len(loader)` batches after those served so far.
+    """
+
+    _served = 0  # sequences, in all epochs, to all devices
+
+    def __iter__(self) -> Iterator[Any]:
+        order = self.sampler
+        assert isinstance(order, TrainingOrder)
+        assert self.batch_size
+        order.start = self._served
+        for batch in super().__iter__():
+            self._served += self.batch_size * order.world_size
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """How many sequences were served to all devices since the beginning of the run."""
+        return {"sequences": self._served}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Goes on from a saved state with the next `iter()`."""
+        self._served = state["sequences"]

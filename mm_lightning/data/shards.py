@@ -1,0 +1,94 @@
+"""Token files of units to the chunk files of litdata, one stream a split."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mm_lightning.data.manifest import Shard, crc32, write_json
+
+
+def write_shards(
+    parts: list[tuple[Path, int]], folder: Path, dtype: str, shard_tokens: int, workers: int
+) -> list[Shard]:
+    """Joins token files, in order, and cuts the stream into shards of about `shard_tokens` tokens.
+
+    A shard that is already there is kept, and a token file is deleted once the shards that need it are there, so
+    that this can be interrupted and needs little room.
+
+    Args:
+        parts: token files and the number of tokens in each.
+        folder: for the shards and their index.json.
+        dtype: of the tokens.
+        shard_tokens: wanted size of a shard.
+        workers: how many threads write.
+
+    Returns:
+        The shards, in order.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    ends = list(accumulate(tokens for _, tokens in parts))
+    total = ends[-1]
+    count = max(1, round(total / shard_tokens))
+    bounds = list(pairwise(total * n // count for n in range(count + 1)))
+    shards: list[Shard] = []
+    config: dict[str, Any] = {}
+    freed = 0
+    with ThreadPoolExecutor(workers) as pool:
+        written = pool.map(lambda n: _write_shard(parts, ends, bounds[n], n, folder, dtype), range(count))
+        for (shard, config), (_, stop) in zip(written, bounds, strict=True):  # noqa: B007
+            shards.append(shard)
+            while freed < len(parts) and ends[freed] <= stop:
+                parts[freed][0].unlink(missing_ok=True)
+                freed += 1
+    chunks = [{"filename": s.file, "chunk_bytes": s.bytes, "chunk_size": 1, "dim": s.tokens} for s in shards]
+    write_json(folder / "index.json", {"chunks": chunks, "config": config})
+    return shards
+
+
+def _write_shard(
+    parts: list[tuple[Path, int]], ends: list[int], bounds: tuple[int, int], number: int, folder: Path, dtype: str
+) -> tuple[Shard, dict[str, Any]]:
+    """Tokens start <= i < stop of the stream as one litdata chunk with one item; also litdata's config for it."""
+    import torch
+    from litdata.streaming.item_loader import TokensLoader
+    from litdata.streaming.writer import BinaryWriter
+
+    start, stop = bounds
+    path = folder / f"chunk-0-{number}.bin"
+    with tempfile.TemporaryDirectory(dir=folder) as beside:
+        writer = BinaryWriter(beside, chunk_size=1, chunk_index=number, item_loader=TokensLoader())
+        if not path.exists():
+            tokens = _stream(parts, ends, start, stop, dtype)
+            writer.add_item(0, torch.from_numpy(tokens))
+            writer.done()
+            (made,) = Path(beside).glob("*.bin")
+            os.replace(made, path)
+        else:  # only to learn the config
+            writer.serialize(torch.empty(1, dtype=getattr(torch, dtype)))
+        config = writer.get_config()
+    return Shard(path.name, path.stat().st_size, stop - start, crc32(path)), config
+
+
+def _stream(parts: list[tuple[Path, int]], ends: list[int], start: int, stop: int, dtype: str) -> np.ndarray:
+    pieces = [np.empty(0, dtype)]
+    for (path, tokens), end in zip(parts, ends, strict=True):
+        begin = end - tokens
+        if begin < stop and end > start:
+            first, last = max(start, begin) - begin, min(stop, end) - begin
+            pieces.append(np.fromfile(path, dtype, last - first, offset=first * np.dtype(dtype).itemsize))
+    return np.concatenate(pieces)
+
+
+def free_bytes(folder: Path) -> int:
+    """Free space where `folder` is or will be."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free

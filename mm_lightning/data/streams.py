@@ -1,0 +1,108 @@
+"""Bytes of files: decompression, records between separators, and errors that say what is damaged."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import BinaryIO
+
+from mm_lightning.errors import UserError
+
+_BLOCK = 1 << 20
+
+
+class BadInput(Exception):
+    """A file or a row that cannot be read, with the reason."""
+
+
+def records(stream: BinaryIO, separator: bytes, start: int, stop: int | None) -> Iterator[tuple[int, bytes]]:
+    """The records between separators that begin at bytes start <= offset < stop, each with its offset."""
+    base = max(0, start - len(separator))  # the byte of the file at which the buffer begins
+    if base:
+        stream.seek(base)
+    inside = start == 0  # else up to the first separator that ends at or after `start`
+    buffer, begin, scanned = b"", 0, 0
+    while True:
+        end = buffer.find(separator, scanned)
+        if end < 0:
+            block = stream.read(_BLOCK)
+            if not block:
+                break
+            scanned = max(begin, len(buffer) - len(separator) + 1) - begin
+            buffer, base, begin = buffer[begin:] + block, base + begin, 0
+            continue
+        if stop is not None and base + begin >= stop:
+            return
+        if inside:
+            yield base + begin, buffer[begin:end]
+        inside = True
+        begin = scanned = end + len(separator)
+    if inside and begin < len(buffer) and (stop is None or base + begin < stop):
+        yield base + begin, buffer[begin:]
+
+
+def arrow(url: str) -> tuple[ModuleType, ModuleType]:
+    """pyarrow and pyarrow.parquet; `url` is for the message if they are missing."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise UserError(f"{url} needs the package pyarrow: pip install 'mm-lightning[data]'") from error
+    return pyarrow, pyarrow.parquet
+
+
+@contextmanager
+def opened(url: str, codec: str | None) -> Iterator[BinaryIO]:
+    """The decompressed bytes of a file; damaged compression is a BadInput."""
+    import fsspec
+
+    with fsspec.open(url, "rb") as stream:
+        if codec == "gz":
+            try:
+                yield gzip.GzipFile(fileobj=stream)  # type: ignore[misc]
+            except (zlib.error, EOFError) as error:
+                raise BadInput(f"damaged gzip: {error}") from error
+        elif codec == "zst":
+            yield _ZstdReader(stream, url)  # type: ignore[misc]
+        else:
+            yield stream
+
+
+class _ZstdReader:
+    """Reads the frames of a zstd file one after the other. (The library's own reader takes a truncated file for a
+    short one.)"""
+
+    def __init__(self, stream: BinaryIO, url: str) -> None:
+        try:
+            import zstandard
+        except ImportError as error:
+            raise UserError(f"{url} needs the package zstandard: pip install 'mm-lightning[data]'") from error
+        self._library, self._stream = zstandard, stream
+        self._frame = None
+
+    def read(self, size: int = -1) -> bytes:
+        """About `size` bytes, at least one unless at the end; all of them if `size` is negative."""
+        if size < 0:
+            return b"".join(iter(lambda: self.read(_BLOCK), b""))
+        data, rest = b"", b""
+        while not data:
+            block = rest or self._stream.read(size)
+            if not block:
+                if self._frame is not None:
+                    raise BadInput("damaged zstd: the file ends inside a frame")
+                return b""
+            self._frame = self._frame or self._library.ZstdDecompressor().decompressobj()
+            try:
+                data = self._frame.decompress(block)
+            except self._library.ZstdError as error:
+                raise BadInput(f"damaged zstd: {error}") from error
+            rest = b""
+            if self._frame.eof:
+                rest, self._frame = self._frame.unused_data, None
+            if data and rest:
+                self._stream.seek(-len(rest), io.SEEK_CUR)
+        return data

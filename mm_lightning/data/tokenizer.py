@@ -1,0 +1,207 @@
+"""Text to token ids and back: plain bytes, or any `tokenizer.json` of the tokenizers library."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from mm_lightning.errors import UserError
+
+BEGIN, END = "<|begin_of_text|>", "<|end_of_text|>"
+
+# What tokenizers call the tokens around a document, in the order they are looked for.
+_BOUNDARIES = [(BEGIN, END), ("<s>", "</s>"), ("<bos>", "<eos>"), ("<|endoftext|>", "<|endoftext|>")]
+
+# Llama 3's split: contractions, words with one leading space or sign, up to three digits, signs with the line ends
+# behind them, line ends with the white space before them, indentation up to the last space before a word.
+_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+class Tokenizer(ABC):
+    """Token ids of text. The text is never searched for special tokens: a literal `<|end_of_text|>` in a document
+    is encoded as the characters it is written with.
+
+    Attributes:
+        name: what to call it: "bytes", or the path it was read from.
+        vocab_size: one more than the largest id.
+        bos: the id that begins a document.
+        eos: the id that ends a document; may be the same as `bos`.
+        sha256: hash of what the tokenizer is, whatever the layout of its file.
+    """
+
+    name: str
+    vocab_size: int
+    bos: int
+    eos: int
+    sha256: str
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`, without the tokens around a document."""
+        return self.encode_batch([text])[0]
+
+    @abstractmethod
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, without the tokens around a document."""
+
+    @abstractmethod
+    def decode(self, ids: Iterable[int], special: bool = False) -> str:
+        """The text of `ids`.
+
+        Args:
+            ids: token ids; those outside the vocabulary are left out.
+            special: also show special tokens, by name.
+        """
+
+    @abstractmethod
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes a JSON file that `load_tokenizer` reads back."""
+
+
+class ByteTokenizer(Tokenizer):
+    """The 256 byte values of UTF-8, then `bos` and `eos`. Needs no file."""
+
+    def __init__(self) -> None:
+        self.name, self.vocab_size, self.bos, self.eos = "bytes", 258, 256, 257
+        self.sha256 = _digest({"tokenizer": "bytes"})
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        return [list(text.encode()) for text in texts]
+
+    def decode(self, ids: Iterable[int], special: bool = False) -> str:
+        names = {self.bos: BEGIN.encode(), self.eos: END.encode()} if special else {}
+        pieces = (bytes([i]) if 0 <= i < 256 else names.get(i, b"") for i in ids)
+        return b"".join(pieces).decode(errors="replace")
+
+    def save(self, path: str | os.PathLike) -> None:
+        Path(path).write_text('{"tokenizer": "bytes"}\n')
+
+
+class FileTokenizer(Tokenizer):
+    """A `tokenizer.json` of the tokenizers library.
+
+    Args:
+        path: the file, or the folder that holds it.
+    """
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        import tokenizers
+
+        self.name = str(path)
+        text = Path(path).read_text(encoding="utf-8")
+        try:
+            content = json.loads(text)
+            self._inner = tokenizers.Tokenizer.from_str(text)
+        except Exception as error:  # the library raises bare Exception
+            reason = str(error).splitlines()[0][:200]
+            raise UserError(f"{path} is not a tokenizer.json of the tokenizers library: {reason}") from error
+        self._inner.no_padding()
+        self._inner.no_truncation()
+        self._inner.encode_special_tokens = True
+        self._content = {key: value for key, value in content.items() if key not in ("padding", "truncation")}
+        self.sha256 = _digest(self._content)
+        self.vocab_size = max(self._inner.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        self.bos, self.eos = self._boundaries()
+
+    def _boundaries(self) -> tuple[int, int]:
+        for begin, end in _BOUNDARIES:
+            ids = self._inner.token_to_id(begin), self._inner.token_to_id(end)
+            if ids[0] is not None and ids[1] is not None:
+                return ids
+        wanted = ", ".join(" and ".join(dict.fromkeys(pair)) for pair in _BOUNDARIES)
+        raise UserError(f"{self.name} has no tokens that begin and end a document (looked for {wanted})")
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        return [e.ids for e in self._inner.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Iterable[int], special: bool = False) -> str:
+        known = [int(i) for i in ids if 0 <= i < self.vocab_size]
+        return self._inner.decode(known, skip_special_tokens=not special)
+
+    def save(self, path: str | os.PathLike) -> None:
+        Path(path).write_text(json.dumps(self._content, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def load_tokenizer(spec: str | os.PathLike) -> Tokenizer:
+    """The tokenizer that `spec` names.
+
+    Args:
+        spec: "bytes", or a `tokenizer.json`, or a folder holding one (such as a prepared data folder).
+
+    Raises:
+        UserError: no such file, or not a usable tokenizer.
+    """
+    if str(spec) == "bytes":
+        return ByteTokenizer()
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        path = path / "tokenizer.json"
+    if not path.is_file():
+        raise UserError(f"no tokenizer at {path}: give `bytes`, a tokenizer.json, or a folder that holds one")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not a tokenizer.json: {error}") from error
+    if content == {"tokenizer": "bytes"}:
+        return ByteTokenizer()
+    return FileTokenizer(path)
+
+
+def train_tokenizer(
+    texts: Iterable[str], vocab_size: int, output: str | os.PathLike, progress: bool = True
+) -> Tokenizer:
+    """Trains a byte-level BPE and writes it as a `tokenizer.json`; the same texts always give the same file.
+
+    Args:
+        texts: whole documents (line ends and indentation are learned only from texts that contain them).
+        vocab_size: entries, the 256 bytes and 2 special tokens included; fewer if the texts do not have so many.
+        output: the file to write.
+        progress: show a progress bar.
+
+    Raises:
+        UserError: `vocab_size` below 258, or no text.
+    """
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    if vocab_size < 258:
+        raise UserError(f"vocab_size {vocab_size} is below 258, the 256 bytes and 2 special tokens")
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    split = pre_tokenizers.Split(tokenizers.Regex(_SPLIT), behavior="isolated")
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[BEGIN, END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=progress,
+    )
+    seen = 0
+
+    def counted() -> Iterable[str]:
+        nonlocal seen
+        for text in texts:
+            seen += len(text)
+            yield text
+
+    tokenizer.train_from_iterator(counted(), trainer)
+    if not seen:
+        raise UserError("there is no text to train a tokenizer on")
+    path = Path(output)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".tmp")
+    beside.write_text(tokenizer.to_str(pretty=True) + "\n", encoding="utf-8")
+    os.replace(beside, path)
+    return FileTokenizer(path)
+
+
+def _digest(content: dict) -> str:
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()

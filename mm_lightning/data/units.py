@@ -1,0 +1,197 @@
+"""Units of work of a preparation: documents of a few files to token files, in parallel, each unit once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mm_lightning.data.corpora import Piece, ReadSettings, SourceFile, read_piece
+from mm_lightning.data.manifest import SPLITS, write_json
+from mm_lightning.data.tokenizer import Tokenizer, load_tokenizer
+from mm_lightning.errors import UserError
+
+_BATCH_CHARACTERS = 1 << 20
+
+# Called with documents, tokens and characters done since the last call.
+Report = Callable[[int, int, int], None]
+
+
+@dataclass
+class SplitCounts:
+    """What one unit put into one split."""
+
+    documents: int = 0
+    tokens: int = 0
+    bytes: int = 0
+    longest: int = 0
+    lengths: list[int] = field(default_factory=lambda: [0] * 48)  # documents of 2**k to 2**(k+1) - 1 tokens
+
+
+@dataclass
+class UnitRecord:
+    """What a finished unit leaves in its JSON file; its tokens and token counts are beside it."""
+
+    splits: dict[str, SplitCounts]
+    skipped: list[str]
+    empty: int
+
+    @classmethod
+    def load(cls, path: Path) -> UnitRecord:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        splits = {name: SplitCounts(**counts) for name, counts in content.pop("splits").items()}
+        return cls(splits=splits, **content)
+
+
+@dataclass(frozen=True)
+class UnitFiles:
+    """Where a unit's results are."""
+
+    folder: Path
+    number: int
+
+    @property
+    def record(self) -> Path:
+        return self.folder / f"unit-{self.number:06d}.json"
+
+    def tokens(self, split: str) -> Path:
+        return self.folder / f"unit-{self.number:06d}.{split}.bin"
+
+    def frequencies(self) -> Path:
+        return self.folder / f"unit-{self.number:06d}.counts.npy"
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a worker needs besides the number of the unit."""
+
+    files: list[SourceFile]
+    units: list[list[Piece]]
+    settings: ReadSettings
+    tokenizer: Path
+    dtype: str
+    validation_fraction: float
+    folder: Path
+
+
+def fraction_of(text: str, purpose: str = "split") -> float:
+    """A number in [0, 1) that depends on the text and the purpose alone."""
+    digest = hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8, person=purpose.encode())
+    return int.from_bytes(digest.digest()) / 2**64
+
+
+def documents_of(
+    files: list[SourceFile], unit: list[Piece], settings: ReadSettings, skipped: list[str]
+) -> Iterator[str]:
+    """The documents of a unit, in order, empty ones included."""
+    for piece in unit:
+        yield from read_piece(files[piece.file], piece, settings, skipped)
+
+
+def run_units(job: Job, numbers: list[int], workers: int, report: Report) -> None:
+    """Tokenizes the units `numbers`, in this process if `workers` is 1.
+
+    Raises:
+        UserError: bad input, or a worker died.
+    """
+    if workers == 1 or len(numbers) < 2:
+        tokenizer = load_tokenizer(job.tokenizer)
+        for number in numbers:
+            tokenize_unit(job, number, tokenizer, report)
+        return
+    context = get_context("spawn")
+    queue = context.Queue()
+    pool = ProcessPoolExecutor(min(workers, len(numbers)), context, _start_worker, (job, queue))
+    try:
+        waiting = {pool.submit(_work, number) for number in numbers}
+        while waiting:
+            done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
+            while not queue.empty():
+                report(*queue.get())
+            _raise_first(done)
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a worker process died, perhaps for lack of memory: run the same again to go on, with fewer workers "
+            "(in a script of your own, call this under `if __name__ == '__main__':`)"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+    while not queue.empty():
+        report(*queue.get())
+
+
+def _raise_first(done: set[Future]) -> None:
+    for future in done:
+        future.result()
+
+
+_worker: dict[str, Any] = {}
+
+
+def _start_worker(job: Job, queue: Any) -> None:
+    # The pool is the parallelism; threads of the tokenizers library within each process would only get in its way.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    _worker.update(job=job, tokenizer=load_tokenizer(job.tokenizer), report=lambda *done: queue.put(done))
+
+
+def _work(number: int) -> None:
+    tokenize_unit(_worker["job"], number, _worker["tokenizer"], _worker["report"])
+
+
+def tokenize_unit(job: Job, number: int, tokenizer: Tokenizer, report: Report) -> None:
+    """Writes a unit's tokens, one file a split, the frequencies of its tokens, and last its record."""
+    files = UnitFiles(job.folder, number)
+    counts = {split: SplitCounts() for split in SPLITS}
+    frequencies = np.zeros((len(SPLITS), tokenizer.vocab_size), np.int64)
+    skipped: list[str] = []
+    empty = 0
+    outs = {split: files.tokens(split).open("wb") for split in SPLITS}
+    try:
+        for texts in _batches(documents_of(job.files, job.units[number], job.settings, skipped)):
+            full = [text for text in texts if text]
+            empty += len(texts) - len(full)
+            streams: list[list[np.ndarray]] = [[] for _ in SPLITS]
+            for text, ids in zip(full, tokenizer.encode_batch(full), strict=True):
+                which = int(fraction_of(text) < job.validation_fraction)
+                streams[which].append(np.array([tokenizer.bos, *ids, tokenizer.eos], job.dtype))
+                _count(counts[SPLITS[which]], text, len(ids) + 2)
+            for which, split in enumerate(SPLITS):
+                stream = np.concatenate([np.empty(0, job.dtype), *streams[which]])
+                stream.tofile(outs[split])
+                frequencies[which] += np.bincount(stream, minlength=tokenizer.vocab_size)
+            report(len(full), sum(len(s) for group in streams for s in group), sum(map(len, full)))
+    finally:
+        for out in outs.values():
+            out.close()
+    np.save(files.frequencies(), frequencies)
+    write_json(files.record, asdict(UnitRecord(counts, skipped, empty)))
+
+
+def _count(counts: SplitCounts, text: str, length: int) -> None:
+    counts.documents += 1
+    counts.tokens += length
+    counts.bytes += len(text.encode(errors="surrogatepass"))
+    counts.longest = max(counts.longest, length)
+    counts.lengths[length.bit_length() - 1] += 1
+
+
+def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    characters = 0
+    for text in texts:
+        batch.append(text)
+        characters += len(text)
+        if characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
