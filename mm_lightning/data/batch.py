@@ -36,6 +36,11 @@ class Batch:
         targets[begins[:, 1:]] = IGNORED
         return cls(tokens, targets, Documents.from_starts(begins[:, :-1]))
 
+    @classmethod
+    def collate(cls, sequences: list[Tensor], bos: int, eos: int) -> Batch:
+        """The batch of a list of (T + 1,) int64 sequences."""
+        return cls.from_sequences(torch.stack(sequences), bos, eos)
+
     def __len__(self) -> int:
         return self.tokens.shape[0]
 

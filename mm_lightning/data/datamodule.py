@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from functools import partial
 from pathlib import Path
 
 import lightning
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mm_lightning.data.batch import Batch
@@ -154,7 +154,7 @@ class TextDataModule(lightning.LightningDataModule):
         return DataLoader(Sequences(self.path / split, length), sampler=order, **self._options())
 
     def _options(self) -> dict:
-        collate = partial(_collate, bos=self.tokenizer.bos, eos=self.tokenizer.eos)
+        collate = partial(Batch.collate, bos=self.tokenizer.bos, eos=self.tokenizer.eos)
         options = {
             "batch_size": self.micro_batch_size,
             "collate_fn": collate,
@@ -164,9 +164,12 @@ class TextDataModule(lightning.LightningDataModule):
             "generator": torch.Generator().manual_seed(self.seed),
         }
         if self.num_workers:
-            # Forking a process that runs threads (gloo, for one) can deadlock.
+            # Forking a process that runs threads (gloo, for one) can deadlock: workers are forked from a server that
+            # has only imported what they need.
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload(["__main__", "mm_lightning.data.batch", "mm_lightning.data.sequences"])
             options |= {
-                "multiprocessing_context": "forkserver",
+                "multiprocessing_context": context,
                 "persistent_workers": True,
                 "timeout": _WORKER_TIMEOUT,
             }
@@ -184,7 +187,3 @@ class TextDataModule(lightning.LightningDataModule):
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             return torch.distributed.get_rank(), torch.distributed.get_world_size()
         return 0, 1
-
-
-def _collate(sequences: list[Tensor], bos: int, eos: int) -> Batch:
-    return Batch.from_sequences(torch.stack(sequences), bos, eos)
