@@ -15,6 +15,11 @@ from mm_lightning.errors import UserError
 from mm_lightning.memory.documents import Documents
 from mm_lightning.memory.layers import Embedding, Linear, RMSNorm
 
+try:
+    from torch.nn import LinearCrossEntropyOptions  # torch >= 2.15
+except ImportError:
+    LinearCrossEntropyOptions = None  # type: ignore[assignment, misc]
+
 IGNORE = -100
 """The target that counts for nothing."""
 
@@ -76,11 +81,14 @@ class Classifier(Linear):
         if targets is None:
             return super().forward(x)
         x, targets = x.flatten(0, -2), targets.flatten()
-        if hasattr(F, "linear_cross_entropy"):
-            # In the inputs' own type it would return the loss rounded to bf16.
-            with torch.autocast(x.device.type, enabled=False):
-                return F.linear_cross_entropy(x.float(), self.weight.float(), targets, ignore_index=IGNORE)
-        return F.cross_entropy(super().forward(x).float(), targets, ignore_index=IGNORE)
+        tokens, dim = x.shape
+        if LinearCrossEntropyOptions is None or tokens < dim or self.out_features <= dim:
+            return F.cross_entropy(super().forward(x).float(), targets, ignore_index=IGNORE)
+        # In a shorter type it would return the loss itself rounded to that type.
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear_cross_entropy(
+                x.float(), self.weight.float(), targets, ignore_index=IGNORE, options=LinearCrossEntropyOptions()
+            )
 
 
 class Network(nn.Module):

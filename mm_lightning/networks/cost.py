@@ -75,5 +75,33 @@ def forward_flops_per_token(config: NetworkConfig, context: int) -> int:
 
 
 def training_flops_per_token(config: NetworkConfig, context: int) -> int:
-    """Forward and backward: three times the forward pass. Recomputed activations are not useful work and not counted."""
+    """Forward and backward: three times the forward pass. Recomputing activations is not useful work, so not counted."""
     return 3 * forward_flops_per_token(config, context)
+
+
+def activation_bytes_per_token(
+    config: NetworkConfig, compute_bytes: int, residual_bytes: int, checkpointing: bool = False
+) -> int:
+    """Bytes that a forward pass keeps for the backward pass, per token; the loss's logits not included.
+
+    Counted tensor by tensor for the fused CUDA path. Small per-head tensors (gates, norms, log-sum-exps) are counted as
+    48 bytes a head and level.
+
+    Args:
+        config: the network.
+        compute_bytes: of a number that goes into a matrix product: 2 in bf16, 4 in float32.
+        residual_bytes: of a number of the residual stream: 4, or 2 where parameters themselves are in bf16.
+        checkpointing: whether blocks are recomputed: then each keeps its input, and one at a time the rest.
+    """
+    d, f = config.dim, config.persistent_dim
+    if isinstance(config, MemoryMosaicConfig):
+        # Raw and averaged keys, queries; raw and averaged values; the keys and values that can be read; the answer;
+        # and once more the answer, beside those of the other levels.
+        contextual = len(config.levels) * (9 * d * compute_bytes + 48 * config.heads)
+    else:
+        contextual = 4 * d * compute_bytes  # q, k, v, the answer
+    block = contextual + 2 * d * compute_bytes + 4 * f * compute_bytes + 2 * d * residual_bytes
+    ends = d * (2 * residual_bytes + 8)  # embedding, last norm, and the classifier's float32 input and its gradient
+    if checkpointing:
+        return config.layers * d * residual_bytes + block + ends
+    return config.layers * block + ends

@@ -1,0 +1,139 @@
+"""Equation (4): fused reads against the written-out matrix, and that one against a plain loop."""
+
+import math
+
+import pytest
+import torch
+
+from mm_lightning.memory import retrieval
+from mm_lightning.memory.documents import Documents
+from mm_lightning.memory.retrieval import Span, read, read_reference
+
+SPANS = {
+    "attention": Span(0),
+    "contextual": Span(1),
+    "long": Span(64),
+    "short": Span(1, 255),
+    "narrow": Span(1, 3),
+    "single": Span(2, 1),
+    "wide": Span(5, 300),
+}
+
+
+def inputs(time, heads=2, groups=2, dtype=torch.float64, batch=2, dim=8):
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(batch, time, n, dim) for n in (heads, groups, groups)]
+    return [torch.randn(s, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for s in shapes]
+
+
+def random_documents(time, chance, batch=2):
+    return Documents.from_starts(torch.rand(batch, time, generator=torch.Generator().manual_seed(1)) < chance)
+
+
+def values_and_gradients(function, arguments, *rest):
+    out = function(*arguments, *rest)
+    weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    return [out, *torch.autograd.grad((out.double() * weights.to(out.device)).sum(), arguments, materialize_grads=True)]
+
+
+def error(found, expected):
+    return max((a.double() - b.double()).abs().max().item() for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("span", SPANS.values(), ids=SPANS)
+def test_reference_against_a_loop(span):
+    q, k, v = inputs(70, batch=1)
+    documents = random_documents(70, 0.03, batch=1)
+    out = read_reference(q, k, v, span, documents, 0.7)
+    for t in range(70):
+        first = t - int(documents.position[0, t])
+        last = t - span.delay
+        if span.size is not None:
+            first = max(first, last - span.size + 1)
+        for head in range(2):
+            total, weight = torch.zeros(8, dtype=torch.float64), 0.0
+            for i in range(first, last + 1):
+                w = math.exp(0.7 * float(q[0, t, head].detach() @ k[0, i, head].detach()))
+                total, weight = total + w * v[0, i, head].detach(), weight + w
+            expected = total / weight if weight else total
+            assert (out[0, t, head] - expected).abs().max() < 1e-12
+    counts = [
+        max(0, t - span.delay - max(t - p, t - span.delay - (span.size or 99) + 1) + 1)
+        for t, p in enumerate(documents.position[0].tolist())
+    ]
+    assert span.count(documents.position)[0].tolist() == counts
+
+
+@pytest.mark.parametrize("span", SPANS.values(), ids=SPANS)
+@pytest.mark.parametrize("time", [1, 2, 63, 64, 65, 255, 256, 257, 1000])
+def test_fused_reads_agree_with_the_reference(span, time):
+    for chance in (0.0, 0.01, 0.5):
+        arguments, documents = inputs(time), random_documents(time, chance)
+        expected = values_and_gradients(read_reference, arguments, span, documents)
+        assert error(values_and_gradients(read, arguments, span, documents), expected) < 1e-12
+
+
+@pytest.mark.parametrize("span", [SPANS["attention"], SPANS["short"]], ids=["attention", "short"])
+def test_grouped_queries(span):
+    arguments, documents = inputs(300, heads=4, groups=2), random_documents(300, 0.01)
+    expected = values_and_gradients(read_reference, arguments, span, documents)
+    assert error(values_and_gradients(read, arguments, span, documents), expected) < 1e-12
+
+
+@pytest.mark.parametrize("span", [SPANS["long"], SPANS["short"]], ids=["long", "short"])
+def test_bf16_is_within_its_rounding(span):
+    arguments, documents = inputs(300, dtype=torch.bfloat16), random_documents(300, 0.01)
+    exact = [x.detach().double().requires_grad_() for x in arguments]
+    expected = values_and_gradients(read_reference, exact, span, documents)
+    found = values_and_gradients(read, arguments, span, documents)
+    assert found[0].dtype == torch.bfloat16
+    assert (found[0].double() - expected[0]).abs().max() < 2e-2
+    assert error(found, expected) < 0.15
+
+
+@pytest.mark.parametrize("span", [Span(3), Span(1, 255)], ids=["long", "short"])
+@pytest.mark.parametrize("chance", [0.0, 0.02, 0.5])
+def test_the_stream_handed_to_variable_length_kernels(span, chance, monkeypatch):
+    """The kernel itself needs a GPU; here a slow one with its documented meaning stands in for it."""
+
+    def varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k, *, scale, window_size, enable_gqa):
+        out = torch.zeros_like(q)
+        assert max_q >= int(cu_q.diff().max())
+        assert max_k >= int(cu_k.diff().max())
+        for n in range(len(cu_q) - 1):
+            rows, columns = range(int(cu_q[n]), int(cu_q[n + 1])), range(int(cu_k[n]), int(cu_k[n + 1]))
+            for i, row in enumerate(rows):
+                end = i + len(columns) - len(rows)  # aligned at the bottom right, (left, 0)
+                seen = [c for j, c in enumerate(columns) if end - (window_size[0] % 10**6) <= j <= end]
+                if seen:
+                    scores = torch.einsum("hd,chd->hc", q[row], k[seen]) * scale
+                    out[row] = torch.einsum("hc,chd->hd", scores.softmax(-1), v[seen])
+        return out
+
+    arguments, documents = inputs(80), random_documents(80, chance)
+    expected = read_reference(*arguments, span, documents)
+    monkeypatch.setattr(retrieval, "varlen_attn", varlen_attn)
+    monkeypatch.setattr(retrieval, "backend", lambda device, dtype: retrieval.VARLEN)
+    with torch.no_grad():
+        assert (read(*arguments, span, documents) - expected).abs().max() < 1e-12
+
+
+def test_nothing_to_read_still_gives_every_input_a_gradient():
+    arguments = inputs(20)
+    out = read(*arguments, Span(64), Documents.whole(2, 20))
+    assert (out == 0).all()
+    assert all((g == 0).all() for g in torch.autograd.grad(out.sum(), arguments))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("span", SPANS.values(), ids=SPANS)
+@pytest.mark.parametrize("chance", [0.0, 0.01, 0.5])
+def test_flash_kernels_on_a_gpu(span, chance):
+    arguments = [x.detach().cuda().requires_grad_() for x in inputs(1000, dtype=torch.bfloat16, dim=64)]
+    documents = random_documents(1000, chance)
+    exact = [x.detach().cpu().double().requires_grad_() for x in arguments]
+    expected = values_and_gradients(read_reference, exact, span, documents)
+    found = values_and_gradients(read, arguments, span, documents.to("cuda"))
+    for a, b in zip(found, expected, strict=True):
+        assert (a.double().cpu() - b).norm() <= 2e-2 * b.norm()

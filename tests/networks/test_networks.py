@@ -1,0 +1,254 @@
+"""What every network must do, and the mosaic against the paper's equations written out."""
+
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from mm_lightning.errors import UserError
+from mm_lightning.memory.documents import Documents
+from mm_lightning.networks import MemoryMosaicConfig, NetworkConfig, TransformerConfig
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("chance", [0.02, 0.1, 0.9])
+def test_packing_equals_running_alone(config, build, packed, chance, dtype, tolerance):
+    """Documents of one token, shorter than m, and longer than the window."""
+    torch.manual_seed(0)
+    # In float32 as initialised: the larger the bandwidths, the more of its rounding is seen.
+    network = config.build() if dtype == torch.float32 else build(config, dtype)
+    tokens, documents = packed(config, 2, 400, chance)
+    together = network(tokens, documents).flatten(0, 1)
+    pieces = tokens.flatten().split(documents.lengths)
+    alone = torch.cat([network(piece[None])[0] for piece in pieces])
+    assert (together - alone).abs().max() < tolerance
+
+
+def test_causal(config, build, packed):
+    network, (tokens, documents) = build(config, torch.float64), packed(config, 1, 120, 0.01)
+    before = network(tokens, documents)
+    for t in (0, 1, 50, 119):
+        changed = tokens.clone()
+        changed[0, t] = (changed[0, t] + 1) % config.vocab_size
+        after = network(changed, documents)
+        # The value at t - 1 looks at t, but the pair at t - 1 is read from t on.
+        assert (after[:, :t] - before[:, :t]).abs().max() == 0 if t else True
+        assert (after[:, t] - before[:, t]).abs().max() > 0
+
+
+def test_loss_counts_targets_only(config, build, packed):
+    network, (tokens, documents) = build(config), packed(config, 2, 50, 0.1)
+    targets = tokens.roll(-1, 1)
+    targets[:, ::7] = -100
+    loss = network(tokens, documents, targets)
+    logits = network(tokens, documents).double().log_softmax(-1)
+    kept = targets != -100
+    expected = -logits[kept].gather(-1, targets[kept][:, None]).mean()
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_activation_checkpointing_changes_nothing(config, build, packed):
+    network, (tokens, documents) = build(config), packed(config, 2, 60, 0.05)
+    gradients = []
+    for network.activation_checkpointing in (False, True):
+        network.zero_grad()
+        network(tokens, documents, tokens).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in network.parameters()]))
+    assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize("precision", ["autocast", "bf16"])
+def test_one_step_in_bf16(config, build, packed, precision):
+    network, (tokens, documents) = build(config), packed(config, 2, 40, 0.05)
+    exact = float(network(tokens, documents, tokens).detach())
+    if precision == "bf16":
+        network = network.bfloat16()
+    optimizer = torch.optim.SGD(network.parameters(), 0.5)
+    losses = []
+    for _ in range(2):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
+            loss = network(tokens, documents, tokens)
+        loss.backward()
+        assert all(p.grad.isfinite().all() for p in network.parameters())
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[0] == pytest.approx(exact, rel=2e-2)
+    assert losses[1] < losses[0]
+
+
+def test_every_parameter_learns(config, build, packed):
+    """Also where no document is long enough for the long-term memory."""
+    network, (tokens, documents) = build(config), packed(config, 2, 100, 0.9)
+    network(tokens, documents, tokens).backward()
+    assert all(p.grad is not None for p in network.parameters())
+    network.zero_grad()
+    network(tokens, None, tokens).backward()
+    silent = [name for name, p in network.named_parameters() if not p.grad.any()]
+    # Whatever is in the very last pair of every document is never read, but everything else is.
+    assert not silent
+
+
+def test_state_dict_round_trip(config, build, packed, tmp_path):
+    network, (tokens, documents) = build(config), packed(config, 1, 40, 0.1)
+    torch.save(network.state_dict(), tmp_path / "weights.pt")
+    with torch.device("meta"):
+        other = config.build()
+    other.to_empty(device="cpu").reset_parameters()
+    other.load_state_dict(torch.load(tmp_path / "weights.pt", weights_only=True))
+    assert torch.equal(network(tokens, documents), other(tokens, documents))
+
+
+def test_mosaic_is_the_papers_equations(build, packed):
+    """Section 2 of the v2 paper, one token and one pair at a time, in float64."""
+    config = MemoryMosaicConfig(
+        vocab_size=11, layers=2, dim=8, heads=2, persistent_dim=12, short_term_window=6, inference_delay=4
+    )
+    network, (tokens, documents) = build(config, torch.float64), packed(config, 1, 30, 0.1)
+    expected = torch.cat([_by_the_paper(network, piece) for piece in tokens[0].split(documents.lengths)])
+    assert (network(tokens, documents)[0] - expected).abs().max() < 1e-10
+
+
+def _by_the_paper(network, tokens):
+    """Logits of one document, (T, V)."""
+    config, w = network.config, {name: p.detach() for name, p in network.named_parameters()}
+
+    def norm(x, weight):
+        return x / (x.pow(2).mean(-1, keepdim=True) + config.norm_eps).sqrt() * weight
+
+    x = w["embedding.weight"][tokens]
+    for block in range(config.layers):
+        b = f"blocks.{block}."
+        y = norm(x, w[b + "contextual_norm.weight"])
+        answers = [_memory(config, w, f"{b}contextual.{level}.", level, y) for level in ("long", "short")]
+        x = x + torch.cat(answers, -1) @ w[b + "W_o.weight"].T
+        y, p = norm(x, w[b + "persistent_norm.weight"]), b + "persistent."
+        hidden = torch.nn.functional.silu(y @ w[p + "W_1.weight"].T) * (y @ w[p + "W_3.weight"].T)
+        x = x + hidden @ w[p + "W_2.weight"].T
+    return norm(x, w["norm.weight"]) @ w["classifier.weight"].T
+
+
+def _memory(config, w, name, level, y):
+    """One contextual memory, pair by pair."""
+    T, H, D = len(y), config.heads, config.head_dim
+    raw_k = (y @ w[name + "keys.W_phi.weight"].T).view(T, H, D)
+    raw_v = (y @ w[name + "W_psi.weight"].T).view(T, H, D)
+    g = (y @ w[name + "keys.W_g.weight"].T).exp()
+    decay = (-(y @ w[name + "keys.W_lambda.weight"].T).abs()).exp()
+    out = torch.zeros(T, H, D, dtype=y.dtype)
+    for h in range(H):
+        gamma = w[name + "values.gamma"][h]
+        alpha_psi = w[name + "values.alpha_psi_theta"][h].abs().clamp(max=15).exp()
+        beta_0, beta_1 = (w[f"{name}bandwidth.beta_{i}_theta"][h].clamp(max=10).exp() for i in (0, 1))
+        alpha = w[name + "bandwidth.alpha_theta"][h].abs().clamp(max=1)
+        keys, values, average = [], [], torch.zeros(D, dtype=y.dtype)
+        for t in range(T):
+            average = g[t, h] * raw_k[t, h] + decay[t, h] * average
+            keys.append(average / average.norm())
+            ahead = raw_v[t + 1, h] if t + 1 < T else torch.zeros(D, dtype=y.dtype)
+            value = gamma * raw_v[t, h] + (1 - gamma) * ahead
+            values.append(alpha_psi * value / value.norm())
+        for t in range(T):
+            if level == "short":
+                pairs = range(max(0, t - config.short_term_window + 1), t)
+            else:
+                pairs = range(0, max(0, t - config.inference_delay + 1))
+            if not pairs:
+                continue
+            beta = beta_1 * len(pairs) ** alpha + beta_0
+            weights = torch.stack([(beta * keys[t] @ keys[i]).exp() for i in pairs])
+            out[t, h] = sum(a * values[i] for a, i in zip(weights, pairs, strict=True)) / weights.sum()
+    return out.flatten(1)
+
+
+def test_transformer_rotates_by_position_in_the_document(build, packed):
+    """A token's logits depend on relative positions only: shifting a document changes nothing."""
+    config = TransformerConfig(vocab_size=11, layers=1, dim=8, heads=2, persistent_dim=12)
+    network, (tokens, _) = build(config, torch.float64), packed(config, 1, 20, 0.0)
+    documents = Documents.whole(1, 20)
+    shifted = Documents(documents.lengths, documents.position + 1000, documents.offsets)
+    assert (network(tokens, documents) - network(tokens, shifted)).abs().max() < 1e-6
+
+
+def test_initialisation_of_table_6():
+    """Measured standard deviations per parameter and depth; clipping at 3 sigma takes 1.3% of the variance."""
+    d, f, layers = 128, 320, 3
+    torch.manual_seed(0)
+    network = MemoryMosaicConfig(vocab_size=500, layers=layers, dim=d, heads=4, persistent_dim=f).build()
+    seen = 0
+    for name, p in network.named_parameters():
+        if p.dim() < 2:
+            continue
+        depth = int(name.split(".")[1]) + 1 if name.startswith("blocks") else 1
+        fan_in = f if name.endswith("W_2.weight") else d
+        sigma = 1 / math.sqrt(2 * fan_in * depth)
+        measured = p.detach().double()
+        count = measured.numel()
+        assert float(measured.std()) == pytest.approx(0.9973 * sigma, rel=4 / math.sqrt(2 * count) + 0.002), name
+        assert float(measured.mean().abs()) < 4 * sigma / math.sqrt(count), name
+        assert float(measured.abs().max()) <= 3 * sigma * (1 + 1e-6), name
+        seen += 1
+    assert seen == layers * 12 + 2
+    scalars = network.memory_scalars()
+    assert scalars["long/gamma"].min() >= 0
+    assert scalars["long/gamma"].max() <= 1
+    assert scalars["long/gamma"].std() == pytest.approx(1 / math.sqrt(12), rel=0.5)
+    assert (scalars["short/alpha_psi"] == 1).all()
+    assert scalars["short/beta_0"].numel() == layers * 4
+
+
+def test_weight_decay_on_matrices_only(config, build):
+    matrices, others = build(config).decay_groups()
+    assert all(p.dim() == 2 for p in matrices)
+    assert all(p.dim() == 1 for p in others)
+    assert len(matrices) + len(others) == len(list(build(config).parameters()))
+
+
+def test_delay_is_drawn_from_seed_and_step():
+    config = MemoryMosaicConfig(vocab_size=8, layers=1, dim=8, heads=1, persistent_dim=8)
+    network, again = config.build(), config.build()
+    draws = [network.draw_step(3, step)["long_term_delay"] for step in range(4000)]
+    assert draws == [again.draw_step(3, step)["long_term_delay"] for step in range(4000)]
+    assert draws != [network.draw_step(4, step)["long_term_delay"] for step in range(4000)]
+    assert set(draws) == set(range(64, 257))
+    assert sum(draws) / len(draws) == pytest.approx(160, abs=3)
+
+
+def test_the_sampled_delay_is_the_one_used(build, packed):
+    config = MemoryMosaicConfig(vocab_size=9, layers=1, dim=8, heads=1, persistent_dim=8, inference_delay=7)
+    network, (tokens, documents) = build(config), packed(config, 1, 60, 0)
+    assert torch.equal(network(tokens, documents), network(tokens, documents, long_term_delay=7))
+    assert not torch.equal(network(tokens, documents), network(tokens, documents, long_term_delay=8))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"dim": 24, "heads": 5}, "heads must divide dim: 5 heads do not divide dim 24; .* is 4"),
+        ({"layers": 0}, "layers must be at least 1, got 0"),
+        ({"long_term_delay": (9, 5)}, r"\[smallest, largest\], got \[9, 5\]"),
+        ({"short_term_window": 1}, "short_term_window must be at least 2, got 1"),
+        ({"inference_delay": 0}, "never reads its own position"),
+        ({"levels": ()}, "levels must name"),
+    ],
+)
+def test_impossible_dimensions_are_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        MemoryMosaicConfig(**settings)
+
+
+def test_odd_heads_cannot_be_rotated():
+    with pytest.raises(UserError, match="even head size"):
+        TransformerConfig(dim=9, heads=3)
+
+
+def test_the_common_config_builds_nothing():
+    with pytest.raises(TypeError, match="MemoryMosaicConfig"):
+        NetworkConfig().build()
+
+
+def test_networks_import_nothing_heavy():
+    code = "import sys, mm_lightning.networks; print([m for m in ('lightning', 'deepspeed', 'litdata') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
