@@ -124,7 +124,8 @@ class TextDataModule(lightning.LightningDataModule):
         length = self.context_length + 1
         shards = [shard.tokens // length for shard in self._split("train").shards]
         order = TrainingOrder(shards, self.micro_batch_size, self.global_batch_size, self.seed, rank, world_size)
-        return TrainingLoader(Sequences(self.path / "train", length), sampler=order, **self._options())
+        sequences = Sequences(self.path / "train", length, sum(shards))
+        return TrainingLoader(sequences, sampler=order, **self._options())
 
     def val_dataloader(self) -> DataLoader | list:
         """Batches of the validation split in order; nothing if there is no such split."""
@@ -151,7 +152,7 @@ class TextDataModule(lightning.LightningDataModule):
         if count < world_size:
             raise UserError(f"{self.path} has {count} {split} sequences for {world_size} devices: prepare more text")
         order = EvaluationOrder(count, limit and max(limit, world_size), rank, world_size)
-        return DataLoader(Sequences(self.path / split, length), sampler=order, **self._options())
+        return DataLoader(Sequences(self.path / split, length, count), sampler=order, **self._options())
 
     def _options(self) -> dict:
         collate = partial(Batch.collate, bos=self.tokenizer.bos, eos=self.tokenizer.eos)

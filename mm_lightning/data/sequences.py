@@ -28,11 +28,15 @@ class Sequences(Dataset):
     Args:
         folder: of the shards and their index.json.
         length: tokens in a sequence.
+        count: how many sequences there are.
     """
 
-    def __init__(self, folder: str | os.PathLike, length: int) -> None:
-        self.length = length
+    def __init__(self, folder: str | os.PathLike, length: int, count: int) -> None:
+        self._count = count
         self._stream = StreamingDataset(str(folder), item_loader=TokensLoader(block_size=length), shuffle=False)
+
+    def __len__(self) -> int:
+        return self._count
 
     def __getitem__(self, index: int) -> Tensor:
         """(length,) int64"""
