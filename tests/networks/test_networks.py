@@ -12,7 +12,7 @@ from mm_lightning.memory.documents import Documents
 from mm_lightning.networks import MemoryMosaicConfig, NetworkConfig, TransformerConfig
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-9)])
 @pytest.mark.parametrize("chance", [0.02, 0.1, 0.9])
 def test_packing_equals_running_alone(config, build, packed, chance, dtype, tolerance):
     """Documents of one token, shorter than m, and longer than the window."""
@@ -154,7 +154,7 @@ def _memory(config, w, name, level, y):
             if level == "short":
                 pairs = range(max(0, t - config.short_term_window + 1), t)
             else:
-                pairs = range(0, max(0, t - config.inference_delay + 1))
+                pairs = range(max(0, t - config.inference_delay + 1))
             if not pairs:
                 continue
             beta = beta_1 * len(pairs) ** alpha + beta_0
@@ -250,5 +250,6 @@ def test_the_common_config_builds_nothing():
 
 
 def test_networks_import_nothing_heavy():
-    code = "import sys, mm_lightning.networks; print([m for m in ('lightning', 'deepspeed', 'litdata') if m in sys.modules])"
+    heavy = "[m for m in ('lightning', 'deepspeed', 'litdata', 'transformers') if m in sys.modules]"
+    code = f"import sys, mm_lightning.networks; print({heavy})"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
