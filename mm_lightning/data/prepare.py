@@ -14,7 +14,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +30,7 @@ from mm_lightning.data.units import Job, UnitFiles, UnitRecord, documents_of, fr
 from mm_lightning.errors import UserError
 
 _UNFINISHED = ".unfinished"
+_UNIT_BYTES = 1 << 20  # least text of a unit of work
 _COMPRESSION = 4  # how much larger text is than its compressed file, for estimates
 
 
@@ -37,7 +38,7 @@ _COMPRESSION = 4  # how much larger text is than its compressed file, for estima
 class PrepareConfig:
     """What to prepare.
 
-    Attributes:
+    Args:
         sources: files, folders or globs, local or fsspec URLs, or `python-stdlib`: the standard library of this
             Python, each file a document.
         tokenizer: `bytes`, a tokenizer.json (or a folder holding one), or `train`: a byte-level BPE is trained on
@@ -64,7 +65,7 @@ class PrepareConfig:
     suffixes: list[str] | None = None
     on_error: Literal["refuse", "skip"] = "refuse"
     shard_tokens: int = 1 << 24
-    workers: int | None = field(default=None)
+    workers: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.validation_fraction < 1:
@@ -119,8 +120,8 @@ def prepare(config: PrepareConfig, output: str | os.PathLike, progress: bool = T
 def _make(folder: Path, config: PrepareConfig, files: list[SourceFile], identity: str, progress: bool) -> Manifest:
     work = folder / _UNFINISHED
     total = sum(file.size for file in files)
-    units = plan_units(files, config.reading(), max(1 << 20, total >> 12))
-    tokenizer = _tokenizer(config, files, units, work, progress)
+    units = plan_units(files, config.reading(), max(_UNIT_BYTES, total >> 12))
+    tokenizer = _tokenizer(config, files, work, progress)
     dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "int32"
     job = Job(files, units, config.reading(), work / "tokenizer.json", dtype, config.validation_fraction, work)
     names = [UnitFiles(work, number) for number in range(len(units))]
@@ -198,9 +199,7 @@ def _entropy(counts: np.ndarray) -> float:
     return float(-(share * np.log(share)).sum())
 
 
-def _tokenizer(
-    config: PrepareConfig, files: list[SourceFile], units: list[list[Piece]], work: Path, progress: bool
-) -> Tokenizer:
+def _tokenizer(config: PrepareConfig, files: list[SourceFile], work: Path, progress: bool) -> Tokenizer:
     path = work / "tokenizer.json"
     if config.tokenizer != "train":
         tokenizer = load_tokenizer(config.tokenizer)
@@ -208,7 +207,7 @@ def _tokenizer(
         return tokenizer
     if not path.exists():
         say(f"training a tokenizer of {config.vocab_size} entries")
-        texts = _training_texts(config, files, units)
+        texts = training_texts(config, files)
         tokenizer = train_tokenizer(texts, config.vocab_size, path, progress)
         if tokenizer.vocab_size < config.vocab_size:
             say(f"the text gives a tokenizer of only {tokenizer.vocab_size} entries")
@@ -217,14 +216,20 @@ def _tokenizer(
     return tokenizer
 
 
-def _training_texts(config: PrepareConfig, files: list[SourceFile], units: list[list[Piece]]) -> Iterator[str]:
+def training_texts(config: PrepareConfig, files: list[SourceFile] | None = None) -> Iterator[str]:
     """Training documents, each kept with a probability that gives about `tokenizer_bytes` in all."""
-    size = sum(file.size * (_COMPRESSION if file.codec else 1) for file in files)
-    keep = config.tokenizer_bytes / max(size, 1)
-    for unit in units:
-        for text in documents_of(files, unit, config.reading(), []):
-            if fraction_of(text) >= config.validation_fraction and fraction_of(text, "tokenizer") < keep:
-                yield text
+    if files is None:
+        files = list_files(config.sources, config.reading())
+    keep = config.tokenizer_bytes / max(_text_bytes(files), 1)
+    whole = [Piece(number) for number in range(len(files))]
+    for text in documents_of(files, whole, config.reading(), []):
+        if fraction_of(text) >= config.validation_fraction and fraction_of(text, "tokenizer") < keep:
+            yield text
+
+
+def _text_bytes(files: list[SourceFile]) -> int:
+    """About how much text the files hold."""
+    return sum(file.size * (_COMPRESSION if file.codec else 1) for file in files)
 
 
 def _fingerprint(config: PrepareConfig, files: list[SourceFile]) -> str:
@@ -272,7 +277,7 @@ def _begin(folder: Path, identity: str, config: PrepareConfig, files: list[Sourc
     strangers = [path.name for path in folder.iterdir() if path.name not in (_UNFINISHED, ".lock")]
     if strangers:
         raise UserError(f"{folder} is not empty and not prepared data (it has {strangers[0]}): give another folder")
-    size = sum(file.size * (_COMPRESSION if file.codec else 1) for file in files)
+    size = _text_bytes(files)
     # bytes: 2 bytes a token and one token a byte; else seldom less than 2 bytes of text a token, 4 bytes at most.
     needed = int(2.2 * size)
     if free_bytes(folder) < needed:

@@ -37,6 +37,7 @@ class PrepareProgress:
             console=Console(stderr=True),
             disable=not shown,
         )
+        self._total = total
         self._task = self._bar.add_task("", total=total, rate="")
         self._start = time.monotonic()
         self._documents = self._tokens = 0
@@ -45,7 +46,9 @@ class PrepareProgress:
         self._bar.start()
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, failed: type[BaseException] | None, *_: Any) -> None:
+        if not failed:
+            self._bar.update(self._task, completed=self._total)
         self._bar.stop()
 
     def report(self, documents: int, tokens: int, characters: int) -> None:

@@ -1,0 +1,146 @@
+"""What `mm data ...` and `mm tokenizer ...` do. What they need is imported when they run."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from mm_lightning.errors import UserError
+
+
+def prepare_command(
+    sources: list[str],
+    output: str,
+    tokenizer: str = "bytes",
+    vocab_size: int = 4096,
+    tokenizer_bytes: int = 50_000_000,
+    validation_fraction: float = 0.01,
+    text_key: str = "text",
+    separator: str | None = None,
+    suffixes: list[str] | None = None,
+    on_error: Literal["refuse", "skip"] = "refuse",
+    shard_tokens: int = 1 << 24,
+    workers: int | None = None,
+    progress: bool = True,
+) -> None:
+    """Turn text into a folder of tokens that `mm fit` trains from.
+
+    Interrupted, it goes on where it was when run again. A folder with other contents is never overwritten.
+
+    Args:
+        sources: .txt, .jsonl, .json (a JSON object a line), each also .gz or .zst, and .parquet files, folders or
+            globs of them, local or fsspec URLs, or `python-stdlib`: the standard library of this Python.
+        output: folder to make.
+        tokenizer: `bytes`, a tokenizer.json (or a folder holding one), or `train`, which trains a byte-level BPE on
+            the training split.
+        vocab_size: entries of the tokenizer to train.
+        tokenizer_bytes: about how much text it is trained on, taken evenly over the documents.
+        validation_fraction: share of the documents set apart, chosen by a hash of their text, so that the split
+            does not move when files are added. 0 makes no validation split.
+        text_key: key of JSON lines, or column of parquet files, that holds the text.
+        separator: in text files, the string between two documents, such as `<|endoftext|>`; without one each text
+            file is a document.
+        suffixes: the files of folders to read, as text unless known, instead of .txt, .jsonl, .json and .parquet.
+        on_error: refuse stops at a file or row that cannot be read; skip counts and lists it in the manifest.
+        shard_tokens: tokens in a shard.
+        workers: processes; the number of CPU cores if not given. What is written does not depend on it.
+        progress: show a progress bar.
+    """
+    from mm_lightning.data.prepare import PrepareConfig, prepare
+
+    config = PrepareConfig(
+        sources=sources,
+        tokenizer=tokenizer,
+        vocab_size=vocab_size,
+        tokenizer_bytes=tokenizer_bytes,
+        validation_fraction=validation_fraction,
+        text_key=text_key,
+        separator=separator,
+        suffixes=suffixes,
+        on_error=on_error,
+        shard_tokens=shard_tokens,
+        workers=workers,
+    )
+    prepare(config, output, progress)
+
+
+def inspect_command(path: str, samples: int = 3, seed: int = 0) -> None:
+    """Show what a prepared folder holds: sizes, document lengths, decoded samples.
+
+    Args:
+        path: the prepared folder.
+        samples: how many samples to show of each split.
+        seed: which samples.
+    """
+    from mm_lightning.data.inspect import inspect
+
+    inspect(path, samples, seed)
+
+
+def verify_command(path: str, checksums: bool = True) -> None:
+    """Check a prepared folder for missing, truncated, damaged or foreign files.
+
+    Args:
+        path: the prepared folder.
+        checksums: also read every shard and compare its checksum.
+
+    Raises:
+        UserError: with a line for each problem.
+    """
+    from mm_lightning.data.manifest import Manifest, verify
+
+    problems = verify(path, checksums)
+    if problems:
+        raise UserError("\n".join(problems))
+    shards = sum(len(split.shards) for split in Manifest.load(path).splits.values())
+    print(f"{path} is whole: {shards} shards" + (", checksums right" if checksums else ""))
+
+
+def train_tokenizer_command(
+    sources: list[str],
+    output: str,
+    vocab_size: int = 4096,
+    tokenizer_bytes: int = 50_000_000,
+    text_key: str = "text",
+    separator: str | None = None,
+    suffixes: list[str] | None = None,
+    on_error: Literal["refuse", "skip"] = "refuse",
+    overwrite: bool = False,
+    progress: bool = True,
+) -> None:
+    """Train a byte-level BPE tokenizer.
+
+    Args:
+        sources: what to read, as for `mm data prepare`.
+        output: tokenizer.json to write.
+        vocab_size: entries, the 256 bytes and 2 special tokens included.
+        tokenizer_bytes: about how much text to train on, taken evenly over the documents.
+        text_key: key of JSON lines, or column of parquet files, that holds the text.
+        separator: in text files, the string between two documents.
+        suffixes: the files of folders to read, as text unless known, instead of .txt, .jsonl, .json and .parquet.
+        on_error: refuse stops at a file or row that cannot be read; skip leaves it out.
+        overwrite: replace an existing file.
+        progress: show a progress bar.
+    """
+    from pathlib import Path
+
+    from mm_lightning.data.prepare import PrepareConfig, training_texts
+    from mm_lightning.data.tokenizer import train_tokenizer
+
+    path = Path(output).expanduser()
+    if path.is_dir():
+        path = path / "tokenizer.json"
+    if path.exists() and not overwrite:
+        raise UserError(f"{path} exists: give another output, or overwrite=true")
+    config = PrepareConfig(
+        sources=sources,
+        tokenizer="train",
+        vocab_size=vocab_size,
+        tokenizer_bytes=tokenizer_bytes,
+        validation_fraction=0,
+        text_key=text_key,
+        separator=separator,
+        suffixes=suffixes,
+        on_error=on_error,
+    )
+    trained = train_tokenizer(training_texts(config), vocab_size, path, progress)
+    print(f"{path}: {trained.vocab_size} entries, sha256 {trained.sha256}")

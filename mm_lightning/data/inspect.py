@@ -1,0 +1,106 @@
+"""A look into a prepared folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from mm_lightning.data.manifest import Manifest, Split
+from mm_lightning.data.tokenizer import Tokenizer, load_tokenizer
+from mm_lightning.errors import UserError
+
+_BAR = 40  # characters
+_SAMPLE = 200  # tokens
+
+
+def inspect(path: str | os.PathLike, samples: int = 3, seed: int = 0) -> None:
+    """Prints the manifest of a prepared folder, a histogram of document lengths, and decoded samples.
+
+    Args:
+        path: the folder.
+        samples: how many samples to show of each split.
+        seed: which samples.
+
+    Raises:
+        UserError: the folder has no manifest, or a shard cannot be read.
+    """
+    from rich.console import Console
+
+    folder = Path(path).expanduser()
+    manifest = Manifest.load(folder)
+    tokenizer = load_tokenizer(folder)
+    console = Console(highlight=False)
+    console.print(_table(folder, manifest))
+    for name, split in manifest.splits.items():
+        console.print(f"\n[bold]{name}: documents by length in tokens")
+        console.print("\n".join(histogram(split.length_histogram)), markup=False)
+        for begin, text in draw(folder / name, split, manifest.dtype, tokenizer, samples, seed):
+            console.print(f"\n[bold]{name}, from token {begin:,}")
+            console.print(text, markup=False, soft_wrap=True)
+
+
+def _table(folder: Path, manifest: Manifest) -> object:
+    from rich.table import Table
+
+    table = Table("", *manifest.splits, title=str(folder))
+    rows = {
+        "documents": lambda s: f"{s.documents:,}",
+        "tokens": lambda s: f"{s.tokens:,}",
+        "bytes of text": lambda s: f"{s.bytes:,}",
+        "bytes a token": lambda s: f"{s.bytes / s.tokens:.2f}",
+        "unigram entropy, nats a token": lambda s: f"{s.unigram_entropy:.3f}",
+        "unigram entropy, bits a byte": lambda s: f"{s.bits_per_byte(s.unigram_entropy):.3f}",
+        "longest document, tokens": lambda s: f"{s.longest_document:,}",
+        "shards": lambda s: f"{len(s.shards):,}",
+    }
+    for name, cell in rows.items():
+        table.add_row(name, *(cell(split) for split in manifest.splits.values()))
+    tokenizer = manifest.tokenizer
+    sources = "\n".join(f"{s['source']}: {s['files']:,} files, {s['bytes']:,} bytes" for s in manifest.sources)
+    table.caption = (
+        f"{sources}\ntokenizer {tokenizer['name']}, {tokenizer['vocab_size']:,} entries, sha256 "
+        f"{tokenizer['sha256'][:12]}; tokens stored as {manifest.dtype}\n"
+        f"skipped {len(manifest.skipped):,} files or rows, {manifest.empty_documents:,} empty documents"
+    )
+    return table
+
+
+def histogram(counts: list[int]) -> list[str]:
+    """Bars, one line for each power of two, from the first that has documents."""
+    first = next((k for k, count in enumerate(counts) if count), 0)
+    lines = []
+    for k in range(first, len(counts)):
+        bar = "█" * round(_BAR * counts[k] / max(counts)) or ("▏" if counts[k] else "")
+        lines.append(f"{2**k:>12,} - {2 ** (k + 1) - 1:<12,} {bar} {counts[k]:,}")
+    return lines
+
+
+def draw(
+    folder: Path, split: Split, dtype: str, tokenizer: Tokenizer, samples: int, seed: int
+) -> list[tuple[int, str]]:
+    """Random passages of a split, as their first token and decoded text."""
+    chosen = []
+    for begin in np.random.default_rng(seed).integers(split.tokens, size=samples).tolist():
+        at = begin
+        for shard in split.shards:
+            if at < shard.tokens:
+                tokens = read_shard(folder / shard.file, dtype, shard.tokens)[at : at + _SAMPLE]
+                chosen.append((begin, tokenizer.decode(tokens.tolist(), special=True)))
+                break
+            at -= shard.tokens
+    return chosen
+
+
+def read_shard(path: Path, dtype: str, tokens: int) -> np.ndarray:
+    """(tokens,) the tokens of a shard that holds them as one item, mapped from the file.
+
+    Raises:
+        UserError: the file is missing or too short.
+    """
+    header = 3 * 4  # litdata: the number of items, where the item begins, where it ends, each in four bytes
+    try:
+        return np.memmap(path, dtype, "r", header, (tokens,))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read shard {path} ({error}): run mm data verify") from error
