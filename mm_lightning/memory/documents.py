@@ -96,8 +96,8 @@ class Documents:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Documents:
         """The same boundaries with their tensors on another device."""
-        move = {"device": device, "non_blocking": non_blocking}
-        return replace(self, position=self.position.to(**move), offsets=self.offsets.to(**move))
+        position = self.position.to(device, non_blocking=non_blocking)
+        return replace(self, position=position, offsets=self.offsets.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Documents:
         """The same boundaries in page-locked memory, for asynchronous copies to a GPU."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from mm_lightning.memory.documents import Documents
 try:
     from torch.nn.attention.varlen import varlen_attn
 except ImportError:  # a torch without it reads document by document on CUDA as well
-    varlen_attn = None
+    varlen_attn = None  # type: ignore[assignment]
 
 BLOCK = 128
 """Queries that share one matrix product of a windowed read."""
@@ -82,14 +83,15 @@ def read(q: Tensor, k: Tensor, v: Tensor, span: Span, documents: Documents, scal
         return torch.zeros_like(q) + everything.masked_fill(torch.ones_like(everything, dtype=torch.bool), 0)
     if backend(q.device, q.dtype) == VARLEN:
         return _read_varlen(q, k, v, span, documents, scale)
+    shape, lengths = q.shape, documents.lengths
     if documents.single:  # all rows at once
-        lengths, rows = (q.shape[1],), (q, k, v)
+        lengths = (shape[1],)
     else:  # one stream
-        lengths, rows = documents.lengths, tuple(x.flatten(0, 1)[None] for x in (q, k, v))
+        q, k, v = (x.flatten(0, 1)[None] for x in (q, k, v))
     pieces = []
-    for piece in _cut(*rows, lengths, span.delay):
-        pieces += _read_rows(*piece, span, scale)
-    return torch.cat(pieces, 1).view_as(q)
+    for early, late, keys, values in _cut(q, k, v, lengths, span.delay):
+        pieces += _read_rows(early, late, keys, values, span, scale)
+    return torch.cat(pieces, 1).view(shape)
 
 
 VARLEN = "variable-length flash attention"
@@ -102,7 +104,9 @@ def backend(device: torch.device, dtype: torch.dtype) -> str:
     return VARLEN if flash else SPLIT
 
 
-def _cut(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], delay: int) -> list[tuple[Tensor, ...]]:
+def _cut(
+    q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], delay: int
+) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Per document: the queries that read nothing, the others, and the keys and values they can read.
 
     A delay is a shift: without its first `delay` queries and its last `delay` keys, a document is read causally.
@@ -165,7 +169,8 @@ def _read_varlen(q: Tensor, k: Tensor, v: Tensor, span: Span, documents: Documen
     k, v = (x.flatten(0, 1).index_select(0, kept) if span.delay else x.flatten(0, 1) for x in (k, v))
     left = -1 if span.size is None else span.size - 1
     longest = documents.longest
-    out = varlen_attn(
+    grouped: dict[str, Any] = {} if q.shape[2] == k.shape[1] else {"enable_gqa": True}
+    out: Any = varlen_attn(
         q.flatten(0, 1),
         k,
         v,
@@ -175,6 +180,6 @@ def _read_varlen(q: Tensor, k: Tensor, v: Tensor, span: Span, documents: Documen
         max(longest - span.delay, 1),
         scale=scale,
         window_size=(left, 0),
-        enable_gqa=q.shape[2] != k.shape[1],
+        **grouped,
     )
     return out.view_as(q)

@@ -126,7 +126,7 @@ class Network(nn.Module):
         Returns:
             (B, T, V) logits, or with targets the mean loss in nats per token, a float32 scalar.
         """
-        documents = documents or Documents.whole(*tokens.shape, device=tokens.device)
+        documents = documents or Documents.whole(tokens.shape[0], tokens.shape[1], tokens.device)
         context = self.context(documents, **step)
         x = self.embedding(tokens)
         for block in self.blocks:
@@ -147,8 +147,9 @@ class Network(nn.Module):
     def reset_parameters(self) -> None:
         """Initialises every layer anew, wherever its parameters are."""
         for module in self.modules():
-            if module is not self and hasattr(module, "reset_parameters"):
-                module.reset_parameters()
+            reset = getattr(module, "reset_parameters", None)
+            if module is not self and callable(reset):
+                reset()
 
     def memory_scalars(self) -> dict[str, Tensor]:
         """The learned scalars by memory level and name, e.g. `long/alpha`, each (L * H,)."""

@@ -75,7 +75,7 @@ def forward_flops_per_token(config: NetworkConfig, context: int) -> int:
 
 
 def training_flops_per_token(config: NetworkConfig, context: int) -> int:
-    """Forward and backward: three times the forward pass. Recomputing activations is not useful work, so not counted."""
+    """Forward and backward: three times the forward pass. Recomputed activations do no useful work: not counted."""
     return 3 * forward_flops_per_token(config, context)
 
 

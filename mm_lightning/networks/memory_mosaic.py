@@ -100,7 +100,9 @@ class MemoryMosaic(Network):
     def memory_scalars(self) -> dict[str, Tensor]:
         found: dict[str, list[Tensor]] = {}
         for block in self.blocks:
+            assert isinstance(block, MosaicBlock)
             for level, memory in block.contextual.items():
+                assert isinstance(memory, ContextualMemory)
                 scalars = {
                     "alpha": memory.bandwidth.alpha,
                     "beta_0": memory.bandwidth.beta_0,

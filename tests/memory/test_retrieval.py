@@ -96,7 +96,7 @@ def test_bf16_is_within_its_rounding(span):
 def test_the_stream_handed_to_variable_length_kernels(span, chance, monkeypatch):
     """The kernel itself needs a GPU; here a slow one with its documented meaning stands in for it."""
 
-    def varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k, *, scale, window_size, enable_gqa):
+    def varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k, *, scale, window_size):
         out = torch.zeros_like(q)
         assert max_q >= int(cu_q.diff().max())
         assert max_k >= int(cu_k.diff().max())
