@@ -65,7 +65,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
             _sync_folder(target.parent)
         except (OSError, RuntimeError) as error:
             partial.unlink(missing_ok=True)
-            if _is_full(error, target):
+            if is_full(error, target):
                 raise no_space(target) from error
             raise
 
@@ -92,7 +92,8 @@ def no_space(target: Path, why: str = "") -> UserError:
     )
 
 
-def _is_full(error: Exception, target: Path) -> bool:
+def is_full(error: Exception, target: Path) -> bool:
+    """Whether writing failed because the disk is full."""
     # torch.save reports a full disk as a RuntimeError about an unexpected position
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     return full or "unexpected pos" in str(error) or shutil.disk_usage(target.parent).free < 1 << 20

@@ -48,7 +48,7 @@ NOISE = (
     r".*does not have many workers.*",
     r".*IterableDataset. has `__len__` defined.*",
     r".*Checkpoint directory .* exists and is not empty.*",
-    r".*should be a multiple of.*",
+    r".*When saving the DeepSpeed Stage 3 checkpoint.*",
     r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
     r".*number of training batches .* is smaller than the logging interval.*",
 )

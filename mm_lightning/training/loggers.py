@@ -97,9 +97,8 @@ class ProgressLines(Logger):
         """Prints what it knows how to print."""
         head = f"step {step:>{len(str(self.max_steps))}}/{self.max_steps}"
         if "train/loss" in metrics:
-            say(
-                f"{head}  loss {metrics['train/loss']:.4f}  lr {metrics['train/learning_rate']:.2e}{self._pace(metrics, step)}"
-            )
+            rate = f"lr {metrics['train/learning_rate']:.2e}"
+            say(f"{head}  loss {metrics['train/loss']:.4f}  {rate}{self._pace(metrics, step)}")
         if "validation/loss" in metrics:
             parts = [f"validation loss {metrics['validation/loss']:.4f}"]
             parts += [f"perplexity {metrics['validation/perplexity']:.2f}"]

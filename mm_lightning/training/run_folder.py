@@ -7,8 +7,8 @@
         tensorboard/       the same and more for TensorBoard
         checkpoints/       step=200.ckpt ...
 
-`run: runs/quickstart` in a config names the root. Each fresh `mm fit` takes the next number below it; `--resume` goes on
-in the folder of the checkpoint that it continues.
+`run: runs/quickstart` in a config names the root. Each fresh `mm fit` takes the next number below it; `--resume`
+goes on in the folder of the checkpoint that it continues.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
 
 PACKAGES = (
     "mm-lightning",
@@ -60,7 +61,10 @@ class RunFolder:
 
     @property
     def path(self) -> Path:
-        """The run folder; the first look takes the next free number."""
+        """The run folder; the first look takes the next free number. (Other processes know the root only, until
+        the first one has shared its choice.)"""
+        if self._path is None and rank_zero_only.rank != 0:
+            return self.root
         while self._path is None:
             taken = numbered(self.root)
             candidate = self.root / str(int(taken[-1].name) + 1 if taken else 0)

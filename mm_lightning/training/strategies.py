@@ -7,6 +7,7 @@ here. :func:`register` puts this strategy in the place of Lightning's: the same 
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ import torch
 from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, StrategyRegistry
+from torch import Tensor
 
 from mm_lightning.errors import UserError
-from mm_lightning.training.checkpoint import KEY, PARTIAL, check_space, commit_folder, no_space
+from mm_lightning.training.checkpoint import KEY, PARTIAL, check_space, commit_folder, is_full, no_space
 
 
 class DeepSpeed(DeepSpeedStrategy):
@@ -25,6 +27,11 @@ class DeepSpeed(DeepSpeedStrategy):
 
     The arguments are those of lightning.pytorch.strategies.DeepSpeedStrategy.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if not torch.cuda.is_available():
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns that it has to guess
+        super().__init__(*args, **kwargs)
 
     @property
     def on_cpu(self) -> bool:
@@ -48,10 +55,16 @@ class DeepSpeed(DeepSpeedStrategy):
         if not self.on_cpu:
             super().setup_distributed()
             return
+        import deepspeed
         from deepspeed.accelerator import set_accelerator
         from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 
-        set_accelerator(CPU_Accelerator())
+        accelerator = CPU_Accelerator()
+        set_accelerator(accelerator)
+        # Gloo is enough; DeepSpeed's shared-memory collectives would first be compiled for a minute.
+        compiled = accelerator.create_op_builder("ShareMemCommBuilder")
+        if compiled is not None:
+            deepspeed.ops.__compatible_ops__[compiled.NAME] = False
         self._process_group_backend = "gloo"
         reset_seed()
         self.set_world_ranks()
@@ -60,6 +73,10 @@ class DeepSpeed(DeepSpeedStrategy):
     def _auto_select_batch_size(self) -> int:
         # only for DeepSpeed's own throughput log; a loader of ready batches has no sampler to ask
         return self.lightning_module.trainer.datamodule.micro_batch_size
+
+    def backward(self, closure_loss: Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        """The backward pass. Lightning has divided the loss by the accumulated batches: DeepSpeed must not again."""
+        super().backward(closure_loss, optimizer, *args, scale_wrt_gas=False, **kwargs)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
         """Every process writes its shard to `filepath.partial`; when all have, it becomes `filepath`.
@@ -72,6 +89,7 @@ class DeepSpeed(DeepSpeedStrategy):
         if self.is_global_zero:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(partial, ignore_errors=True)
+        self.barrier()
         self._together(lambda: check_space(target, self._shard_bytes()), target)
         self._together(lambda: super(DeepSpeed, self).save_checkpoint(checkpoint, partial, storage_options), target)
         if self.is_global_zero:
@@ -85,10 +103,15 @@ class DeepSpeed(DeepSpeedStrategy):
             action()
         except (OSError, RuntimeError, UserError) as caught:
             error = caught
-        if not self.reduce_boolean_decision(error is None, all=True):
-            if error is None or "unexpected pos" in str(error) or isinstance(error, OSError):
-                raise no_space(target) from error
+        everywhere: list[str | None] = [None] * self.world_size
+        full = isinstance(error, Exception) and is_full(error, target)
+        torch.distributed.all_gather_object(everywhere, error and ("full" if full else str(error)))
+        if "full" in everywhere:
+            raise no_space(target) from error
+        if error is not None:
             raise error
+        if any(everywhere):
+            raise RuntimeError(f"another process failed to write {target}: {next(filter(None, everywhere))}")
 
     def _shard_bytes(self) -> int:
         """About what this node's processes write: parameters, and float32 master copy and two moments by ZeRO."""
