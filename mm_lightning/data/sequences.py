@@ -8,6 +8,7 @@ an interruption needs only the number of sequences served.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -17,6 +18,9 @@ import torch
 from litdata import StreamingDataset, TokensLoader
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+# litdata copies the tensor it makes of a read-only mapping, so that nothing can write there.
+warnings.filterwarnings("ignore", message="The given buffer is not writable")
 
 # Shards that are shuffled together: enough to mix sources, few enough to stay near each other on a disk.
 _WINDOW = 64

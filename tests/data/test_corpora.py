@@ -1,0 +1,171 @@
+import gzip
+import io
+import json
+import random
+import sysconfig
+from pathlib import Path
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+
+from mm_lightning.data import streams
+from mm_lightning.data.corpora import ReadSettings, list_files, plan_units, read_piece
+from mm_lightning.errors import UserError
+
+
+def read(sources, unit_bytes=1 << 20, skipped=None, **settings):
+    settings = ReadSettings(**settings)
+    files = list_files([str(source) for source in sources], settings)
+    units = plan_units(files, settings, unit_bytes)
+    pieces = [piece for unit in units for piece in unit]
+    return [text for piece in pieces for text in read_piece(files[piece.file], piece, settings, skipped)]
+
+
+def lines(*texts):
+    return "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+
+
+def test_a_text_file_is_a_document_and_folders_are_sorted(tmp_path):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "c.txt").write_bytes("c\r\n\n é".encode())
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfa")
+    (tmp_path / "z.py").write_text("z")
+    (tmp_path / ".hidden.txt").write_text("hidden")
+    assert read([tmp_path]) == ["a", "c\r\n\n é"]
+    assert read([tmp_path], suffixes=(".py",)) == ["z"]
+    assert read([tmp_path / "*.py"]) == ["z"]
+    assert read([tmp_path / "*/*.txt"]) == ["c\r\n\n é"]
+    assert read([tmp_path / "b/c.txt", tmp_path / "a.txt"]) == ["c\r\n\n é", "a"]
+
+
+@pytest.mark.parametrize("unit_bytes", [1, 7, 1 << 20])
+def test_separators_and_rows_are_found_whatever_the_units(tmp_path, unit_bytes):
+    (tmp_path / "s.txt").write_text("one\n<|endoftext|>\ntwo <\n\nx<|endoftext|><|endoftext|>thrée")
+    assert read([tmp_path / "s.txt"], unit_bytes, separator="<|endoftext|>") == ["one", "two <\n\nx", "", "thrée"]
+    (tmp_path / "s.txt").write_text("one\n\n\n\ntwo\n\nthree")
+    assert read([tmp_path / "s.txt"], unit_bytes, separator="\n\n") == ["one", "", "two", "three"]
+    (tmp_path / "r.jsonl").write_bytes(lines("a\nb", "", "ü", "x" * 50) + b"\n" + b'{"text": "no line end"}')
+    assert read([tmp_path / "r.jsonl"], unit_bytes) == ["a\nb", "", "ü", "x" * 50, "no line end"]
+
+
+def test_cutting_at_any_byte_finds_each_record_once(monkeypatch):
+    draw = random.Random(0)
+    for _ in range(500):
+        separator = draw.choice([b"\n", b"ab", b"<|e|>"])
+        data = separator.join(bytes(draw.choices(b"xyz", k=draw.randint(0, 6))) for _ in range(draw.randint(1, 8)))
+        monkeypatch.setattr(streams, "_BLOCK", draw.randint(1, 7))
+        step = draw.randint(1, 12)
+        pieces = [
+            record
+            for start in range(0, len(data), step)
+            for _, record in streams.records(io.BytesIO(data), separator, start, min(start + step, len(data)))
+        ]
+        expected = data.split(separator)
+        assert pieces == (expected if expected[-1] else expected[:-1])
+
+
+def test_compressed_files(tmp_path):
+    many = [f"document {n} " * 50 for n in range(300)]
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines(*many)))
+    frames = [zstandard.compress(lines(*many[:100])), zstandard.compress(lines(*many[100:]))]
+    (tmp_path / "b.jsonl.zst").write_bytes(b"".join(frames))
+    (tmp_path / "c.txt.zst").write_bytes(zstandard.compress("text é".encode()))
+    assert read([tmp_path], unit_bytes=10) == [*many, *many, "text é"]
+
+
+@pytest.mark.parametrize("suffix", ["gz", "zst"])
+def test_truncated_compression_is_not_a_short_file(tmp_path, suffix):
+    compress = gzip.compress if suffix == "gz" else zstandard.compress
+    data = compress(lines(*(f"{random.Random(n).random()}" for n in range(5000))))
+    (tmp_path / f"a.jsonl.{suffix}").write_bytes(data[: len(data) // 2])
+    with pytest.raises(UserError, match=rf"a\.jsonl\.{suffix}"):
+        read([tmp_path])
+    skipped = []
+    read([tmp_path], skipped=skipped, on_error="skip")
+    assert len(skipped) == 1
+
+
+def test_parquet(tmp_path):
+    table = pa.table({"content": [f"row {n}" for n in range(95)], "n": list(range(95))})
+    pq.write_table(table, tmp_path / "t.parquet", row_group_size=10)
+    for unit_bytes in (1, 500, 1 << 20):
+        assert read([tmp_path], unit_bytes, text_key="content") == [f"row {n}" for n in range(95)]
+    with pytest.raises(UserError, match=r"no column 'text'; it has content, n"):
+        read([tmp_path])
+    (tmp_path / "t.parquet").write_bytes(b"PAR1 nothing")
+    with pytest.raises(UserError, match=r"t\.parquet: not a whole parquet file"):
+        read([tmp_path], 1)
+    pq.write_table(pa.table({"text": ["a", None, "b"]}), tmp_path / "t.parquet")
+    with pytest.raises(UserError, match=r"t\.parquet row 2: the column 'text' holds NoneType"):
+        read([tmp_path])
+    assert read([tmp_path], on_error="skip") == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (b"{oops", "not JSON"),
+        (b"[1]", "not a JSON object"),
+        (b'{"body": "x"}', "no text under the key 'text'; it has body"),
+        (b'{"text": 3}', "no text under the key 'text'"),
+        (b'{"text": "\xff"}', "not UTF-8"),
+    ],
+)
+def test_bad_rows_are_named_or_skipped(tmp_path, row, reason):
+    (tmp_path / "r.jsonl").write_bytes(lines("a", "b") + row + b"\n" + lines("c"))
+    with pytest.raises(UserError, match=rf"r\.jsonl row 3: {reason}"):
+        read([tmp_path])
+    skipped = []
+    assert read([tmp_path], on_error="skip", skipped=skipped) == ["a", "b", "c"]
+    assert len(skipped) == 1
+    assert "r.jsonl row 3" in skipped[0]
+
+
+def test_undecodable_files_are_named_or_skipped(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"fine")
+    (tmp_path / "b.txt").write_bytes(b"caf\xe9 ol\xe9")
+    with pytest.raises(UserError, match=r"b\.txt: not UTF-8, invalid continuation byte at byte 3"):
+        read([tmp_path])
+    skipped = []
+    assert read([tmp_path], on_error="skip", skipped=skipped) == ["fine"]
+    assert "b.txt" in skipped[0]
+
+
+def test_other_file_systems(tmp_path):
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/corpus/x/a.txt", b"in memory")
+    memory.pipe("/corpus/b.jsonl", lines("row"))
+    assert sorted(read(["memory://corpus"])) == ["in memory", "row"]
+    assert read(["memory://corpus/*.jsonl"]) == ["row"]
+    (tmp_path / "a.txt").write_text("local")
+    assert read([f"file://{tmp_path}/a.txt"]) == ["local"]
+
+
+def test_missing_sources_are_named(tmp_path):
+    for source, message in {
+        tmp_path / "none": "there is no",
+        tmp_path: "nothing to read in",
+        tmp_path / "*.txt": "nothing to read in",
+        "nosuch://x": "cannot list nosuch://x",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            read([source])
+    with pytest.raises(UserError, match="no sources"):
+        read([])
+    (tmp_path / "a.txt").write_text("a")
+    with pytest.raises(UserError, match="named twice"):
+        read([tmp_path, tmp_path / "a.txt"])
+
+
+def test_standard_library():
+    files = list_files(["python-stdlib"], ReadSettings())
+    names = [file.name for file in files]
+    assert names == sorted(names)
+    assert {"os.py", "json/decoder.py"} <= set(names)
+    assert not [name for name in names if "site-packages" in name or "/tests/" in name or name.startswith("test/")]
+    first = next(iter(plan_units(files, ReadSettings(), 1)))[0]
+    text = next(read_piece(files[first.file], first, ReadSettings()))
+    assert text.encode() == (Path(sysconfig.get_paths()["stdlib"]) / names[0]).read_bytes()

@@ -1,0 +1,256 @@
+import collections
+import hashlib
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from corpus_samples import make_texts, write_lines
+from litdata import StreamingDataset, TokensLoader
+from tokenizers import Tokenizer as Inner
+from tokenizers import models, pre_tokenizers
+
+from mm_lightning.data import prepare as room
+from mm_lightning.data import shards, units
+from mm_lightning.data.inspect import read_shard
+from mm_lightning.data.manifest import Manifest, verify
+from mm_lightning.data.prepare import PrepareConfig, prepare
+from mm_lightning.data.tokenizer import load_tokenizer
+from mm_lightning.errors import UserError
+
+
+def run(sources, output, **config):
+    config = {"validation_fraction": 0.1, "workers": 1, **config}
+    return prepare(PrepareConfig([str(source) for source in sources], **config), output, progress=False)
+
+
+def documents(folder, split):
+    """The decoded documents of a split, and its tokens."""
+    manifest, tokenizer = Manifest.load(folder), load_tokenizer(folder)
+    info = manifest.splits[split]
+    parts = [read_shard(Path(folder) / split / s.file, manifest.dtype, s.tokens) for s in info.shards]
+    tokens = np.concatenate(parts).astype(int).tolist()
+    found, begin = [], 0
+    for n, token in enumerate(tokens):
+        if token == tokenizer.eos and n > begin:
+            assert tokens[begin] == tokenizer.bos
+            found.append(tokenizer.decode(tokens[begin + 1 : n]))
+            begin = n + 1
+    return found, tokens
+
+
+def contents(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(Path(folder).rglob("*")) if p.is_file()}
+
+
+@pytest.fixture
+def small_units(monkeypatch):
+    monkeypatch.setattr(room, "_UNIT_BYTES", 3000)
+
+
+def test_round_trip_and_statistics(folder):
+    texts = make_texts(200)
+    chosen = {name: documents(folder, name) for name in ("train", "validation")}
+    assert sorted(chosen["train"][0] + chosen["validation"][0]) == sorted(texts)
+    assert chosen["train"][0] == [text for text in texts if text in set(chosen["train"][0])]
+    manifest = Manifest.load(folder)
+    assert manifest.dtype == "uint16"
+    for name, (found, tokens) in chosen.items():
+        split = manifest.splits[name]
+        lengths = [len(text.encode()) + 2 for text in found]
+        assert (split.documents, split.tokens) == (len(found), len(tokens))
+        assert split.bytes == sum(lengths) - 2 * len(found)
+        assert split.longest_document == max(lengths)
+        assert {k: n for k, n in enumerate(split.length_histogram) if n} == collections.Counter(
+            int(math.log2(length)) for length in lengths
+        )
+        counts = collections.Counter(token for token in tokens if token != 256)
+        total = sum(counts.values())
+        entropy = -sum(n / total * math.log(n / total) for n in counts.values())
+        assert split.unigram_entropy == pytest.approx(entropy)
+        assert manifest.bits_per_byte(entropy, name) == pytest.approx(entropy / math.log(2) * total / split.bytes)
+    assert 5 < len(chosen["validation"][0]) < 40
+
+
+def test_litdata_reads_the_shards(folder):
+    _, tokens = documents(folder, "train")
+    stream = StreamingDataset(str(folder / "train"), item_loader=TokensLoader(block_size=17))
+    assert [int(t) for block in stream for t in block] == tokens[: len(tokens) // 17 * 17]
+
+
+def test_the_split_does_not_move_when_documents_are_added(folder, tmp_path):
+    more = write_lines(tmp_path / "a.jsonl", make_texts(50, seed=1) + make_texts(200)[::-1])
+    run([more], tmp_path / "more")
+    assert set(documents(folder, "validation")[0]) <= set(documents(tmp_path / "more", "validation")[0])
+    assert set(documents(folder, "train")[0]) <= set(documents(tmp_path / "more", "train")[0])
+
+
+@pytest.mark.usefixtures("small_units")
+def test_the_number_of_workers_does_not_matter(tmp_path):
+    source = write_lines(tmp_path / "in.jsonl", make_texts(100))
+    config = {"tokenizer": "train", "vocab_size": 300, "shard_tokens": 1500}
+    for workers in (1, 2):
+        run([source], tmp_path / str(workers), workers=workers, **config)
+    one = contents(tmp_path / "1")
+    assert one == contents(tmp_path / "2")
+    assert len([name for name in one if name.startswith("train/chunk")]) > 2
+    assert verify(tmp_path / "1") == []
+    assert sorted(documents(tmp_path / "1", "train")[0] + documents(tmp_path / "1", "validation")[0]) == sorted(
+        make_texts(100)
+    )
+
+
+@pytest.mark.usefixtures("small_units")
+@pytest.mark.parametrize("place", ["unit", "shard"])
+def test_an_interrupted_preparation_goes_on(tmp_path, monkeypatch, place):
+    source = write_lines(tmp_path / "in.jsonl", make_texts(100))
+    config = {"tokenizer": "train", "vocab_size": 300, "shard_tokens": 2000}
+    run([source], tmp_path / "whole", **config)
+    where, name = (units, "tokenize_unit") if place == "unit" else (shards, "_write_shard")
+    original, calls = getattr(where, name), []
+
+    def broken(*args):
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(where, name, broken)
+        with pytest.raises(KeyboardInterrupt):
+            run([source], tmp_path / "cut", **config)
+    assert not (tmp_path / "cut" / "manifest.json").exists()
+    with pytest.raises(UserError, match="no prepared data"):
+        Manifest.load(tmp_path / "cut")
+    with pytest.raises(UserError, match="unfinished preparation of something else"):
+        run([source], tmp_path / "cut", vocab_size=301, tokenizer="train")
+    done = []
+    monkeypatch.setattr(units, "tokenize_unit", lambda *args: (done.append(args), original_unit(*args)))
+    run([source], tmp_path / "cut", **config)
+    made = contents(tmp_path / "cut")
+    assert made == contents(tmp_path / "whole")
+    assert len(done) == (sum(1 for _ in room.plan_units(*_plan(source))) - 2 if place == "unit" else 0)
+
+
+original_unit = units.tokenize_unit
+
+
+def _plan(source):
+    settings = room.ReadSettings()
+    return room.list_files([source], settings), settings, 3000
+
+
+def test_nothing_is_overwritten(tmp_path, capsys):
+    source = write_lines(tmp_path / "in.jsonl", make_texts(100))
+    first = run([source], tmp_path / "out")
+    before = contents(tmp_path / "out")
+    assert run([source], tmp_path / "out") == first
+    assert "reusing" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"validation_fraction 0\.1, not 0\.2"):
+        run([source], tmp_path / "out", validation_fraction=0.2)
+    write_lines(tmp_path / "in.jsonl", make_texts(101))
+    with pytest.raises(UserError, match="other source files"):
+        run([source], tmp_path / "out")
+    assert contents(tmp_path / "out") == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes").write_text("x")
+    with pytest.raises(UserError, match=r"not empty and not prepared data \(it has notes\)"):
+        run([source], tmp_path / "mine")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="cannot write to"):
+        run([source], tmp_path / "file")
+
+
+def test_edge_documents(tmp_path):
+    texts = ["", "a", "<|end_of_text|> and <|begin_of_text|>", "\n", "é" * 1000]
+    made = run([write_lines(tmp_path / "in.jsonl", texts)], tmp_path / "out", validation_fraction=0)
+    assert list(made.splits) == ["train"]
+    found, tokens = documents(tmp_path / "out", "train")
+    assert found == texts[1:]
+    assert made.empty_documents == 1
+    assert tokens[:4] == [256, ord("a"), 257, 256]
+    assert tokens.count(257) == tokens.count(256) == 4
+
+
+def test_literal_special_tokens_stay_text(tmp_path):
+    texts = ["say <|end_of_text|> or <|begin_of_text|>", *make_texts(30)]
+    source = write_lines(tmp_path / "in.jsonl", texts)
+    run([source], tmp_path / "out", validation_fraction=0, tokenizer="train", vocab_size=300)
+    found, tokens = documents(tmp_path / "out", "train")
+    assert found == texts
+    assert tokens.count(load_tokenizer(tmp_path / "out").eos) == len(texts)
+
+
+def test_large_vocabularies_take_four_bytes(tmp_path):
+    vocab = {f"w{n}": n for n in range(65_535)}
+    for extra, dtype in ((["<s>"], "uint16"), (["<s>", "x"], "int32")):
+        entries = {**vocab, **{name: 65_535 + n for n, name in enumerate(extra)}}
+        inner = Inner(models.WordLevel({**entries, "</s>": 0, "w0": 1, "w1": 2}, unk_token="w1"))
+        inner.pre_tokenizer = pre_tokenizers.Whitespace()
+        inner.save(str(tmp_path / "tokenizer.json"))
+        out = tmp_path / dtype
+        texts = [f"w{n} w65534" for n in range(9, 20)]
+        source = write_lines(tmp_path / "in.jsonl", texts)
+        made = run([source], out, tokenizer=str(tmp_path / "tokenizer.json"), validation_fraction=0)
+        assert (made.dtype, made.vocab_size) == (dtype, 65_535 + len(extra))
+        assert documents(out, "train")[1][:4] == [65_535, 9, 65_534, 0]
+        stream = StreamingDataset(str(out / "train"), item_loader=TokensLoader(block_size=4))
+        assert [int(t) for t in stream[0]] == [65_535, 9, 65_534, 0]
+        assert verify(out) == []
+
+
+def test_too_little_text_is_refused(tmp_path):
+    source = write_lines(tmp_path / "in.jsonl", ["", ""])
+    with pytest.raises(UserError, match="there is no text in"):
+        run([source], tmp_path / "empty")
+    one = write_lines(tmp_path / "one.jsonl", ["just one document"])
+    with pytest.raises(UserError, match="none of the 1 documents fell into the validation split"):
+        run([one], tmp_path / "one", validation_fraction=1e-9)
+
+
+def test_bad_input_is_listed_when_skipped(tmp_path):
+    write_lines(tmp_path / "a.jsonl", make_texts(40))
+    (tmp_path / "b.jsonl").write_bytes(b"nonsense\n")
+    with pytest.raises(UserError, match=r"b\.jsonl row 1: not JSON"):
+        run([tmp_path], tmp_path / "out")
+    made = run([tmp_path / "*.jsonl"], tmp_path / "out2", on_error="skip")
+    assert len(made.skipped) == 1
+    assert "b.jsonl row 1" in json.loads((tmp_path / "out2" / "manifest.json").read_text())["skipped"][0]
+    assert [(s["files"], s["bytes"]) for s in made.sources] == [
+        (2, (tmp_path / "a.jsonl").stat().st_size + 9),
+    ]
+
+
+def test_a_full_disk_is_said_before_and_while(tmp_path, monkeypatch):
+    source = write_lines(tmp_path / "in.jsonl", make_texts(40))
+    with monkeypatch.context() as patch:
+        patch.setattr(room, "free_bytes", lambda folder: 100)
+        with pytest.raises(UserError, match="GB are free"):
+            run([source], tmp_path / "out")
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "_write_shard", full)
+        with pytest.raises(UserError, match="no space left for"):
+            run([source], tmp_path / "out")
+    run([source], tmp_path / "out")
+    assert verify(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"validation_fraction": 1.0}, {"on_error": "ignore"}, {"workers": 0}, {"separator": ""}, {"shard_tokens": 0}],
+)
+def test_wrong_settings_are_refused(wrong):
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        PrepareConfig(["x"], **wrong)
+
+
+def test_the_split_is_a_hash_of_the_text():
+    digest = hashlib.blake2b(b"some text", digest_size=8, person=b"split").digest()
+    assert units.fraction_of("some text") == int.from_bytes(digest, "big") / 2**64
+    shares = [units.fraction_of(f"text {n}") for n in range(4000)]
+    assert np.histogram(shares, 10, (0, 1))[0] == pytest.approx(np.full(10, 400), rel=0.2)

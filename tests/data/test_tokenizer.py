@@ -1,0 +1,99 @@
+import json
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer as Inner
+from tokenizers import models, pre_tokenizers
+
+from mm_lightning.data.tokenizer import BEGIN, END, load_tokenizer, train_tokenizer
+from mm_lightning.errors import UserError
+
+SAMPLES = ["", "a", "naïve 字 🙂\r\n\tx", "if x:\n\n    return 1\n\n\n", f"a {END} b {BEGIN}", "\x00\x7f", " " * 9]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    path = tmp_path_factory.mktemp("bpe") / "tokenizer.json"
+    texts = [f"class C{n}:\n\n    def f(self):\n        return {n}\n\n" for n in range(300)]
+    return train_tokenizer(texts, 320, path, progress=False)
+
+
+@pytest.mark.parametrize("text", SAMPLES)
+def test_decoding_gives_the_text_back(trained, text):
+    for tokenizer in (trained, load_tokenizer("bytes")):
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode([tokenizer.bos, *ids, tokenizer.eos]) == text
+        assert not {tokenizer.bos, tokenizer.eos} & set(ids)
+        assert all(0 <= i < tokenizer.vocab_size for i in ids)
+
+
+def test_special_tokens_are_shown_on_demand(trained):
+    for tokenizer in (trained, load_tokenizer("bytes")):
+        ids = [tokenizer.bos, *tokenizer.encode("x"), tokenizer.eos]
+        assert tokenizer.decode(ids, special=True) == f"{BEGIN}x{END}"
+
+
+def test_bytes_are_utf8():
+    tokenizer = load_tokenizer("bytes")
+    assert tokenizer.encode("é\n") == [0xC3, 0xA9, 10]
+    assert (tokenizer.bos, tokenizer.eos, tokenizer.vocab_size) == (256, 257, 258)
+    assert tokenizer.decode([0xC3, 65]) == "\ufffdA"
+
+
+def test_trained_vocabulary_has_the_size_asked_for_and_layout(trained):
+    assert trained.vocab_size == 320
+    pieces = {trained.decode([i]) for i in range(trained.vocab_size)}
+    assert "\n\n" in pieces
+    assert "   " in pieces
+    assert len(trained.encode("\n\n")) == 1
+
+
+def test_training_twice_gives_the_same_file(tmp_path):
+    texts = [f"some text {n} and {n * 7}\n" for n in range(100)]
+    for name in "ab":
+        train_tokenizer(iter(texts), 300, tmp_path / name, progress=False)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_hash_is_of_the_content_and_not_of_its_layout(trained, tmp_path):
+    content = json.loads(Path(trained.name).read_text())
+    (tmp_path / "tokenizer.json").write_text(json.dumps(dict(reversed(content.items()))))
+    again = load_tokenizer(tmp_path)
+    assert again.sha256 == trained.sha256
+    content["model"]["merges"].pop()
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    assert load_tokenizer(tmp_path).sha256 != trained.sha256
+
+
+def test_saved_tokenizers_load_as_the_same(trained, tmp_path):
+    for tokenizer in (trained, load_tokenizer("bytes")):
+        tokenizer.save(tmp_path / "tokenizer.json")
+        assert load_tokenizer(tmp_path).sha256 == tokenizer.sha256
+
+
+def test_known_names_of_document_boundaries(tmp_path):
+    for names in (["<s>", "</s>"], ["<|endoftext|>"]):
+        inner = Inner(models.WordLevel({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
+        inner.pre_tokenizer = pre_tokenizers.Whitespace()
+        inner.add_special_tokens(names)
+        inner.save(str(tmp_path / "tokenizer.json"))
+        tokenizer = load_tokenizer(tmp_path)
+        assert (tokenizer.bos, tokenizer.eos) == (2, 1 + len(names))
+
+
+def test_mistakes_are_named(tmp_path):
+    with pytest.raises(UserError, match="no tokenizer at"):
+        load_tokenizer(tmp_path / "nothing.json")
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match=r"is not a tokenizer\.json"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text('{"a": 1}')
+    with pytest.raises(UserError, match=r"not a tokenizer\.json of the"):
+        load_tokenizer(tmp_path)
+    Inner(models.WordLevel({"a": 0}, unk_token="a")).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(UserError, match="no tokens that begin and end a document"):
+        load_tokenizer(tmp_path)
+    with pytest.raises(UserError, match="below 258"):
+        train_tokenizer(["a"], 257, tmp_path / "t.json")
+    with pytest.raises(UserError, match="no text"):
+        train_tokenizer([], 300, tmp_path / "t.json", progress=False)
