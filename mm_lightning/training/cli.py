@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import warnings
@@ -275,14 +276,42 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
+class ParsedFit(TrainingCLI):
+    """An `mm fit` command line that is read but not run."""
+
+    def instantiate_classes(self) -> None:
+        """Builds the dimensions of the network, nothing else."""
+        network = self.config.fit.model.network
+        module, name = network.class_path.rsplit(".", 1)
+        self.config.fit.model.network = getattr(importlib.import_module(module), name)(**vars(network.init_args))
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+
+def parse_fit(args: list[str]) -> Namespace:
+    """The resolved config of an `mm fit` command line, with `model.network` as a NetworkConfig.
+
+    Raises:
+        UserError: for any mistake of the user's.
+    """
+    prepare()
+    return ParsedFit("fit", args).config.fit
+
+
 def run_training(command: str, args: list[str]) -> None:
     """Runs one training command.
 
     Raises:
         UserError: for any mistake of the user's.
     """
+    prepare()
+    TrainingCLI(command, args)
+
+
+def prepare() -> None:
+    """What every command line needs before it is parsed."""
     quiet()
     strategies.register()
     # config dataclasses are chosen by class_path; short names are enough
     set_parsing_settings(subclasses_enabled=[NetworkConfig])
-    TrainingCLI(command, args)

@@ -1,0 +1,158 @@
+"""`mm cost`: what a training config costs, from its YAML alone."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from mm_lightning.errors import UserError
+from mm_lightning.networks import NetworkConfig
+from mm_lightning.networks.cost import forward_flops_per_token, parameters, parts, training_flops_per_token
+from mm_lightning.training.memory_plan import Layout, bytes_per_device
+
+DESCRIPTION = """\
+What a training config costs: parameters by part, floating-point operations per token, and bytes on each device for
+its strategy, precision and number of devices. Nothing is allocated and no device is needed.
+
+Takes the options of `mm fit` too: --config (several files are overlays) and single values, such as
+--trainer.num_nodes 8, --data.micro_batch_size 2 or --model.network.levels '[short]'."""
+
+EXAMPLES = """\
+examples:
+  mm cost --config configs/8b.yaml
+  mm cost --config configs/8b.yaml --context 256 --model.network.levels '[short]'    without long-term memory
+  mm cost --config configs/small.yaml --trainer.devices 8 --json"""
+
+
+def cost_command(args: list[str]) -> None:
+    """Runs `mm cost` with the rest of its command line."""
+    parser = argparse.ArgumentParser(
+        "mm cost",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--context", type=int, help="tokens in the context, for the FLOPs; default: the config's")
+    parser.add_argument("--json", action="store_true", help="print JSON, for other programs")
+    own, rest = parser.parse_known_args(args)
+    if "--config" not in " ".join(rest):
+        raise UserError("mm cost needs a config: mm cost --config configs/8b.yaml")
+
+    from mm_lightning.training.cli import parse_fit
+
+    config = parse_fit(rest)
+    found = cost_of(config.model.network, layout_of(config), own.context)
+    if own.json:
+        print(json.dumps(found, indent=1))
+    else:
+        show(found)
+
+
+def layout_of(config: Any) -> Layout:
+    """How a resolved `mm fit` config spreads its run.
+
+    Raises:
+        UserError: the number of devices is left to the machine, or the strategy is not known here.
+    """
+    trainer, data = config.trainer, config.data
+    devices = trainer.devices
+    if isinstance(devices, list):
+        devices = len(devices)
+    # What Lightning would take from this machine is 1 on a CPU, and not known for one that this is not.
+    count = 1 if devices in ("auto", -1, "-1") else int(devices)
+    strategy = trainer.strategy if isinstance(trainer.strategy, str) else trainer.strategy.class_path
+    settings = {} if isinstance(trainer.strategy, str) else vars(trainer.strategy.init_args)
+    deepspeed = "deepspeed" in strategy.lower()
+    stage = 0
+    if deepspeed:
+        named = [n for n in (1, 2, 3) if f"stage_{n}" in strategy]
+        stage = named[0] if named else settings.get("stage", 2)
+    elif "fsdp" in strategy.lower():
+        raise UserError(f"mm cost knows auto, ddp and DeepSpeed strategies, not {strategy}")
+    return Layout(
+        devices=count * trainer.num_nodes,
+        precision=str(trainer.precision or "32-true"),
+        zero_stage=stage,
+        deepspeed=deepspeed,
+        offload="offload" in strategy or bool(settings.get("offload_optimizer")),
+        micro_batch_size=data.micro_batch_size,
+        context_length=data.context_length,
+        activation_checkpointing=config.model.activation_checkpointing,
+    )
+
+
+def cost_of(network: NetworkConfig, layout: Layout, context: int | None = None) -> dict[str, Any]:
+    """All that `mm cost` prints, as plain numbers.
+
+    Args:
+        network: the network's dimensions.
+        layout: how the run is spread over devices.
+        context: tokens in the context, for the FLOPs; by default the layout's.
+    """
+    context = context or layout.context_length
+    needed = bytes_per_device(network, layout)
+    return {
+        "network": type(network).__name__.removesuffix("Config"),
+        "context": context,
+        "parts": [
+            {
+                "name": part.name,
+                "parameters": part.parameters,
+                "forward_flops_per_token": part.forward_flops(context),
+            }
+            for part in parts(network)
+        ],
+        "parameters": parameters(network),
+        "forward_flops_per_token": forward_flops_per_token(network, context),
+        "training_flops_per_token": training_flops_per_token(network, context),
+        "layout": vars(layout),
+        "bytes_per_device": needed,
+        "total_bytes_per_device": sum(needed.values()),
+    }
+
+
+def show(found: dict[str, Any]) -> None:
+    """Prints the numbers as two tables."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table(
+        "part", "parameters", "forward FLOPs/token", title=f"{found['network']}, {found['context']:,} tokens of context"
+    )
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for part in found["parts"]:
+        table.add_row(part["name"], scaled(part["parameters"]), scaled(part["forward_flops_per_token"]))
+    table.add_section()
+    table.add_row("all", scaled(found["parameters"]), scaled(found["forward_flops_per_token"]))
+    table.add_row("training", "", scaled(found["training_flops_per_token"]))
+    console.print(table)
+
+    layout = found["layout"]
+    sharding = f"ZeRO-{layout['zero_stage']}" if layout["zero_stage"] else "every device holds all"
+    table = Table(
+        f"on each of {layout['devices']:,} devices",
+        "GB",
+        title=f"memory: {layout['precision']}, {sharding}",
+        caption=f"{layout['micro_batch_size']} x {layout['context_length']:,} tokens at a time"
+        + (", blocks recomputed" if layout["activation_checkpointing"] else "")
+        + (", optimizer states in host memory" if layout["offload"] else "")
+        + "; without buckets, fragmentation and kernels' scratch space",
+    )
+    table.columns[1].justify = "right"
+    for name, count in found["bytes_per_device"].items():
+        table.add_row(name, f"{count / 1e9:,.2f}")
+    table.add_section()
+    table.add_row("all", f"{found['total_bytes_per_device'] / 1e9:,.2f}")
+    console.print(table)
+
+
+def scaled(number: int) -> str:
+    """A count with three digits after the point and K, M, B or T."""
+    for unit, size in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("K", 10**3)):
+        if number >= size:
+            return f"{number / size:.3f} {unit}"
+    return str(number)
