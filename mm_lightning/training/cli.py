@@ -222,9 +222,19 @@ class TrainingCLI(LightningCLI):
 
     # The commands
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Runs it; a run that a mistake ended before it began leaves no folder."""
+        try:
+            super()._run_subcommand(subcommand)
+        except UserError:
+            self.folder.discard_unused()
+            raise
+
     def before_fit(self) -> None:
         """Derives accumulation from the global batch, and counts validation in optimisation steps."""
         trainer, data = self.trainer, self.datamodule
+        if trainer.max_steps < 1:
+            raise UserError("trainer.max_steps must be set: the learning rate falls over that many steps")
         together = data.micro_batch_size * trainer.world_size
         if data.global_batch_size % together:
             raise UserError(

@@ -88,8 +88,10 @@ def explain(message: str, files: list[ConfigFile], known: list[str]) -> str:
         return _unknown("config key ", key, _parameters(found[1]), _where(key, files), f" of {owner}")
     if found := re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message):
         key = f"{found[1]}.{found[2]}"
-    elif found := re.search(r"Option '([\w.]+)' is not accepted", message):
+    elif found := re.search(r"(?:Option|does not accept option) '([\w.]+)'", message):
         key = found[1]
+    elif found := re.search(r'Parser key "([\w.]+)":.* dot import path string: (\S+)', message):
+        return f"config key {found[1]}: there is no class {found[2]} for it{_where(found[1], files)}"
     else:
         return message.replace("Parser key ", "config key ")
     parts = key.split(".")

@@ -165,8 +165,6 @@ class LanguageModule(LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW with decay on matrices only; warm-up and cosine by steps."""
-        if self.trainer.max_steps < 1:
-            raise UserError("trainer.max_steps must be set: the learning rate falls over that many steps")
         matrices, others = self.network.decay_groups()
         groups = [
             {"params": matrices, "weight_decay": self.weight_decay},
@@ -203,60 +201,6 @@ class LanguageModule(LightningModule):
         if self.trainer.datamodule is not None:
             # `mm test` reads the validation documents too, all of them
             values[f"{split}/bits_per_byte"] = self.trainer.datamodule.manifest.bits_per_byte(loss)
-        self.log_dict({**values, "step": float(self.global_step)}, on_step=True, on_epoch=False)
-
-    def _rate_at(self, step: int) -> float:
-        return self.learning_rate * self.schedule(step)
-
-    def schedule(self, step: int) -> float:
-        """The learning rate of a step, counted from 0, as a fraction of the peak."""
-        if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps
-        last = max(self.trainer.max_steps - self.warmup_steps - 1, 1)
-        cosine = (1 + math.cos(math.pi * min((step - self.warmup_steps) / last, 1))) / 2
-        return self.final_learning_rate + (1 - self.final_learning_rate) * cosine
-
-    def configure_optimizers(self) -> dict[str, Any]:
-        """AdamW with decay on matrices only; warm-up and cosine by steps."""
-        if self.trainer.max_steps < 1:
-            raise UserError("trainer.max_steps must be set: the learning rate falls over that many steps")
-        matrices, others = self.network.decay_groups()
-        groups = [
-            {"params": matrices, "weight_decay": self.weight_decay},
-            {"params": others, "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=tuple(self.betas), fused=True)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.schedule)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    # Evaluation
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Adds a batch to the mean loss over tokens."""
-        loss = self.network(batch.tokens, batch.documents, batch.targets)
-        predicted = (batch.targets != IGNORED).sum()
-        self.evaluation_loss.update(loss.double(), weight=predicted)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """As in validation."""
-        self.validation_step(batch, batch_idx)
-
-    def on_validation_epoch_end(self) -> None:
-        """Logs loss, perplexity and bits per byte over all ranks."""
-        self._log_evaluation("validation")
-
-    def on_test_epoch_end(self) -> None:
-        """As in validation."""
-        self._log_evaluation("test")
-
-    def _log_evaluation(self, split: str) -> None:
-        loss = self.evaluation_loss.compute().item()  # summed over ranks
-        self.evaluation_loss.reset()
-        values = {f"{split}/loss": loss, f"{split}/perplexity": math.exp(min(loss, 700))}
-        if self.trainer.datamodule is not None:
-            values[f"{split}/bits_per_byte"] = self.trainer.datamodule.manifest.bits_per_byte(
-                loss
-            )  # there is no separate test split
         self.log_dict({**values, "step": float(self.global_step)}, sync_dist=True)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, float | int]]:

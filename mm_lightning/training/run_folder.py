@@ -17,11 +17,13 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -75,6 +77,14 @@ class RunFolder:
                 continue
         return self._path
 
+    def discard_unused(self) -> None:
+        """Removes a fresh folder in which nothing was measured or saved."""
+        path = self._path
+        if path is None or self.resumed or rank_zero_only.rank != 0 or not path.is_dir():
+            return
+        if not (path / "metrics.jsonl").exists() and not (path / "checkpoints").exists():
+            shutil.rmtree(path)
+
     def share(self, trainer: Trainer) -> None:
         """Tells every process the folder that the first one chose."""
         self._path = trainer.strategy.broadcast(self.path if trainer.is_global_zero else None)
@@ -107,6 +117,25 @@ class RecordRun(Callback):
             past = [*before.pop("earlier", []), before]
         environment = {**describe_environment(), "earlier": past}
         (path / "environment.json").write_text(json.dumps(environment, indent=2) + "\n", encoding="utf-8")
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Says once what is going to be trained, on what, and how."""
+        from mm_lightning.memory.retrieval import backend
+        from mm_lightning.training.loggers import say
+
+        data, device = trainer.datamodule, pl_module.device
+        dtype = torch.bfloat16 if trainer.precision.startswith("bf16") else torch.float32
+        tokens = data.global_batch_size * data.context_length
+        strategy = type(trainer.strategy).__name__.removesuffix("Strategy")
+        say(f"run folder  {self.folder.path}")
+        say(f"network     {type(pl_module.network).__name__}, {pl_module.parameter_count:,} parameters")
+        say(f"devices     {trainer.world_size} x {device.type} ({strategy}), precision {trainer.precision}")
+        say(
+            f"step        {data.global_batch_size} sequences of {data.context_length} = {tokens:,} tokens: "
+            f"{trainer.world_size} devices x {data.micro_batch_size} sequences x {trainer.accumulate_grad_batches} "
+            f"accumulated"
+        )
+        say(f"reads by    {backend(device, dtype)}")
 
 
 def describe_environment() -> dict[str, Any]:
@@ -159,8 +188,6 @@ def _memory_bytes() -> int | None:
 
 
 def _gpus() -> list[dict[str, Any]]:
-    import torch
-
     if not torch.cuda.is_available():
         return []
     devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
