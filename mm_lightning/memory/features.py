@@ -43,7 +43,7 @@ class _LookAhead(torch.autograd.Function):
         dtype = torch.promote_types(vtilde.dtype, torch.float32)
         raw, weight = vtilde.to(dtype), gamma.to(dtype)[:, None]
         total = raw * weight
-        total[:, :-1] += _next(raw, 1 - weight, documents)
+        total[:, :-1] += _within(raw[:, 1:] * (1 - weight), documents)
         norm = torch.linalg.vector_norm(total, dim=-1, keepdim=True).clamp_min_(EPS)
         values = total.div_(norm).to(vtilde.dtype)
         ctx.save_for_backward(vtilde, gamma, norm, values)
@@ -58,25 +58,16 @@ class _LookAhead(torch.autograd.Function):
         grad = grad.to(dtype)
         dtotal = torch.addcmul(grad, values, (grad * values).sum(-1, keepdim=True), value=-1).div_(norm)
         dgamma = (dtotal * raw).sum((0, 1, 3))
-        going = dtotal[:, :-1].masked_fill(_ends(ctx.documents), 0) if _several(ctx.documents) else dtotal[:, :-1]
+        going = _within(dtotal[:, :-1], ctx.documents)
         dgamma = dgamma - (going * raw[:, 1:]).sum((0, 1, 3))
         draw = dtotal * weight
         draw[:, 1:].addcmul_(going, (1 - weight).expand_as(going))
         return draw.to(vtilde.dtype), dgamma.to(gamma.dtype), None
 
 
-def _several(documents: Documents) -> bool:
-    return not documents.single
-
-
-def _ends(documents: Documents) -> Tensor:
-    """(B, T - 1, 1, 1), whether the next token begins another document."""
-    return (documents.position[:, 1:] == 0)[..., None, None]
-
-
-def _next(raw: Tensor, weight: Tensor, documents: Documents) -> Tensor:
-    ahead = raw[:, 1:] * weight
-    return ahead.masked_fill_(_ends(documents), 0) if _several(documents) else ahead
+def _within(x: Tensor, documents: Documents) -> Tensor:
+    """x (B, T - 1, H, D) with 0 for the last token of each document, whose next token is another document's."""
+    return x if documents.single else x.masked_fill((documents.position[:, 1:] == 0)[..., None, None], 0)
 
 
 class Values(nn.Module):

@@ -69,10 +69,9 @@ class _GatedAverage(torch.autograd.Function):
         with torch.autocast(ktilde.device.type, enabled=False):
             total = decayed_sum(_scaled(ktilde, fresh_weight, dtype), level)  # (B, H, T, D)
             norm = torch.linalg.vector_norm(total, dim=-1).clamp_min_(EPS)  # (B, H, T)
-        keys = torch.empty_like(ktilde, memory_format=torch.contiguous_format)
-        torch.div(total, norm[..., None], out=keys.transpose(1, 2)) if keys.dtype == dtype else keys.copy_(
-            total.div_(norm[..., None]).transpose(1, 2)
-        )
+        keys = torch.empty(ktilde.shape, dtype=dtype, device=ktilde.device)
+        torch.div(total, norm[..., None], out=keys.transpose(1, 2))
+        keys = keys.to(ktilde.dtype)
         ctx.save_for_backward(ktilde, fresh_weight, level, norm, keys, documents.position)
         ctx.dtypes = gate.dtype, decay.dtype
         return keys
