@@ -244,6 +244,10 @@ def _row(record: bytes, key: str) -> str:
     if not isinstance(row.get(key), str):
         has = ", ".join(list(row)[:8]) or "nothing"
         raise BadInput(f"no text under the key {key!r}; it has {has} (text_key=... names another)")
+    try:
+        row[key].encode()
+    except UnicodeEncodeError as error:
+        raise BadInput(f"half a surrogate pair at character {error.start}, which is no text") from error
     return row[key]
 
 

@@ -163,7 +163,7 @@ def _splits(
 ) -> dict[str, Split]:
     frequencies = np.zeros((len(SPLITS), tokenizer.vocab_size), np.int64)
     for unit in units:
-        frequencies += np.load(unit.frequencies())
+        frequencies += np.fromfile(unit.frequencies, np.int64).reshape(frequencies.shape)
     wanted = SPLITS if config.validation_fraction else SPLITS[:1]
     documents = {split: sum(record.splits[split].documents for record in records) for split in SPLITS}
     if not sum(documents.values()):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,9 @@ class UnitFiles:
     def tokens(self, split: str) -> Path:
         return self.folder / f"unit-{self.number:06d}.{split}.bin"
 
+    @property
     def frequencies(self) -> Path:
-        return self.folder / f"unit-{self.number:06d}.counts.npy"
+        return self.folder / f"unit-{self.number:06d}.counts"
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class Job:
 
 def fraction_of(text: str, purpose: str = "split") -> float:
     """A number in [0, 1) that depends on the text and the purpose alone."""
-    digest = hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8, person=purpose.encode())
+    digest = hashlib.blake2b(text.encode(), digest_size=8, person=purpose.encode())
     return int.from_bytes(digest.digest()) / 2**64
 
 
@@ -140,7 +142,16 @@ _worker: dict[str, Any] = {}
 def _start_worker(job: Job, queue: Any) -> None:
     # The pool is the parallelism; threads of the tokenizers library within each process would only get in its way.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _worker.update(job=job, tokenizer=load_tokenizer(job.tokenizer), report=lambda *done: queue.put(done))
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the one that started it is gone, even if that was killed."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _work(number: int) -> None:
@@ -154,7 +165,9 @@ def tokenize_unit(job: Job, number: int, tokenizer: Tokenizer, report: Report) -
     frequencies = np.zeros((len(SPLITS), tokenizer.vocab_size), np.int64)
     skipped: list[str] = []
     empty = 0
-    outs = {split: files.tokens(split).open("wb") for split in SPLITS}
+    # Under another name until complete: the worker of a killed run may still be writing.
+    paths = {split: files.tokens(split).with_suffix(f".{os.getpid()}") for split in SPLITS}
+    outs = {split: path.open("wb") for split, path in paths.items()}
     try:
         for texts in _batches(documents_of(job.files, job.units[number], job.settings, skipped)):
             full = [text for text in texts if text]
@@ -166,20 +179,22 @@ def tokenize_unit(job: Job, number: int, tokenizer: Tokenizer, report: Report) -
                 _count(counts[SPLITS[which]], text, len(ids) + 2)
             for which, split in enumerate(SPLITS):
                 stream = np.concatenate([np.empty(0, job.dtype), *streams[which]])
-                stream.tofile(outs[split])
+                outs[split].write(stream.tobytes())
                 frequencies[which] += np.bincount(stream, minlength=tokenizer.vocab_size)
             report(len(full), sum(len(s) for group in streams for s in group), sum(map(len, full)))
     finally:
         for out in outs.values():
             out.close()
-    np.save(files.frequencies(), frequencies)
+    for split, path in paths.items():
+        os.replace(path, files.tokens(split))
+    files.frequencies.write_bytes(frequencies.tobytes())
     write_json(files.record, asdict(UnitRecord(counts, skipped, empty)))
 
 
 def _count(counts: SplitCounts, text: str, length: int) -> None:
     counts.documents += 1
     counts.tokens += length
-    counts.bytes += len(text.encode(errors="surrogatepass"))
+    counts.bytes += len(text.encode())
     counts.longest = max(counts.longest, length)
     counts.lengths[length.bit_length() - 1] += 1
 
