@@ -7,7 +7,7 @@ from typing import Literal
 from mm_lightning.errors import UserError
 
 
-def prepare_command(
+def prepare(
     sources: list[str],
     output: str,
     tokenizer: str = "bytes",
@@ -45,9 +45,9 @@ def prepare_command(
         workers: processes; the number of CPU cores if not given. What is written does not depend on it.
         progress: show a progress bar.
     """
-    from mm_lightning.data.prepare import PrepareConfig, prepare
+    from mm_lightning.data import prepare as room
 
-    config = PrepareConfig(
+    config = room.PrepareConfig(
         sources=sources,
         tokenizer=tokenizer,
         vocab_size=vocab_size,
@@ -60,10 +60,10 @@ def prepare_command(
         shard_tokens=shard_tokens,
         workers=workers,
     )
-    prepare(config, output, progress)
+    room.prepare(config, output, progress)
 
 
-def inspect_command(path: str, samples: int = 3, seed: int = 0) -> None:
+def inspect(path: str, samples: int = 3, seed: int = 0) -> None:
     """Show what a prepared folder holds: sizes, document lengths, decoded samples.
 
     Args:
@@ -71,12 +71,12 @@ def inspect_command(path: str, samples: int = 3, seed: int = 0) -> None:
         samples: how many samples to show of each split.
         seed: which samples.
     """
-    from mm_lightning.data.inspect import inspect
+    from mm_lightning.data import inspect as room
 
-    inspect(path, samples, seed)
+    room.inspect(path, samples, seed)
 
 
-def verify_command(path: str, checksums: bool = True) -> None:
+def verify(path: str, checksums: bool = True) -> None:
     """Check a prepared folder for missing, truncated, damaged or foreign files.
 
     Args:
@@ -86,16 +86,16 @@ def verify_command(path: str, checksums: bool = True) -> None:
     Raises:
         UserError: with a line for each problem.
     """
-    from mm_lightning.data.manifest import Manifest, verify
+    from mm_lightning.data import manifest as room
 
-    problems = verify(path, checksums)
+    problems = room.verify(path, checksums)
     if problems:
         raise UserError("\n".join(problems))
-    shards = sum(len(split.shards) for split in Manifest.load(path).splits.values())
+    shards = sum(len(split.shards) for split in room.Manifest.load(path).splits.values())
     print(f"{path} is whole: {shards} shards" + (", checksums right" if checksums else ""))
 
 
-def train_tokenizer_command(
+def train_tokenizer(
     sources: list[str],
     output: str,
     vocab_size: int = 4096,
@@ -123,8 +123,8 @@ def train_tokenizer_command(
     """
     from pathlib import Path
 
+    from mm_lightning.data import tokenizer as room
     from mm_lightning.data.prepare import PrepareConfig, training_texts
-    from mm_lightning.data.tokenizer import train_tokenizer
 
     path = Path(output).expanduser()
     if path.is_dir():
@@ -142,5 +142,5 @@ def train_tokenizer_command(
         suffixes=suffixes,
         on_error=on_error,
     )
-    trained = train_tokenizer(training_texts(config), vocab_size, path, progress)
+    trained = room.train_tokenizer(training_texts(config), vocab_size, path, progress)
     print(f"{path}: {trained.vocab_size} entries, sha256 {trained.sha256}")

@@ -3,7 +3,7 @@ import json
 import pytest
 from corpus_samples import make_texts, write_lines
 
-from mm_lightning.data.commands import inspect_command, prepare_command, train_tokenizer_command, verify_command
+from mm_lightning.data import commands
 from mm_lightning.data.inspect import histogram
 from mm_lightning.data.tokenizer import load_tokenizer
 from mm_lightning.errors import UserError
@@ -12,23 +12,23 @@ from mm_lightning.errors import UserError
 def test_from_text_to_a_verified_folder(tmp_path, capsys):
     source = write_lines(tmp_path / "in.jsonl", make_texts(60), key="body")
     tokenizer = str(tmp_path / "t" / "tokenizer.json")
-    train_tokenizer_command([source], tokenizer, vocab_size=300, text_key="body", progress=False)
+    commands.train_tokenizer([source], tokenizer, vocab_size=300, text_key="body", progress=False)
     out = str(tmp_path / "out")
-    prepare_command([source], out, tokenizer, text_key="body", validation_fraction=0.2, workers=1, progress=False)
-    verify_command(out)
-    inspect_command(out, samples=1)
+    commands.prepare([source], out, tokenizer, text_key="body", validation_fraction=0.2, workers=1, progress=False)
+    commands.verify(out)
+    commands.inspect(out, samples=1)
     shown = capsys.readouterr().out
     assert load_tokenizer(tokenizer).sha256 in shown
     assert f"{out} is whole: 2 shards, checksums right" in shown
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert f"{manifest['splits']['train']['tokens']:,}" in shown
     with pytest.raises(UserError, match="exists: give another output"):
-        train_tokenizer_command([source], tokenizer, text_key="body")
+        commands.train_tokenizer([source], tokenizer, text_key="body")
     (tmp_path / "out" / "train" / "chunk-0-0.bin").unlink()
     with pytest.raises(UserError, match=r"chunk-0-0\.bin is missing"):
-        verify_command(out)
+        commands.verify(out)
     with pytest.raises(UserError, match=r"cannot read shard .*chunk-0-0\.bin"):
-        inspect_command(out)
+        commands.inspect(out)
 
 
 def test_histogram_bars():
