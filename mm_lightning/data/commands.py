@@ -8,7 +8,7 @@ from mm_lightning.errors import UserError
 
 
 def prepare(
-    sources: list[str],
+    sources: list[str] | str,
     output: str,
     tokenizer: str = "bytes",
     vocab_size: int = 4096,
@@ -27,7 +27,7 @@ def prepare(
     Interrupted, it goes on where it was when run again. A folder with other contents is never overwritten.
 
     Args:
-        sources: .txt, .jsonl, .json (a JSON object a line), each also .gz or .zst, and .parquet files, folders or
+        sources: one, or several as [a, b]: .txt, .jsonl, .json (a JSON object a line), each also .gz or .zst, and .parquet files, folders or
             globs of them, local or fsspec URLs, or `python-stdlib`: the standard library of this Python.
         output: folder to make.
         tokenizer: `bytes`, a tokenizer.json (or a folder holding one), or `train`, which trains a byte-level BPE on
@@ -48,7 +48,7 @@ def prepare(
     from mm_lightning.data import prepare as room
 
     config = room.PrepareConfig(
-        sources=sources,
+        sources=[sources] if isinstance(sources, str) else sources,
         tokenizer=tokenizer,
         vocab_size=vocab_size,
         tokenizer_bytes=tokenizer_bytes,
@@ -96,7 +96,7 @@ def verify(path: str, checksums: bool = True) -> None:
 
 
 def train_tokenizer(
-    sources: list[str],
+    sources: list[str] | str,
     output: str,
     vocab_size: int = 4096,
     tokenizer_bytes: int = 50_000_000,
@@ -132,7 +132,7 @@ def train_tokenizer(
     if path.exists() and not overwrite:
         raise UserError(f"{path} exists: give another output, or overwrite=true")
     config = PrepareConfig(
-        sources=sources,
+        sources=[sources] if isinstance(sources, str) else sources,
         tokenizer="train",
         vocab_size=vocab_size,
         tokenizer_bytes=tokenizer_bytes,
