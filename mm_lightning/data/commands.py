@@ -27,8 +27,9 @@ def prepare(
     Interrupted, it goes on where it was when run again. A folder with other contents is never overwritten.
 
     Args:
-        sources: one, or several as [a, b]: .txt, .jsonl, .json (a JSON object a line), each also .gz or .zst, and .parquet files, folders or
-            globs of them, local or fsspec URLs, or `python-stdlib`: the standard library of this Python.
+        sources: one, or several as [a, b]: .txt, .jsonl, .json (a JSON object a line), each also .gz or .zst, and
+            .parquet files, folders or globs of them, local or fsspec URLs, or `python-stdlib`: the standard library
+            of this Python.
         output: folder to make.
         tokenizer: `bytes`, a tokenizer.json (or a folder holding one), or `train`, which trains a byte-level BPE on
             the training split.
