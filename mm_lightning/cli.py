@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
+import json
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -30,9 +32,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data inspect": ("mm_lightning.data.commands:inspect", "show a manifest, document lengths and decoded samples"),
     "data verify": ("mm_lightning.data.commands:verify", "find missing, truncated or foreign shards"),
     "tokenizer train": ("mm_lightning.data.commands:train_tokenizer", "train a byte-level BPE on text files"),
-    "cost": ("mm_lightning.networks.cost_command:cost", "parameters, FLOPs and memory of a config, nothing allocated"),
+    "cost": ("mm_lightning.experiments.cost:cost_command", "parameters, FLOPs and memory of a config, none allocated"),
     "generate": ("mm_lightning.inference.generate:generate_command", "sample text from a run or a checkpoint"),
-    "benchmark step": ("mm_lightning.experiments.benchmark:step", "time training steps, mosaic against transformer"),
+    "benchmark step": (
+        "mm_lightning.experiments.benchmark:step_command",
+        "time training steps, mosaic against transformer",
+    ),
 }
 
 EXAMPLES = """\
@@ -74,20 +79,35 @@ def load(target: str) -> Callable[..., Any]:
     return getattr(importlib.import_module(module), function)
 
 
+def name_words(function: Callable[..., Any], args: list[str]) -> list[str]:
+    """Gives the plain words that options begin with to a command's first parameter: `mm data inspect FOLDER`."""
+    words = next((n for n, arg in enumerate(args) if arg.startswith("-")), len(args))
+    first = next(iter(inspect.signature(function).parameters.values()))
+    if words == 0:
+        return args
+    if words == 1:
+        return [f"--{first.name}={args[0]}", *args[1:]]
+    if "list" not in str(first.annotation):
+        raise UserError(f"{args[1]!r} is one word too many after {args[0]!r}: name other values, as in --option value")
+    return [f"--{first.name}={json.dumps(args[:words])}", *args[words:]]
+
+
 def run_function(name: str, args: list[str]) -> None:
     """Runs a command that is a typed function: its parameters are the options."""
-    from jsonargparse import ArgumentError, ArgumentParser, auto_cli, set_parsing_settings
+    if name == "cost":  # takes the options of `mm fit`, so it reads them itself
+        load(COMMANDS[name][0])(args)
+        return
+    from jsonargparse import ArgumentError, auto_cli
 
-    set_parsing_settings(parse_optionals_as_positionals=True)
     function = load(COMMANDS[name][0])
     try:
         auto_cli(
             function,
-            args=args,
+            args=name_words(function, args),
             as_positional=False,
             prog=f"mm {name}",
             exit_on_error=False,
-            parser_class=ArgumentParser,
+            allow_abbrev=False,
         )
     except ArgumentError as error:
         raise UserError(option_error(str(error), name, function)) from error
@@ -95,8 +115,6 @@ def run_function(name: str, args: list[str]) -> None:
 
 def option_error(message: str, name: str, function: Callable[..., Any]) -> str:
     """One line for an option that a command does not take, with the nearest that it does."""
-    import inspect
-
     message = " ".join(message.split())
     wrong = re.search(r"unrecognized arguments: --([\w.\-]+)", message)
     if not wrong:
@@ -131,6 +149,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs `mm`; returns the exit status: 0, 2 for a mistake of the user's, 130 when interrupted."""
     try:
         dispatch(sys.argv[1:] if argv is None else argv)
+    except SystemExit as done:  # --help and --print_config end this way
+        return done.code if isinstance(done.code, int) else 0
     except UserError as error:
         print(f"mm: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

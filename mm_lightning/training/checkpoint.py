@@ -235,15 +235,22 @@ def check_architecture(path: Path, config: NetworkConfig) -> None:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The network's parameters by name, float32 from a DeepSpeed folder, on the CPU and read as they are used."""
     if path.is_dir():
+        calm_deepspeed()
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-        with contextlib.redirect_stdout(None):
+        with contextlib.redirect_stdout(None), contextlib.redirect_stderr(None):
             state = get_fp32_state_dict_from_zero_checkpoint(str(path), tag=TAG, lazy_mode=True)
         state = {name: value.contiguous() for name, value in state.items()}
     else:
         state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)["state_dict"]
     prefix = "network."
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def calm_deepspeed() -> None:
+    """Tells DeepSpeed, before its import, that there is no GPU, which it otherwise guesses with a warning."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def load_weights(network: Network, path: Path, rank: int = 0) -> None:

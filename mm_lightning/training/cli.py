@@ -245,6 +245,10 @@ class TrainingCLI(LightningCLI):
         if isinstance(trainer.val_check_interval, int):
             trainer.val_check_interval *= trainer.accumulate_grad_batches
 
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        return {**kwargs, "verbose": False} if subcommand in ("validate", "test") else kwargs
+
     def after_validate(self) -> None:
         """Prints and keeps the result."""
         self._report("validation")
@@ -264,7 +268,7 @@ class TrainingCLI(LightningCLI):
                 file.write(json.dumps({"checkpoint": self.checkpoint.name, **values}) + "\n")
 
     def predict(self, **kwargs: Any) -> None:
-        """Writes one JSON line a document: its sequence, tokens, predicted tokens, and mean loss in nats."""
+        """Writes one JSON line a document: what :meth:`LanguageModule.predict_step` says of it."""
         if self.trainer.world_size > 1:
             raise UserError("mm predict runs on one device: add --trainer.devices 1")
         batches = self.trainer.predict(**kwargs)

@@ -171,6 +171,8 @@ class LanguageModule(LightningModule):
             {"params": others, "weight_decay": 0.0},
         ]
         optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=tuple(self.betas), fused=True)
+        # Lightning refuses to clip where the optimiser unscales by itself; ours need not.
+        optimizer._step_supports_amp_scaling = False
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -203,20 +205,33 @@ class LanguageModule(LightningModule):
             values[f"{split}/bits_per_byte"] = self.trainer.datamodule.manifest.bits_per_byte(loss)
         self.log_dict({**values, "step": float(self.global_step)}, sync_dist=True)
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, float | int]]:
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
         """The loss of every document of a batch, a part of a document counting as one.
 
         Returns:
-            For each document in stream order: its tokens, how many of them were predicted, and the mean loss in
-            nats per predicted token (0 where there was none).
+            For each document in stream order: the sequence it lies in, its number of tokens, how many of them were
+            predicted, the mean loss in nats per predicted token (0 where there was none), and how its text begins.
         """
         logits = self.network(batch.tokens, batch.documents).float()
         targets = batch.targets.flatten()
         losses = F.cross_entropy(logits.flatten(0, 1), targets, ignore_index=IGNORED, reduction="none")
         lengths = batch.documents.lengths
-        pieces = zip(losses.split(lengths), (targets != IGNORED).split(lengths), strict=True)
-        rows = [(len(loss), int(mask.sum()), float(loss.sum())) for loss, mask in pieces]
-        return [{"tokens": n, "predicted": m, "loss": total / max(m, 1)} for n, m, total in rows]
+        first = batch_idx * self.trainer.datamodule.micro_batch_size
+        rows, begin = [], 0
+        for loss, mask in zip(losses.split(lengths), (targets != IGNORED).split(lengths), strict=True):
+            head = batch.tokens.flatten()[begin : begin + min(len(loss), 24)].tolist()
+            predicted = int(mask.sum())
+            rows.append(
+                {
+                    "sequence": first + begin // batch.tokens.shape[1],
+                    "tokens": len(loss),
+                    "predicted": predicted,
+                    "loss": float(loss.sum()) / max(predicted, 1),
+                    "text": self.trainer.datamodule.tokenizer.decode(head),
+                }
+            )
+            begin += len(loss)
+        return rows
 
     # Checkpoints
 

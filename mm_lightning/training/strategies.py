@@ -7,7 +7,6 @@ here. :func:`register` puts this strategy in the place of Lightning's: the same 
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, Strateg
 from torch import Tensor
 
 from mm_lightning.errors import UserError
-from mm_lightning.training.checkpoint import KEY, PARTIAL, check_space, commit_folder, is_full, no_space
+from mm_lightning.training.checkpoint import KEY, PARTIAL, calm_deepspeed, check_space, commit_folder, is_full, no_space
 
 
 class DeepSpeed(DeepSpeedStrategy):
@@ -29,8 +28,7 @@ class DeepSpeed(DeepSpeedStrategy):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        if not torch.cuda.is_available():
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns that it has to guess
+        calm_deepspeed()
         super().__init__(*args, **kwargs)
 
     @property

@@ -1,0 +1,81 @@
+"""The front door: help, version, unknown commands, and the import of nothing heavy."""
+
+import subprocess
+import sys
+
+import pytest
+
+from mm_lightning.cli import COMMANDS, TRAINING, find_command, load, main
+from mm_lightning.errors import UserError
+
+
+def test_help_names_every_command(capsys):
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    for name in [*COMMANDS, *TRAINING]:
+        assert f"  {name} " in text
+    assert "mm fit --config configs/quickstart.yaml" in text
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; from mm_lightning.cli import main; main(['--help']);"
+        "heavy = {'torch', 'lightning', 'jsonargparse', 'litdata', 'numpy'} & set(sys.modules); sys.exit(len(heavy))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("mm-lightning ")
+
+
+def test_commands_of_two_words():
+    assert find_command(["data", "inspect", "x"]) == ("data inspect", ["x"])
+    assert find_command(["fit", "--config", "x"]) == ("fit", ["--config", "x"])
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["fti"], ["fti", "mm fit"]),
+        (["data"], ["mm data prepare", "mm data verify"]),
+        (["data", "prepar"], ["mm data prepare"]),
+        (["zzz"], ["zzz", "--help"]),
+    ],
+)
+def test_unknown_commands(args, words, capsys):
+    assert main(args) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert all(word in message for word in words)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_exists_and_is_documented(name):
+    function = load(COMMANDS[name][0])
+    assert function.__doc__
+    assert "Args:" in function.__doc__ or name == "cost"
+
+
+def test_unknown_option(capsys):
+    assert main(["generate", "--checkpoint", "x", "--promt", "y"]) == 2
+    assert capsys.readouterr().err == "mm: mm generate has no option --promt: did you mean --prompt?\n"
+
+
+def test_interrupt(monkeypatch, capsys):
+    def stop(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mm_lightning.cli.dispatch", stop)
+    assert main([]) == 130
+    assert capsys.readouterr().err == "mm: interrupted\n"
+
+
+def test_a_user_error_is_one_line(monkeypatch, capsys):
+    def fail(args):
+        raise UserError("first\n  second")
+
+    monkeypatch.setattr("mm_lightning.cli.dispatch", fail)
+    assert main([]) == 2
+    assert capsys.readouterr().err == "mm: first second\n"

@@ -1,0 +1,54 @@
+"""Configs that build on others, overlays, and the order of options."""
+
+import pytest
+import yaml
+
+from mm_lightning.cli import main
+from mm_lightning.errors import UserError
+from mm_lightning.training.config_files import read_chain, split_configs
+
+
+def test_bases_come_first_and_relative_to_their_file(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "a.yaml").write_text("x: 1")
+    (tmp_path / "b.yaml").write_text("base: a.yaml\nx: 2")
+    (tmp_path / "sub" / "c.yaml").write_text("base: [../a.yaml, ../b.yaml]\nx: 3")
+    chain = read_chain(tmp_path / "sub" / "c.yaml")
+    assert [file.values["x"] for file in chain] == [1, 1, 2, 3]
+
+
+@pytest.mark.parametrize("text", ["- a\n- b", "a: [", "\x00"])
+def test_what_is_no_config(tmp_path, text):
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"a\.yaml"):
+        read_chain(tmp_path / "a.yaml")
+
+
+def test_configs_are_taken_out_in_order():
+    args = ["--x", "1", "--config", "a", "--y=2", "--config=b", "-c", "c"]
+    assert split_configs(args) == (["a", "b", "c"], ["--x", "1", "--y=2"])
+
+
+def printed(capsys, *args: str) -> dict:
+    assert main(["fit", *args, "--print_config"]) == 0
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+def test_overlays_and_overrides(tiny, tmp_path, capsys):
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text("model: {network: {init_args: {dim: 32}}, learning_rate: 0.5}")
+    found = printed(
+        capsys, "--model.learning_rate", "0.25", "--config", str(tiny), "--config", str(overlay), "--run=elsewhere"
+    )
+    assert found["model"]["learning_rate"] == 0.25  # an option wins also where it stands before
+    assert found["model"]["network"]["init_args"]["dim"] == 32
+    assert found["model"]["network"]["init_args"]["short_term_window"] == 8
+    assert found["run"] == "elsewhere"
+    assert found["trainer"]["max_steps"] == 6
+
+
+def test_another_class_keeps_what_both_know(tiny, capsys):
+    found = printed(capsys, "--config", str(tiny), "--model.network", "TransformerConfig")["model"]["network"]
+    assert found["class_path"].endswith("TransformerConfig")
+    assert found["init_args"]["dim"] == 16
+    assert "short_term_window" not in found["init_args"]

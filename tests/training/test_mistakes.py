@@ -1,0 +1,79 @@
+"""Every mistake of a user's ends in one line that says what, where and what to do."""
+
+import pytest
+import yaml
+
+from mm_lightning.cli import main
+
+
+def complain(capsys, *args: str) -> str:
+    assert main(list(args)) == 2
+    error = capsys.readouterr().err
+    lines = [line for line in error.splitlines() if line.startswith("mm: ")]
+    assert len(lines) == 1, error
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"model": {"learning_rte": 3}}, ["model.learning_rte", "wrong.yaml", "model.learning_rate"]),
+        ({"modle": {"learning_rate": 3}}, ["modle", "wrong.yaml", "model"]),
+        ({"model": {"network": {"init_args": {"dmi": 3}}}}, ["dmi", "MemoryMosaicConfig", "wrong.yaml", "dim"]),
+        ({"model": {"network": {"class_path": "Mosaic"}}}, ["model.network", "Mosaic", "wrong.yaml"]),
+        ({"base": "wrong.yaml"}, ["based on each other"]),
+        ({"base": "none.yaml"}, ["none.yaml", "does not exist", "wrong.yaml"]),
+    ],
+)
+def test_in_a_file(keys, words, tiny, tmp_path, capsys):
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text(yaml.safe_dump(keys))
+    message = complain(capsys, "fit", "--config", str(tiny), "--config", str(wrong))
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--model.learning_rte", "3"], ["--model.learning_rte", "--model.learning_rate"]),
+        (["--model.learn", "3"], ["--model.learn", "--model.learning_rate"]),
+        (["--model.network.heads", "3"], ["3 heads", "dim 16"]),
+        (["--model.network.vocab_size", "100"], ["258", "100", "vocab_size"]),
+        (["--model.network.short_term_window", "1"], ["short_term_window", "at least 2"]),
+        (["--model.network.long_term_delay", "[6,2]"], ["long_term_delay", "[6, 2]"]),
+        (["--data.path", "nowhere"], ["nowhere", "mm data prepare"]),
+        (["--data.context_length", "1000000"], ["context_length 1000000"]),
+        (["--data.global_batch_size", "6"], ["global_batch_size 6", "micro_batch_size 4"]),
+        (["--trainer.accumulate_grad_batches", "2"], ["global_batch_size"]),
+        (["--trainer.max_steps", "-1"], ["trainer.max_steps"]),
+        (["--resume"], ["run"]),
+        (["--ckpt_path", "nothing.ckpt"], ["nothing.ckpt"]),
+        (["--config", "nothing.yaml"], ["nothing.yaml", "does not exist"]),
+        (["--config"], ["--config needs a file"]),
+    ],
+)
+def test_on_the_command_line(args, words, tiny, tmp_path, capsys):
+    message = complain(capsys, "fit", "--config", str(tiny), *args)
+    assert all(word in message for word in words), message
+    assert not list(tmp_path.glob("run/*")), "a run that never began leaves no folder"
+
+
+def test_a_checkpoint_of_another_architecture(tiny, capsys, tmp_path):
+    assert main(["fit", "--config", str(tiny)]) == 0
+    message = complain(
+        capsys, "fit", "--config", str(tiny), "--resume", "--trainer.max_steps", "9", "--model.network.dim", "32"
+    )
+    assert "dim 16 instead of 32" in message
+    message = complain(capsys, "validate", "--config", str(tiny), "--model.network", "TransformerConfig")
+    assert "MemoryMosaic" in message
+    assert "Transformer" in message
+    assert "nothing to resume" in complain(capsys, "fit", "--config", str(tiny), "--resume")
+
+
+def test_a_checkpoint_never_overrides_the_config(tiny, tmp_path):
+    assert main(["fit", "--config", str(tiny)]) == 0
+    checkpoint = tmp_path / "run" / "0" / "checkpoints" / "step=6.ckpt"
+    more = ["--ckpt_path", str(checkpoint), "--trainer.max_steps", "8", "--model.weight_decay", "0.3"]
+    assert main(["fit", "--config", str(tiny), *more]) == 0
+    saved = yaml.safe_load((tmp_path / "run" / "1" / "config.yaml").read_text())
+    assert saved["model"]["weight_decay"] == 0.3
