@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import os
 import re
@@ -238,7 +239,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         calm_deepspeed()
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-        with contextlib.redirect_stdout(None), contextlib.redirect_stderr(None):
+        talk = io.StringIO()  # progress bars within a second
+        with contextlib.redirect_stdout(talk), contextlib.redirect_stderr(talk):
             state = get_fp32_state_dict_from_zero_checkpoint(str(path), tag=TAG, lazy_mode=True)
         state = {name: value.contiguous() for name, value in state.items()}
     else:

@@ -46,6 +46,7 @@ SKIPPED = {
 }
 
 NOISE = (
+    r".*given buffer is not writable.*",
     r".*does not have many workers.*",
     r".*IterableDataset. has `__len__` defined.*",
     r".*Checkpoint directory .* exists and is not empty.*",

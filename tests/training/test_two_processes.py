@@ -1,0 +1,64 @@
+"""DDP and ZeRO with two processes on the CPU train as one process does."""
+
+import pytest
+from launch import mm
+from runs import metrics
+
+from mm_lightning.cli import main
+from mm_lightning.training.checkpoint import COMMIT, find_checkpoint, load_network
+
+
+def train_alone(tiny, tmp_path):
+    assert main(["fit", "--config", str(tiny), "--run", str(tmp_path / "alone")]) == 0
+    return tmp_path / "alone" / "0"
+
+
+def train_together(tiny, tmp_path, strategy, *more):
+    devices = ["--trainer.devices", "2", "--trainer.strategy", strategy, "--data.micro_batch_size", "2"]
+    done = mm("fit", "--config", str(tiny), "--run", str(tmp_path / "together"), *devices, *more)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return tmp_path / "together" / "0", done
+
+
+def assert_same(alone, together):
+    for name in ("train/loss", "train/gradient_norm", "validation/loss"):
+        one, two = metrics(alone, name), metrics(together, name)
+        assert two.keys() == one.keys()
+        assert list(two.values()) == pytest.approx(list(one.values()), rel=2e-5), name
+
+
+def test_ddp_equals_one_process(tiny, tmp_path):
+    folder, done = train_together(tiny, tmp_path, "ddp")
+    assert_same(train_alone(tiny, tmp_path), folder)
+    assert done.stdout.count("step 6/6  loss") == 1  # rank zero speaks alone
+    assert [p.name for p in (tmp_path / "together").iterdir()] == ["0"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_zero_equals_one_process(tiny, tmp_path, stage):
+    alone = train_alone(tiny, tmp_path)
+    folder, _ = train_together(tiny, tmp_path, f"deepspeed_stage_{stage}")
+    assert_same(alone, folder)
+    checkpoint = find_checkpoint(folder)
+    assert (checkpoint / COMMIT).is_file()
+    # the consolidated weights are those of the run on one process
+    one, two = load_network(alone)[0], load_network(folder)[0]
+    for (name, a), b in zip(one.named_parameters(), two.parameters(), strict=True):
+        assert b.detach().numpy() == pytest.approx(a.detach().numpy(), abs=2e-4), name
+
+
+@pytest.mark.slow
+def test_zero_resumes(tiny, tmp_path):
+    alone = train_alone(tiny, tmp_path)
+    # the schedule of six steps, interrupted after three
+    folder, _ = train_together(tiny, tmp_path, "deepspeed_stage_2")
+    last = folder / "checkpoints" / "step=6.ckpt"
+    last.rename(last.with_name("step=6.ckpt.partial"))
+    before = metrics(folder)
+    again, done = train_together(tiny, tmp_path, "deepspeed_stage_2", "--resume")
+    assert again == folder
+    assert "resuming" in done.stdout
+    assert "step=3.ckpt" in done.stdout
+    assert metrics(folder) == before
+    assert_same(alone, folder)
