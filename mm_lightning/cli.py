@@ -22,7 +22,7 @@ from mm_lightning.errors import UserError
 TRAINING: dict[str, str] = {
     "fit": "train a network, or continue a run (--resume)",
     "validate": "loss, perplexity and bits per byte of a trained network on the validation documents",
-    "test": "the same on the held-out test documents, or on validation where there are none",
+    "test": "the same on all validation documents, whatever data.validation_sequences says",
     "predict": "write the loss of every document to a file",
 }
 
@@ -118,7 +118,7 @@ def option_error(message: str, name: str, function: Callable[..., Any]) -> str:
     message = " ".join(message.split())
     wrong = re.search(r"unrecognized arguments: --([\w.\-]+)", message)
     if not wrong:
-        return f"mm {name}: {message}"
+        return f"{name}: {message}"
     near = difflib.get_close_matches(wrong[1].replace("-", "_"), inspect.signature(function).parameters, 1, 0.4)
     hint = f"did you mean --{near[0]}?" if near else f"`mm {name} --help` lists them"
     return f"mm {name} has no option --{wrong[1]}: {hint}"

@@ -169,7 +169,7 @@ def generate_command(
     top_k: int | None = None,
     top_p: float | None = None,
     seed: int = 0,
-    stop: list[str] | None = None,
+    stop: str | list[str] | None = None,
     device: str = "auto",
 ) -> None:
     """Sample text from a trained network.
@@ -184,10 +184,11 @@ def generate_command(
         top_k: draw from the k most probable tokens only.
         top_p: draw from the fewest tokens whose probabilities reach p.
         seed: of the draws.
-        stop: end before any of these strings.
+        stop: end before this string, or any of these: --stop END or --stop '["END", "STOP"]'.
         device: cpu, cuda, ...; auto takes a GPU if there is one.
     """
-    _check(max_new_tokens, temperature, top_k, top_p, stop or [])
+    stops = [stop] if isinstance(stop, str) else stop or []
+    _check(max_new_tokens, temperature, top_k, top_p, stops)
     import torch
 
     from mm_lightning.training.checkpoint import load_network
@@ -196,6 +197,6 @@ def generate_command(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     network, tokenizer = load_network(checkpoint, device)
     print(prompt, end="", flush=True)
-    for piece in stream(network.eval(), tokenizer, prompt, max_new_tokens, temperature, top_k, top_p, seed, stop or []):
+    for piece in stream(network.eval(), tokenizer, prompt, max_new_tokens, temperature, top_k, top_p, seed, stops):
         print(piece, end="", flush=True)
     print()
