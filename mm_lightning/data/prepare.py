@@ -234,7 +234,9 @@ def _text_bytes(files: list[SourceFile]) -> int:
 
 def _fingerprint(config: PrepareConfig, files: list[SourceFile]) -> str:
     named = config.tokenizer if config.tokenizer == "train" else load_tokenizer(config.tokenizer).sha256
-    content = [FORMAT_VERSION, {**config.identity(), "tokenizer": named}, [(file.name, file.size) for file in files]]
+    # Whatever on_error says, units that are finished stay as they are: a refused preparation can go on with `skip`.
+    settings = {**config.identity(), "tokenizer": named, "on_error": None}
+    content = [FORMAT_VERSION, settings, [(file.name, file.size) for file in files]]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -256,6 +258,7 @@ def reuse(folder: Path, config: PrepareConfig, identity: str | None = None) -> M
     """
     manifest = Manifest.load(folder)
     wanted, has = config.identity(), manifest.settings
+    wanted.pop("on_error", None)
     differ = [f"{key} {has.get(key)!r}, not {value!r}" for key, value in wanted.items() if has.get(key) != value]
     if identity not in (None, manifest.fingerprint) and not differ:
         differ = ["other source files or another tokenizer"]

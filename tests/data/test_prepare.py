@@ -254,3 +254,12 @@ def test_the_split_is_a_hash_of_the_text():
     assert units.fraction_of("some text") == int.from_bytes(digest, "big") / 2**64
     shares = [units.fraction_of(f"text {n}") for n in range(4000)]
     assert np.histogram(shares, 10, (0, 1))[0] == pytest.approx(np.full(10, 400), rel=0.2)
+
+
+def test_a_refused_preparation_goes_on_when_told_to_skip(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"no": 1}\n{"text": "two"}\n')
+    with pytest.raises(UserError, match="on_error=skip"):
+        run([tmp_path / "a.jsonl"], tmp_path / "out", validation_fraction=0.0)
+    made = run([tmp_path / "a.jsonl"], tmp_path / "out", validation_fraction=0.0, on_error="skip")
+    assert made.splits["train"].documents == 2
+    assert len(made.skipped) == 1
