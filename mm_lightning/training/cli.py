@@ -298,7 +298,7 @@ class ParsedFit(TrainingCLI):
         """Builds the dimensions of the network, nothing else."""
         network = self.config.fit.model.network
         module, name = network.class_path.rsplit(".", 1)
-        self.config.fit.model.network = getattr(importlib.import_module(module), name)(**vars(network.init_args))
+        self.config.fit.model.network = getattr(importlib.import_module(module), name)(**network.init_args.as_dict())
 
     def _run_subcommand(self, subcommand: str) -> None:
         pass
