@@ -1,5 +1,6 @@
 """Every shipped config: parsed by the real parser, its network built, and a shrunken copy trained for a step."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -66,39 +67,124 @@ def test_the_recipe_is_the_papers(name):
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_shrunken_copy_trains_a_step(name, tmp_path, capsys):
-    text = tmp_path / "text"
-    text.mkdir()
-    for n in range(12):
-        (text / f"{n}.txt").write_text(" ".join(str(k * (n + 2)) for k in range(80)))
-    small = {"layers": 1, "dim": 16, "heads": 2, "persistent_dim": 16, "vocab_size": 258}
-    if "transformer" not in name:
-        small |= {"short_term_window": 8, "long_term_delay": [2, 4], "inference_delay": 2}
-    shrink = {
-        "run": str(tmp_path / "run"),
-        "trainer": {
-            "max_steps": 1,
-            "log_every_n_steps": 1,
-            "accelerator": "cpu",
-            "devices": 1,
-            "num_nodes": 1,
-            "strategy": "auto",
-            "precision": "32-true",
-            "enable_progress_bar": False,
-        },
-        "model": {"network": {"init_args": small}, "initial_weights": None},
-        "data": {
-            "path": str(tmp_path / "data"),
-            "context_length": 16,
-            "global_batch_size": 4,
-            "micro_batch_size": 2,
-            "num_workers": 0,
-            "validation_sequences": 2,
-            "prepare": {"sources": [str(text)], "tokenizer": "bytes", "validation_fraction": 0.3, "workers": 1},
-        },
-    }
-    overlay = tmp_path / "shrink.yaml"
-    overlay.write_text(yaml.safe_dump(shrink))
-    assert main(["fit", "--config", str(FOLDER / f"{name}.yaml"), "--config", str(overlay)]) == 0
-    assert (tmp_path / "run" / "0" / "checkpoints" / "step=1.ckpt").is_file()
+def test_a_shrunken_copy_trains_a_step(name, shrink, capsys):
+    overlay, folder = shrink("transformer" in name)
+    assert main(["fit", "--config", str(FOLDER / f"{name}.yaml"), "--config", overlay]) == 0
+    assert (folder / "0" / "checkpoints" / "step=1.ckpt").is_file()
     assert "step 1/1  loss" in capsys.readouterr().out
+
+
+ABLATIONS = {
+    # what each overlay says, and the parameters of the quickstart with it, by hand
+    "v1": ({"keys": "leaky", "bandwidth": "fixed", "levels": ("full",), "persistent": "key_value"}, 984304),
+    "keys_leaky": ({"keys": "leaky"}, 1516832 - 4 * 2 * (2 * 128 * 4 - 4)),
+    "bandwidth_fixed": ({"bandwidth": "fixed"}, 1516832 - 4 * 2 * 2 * 4),
+    "levels_one": ({"levels": ("full",)}, 1516832 - 4 * (3 * 128**2 + 2 * 128 * 4 + 5 * 4)),
+    "levels_short": ({"levels": ("short",)}, 1516832 - 4 * (3 * 128**2 + 2 * 128 * 4 + 5 * 4)),
+    "levels_long": ({"levels": ("long",)}, 1516832 - 4 * (3 * 128**2 + 2 * 128 * 4 + 5 * 4)),
+    "persistent_key_value": (
+        {"persistent": "key_value"},
+        1516832 + 4 * (2 * 128**2 + 2 * 384 * 128 + 12 - 3 * 384 * 128),
+    ),
+    "persistent_experts": ({"persistent": "experts"}, 1516832 + 4 * (7 * 3 * 384 * 128 + 8 * 128)),
+    "persistent_none": ({"persistent": "none"}, 1516832 - 4 * (3 * 384 * 128 + 128)),
+    "delay_fixed": ({"long_term_delay": (16, 16)}, 1516832),
+    "no_look_ahead": ({"look_ahead": False}, 1516832 - 4 * 2 * 4),
+    "transformer_long_short": ({"levels": ("long", "short")}, 1377408 + 4 * 4 * 128**2),
+    "transformer_grouped": ({"kv_heads": 2, "levels": ("full",)}, 1377408 - 4 * 128**2),
+}
+
+
+def test_all_ablations_are_known():
+    assert sorted(ABLATIONS) == sorted(path.stem for path in (FOLDER / "ablations").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_an_ablation_changes_what_it_says(name):
+    from mm_lightning.training.cli import parse_fit
+
+    changed, count = ABLATIONS[name]
+    files = [FOLDER / "quickstart.yaml", FOLDER / "ablations" / f"{name}.yaml"]
+    config = parse_fit([word for file in files for word in ("--config", str(file))]).model.network
+    assert {key: getattr(config, key) for key in changed} == changed
+    network = config.build()
+    assert sum(p.numel() for p in network.parameters()) == parameters(config) == count
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_an_ablation_trains_validates_and_generates(name, shrink, capsys):
+    overlay, folder = shrink("transformer" in name)
+    configs = ["--config", str(FOLDER / "quickstart.yaml")]
+    configs += ["--config", str(FOLDER / "ablations" / f"{name}.yaml"), "--config", overlay]
+    # Twice, the second time from the checkpoint of one step.
+    assert main(["fit", *configs]) == 0
+    assert main(["fit", *configs, "--resume", "--trainer.max_steps", "2"]) == 0
+    assert main(["validate", *configs]) == 0
+    assert main(["generate", "--checkpoint", str(folder), "--prompt", "1 2", "--max_new_tokens", "3"]) == 0
+    assert "validation loss" in capsys.readouterr().out
+
+
+def test_a_level_removed_after_training(shrink, capsys):
+    """`levels: [short]` at evaluation equals the trained network with the long-term memory's answers set to 0."""
+    from mm_lightning.training.checkpoint import find_checkpoint, load_network, load_weights
+
+    overlay, folder = shrink(False)
+    configs = ["--config", str(FOLDER / "quickstart.yaml"), "--config", overlay]
+    assert main(["fit", *configs]) == 0
+    removed = str(FOLDER / "ablations" / "levels_short.yaml")
+    assert main(["validate", *configs, "--config", removed]) == 0
+    assert main(["fit", *configs, "--config", removed, "--ckpt_path", str(folder)]) == 2
+    assert "levels ['long', 'short'] instead of ['short']" in capsys.readouterr().err
+
+    whole, _ = load_network(folder)
+    config = dataclasses.replace(whole.config, levels=("short",))
+    short = config.build().eval()
+    load_weights(short, find_checkpoint(folder))
+    with torch.no_grad():
+        for block in whole.blocks:
+            block.contextual["long"].values.alpha_psi_theta.fill_(0)
+            block.W_o.weight[:, : config.dim] = 0
+    tokens = torch.randint(258, (2, 40))
+    assert torch.allclose(short(tokens), whole(tokens), atol=1e-6)
+
+
+@pytest.fixture
+def shrink(tmp_path):
+    """Writes an overlay that makes any config small, with data to be prepared: (its path, the run folder's root)."""
+
+    def shrink(transformer: bool):
+        text = tmp_path / "text"
+        text.mkdir(exist_ok=True)
+        for n in range(12):
+            (text / f"{n}.txt").write_text(" ".join(str(k * (n + 2)) for k in range(80)))
+        small = {"layers": 1, "dim": 16, "heads": 2, "persistent_dim": 16, "vocab_size": 258}
+        if not transformer:
+            small |= {"short_term_window": 8, "long_term_delay": [2, 4], "inference_delay": 2, "persistent_slots": 8}
+        values = {
+            "run": str(tmp_path / "run"),
+            "trainer": {
+                "max_steps": 1,
+                "log_every_n_steps": 1,
+                "accelerator": "cpu",
+                "devices": 1,
+                "num_nodes": 1,
+                "strategy": "auto",
+                "precision": "32-true",
+                "enable_progress_bar": False,
+            },
+            "model": {"network": {"init_args": small}, "initial_weights": None},
+            "data": {
+                "path": str(tmp_path / "data"),
+                "context_length": 16,
+                "global_batch_size": 4,
+                "micro_batch_size": 2,
+                "num_workers": 0,
+                "validation_sequences": 2,
+                "prepare": {"sources": [str(text)], "tokenizer": "bytes", "validation_fraction": 0.3, "workers": 1},
+            },
+        }
+        overlay = tmp_path / "shrink.yaml"
+        overlay.write_text(yaml.safe_dump(values))
+        return str(overlay), tmp_path / "run"
+
+    return shrink

@@ -1,9 +1,13 @@
-"""Adaptive bandwidth: equation (6)."""
+"""How sharply a memory is read: the adaptive bandwidth of v2, equation (6), and the fixed one of v1."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+
+from mm_lightning.memory.layers import TIMES
+
+LARGEST = torch.finfo(torch.float16).max
 
 
 class AdaptiveBandwidth(nn.Module):
@@ -39,11 +43,40 @@ class AdaptiveBandwidth(nn.Module):
         """(H,)"""
         return _full(self.alpha_theta).abs().clamp(max=1)
 
+    def scalars(self) -> dict[str, Tensor]:
+        """alpha, beta_0 and beta_1, (H,) each."""
+        return {"alpha": self.alpha, "beta_0": self.beta_0, "beta_1": self.beta_1}
+
     def forward(self, pairs: Tensor) -> Tensor:
         """(B, T, H) bandwidths for (B, T) numbers of stored pairs."""
         # An empty memory answers 0 whatever its bandwidth; 0^alpha has no finite derivative by alpha.
         pairs = pairs.clamp(min=1)[..., None].to(self.beta_0.dtype)
         return self.beta_1 * pairs**self.alpha + self.beta_0
+
+
+class FixedBandwidth(nn.Module):
+    """beta = exp(2 kappa), one a head, at most the largest float16; kappa = 1 at first, stored divided by ten (v1)."""
+
+    def __init__(self, heads: int):
+        super().__init__()
+        self.kappa = nn.Parameter(torch.empty(heads))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.kappa, 1 / TIMES)
+
+    @property
+    def beta(self) -> Tensor:
+        """(H,)"""
+        return (2 * TIMES * _full(self.kappa)).exp().clamp(max=LARGEST)
+
+    def scalars(self) -> dict[str, Tensor]:
+        """beta, (H,)."""
+        return {"beta": self.beta}
+
+    def forward(self, pairs: Tensor) -> Tensor:
+        """(H,), whatever the number of pairs."""
+        return self.beta
 
 
 def _full(theta: Tensor) -> Tensor:

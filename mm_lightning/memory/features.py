@@ -5,11 +5,14 @@ vbar_T = gamma vtilde_T + (1 - gamma) vtilde_{T+1},    v_T = alpha_psi Norm(vbar
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mm_lightning.memory.documents import Documents
+from mm_lightning.memory.layers import TIMES
 from mm_lightning.memory.recurrence import EPS
 
 
@@ -70,29 +73,50 @@ def _within(x: Tensor, documents: Documents) -> Tensor:
     return x if documents.single else x.masked_fill((documents.position[:, 1:] == 0)[..., None, None], 0)
 
 
+Scale = Literal["exp_abs", "exp"]
+
+
 class Values(nn.Module):
     """v of equation (9) from (B, T, H, D) raw values, with learned gamma and alpha_psi, one of each per head.
 
-    alpha_psi = exp(min(|theta|, 15)) with theta = 0 at first (Table 6). The derivative of |theta| at 0 is taken as 1:
-    with the usual 0 it could never leave its initial value.
+    In v2 alpha_psi = exp(min(|theta|, 15)) with theta = 0 at first (Table 6). The derivative of |theta| at 0 is taken
+    as 1: with the usual 0 it could never leave its initial value. In v1 alpha_psi = exp(10 theta), -0.5 / 10 at first.
+
+    Args:
+        heads: H.
+        look_ahead: whether a value looks at the next token; without, it is alpha_psi Norm(W_psi x) of its own.
+        scale: the form of alpha_psi, exp_abs (v2) or exp (v1).
     """
 
-    def __init__(self, heads: int):
+    def __init__(self, heads: int, look_ahead: bool = True, scale: Scale = "exp_abs"):
         super().__init__()
-        self.gamma = nn.Parameter(torch.empty(heads))
+        self.scale = scale
+        self.gamma = nn.Parameter(torch.empty(heads)) if look_ahead else None
         self.alpha_psi_theta = nn.Parameter(torch.empty(heads))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        nn.init.uniform_(self.gamma)
-        nn.init.zeros_(self.alpha_psi_theta)
+        if self.gamma is not None:
+            nn.init.uniform_(self.gamma)
+        nn.init.constant_(self.alpha_psi_theta, 0 if self.scale == "exp_abs" else -0.5 / TIMES)
 
     @property
     def alpha_psi(self) -> Tensor:
         """(H,) norm of the values."""
         theta = self.alpha_psi_theta.to(torch.promote_types(self.alpha_psi_theta.dtype, torch.float32))
+        if self.scale == "exp":
+            return (TIMES * theta).exp()
         return torch.where(theta < 0, -theta, theta).clamp(max=15).exp()
 
+    def scalars(self) -> dict[str, Tensor]:
+        """gamma, if there is a look-ahead, and alpha_psi, (H,) each."""
+        gamma = {} if self.gamma is None else {"gamma": self.gamma}
+        return {**gamma, "alpha_psi": self.alpha_psi}
+
     def forward(self, vtilde: Tensor, documents: Documents) -> Tensor:
-        values = look_ahead(vtilde, self.gamma, documents)
+        if self.gamma is None:
+            raw = vtilde.to(torch.promote_types(vtilde.dtype, torch.float32))
+            values = F.normalize(raw, dim=-1, eps=EPS).to(vtilde.dtype)
+        else:
+            values = look_ahead(vtilde, self.gamma, documents)
         return values * self.alpha_psi[:, None].to(values.dtype)

@@ -6,9 +6,14 @@ Each layer initialises itself while it is constructed, so a network can be built
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+TIMES = 10.0
+"""v1 stores its scalars divided by this and multiplies them in use, which speeds their learning tenfold under Adam."""
 
 
 def clipped_normal_(tensor: Tensor, std: float) -> Tensor:
@@ -39,12 +44,15 @@ class Embedding(nn.Embedding):
         clipped_normal_(self.weight, self.std)
 
 
-class RMSNorm(nn.Module):
-    """x / rms(x) * weight, computed in float32 and returned in the type the next matrix product wants."""
+class Norm(nn.Module):
+    """RMSNorm, x / rms(x) * weight, or LayerNorm without bias, which also takes the mean away.
 
-    def __init__(self, dim: int, eps: float):
+    Returned in the type the next matrix product wants.
+    """
+
+    def __init__(self, dim: int, eps: float, kind: Literal["rms", "layer"] = "rms"):
         super().__init__()
-        self.eps = eps
+        self.eps, self.kind = eps, kind
         self.weight = nn.Parameter(torch.empty(dim))
         self.reset_parameters()
 
@@ -52,7 +60,12 @@ class RMSNorm(nn.Module):
         nn.init.ones_(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.rms_norm(x, (x.shape[-1],), self.weight.to(x.dtype), self.eps)
+        norm = F.rms_norm if self.kind == "rms" else _layer_norm
+        y = norm(x, (x.shape[-1],), self.weight.to(x.dtype), self.eps)
         # Under autocast this casts once what several linear layers would each cast for themselves.
         device = x.device.type
         return y.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else y
+
+
+def _layer_norm(x: Tensor, shape: tuple[int, ...], weight: Tensor, eps: float) -> Tensor:
+    return F.layer_norm(x, shape, weight, None, eps)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mm_lightning.memory.layers import Linear
+from mm_lightning.memory.layers import Linear, clipped_normal_
 
 
 class SwiGLU(nn.Module):
@@ -19,3 +20,55 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.W_2(F.silu(self.W_1(x)) * self.W_3(x))
+
+
+class Experts(nn.Module):
+    """A mixture of E SwiGLU networks of f hidden units; each token goes to the k that its router likes best.
+
+    The k largest of softmax(W_r x), made to sum to 1, weigh the experts' answers. No token is ever dropped.
+
+    Args:
+        dim: d.
+        hidden: f, of each expert.
+        experts: E.
+        chosen: k.
+        std_in: initial standard deviation of W_1, W_3 and the router.
+        std_out: of W_2.
+    """
+
+    def __init__(self, dim: int, hidden: int, experts: int, chosen: int, std_in: float, std_out: float):
+        super().__init__()
+        self.chosen, self.stds = chosen, (std_in, std_in, std_out)
+        self.router = Linear(dim, experts, std_in)
+        self.W_1 = nn.Parameter(torch.empty(experts, hidden, dim))
+        self.W_3 = nn.Parameter(torch.empty(experts, hidden, dim))
+        self.W_2 = nn.Parameter(torch.empty(experts, dim, hidden))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        for weight, std in zip((self.W_1, self.W_3, self.W_2), self.stds, strict=True):
+            clipped_normal_(weight, std)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The answer (B, T, d) and the load-balancing loss.
+
+        The loss is that of the Switch Transformer, E sum_e (share of choices that fall on e) (mean probability of e):
+        1 when all experts are used alike, E when all tokens go to one.
+        """
+        tokens = x.flatten(0, -2)  # (N, d)
+        probability = self.router(tokens).float().softmax(-1)  # (N, E)
+        weight, choice = probability.topk(self.chosen, -1)  # (N, k)
+        weight = weight / weight.sum(-1, keepdim=True)
+        share = F.one_hot(choice, probability.shape[-1]).float().mean((0, 1))
+        balance = probability.shape[-1] * (share * probability.mean(0)).sum()
+        # Sorted by expert, so that each one's tokens are one slice; every expert runs, if only on no token, so that
+        # every weight has a gradient on every rank.
+        order = choice.flatten().argsort(stable=True)
+        rows = order // self.chosen
+        counts = torch.bincount(choice.flatten(), minlength=probability.shape[-1]).tolist()
+        answers = [
+            F.linear(F.silu(F.linear(part, w1)) * F.linear(part, w3), w2)
+            for part, w1, w3, w2 in zip(tokens[rows].split(counts), self.W_1, self.W_3, self.W_2, strict=True)
+        ]
+        answer = torch.cat(answers) * weight.flatten()[order][:, None].to(answers[0].dtype)
+        return torch.zeros_like(tokens, dtype=answer.dtype).index_add(0, rows, answer).view(x.shape), balance

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from mm_lightning.memory.documents import Documents
 
@@ -72,16 +73,18 @@ def read_reference(q: Tensor, k: Tensor, v: Tensor, span: Span, documents: Docum
     return torch.einsum("bhts,bshd->bthd", weights, v)
 
 
-def read(q: Tensor, k: Tensor, v: Tensor, span: Span, documents: Documents, scale: float = 1.0) -> Tensor:
+def read(
+    q: Tensor, k: Tensor, v: Tensor, span: Span, documents: Documents, scale: float = 1.0, dropout: float = 0.0
+) -> Tensor:
     """Equation (4) through fused kernels: no T x T matrix, and O(T size) work for a span of limited size.
 
-    Same arguments and result as :func:`read_reference`.
+    Same arguments and result as :func:`read_reference`; with `dropout`, that share of the weights is dropped.
     """
     if documents.longest <= span.delay:
         # Nothing to read; the zeros still depend on the inputs, so that every parameter has a gradient.
         everything = q.sum() + k.sum() + v.sum()
         return torch.zeros_like(q) + everything.masked_fill(torch.ones_like(everything, dtype=torch.bool), 0)
-    if backend(q.device, q.dtype) == VARLEN:
+    if backend(q.device, q.dtype) == VARLEN and not dropout:
         return _read_varlen(q, k, v, span, documents, scale)
     shape, lengths = q.shape, documents.lengths
     if documents.single:  # all rows at once
@@ -90,7 +93,7 @@ def read(q: Tensor, k: Tensor, v: Tensor, span: Span, documents: Documents, scal
         q, k, v = (x.flatten(0, 1)[None] for x in (q, k, v))
     pieces = []
     for early, late, keys, values in _cut(q, k, v, lengths, span.delay):
-        pieces += _read_rows(early, late, keys, values, span, scale)
+        pieces += _read_rows(early, late, keys, values, span, scale, dropout)
     return torch.cat(pieces, 1).view(shape)
 
 
@@ -121,21 +124,25 @@ def _cut(
     return list(zip(q_parts[::2], q_parts[1::2], k_parts[::2], v_parts[::2], strict=True))
 
 
-def _read_rows(early: Tensor, q: Tensor, k: Tensor, v: Tensor, span: Span, scale: float) -> list[Tensor]:
+def _read_rows(
+    early: Tensor, q: Tensor, k: Tensor, v: Tensor, span: Span, scale: float, dropout: float
+) -> list[Tensor]:
     """One document (of each row): zeros for the early queries, then causal or windowed reads; along dim 1."""
     parts = [torch.zeros_like(early)] if early.shape[1] else []
     if q.shape[1] == 0:
         return parts
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, D)
     gqa = q.shape[1] != k.shape[1]
-    if span.size is None or q.shape[2] <= span.size:
-        outputs = [F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=gqa)]
+    if dropout and q.device.type == "cpu":
+        outputs = _dropped(q, k, v, span.size or q.shape[2], scale, dropout)
+    elif span.size is None or q.shape[2] <= span.size:
+        outputs = [F.scaled_dot_product_attention(q, k, v, None, dropout, is_causal=True, scale=scale, enable_gqa=gqa)]
     else:
-        outputs = _windowed(q, k, v, span.size, scale, gqa)
+        outputs = _windowed(q, k, v, span.size, scale, gqa, dropout)
     return [*parts, *(x.transpose(1, 2) for x in outputs)]
 
 
-def _windowed(q: Tensor, k: Tensor, v: Tensor, size: int, scale: float, gqa: bool) -> list[Tensor]:
+def _windowed(q: Tensor, k: Tensor, v: Tensor, size: int, scale: float, gqa: bool, dropout: float) -> list[Tensor]:
     """Causal reads of the last `size` keys, (B, H, T, D): each block of queries against the blocks it can see."""
     back = -(-(size - 1) // BLOCK)  # blocks of keys before a query's own
     mask = _band(size, back, q.dtype, q.device)
@@ -146,9 +153,43 @@ def _windowed(q: Tensor, k: Tensor, v: Tensor, size: int, scale: float, gqa: boo
         near_k, near_v = torch.cat(keys[first : i + 1], 2), torch.cat(values[first : i + 1], 2)
         seen = mask[: block.shape[2], (back - i + first) * BLOCK :][:, : near_k.shape[2]]
         outputs.append(
-            F.scaled_dot_product_attention(block, near_k, near_v, attn_mask=seen, scale=scale, enable_gqa=gqa)
+            F.scaled_dot_product_attention(block, near_k, near_v, seen, dropout, scale=scale, enable_gqa=gqa)
         )
     return outputs
+
+
+def _dropped(q: Tensor, k: Tensor, v: Tensor, size: int, scale: float, dropout: float) -> list[Tensor]:
+    """Causal reads with dropout, (B, H, T, D), for CPUs, whose fused kernel has none.
+
+    Each block of queries is recomputed in the backward pass, so that no T x T matrix is kept.
+    """
+    group = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+    outputs = []
+    for i, block in enumerate(q.split(BLOCK, 2)):
+        last = i * BLOCK + block.shape[2]
+        first = max(0, i * BLOCK - size + 1)
+        outputs.append(
+            checkpoint(
+                _read_block,
+                block,
+                k[:, :, first:last],
+                v[:, :, first:last],
+                i * BLOCK - first,
+                size,
+                scale,
+                dropout,
+                use_reentrant=False,
+            )
+        )
+    return outputs
+
+
+def _read_block(q: Tensor, k: Tensor, v: Tensor, before: int, size: int, scale: float, dropout: float) -> Tensor:
+    """Queries whose first one sees `before` keys and its own, with the matrix written out."""
+    age = torch.arange(q.shape[2], device=q.device)[:, None] + before - torch.arange(k.shape[2], device=q.device)
+    scores = (q @ k.mT * scale).masked_fill((age < 0) | (age >= size), -torch.inf)
+    return F.dropout(scores.softmax(-1), dropout) @ v
 
 
 @lru_cache(maxsize=8)

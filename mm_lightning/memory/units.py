@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from typing import Literal
 
-from mm_lightning.memory.bandwidth import AdaptiveBandwidth
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mm_lightning.memory.bandwidth import AdaptiveBandwidth, FixedBandwidth
 from mm_lightning.memory.documents import Documents
 from mm_lightning.memory.features import Values
-from mm_lightning.memory.layers import Linear
+from mm_lightning.memory.layers import TIMES, Linear
 from mm_lightning.memory.recurrence import gated_average
 from mm_lightning.memory.retrieval import Span, read
+
+Keys = Literal["gated", "leaky"]
+Bandwidth = Literal["adaptive", "fixed"]
 
 
 class GatedKeys(nn.Module):
@@ -28,20 +35,67 @@ class GatedKeys(nn.Module):
         return gated_average(raw, self.W_g(x), -self.W_lambda(x).abs(), documents)
 
 
-class ContextualMemory(nn.Module):
-    """H associative memories over the documents' own past, one a head.
+class LeakyKeys(nn.Module):
+    """Keys of v1, equation (7): kbar_T = ktilde_T + lambda kbar_{T-1} with one learned lambda = exp(-|s|) a head.
 
-    Query and key are the same vector. Which pairs are read is decided by the caller's span, so that the short-term
-    and the long-term memory are this one module.
+    s is stored divided by ten and begins at 0.5 for the first head, rising linearly to 5 for the last.
     """
 
     def __init__(self, dim: int, heads: int, std: float):
         super().__init__()
         self.heads = heads
-        self.keys = GatedKeys(dim, heads, std)
+        self.W_phi = Linear(dim, dim, std)
+        self.leak = nn.Parameter(torch.empty(heads))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        with torch.no_grad():
+            self.leak.copy_(torch.linspace(0.5, 5, self.heads) / TIMES)
+
+    def forward(self, x: Tensor, documents: Documents) -> Tensor:
+        """(B, T, H, D) keys from (B, T, d) inputs."""
+        raw = self.W_phi(x).unflatten(-1, (self.heads, -1))
+        decay = -(TIMES * self.leak).abs().expand(raw.shape[:-1])
+        return gated_average(raw, torch.zeros_like(decay), decay, documents)
+
+
+def make_keys(kind: Keys, dim: int, heads: int, std: float) -> GatedKeys | LeakyKeys:
+    """The keys of equation (8) or (7)."""
+    return (GatedKeys if kind == "gated" else LeakyKeys)(dim, heads, std)
+
+
+class ContextualMemory(nn.Module):
+    """H associative memories over the documents' own past, one a head.
+
+    Query and key are the same vector. Which pairs are read is decided by the caller's span, so that the short-term
+    and the long-term memory of v2 and the contextual memory of v1 are this one module.
+
+    Args:
+        dim: d.
+        heads: H.
+        std: of the matrices' initial values.
+        keys: gated (8) or leaky (7).
+        bandwidth: adaptive (6) or fixed.
+        values: how values are made; see :class:`Values`.
+        dropout: share of the retrieval weights dropped in training.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        std: float,
+        keys: Keys = "gated",
+        bandwidth: Bandwidth = "adaptive",
+        values: Values | None = None,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.keys = make_keys(keys, dim, heads, std)
         self.W_psi = Linear(dim, dim, std)
-        self.values = Values(heads)
-        self.bandwidth = AdaptiveBandwidth(heads)
+        self.values = values or Values(heads)
+        self.bandwidth = AdaptiveBandwidth(heads) if bandwidth == "adaptive" else FixedBandwidth(heads)
 
     def forward(self, x: Tensor, span: Span, documents: Documents) -> Tensor:
         """(B, T, d) retrieved values from (B, T, d) inputs."""
@@ -49,4 +103,58 @@ class ContextualMemory(nn.Module):
         v = self.values(self.W_psi(x).unflatten(-1, (self.heads, -1)), documents)
         beta = self.bandwidth(span.count(documents.position))
         q = k * beta[..., None].to(k.dtype)
-        return read(q, k, v, span, documents).flatten(-2)
+        return read(q, k, v, span, documents, dropout=self.dropout if self.training else 0.0).flatten(-2)
+
+    def scalars(self) -> dict[str, Tensor]:
+        """The learned scalars by name, (H,) each."""
+        found = {**self.bandwidth.scalars(), **self.values.scalars()}
+        if isinstance(self.keys, LeakyKeys):
+            found["lambda"] = (-(TIMES * self.keys.leak).abs()).exp()
+        return found
+
+
+class SlotMemory(nn.Module):
+    """v1's persistent memory: S learned key-value pairs a head, read by a leaky average of the input.
+
+        W_c [exp(s_o) softmax_i(exp(2 kappa) k.P_k,i) P_v,i],    k = Norm(leaky average of W_phi x)
+
+    With several banks of slots their answers are averaged. kappa = 1 and s_o = -0.5 at first, stored divided by ten.
+
+    Args:
+        dim: d.
+        heads: H.
+        slots: S, pairs of each head (and bank).
+        banks: C.
+        std: of the two matrices' initial values; slots begin with 1/sqrt(D).
+    """
+
+    def __init__(self, dim: int, heads: int, slots: int, banks: int, std: float):
+        super().__init__()
+        self.heads = heads
+        self.keys = LeakyKeys(dim, heads, std)
+        self.bandwidth = FixedBandwidth(heads)
+        self.slot_keys = nn.Parameter(torch.empty(banks, heads, slots, dim // heads))
+        self.slot_values = nn.Parameter(torch.empty(banks, heads, slots, dim // heads))
+        self.answer_scale = nn.Parameter(torch.empty(heads))
+        self.W_c = Linear(dim, dim, std)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        for slots in (self.slot_keys, self.slot_values):
+            nn.init.normal_(slots, std=slots.shape[-1] ** -0.5)
+        nn.init.constant_(self.answer_scale, -0.5 / TIMES)
+
+    def forward(self, x: Tensor, documents: Documents) -> Tensor:
+        """(B, T, d) from (B, T, d)."""
+        k = self.keys(x, documents)
+        q = k * self.bandwidth.beta[:, None].to(k.dtype)
+        # The batch is folded into the rows: every token reads the same slots.
+        rows = q.flatten(0, 1).transpose(0, 1)[None]  # (1, H, B T, D)
+        slot_keys, slot_values = self.slot_keys.to(k.dtype), self.slot_values.to(k.dtype)
+        answers = [
+            F.scaled_dot_product_attention(rows, pk[None], pv[None], scale=1.0)
+            for pk, pv in zip(slot_keys, slot_values, strict=True)
+        ]
+        answer = sum(answers) / len(answers)  # (1, H, B T, D)
+        answer = answer * (TIMES * self.answer_scale).exp()[:, None, None].to(k.dtype)
+        return self.W_c(answer[0].transpose(0, 1).reshape(x.shape))

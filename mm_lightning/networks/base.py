@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
+import random
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 from mm_lightning.errors import UserError
 from mm_lightning.memory.documents import Documents
-from mm_lightning.memory.layers import Embedding, Linear, RMSNorm
+from mm_lightning.memory.layers import Embedding, Linear, Norm
+from mm_lightning.memory.retrieval import Span
 
 try:
     from torch.nn import LinearCrossEntropyOptions  # torch >= 2.15
@@ -24,9 +26,12 @@ IGNORE = -100
 """The target that counts for nothing."""
 
 
+Level = Literal["long", "short", "full"]
+
+
 @dataclass
 class NetworkConfig:
-    """The dimensions that all networks have.
+    """What all networks have: dimensions, and the spans that their memories (or attentions) read.
 
     Args:
         vocab_size: tokens of the vocabulary, V.
@@ -35,6 +40,15 @@ class NetworkConfig:
         heads: heads of each memory (or attention), H; must divide dim.
         persistent_dim: hidden size of the persistent memory (the SwiGLU network), f.
         norm_eps: added to the mean square in RMSNorm. Embeddings begin with a mean square of 1/(2d), so keep it small.
+        norm: rms, or layer for LayerNorm without bias (v1).
+        tied: whether the classifier's weights are the embedding's.
+        dropout: share of retrieval weights, and of the outputs of each half-block, dropped in training.
+        levels: the contextual memories (or attentions) of a block, whose outputs are concatenated: `long` and `short`,
+            `full` (all that came before), or any of them. A level that is not named has no parameters.
+        short_term_window: h; the short-term memory reads the pairs t-h+1 .. t-1.
+        long_term_delay: [smallest, largest] m of a training step, drawn anew for each; the long-term memory reads
+            the pairs 1 .. t-m.
+        inference_delay: m at evaluation.
     """
 
     vocab_size: int = 128256
@@ -43,6 +57,13 @@ class NetworkConfig:
     heads: int = 16
     persistent_dim: int = 6144
     norm_eps: float = 1e-6
+    norm: Literal["rms", "layer"] = "rms"
+    tied: bool = False
+    dropout: float = 0.0
+    levels: tuple[Level, ...] = ("long", "short")
+    short_term_window: int = 256
+    long_term_delay: tuple[int, int] = (64, 256)
+    inference_delay: int = 64
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "layers", "dim", "heads", "persistent_dim"):
@@ -53,6 +74,34 @@ class NetworkConfig:
                 f"heads must divide dim: {self.heads} heads do not divide dim {self.dim}; "
                 f"the nearest number of heads that does is {self._nearest_heads()}"
             )
+
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"dropout must be at least 0 and below 1, got {self.dropout}")
+        self._check_spans()
+
+    def _check_spans(self) -> None:
+        self.levels = tuple(self.levels)
+        self.long_term_delay = (self.long_term_delay[0], self.long_term_delay[1])
+        low, high = self.long_term_delay
+        if not self.levels or len(set(self.levels)) != len(self.levels):
+            raise UserError(f"levels must name one or more of long, short and full, each once, got {list(self.levels)}")
+        if self.short_term_window < 2:
+            raise UserError(
+                f"short_term_window must be at least 2, got {self.short_term_window}: "
+                f"a window of h tokens holds h-1 pairs, so a smaller one holds none"
+            )
+        if low > high:
+            raise UserError(f"long_term_delay must be [smallest, largest], got [{low}, {high}]: swap them")
+        if min(low, self.inference_delay) < 1:
+            raise UserError(
+                f"long_term_delay and inference_delay must be at least 1, got [{low}, {high}] and "
+                f"{self.inference_delay}: a memory never reads its own position"
+            )
+
+    def span(self, level: Level, delay: int) -> Span:
+        """What a memory of this level reads; `delay` is m."""
+        h = self.short_term_window
+        return {"long": Span(delay), "short": Span(1, h - 1), "full": Span(1)}[level]
 
     def _nearest_heads(self) -> int:
         divisors = (h for h in range(1, self.dim + 1) if self.dim % h == 0)
@@ -91,16 +140,34 @@ class Classifier(Linear):
             )
 
 
-class Network(nn.Module):
-    """A language model: embedding, blocks, norm, classifier. Embedding and classifier are not tied.
+@dataclass
+class Context:
+    """What all blocks share in a forward pass.
 
-    Subclasses give the blocks and say what these read in a step.
+    Attributes:
+        documents: where documents begin.
+        spans: what each level reads.
+        rotation: cos and sin of the rotary positions, for attention.
+        balance: load-balancing losses that mixtures of experts leave here.
+    """
+
+    documents: Documents
+    spans: dict[str, Span]
+    rotation: tuple[Tensor, Tensor] | None = None
+    balance: list[Tensor] = field(default_factory=list)
+
+
+class Network(nn.Module):
+    """A language model: embedding, blocks, norm, classifier.
 
     Attributes:
         config: what it was built from.
         activation_checkpointing: whether to recompute each block in the backward pass instead of keeping its
             activations.
     """
+
+    balance_weight = 0.0
+    """Of the load-balancing loss in the training loss, where there is one."""
 
     def __init__(self, config: NetworkConfig, blocks: list[nn.Module]):
         super().__init__()
@@ -109,11 +176,17 @@ class Network(nn.Module):
         std = 1 / math.sqrt(2 * config.dim)
         self.embedding = Embedding(config.vocab_size, config.dim, std)
         self.blocks = nn.ModuleList(blocks)
-        self.norm = RMSNorm(config.dim, config.norm_eps)
+        self.norm = Norm(config.dim, config.norm_eps, config.norm)
         self.classifier = Classifier(config.dim, config.vocab_size, std)
+        if config.tied:
+            self.classifier.weight = self.embedding.weight
 
     def forward(
-        self, tokens: Tensor, documents: Documents | None = None, targets: Tensor | None = None, **step: Any
+        self,
+        tokens: Tensor,
+        documents: Documents | None = None,
+        targets: Tensor | None = None,
+        long_term_delay: int | None = None,
     ) -> Tensor:
         """Logits or loss.
 
@@ -121,31 +194,41 @@ class Network(nn.Module):
             tokens: (B, T) int64.
             documents: their boundaries; by default every row is one document.
             targets: (B, T) int64, the next tokens; -100 where there is none to predict.
-            step: what :meth:`draw_step` drew for a training step; nothing at evaluation.
+            long_term_delay: m, as :meth:`draw_step` drew it for a training step; the one of inference by default.
 
         Returns:
-            (B, T, V) logits, or with targets the mean loss in nats per token, a float32 scalar.
+            (B, T, V) logits, or with targets the mean loss in nats per token, a float32 scalar; in training mode with
+            the load-balancing loss of a mixture of experts.
         """
         documents = documents or Documents.whole(tokens.shape[0], tokens.shape[1], tokens.device)
-        context = self.context(documents, **step)
+        context = self.context(documents, long_term_delay or self.config.inference_delay)
         x = self.embedding(tokens)
         for block in self.blocks:
             if self.activation_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, documents, context, use_reentrant=False)
+                x, *balance = checkpoint(block, x, context, use_reentrant=False)
             else:
-                x = block(x, documents, context)
-        return self.classifier(self.norm(x), targets)
+                x, *balance = block(x, context)
+            context.balance += balance
+        found = self.classifier(self.norm(x), targets)
+        if targets is not None and self.training and context.balance:
+            found = found + self.balance_weight * torch.stack(context.balance).mean()
+        return found
 
-    def context(self, documents: Documents, **step: Any) -> Any:
-        """What all blocks share in a forward pass, handed to each of them."""
-        raise TypeError(f"{type(self).__name__} does not say what its blocks read")
+    def context(self, documents: Documents, delay: int) -> Context:
+        """What all blocks share in a forward pass; `delay` is m."""
+        return Context(documents, {level: self.config.span(level, delay) for level in self.config.levels})
 
     def draw_step(self, seed: int, step: int) -> dict[str, Any]:
         """What is random about training step `step`: the same on every rank and in every rerun of the seed."""
-        return {}
+        if "long" not in self.config.levels:
+            return {}
+        draw = random.Random(f"long-term delay of seed {seed}, step {step}")
+        return {"long_term_delay": draw.randint(*self.config.long_term_delay)}
 
     def reset_parameters(self) -> None:
         """Initialises every layer anew, wherever its parameters are."""
+        if self.config.tied:
+            self.classifier.weight = self.embedding.weight
         for module in self.modules():
             reset = getattr(module, "reset_parameters", None)
             if module is not self and callable(reset):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mm_lightning.networks.base import NetworkConfig
+from mm_lightning.networks.base import Level, NetworkConfig
 from mm_lightning.networks.memory_mosaic import MemoryMosaicConfig
 from mm_lightning.networks.transformer import TransformerConfig
 
@@ -39,29 +39,46 @@ class Part:
 
 def parts(config: NetworkConfig) -> list[Part]:
     """The parts of a network, from the embedding to the classifier."""
-    d, f, L, V = config.dim, config.persistent_dim, config.layers, config.vocab_size
+    d, L, V = config.dim, config.layers, config.vocab_size
+    norms = 1 if isinstance(config, MemoryMosaicConfig) and config.persistent == "none" else 2
     return [
         Part("embedding", V * d, 0),
-        *_contextual(config),
-        Part("persistent memory", 3 * d * f * L, 3 * d * f * L),
-        Part("norms", (2 * L + 1) * d, 0),
-        Part("classifier", V * d, V * d),
+        *(_contextual(config, level) for level in config.levels),
+        *_persistent(config),
+        Part("norms", (norms * L + 1) * d, 0),
+        Part("classifier", 0 if config.tied else V * d, V * d),
     ]
 
 
-def _contextual(config: NetworkConfig) -> list[Part]:
+def _contextual(config: NetworkConfig, level: Level) -> Part:
+    """One level, with its part of W_o."""
     d, H, L = config.dim, config.heads, config.layers
     if isinstance(config, TransformerConfig):
-        return [Part("attention", 4 * d * d * L, 4 * d * d * L, d * L)]
-    if not isinstance(config, MemoryMosaicConfig):
+        shared = d // H * (config.kv_heads or H)
+        matrices, scalars, kind = 2 * d * d + 2 * d * shared, 0, "attention"
+    elif isinstance(config, MemoryMosaicConfig):
+        gates = 2 * d * H if config.keys == "gated" else 0
+        matrices, kind = 3 * d * d + gates, "memory"
+        per_head = (config.keys == "leaky") + (3 if config.bandwidth == "adaptive" else 1) + 1 + config.look_ahead
+        scalars = per_head * H
+    else:
         raise TypeError(f"no cost is known for {type(config).__name__}")
-    # W_phi, W_psi, this level's half of W_o; the gates W_g and W_lambda; five scalars a head.
-    matrices, gates, scalars = 3 * d * d * L, 2 * d * H * L, 5 * H * L
-    windows = {"long": None, "short": config.short_term_window}
-    return [
-        Part(f"{level}-term memory", matrices + gates + scalars, matrices + gates, d * L, windows[level])
-        for level in config.levels
-    ]
+    window = config.short_term_window if level == "short" else None
+    name = kind if level == "full" else f"{level}-term {kind}"
+    return Part(name, (matrices + scalars) * L, matrices * L, d * L, window)
+
+
+def _persistent(config: NetworkConfig) -> list[Part]:
+    d, f, H, L = config.dim, config.persistent_dim, config.heads, config.layers
+    name, kind = "persistent memory", getattr(config, "persistent", "swiglu")
+    if isinstance(config, MemoryMosaicConfig) and kind == "key_value":
+        slots = 2 * config.persistent_banks * config.persistent_slots * d
+        return [Part(name, (2 * d * d + slots + 3 * H) * L, (2 * d * d + slots) * L)]
+    if isinstance(config, MemoryMosaicConfig) and kind == "experts":
+        router = d * config.experts
+        active = 3 * d * f * config.experts_per_token + router
+        return [Part(name, (3 * d * f * config.experts + router) * L, active * L)]
+    return [] if kind == "none" else [Part(name, 3 * d * f * L, 3 * d * f * L)]
 
 
 def parameters(config: NetworkConfig) -> int:
@@ -93,15 +110,29 @@ def activation_bytes_per_token(
         residual_bytes: of a number of the residual stream: 4, or 2 where parameters themselves are in bf16.
         checkpointing: whether blocks are recomputed: then each keeps its input, and one at a time the rest.
     """
-    d, f = config.dim, config.persistent_dim
+    d = config.dim
     if isinstance(config, MemoryMosaicConfig):
         # Raw and averaged keys, queries; raw and averaged values; the keys and values that can be read; the answer;
         # and once more the answer, beside those of the other levels.
         contextual = len(config.levels) * (9 * d * compute_bytes + 48 * config.heads)
     else:
-        contextual = 4 * d * compute_bytes  # q, k, v, the answer
-    block = contextual + 2 * d * compute_bytes + 4 * f * compute_bytes + 2 * d * residual_bytes
+        assert isinstance(config, TransformerConfig)
+        shared = 2 * d * (config.kv_heads or config.heads) // config.heads  # k and v
+        each = 2 * d + shared + (d if len(config.levels) > 1 else 0)  # q, k, v, the answer, and again beside others
+        delayed = shared if "long" in config.levels else 0  # the keys and values that can be read
+        contextual = (len(config.levels) * each + delayed) * compute_bytes
+    block = contextual + (2 * d + _persistent_activations(config)) * compute_bytes + 2 * d * residual_bytes
     ends = d * (2 * residual_bytes + 8)  # embedding, last norm, and the classifier's float32 input and its gradient
     if checkpointing:
         return config.layers * d * residual_bytes + block + ends
     return config.layers * block + ends
+
+
+def _persistent_activations(config: NetworkConfig) -> int:
+    """Numbers that the persistent memory keeps for each token, its input aside."""
+    d, f, kind = config.dim, config.persistent_dim, getattr(config, "persistent", "swiglu")
+    if kind == "key_value":
+        return 6 * d  # raw and averaged keys, queries, the answer of the slots, its scaled form, that in rows
+    if isinstance(config, MemoryMosaicConfig) and kind == "experts":
+        return config.experts_per_token * (4 * f + 2 * d)  # and each choice's input and answer
+    return 0 if kind == "none" else 4 * f

@@ -1,61 +1,59 @@
-"""Memory Mosaics v2: blocks of long-term, short-term and persistent memory (section 3 of the v2 paper)."""
+"""Memory mosaics: v2 (section 3 of its paper), v1, and every step between them."""
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mm_lightning.errors import UserError
-from mm_lightning.memory.documents import Documents
-from mm_lightning.memory.layers import Linear, RMSNorm
-from mm_lightning.memory.persistent import SwiGLU
-from mm_lightning.memory.retrieval import Span
-from mm_lightning.memory.units import ContextualMemory
-from mm_lightning.networks.base import Network, NetworkConfig, depth_std
+from mm_lightning.memory.features import Scale, Values
+from mm_lightning.memory.layers import Linear, Norm
+from mm_lightning.memory.persistent import Experts, SwiGLU
+from mm_lightning.memory.units import Bandwidth, ContextualMemory, Keys, SlotMemory
+from mm_lightning.networks.base import Context, Network, NetworkConfig, depth_std
 
-Level = Literal["long", "short"]
+Persistent = Literal["swiglu", "key_value", "experts", "none"]
 
 
 @dataclass
 class MemoryMosaicConfig(NetworkConfig):
-    """Memory Mosaics v2.
+    """A memory mosaic; with the defaults, v2.
 
     Args:
-        levels: the contextual memories of a block. Without `long` or `short` that level's parameters do not exist.
-        short_term_window: h; the short-term memory reads the pairs t-h+1 .. t-1.
-        long_term_delay: [smallest, largest] m of a training step, drawn anew for each; the long-term memory reads
-            the pairs 1 .. t-m.
-        inference_delay: m at evaluation.
+        keys: gated (equation 8) or leaky (7, v1).
+        bandwidth: adaptive (6), or fixed: exp(2 kappa) (v1).
+        look_ahead: whether a pair's value looks at the next token (9); without, it is the value of its own position.
+        value_scale: alpha_psi = exp(min(|theta|, 15)) (exp_abs, v2) or exp(10 theta) (exp, v1).
+        persistent: swiglu (v2), key_value (v1: learned pairs), experts (a mixture of SwiGLU networks) or none.
+        persistent_slots: S, pairs of each head of the key_value form.
+        persistent_banks: C, banks of slots whose answers are averaged.
+        experts: E, SwiGLU networks of the experts form, each with persistent_dim hidden units.
+        experts_per_token: k, how many of them each token uses.
+        balance_weight: of the load-balancing loss that keeps experts equally used.
     """
 
-    levels: tuple[Level, ...] = ("long", "short")
-    short_term_window: int = 256
-    long_term_delay: tuple[int, int] = (64, 256)
-    inference_delay: int = 64
+    keys: Keys = "gated"
+    bandwidth: Bandwidth = "adaptive"
+    look_ahead: bool = True
+    value_scale: Scale = "exp_abs"
+    persistent: Persistent = "swiglu"
+    persistent_slots: int = 2688
+    persistent_banks: int = 1
+    experts: int = 8
+    experts_per_token: int = 2
+    balance_weight: float = 0.01
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.levels = tuple(self.levels)
-        self.long_term_delay = (self.long_term_delay[0], self.long_term_delay[1])
-        low, high = self.long_term_delay
-        if not self.levels or len(set(self.levels)) != len(self.levels):
-            raise UserError(f"levels must name long, short or both, each once, got {list(self.levels)}")
-        if self.short_term_window < 2:
-            raise UserError(
-                f"short_term_window must be at least 2, got {self.short_term_window}: "
-                f"a window of h tokens holds h-1 pairs, so a smaller one holds none"
-            )
-        if low > high:
-            raise UserError(f"long_term_delay must be [smallest, largest], got [{low}, {high}]: swap them")
-        if min(low, self.inference_delay) < 1:
-            raise UserError(
-                f"long_term_delay and inference_delay must be at least 1, got [{low}, {high}] and "
-                f"{self.inference_delay}: a memory never reads its own position"
-            )
+        for name in ("persistent_slots", "persistent_banks", "experts", "experts_per_token"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.experts_per_token > self.experts:
+            raise UserError(f"experts_per_token {self.experts_per_token} is more than the {self.experts} experts")
 
     def build(self) -> MemoryMosaic:
         return MemoryMosaic(self)
@@ -66,18 +64,41 @@ class MosaicBlock(nn.Module):
 
     def __init__(self, config: MemoryMosaicConfig, index: int):
         super().__init__()
-        d, f = config.dim, config.persistent_dim
+        d, f, heads = config.dim, config.persistent_dim, config.heads
         std = depth_std(d, index)
-        self.contextual_norm = RMSNorm(d, config.norm_eps)
-        self.contextual = nn.ModuleDict({n: ContextualMemory(d, config.heads, std) for n in config.levels})
+        self.dropout = config.dropout
+        self.contextual_norm = Norm(d, config.norm_eps, config.norm)
+        self.contextual = nn.ModuleDict()
+        for level in config.levels:
+            values = Values(heads, config.look_ahead, config.value_scale)
+            self.contextual[level] = ContextualMemory(
+                d, heads, std, config.keys, config.bandwidth, values, config.dropout
+            )
         self.W_o = Linear(len(config.levels) * d, d, std)
-        self.persistent_norm = RMSNorm(d, config.norm_eps)
-        self.persistent = SwiGLU(d, f, std, depth_std(f, index))
+        self.persistent_norm = Norm(d, config.norm_eps, config.norm) if config.persistent != "none" else None
+        self.persistent: nn.Module | None = None
+        if config.persistent == "swiglu":
+            self.persistent = SwiGLU(d, f, std, depth_std(f, index))
+        elif config.persistent == "key_value":
+            self.persistent = SlotMemory(d, heads, config.persistent_slots, config.persistent_banks, std)
+        elif config.persistent == "experts":
+            self.persistent = Experts(d, f, config.experts, config.experts_per_token, std, depth_std(f, index))
 
-    def forward(self, x: Tensor, documents: Documents, spans: dict[str, Span]) -> Tensor:
+    def forward(self, x: Tensor, context: Context) -> tuple[Tensor, ...]:
+        """The residual stream after this block, and its load-balancing loss if it has one."""
         y = self.contextual_norm(x)
-        x = x + self.W_o(torch.cat([m(y, spans[n], documents) for n, m in self.contextual.items()], -1))
-        return x + self.persistent(self.persistent_norm(x))
+        answers = [m(y, context.spans[n], context.documents) for n, m in self.contextual.items()]
+        x = x + F.dropout(self.W_o(torch.cat(answers, -1)), self.dropout, self.training)
+        if self.persistent_norm is None or self.persistent is None:
+            return (x,)
+        y, balance = self.persistent_norm(x), ()
+        if isinstance(self.persistent, SlotMemory):
+            answer = self.persistent(y, context.documents)
+        elif isinstance(self.persistent, Experts):
+            answer, *balance = self.persistent(y)
+        else:
+            answer = self.persistent(y)
+        return x + F.dropout(answer, self.dropout, self.training), *balance
 
 
 class MemoryMosaic(Network):
@@ -87,29 +108,12 @@ class MemoryMosaic(Network):
 
     def __init__(self, config: MemoryMosaicConfig):
         super().__init__(config, [MosaicBlock(config, index) for index in range(config.layers)])
-
-    def context(self, documents: Documents, long_term_delay: int | None = None) -> dict[str, Span]:  # type: ignore[override]
-        """The span each level reads; `long_term_delay` is m, by default the one of inference."""
-        delay = self.config.inference_delay if long_term_delay is None else long_term_delay
-        return {"long": Span(delay), "short": Span(1, self.config.short_term_window - 1)}
-
-    def draw_step(self, seed: int, step: int) -> dict[str, Any]:
-        draw = random.Random(f"long-term delay of seed {seed}, step {step}")
-        return {"long_term_delay": draw.randint(*self.config.long_term_delay)}
+        self.balance_weight = config.balance_weight
 
     def memory_scalars(self) -> dict[str, Tensor]:
         found: dict[str, list[Tensor]] = {}
-        for block in self.blocks:
-            assert isinstance(block, MosaicBlock)
-            for level, memory in block.contextual.items():
-                assert isinstance(memory, ContextualMemory)
-                scalars = {
-                    "alpha": memory.bandwidth.alpha,
-                    "beta_0": memory.bandwidth.beta_0,
-                    "beta_1": memory.bandwidth.beta_1,
-                    "gamma": memory.values.gamma,
-                    "alpha_psi": memory.values.alpha_psi,
-                }
-                for name, value in scalars.items():
-                    found.setdefault(f"{level}/{name}", []).append(value.detach())
+        for memory_name, memory in self.named_modules():
+            if isinstance(memory, ContextualMemory):
+                for name, value in memory.scalars().items():
+                    found.setdefault(f"{memory_name.rsplit('.', 1)[-1]}/{name}", []).append(value.detach())
         return {name: torch.cat(values) for name, values in found.items()}

@@ -6,29 +6,43 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mm_lightning.errors import UserError
 from mm_lightning.memory.documents import Documents
-from mm_lightning.memory.layers import Linear, RMSNorm
+from mm_lightning.memory.layers import Linear, Norm
 from mm_lightning.memory.persistent import SwiGLU
 from mm_lightning.memory.retrieval import Span, read
-from mm_lightning.networks.base import Network, NetworkConfig, depth_std
+from mm_lightning.networks.base import Context, Level, Network, NetworkConfig, depth_std
 
 
 @dataclass
 class TransformerConfig(NetworkConfig):
     """Llama-style transformer: RMSNorm, rotary positions, SwiGLU, multi-head attention.
 
+    With levels [long, short] each attention is split in two with projections of their own, a window and a delayed one
+    (Figure 5 of the v2 paper).
+
     Args:
         rope_base: base of the rotary position encoding; Llama 3 uses 500,000.
+        kv_heads: heads of keys and values, each shared by heads / kv_heads queries (grouped-query attention); as many
+            as heads if not given.
     """
 
+    levels: tuple[Level, ...] = ("full",)
     rope_base: float = 500_000.0
+    kv_heads: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.kv_heads is not None and (self.kv_heads < 1 or self.heads % self.kv_heads):
+            raise UserError(f"kv_heads must divide heads: {self.kv_heads} does not divide {self.heads}")
         if self.head_dim % 2:
             raise UserError(f"rotary positions need an even head size, got dim / heads = {self.head_dim}")
+
+    def span(self, level: Level, delay: int) -> Span:
+        """As in a mosaic, but attention also reads its own position."""
+        return {"long": Span(delay), "short": Span(0, self.short_term_window), "full": Span(0)}[level]
 
     def build(self) -> Transformer:
         return Transformer(self)
@@ -50,37 +64,47 @@ def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Causal multi-head attention within documents."""
+    """Multi-head attention within documents, before its output projection."""
 
-    def __init__(self, dim: int, heads: int, std: float):
+    def __init__(self, dim: int, heads: int, kv_heads: int, std: float, dropout: float):
         super().__init__()
-        self.heads = heads
+        self.heads, self.kv_heads, self.dropout = heads, kv_heads, dropout
         self.W_q = Linear(dim, dim, std)
-        self.W_k = Linear(dim, dim, std)
-        self.W_v = Linear(dim, dim, std)
-        self.W_o = Linear(dim, dim, std)
+        self.W_k = Linear(dim, dim // heads * kv_heads, std)
+        self.W_v = Linear(dim, dim // heads * kv_heads, std)
 
-    def forward(self, x: Tensor, documents: Documents, rotation: tuple[Tensor, Tensor]) -> Tensor:
-        q, k, v = (W(x).unflatten(-1, (self.heads, -1)) for W in (self.W_q, self.W_k, self.W_v))
-        q, k = rotate(q, rotation), rotate(k, rotation)
-        return self.W_o(read(q, k, v, Span(0), documents, scale=q.shape[-1] ** -0.5).flatten(-2))
+    def forward(self, x: Tensor, span: Span, documents: Documents, rotation: tuple[Tensor, Tensor]) -> Tensor:
+        """(B, T, d) retrieved values from (B, T, d) inputs."""
+        q = rotate(self.W_q(x).unflatten(-1, (self.heads, -1)), rotation)
+        k = rotate(self.W_k(x).unflatten(-1, (self.kv_heads, -1)), rotation)
+        v = self.W_v(x).unflatten(-1, (self.kv_heads, -1))
+        dropout = self.dropout if self.training else 0.0
+        return read(q, k, v, span, documents, q.shape[-1] ** -0.5, dropout).flatten(-2)
 
 
 class TransformerBlock(nn.Module):
-    """x += attention(norm(x));  x += SwiGLU(norm(x))"""
+    """x += W_o attention(norm(x));  x += SwiGLU(norm(x))"""
 
     def __init__(self, config: TransformerConfig, index: int):
         super().__init__()
         d, f = config.dim, config.persistent_dim
         std = depth_std(d, index)
-        self.attention_norm = RMSNorm(d, config.norm_eps)
-        self.attention = Attention(d, config.heads, std)
-        self.persistent_norm = RMSNorm(d, config.norm_eps)
+        kv_heads = config.kv_heads or config.heads
+        self.dropout = config.dropout
+        self.contextual_norm = Norm(d, config.norm_eps, config.norm)
+        self.contextual = nn.ModuleDict()
+        for level in config.levels:
+            self.contextual[level] = Attention(d, config.heads, kv_heads, std, config.dropout)
+        self.W_o = Linear(len(config.levels) * d, d, std)
+        self.persistent_norm = Norm(d, config.norm_eps, config.norm)
         self.persistent = SwiGLU(d, f, std, depth_std(f, index))
 
-    def forward(self, x: Tensor, documents: Documents, rotation: tuple[Tensor, Tensor]) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), documents, rotation)
-        return x + self.persistent(self.persistent_norm(x))
+    def forward(self, x: Tensor, context: Context) -> tuple[Tensor]:
+        """The residual stream after this block."""
+        y = self.contextual_norm(x)
+        answers = [a(y, context.spans[n], context.documents, context.rotation) for n, a in self.contextual.items()]
+        x = x + F.dropout(self.W_o(torch.cat(answers, -1)), self.dropout, self.training)
+        return (x + F.dropout(self.persistent(self.persistent_norm(x)), self.dropout, self.training),)
 
 
 class Transformer(Network):
@@ -91,6 +115,8 @@ class Transformer(Network):
     def __init__(self, config: TransformerConfig):
         super().__init__(config, [TransformerBlock(config, index) for index in range(config.layers)])
 
-    def context(self, documents: Documents) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        """The rotary angles of the positions within each document."""
-        return rotary(documents.position, self.config.head_dim, self.config.rope_base)
+    def context(self, documents: Documents, delay: int) -> Context:
+        """With the rotary angles of the positions within each document."""
+        context = super().context(documents, delay)
+        context.rotation = rotary(documents.position, self.config.head_dim, self.config.rope_base)
+        return context

@@ -214,8 +214,23 @@ def network_config(about: dict[str, Any]) -> NetworkConfig:
     return getattr(networks, about["network"]["class"])(**about["network"]["fields"])
 
 
-def check_architecture(path: Path, config: NetworkConfig) -> None:
-    """Raises a UserError naming the first differences between a checkpoint's network and the configured one."""
+FREE = frozenset(
+    {"norm_eps", "dropout", "short_term_window", "long_term_delay", "inference_delay", "rope_base", "balance_weight"}
+)
+"""Settings that change what a network computes but not which parameters it has: fine-tuning may change them."""
+
+
+def check_architecture(path: Path, config: NetworkConfig, fewer_levels: bool = False) -> None:
+    """Holds a checkpoint's network against the configured one.
+
+    Args:
+        path: the checkpoint.
+        config: the configured network.
+        fewer_levels: whether the configured one may lack memory levels that the checkpoint has.
+
+    Raises:
+        UserError: they differ; it names how.
+    """
     saved, wanted = read_about(path)["network"], describe_network(config, None, None)["network"]
     if saved["class"] != wanted["class"]:
         raise UserError(
@@ -223,9 +238,10 @@ def check_architecture(path: Path, config: NetworkConfig) -> None:
             f"{wanted['class'].removesuffix('Config')}: use the config of its run folder, or another checkpoint"
         )
     before, now = saved["fields"], wanted["fields"]
-    # A delay or a window changes what a memory reads, not which parameters there are: fine-tuning may change it.
-    shaping = ("vocab_size", "layers", "dim", "heads", "persistent_dim", "levels")
-    different = [f"{k} {before.get(k)} instead of {now[k]}" for k in shaping if k in now and before.get(k) != now[k]]
+    different = [f"{k} {before.get(k)} instead of {v}" for k, v in now.items() if k not in FREE and before.get(k) != v]
+    removed = set(before.get("levels", [])) > set(now["levels"])
+    if fewer_levels and removed:
+        different = [line for line in different if not line.startswith("levels ")]
     if different:
         raise UserError(
             f"checkpoint {path} holds a network of another architecture: {', '.join(different)}. "
@@ -261,13 +277,31 @@ def load_weights(network: Network, path: Path, rank: int = 0) -> None:
     Raises:
         UserError: the checkpoint's network has other parameters.
     """
-    check_architecture(path, network.config)
+    check_architecture(path, network.config, fewer_levels=True)
     partitioned = any(hasattr(p, "ds_id") for p in network.parameters())
     weights = read_weights(path) if rank == 0 or not partitioned else {}
+    if weights:
+        remove_levels(weights, read_about(path)["network"]["fields"].get("levels", []), network.config)
     for name, parameter in network.named_parameters():
         with _gathered(parameter) if partitioned else contextlib.nullcontext(), torch.no_grad():
             if weights:
                 parameter.copy_(weights[name])
+
+
+def remove_levels(weights: dict[str, Tensor], levels: list[str], config: NetworkConfig) -> None:
+    """Takes the memory levels that `config` lacks out of a network's weights: their columns of each W_o.
+
+    Args:
+        weights: by name; changed in place. What belongs to a level alone stays and is not asked for.
+        levels: of the network that the weights are from.
+        config: of the network that they go into.
+    """
+    if list(config.levels) == list(levels):
+        return
+    kept = [levels.index(level) for level in config.levels]
+    for name in [name for name in weights if name.endswith(".W_o.weight")]:
+        columns = weights[name].chunk(len(levels), 1)
+        weights[name] = torch.cat([columns[n] for n in kept], 1)
 
 
 def _gathered(parameter: torch.nn.Parameter) -> Any:

@@ -173,7 +173,7 @@ class TrainingCLI(LightningCLI):
         return self.checkpoint.parent.parent
 
     def _use_checkpoint(self) -> None:
-        check_architecture(self.checkpoint, self.model.config)
+        check_architecture(self.checkpoint, self.model.config, fewer_levels=self.command != "fit")
         init = self.config_init[self.command]
         init["ckpt_path"] = None
         if self.command != "fit":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -125,6 +126,10 @@ class LanguageModule(LightningModule):
         global batch is split over devices and accumulation. The metric train/loss is the mean over predicted tokens.
         """
         random = self.network.draw_step(self.seed, self.global_step)
+        if self.config.dropout:
+            # From the place in the run alone, so that a resumed run drops what the uninterrupted one would have.
+            place = f"dropout of seed {self.seed}, step {self.global_step}, {len(self._step_loss)}, {self.global_rank}"
+            torch.manual_seed(int.from_bytes(hashlib.sha256(place.encode()).digest()[:8]))
         loss = self.network(batch.tokens, batch.documents, batch.targets, **random)
         predicted = (batch.targets != IGNORED).sum()
         self._step_loss.append(torch.stack([loss.detach() * predicted, predicted]))

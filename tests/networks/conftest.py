@@ -5,12 +5,33 @@ from mm_lightning.memory.documents import Documents
 from mm_lightning.networks import MemoryMosaicConfig, TransformerConfig
 
 SMALL = {"vocab_size": 40, "layers": 2, "dim": 24, "heads": 3, "persistent_dim": 40}
+SPANS = {"short_term_window": 20, "long_term_delay": (5, 30), "inference_delay": 9}
+V1 = {
+    "keys": "leaky",
+    "bandwidth": "fixed",
+    "levels": ("full",),
+    "value_scale": "exp",
+    "persistent": "key_value",
+    "persistent_slots": 30,
+    "norm": "layer",
+    "tied": True,
+}
 CONFIGS = {
-    "mosaic": MemoryMosaicConfig(**SMALL, short_term_window=20, long_term_delay=(5, 30), inference_delay=9),
-    "mosaic-paper-spans": MemoryMosaicConfig(**SMALL),
-    "mosaic-short-only": MemoryMosaicConfig(**SMALL, levels=("short",), short_term_window=20),
-    "mosaic-long-only": MemoryMosaicConfig(**SMALL, levels=("long",)),
+    "v2": MemoryMosaicConfig(**SMALL, **SPANS),
+    "v2-paper-spans": MemoryMosaicConfig(**SMALL),
+    "v2-short-only": MemoryMosaicConfig(**SMALL, levels=("short",), short_term_window=20),
+    "v2-long-only": MemoryMosaicConfig(**SMALL, levels=("long",)),
+    "v1": MemoryMosaicConfig(**SMALL, **V1),
+    "v1-banks": MemoryMosaicConfig(**SMALL, **{**V1, "persistent_banks": 2, "tied": False}),
+    "v1-keys": MemoryMosaicConfig(**SMALL, **SPANS, keys="leaky"),
+    "v1-bandwidth": MemoryMosaicConfig(**SMALL, **SPANS, bandwidth="fixed"),
+    "v1-levels": MemoryMosaicConfig(**SMALL, levels=("full",)),
+    "no-look-ahead": MemoryMosaicConfig(**SMALL, **SPANS, look_ahead=False),
+    "no-persistent": MemoryMosaicConfig(**SMALL, **SPANS, persistent="none"),
+    "experts": MemoryMosaicConfig(**SMALL, **SPANS, persistent="experts", experts=4),
     "transformer": TransformerConfig(**SMALL),
+    "transformer-grouped": TransformerConfig(**SMALL, kv_heads=1),
+    "transformer-long-short": TransformerConfig(**SMALL, **SPANS, levels=("long", "short")),
 }
 
 

@@ -51,4 +51,4 @@ def test_another_class_keeps_what_both_know(tiny, capsys):
     found = printed(capsys, "--config", str(tiny), "--model.network", "TransformerConfig")["model"]["network"]
     assert found["class_path"].endswith("TransformerConfig")
     assert found["init_args"]["dim"] == 16
-    assert "short_term_window" not in found["init_args"]
+    assert "look_ahead" not in found["init_args"]
