@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from mm_lightning.cli import main
-from mm_lightning.networks import MemoryMosaicConfig, TransformerConfig
+from mm_lightning.networks import V1, MemoryMosaicConfig, TransformerConfig
 from mm_lightning.networks.cost import parameters
 
 FOLDER = Path(__file__).parent.parent / "configs"
@@ -76,7 +76,7 @@ def test_a_shrunken_copy_trains_a_step(name, shrink, capsys):
 
 ABLATIONS = {
     # what each overlay says, and the parameters of the quickstart with it, by hand
-    "v1": ({"keys": "leaky", "bandwidth": "fixed", "levels": ("full",), "persistent": "key_value"}, 984304),
+    "v1": (V1, 984304),
     "keys_leaky": ({"keys": "leaky"}, 1516832 - 4 * 2 * (2 * 128 * 4 - 4)),
     "bandwidth_fixed": ({"bandwidth": "fixed"}, 1516832 - 4 * 2 * 2 * 4),
     "levels_one": ({"levels": ("full",)}, 1516832 - 4 * (3 * 128**2 + 2 * 128 * 4 + 5 * 4)),

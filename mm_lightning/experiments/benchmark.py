@@ -13,6 +13,7 @@ from mm_lightning.errors import UserError
 
 
 def step_command(
+    network: Literal["v2", "v1"] = "v2",
     dim: int = 256,
     layers: int = 6,
     heads: int = 4,
@@ -27,13 +28,14 @@ def step_command(
     seed: int = 0,
     output: str | None = None,
 ) -> None:
-    """Time a training step of Memory Mosaics v2 against a transformer of the same dimensions.
+    """Time a training step of a memory mosaic against a transformer of the same dimensions.
 
     A step is forward, backward, gradient clipping and AdamW on random tokens, one document a row. After a warm-up the
     two take turns; the table gives each one's median and the median ratio of neighbouring runs, beside the ratio of
     their floating-point operations.
 
     Args:
+        network: v2; or v1, with as many slots as give it the transformer's number of parameters.
         dim: hidden size d.
         layers: blocks L.
         heads: heads H.
@@ -50,8 +52,8 @@ def step_command(
     """
     import torch
 
-    from mm_lightning.networks import MemoryMosaicConfig, TransformerConfig
-    from mm_lightning.networks.cost import training_flops_per_token
+    from mm_lightning.networks import V1, MemoryMosaicConfig, TransformerConfig
+    from mm_lightning.networks.cost import parameters, training_flops_per_token
 
     if repeats < 1:
         raise UserError(f"repeats must be at least 1, got {repeats}")
@@ -64,14 +66,20 @@ def step_command(
         "persistent_dim": persistent_dim or 3 * dim,
         "vocab_size": vocab_size,
     }
-    configs = {"v2": MemoryMosaicConfig(**dimensions), "transformer": TransformerConfig(**dimensions)}
+    transformer = TransformerConfig(**dimensions, tied=network == "v1")
+    mosaic = MemoryMosaicConfig(**dimensions)
+    if network == "v1":
+        # 3 d^2 + 2 d^2 + 2 S d numbers a block, where the transformer has 4 d^2 + 3 f d
+        slots = max(1, (3 * transformer.persistent_dim - dim) // 2)
+        mosaic = MemoryMosaicConfig(**dimensions, **V1, persistent_slots=slots)
+    configs = {network: mosaic, "transformer": transformer}
     steps = {
         name: _training_step(config, context_length, batch_size, precision, torch.device(device), seed)
         for name, config in configs.items()
     }
     seconds = take_turns(steps, repeats, torch.device(device))
     flops = {name: training_flops_per_token(config, context_length) for name, config in configs.items()}
-    ratios = [a / b for a, b in zip(seconds["v2"], seconds["transformer"], strict=True)]
+    ratios = [a / b for a, b in zip(seconds[network], seconds["transformer"], strict=True)]
     tokens = batch_size * context_length
     result = {
         "benchmark": "step",
@@ -79,7 +87,8 @@ def step_command(
         "seconds": seconds,
         "tokens_per_second": {name: tokens / statistics.median(times) for name, times in seconds.items()},
         "ratio": statistics.median(ratios),
-        "flops_ratio": flops["v2"] / flops["transformer"],
+        "flops_ratio": flops[network] / flops["transformer"],
+        "parameters": {name: parameters(config) for name, config in configs.items()},
         "settings": dimensions
         | {"context_length": context_length, "batch_size": batch_size, "precision": precision, "seed": seed},
         **_machine(torch.device(device)),
@@ -138,22 +147,13 @@ def _training_step(
 
 
 def _machine(device: Any) -> dict[str, Any]:
-    import platform
-
     import torch
 
-    import mm_lightning
+    from mm_lightning.training.run_folder import describe_environment
 
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    return {
-        "device": name,
-        "threads": torch.get_num_threads(),
-        "versions": {
-            "mm_lightning": mm_lightning.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-    }
+    environment = describe_environment()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else environment["cpu"]["model"]
+    return {"device": name, "threads": torch.get_num_threads(), "environment": environment}
 
 
 def _show(result: dict[str, Any]) -> None:
@@ -161,9 +161,12 @@ def _show(result: dict[str, Any]) -> None:
     from rich.table import Table
 
     settings = ", ".join(f"{key} {value}" for key, value in result["settings"].items())
-    table = Table("", "median ms", "tokens/s", title="training step", caption=f"{settings}; {result['device']}")
+    caption = f"{settings}; {result['threads']} threads of {result['device']}"
+    table = Table("", "parameters", "median ms", "tokens/s", title="training step", caption=caption)
     for name, seconds in result["median_seconds"].items():
-        table.add_row(name, f"{seconds * 1e3:,.1f}", f"{result['tokens_per_second'][name]:,.0f}")
-    table.add_row("v2 / transformer", f"{result['ratio']:.2f}", "")
-    table.add_row("their FLOPs", f"{result['flops_ratio']:.2f}", "")
+        count, speed = result["parameters"][name], result["tokens_per_second"][name]
+        table.add_row(name, f"{count:,}", f"{seconds * 1e3:,.1f}", f"{speed:,.0f}")
+    mosaic = next(iter(result["median_seconds"]))
+    table.add_row(f"{mosaic} / transformer", "", f"{result['ratio']:.2f}", "")
+    table.add_row("their FLOPs", "", f"{result['flops_ratio']:.2f}", "")
     Console().print(table)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,19 @@ from mm_lightning.memory.units import Bandwidth, ContextualMemory, Keys, SlotMem
 from mm_lightning.networks.base import Context, Network, NetworkConfig, depth_std
 
 Persistent = Literal["swiglu", "key_value", "experts", "none"]
+
+
+V1: dict[str, Any] = {
+    "keys": "leaky",
+    "bandwidth": "fixed",
+    "levels": ("full",),
+    "value_scale": "exp",
+    "persistent": "key_value",
+    "norm": "layer",
+    "tied": True,
+    "dropout": 0.05,
+}
+"""The switches of :class:`MemoryMosaicConfig` that make v1."""
 
 
 @dataclass

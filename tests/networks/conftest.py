@@ -2,27 +2,18 @@ import pytest
 import torch
 
 from mm_lightning.memory.documents import Documents
-from mm_lightning.networks import MemoryMosaicConfig, TransformerConfig
+from mm_lightning.networks import V1, MemoryMosaicConfig, TransformerConfig
 
 SMALL = {"vocab_size": 40, "layers": 2, "dim": 24, "heads": 3, "persistent_dim": 40}
 SPANS = {"short_term_window": 20, "long_term_delay": (5, 30), "inference_delay": 9}
-V1 = {
-    "keys": "leaky",
-    "bandwidth": "fixed",
-    "levels": ("full",),
-    "value_scale": "exp",
-    "persistent": "key_value",
-    "persistent_slots": 30,
-    "norm": "layer",
-    "tied": True,
-}
+SMALL_V1 = {**V1, "persistent_slots": 30, "dropout": 0.0}
 CONFIGS = {
     "v2": MemoryMosaicConfig(**SMALL, **SPANS),
     "v2-paper-spans": MemoryMosaicConfig(**SMALL),
     "v2-short-only": MemoryMosaicConfig(**SMALL, levels=("short",), short_term_window=20),
     "v2-long-only": MemoryMosaicConfig(**SMALL, levels=("long",)),
-    "v1": MemoryMosaicConfig(**SMALL, **V1),
-    "v1-banks": MemoryMosaicConfig(**SMALL, **{**V1, "persistent_banks": 2, "tied": False}),
+    "v1": MemoryMosaicConfig(**SMALL, **SMALL_V1),
+    "v1-banks": MemoryMosaicConfig(**SMALL, **{**SMALL_V1, "persistent_banks": 2, "tied": False}),
     "v1-keys": MemoryMosaicConfig(**SMALL, **SPANS, keys="leaky"),
     "v1-bandwidth": MemoryMosaicConfig(**SMALL, **SPANS, bandwidth="fixed"),
     "v1-levels": MemoryMosaicConfig(**SMALL, levels=("full",)),

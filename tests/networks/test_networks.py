@@ -10,7 +10,7 @@ import torch
 from mm_lightning.errors import UserError
 from mm_lightning.memory.documents import Documents
 from mm_lightning.memory.persistent import Experts
-from mm_lightning.networks import MemoryMosaicConfig, NetworkConfig, TransformerConfig
+from mm_lightning.networks import V1, MemoryMosaicConfig, NetworkConfig, TransformerConfig
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-9)])
@@ -264,15 +264,9 @@ def test_v1_is_its_published_equations(build, packed):
         layers=2,
         dim=8,
         heads=2,
-        keys="leaky",
-        bandwidth="fixed",
-        levels=("full",),
-        value_scale="exp",
-        persistent="key_value",
+        **{**V1, "dropout": 0.0},
         persistent_slots=5,
         persistent_banks=2,
-        norm="layer",
-        tied=True,
     )
     network, (tokens, documents) = build(config, torch.float64), packed(config, 1, 25, 0.1)
     expected = torch.cat([_v1_by_hand(network, piece) for piece in tokens[0].split(documents.lengths)])
@@ -324,10 +318,7 @@ def _v1_by_hand(network, tokens):
 
 def test_v1_begins_as_published():
     """Section 9 of the notes on v1: leaks from 0.5 to 5, beta = exp(2), values of norm exp(-0.5), slots 1/sqrt(D)."""
-    config = MemoryMosaicConfig(
-        vocab_size=11, layers=1, dim=32, heads=4, keys="leaky", bandwidth="fixed", levels=("full",),
-        value_scale="exp", persistent="key_value", persistent_slots=400,
-    )  # fmt: skip
+    config = MemoryMosaicConfig(vocab_size=11, layers=1, dim=32, heads=4, persistent_slots=400, **V1)
     network = config.build()
     scalars = network.memory_scalars()
     assert scalars["full/lambda"].tolist() == pytest.approx([math.exp(-s) for s in (0.5, 2.0, 3.5, 5.0)])

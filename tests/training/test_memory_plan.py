@@ -1,0 +1,39 @@
+"""Bytes per device by the arithmetic of the ZeRO paper and of AdamW."""
+
+import pytest
+
+from mm_lightning.networks import MemoryMosaicConfig
+from mm_lightning.networks.cost import parameters
+from mm_lightning.training.memory_plan import Layout, bytes_per_device
+
+CONFIG = MemoryMosaicConfig(vocab_size=1000, layers=2, dim=64, heads=2, persistent_dim=128)
+P = parameters(CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("layout", "weights", "gradients", "states"),
+    [
+        (Layout(), 4, 4, 8),
+        (Layout(devices=8), 4, 4, 8),
+        (Layout(precision="bf16-mixed"), 4, 4, 8),
+        (Layout(precision="bf16-true"), 2, 2, 4),
+        # 16 bytes a parameter in all (ZeRO, section 3.1), divided as the stages go up
+        (Layout(8, "bf16-mixed", 1, True), 2, 2, 12 / 8),
+        (Layout(8, "bf16-mixed", 2, True), 2, 2 / 8, 12 / 8),
+        (Layout(8, "bf16-mixed", 3, True), 2 / 8, 2 / 8, 12 / 8),
+        (Layout(8, "bf16-mixed", 2, True, offload=True), 2, 2 / 8, 0),
+    ],
+)
+def test_bytes_a_parameter(layout, weights, gradients, states):
+    found = bytes_per_device(CONFIG, layout)
+    assert found["weights"] == pytest.approx(weights * P, rel=1e-4)
+    assert found["gradients"] == pytest.approx(gradients * P, rel=1e-4)
+    assert found["optimizer states"] == pytest.approx(states * P, rel=1e-4)
+    assert ("weights gathered for use" in found) == (layout.zero_stage == 3)
+
+
+def test_activations_grow_with_tokens_and_shrink_when_recomputed():
+    one = bytes_per_device(CONFIG, Layout(context_length=1000))["activations"]
+    assert bytes_per_device(CONFIG, Layout(context_length=1000, micro_batch_size=3))["activations"] == 3 * one
+    recomputed = Layout(context_length=1000, activation_checkpointing=True)
+    assert bytes_per_device(CONFIG, recomputed)["activations"] < one
