@@ -52,9 +52,6 @@ def step_command(
     """
     import torch
 
-    from mm_lightning.networks import V1, MemoryMosaicConfig, TransformerConfig
-    from mm_lightning.networks.cost import parameters, training_flops_per_token
-
     if repeats < 1:
         raise UserError(f"repeats must be at least 1, got {repeats}")
     if threads:
@@ -66,36 +63,53 @@ def step_command(
         "persistent_dim": persistent_dim or 3 * dim,
         "vocab_size": vocab_size,
     }
-    transformer = TransformerConfig(**dimensions, tied=network == "v1")
-    mosaic = MemoryMosaicConfig(**dimensions)
-    if network == "v1":
-        # 3 d^2 + 2 d^2 + 2 S d numbers a block, where the transformer has 4 d^2 + 3 f d
-        slots = max(1, (3 * transformer.persistent_dim - dim) // 2)
-        mosaic = MemoryMosaicConfig(**dimensions, **V1, persistent_slots=slots)
-    configs = {network: mosaic, "transformer": transformer}
+    place = torch.device(device)
+    configs = _opponents(network, dimensions)
     steps = {
-        name: _training_step(config, context_length, batch_size, precision, torch.device(device), seed)
+        name: _training_step(config, context_length, batch_size, precision, place, seed)
         for name, config in configs.items()
     }
-    seconds = take_turns(steps, repeats, torch.device(device))
-    flops = {name: training_flops_per_token(config, context_length) for name, config in configs.items()}
-    ratios = [a / b for a, b in zip(seconds[network], seconds["transformer"], strict=True)]
-    tokens = batch_size * context_length
+    settings = {"context_length": context_length, "batch_size": batch_size, "precision": precision, "seed": seed}
     result = {
-        "benchmark": "step",
-        "median_seconds": {name: statistics.median(times) for name, times in seconds.items()},
-        "seconds": seconds,
-        "tokens_per_second": {name: tokens / statistics.median(times) for name, times in seconds.items()},
-        "ratio": statistics.median(ratios),
-        "flops_ratio": flops[network] / flops["transformer"],
-        "parameters": {name: parameters(config) for name, config in configs.items()},
-        "settings": dimensions
-        | {"context_length": context_length, "batch_size": batch_size, "precision": precision, "seed": seed},
-        **_machine(torch.device(device)),
+        **_compared(configs, take_turns(steps, repeats, place), batch_size, context_length),
+        "settings": dimensions | settings,
+        **_machine(place),
     }
     _show(result)
     if output:
         Path(output).write_text(json.dumps(result, indent=2) + "\n")
+
+
+def _opponents(network: str, dimensions: dict[str, int]) -> dict[str, Any]:
+    """The configurations of the mosaic and of the transformer it is timed against."""
+    from mm_lightning.networks import V1, MemoryMosaicConfig, TransformerConfig
+
+    transformer = TransformerConfig(**dimensions, tied=network == "v1")
+    if network == "v2":
+        return {"v2": MemoryMosaicConfig(**dimensions), "transformer": transformer}
+    # 3 d^2 + 2 d^2 + 2 S d numbers a block, where the transformer has 4 d^2 + 3 f d
+    slots = max(1, (3 * transformer.persistent_dim - transformer.dim) // 2)
+    return {"v1": MemoryMosaicConfig(**dimensions, **V1, persistent_slots=slots), "transformer": transformer}
+
+
+def _compared(
+    configs: dict[str, Any], seconds: dict[str, list[float]], batch_size: int, context_length: int
+) -> dict[str, Any]:
+    """Medians, speeds and ratios; the first of the two is divided by the second."""
+    from mm_lightning.networks.cost import parameters, training_flops_per_token
+
+    first, second = configs
+    tokens = batch_size * context_length
+    flops = {name: training_flops_per_token(config, context_length) for name, config in configs.items()}
+    return {
+        "benchmark": "step",
+        "median_seconds": {name: statistics.median(times) for name, times in seconds.items()},
+        "seconds": seconds,
+        "tokens_per_second": {name: tokens / statistics.median(times) for name, times in seconds.items()},
+        "ratio": statistics.median(a / b for a, b in zip(seconds[first], seconds[second], strict=True)),
+        "flops_ratio": flops[first] / flops[second],
+        "parameters": {name: parameters(config) for name, config in configs.items()},
+    }
 
 
 def take_turns(runs: dict[str, Callable[[], Any]], repeats: int, device: Any) -> dict[str, list[float]]:
