@@ -237,7 +237,9 @@ def check_architecture(path: Path, config: NetworkConfig, fewer_levels: bool = F
             f"checkpoint {path} holds a {saved['class'].removesuffix('Config')} but the config asks for a "
             f"{wanted['class'].removesuffix('Config')}: use the config of its run folder, or another checkpoint"
         )
-    before, now = saved["fields"], wanted["fields"]
+    # A field younger than the checkpoint had what is now its default.
+    before = describe_network(network_config({"network": saved}), None, None)["network"]["fields"]
+    now = wanted["fields"]
     different = [f"{k} {before.get(k)} instead of {v}" for k, v in now.items() if k not in FREE and before.get(k) != v]
     removed = set(before.get("levels", [])) > set(now["levels"])
     if fewer_levels and removed:

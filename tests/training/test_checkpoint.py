@@ -1,5 +1,6 @@
 """Finding and writing checkpoints: whole ones only."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -88,3 +89,13 @@ def test_architectures_are_compared(tmp_path):
         check_architecture(path, TransformerConfig(**SMALL))
     with pytest.raises(UserError, match="not written by mm"):
         check_architecture(write(tmp_path / "step=2.ckpt"), config)
+
+
+def test_a_field_younger_than_the_checkpoint_has_its_default(tmp_path):
+    config = MemoryMosaicConfig(**SMALL)
+    about = describe_network(config, None, None)
+    del about["network"]["fields"]["look_ahead"]
+    path = write(tmp_path / "step=1.ckpt", **{KEY: about})
+    check_architecture(path, config)
+    with pytest.raises(UserError, match="look_ahead True instead of False"):
+        check_architecture(path, dataclasses.replace(config, look_ahead=False))
