@@ -23,7 +23,7 @@ TRAINING: dict[str, str] = {
     "fit": "train a network, or continue a run (--resume)",
     "validate": "loss, perplexity and bits per byte of a trained network on the validation documents",
     "test": "the same on all validation documents, whatever data.validation_sequences says",
-    "predict": "write the loss of every document to a file",
+    "predict": "write the loss of every document, as cut at the context, to a file",
 }
 
 # command: ("module:function", what it does)

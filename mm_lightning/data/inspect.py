@@ -28,6 +28,8 @@ def inspect(path: str | os.PathLike, samples: int = 3, seed: int = 0) -> None:
     """
     from rich.console import Console
 
+    if samples < 0:
+        raise UserError(f"samples must be at least 0, got {samples}")
     folder = Path(path).expanduser()
     manifest = Manifest.load(folder)
     tokenizer = load_tokenizer(folder)

@@ -112,7 +112,7 @@ def prepare(config: PrepareConfig, output: str | os.PathLike, progress: bool = T
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise UserError(f"no space left for {folder}: free some and run the same again to go on") from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT):
             raise UserError(f"cannot write to {folder}: {error.strerror}") from error
         raise
 

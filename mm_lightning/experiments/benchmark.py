@@ -52,6 +52,8 @@ def step_command(
     """
     import torch
 
+    from mm_lightning.inference.generate import choose_device
+
     if repeats < 1:
         raise UserError(f"repeats must be at least 1, got {repeats}")
     if threads:
@@ -63,7 +65,7 @@ def step_command(
         "persistent_dim": persistent_dim or 3 * dim,
         "vocab_size": vocab_size,
     }
-    place = torch.device(device)
+    place = choose_device(device)
     configs = _opponents(network, dimensions)
     steps = {
         name: _training_step(config, context_length, batch_size, precision, place, seed)

@@ -37,6 +37,8 @@ def cost_command(args: list[str]) -> None:
     parser.add_argument("--context", type=int, help="tokens in the context, for the FLOPs; default: the config's")
     parser.add_argument("--json", action="store_true", help="print JSON, for other programs")
     own, rest = parser.parse_known_args(args)
+    if own.context is not None and own.context < 1:
+        raise UserError(f"--context must be at least 1 token, got {own.context}")
     if "--config" not in " ".join(rest):
         raise UserError("mm cost needs a config: mm cost --config configs/8b.yaml")
 

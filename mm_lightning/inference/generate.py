@@ -161,6 +161,24 @@ def _check(
         raise UserError("a stop string must not be empty")
 
 
+def choose_device(name: str) -> torch.device:
+    """The device of a name such as cpu, cuda or cuda:1; auto is a GPU if there is one.
+
+    Raises:
+        UserError: there is no such device here.
+    """
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"there is no device {name!r} here: use cpu, or cuda on a machine with a GPU") from error
+    return device
+
+
 def generate_command(
     checkpoint: str,
     prompt: str = "",
@@ -189,13 +207,9 @@ def generate_command(
     """
     stops = [stop] if isinstance(stop, str) else stop or []
     _check(max_new_tokens, temperature, top_k, top_p, stops)
-    import torch
-
     from mm_lightning.training.checkpoint import load_network
 
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    network, tokenizer = load_network(checkpoint, device)
+    network, tokenizer = load_network(checkpoint, choose_device(device))
     print(prompt, end="", flush=True)
     for piece in stream(network.eval(), tokenizer, prompt, max_new_tokens, temperature, top_k, top_p, seed, stops):
         print(piece, end="", flush=True)

@@ -13,6 +13,7 @@ from jsonargparse import ArgumentError, Namespace, set_parsing_settings
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies import DeepSpeedStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from mm_lightning import callbacks as watchers
 from mm_lightning.data import TextDataModule
@@ -321,7 +322,14 @@ def run_training(command: str, args: list[str]) -> None:
         UserError: for any mistake of the user's.
     """
     prepare()
-    TrainingCLI(command, args)
+    try:
+        TrainingCLI(command, args)
+    except MisconfigurationException as error:
+        raise UserError(str(error)) from error
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning's answer to ctrl-C
+            raise KeyboardInterrupt from None
+        raise
 
 
 def prepare() -> None:

@@ -60,6 +60,11 @@ class LanguageModule(LightningModule):
         seed: int = 1,
     ) -> None:
         super().__init__()
+        if learning_rate <= 0 or warmup_steps < 0 or weight_decay < 0 or not 0 <= final_learning_rate <= 1:
+            raise UserError(
+                f"model: learning_rate {learning_rate} must be above 0, warmup_steps {warmup_steps} and weight_decay "
+                f"{weight_decay} at least 0, final_learning_rate {final_learning_rate} between 0 and 1"
+            )
         self.config = network
         self.learning_rate = learning_rate
         self.warmup_steps = warmup_steps

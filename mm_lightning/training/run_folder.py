@@ -27,6 +27,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
+from mm_lightning.errors import UserError
+
 PACKAGES = (
     "mm-lightning",
     "torch",
@@ -73,8 +75,12 @@ class RunFolder:
             try:
                 candidate.mkdir(parents=True)
                 self._path = candidate
-            except FileExistsError:  # another run took the number in the meantime
-                continue
+            except FileExistsError as error:
+                if not candidate.is_dir():
+                    raise UserError(f"cannot make the run folder {candidate}: a file is in the way") from error
+                continue  # another run took the number in the meantime
+            except OSError as error:
+                raise UserError(f"cannot make the run folder {candidate}: {error.strerror}") from error
         return self._path
 
     def discard_unused(self) -> None:
@@ -117,6 +123,19 @@ class RecordRun(Callback):
             past = [*before.pop("earlier", []), before]
         environment = {**describe_environment(), "earlier": past}
         (path / "environment.json").write_text(json.dumps(environment, indent=2) + "\n", encoding="utf-8")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Says where an interrupted run can go on."""
+        if not isinstance(exception, KeyboardInterrupt):
+            return
+        from mm_lightning.training.checkpoint import find_checkpoint
+        from mm_lightning.training.loggers import say
+
+        try:
+            place = f"--resume goes on from {find_checkpoint(self.folder.path)}"
+        except UserError:
+            place = "nothing was saved yet (every_n_steps of Checkpoints says how often it is)"
+        say(f"interrupted after step {trainer.global_step}: {place}")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Says once what is going to be trained, on what, and how."""

@@ -77,3 +77,32 @@ def test_a_checkpoint_never_overrides_the_config(tiny, tmp_path):
     assert main(["fit", "--config", str(tiny), *more]) == 0
     saved = yaml.safe_load((tmp_path / "run" / "1" / "config.yaml").read_text())
     assert saved["model"]["weight_decay"] == 0.3
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--model.learning_rate", "-1"], "learning_rate -1.0 must be above 0"),
+        (["--trainer.max_steps", "-5"], "non-negative integer"),
+        (["--run", "/proc/x"], "cannot make the run folder"),
+    ],
+)
+def test_values_that_lightning_or_the_system_refuse(args, message, tiny, capsys):
+    assert main(["fit", "--config", str(tiny), *args]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_ctrl_c_says_where_to_go_on(tiny, capsys, monkeypatch):
+    from mm_lightning.callbacks import Checkpoints
+
+    saved = Checkpoints._save
+
+    def save_then_interrupt(self, trainer, module):
+        saved(self, trainer, module)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Checkpoints, "_save", save_then_interrupt)
+    assert main(["fit", "--config", str(tiny), "--trainer.callbacks+=Checkpoints"]) == 130
+    assert "--resume goes on from" in capsys.readouterr().out
