@@ -33,6 +33,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data verify": ("mm_lightning.data.commands:verify", "find missing, truncated or foreign shards"),
     "tokenizer train": ("mm_lightning.data.commands:train_tokenizer", "train a byte-level BPE on text files"),
     "cost": ("mm_lightning.experiments.cost:cost_command", "parameters, FLOPs and memory of a config, none allocated"),
+    "sweep": (
+        "mm_lightning.experiments.sweep:sweep_command",
+        "train all variants and seeds of a sweep file",
+    ),
     "generate": ("mm_lightning.inference.generate:generate_command", "sample text from a run or a checkpoint"),
     "benchmark step": (
         "mm_lightning.experiments.benchmark:step_command",
@@ -92,6 +96,15 @@ def name_words(function: Callable[..., Any], args: list[str]) -> list[str]:
     return [f"--{first.name}={json.dumps(args[:words])}", *args[words:]]
 
 
+def flags(function: Callable[..., Any], args: list[str]) -> list[str]:
+    """Lets an option that is yes or no stand alone: `--dry_run` for `--dry_run true`."""
+    switches = {
+        f"--{p.name}" for p in inspect.signature(function).parameters.values() if p.annotation in (bool, "bool")
+    }
+    alone = [following is None or following.startswith("--") for following in [*args[1:], None]]
+    return [f"{arg}=true" if arg in switches and last else arg for arg, last in zip(args, alone, strict=True)]
+
+
 def run_function(name: str, args: list[str]) -> None:
     """Runs a command that is a typed function: its parameters are the options."""
     if name == "cost":  # takes the options of `mm fit`, so it reads them itself
@@ -103,7 +116,7 @@ def run_function(name: str, args: list[str]) -> None:
     try:
         auto_cli(
             function,
-            args=name_words(function, args),
+            args=flags(function, name_words(function, args)),
             as_positional=False,
             prog=f"mm {name}",
             exit_on_error=False,

@@ -68,7 +68,7 @@ def step_command(
     place = choose_device(device)
     configs = _opponents(network, dimensions)
     steps = {
-        name: _training_step(config, context_length, batch_size, precision, place, seed)
+        name: training_step(config, context_length, batch_size, precision, place, seed)
         for name, config in configs.items()
     }
     settings = {"context_length": context_length, "batch_size": batch_size, "precision": precision, "seed": seed}
@@ -135,7 +135,7 @@ def take_turns(runs: dict[str, Callable[[], Any]], repeats: int, device: Any) ->
     return seconds
 
 
-def _training_step(
+def training_step(
     config: Any, context_length: int, batch_size: int, precision: str, device: Any, seed: int
 ) -> Callable[[], None]:
     """One optimisation step on random tokens, as a function to be called again and again."""

@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import ArgumentError, Namespace, set_parsing_settings
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -297,6 +298,7 @@ class ParsedFit(TrainingCLI):
 
     def instantiate_classes(self) -> None:
         """Builds the dimensions of the network, nothing else."""
+        self.resolved = self.resolved_config()
         network = self.config.fit.model.network
         module, name = network.class_path.rsplit(".", 1)
         self.config.fit.model.network = getattr(importlib.import_module(module), name)(**network.init_args.as_dict())
@@ -311,8 +313,18 @@ def parse_fit(args: list[str]) -> Namespace:
     Raises:
         UserError: for any mistake of the user's.
     """
+    return resolve_fit(args)[0]
+
+
+def resolve_fit(args: list[str]) -> tuple[Namespace, dict[str, Any]]:
+    """As :func:`parse_fit`, and the same config as the plain values that a config file of it would hold.
+
+    Raises:
+        UserError: for any mistake of the user's.
+    """
     prepare()
-    return ParsedFit("fit", args).config.fit
+    parsed = ParsedFit("fit", args)
+    return parsed.config.fit, yaml.safe_load(parsed.resolved)
 
 
 def run_training(command: str, args: list[str]) -> None:

@@ -39,17 +39,30 @@ def read_chain(path: str | Path, above: tuple[Path, ...] = ()) -> list[ConfigFil
         raise UserError(f"config file {path} does not exist{where}")
     if path.resolve() in [file.resolve() for file in above]:
         raise UserError(f"config files are based on each other: {' -> '.join(map(str, [*above, path]))}")
+    values = read_yaml(path)
+    bases = values.pop("base", [])
+    chain = []
+    for base in [bases] if isinstance(bases, str) else bases:
+        chain += read_chain(path.parent / base, (*above, path))
+    return [*chain, ConfigFile(str(path), values)]
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The keys and values of a YAML file.
+
+    Raises:
+        UserError: it is missing or does not hold a mapping.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"config file {path} does not exist")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"config file {path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise UserError(f"config file {path} must hold `key: value` lines, found a {type(values).__name__}")
-    bases = values.pop("base", [])
-    chain = []
-    for base in [bases] if isinstance(bases, str) else bases:
-        chain += read_chain(path.parent / base, (*above, path))
-    return [*chain, ConfigFile(str(path), values)]
+    return values
 
 
 def split_configs(args: list[str]) -> tuple[list[str], list[str]]:

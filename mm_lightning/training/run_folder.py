@@ -4,6 +4,7 @@
         config.yaml        every setting, resolved: `mm fit --config` of this file does the same again
         environment.json   command line, code and package versions, hardware
         metrics.jsonl      one JSON object a line: step, train/..., validation/...
+        finished.json      once training has come to its end: the last step and the seconds it took
         tensorboard/       the same and more for TensorBoard
         checkpoints/       step=200.ckpt ...
 
@@ -20,6 +21,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +109,7 @@ class RecordRun(Callback):
     def __init__(self, folder: RunFolder, config: str) -> None:
         self.folder = folder
         self.config = config
+        self._begin = time.perf_counter()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Shares the folder; writes on the first process."""
@@ -116,6 +119,7 @@ class RecordRun(Callback):
         if not trainer.is_global_zero:
             return
         path = self.folder.path
+        (path / "finished.json").unlink(missing_ok=True)  # a finished run may be resumed for more steps
         (path / "config.yaml").write_text(self.config, encoding="utf-8")
         past = []
         if (path / "environment.json").is_file():
@@ -136,6 +140,13 @@ class RecordRun(Callback):
         except UserError:
             place = "nothing was saved yet (every_n_steps of Checkpoints says how often it is)"
         say(f"interrupted after step {trainer.global_step}: {place}")
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Marks the run as finished."""
+        if trainer.is_global_zero:
+            seconds = round(time.perf_counter() - self._begin, 1)
+            text = json.dumps({"step": trainer.global_step, "seconds": seconds})
+            (self.folder.path / "finished.json").write_text(text + "\n", encoding="utf-8")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Says once what is going to be trained, on what, and how."""

@@ -1,0 +1,107 @@
+"""What a sweep will take: its runs with steps, parameters and FLOPs, and the time that a measured step promises."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+from mm_lightning.experiments.cost import scaled
+from mm_lightning.experiments.plan import Run
+
+MOST_FLOPS = {"cpu": 3e12, "cuda": 1e16}
+"""Of a forward and backward pass that is timed here: more would take minutes."""
+
+
+def show_plan(runs: list[Run], jobs: int, measure: bool) -> None:
+    """Prints a table of the variants, and the time of the whole.
+
+    Args:
+        runs: of the sweep.
+        jobs: runs at once.
+        measure: time a step of each variant here.
+    """
+    from rich.console import Console
+    from rich.progress import track
+    from rich.table import Table
+
+    from mm_lightning.training.loggers import clock
+
+    by_variant: dict[str, list[Run]] = {}
+    for run in runs:
+        by_variant.setdefault(run.variant, []).append(run)
+    console = Console()
+    if not console.is_terminal:
+        console.width = 140  # a file has room for long names
+    first = {name: group[0] for name, group in by_variant.items()}
+    timed: dict[str, float | None] = dict.fromkeys(first)
+    if measure:
+        names = track(first, "timing a step of each", console=console, transient=True)
+        timed = {name: run_seconds(first[name], jobs) for name in names}
+
+    table = Table("variant", "seeds", "parameters", "FLOPs/token", "steps", "tokens", "FLOPs", "time of a run")
+    for column in table.columns[1:]:
+        column.justify, column.no_wrap = "right", True
+    for name, group in by_variant.items():
+        run, seconds = group[0], timed[name]
+        table.add_row(
+            name,
+            ",".join(str(each.seed) for each in group),
+            scaled(run.parameters),
+            scaled(run.training_flops_per_token),
+            f"{run.steps:,}",
+            scaled(run.tokens),
+            f"{run.flops:.2e}",
+            "not measured" if seconds is None else clock(seconds),
+        )
+    console.print(table)
+    known = [timed[run.variant] for run in runs]
+    total = f"{len(runs)} runs, {sum(run.flops for run in runs):.2e} training FLOPs"
+    if None in known:
+        missing = "" if not measure else f": {known.count(None)} runs are too large to be timed here"
+        print(f"{total}; time not measured{missing}")
+    else:
+        hours = sum(seconds for seconds in known if seconds is not None) / jobs
+        at_once = f", {jobs} at once" if jobs > 1 else ""
+        print(f"{total}; about {clock(hours)}{at_once} (steps and validation; starting a run takes some seconds more)")
+
+
+def run_seconds(run: Run, jobs: int) -> float | None:
+    """Seconds that a run's steps and validations will take on this machine; None if its step is too large for it.
+
+    Args:
+        run: which.
+        jobs: how many run at once and share the CPU cores.
+    """
+    import torch
+
+    from mm_lightning.experiments.launchers import LocalProcesses
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    data, trainer = run.config["data"], run.config["trainer"]
+    micro, context = data["micro_batch_size"], data["context_length"]
+    if micro * context * run.training_flops_per_token > MOST_FLOPS[device.type]:
+        return None
+    threads = torch.get_num_threads()
+    torch.set_num_threads(LocalProcesses(jobs).threads())
+    try:
+        seconds = step_seconds(run.network, micro, context, str(trainer["precision"]), device)
+    except (torch.OutOfMemoryError, MemoryError):
+        return None
+    finally:
+        torch.set_num_threads(threads)
+    sequences = run.steps * data["global_batch_size"]
+    # a forward pass alone is about a third of a step
+    if data["validation_sequences"]:
+        interval = trainer["val_check_interval"]
+        interval = interval if isinstance(interval, int) else run.steps
+        sequences += data["validation_sequences"] * -(-run.steps // interval) / 3
+    return seconds * sequences / micro
+
+
+def step_seconds(network: Any, micro_batch_size: int, context: int, precision: str, device: Any) -> float:
+    """The median of three training steps on one micro batch of random tokens, after one to warm up."""
+    from mm_lightning.experiments.benchmark import take_turns, training_step
+
+    kind = "bf16" if precision.startswith("bf16") else "fp32"
+    step = training_step(network, context, micro_batch_size, kind, device, seed=0)
+    return statistics.median(take_turns({"": step}, 3, device)[""])

@@ -1,0 +1,163 @@
+"""Carrying out a sweep: start what can be started, watch, report failures, stop without losing anything."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mm_lightning.experiments.launchers import Handle, Launcher, Work
+from mm_lightning.training.loggers import clock
+
+LOG_LINES = 8
+"""Of a failed run's log, shown when it fails."""
+
+
+@dataclass
+class Outcome:
+    """What became of the runs of a sweep, by name."""
+
+    finished: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+
+
+def execute(works: dict[str, Work], launcher: Launcher, poll_seconds: float = 0.5) -> Outcome:
+    """Trains all runs that are not finished.
+
+    Args:
+        works: the runs by name, in the order in which they start.
+        launcher: where they run.
+        poll_seconds: how often to look at them.
+
+    Raises:
+        KeyboardInterrupt: after every run was stopped (or left to the queue).
+    """
+    outcome = Outcome(finished=[name for name, work in works.items() if work.finished()])
+    waiting = deque(name for name in works if name not in outcome.finished)
+    active: dict[str, Handle] = {}
+    watch = Watch(works, len(outcome.finished))
+    try:
+        while waiting or active:
+            while waiting and len(active) < launcher.slots:
+                name = waiting.popleft()
+                active[name] = launcher.start(works[name])
+                watch.started(name)
+            for name, handle in list(active.items()):
+                status = handle.poll()
+                if status is None:
+                    continue
+                del active[name]
+                if status == 0 and works[name].finished():
+                    outcome.finished.append(name)
+                    watch.ended(name)
+                else:
+                    outcome.failed.append(name)
+                    watch.failed(name, status)
+            watch.look(active)
+            time.sleep(poll_seconds)
+    except KeyboardInterrupt:
+        watch.close()
+        print(f"interrupted: {launcher.leaving}; the same command goes on", flush=True)
+        raise
+    finally:
+        for handle in active.values():
+            handle.stop()
+        for handle in active.values():
+            handle.wait()
+        watch.close()
+    return outcome
+
+
+class Watch:
+    """Live progress over all runs: bars in a terminal; elsewhere a line when something begins or ends, and each minute.
+
+    Args:
+        works: the runs by name.
+        done: how many are finished before anything begins.
+    """
+
+    def __init__(self, works: dict[str, Work], done: int) -> None:
+        self.works = works
+        self._begin: dict[str, float] = {}
+        self._ended = done
+        self._lines_at = time.monotonic()
+        self._bars = None
+        if sys.stdout.isatty():
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+            columns = (TextColumn("{task.description}"), BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn())
+            self._bars = Progress(*columns, TextColumn("{task.fields[now]}"))
+            self._tasks = {"": self._bars.add_task("runs", total=len(works), completed=done, now="")}
+            self._bars.start()
+
+    def started(self, name: str) -> None:
+        """A run was started or queued."""
+        self._begin[name] = time.monotonic()
+        if self._bars:
+            self._tasks[name] = self._bars.add_task(f"  {name}", total=self.works[name].steps, now="")
+        else:
+            self._say(f"start {name}")
+
+    def ended(self, name: str) -> None:
+        """A run has finished."""
+        self._remove(name)
+        loss = self.works[name].latest().get("validation/loss")
+        shown = "" if loss is None else f"  validation loss {loss:.4f}"
+        self._say(f"done  {name}{shown}  in {clock(time.monotonic() - self._begin[name])}")
+
+    def failed(self, name: str, status: int) -> None:
+        """A run has ended without finishing: shows the end of its log."""
+        self._remove(name)
+        log = self.works[name].folder / "log.txt"
+        lines = tail(log, LOG_LINES)
+        self._say(f"FAILED {name} (exit status {status}); the end of {log}:\n" + "\n".join(f"    {x}" for x in lines))
+
+    def look(self, active: dict[str, Handle]) -> None:
+        """Shows how far the running ones are."""
+        minute = time.monotonic() - self._lines_at > 60
+        if not self._bars and not minute:
+            return
+        self._lines_at = time.monotonic()
+        for name in active:
+            known, steps = self.works[name].latest(), self.works[name].steps
+            step = int(known.get("step", 0))
+            now = f"loss {known['train/loss']:.4f}" if "train/loss" in known else ""
+            if speed := known.get("train/tokens_per_second"):
+                rest = (steps - step) * known["train/tokens"] / max(step, 1) / speed
+                now += f"  {speed:,.0f} tokens/s  {clock(rest)} to go"
+            if self._bars:
+                self._bars.update(self._tasks[name], completed=step, now=now)
+            else:
+                self._say(f"      {name}: step {step}/{steps}  {now}")
+
+    def close(self) -> None:
+        """Takes the bars away."""
+        if self._bars:
+            self._bars.stop()
+
+    def _remove(self, name: str) -> None:
+        self._ended += 1
+        if self._bars:
+            self._bars.remove_task(self._tasks.pop(name))
+            self._bars.update(self._tasks[""], completed=self._ended)
+
+    def _say(self, text: str) -> None:
+        line = f"[{self._ended}/{len(self.works)}] {text}"
+        if self._bars:
+            from rich.text import Text
+
+            self._bars.console.print(Text(line))
+        else:
+            print(line, flush=True)
+
+
+def tail(path: Path, count: int) -> list[str]:
+    """The last lines of a text file that are not empty."""
+    if not path.is_file():
+        return ["(it has no log)"]
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 16384))
+        text = file.read().decode(errors="replace")
+    return [line for line in text.splitlines() if line.strip()][-count:]

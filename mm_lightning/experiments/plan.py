@@ -1,0 +1,194 @@
+"""What a sweep file declares, worked out: which runs, each with its whole config, steps, parameters and FLOPs."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import re
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from mm_lightning.errors import UserError
+from mm_lightning.experiments.sweep_file import Change, Sweep, Variant, baseline_of, check_stop, variants
+
+if TYPE_CHECKING:
+    from mm_lightning.networks import NetworkConfig
+
+
+@dataclass
+class Run:
+    """One training run of a sweep.
+
+    Attributes:
+        variant: its variant's name.
+        seed: seed_everything.
+        folder: where it is kept, below the sweep's folder.
+        values: its value on each axis.
+        config: the resolved config of `mm fit`, as plain values.
+        network: the network's dimensions.
+        parameters: learned numbers.
+        training_flops_per_token: forward and backward at the config's context.
+        steps: optimisation steps.
+        step_tokens: tokens of a step.
+    """
+
+    variant: str
+    seed: int
+    folder: str
+    values: dict[str, Any]
+    config: dict[str, Any]
+    network: NetworkConfig
+    parameters: int
+    training_flops_per_token: int
+    steps: int
+    step_tokens: int
+
+    @property
+    def tokens(self) -> int:
+        """Of the whole run."""
+        return self.steps * self.step_tokens
+
+    @property
+    def flops(self) -> int:
+        """Of the whole run."""
+        return self.tokens * self.training_flops_per_token
+
+
+def plan(sweep: Sweep) -> list[Run]:
+    """All runs, variant by variant, seeds within.
+
+    Raises:
+        UserError: for any mistake in the sweep file or the configs it names.
+    """
+    found = variants(sweep)
+    reference = resolve(sweep, baseline_of(sweep, found), None)
+    runs = []
+    for variant in found:
+        run = resolve(sweep, variant, reference)
+        for seed in sweep.seeds:
+            config = copy.deepcopy(run.config)
+            config["seed_everything"] = config["model"]["seed"] = config["data"]["seed"] = seed
+            folder = f"{slug(variant.name)}/seed-{seed}"
+            runs.append(Run(**{**vars(run), "seed": seed, "folder": folder, "config": config}))
+    folders = [run.folder for run in runs]
+    for folder in folders:
+        if folders.count(folder) > 1:
+            raise UserError(f"{sweep.path}: two runs would be kept in {folder}: give them other names")
+    return runs
+
+
+def slug(name: str) -> str:
+    """A variant's name as the name of a folder."""
+    return re.sub(r"[^A-Za-z0-9=.,+-]+", "_", name).replace(",_", ",").strip("_.")
+
+
+def resolve(sweep: Sweep, variant: Variant, reference: Run | None) -> Run:
+    """The run of a variant, without its seed.
+
+    Args:
+        sweep: what it is of.
+        variant: which.
+        reference: the baseline, for variants that are to match it.
+    """
+    change = Change(sweep.base, sweep.settings).then(variant.change)
+    stop = {key.removeprefix("stop."): value for key, value in change.settings.items() if key.startswith("stop.")}
+    check_stop(stop, sweep.path)
+    settings = {key: value for key, value in change.settings.items() if not key.startswith("stop.")}
+    run = _parsed(sweep, variant, change.configs, settings)
+    if change.match and reference is not None and variant.name != reference.variant:
+        settings |= _matching(sweep, run, reference, change.match)
+        run = _parsed(sweep, variant, change.configs, settings)
+    run.steps = _steps(run, stop or sweep.stop)
+    _set_steps(sweep, run)
+    return run
+
+
+def _parsed(sweep: Sweep, variant: Variant, configs: list[str], settings: dict[str, Any]) -> Run:
+    from mm_lightning.networks.cost import parameters, training_flops_per_token
+    from mm_lightning.training.cli import resolve_fit
+
+    words = [word for path in configs for word in ("--config", path)]
+    words += [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items()]
+    try:
+        parsed, config = resolve_fit(words)
+    except UserError as error:
+        raise UserError(f"{sweep.path}, {variant.name}: {error}") from error
+    network = parsed.model.network
+    return Run(
+        variant=variant.name,
+        seed=0,
+        folder="",
+        values=variant.values,
+        config=config,
+        network=network,
+        parameters=parameters(network),
+        training_flops_per_token=training_flops_per_token(network, parsed.data.context_length),
+        steps=parsed.trainer.max_steps,
+        step_tokens=parsed.data.global_batch_size * parsed.data.context_length,
+    )
+
+
+def _matching(sweep: Sweep, run: Run, reference: Run, quantity: str) -> dict[str, int]:
+    """The width of the persistent memory that gives a run as many parameters or FLOPs as the reference.
+
+    Both grow linearly with the width, so two points tell all.
+    """
+    from mm_lightning.networks.cost import parameters, training_flops_per_token
+
+    kind = getattr(run.network, "persistent", "swiglu")
+    if kind == "none":
+        raise UserError(f"{sweep.path}, {run.variant}: without a persistent memory there is no width to match with")
+    name = "persistent_slots" if kind == "key_value" else "persistent_dim"
+    context = run.config["data"]["context_length"]
+
+    def measure(width: int) -> int:
+        network = replace(run.network, **{name: width})
+        return parameters(network) if quantity == "parameters" else training_flops_per_token(network, context)
+
+    target = reference.parameters if quantity == "parameters" else reference.training_flops_per_token
+    low, slope = measure(1), measure(2) - measure(1)
+    width = 1 + round((target - low) / slope)
+    if width < 1:
+        raise UserError(
+            f"{sweep.path}, {run.variant}: even with {name} 1 it has {low:,} {quantity}, more than the {target:,} of "
+            f"{reference.variant}: give it fewer layers or a smaller dim"
+        )
+    return {f"model.network.{name}": width}
+
+
+def _steps(run: Run, stop: dict[str, float]) -> int:
+    if not stop:
+        if run.steps < 1:
+            raise UserError(f"{run.variant} has no end: give the sweep a `stop`, or its config trainer.max_steps")
+        return run.steps
+    ((unit, amount),) = stop.items()
+    step = {"steps": 1, "tokens": run.step_tokens, "flops": run.step_tokens * run.training_flops_per_token}[unit]
+    return max(1, math.ceil(amount / step) if unit == "tokens" else round(amount / step))
+
+
+def _set_steps(sweep: Sweep, run: Run) -> None:
+    """Writes the steps and what follows from them into the config."""
+    trainer, model = run.config["trainer"], run.config["model"]
+    trainer["max_steps"] = run.steps
+    if sweep.warmup is not None:
+        model["warmup_steps"] = round(sweep.warmup * run.steps)
+    if model["warmup_steps"] >= run.steps:
+        raise UserError(
+            f"{sweep.path}, {run.variant}: its {run.steps} steps would all be warm-up (model.warmup_steps "
+            f"{model['warmup_steps']}): train longer, or add `warmup: 0.1`, a share of the steps"
+        )
+    if sweep.validations is not None:
+        interval = math.ceil(run.steps / sweep.validations)
+        trainer["val_check_interval"] = interval
+        callbacks = trainer.get("callbacks") or []
+        for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
+            if callback["class_path"].rsplit(".", 1)[-1] == "Checkpoints":
+                callback["init_args"]["every_n_steps"] = interval
+
+
+def as_yaml(config: dict[str, Any]) -> str:
+    """A resolved config as the text of a config file."""
+    return yaml.safe_dump(config, sort_keys=False)

@@ -1,0 +1,171 @@
+"""`mm sweep`: the runs of a sweep file, planned, trained and reported."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from mm_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from mm_lightning.experiments.launchers import Work
+    from mm_lightning.experiments.plan import Run
+    from mm_lightning.experiments.sweep_file import Sweep
+
+FILE = "sweep.json"
+
+
+def sweep_command(
+    sweep: str,
+    output: str | None = None,
+    dry_run: bool = False,
+    jobs: int = 1,
+    executor: Literal["local", "slurm"] = "local",
+    settings: dict[str, Any] | None = None,
+    measure: bool = True,
+) -> None:
+    """Train all runs of a sweep file and report on them.
+
+    A sweep file declares a base config, what varies (axes in a full grid or one change at a time, or a list of
+    variants), seeds, and when a run stops: after so many steps, tokens or FLOPs. configs/sweeps/ has examples; the
+    keys are described in mm_lightning/experiments/sweep_file.py.
+
+    Finished runs are never repeated: given again, the same command goes on with what is left, each run from its newest
+    checkpoint. A run that fails is reported and the others go on. At the end `mm report` writes OUTPUT/report.
+
+    Args:
+        sweep: the sweep file.
+        output: folder of the sweep; runs/NAME by default.
+        dry_run: show the plan and what it will take, and stop.
+        jobs: runs at once on this machine. Each has its share of the CPU cores, or a GPU.
+        executor: local, or slurm: every run a job, with the parameters under `slurm:` in the sweep file.
+        settings: single values of all runs, over those of the sweep file: '{"data.path": "data/mine"}'.
+        measure: with dry_run, time a training step of each variant on this machine.
+    """
+    import signal
+
+    from mm_lightning.experiments.plan import plan
+    from mm_lightning.experiments.sweep_file import read_sweep
+
+    if jobs < 1:
+        raise UserError(f"jobs must be at least 1, got {jobs}")
+    declared = read_sweep(sweep)
+    declared.settings |= settings or {}
+    folder = Path(output or f"runs/{declared.name}")
+    runs = plan(declared)
+    if dry_run:
+        from mm_lightning.experiments.estimate import show_plan
+
+        show_plan(runs, jobs, measure)
+        return
+    with locked(folder):
+        works = prepare_folder(folder, declared, runs)
+        print(f"{len(runs)} runs of {len({run.variant for run in runs})} variants in {folder}", flush=True)
+        # What `kill` and batch systems send ends a sweep as ctrl-C does; and runs of a sweep that a script has put
+        # in the background, where ctrl-C is ignored, still take it from us.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.default_int_handler)
+        carry_out(folder, declared, works, jobs, executor)
+
+
+def carry_out(folder: Path, declared: Sweep, works: dict[str, Work], jobs: int, executor: str) -> None:
+    """Trains what is not finished, and writes the report.
+
+    Raises:
+        UserError: runs failed.
+    """
+    from mm_lightning.experiments.execution import execute
+    from mm_lightning.experiments.launchers import LocalProcesses, Slurm
+    from mm_lightning.experiments.report import write_report
+
+    launcher = LocalProcesses(jobs) if executor == "local" else Slurm(folder / "slurm", declared.slurm)
+    outcome = execute(works, launcher)
+    write_report(folder)
+    if outcome.failed:
+        logs = ", ".join(str(works[name].folder / "log.txt") for name in outcome.failed)
+        count = f"{len(outcome.failed)} of {len(works)} runs failed"
+        raise UserError(f"{count}: their logs are {logs}; the same command tries them again")
+
+
+def prepare_folder(folder: Path, declared: Sweep, runs: list[Run]) -> dict[str, Work]:
+    """Writes sweep.json and the config of each run; returns the runs' places by name.
+
+    Raises:
+        UserError: a run was begun there with other settings.
+    """
+    import yaml
+
+    from mm_lightning.experiments.launchers import Work
+    from mm_lightning.experiments.plan import as_yaml
+
+    works, texts = {}, {}
+    for run in runs:
+        place = folder / run.folder
+        texts[place] = as_yaml({**run.config, "run": str(place)})
+        works[f"{run.variant}, seed {run.seed}"] = Work(place, run.steps)
+        if (place / "config.yaml").is_file():
+            before = yaml.safe_load((place / "config.yaml").read_text(encoding="utf-8"))
+            if differing := differences(before, yaml.safe_load(texts[place])):
+                raise UserError(
+                    f"{place} was begun with other settings ({'; '.join(differing)}): give another --output, or "
+                    "delete that folder"
+                )
+    for place, text in texts.items():
+        place.mkdir(parents=True, exist_ok=True)
+        if not (place / "config.yaml").is_file():
+            (place / "config.yaml").write_text(text, encoding="utf-8")
+    (folder / FILE).write_text(json.dumps(describe(declared, runs), indent=1) + "\n", encoding="utf-8")
+    return works
+
+
+def describe(declared: Sweep, runs: list[Run]) -> dict[str, Any]:
+    """What sweep.json says: the sweep as declared, and its runs with what is known of them beforehand."""
+    from mm_lightning.experiments.sweep_file import baseline_of, variants
+
+    axes: dict[str, list[Any]] = {}
+    for run in runs:
+        for axis, value in run.values.items():
+            values = axes.setdefault(axis, [])
+            values += [value] if value not in values else []
+    kept = ("variant", "seed", "folder", "values", "parameters", "training_flops_per_token", "steps", "step_tokens")
+    return {
+        "name": declared.name,
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "declared": asdict(declared),
+        "baseline": baseline_of(declared, variants(declared)).name,
+        "axes": axes,
+        "runs": [{key: getattr(run, key) for key in kept} for run in runs],
+    }
+
+
+def differences(before: Any, now: Any, name: str = "") -> list[str]:
+    """The keys, apart from `run`, that two configs both have and that differ: "trainer.max_steps 100, now 200"."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        shared = [key for key in before if key in now and (name or key != "run")]
+        return [line for key in shared for line in differences(before[key], now[key], f"{name}.{key}".strip("."))]
+    return [] if before == now else [f"{name} {before}, now {now}"]
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps a second `mm sweep` out of the folder.
+
+    Raises:
+        UserError: there is one.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another mm sweep is at work in {folder}: wait for it, or give another --output") from None
+        os.set_inheritable(lock.fileno(), False)
+        yield
