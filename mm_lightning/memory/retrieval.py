@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from mm_lightning.memory.documents import Documents
+from mm_lightning.memory.dropped import read_dropped
 
 try:
     from torch.nn.attention.varlen import varlen_attn
@@ -134,7 +134,7 @@ def _read_rows(
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, D)
     gqa = q.shape[1] != k.shape[1]
     if dropout and q.device.type == "cpu":
-        outputs = _dropped(q, k, v, span.size or q.shape[2], scale, dropout)
+        outputs = [read_dropped(q, k, v, span.size, scale, dropout)]
     elif span.size is None or q.shape[2] <= span.size:
         outputs = [F.scaled_dot_product_attention(q, k, v, None, dropout, is_causal=True, scale=scale, enable_gqa=gqa)]
     else:
@@ -156,40 +156,6 @@ def _windowed(q: Tensor, k: Tensor, v: Tensor, size: int, scale: float, gqa: boo
             F.scaled_dot_product_attention(block, near_k, near_v, seen, dropout, scale=scale, enable_gqa=gqa)
         )
     return outputs
-
-
-def _dropped(q: Tensor, k: Tensor, v: Tensor, size: int, scale: float, dropout: float) -> list[Tensor]:
-    """Causal reads with dropout, (B, H, T, D), for CPUs, whose fused kernel has none.
-
-    Each block of queries is recomputed in the backward pass, so that no T x T matrix is kept.
-    """
-    group = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-    outputs = []
-    for i, block in enumerate(q.split(BLOCK, 2)):
-        last = i * BLOCK + block.shape[2]
-        first = max(0, i * BLOCK - size + 1)
-        outputs.append(
-            checkpoint(
-                _read_block,
-                block,
-                k[:, :, first:last],
-                v[:, :, first:last],
-                i * BLOCK - first,
-                size,
-                scale,
-                dropout,
-                use_reentrant=False,
-            )
-        )
-    return outputs
-
-
-def _read_block(q: Tensor, k: Tensor, v: Tensor, before: int, size: int, scale: float, dropout: float) -> Tensor:
-    """Queries whose first one sees `before` keys and its own, with the matrix written out."""
-    age = torch.arange(q.shape[2], device=q.device)[:, None] + before - torch.arange(k.shape[2], device=q.device)
-    scores = (q @ k.mT * scale).masked_fill((age < 0) | (age >= size), -torch.inf)
-    return F.dropout(scores.softmax(-1), dropout) @ v
 
 
 @lru_cache(maxsize=8)
