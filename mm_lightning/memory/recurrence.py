@@ -38,12 +38,29 @@ def gated_average_reference(ktilde: Tensor, gate: Tensor, decay: Tensor, documen
     scale = torch.full_like(gate[:, 0], -torch.inf)  # (B, H)
     keys = []
     for t in range(ktilde.shape[1]):
-        fresh = (documents.position[:, t] == 0)[:, None]
-        old = torch.where(fresh, -torch.inf, scale + decay[:, t])
-        scale = torch.maximum(old, gate[:, t]).detach()  # scale invariance: no gradient flows through it
-        total = (old - scale).exp()[..., None] * total + (gate[:, t] - scale).exp()[..., None] * ktilde[:, t]
+        scale = scale.masked_fill((documents.position[:, t] == 0)[:, None], -torch.inf)
+        total, scale = gated_step(ktilde[:, t], gate[:, t], decay[:, t], total, scale)
         keys.append(F.normalize(total, dim=-1, eps=EPS))
     return torch.stack(keys, dim=1)
+
+
+def gated_step(ktilde: Tensor, gate: Tensor, decay: Tensor, total: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """One token of equation (8), with kbar_t = exp(scale) total.
+
+    Args:
+        ktilde: (B, H, D) raw keys.
+        gate: (B, H) log g.
+        decay: (B, H) log lambda.
+        total: (B, H, D) of the token before.
+        scale: (B, H) of the token before; -inf where a document begins.
+
+    Returns:
+        total and scale of this token.
+    """
+    old = scale + decay
+    scale = torch.maximum(old, gate).detach()  # scale invariance: no gradient flows through it
+    kept, new = ((x - scale).exp()[..., None].to(total.dtype) for x in (old, gate))
+    return kept * total + new * ktilde, scale
 
 
 def gated_average(ktilde: Tensor, gate: Tensor, decay: Tensor, documents: Documents) -> Tensor:
@@ -55,6 +72,32 @@ def gated_average(ktilde: Tensor, gate: Tensor, decay: Tensor, documents: Docume
     return _GatedAverage.apply(ktilde, gate, decay, documents)
 
 
+@torch.no_grad()
+def gated_average_from(
+    ktilde: Tensor, gate: Tensor, decay: Tensor, documents: Documents
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`gated_average` without a derivative, and what the tokens that follow need.
+
+    To go on from an earlier call, put its total before the raw keys and its scale before the gates, with a decay of 0.
+
+    Returns:
+        (B, T, H, D) keys, and after the last token total (B, H, D) and scale (B, H) of :func:`gated_step`.
+    """
+    total, norm, log_weight, _ = _totals(ktilde, gate, decay, documents)
+    keys = (total / norm[..., None]).transpose(1, 2).to(ktilde.dtype)
+    return keys, total[:, :, -1], gate[:, -1].double() - log_weight[..., -1]
+
+
+def _totals(ktilde: Tensor, gate: Tensor, decay: Tensor, documents: Documents) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """S (B, H, T, D), its norm, log of the weight with which a token enters it, and m, of :class:`_GatedAverage`."""
+    dtype = torch.promote_types(ktilde.dtype, torch.float32)
+    log_weight, level = _levels(gate, decay, documents)
+    with torch.autocast(ktilde.device.type, enabled=False):
+        total = decayed_sum(_scaled(ktilde, log_weight.exp().to(dtype), dtype), level)
+        norm = torch.linalg.vector_norm(total, dim=-1).clamp_min_(EPS)
+    return total, norm, log_weight, level
+
+
 class _GatedAverage(torch.autograd.Function):
     """With A = cumsum(log lambda), u = log g - A and m = cummax(u), all within a document:
 
@@ -63,16 +106,12 @@ class _GatedAverage(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, ktilde: Tensor, gate: Tensor, decay: Tensor, documents: Documents) -> Tensor:
-        dtype = torch.promote_types(ktilde.dtype, torch.float32)
-        fresh_weight, level = _levels(gate, decay, documents)
-        fresh_weight = fresh_weight.to(dtype)
-        with torch.autocast(ktilde.device.type, enabled=False):
-            total = decayed_sum(_scaled(ktilde, fresh_weight, dtype), level)  # (B, H, T, D)
-            norm = torch.linalg.vector_norm(total, dim=-1).clamp_min_(EPS)  # (B, H, T)
+        total, norm, log_weight, level = _totals(ktilde, gate, decay, documents)
+        dtype = norm.dtype
         keys = torch.empty(ktilde.shape, dtype=dtype, device=ktilde.device)
         torch.div(total, norm[..., None], out=keys.transpose(1, 2))
         keys = keys.to(ktilde.dtype)
-        ctx.save_for_backward(ktilde, fresh_weight, level, norm, keys, documents.position)
+        ctx.save_for_backward(ktilde, log_weight.exp_().to(dtype), level, norm, keys, documents.position)
         ctx.dtypes = gate.dtype, decay.dtype
         return keys
 
@@ -94,7 +133,7 @@ class _GatedAverage(torch.autograd.Function):
 
 
 def _levels(gate: Tensor, decay: Tensor, documents: Documents) -> tuple[Tensor, Tensor]:
-    """exp(u - m) and m of each token, (B, H, T) in float64.
+    """u - m and m of each token, (B, H, T) in float64.
 
     Documents are kept apart by raising u from one to the next by more than its whole range: the running maximum then
     starts anew, and exp(m_s - m_t) across a boundary is exactly 0.
@@ -110,7 +149,7 @@ def _levels(gate: Tensor, decay: Tensor, documents: Documents) -> tuple[Tensor, 
         reach = u.amax(-1, keepdim=True) - u.amin(-1, keepdim=True) + 1024
         u = u + reach * (position == 0).cumsum(-1)
     level = u.cummax(-1).values
-    return (u - level).exp_(), level
+    return u - level, level
 
 
 def _scaled(x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:

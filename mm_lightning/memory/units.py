@@ -14,6 +14,7 @@ from mm_lightning.memory.features import Values
 from mm_lightning.memory.layers import TIMES, Linear
 from mm_lightning.memory.recurrence import gated_average
 from mm_lightning.memory.retrieval import Span, read
+from mm_lightning.memory.state import Chunk, Memory, Pairs
 
 Keys = Literal["gated", "leaky"]
 Bandwidth = Literal["adaptive", "fixed"]
@@ -29,10 +30,9 @@ class GatedKeys(nn.Module):
         self.W_g = Linear(dim, heads, std)
         self.W_lambda = Linear(dim, heads, std)
 
-    def forward(self, x: Tensor, documents: Documents) -> Tensor:
-        """(B, T, H, D) keys from (B, T, d) inputs."""
-        raw = self.W_phi(x).unflatten(-1, (self.heads, -1))
-        return gated_average(raw, self.W_g(x), -self.W_lambda(x).abs(), documents)
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Raw keys (B, T, H, D), log g and log lambda (B, T, H) from (B, T, d) inputs."""
+        return self.W_phi(x).unflatten(-1, (self.heads, -1)), self.W_g(x), -self.W_lambda(x).abs()
 
 
 class LeakyKeys(nn.Module):
@@ -52,16 +52,24 @@ class LeakyKeys(nn.Module):
         with torch.no_grad():
             self.leak.copy_(torch.linspace(0.5, 5, self.heads) / TIMES)
 
-    def forward(self, x: Tensor, documents: Documents) -> Tensor:
-        """(B, T, H, D) keys from (B, T, d) inputs."""
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Raw keys (B, T, H, D), log g = 0 and log lambda (B, T, H) from (B, T, d) inputs."""
         raw = self.W_phi(x).unflatten(-1, (self.heads, -1))
         decay = -(TIMES * self.leak).abs().expand(raw.shape[:-1])
-        return gated_average(raw, torch.zeros_like(decay), decay, documents)
+        return raw, torch.zeros_like(decay), decay
 
 
 def make_keys(kind: Keys, dim: int, heads: int, std: float) -> GatedKeys | LeakyKeys:
-    """The keys of equation (8) or (7)."""
+    """The features of equation (8) or (7)."""
     return (GatedKeys if kind == "gated" else LeakyKeys)(dim, heads, std)
+
+
+def averaged(features: tuple[Tensor, Tensor, Tensor], documents: Documents | Chunk, memory: Memory | None) -> Tensor:
+    """(B, T, H, D) keys from the features of :class:`GatedKeys` or :class:`LeakyKeys`; a chunk goes on from a state."""
+    if isinstance(documents, Chunk):
+        assert memory is not None
+        return memory.average.extend(*features, documents)
+    return gated_average(*features, documents)
 
 
 class ContextualMemory(nn.Module):
@@ -97,13 +105,21 @@ class ContextualMemory(nn.Module):
         self.values = values or Values(heads)
         self.bandwidth = AdaptiveBandwidth(heads) if bandwidth == "adaptive" else FixedBandwidth(heads)
 
-    def forward(self, x: Tensor, span: Span, documents: Documents) -> Tensor:
-        """(B, T, d) retrieved values from (B, T, d) inputs."""
-        k = self.keys(x, documents)
-        v = self.values(self.W_psi(x).unflatten(-1, (self.heads, -1)), documents)
+    def forward(self, x: Tensor, span: Span, documents: Documents | Chunk, memory: Memory | None = None) -> Tensor:
+        """(B, T, d) retrieved values from (B, T, d) inputs: whole documents, or a chunk that goes on from a state."""
+        k = averaged(self.keys(x), documents, memory)
+        raw = self.W_psi(x).unflatten(-1, (self.heads, -1))
         beta = self.bandwidth(span.count(documents.position))
         q = k * beta[..., None].to(k.dtype)
+        if isinstance(documents, Chunk):
+            assert memory is not None
+            return memory.ask(q, k, raw, self.values, span, documents).flatten(-2)
+        v = self.values(raw, documents)
         return read(q, k, v, span, documents, dropout=self.dropout if self.training else 0.0).flatten(-2)
+
+    def new_state(self, span: Span, capacity: int) -> Memory:
+        """Of an empty memory, with room for so many pairs at first."""
+        return Memory(Pairs(None if span.size is None else span.delay + span.size, capacity))
 
     def scalars(self) -> dict[str, Tensor]:
         """The learned scalars by name, (H,) each."""
@@ -144,9 +160,13 @@ class SlotMemory(nn.Module):
             nn.init.normal_(slots, std=slots.shape[-1] ** -0.5)
         nn.init.constant_(self.answer_scale, -0.5 / TIMES)
 
-    def forward(self, x: Tensor, documents: Documents) -> Tensor:
+    def new_state(self) -> Memory:
+        """Of a memory whose average is empty; its pairs are learned."""
+        return Memory()
+
+    def forward(self, x: Tensor, documents: Documents | Chunk, memory: Memory | None = None) -> Tensor:
         """(B, T, d) from (B, T, d)."""
-        k = self.keys(x, documents)
+        k = averaged(self.keys(x), documents, memory)
         q = k * self.bandwidth.beta[:, None].to(k.dtype)
         # The batch is folded into the rows: every token reads the same slots.
         rows = q.flatten(0, 1).transpose(0, 1)[None]  # (1, H, B T, D)

@@ -16,6 +16,7 @@ from mm_lightning.errors import UserError
 from mm_lightning.memory.documents import Documents
 from mm_lightning.memory.layers import Embedding, Linear, Norm
 from mm_lightning.memory.retrieval import Span
+from mm_lightning.memory.state import Chunk, Memory, Pairs, State
 
 try:
     from torch.nn import LinearCrossEntropyOptions  # torch >= 2.15
@@ -145,16 +146,22 @@ class Context:
     """What all blocks share in a forward pass.
 
     Attributes:
-        documents: where documents begin.
+        documents: where documents begin; with a state, where the chunk stands.
         spans: what each level reads.
         rotation: cos and sin of the rotary positions, for attention.
         balance: load-balancing losses that mixtures of experts leave here.
+        state: of inference.
     """
 
-    documents: Documents
+    documents: Documents | Chunk
     spans: dict[str, Span]
     rotation: tuple[Tensor, Tensor] | None = None
     balance: list[Tensor] = field(default_factory=list)
+    state: State | None = None
+
+    def part(self, module: nn.Module) -> Any:
+        """The state of a memory or attention; None without one."""
+        return None if self.state is None else self.state.parts[str(module.state_name)]
 
 
 class Network(nn.Module):
@@ -180,6 +187,9 @@ class Network(nn.Module):
         self.classifier = Classifier(config.dim, config.vocab_size, std)
         if config.tied:
             self.classifier.weight = self.embedding.weight
+        for name, module in self.named_modules():
+            if hasattr(module, "new_state"):
+                module.state_name = name
 
     def forward(
         self,
@@ -187,6 +197,9 @@ class Network(nn.Module):
         documents: Documents | None = None,
         targets: Tensor | None = None,
         long_term_delay: int | None = None,
+        state: State | None = None,
+        starts: Tensor | None = None,
+        last: int | None = None,
     ) -> Tensor:
         """Logits or loss.
 
@@ -195,13 +208,24 @@ class Network(nn.Module):
             documents: their boundaries; by default every row is one document.
             targets: (B, T) int64, the next tokens; -100 where there is none to predict.
             long_term_delay: m, as :meth:`draw_step` drew it for a training step; the one of inference by default.
+            state: where the tokens go on from, as :meth:`new_state` made it; it takes them in. For inference only.
+            starts: with a state, in the place of documents: (B, T) bool, true where a document begins.
+            last: logits of the last so many tokens only.
 
         Returns:
             (B, T, V) logits, or with targets the mean loss in nats per token, a float32 scalar; in training mode with
             the load-balancing loss of a mixture of experts.
         """
-        documents = documents or Documents.whole(tokens.shape[0], tokens.shape[1], tokens.device)
-        context = self.context(documents, long_term_delay or self.config.inference_delay)
+        batch, time = tokens.shape
+        place: Documents | Chunk
+        if state is None:
+            place = documents or Documents.whole(batch, time, tokens.device)
+        elif torch.is_grad_enabled() or documents is not None:
+            raise ValueError("a state is for inference: under torch.inference_mode(), with `starts`, not `documents`")
+        else:
+            place = state.chunk(batch, time, starts)
+        context = self.context(place, long_term_delay or self.config.inference_delay)
+        context.state = state
         x = self.embedding(tokens)
         for block in self.blocks:
             if self.activation_checkpointing and torch.is_grad_enabled():
@@ -209,12 +233,31 @@ class Network(nn.Module):
             else:
                 x, *balance = block(x, context)
             context.balance += balance
+        if state is not None and isinstance(place, Chunk):
+            state.advance(place)
+        if last is not None:
+            x = x[:, -last:]
         found = self.classifier(self.norm(x), targets)
         if targets is not None and self.training and context.balance:
             found = found + self.balance_weight * torch.stack(context.balance).mean()
         return found
 
-    def context(self, documents: Documents, delay: int) -> Context:
+    def new_state(self, batch: int = 1, capacity: int = 0) -> State:
+        """The state of inference before the first token.
+
+        Args:
+            batch: rows.
+            capacity: tokens to make room for at once; a longer stream makes more room by itself, in doubling steps.
+        """
+        parts: dict[str, Memory | Pairs] = {}
+        spans = self.context(Documents.whole(1, 1), self.config.inference_delay).spans
+        for name, module in self.named_modules():
+            if module is not self and hasattr(module, "new_state"):
+                span = spans.get(name.rsplit(".", 1)[-1])
+                parts[name] = module.new_state(span, capacity) if span else module.new_state()
+        return State(parts, batch, next(self.parameters()).device)
+
+    def context(self, documents: Documents | Chunk, delay: int) -> Context:
         """What all blocks share in a forward pass; `delay` is m."""
         return Context(documents, {level: self.config.span(level, delay) for level in self.config.levels})
 

@@ -100,13 +100,13 @@ class MosaicBlock(nn.Module):
     def forward(self, x: Tensor, context: Context) -> tuple[Tensor, ...]:
         """The residual stream after this block, and its load-balancing loss if it has one."""
         y = self.contextual_norm(x)
-        answers = [m(y, context.spans[n], context.documents) for n, m in self.contextual.items()]
+        answers = [m(y, context.spans[n], context.documents, context.part(m)) for n, m in self.contextual.items()]
         x = x + F.dropout(self.W_o(torch.cat(answers, -1)), self.dropout, self.training)
         if self.persistent_norm is None or self.persistent is None:
             return (x,)
         y, balance = self.persistent_norm(x), ()
         if isinstance(self.persistent, SlotMemory):
-            answer = self.persistent(y, context.documents)
+            answer = self.persistent(y, context.documents, context.part(self.persistent))
         elif isinstance(self.persistent, Experts):
             answer, *balance = self.persistent(y)
         else:

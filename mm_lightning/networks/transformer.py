@@ -13,6 +13,7 @@ from mm_lightning.memory.documents import Documents
 from mm_lightning.memory.layers import Linear, Norm
 from mm_lightning.memory.persistent import SwiGLU
 from mm_lightning.memory.retrieval import Span, read
+from mm_lightning.memory.state import Chunk, Pairs
 from mm_lightning.networks.base import Context, Level, Network, NetworkConfig, depth_std
 
 
@@ -73,13 +74,27 @@ class Attention(nn.Module):
         self.W_k = Linear(dim, dim // heads * kv_heads, std)
         self.W_v = Linear(dim, dim // heads * kv_heads, std)
 
-    def forward(self, x: Tensor, span: Span, documents: Documents, rotation: tuple[Tensor, Tensor]) -> Tensor:
-        """(B, T, d) retrieved values from (B, T, d) inputs."""
+    def forward(
+        self,
+        x: Tensor,
+        span: Span,
+        documents: Documents | Chunk,
+        rotation: tuple[Tensor, Tensor],
+        pairs: Pairs | None = None,
+    ) -> Tensor:
+        """(B, T, d) retrieved values from (B, T, d) inputs: whole documents, or a chunk that goes on from a state."""
         q = rotate(self.W_q(x).unflatten(-1, (self.heads, -1)), rotation)
         k = rotate(self.W_k(x).unflatten(-1, (self.kv_heads, -1)), rotation)
         v = self.W_v(x).unflatten(-1, (self.kv_heads, -1))
+        if isinstance(documents, Chunk):
+            assert pairs is not None
+            return pairs.ask(q, k, v, span, documents, q.shape[-1] ** -0.5).flatten(-2)
         dropout = self.dropout if self.training else 0.0
         return read(q, k, v, span, documents, q.shape[-1] ** -0.5, dropout).flatten(-2)
+
+    def new_state(self, span: Span, capacity: int) -> Pairs:
+        """Of an attention that has seen nothing, with room for so many keys and values at first."""
+        return Pairs(None if span.size is None else span.delay + span.size, capacity)
 
 
 class TransformerBlock(nn.Module):
@@ -102,7 +117,10 @@ class TransformerBlock(nn.Module):
     def forward(self, x: Tensor, context: Context) -> tuple[Tensor]:
         """The residual stream after this block."""
         y = self.contextual_norm(x)
-        answers = [a(y, context.spans[n], context.documents, context.rotation) for n, a in self.contextual.items()]
+        answers = [
+            a(y, context.spans[n], context.documents, context.rotation, context.part(a))
+            for n, a in self.contextual.items()
+        ]
         x = x + F.dropout(self.W_o(torch.cat(answers, -1)), self.dropout, self.training)
         return (x + F.dropout(self.persistent(self.persistent_norm(x)), self.dropout, self.training),)
 
@@ -115,7 +133,7 @@ class Transformer(Network):
     def __init__(self, config: TransformerConfig):
         super().__init__(config, [TransformerBlock(config, index) for index in range(config.layers)])
 
-    def context(self, documents: Documents, delay: int) -> Context:
+    def context(self, documents: Documents | Chunk, delay: int) -> Context:
         """With the rotary angles of the positions within each document."""
         context = super().context(documents, delay)
         context.rotation = rotary(documents.position, self.config.head_dim, self.config.rope_base)

@@ -1,0 +1,92 @@
+"""Prefill and decoding through a state give what the whole forward pass gives."""
+
+import pytest
+import torch
+
+SPLITS = {"prefill": [43, *[1] * 27], "chunks": [7, 30, 1, 1, 31]}
+
+
+def run(network, tokens, pieces, starts=None, state=None, capacity=0):
+    """Logits of tokens (B, T) fed in pieces of these lengths."""
+    state = state or network.new_state(tokens.shape[0], capacity)
+    found, at = [], 0
+    with torch.inference_mode():
+        for size in pieces:
+            part = None if starts is None else starts[:, at : at + size]
+            found.append(network(tokens[:, at : at + size], state=state, starts=part))
+            at += size
+    assert at == tokens.shape[1]
+    return torch.cat(found, 1)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_any_split_equals_the_whole(config, build, packed, split):
+    network = build(config, torch.float64).eval()
+    tokens, _ = packed(config, 2, 70, 0)
+    with torch.no_grad():
+        whole = network(tokens)
+    assert torch.allclose(run(network, tokens, SPLITS[split]), whole, atol=1e-9, rtol=0)
+
+
+def test_documents_end_and_begin_anywhere(config, build, packed):
+    """Also rows of unequal lengths: what is before a row's document is a document of its own."""
+    network = build(config, torch.float64).eval()
+    tokens, documents = packed(config, 3, 70, 0.06)
+    starts = documents.position == 0
+    with torch.no_grad():
+        whole = network(tokens, documents)
+    for pieces in ([1] * 70, [20, 1, 1, 28, 20]):
+        assert torch.allclose(run(network, tokens, pieces, starts), whole, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.05)])
+def test_precision(config, packed, dtype, tolerance):
+    """The largest difference of a logit, relative to the largest logit, at the initial scalars."""
+    torch.manual_seed(0)
+    network = config.build().eval()
+    tokens, _ = packed(config, 2, 50, 0)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        whole, found = network(tokens), run(network, tokens, [30, *[1] * 20])
+    assert (found - whole).abs().max() <= tolerance * whole.abs().max()
+
+
+def test_a_state_can_be_saved_loaded_and_forked(config, build, packed):
+    network = build(config, torch.float64).eval()
+    tokens, documents = packed(config, 2, 60, 0.05)
+    starts = documents.position == 0
+    state = network.new_state(2)
+    run(network, tokens[:, :40], [25, 15], starts[:, :40], state)
+    index = torch.tensor([1, 1, 0])
+    forked = state.rows(index, network.new_state(3))
+    loaded = network.new_state(2)
+    loaded.load({name: x.clone() for name, x in state.tensors().items()})
+    rest = [1] * 10 + [10]
+    expected = run(network, tokens[:, 40:], rest, starts[:, 40:], state)
+    assert torch.equal(run(network, tokens[:, 40:], rest, starts[:, 40:], loaded), expected)
+    found = run(network, tokens[index, 40:], rest, starts[index, 40:], forked)
+    assert torch.allclose(found, expected[index], atol=1e-9, rtol=0)
+
+
+def test_a_state_holds_no_more_than_the_equations_need(build):
+    """Bytes against a count by hand: d 24, H 3, two blocks, window 20, 60 tokens, float64."""
+    from tests.networks.conftest import CONFIGS
+
+    network = build(CONFIGS["v2"], torch.float64).eval()
+    state = network.new_state(1)
+    run(network, torch.zeros(1, 60, dtype=torch.long), [30] + [1] * 30, state=state)
+    average = 24 * 8 + 3 * 8
+    long, short = 2 * 60 * 24 * 8, 2 * 20 * 24 * 8
+    assert state.bytes <= 2 * (2 * (average + 24 * 8) + long + 2 * short) + 16
+    pairs = state.parts["blocks.0.contextual.short"].pairs
+    assert pairs.keys.shape[2] == 2 * 20
+
+
+def test_a_state_is_for_inference(build):
+    from tests.networks.conftest import CONFIGS
+
+    network = build(CONFIGS["v2"])
+    tokens = torch.zeros(2, 3, dtype=torch.long)
+    with pytest.raises(ValueError, match="for inference"):
+        network(tokens, state=network.new_state(2))
+    with torch.no_grad(), pytest.raises(ValueError, match="of 1 rows, the tokens are of 2"):
+        network(tokens, state=network.new_state(1))
