@@ -8,12 +8,14 @@ if TYPE_CHECKING:
     from mm_lightning.data.datamodule import TextDataModule
     from mm_lightning.data.manifest import Manifest
     from mm_lightning.data.prepare import PrepareConfig
+    from mm_lightning.data.regbench import RegBenchConfig
     from mm_lightning.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
 __all__ = [
     "Batch",
     "Manifest",
     "PrepareConfig",
+    "RegBenchConfig",
     "TextDataModule",
     "Tokenizer",
     "load_tokenizer",
@@ -24,6 +26,7 @@ _ROOMS = {
     "Batch": "batch",
     "Manifest": "manifest",
     "PrepareConfig": "prepare",
+    "RegBenchConfig": "regbench",
     "TextDataModule": "datamodule",
     "Tokenizer": "tokenizer",
     "load_tokenizer": "tokenizer",

@@ -64,6 +64,31 @@ def prepare(
     room.prepare(config, output, progress)
 
 
+def regbench(
+    output: str,
+    train_sequences: int = 1000,
+    test_sequences: int = 1000,
+    context_length: int = 1024,
+    seed: int = 0,
+    progress: bool = True,
+) -> None:
+    """Generate RegBench, the synthetic benchmark of learning languages in context.
+
+    Args:
+        output: folder to make.
+        train_sequences: for training, 1,000 to 40,000 in the papers.
+        test_sequences: for validation, from automata that no training sequence has. They do not depend on
+            train_sequences, and fewer training sequences are the first of more.
+        context_length: what to train with: sequences lie whole in rows for it, several in each.
+        seed: of all automata and words.
+        progress: show a progress bar.
+    """
+    from mm_lightning.data import regbench as room
+
+    config = room.RegBenchConfig(train_sequences, test_sequences, seed)
+    room.prepare_regbench(config, output, context_length, progress)
+
+
 def inspect(path: str, samples: int = 3, seed: int = 0) -> None:
     """Show what a prepared folder holds: sizes, document lengths, decoded samples.
 

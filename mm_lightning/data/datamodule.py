@@ -11,8 +11,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from mm_lightning.data.batch import Batch
+from mm_lightning.data.folder import reuse
 from mm_lightning.data.manifest import FILE, Manifest, Split, check
-from mm_lightning.data.prepare import PrepareConfig, prepare, reuse
+from mm_lightning.data.prepare import PrepareConfig, prepare
+from mm_lightning.data.regbench import RegBenchConfig, prepare_regbench
 from mm_lightning.data.sequences import EvaluationOrder, Sequences, TrainingLoader, TrainingOrder
 from mm_lightning.data.tokenizer import Tokenizer, load_tokenizer
 from mm_lightning.errors import UserError
@@ -35,6 +37,8 @@ class TextDataModule(lightning.LightningDataModule):
         seed: of the order of training sequences.
         validation_sequences: evaluate only so many sequences, evenly spaced over the validation split.
         prepare: what to prepare in `path` if nothing is there yet.
+        regbench: generate RegBench, the synthetic benchmark of learning in context, in `path` if nothing is there yet,
+            in rows for `context_length`; instead of `prepare`.
 
     Attributes:
         manifest: of the prepared folder, after `setup`.
@@ -54,6 +58,7 @@ class TextDataModule(lightning.LightningDataModule):
         seed: int = 0,
         validation_sequences: int | None = None,
         prepare: PrepareConfig | None = None,
+        regbench: RegBenchConfig | None = None,
     ) -> None:
         super().__init__()
         for name, least in {
@@ -71,19 +76,23 @@ class TextDataModule(lightning.LightningDataModule):
             raise UserError(
                 f"data: global_batch_size {global_batch_size} is not a multiple of micro_batch_size {micro_batch_size}"
             )
+        if prepare is not None and regbench is not None:
+            raise UserError("data: prepare and regbench both say what to prepare: set one of them to null")
         self.path = Path(path).expanduser()
         self.context_length = context_length
         self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
         self.num_workers, self.seed = num_workers, seed
         self.validation_sequences = validation_sequences
-        self.prepare = prepare
+        self.prepare, self.regbench = prepare, regbench
 
     def prepare_data(self) -> None:
         """Prepares the folder on first use. (Lightning calls this in one process of each node.)"""
+        if self.regbench is not None:
+            prepare_regbench(self.regbench, self.path, self.context_length)
         if self.prepare is None:
             return
         if (self.path / FILE).exists():
-            reuse(self.path, self.prepare)
+            reuse(self.path, self.prepare.wanted())
         else:
             prepare(self.prepare, self.path)
 

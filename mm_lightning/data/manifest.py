@@ -7,8 +7,11 @@ import math
 import os
 import zlib
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from mm_lightning.data.tokenizer import Tokenizer, load_tokenizer
 from mm_lightning.errors import UserError
@@ -77,6 +80,9 @@ class Manifest:
         skipped: files and rows left out, and why.
         empty_documents: documents without text, which are left out.
         versions: of the libraries.
+        context_length: where documents lie whole in rows of one token more than this, what they were laid out for;
+            the rest of a row is filled with `bos`, and counts neither as tokens nor as documents.
+        files: checksums of files beside the shards, by path in the folder.
     """
 
     tokenizer: dict[str, Any]
@@ -88,6 +94,8 @@ class Manifest:
     skipped: list[str] = field(default_factory=list)
     empty_documents: int = 0
     versions: dict[str, str] = field(default_factory=dict)
+    context_length: int | None = None
+    files: dict[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
     @property
@@ -115,11 +123,9 @@ class Manifest:
             raise UserError(f"no prepared data in {path.parent}: run `mm data prepare SOURCES --output {path.parent}`")
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            version = content["format_version"]
-            if version != FORMAT_VERSION:
-                raise UserError(
-                    f"{path} has format version {version}, this program reads {FORMAT_VERSION}: prepare again"
-                )
+            has = content["format_version"]
+            if has != FORMAT_VERSION:
+                raise UserError(f"{path} has format version {has}, this program reads {FORMAT_VERSION}: prepare again")
             splits = {
                 name: Split(**{**split, "shards": [Shard(**shard) for shard in split["shards"]]})
                 for name, split in content.pop("splits").items()
@@ -129,6 +135,17 @@ class Manifest:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"{path} is damaged ({error}): prepare the data again") from error
+
+
+def entropy(counts: np.ndarray) -> float:
+    """Of a distribution given by counts, in nats."""
+    share = counts[counts > 0] / counts.sum()
+    return float(-(share * np.log(share)).sum())
+
+
+def used_versions() -> dict[str, str]:
+    """Versions of the packages that what is written may depend on."""
+    return {name: version(name) for name in ("mm-lightning", "litdata", "tokenizers", "numpy")}
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -172,6 +189,11 @@ def verify(path: str | os.PathLike, checksums: bool = True) -> list[str]:
         for file in sorted((folder / name).glob("*.bin")) if (folder / name).is_dir() else []:
             if file.name not in known:
                 problems.append(f"shard {file} is not of this data set: move it away")
+    for file, checksum in manifest.files.items():
+        if not (folder / file).is_file():
+            problems.append(f"{folder / file} is missing")
+        elif checksums and crc32(folder / file) != checksum:
+            problems.append(f"{folder / file} is damaged (its checksum is not the one it was written with)")
     return problems
 
 
@@ -206,6 +228,11 @@ def check(
     if vocab_size is not None and manifest.vocab_size > vocab_size:
         raise UserError(
             f"the shards in {path} have {manifest.vocab_size} token ids, the model's vocab_size is {vocab_size}"
+        )
+    if context_length and manifest.context_length not in (None, context_length):
+        raise UserError(
+            f"the documents in {path} lie in rows for context_length {manifest.context_length}, not {context_length}: "
+            f"set data.context_length to {manifest.context_length}, or prepare another folder"
         )
     for name, split in manifest.splits.items() if context_length else ():
         largest = max((shard.tokens for shard in split.shards), default=0)

@@ -7,29 +7,26 @@ on where it was, and ends in the same bytes. The manifest is written last: a fol
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from mm_lightning.data.corpora import Piece, ReadSettings, SourceFile, list_files, plan_units
-from mm_lightning.data.manifest import FILE, FORMAT_VERSION, SPLITS, Manifest, Split, write_json
+from mm_lightning.data.folder import begin, claimed, reuse
+from mm_lightning.data.manifest import FILE, FORMAT_VERSION, SPLITS, Manifest, Split, entropy, used_versions
 from mm_lightning.data.progress import PrepareProgress, say
-from mm_lightning.data.shards import free_bytes, write_shards
+from mm_lightning.data.shards import write_shards
 from mm_lightning.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from mm_lightning.data.units import Job, UnitFiles, UnitRecord, documents_of, fraction_of, run_units
 from mm_lightning.errors import UserError
 
-_UNFINISHED = ".unfinished"
 _UNIT_BYTES = 1 << 20  # least text of a unit of work
 _COMPRESSION = 4  # how much larger text is than its compressed file, for estimates
 
@@ -86,6 +83,10 @@ class PrepareConfig:
         """All that the result depends on."""
         return {key: value for key, value in asdict(self).items() if key != "workers"}
 
+    def wanted(self) -> dict[str, Any]:
+        """What a folder must have been prepared with to be used in place of a new one."""
+        return {key: value for key, value in self.identity().items() if key != "on_error"}
+
 
 def prepare(config: PrepareConfig, output: str | os.PathLike, progress: bool = True) -> Manifest:
     """Prepares `output`, or goes on preparing it; returns its manifest at once if it is there already.
@@ -102,23 +103,17 @@ def prepare(config: PrepareConfig, output: str | os.PathLike, progress: bool = T
     reading = config.reading()
     files = list_files(config.sources, reading)
     identity = _fingerprint(config, files)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder):
-            if (folder / FILE).exists():
-                return reuse(folder, config, identity)
-            _begin(folder, identity, config, files)
-            return _make(folder, config, files, identity, progress)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise UserError(f"no space left for {folder}: free some and run the same again to go on") from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT):
-            raise UserError(f"cannot write to {folder}: {error.strerror}") from error
-        raise
+    with claimed(folder):
+        if (folder / FILE).exists():
+            return reuse(folder, config.wanted(), identity)
+        # bytes: 2 bytes a token and one token a byte; else seldom less than 2 bytes of text a token, 4 bytes at most.
+        work = begin(folder, identity, int(2.2 * _text_bytes(files)))
+        return _make(folder, work, config, files, identity, progress)
 
 
-def _make(folder: Path, config: PrepareConfig, files: list[SourceFile], identity: str, progress: bool) -> Manifest:
-    work = folder / _UNFINISHED
+def _make(
+    folder: Path, work: Path, config: PrepareConfig, files: list[SourceFile], identity: str, progress: bool
+) -> Manifest:
     total = sum(file.size for file in files)
     units = plan_units(files, config.reading(), max(_UNIT_BYTES, total >> 12))
     tokenizer = _tokenizer(config, files, work, progress)
@@ -142,7 +137,7 @@ def _make(folder: Path, config: PrepareConfig, files: list[SourceFile], identity
         fingerprint=identity,
         skipped=[line for record in records for line in record.skipped],
         empty_documents=sum(record.empty for record in records),
-        versions={name: version(name) for name in ("mm-lightning", "litdata", "tokenizers", "numpy")},
+        versions=used_versions(),
     )
     os.replace(work / "tokenizer.json", folder / "tokenizer.json")
     made.save(folder)
@@ -185,18 +180,12 @@ def _splits(
             documents=documents[split],
             tokens=sum(c.tokens for c in counts),
             bytes=sum(c.bytes for c in counts),
-            unigram_entropy=_entropy(counted),
+            unigram_entropy=entropy(counted),
             longest_document=max(c.longest for c in counts),
             length_histogram=np.trim_zeros(lengths, "b").tolist(),
             shards=write_shards(parts, folder / split, dtype, config.shard_tokens, workers),
         )
     return splits
-
-
-def _entropy(counts: np.ndarray) -> float:
-    """Of a distribution given by counts, in nats."""
-    share = counts[counts > 0] / counts.sum()
-    return float(-(share * np.log(share)).sum())
 
 
 def _tokenizer(config: PrepareConfig, files: list[SourceFile], work: Path, progress: bool) -> Tokenizer:
@@ -243,67 +232,6 @@ def _fingerprint(config: PrepareConfig, files: list[SourceFile]) -> str:
 def _sources(config: PrepareConfig, files: list[SourceFile]) -> list[dict[str, Any]]:
     sizes = {source: [file.size for file in files if file.source == source] for source in config.sources}
     return [{"source": source, "files": len(s), "bytes": sum(s)} for source, s in sizes.items()]
-
-
-def reuse(folder: Path, config: PrepareConfig, identity: str | None = None) -> Manifest:
-    """The manifest of a prepared folder, if it was prepared with these settings.
-
-    Args:
-        folder: a folder with a manifest.
-        config: what to compare with.
-        identity: fingerprint to compare as well, which also covers the source files.
-
-    Raises:
-        UserError: it was prepared from something else.
-    """
-    manifest = Manifest.load(folder)
-    wanted, has = config.identity(), manifest.settings
-    wanted.pop("on_error", None)
-    differ = [f"{key} {has.get(key)!r}, not {value!r}" for key, value in wanted.items() if has.get(key) != value]
-    if identity not in (None, manifest.fingerprint) and not differ:
-        differ = ["other source files or another tokenizer"]
-    if differ:
-        reason = "; ".join(differ)
-        raise UserError(f"{folder} was prepared from something else ({reason}): give another folder or delete it")
-    say(f"reusing the data prepared in {folder}")
-    return manifest
-
-
-def _begin(folder: Path, identity: str, config: PrepareConfig, files: list[SourceFile]) -> None:
-    plan = folder / _UNFINISHED / "plan.json"
-    if plan.exists():
-        if json.loads(plan.read_text()).get("fingerprint") != identity:
-            raise UserError(
-                f"{folder} holds an unfinished preparation of something else: give another folder or delete it"
-            )
-        return
-    strangers = [path.name for path in folder.iterdir() if path.name not in (_UNFINISHED, ".lock")]
-    if strangers:
-        raise UserError(f"{folder} is not empty and not prepared data (it has {strangers[0]}): give another folder")
-    size = _text_bytes(files)
-    # bytes: 2 bytes a token and one token a byte; else seldom less than 2 bytes of text a token, 4 bytes at most.
-    needed = int(2.2 * size)
-    if free_bytes(folder) < needed:
-        raise UserError(
-            f"preparing about {size / 1e9:.1f} GB of text needs about {needed / 1e9:.1f} GB in {folder}, "
-            f"{free_bytes(folder) / 1e9:.1f} GB are free"
-        )
-    plan.parent.mkdir(exist_ok=True)
-    write_json(plan, {"fingerprint": identity})
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Waits until no other process is preparing the folder."""
-    import fcntl
-
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"waiting for another process that is preparing {folder}")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _summary(folder: Path, made: Manifest) -> Iterator[str]:

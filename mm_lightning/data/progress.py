@@ -18,19 +18,20 @@ def say(line: str) -> None:
 
 
 class PrepareProgress:
-    """A bar over the bytes of the sources, with documents and tokens per second.
+    """A bar with documents and tokens per second.
 
     Args:
-        total: bytes to read.
+        total: the work, in bytes to read or documents to make.
         shown: whether to show anything.
+        title: what is done.
     """
 
-    def __init__(self, total: int, shown: bool) -> None:
+    def __init__(self, total: int, shown: bool, title: str = "tokenizing") -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         self._bar = Progress(
-            TextColumn("tokenizing"),
+            TextColumn(title),
             BarColumn(),
             TextColumn("{task.percentage:>3.0f}%  {task.fields[rate]}"),
             TimeRemainingColumn(),
@@ -51,10 +52,10 @@ class PrepareProgress:
             self._bar.update(self._task, completed=self._total)
         self._bar.stop()
 
-    def report(self, documents: int, tokens: int, characters: int) -> None:
-        """Adds what was done since the last call."""
+    def report(self, documents: int, tokens: int, done: int) -> None:
+        """Adds what was done since the last call, `done` in the unit of the total."""
         self._documents += documents
         self._tokens += tokens
         speed = self._tokens / max(time.monotonic() - self._start, 1e-9)
         rate = f"{self._documents:,} documents, {speed:,.0f} tokens/s"
-        self._bar.update(self._task, advance=characters, rate=rate)
+        self._bar.update(self._task, advance=done, rate=rate)

@@ -16,7 +16,7 @@ from mm_lightning.data.manifest import Shard, crc32, write_json
 
 
 def write_shards(
-    parts: list[tuple[Path, int]], folder: Path, dtype: str, shard_tokens: int, workers: int
+    parts: list[tuple[Path, int]], folder: Path, dtype: str, shard_tokens: int, workers: int, row: int = 1
 ) -> list[Shard]:
     """Joins token files, in order, and cuts the stream into shards of about `shard_tokens` tokens.
 
@@ -29,15 +29,16 @@ def write_shards(
         dtype: of the tokens.
         shard_tokens: wanted size of a shard.
         workers: how many threads write.
+        row: shards hold a multiple of so many tokens; it divides the number of all tokens.
 
     Returns:
         The shards, in order.
     """
     folder.mkdir(parents=True, exist_ok=True)
     ends = list(accumulate(tokens for _, tokens in parts))
-    total = ends[-1]
-    count = max(1, round(total / shard_tokens))
-    bounds = list(pairwise(total * n // count for n in range(count + 1)))
+    rows = ends[-1] // row
+    count = max(1, min(rows, round(ends[-1] / shard_tokens)))
+    bounds = list(pairwise(rows * n // count * row for n in range(count + 1)))
     shards: list[Shard] = []
     config: dict[str, Any] = {}
     freed = 0
@@ -72,7 +73,7 @@ def _write_shard(
             (made,) = Path(beside).glob("*.bin")
             os.replace(made, path)
         else:  # only to learn the config
-            writer.serialize(torch.empty(1, dtype=getattr(torch, dtype)))
+            writer.add_item(0, torch.empty(1, dtype=getattr(torch, dtype)))
         config = writer.get_config()
     return Shard(path.name, path.stat().st_size, stop - start, crc32(path)), config
 

@@ -78,6 +78,8 @@ class ProgressLines(Logger):
         max_steps: optimisation steps of the run.
     """
 
+    _SPELLED = ("validation/loss", "validation/perplexity", "validation/bits_per_byte")
+
     def __init__(self, max_steps: int) -> None:
         super().__init__()
         self.max_steps = max_steps
@@ -104,6 +106,8 @@ class ProgressLines(Logger):
             parts += [f"perplexity {metrics['validation/perplexity']:.2f}"]
             if "validation/bits_per_byte" in metrics:
                 parts += [f"bits per byte {metrics['validation/bits_per_byte']:.3f}"]
+            others = [name for name in metrics if name.startswith("validation/") and name not in self._SPELLED]
+            parts += [f"{name.split('/')[1].replace('_', ' ')} {metrics[name]:.4f}" for name in others]
             say(f"{head}  {'  '.join(parts)}")
 
     def _pace(self, metrics: dict[str, float], step: int) -> str:

@@ -11,6 +11,7 @@ from litdata import StreamingDataset, TokensLoader
 from tokenizers import Tokenizer as Inner
 from tokenizers import models, pre_tokenizers
 
+from mm_lightning.data import folder as folders
 from mm_lightning.data import prepare as room
 from mm_lightning.data import shards, units
 from mm_lightning.data.inspect import read_shard
@@ -225,7 +226,7 @@ def test_bad_input_is_listed_when_skipped(tmp_path):
 def test_a_full_disk_is_said_before_and_while(tmp_path, monkeypatch):
     source = write_lines(tmp_path / "in.jsonl", make_texts(40))
     with monkeypatch.context() as patch:
-        patch.setattr(room, "free_bytes", lambda folder: 100)
+        patch.setattr(folders, "free_bytes", lambda folder: 100)
         with pytest.raises(UserError, match="GB are free"):
             run([source], tmp_path / "out")
 

@@ -1,0 +1,105 @@
+"""A folder that is being prepared: by one process at a time, and nothing of the user's is ever overwritten."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mm_lightning.data.manifest import Manifest, write_json
+from mm_lightning.data.progress import say
+from mm_lightning.data.shards import free_bytes
+from mm_lightning.errors import UserError
+
+UNFINISHED = ".unfinished"
+"""What a folder holds, beside finished shards, until its manifest is written."""
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Makes the folder and waits until no other process is preparing it.
+
+    Raises:
+        UserError: it cannot be written to, or is full.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder):
+            yield
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise UserError(f"no space left for {folder}: free some and run the same again to go on") from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT):
+            raise UserError(f"cannot write to {folder}: {error.strerror}") from error
+        raise
+
+
+def begin(folder: Path, identity: str, needed: int) -> Path:
+    """Begins to prepare an empty folder, or goes on with what was begun.
+
+    Args:
+        folder: the folder, claimed and without a manifest.
+        identity: fingerprint of what is prepared.
+        needed: about how many bytes that takes.
+
+    Returns:
+        The folder for unfinished work.
+
+    Raises:
+        UserError: the folder holds something else, or there is no space.
+    """
+    plan = folder / UNFINISHED / "plan.json"
+    if plan.exists():
+        if json.loads(plan.read_text()).get("fingerprint") != identity:
+            raise UserError(
+                f"{folder} holds an unfinished preparation of something else: give another folder or delete it"
+            )
+        return plan.parent
+    strangers = [path.name for path in folder.iterdir() if path.name not in (UNFINISHED, ".lock")]
+    if strangers:
+        raise UserError(f"{folder} is not empty and not prepared data (it has {strangers[0]}): give another folder")
+    free = free_bytes(folder)
+    if free < needed:
+        raise UserError(f"preparing {folder} needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
+    plan.parent.mkdir(exist_ok=True)
+    write_json(plan, {"fingerprint": identity})
+    return plan.parent
+
+
+def reuse(folder: Path, settings: dict[str, Any], identity: str | None = None) -> Manifest:
+    """The manifest of a prepared folder, if it was prepared with these settings.
+
+    Args:
+        folder: a folder with a manifest.
+        settings: what to compare with.
+        identity: fingerprint to compare as well, which may cover more than the settings.
+
+    Raises:
+        UserError: it was prepared from something else.
+    """
+    manifest = Manifest.load(folder)
+    has = manifest.settings
+    differ = [f"{key} {has.get(key)!r}, not {value!r}" for key, value in settings.items() if has.get(key) != value]
+    if identity not in (None, manifest.fingerprint) and not differ:
+        differ = ["other source files or another tokenizer"]
+    if differ:
+        reason = "; ".join(differ)
+        raise UserError(f"{folder} was prepared from something else ({reason}): give another folder or delete it")
+    say(f"reusing the data prepared in {folder}")
+    return manifest
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    import fcntl
+
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"waiting for another process that is preparing {folder}")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

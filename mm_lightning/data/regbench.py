@@ -1,0 +1,225 @@
+"""RegBench: languages to be learned in context, as a prepared folder like that of any text.
+
+Every sequence is a document of 10 to 19 words from an automaton of its own, joined by `|`; no two automata of a folder
+accept the same language. Documents are never cut: they lie whole in rows of context_length + 1 tokens, and the rest of
+a row is filled with `bos`, which is never predicted. For each row of the validation split `validation/allowed.npy`
+says which letters the automaton allows next, and `baselines.json` how well simple predictors do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+
+from mm_lightning.data.automata import LETTERS, Automaton, Word, draw_automaton, draw_words
+from mm_lightning.data.folder import begin, claimed, reuse
+from mm_lightning.data.manifest import FILE, FORMAT_VERSION, Manifest, Split, crc32, entropy, used_versions, write_json
+from mm_lightning.data.progress import PrepareProgress, say
+from mm_lightning.data.shards import write_shards
+from mm_lightning.data.tokenizer import BEGIN, END, Tokenizer, load_tokenizer
+from mm_lightning.errors import UserError
+
+BETWEEN, BOS, EOS = LETTERS, LETTERS + 1, LETTERS + 2
+ALLOWED, BASELINES = "validation/allowed.npy", "baselines.json"
+LONGEST = 19 * 49 + 18 + 2  # tokens of a document
+_SHARD_TOKENS = 1 << 22
+_OPEN_ROWS = 64  # that a document may still go into
+
+
+@dataclass
+class RegBenchConfig:
+    """How much of RegBench to generate.
+
+    Args:
+        train_sequences: for training, 1,000 to 40,000 in the papers.
+        test_sequences: for validation, from automata that no training sequence has. They do not depend on
+            train_sequences, and fewer training sequences are the first of more.
+        seed: of all automata and words.
+    """
+
+    train_sequences: int = 1000
+    test_sequences: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in {"train_sequences": 1, "test_sequences": 1, "seed": 0}.items():
+            if getattr(self, name) < least:
+                raise UserError(f"regbench: {name} is {getattr(self, name)}, it must be at least {least}")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Words of one automaton."""
+
+    automaton: Automaton
+    words: list[Word]
+
+    def tokens(self) -> list[int]:
+        """[bos] word | word | ... word [eos]"""
+        tokens = [BOS]
+        for word in self.words:
+            tokens += [*word, BETWEEN]
+        return [*tokens[:-1], EOS]
+
+    def allowed(self) -> list[int]:
+        """For each token the letters that may follow it, as a bit mask; 0 where no letter follows."""
+        masks: list[int] = []
+        for word in self.words:
+            masks += [*self.automaton.allowed(word), 0]
+        return [*masks, 0]
+
+
+def generate(config: RegBenchConfig, split: str, taken: set[Automaton]) -> Iterator[Sample]:
+    """The samples of a split. Number i depends on seed, split and i alone, unless its automaton is taken.
+
+    Args:
+        config: how many, and the seed.
+        split: train or validation.
+        taken: canonical automata that are not to be used again; those of this split are added.
+    """
+    count = config.train_sequences if split == "train" else config.test_sequences
+    for index in range(count):
+        random = Random(f"RegBench of seed {config.seed}, {split} sequence {index}")
+        automaton = draw_automaton(random).canonical()
+        while automaton in taken:
+            automaton = draw_automaton(random).canonical()
+        taken.add(automaton)
+        yield Sample(automaton, draw_words(automaton, random))
+
+
+def pack(lengths: list[int], room: int) -> list[list[int]]:
+    """The documents, by number, of each row of `room` tokens: each goes into the first open row that has room."""
+    rows: list[list[int]] = []
+    free: dict[int, int] = {}  # of the open rows, the oldest first
+    for number, length in enumerate(lengths):
+        row = next((row for row, left in free.items() if left >= length), None)
+        if row is None:
+            row = len(rows)
+            rows.append([])
+            free[row] = room
+            if len(free) > _OPEN_ROWS:
+                del free[next(iter(free))]
+        rows[row].append(number)
+        free[row] -= length
+    return rows
+
+
+def lay_out(rows: list[list[int]], parts: list[np.ndarray], room: int, fill: int) -> np.ndarray:
+    """(rows, room) the parts of each row one after the other, then `fill`."""
+    out = np.full((len(rows), room), fill, parts[0].dtype)
+    for row, numbers in zip(out, rows, strict=True):
+        joined = np.concatenate([parts[number] for number in numbers])
+        row[: len(joined)] = joined
+    return out
+
+
+def prepare_regbench(
+    config: RegBenchConfig, output: str | os.PathLike, context_length: int = 1024, progress: bool = True
+) -> Manifest:
+    """Generates RegBench in `output`; returns its manifest at once if it is there already.
+
+    Args:
+        config: how much.
+        output: the folder to make.
+        context_length: tokens of a row without the last one, which is only predicted.
+        progress: show a progress bar.
+
+    Raises:
+        UserError: the context is too short, there is no space, or the folder holds something else.
+    """
+    if context_length + 1 < LONGEST:
+        raise UserError(f"context_length {context_length} is too short for RegBench: at least {LONGEST - 1}")
+    folder = Path(output).expanduser()
+    settings = {"sources": ["regbench"], **asdict(config), "context_length": context_length}
+    identity = hashlib.sha256(json.dumps([FORMAT_VERSION, settings], sort_keys=True).encode()).hexdigest()
+    with claimed(folder):
+        if (folder / FILE).exists():
+            return reuse(folder, settings, identity)
+        needed = 2 * 400 * (2 * config.train_sequences + 4 * config.test_sequences)
+        work = begin(folder, identity, needed)
+        return _make(folder, work, config, settings, identity, progress)
+
+
+def _make(
+    folder: Path, work: Path, config: RegBenchConfig, settings: dict[str, Any], identity: str, progress: bool
+) -> Manifest:
+    from mm_lightning.data.regbench_metrics import baselines
+
+    tokenizer = letter_tokenizer(work / "tokenizer.json")
+    row = settings["context_length"] + 1
+    taken: set[Automaton] = set()
+    splits = {}
+    with PrepareProgress(config.train_sequences + config.test_sequences, progress, "generating") as bar:
+        # Validation first, so that its automata are the same whatever is trained on.
+        for split in ("validation", "train"):
+            parts, masks = [], []
+            for sample in generate(config, split, taken):
+                parts.append(np.array(sample.tokens(), np.uint16))
+                if split == "validation":
+                    masks.append(np.array(sample.allowed(), np.uint32))
+                bar.report(1, len(parts[-1]), 1)
+            splits[split] = _write_split(folder, work, split, parts, row)
+            if split == "validation":
+                rows = pack([len(part) for part in parts], row)
+                np.save(folder / ALLOWED, lay_out(rows, masks, row, 0)[:, :-1])
+                write_json(folder / BASELINES, baselines(parts, masks))
+    made = Manifest(
+        tokenizer={key: getattr(tokenizer, key) for key in ("name", "sha256", "vocab_size", "bos", "eos")},
+        dtype="uint16",
+        splits={name: splits[name] for name in ("train", "validation")},
+        sources=[{"source": "regbench", "files": 0, "bytes": sum(split.bytes for split in splits.values())}],
+        settings=settings,
+        fingerprint=identity,
+        versions=used_versions(),
+        context_length=settings["context_length"],
+        files={name: crc32(folder / name) for name in (ALLOWED, BASELINES)},
+    )
+    os.replace(work / "tokenizer.json", folder / "tokenizer.json")
+    made.save(folder)
+    shutil.rmtree(work)
+    for name, split in made.splits.items():
+        rows_made = split.sequences(row)
+        say(f"{name}: {split.documents:,} sequences, {split.tokens:,} tokens in {rows_made:,} rows of {row - 1:,}")
+    say(f"prepared {folder}")
+    return made
+
+
+def _write_split(folder: Path, work: Path, name: str, parts: list[np.ndarray], row: int) -> Split:
+    lengths = [len(part) for part in parts]
+    stream = lay_out(pack(lengths, row), parts, row, BOS)
+    path = work / f"{name}.bin"
+    stream.tofile(path)
+    counts = np.bincount(np.concatenate(parts))
+    counts[BOS] = 0
+    return Split(
+        documents=len(parts),
+        tokens=sum(lengths),
+        bytes=sum(lengths) - 2 * len(parts),
+        unigram_entropy=entropy(counts),
+        longest_document=max(lengths),
+        length_histogram=np.bincount([length.bit_length() - 1 for length in lengths]).tolist(),
+        shards=write_shards([(path, stream.size)], folder / name, "uint16", _SHARD_TOKENS, 1, row),
+    )
+
+
+def letter_tokenizer(path: Path) -> Tokenizer:
+    """Writes the tokenizer.json of RegBench: a token a letter. Other characters of a text are left out."""
+    import tokenizers
+
+    names = [*(chr(ord("a") + letter) for letter in range(LETTERS)), "|", BEGIN, END]
+    inner = tokenizers.Tokenizer(tokenizers.models.BPE({name: number for number, name in enumerate(names)}, []))
+    inner.add_special_tokens([BEGIN, END])
+    inner.decoder = tokenizers.decoders.Fuse()
+    path.write_text(inner.to_str(pretty=True) + "\n", encoding="utf-8")
+    tokenizer = load_tokenizer(path)
+    tokenizer.name = "letters of RegBench"
+    return tokenizer
