@@ -144,7 +144,8 @@ def prepare_regbench(
     with claimed(folder):
         if (folder / FILE).exists():
             return reuse(folder, settings, identity)
-        needed = 2 * 400 * (2 * config.train_sequences + 4 * config.test_sequences)
+        # About 400 tokens of two bytes a sequence, twice while shards are written, and masks of four bytes.
+        needed = 400 * (4 * config.train_sequences + 8 * config.test_sequences)
         work = begin(folder, identity, needed)
         return _make(folder, work, config, settings, identity, progress)
 
