@@ -39,6 +39,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "train all variants and seeds of a sweep file",
     ),
     "generate": ("mm_lightning.inference.generate:generate_command", "sample text from a run or a checkpoint"),
+    "report": ("mm_lightning.experiments.report:report_command", "table, curves and page of a sweep, or of any runs"),
     "benchmark step": (
         "mm_lightning.experiments.benchmark:step_command",
         "time training steps, mosaic against transformer",

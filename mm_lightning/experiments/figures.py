@@ -1,0 +1,221 @@
+"""The figures of a report: learning curves, final values, and metrics against the numeric axes of a sweep."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from mm_lightning.errors import UserError
+from mm_lightning.experiments.drawing import (
+    COLOURS,
+    DASHES,
+    GREY,
+    INK,
+    MARKERS,
+    drawing,
+    figure_of,
+    file_name,
+    frame,
+    legend,
+    scale_tokens,
+    short,
+    styles,
+    word,
+)
+from mm_lightning.experiments.page import Figure as Drawing
+from mm_lightning.experiments.statistics import Row, spread
+from mm_lightning.experiments.study import LOSS, Run, Study
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# what the validation loss says already
+DERIVED = ("validation/perplexity", "validation/bits_per_byte")
+# An untrained network's loss would flatten the curves: they are framed by what follows this share of a run.
+FRAMED_FROM = 0.3
+
+
+def draw(study: Study, rows: list[Row]) -> list[Drawing]:
+    """All figures that the runs have something to show in.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise UserError('reports need matplotlib: pip install "mm-lightning[report]"') from error
+
+    drawings = []
+    for metric in [name for name in study.metrics if name not in DERIVED]:
+        drawings += [_curves(study, metric, *against) for against in AGAINST[: 3 if metric == LOSS else 1]]
+        if metric == LOSS:
+            drawings.append(_final(study, rows))
+        for axis in numeric_axes(study):
+            drawings.append(_against_axis(study, metric, axis))
+    return [drawing for drawing in drawings if drawing is not None]
+
+
+AGAINST: list[tuple[str, str, Callable[[Run, int], float | None]]] = [
+    ("tokens", "training tokens", lambda run, step: step * run.step_tokens if run.step_tokens else None),
+    (
+        "flops",
+        "training FLOPs",
+        lambda run, step: (
+            step * run.step_tokens * run.training_flops_per_token
+            if run.step_tokens and run.training_flops_per_token
+            else None
+        ),
+    ),
+    ("seconds", "training time, seconds (validation left out)", lambda run, step: run.seconds_at(step)),
+]
+
+
+def _curves(
+    study: Study, metric: str, name: str, label: str, place: Callable[[Run, int], float | None]
+) -> Drawing | None:
+    """A metric during training: the mean over seeds in a band from the smallest to the largest."""
+    figure, axes = figure_of(8.4, 4.2)
+    framed: list[float] = []
+    for variant, style in styles(study).items():
+        runs = [run for run in study.of(variant) if run.curve(metric) and place(run, run.step) is not None]
+        if not runs:
+            continue
+        curves = [run.curve(metric) for run in runs]
+        steps = sorted(set.intersection(*(set(curve) for curve in curves)))
+        x = [spread({n: place(run, step) or 0.0 for n, run in enumerate(runs)}).mean for step in steps]
+        values = [[curve[step] for curve in curves] for step in steps]
+        low, high = [min(v) for v in values], [max(v) for v in values]
+        axes.plot(x, [sum(v) / len(v) for v in values], label=variant, markersize=3.5, linewidth=1.5, **style)
+        axes.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
+        late = [n for n, step in enumerate(steps) if step >= FRAMED_FROM * steps[-1]]
+        framed += [bound[n] for bound in (low, high) for n in late]
+    if not framed:
+        return None
+    marks = _references(study, metric, axes) if name == "tokens" else []
+    frame(axes, framed + marks)
+    axes.set(xlabel=label, ylabel=word(metric))
+    axes.set_xlim(left=0)
+    scale_tokens(axes, figure)
+    return drawing(
+        figure,
+        f"{file_name(metric)}-{name}",
+        f"{word(metric).capitalize()} against {label}: mean over seeds, band from the lowest to the highest seed; "
+        f"the frame leaves out what comes early and far away.",
+    )
+
+
+def _references(study: Study, metric: str, axes: Axes) -> list[float]:
+    """Horizontal lines to hold a metric against, where they are the same for all runs; returns their heights."""
+    found: dict[str, set[float]] = {}
+    for run in study.runs:
+        for name, value in run.references.get(metric, {}).items():
+            found.setdefault(name, set()).add(value)
+    lines = {name: values.pop() for name, values in found.items() if len(values) == 1}
+    for n, (name, value) in enumerate(lines.items()):
+        axes.axhline(value, color=GREY, linewidth=1, linestyle=DASHES[1 + n % 3], label=name, zorder=1)
+    return list(lines.values())
+
+
+def _final(study: Study, rows: list[Row]) -> Drawing | None:
+    """The last validation loss of each variant, seed by seed, and differences from the baseline with intervals."""
+    rows = [row for row in rows if LOSS in row.metrics]
+    if not rows:
+        return None
+    compared = any(row.difference for row in rows)
+    figure, axes = figure_of(8.4, 1.1 + 0.34 * len(rows), columns=2 if compared else 1)
+    left, right = axes if compared else (axes, None)
+    looks = styles(study)
+    for place, row in enumerate(rows):
+        look = {"color": looks[row.variant]["color"], "marker": "o", "linestyle": ""}
+        values = row.metrics[LOSS]
+        left.plot(list(values.values.values()), [place] * len(values.values), markersize=4.5, alpha=0.6, **look)
+        left.plot([values.mean], [place], **{**look, "marker": "|"}, markersize=15, markeredgewidth=2)
+        if right is not None and row.difference is not None:
+            found = row.difference
+            right.plot(list(found.values.values()), [place - 0.25] * len(found.values), markersize=3, alpha=0.6, **look)
+            right.plot([found.mean], [place], **{**look, "marker": "D"}, markersize=5)
+            if found.low is not None:
+                right.plot([found.low, found.high], [place, place], color=look["color"], linewidth=2)
+    left.set_yticks(range(len(rows)), [row.variant for row in rows])
+    left.set_ylim(len(rows) - 0.5, -0.5)
+    left.set_xlabel("validation loss")
+    caption = "Last validation loss: a dot is a seed, the bar their mean."
+    if right is not None:
+        right.sharey(left)
+        right.tick_params(labelleft=False)
+        right.axvline(0, color=INK, linewidth=1)
+        right.set_xlabel(f"difference from {study.baseline}")
+        caption += f" Right: differences from {study.baseline} seed by seed, their mean and its 95% interval"
+        caption += _cut(right, rows) + "."
+    return drawing(figure, "final", caption)
+
+
+def _cut(axes: Axes, rows: list[Row]) -> str:
+    """Keeps the intervals of two seeds, which are very wide, from hiding all else; says so where it does."""
+    found = [row.difference for row in rows if row.difference]
+    dots = max(abs(value) for difference in found for value in difference.values.values()) or 1e-4
+    ends = [end for d in found for end in (d.low, d.high) if end is not None]
+    limit = 3 * dots
+    if not any(abs(end) > limit for end in ends):
+        return ""
+    axes.set_xlim(-limit, limit)
+    return " (cut where it leaves the frame)"
+
+
+def number(value: Any) -> float | None:
+    """A value of an axis as a number, if it is one."""
+    try:
+        return None if isinstance(value, bool) or value is None else float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def numeric_axes(study: Study) -> list[str]:
+    """The axes on which the runs have three or more places, all of them numbers."""
+    found = []
+    for axis in study.axes:
+        places = {number(run.values[axis]) for run in study.runs if axis in run.values}
+        if len(places) >= 3 and None not in places:
+            found.append(axis)
+    return found
+
+
+def _against_axis(study: Study, metric: str, axis: str) -> Drawing | None:
+    """Final values against a numeric axis: a line for each combination of the other axes' values."""
+    lines: dict[str, dict[float, list[float]]] = {}
+    marks: dict[str, dict[float, list[float]]] = {}
+    for run in study.runs:
+        place, value = number(run.values.get(axis)), run.final().get(metric)
+        if place is None:
+            continue
+        for name, mark in run.references.get(metric, {}).items():
+            marks.setdefault(name, {}).setdefault(place, []).append(mark)
+        if run.finished and value is not None:
+            others = [str(v) for name, v in run.values.items() if name != axis]
+            lines.setdefault(", ".join(others), {}).setdefault(place, []).append(value)
+    if len({place for line in lines.values() for place in line}) < 2:
+        return None
+    figure, axes = figure_of(8.4, 4.2)
+    for n, (label, line) in enumerate(lines.items()):
+        places = sorted(line)
+        colour = (INK, *COLOURS)[n % (1 + len(COLOURS))]
+        look = {"color": colour, "marker": MARKERS[n % len(MARKERS)]}
+        means = [sum(line[place]) / len(line[place]) for place in places]
+        axes.plot(places, means, label=label, markersize=5, linewidth=1.5, **look)
+        dots = [(place, value) for place in places for value in line[place]]
+        axes.plot(*zip(*dots, strict=True), linestyle="", markersize=3, alpha=0.4, **look)
+    for n, (label, line) in enumerate(marks.items()):
+        places = sorted(line)
+        means = [sum(line[place]) / len(line[place]) for place in places]
+        axes.plot(places, means, color=GREY, linewidth=1, linestyle=DASHES[1 + n % 3], label=label, zorder=1)
+    places = sorted({place for line in lines.values() for place in line})
+    if places[0] > 0 and places[-1] > 10 * places[0]:
+        axes.set_xscale("log")
+        axes.minorticks_off()
+    axes.set_xticks(places, [short(place).replace(" ", "") for place in places])
+    axes.set(xlabel=axis, ylabel=word(metric))
+    legend(axes)
+    caption = f"Last {word(metric)} against {axis}: means over seeds; small dots are the seeds."
+    return drawing(figure, f"{file_name(metric)}-by-{re.sub(r'[^A-Za-z0-9_]+', '-', axis)}", caption)

@@ -1,0 +1,166 @@
+"""A document of plain blocks, as Markdown and as one self-contained HTML page."""
+
+from __future__ import annotations
+
+import html
+import re
+from dataclasses import dataclass
+
+STYLE = """\
+:root { color-scheme: light dark; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; }
+h1, h2 { line-height: 1.2; }
+h2 { margin-top: 2.5rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: 0.875rem; font-variant-numeric: tabular-nums; }
+th, td { padding: 0.35rem 0.7rem; border-bottom: 1px solid rgb(128 128 128 / 35%); text-align: right; }
+th { vertical-align: bottom; }
+td { white-space: nowrap; }
+th:first-child, td:first-child, .text th, .text td { text-align: left; }
+.text td:not(:first-child) { white-space: normal; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: 0.2rem 1.2rem; }
+dt { font-weight: 600; }
+dd { margin: 0; overflow-wrap: anywhere; }
+figure { margin: 1.5rem 0; }
+figure svg { max-width: 100%; height: auto; }
+figcaption { font-size: 0.875rem; opacity: 0.8; }
+pre { overflow-x: auto; padding: 0.8rem; background: rgb(128 128 128 / 15%); border-radius: 4px; }"""
+
+
+@dataclass
+class Heading:
+    """A section's title."""
+
+    text: str
+
+
+@dataclass
+class Text:
+    """A paragraph."""
+
+    text: str
+
+
+@dataclass
+class Points:
+    """A list of sentences."""
+
+    items: list[str]
+
+
+@dataclass
+class Facts:
+    """Names with what there is to say about each."""
+
+    items: dict[str, str]
+
+
+@dataclass
+class Code:
+    """A command line."""
+
+    text: str
+
+
+@dataclass
+class Table:
+    """Cells of text under columns; numbers stand on the right, words (`words`) on the left."""
+
+    columns: list[str]
+    rows: list[list[str]]
+    words: bool = False
+
+
+@dataclass
+class Figure:
+    """A drawing: the SVG document, the name of its file, what it shows."""
+
+    svg: str
+    name: str
+    caption: str
+
+
+Block = Heading | Text | Points | Facts | Code | Table | Figure
+
+
+def markdown(title: str, blocks: list[Block]) -> str:
+    """The document as Markdown; figures are looked for as figures/NAME.svg beside it."""
+    parts = [f"# {_plain(title)}", *(_markdown_block(block) for block in blocks)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_block(block: Block) -> str:
+    match block:
+        case Heading(text):
+            return f"## {_plain(text)}"
+        case Text(text):
+            return _plain(text)
+        case Points(items):
+            return "\n".join(f"- {_plain(item)}" for item in items)
+        case Facts(items):
+            return "\n".join(f"- **{_plain(name)}**: {_plain(text)}" for name, text in items.items())
+        case Code(text):
+            return f"```bash\n{text}\n```"
+        case Table(columns, rows, words):
+            rule = ["---", *(["---" if words else "---:"] * (len(columns) - 1))]
+            lines = [[_plain(c) for c in columns], rule, *([_plain(cell) for cell in row] for row in rows)]
+            return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        case Figure(_, name, caption):
+            return f"![{_plain(caption)}](figures/{name}.svg)\n\n*{_plain(caption)}*"
+
+
+def _plain(text: str) -> str:
+    """Text in which nothing is taken for Markdown."""
+    return re.sub(r"([\\|*_`<>\[\]])", r"\\\1", " ".join(text.split()))
+
+
+def page(title: str, blocks: list[Block]) -> str:
+    """The document as HTML that needs no other file."""
+    body = "\n".join(_html_block(block) for block in blocks)
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{html.escape(title)}</title>
+<style>
+{STYLE}
+</style>
+</head>
+<body>
+<h1>{html.escape(title)}</h1>
+{body}
+</body>
+</html>
+"""
+
+
+def _html_block(block: Block) -> str:
+    match block:
+        case Heading(text):
+            return f"<h2>{html.escape(text)}</h2>"
+        case Text(text):
+            return f"<p>{html.escape(text)}</p>"
+        case Points(items):
+            return "<ul>\n" + "\n".join(f"<li>{html.escape(item)}</li>" for item in items) + "\n</ul>"
+        case Facts(items):
+            rows = (f"<dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd>" for name, text in items.items())
+            return "<dl>\n" + "\n".join(rows) + "\n</dl>"
+        case Code(text):
+            return f"<pre>{html.escape(text)}</pre>"
+        case Table(columns, rows, words):
+            head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
+            lines = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows)
+            body = "\n".join(f"<tr>{line}</tr>" for line in lines)
+            kind = ' class="text"' if words else ""
+            return f'<div class="wide"><table{kind}>\n<tr>{head}</tr>\n{body}\n</table></div>'
+        case Figure(svg, _, caption):
+            return f"<figure>\n{_inline(svg, caption)}\n<figcaption>{html.escape(caption)}</figcaption>\n</figure>"
+
+
+def _inline(svg: str, caption: str) -> str:
+    """The drawing as part of a page: on the page's ground, in the page's colour."""
+    from mm_lightning.experiments.drawing import GROUND, INK
+
+    drawing = svg[svg.index("<svg") :].replace(GROUND, "", 1).replace(INK, "currentColor")
+    return drawing.replace("<svg ", f'<svg role="img" aria-label="{html.escape(caption)}" ', 1).strip()

@@ -1,0 +1,77 @@
+"""Where the runs of a study come from: code, hardware, versions, days; and what makes them hard to compare."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import datetime
+from typing import Any
+
+from mm_lightning.experiments.study import LOSS, Run, Study
+
+
+def facts(study: Study) -> dict[str, str]:
+    """What was compared, how, when and on what."""
+    runs = [run for run in study.runs if run.path is not None]
+    seeds = sorted({run.seed for run in study.runs})
+    days = sorted({_day(run) for run in runs if run.path and (run.path / "metrics.jsonl").is_file()})
+    states = [state for run in runs for state in (*run.environment.get("earlier", []), run.environment)]
+    packages: dict[str, set[str]] = {}
+    for state in states:
+        for name, version in {"python": state.get("python"), **state.get("packages", {})}.items():
+            packages.setdefault(name, set()).add(str(version))
+    axes = "; ".join(f"{axis}: {', '.join(map(str, values))}" for axis, values in study.axes.items())
+    found = {
+        "Compared": axes or ", ".join(study.variants),
+        "Baseline": study.baseline or "",
+        "Command": study.command,
+        "Stop rule": study.stop,
+        "Runs": f"{sum(run.finished for run in study.runs)} of {len(study.runs)} finished",
+        "Seeds": ", ".join(map(str, seeds)),
+        "Ended": " to ".join(dict.fromkeys([days[0], days[-1]])) if days else "",
+        "Code": ", ".join(_counted([commit(state) for state in states if state])),
+        "Hardware": ", ".join(_counted([hardware(state) for state in states if state])),
+        "Versions": ", ".join(f"{name} {' and '.join(sorted(v))}" for name, v in packages.items()),
+    }
+    return {name: text for name, text in found.items() if text}
+
+
+def _day(run: Run) -> str:
+    return datetime.fromtimestamp((run.path / "metrics.jsonl").stat().st_mtime).strftime("%Y-%m-%d")
+
+
+def commit(environment: dict[str, Any]) -> str:
+    """The code of a run, from its environment.json."""
+    code = environment.get("code")
+    if not code:
+        return f"mm-lightning {environment.get('packages', {}).get('mm-lightning')}, not from a git checkout"
+    return f"commit {code['commit'][:12]}" + (" with uncommitted changes" if code.get("dirty") else "")
+
+
+def hardware(environment: dict[str, Any]) -> str:
+    """What a run ran on, from its environment.json."""
+    gpus = Counter(gpu.get("name", "GPU") for gpu in environment.get("gpus", []))
+    cpu = environment.get("cpu", {})
+    parts = [f"{count} x {name}" for name, count in gpus.items()]
+    return " + ".join(parts) or f"{cpu.get('model') or 'CPU'}, {cpu.get('cores')} cores"
+
+
+def _counted(values: list[str]) -> list[str]:
+    """Each once; with how often, where they differ."""
+    counts = Counter(values)
+    return [f"{value} (in {count} of {len(values)})" if len(counts) > 1 else value for value, count in counts.items()]
+
+
+def remarks(study: Study) -> list[str]:
+    """What makes the runs of a study less comparable than they look."""
+    runs = [run for run in study.runs if run.finished]
+    found = []
+    for what, of in (("code", commit), ("hardware", hardware)):
+        if len({of(run.environment) for run in runs if run.environment}) > 1:
+            extra = ": tokens/s and training times do not compare" if what == "hardware" else ""
+            found.append(f"The runs differ in {what}{extra}.")
+    early = [run for run in runs if run.curve(LOSS) and max(run.curve(LOSS)) < run.step]
+    if early:
+        found.append(
+            f"Last validated before their last step (see runs.csv): {len(early)} of {len(runs)} finished runs."
+        )
+    return found

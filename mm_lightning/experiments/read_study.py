@@ -1,0 +1,230 @@
+"""From the run folders of a sweep, or any run folders, to a study: settings, status, metrics by step."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mm_lightning.errors import UserError
+from mm_lightning.experiments.study import LOSS, Run, Study
+
+
+def read_study(folders: list[Path], baseline: str | None = None) -> Study:
+    """All runs below some folders.
+
+    Args:
+        folders: sweep folders, or any folders that contain run folders.
+        baseline: the variant to hold others against, instead of the sweep's; without a sweep the first one.
+
+    Raises:
+        UserError: a folder is missing or has no runs, or there is no variant of the baseline's name.
+    """
+    studies = [_read_folder(folder) for folder in folders]
+    if len(studies) == 1:
+        study = studies[0]
+    else:
+        for part, folder in zip(studies, folders, strict=True):
+            # two folders may have the same name: then the whole path tells their variants apart
+            twice = sum(_label(other) == _label(folder) for other in folders) > 1
+            _rename(part, _label(folder), folder.as_posix() if twice else _label(folder))
+        study = Study(
+            name=", ".join(part.name for part in studies),
+            runs=[run for part in studies for run in part.runs],
+            command="; ".join(dict.fromkeys(part.command for part in studies if part.command)),
+            baseline=studies[0].baseline,
+            axes={axis: values for part in studies for axis, values in part.axes.items()},
+            stop="; ".join(dict.fromkeys(part.stop for part in studies if part.stop)),
+            notes=[note for part in studies for note in part.notes],
+        )
+    if baseline is not None and baseline not in study.variants:
+        raise UserError(f"no variant is called {baseline!r}: there are {', '.join(study.variants)}")
+    study.baseline = baseline or study.baseline or study.variants[0]
+    return study
+
+
+def _label(folder: Path) -> str:
+    """What a folder is called: a run folder keeps its number, as in quickstart/0."""
+    path = folder.resolve()
+    return f"{path.parent.name}/{path.name}" if path.name.isdigit() else path.name
+
+
+def _rename(study: Study, label: str, prefix: str) -> None:
+    """Puts a prefix before the names of a folder's variants and runs, or in place of its label where they have it."""
+
+    def renamed(name: str) -> str:
+        return prefix + name[len(label) :] if f"{name}/".startswith(f"{label}/") else f"{prefix}/{name}"
+
+    for run in study.runs:
+        run.name, run.variant = renamed(run.name), renamed(run.variant)
+    if study.baseline is not None:
+        study.baseline = renamed(study.baseline)
+
+
+def _read_folder(folder: Path) -> Study:
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}: name a sweep's folder, or one that contains run folders")
+    study = _read_sweep(folder) if (folder / "sweep.json").is_file() else _read_plain(folder)
+    if not study.runs:
+        raise UserError(f"{folder} has no runs: neither a sweep.json nor folders with config.yaml and metrics.jsonl")
+    for run in study.runs:
+        loss = [run.final().get(LOSS), *list(run.curve("train/loss").values())[-1:]]
+        if run.finished and any(value is not None and not math.isfinite(value) for value in loss):
+            run.status = "diverged"
+    return study
+
+
+def _read_sweep(folder: Path) -> Study:
+    """A folder of `mm sweep`."""
+    from mm_lightning.training.run_folder import numbered
+
+    path = folder / "sweep.json"
+    sweep = read_json(path)
+    study = Study(sweep.get("name") or folder.name, [], sweep.get("command") or "", sweep.get("baseline"))
+    study.axes, study.stop = sweep.get("axes") or {}, _in_words(sweep.get("stop"))
+    for planned in sweep.get("runs") or []:
+        try:
+            run = Run(planned["variant"], planned["seed"], planned["folder"], None, "not started", planned["steps"])
+        except KeyError as error:
+            raise UserError(f"{path}: a run has no {error}: was it written by another version of mm sweep?") from error
+        run.values = planned.get("values") or {}
+        run.parameters = planned.get("parameters")
+        run.training_flops_per_token = planned.get("training_flops_per_token")
+        run.step_tokens = planned.get("step_tokens")
+        place = folder / run.name
+        folders = numbered(place)
+        if folders:
+            _read_run_folder(run, folders[-1])
+            run.status = "unfinished"
+        if (place / "result.json").is_file():
+            result = read_json(place / "result.json")
+            run.status, run.wall_seconds = result.get("status", "finished"), result.get("seconds")
+        if (place / "log.txt").is_file():
+            lines = (place / "log.txt").read_text(encoding="utf-8", errors="replace").split("\n")
+            run.last_line = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        study.runs.append(run)
+    if study.baseline is not None and study.baseline not in study.variants:
+        raise UserError(f"{path}: its baseline {study.baseline!r} is none of its variants {', '.join(study.variants)}")
+    return study
+
+
+def _in_words(stop: Any) -> str:
+    """{"tokens": 1e6} -> 1,000,000 tokens"""
+    if isinstance(stop, dict):
+        return ", ".join(
+            f"{value:,.0f} {unit}" if _is_number(value) else f"{unit}: {value}" for unit, value in stop.items()
+        )
+    return str(stop or "")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _read_plain(folder: Path) -> Study:
+    """Any folder that contains run folders. Of runs of the same variant and seed, the newest counts."""
+    import yaml
+
+    study = Study(_label(folder), [])
+    newest: dict[tuple[str, int], Run] = {}
+    for path in _run_folders(folder):
+        config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")) or {}
+        run = Run(_variant_of(path, folder), config.get("seed_everything", 1), "", path)
+        run.name = _label(folder) if path == folder else path.relative_to(folder).as_posix()
+        run.steps = (config.get("trainer") or {}).get("max_steps")
+        _read_run_folder(run, path)
+        if run.steps and max(run.records, default=0) >= run.steps:
+            run.status = "finished"
+        older = newest.get((run.variant, run.seed))
+        if older is not None:
+            study.notes.append(
+                f"{older.name} is left out: {run.name} is newer and has the same variant and seed. To compare the two, "
+                f"name the run folders one by one."
+            )
+        newest[run.variant, run.seed] = run
+    for run in newest.values():
+        note = _add_cost(run)
+        study.notes += [note] if note else []
+    study.runs = list(newest.values())
+    return study
+
+
+def _run_folders(folder: Path) -> Iterator[Path]:
+    """The run folders at any depth, in the order of their names and numbers."""
+    found = [path.parent for path in folder.rglob("metrics.jsonl") if (path.parent / "config.yaml").is_file()]
+    yield from sorted(found, key=lambda path: (path.parent, int(path.name) if path.name.isdigit() else -1, path.name))
+
+
+def _variant_of(path: Path, folder: Path) -> str:
+    """The path below the folder without a run's number; a folder that is itself a run keeps its number."""
+    path, folder = path.resolve(), folder.resolve()
+    if path == folder:
+        return _label(folder)
+    named = path.parent if path.name.isdigit() else path
+    return _label(folder) if named == folder else named.relative_to(folder).as_posix()
+
+
+def _add_cost(run: Run) -> str | None:
+    """Parameters and FLOPs from the run's config; what is in the way, if something is."""
+    from mm_lightning.networks.cost import parameters, training_flops_per_token
+    from mm_lightning.training.cli import parse_fit
+
+    try:
+        config = parse_fit(["--config", str(run.path / "config.yaml")])
+    except UserError as error:
+        return f"{run.name}: parameters and FLOPs are not known, its config is not readable by this version: {error}"
+    data = config.data.get("init_args", config.data)
+    run.parameters = parameters(config.model.network)
+    run.training_flops_per_token = training_flops_per_token(config.model.network, data.context_length)
+    return None
+
+
+def _read_run_folder(run: Run, path: Path) -> None:
+    """What `mm fit` wrote into its run folder."""
+    run.path = path
+    if (path / "environment.json").is_file():
+        run.environment = read_json(path / "environment.json")
+    if (path / "baselines.json").is_file():
+        run.references = read_json(path / "baselines.json")
+    if (path / "metrics.jsonl").is_file():
+        run.records = read_metrics(path / "metrics.jsonl")
+    tokens = run.curve("train/tokens")
+    if run.step_tokens is None and tokens:
+        step = max(tokens)
+        run.step_tokens = tokens[step] / step
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        UserError: it is not one.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not whole: {error}") from error
+
+
+def read_metrics(path: Path) -> dict[int, dict[str, float]]:
+    """All metrics by step; where a step appears again after a resume, the later line counts.
+
+    Raises:
+        UserError: a line other than the last, which a kill can cut short, is not JSON.
+    """
+    records: dict[int, dict[str, float]] = {}
+    lines = path.read_text(encoding="utf-8").split("\n")
+    for number, text in enumerate(lines, 1):
+        if not text.strip():
+            continue
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError as error:
+            if number == len(lines):
+                break
+            raise UserError(f"{path}, line {number} is not JSON: {error}") from error
+        step = line.pop("step")
+        records.setdefault(step, {}).update({k: v for k, v in line.items() if _is_number(v)})
+    return records

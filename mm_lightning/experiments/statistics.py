@@ -1,0 +1,139 @@
+"""Means, spreads and differences over seeds."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import dataclass
+
+from mm_lightning.errors import UserError
+from mm_lightning.experiments.study import LOSS, Run, Study
+
+CONFIDENCE = 0.95
+
+
+@dataclass
+class Spread:
+    """Values by seed, their mean and sample standard deviation (None of one seed)."""
+
+    values: dict[int, float]
+    mean: float
+    deviation: float | None
+
+
+@dataclass
+class Difference:
+    """Differences from the baseline by seed, their mean and the ends of its confidence interval (None of one seed)."""
+
+    values: dict[int, float]
+    mean: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass
+class Row:
+    """A variant: what its finished runs say together.
+
+    Attributes:
+        variant: its name.
+        planned: seeds that were asked for.
+        done: seeds that finished.
+        metrics: last logged values of each evaluation metric.
+        difference: of the validation loss from the baseline's; None for the baseline itself or without common seeds.
+        parameters: of the network; None if not known.
+        training_flops_per_token: forward and backward; None if not known.
+        tokens: seen in a run.
+        training_flops: of a run.
+        tokens_per_second: median over each run's log steps, then over runs.
+        seconds: mean training time of a run, validation and checkpoints left out.
+    """
+
+    variant: str
+    planned: int
+    done: int
+    metrics: dict[str, Spread]
+    difference: Difference | None
+    parameters: int | None
+    training_flops_per_token: float | None
+    tokens: float | None
+    training_flops: float | None
+    tokens_per_second: float | None
+    seconds: float | None
+
+
+def spread(values: dict[int, float]) -> Spread:
+    """Mean and sample standard deviation of values by seed."""
+    numbers = list(values.values())
+    mean = math.fsum(numbers) / len(numbers)
+    return Spread(values, mean, _deviation(numbers, mean))
+
+
+def _deviation(numbers: list[float], mean: float) -> float | None:
+    if len(numbers) < 2:
+        return None
+    return math.sqrt(math.fsum((number - mean) ** 2 for number in numbers) / (len(numbers) - 1))
+
+
+def paired_difference(values: dict[int, float], baseline: dict[int, float]) -> Difference | None:
+    """The mean of values - baseline over the seeds that both have, with Student's 95% interval.
+
+    Of one common seed there is no interval, of none there is nothing.
+    """
+    paired = {seed: value - baseline[seed] for seed, value in values.items() if seed in baseline}
+    if not paired:
+        return None
+    found = spread(paired)
+    if found.deviation is None:
+        return Difference(paired, found.mean)
+    half = t_quantile(len(paired) - 1) * found.deviation / math.sqrt(len(paired))
+    return Difference(paired, found.mean, found.mean - half, found.mean + half)
+
+
+def t_quantile(degrees: int) -> float:
+    """Student's t that a two-sided 95% interval reaches to."""
+    try:
+        from scipy.special import stdtrit
+    except ImportError as error:
+        raise UserError('reports need scipy: pip install "mm-lightning[report]"') from error
+    return float(stdtrit(degrees, (1 + CONFIDENCE) / 2))
+
+
+def summarise(study: Study) -> list[Row]:
+    """One row a variant, in the order of the study."""
+    loss = {variant: _finals(study.of(variant), LOSS) for variant in study.variants}
+    baseline = loss.get(study.baseline or "", {})
+    rows = []
+    for variant in study.variants:
+        runs, planned = study.of(variant), study.of(variant, finished=False)
+        metrics = {name: values for name in study.metrics if (values := _finals(runs, name))}
+        rows.append(
+            Row(
+                variant=variant,
+                planned=len(planned),
+                done=len(runs),
+                metrics={name: spread(values) for name, values in metrics.items()},
+                difference=None if variant == study.baseline else paired_difference(loss[variant], baseline),
+                parameters=planned[0].parameters,
+                training_flops_per_token=planned[0].training_flops_per_token,
+                tokens=_mean([run.tokens for run in runs]),
+                training_flops=_mean([run.training_flops for run in runs]),
+                tokens_per_second=_median([run.tokens_per_second for run in runs]),
+                seconds=_mean([run.seconds_at(run.step) for run in runs]),
+            )
+        )
+    return rows
+
+
+def _finals(runs: list[Run], metric: str) -> dict[int, float]:
+    return {run.seed: value for run in runs if (value := run.final().get(metric)) is not None}
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return math.fsum(known) / len(known) if known else None
+
+
+def _median(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None

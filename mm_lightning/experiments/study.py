@@ -1,0 +1,139 @@
+"""Runs and studies: what is known of training runs that are compared with each other."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+LOSS = "validation/loss"
+
+
+@dataclass
+class Run:
+    """One training run.
+
+    Attributes:
+        variant: what is trained; runs of a variant differ in the seed alone.
+        seed: of weights, data order and steps.
+        name: the run's folder, as a reader of the report would look for it.
+        path: the run folder that `mm fit` wrote, the newest if there are several; None before the first.
+        status: `finished`, `diverged` (finished with a loss that is not a number), `unfinished`, `not started`, or
+            what else the sweep wrote down. Only finished runs enter means.
+        steps: planned optimisation steps; None if not known.
+        values: place of the variant on each axis of the sweep.
+        parameters: of the network; None if not known.
+        training_flops_per_token: forward and backward; None if not known.
+        step_tokens: tokens of one optimisation step; None if not known.
+        wall_seconds: of the finished run, with start, validation and checkpoints.
+        records: all metrics by step; of lines that repeat a step, the later one counts.
+        environment: environment.json.
+        references: by metric, other numbers to hold it against (baselines.json).
+        last_line: the last line of log.txt.
+    """
+
+    variant: str
+    seed: int
+    name: str
+    path: Path | None
+    status: str = "unfinished"
+    steps: int | None = None
+    values: dict[str, Any] = field(default_factory=dict)
+    parameters: int | None = None
+    training_flops_per_token: float | None = None
+    step_tokens: float | None = None
+    wall_seconds: float | None = None
+    records: dict[int, dict[str, float]] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    references: dict[str, dict[str, float]] = field(default_factory=dict)
+    last_line: str = ""
+
+    @property
+    def step(self) -> int:
+        """The last finished step that is known of."""
+        return self.steps if self.finished and self.steps else max(self.records, default=0)
+
+    @property
+    def finished(self) -> bool:
+        """Whether its values enter means."""
+        return self.status == "finished"
+
+    @property
+    def tokens(self) -> float | None:
+        """Seen in training."""
+        return self.step * self.step_tokens if self.step_tokens else None
+
+    @property
+    def training_flops(self) -> float | None:
+        """Of the whole run so far."""
+        tokens, each = self.tokens, self.training_flops_per_token
+        return None if tokens is None or each is None else tokens * each
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """The median of what was logged."""
+        speeds = [speed for _, speed in self._series("train/tokens_per_second")]
+        return statistics.median(speeds) if speeds else None
+
+    def _series(self, metric: str) -> list[tuple[int, float]]:
+        return [(step, self.records[step][metric]) for step in sorted(self.records) if metric in self.records[step]]
+
+    def curve(self, metric: str) -> dict[int, float]:
+        """Values by step."""
+        return dict(self._series(metric))
+
+    def final(self) -> dict[str, float]:
+        """The last logged value of each evaluation metric: all but train/..."""
+        found: dict[str, float] = {}
+        for step in sorted(self.records):
+            found.update({name: value for name, value in self.records[step].items() if not name.startswith("train/")})
+        return found
+
+    def seconds_at(self, step: int) -> float | None:
+        """Training time up to a step, validation and checkpoints left out: tokens of each log interval / tokens/s."""
+        total, last, speed = 0.0, 0, 0.0
+        for at, speed in self._series("train/tokens_per_second"):
+            total += (min(at, step) - last) * (self.step_tokens or 0) / speed
+            last = at
+            if at >= step:
+                return total
+        return total + (step - last) * self.step_tokens / speed if speed and self.step_tokens else None
+
+
+@dataclass
+class Study:
+    """Runs that are compared with each other.
+
+    Attributes:
+        name: of the sweep or folder.
+        runs: in the order of the sweep.
+        command: what made them; empty if they were made one by one.
+        baseline: the variant that others are held against; None if there is none.
+        axes: what varies, with its values.
+        stop: the stop rule in words; empty if not known.
+        notes: what a reader has to know about runs that could not be taken as they are.
+    """
+
+    name: str
+    runs: list[Run]
+    command: str = ""
+    baseline: str | None = None
+    axes: dict[str, list[Any]] = field(default_factory=dict)
+    stop: str = ""
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def variants(self) -> list[str]:
+        """In order, each once."""
+        return list(dict.fromkeys(run.variant for run in self.runs))
+
+    def of(self, variant: str, finished: bool = True) -> list[Run]:
+        """The runs of a variant: those that count, or all."""
+        return [run for run in self.runs if run.variant == variant and (run.finished or not finished)]
+
+    @property
+    def metrics(self) -> list[str]:
+        """Evaluation metrics of the finished runs, validation/loss first."""
+        names = dict.fromkeys(name for run in self.runs if run.finished for name in run.final())
+        return sorted(names, key=lambda name: (name != LOSS, list(names).index(name)))

@@ -1,0 +1,149 @@
+"""The tables of a report: for a page, for the terminal, and as CSV."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+from mm_lightning.experiments.drawing import short, word
+from mm_lightning.experiments.figures import DERIVED
+from mm_lightning.experiments.provenance import commit, hardware, remarks
+from mm_lightning.experiments.statistics import Difference, Row, Spread
+from mm_lightning.experiments.study import LOSS, Run, Study
+
+NOTHING = "–"
+
+
+def table(study: Study, rows: list[Row]) -> tuple[list[str], list[list[str]]]:
+    """Columns and cells: what can be read side by side; everything else is in the CSV files."""
+    metrics = [name for name in study.metrics if name not in DERIVED]
+    compared = any(row.difference for row in rows)
+    columns = ["variant", "seeds"]
+    for name in metrics:
+        columns.append(word(name))
+        columns += ["difference [95% CI]"] if name == LOSS and compared else []
+    columns += ["parameters", "training FLOPs/token", "tokens", "training FLOPs", "tokens/s", "training time"]
+    lines = []
+    for row in rows:
+        line = [row.variant, f"{row.done}" if row.done == row.planned else f"{row.done} of {row.planned}"]
+        for name in metrics:
+            line.append(spread_text(row.metrics.get(name), row.done))
+            if name == LOSS and compared:
+                line.append("baseline" if row.variant == study.baseline else difference_text(row.difference, row.done))
+        line += [_short(row.parameters), _short(row.training_flops_per_token), _short(row.tokens)]
+        speed = NOTHING if row.tokens_per_second is None else f"{row.tokens_per_second:,.0f}"
+        lines.append([*line, _short(row.training_flops), speed, _clock(row.seconds)])
+    return columns, lines
+
+
+def spread_text(found: Spread | None, seeds: int) -> str:
+    """2.4312 ± 0.0021"""
+    if found is None:
+        return NOTHING
+    digits = _digits(found.mean)
+    text = f"{found.mean:.{digits}f}"
+    text += "" if found.deviation is None else f" ± {found.deviation:.{digits}f}"
+    return text if len(found.values) == seeds else f"{text} ({len(found.values)} seeds)"
+
+
+def difference_text(found: Difference | None, seeds: int) -> str:
+    """+0.0123 [-0.0010, +0.0256]"""
+    if found is None:
+        return NOTHING
+    if found.low is None:
+        return f"{found.mean:+.4f} (1 seed)"
+    text = f"{found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
+    return text if len(found.values) == seeds else f"{text} ({len(found.values)} pairs)"
+
+
+def _digits(value: float) -> int:
+    """After the point: five significant digits, at most four of them there."""
+    size = abs(value)
+    return 4 if size < 10 else 3 if size < 100 else 2 if size < 1000 else 1
+
+
+def _short(value: float | None) -> str:
+    return NOTHING if value is None else short(value)
+
+
+def _clock(seconds: float | None) -> str:
+    from mm_lightning.training.loggers import clock
+
+    return NOTHING if seconds is None else clock(seconds)
+
+
+def reached(run: Run) -> str:
+    """How far a run came."""
+    return f"{run.step:,} of {run.steps:,}" if run.steps else f"{run.step:,}"
+
+
+def reference_rows(study: Study) -> list[list[str]]:
+    """Other numbers to hold metrics against; a range where runs differ in them."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for run in study.runs:
+        for metric, values in run.references.items():
+            for name, value in values.items():
+                found.setdefault((name, metric), []).append(value)
+    ends = {key: list(dict.fromkeys((min(values), max(values)))) for key, values in found.items()}
+    return [[name, word(metric), " to ".join(f"{v:.{_digits(v)}f}" for v in e)] for (name, metric), e in ends.items()]
+
+
+def show(study: Study, rows: list[Row]) -> None:
+    """Prints the table and what does not count."""
+    from rich import box
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    columns, lines = table(study, rows)
+    console = Console()
+    drawn = Table(title=escape(study.name), box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    kept = [n for n, name in enumerate(columns) if not name.endswith("tokens") and "FLOPs" not in name]
+    for n in kept:
+        drawn.add_column(escape(columns[n]), justify="left" if n == 0 else "right", overflow="fold")
+    for line in lines:
+        drawn.add_row(*(escape(line[n]) for n in kept))
+    console.print(drawn)
+    for run in study.runs:
+        if not run.finished:
+            last = f": {run.last_line[:160]}" if run.last_line else ""
+            console.print(escape(f"does not count: {run.name}, {run.status} at step {reached(run)}{last}"))
+    for note in [*remarks(study), *study.notes]:
+        console.print(escape(note))
+
+
+def variant_record(study: Study, row: Row) -> dict[str, Any]:
+    """A line of report.csv."""
+    record: dict[str, Any] = {"variant": row.variant, **study.of(row.variant, finished=False)[0].values}
+    record |= {"seeds_finished": row.done, "seeds_planned": row.planned}
+    for name, found in row.metrics.items():
+        record |= {f"{name} mean": found.mean, f"{name} sd": found.deviation}
+    if row.difference is not None:
+        record["difference"], record["difference_pairs"] = row.difference.mean, len(row.difference.values)
+        record["difference_low"], record["difference_high"] = row.difference.low, row.difference.high
+    for name in ("parameters", "training_flops_per_token", "tokens", "training_flops", "tokens_per_second"):
+        record[name] = getattr(row, name)
+    return {**record, "training_seconds": row.seconds}
+
+
+def run_record(run: Run) -> dict[str, Any]:
+    """A line of runs.csv."""
+    record: dict[str, Any] = {"variant": run.variant, "seed": run.seed, "folder": run.name, "status": run.status}
+    record |= {**run.values, "step": run.step, "steps_planned": run.steps}
+    record |= {"last_validated_at": max(run.curve(LOSS), default=None), **run.final()}
+    for name in ("parameters", "training_flops_per_token", "tokens", "training_flops", "tokens_per_second"):
+        record[name] = getattr(run, name)
+    record |= {"training_seconds": run.seconds_at(run.step), "wall_seconds": run.wall_seconds}
+    if run.environment:
+        record |= {"code": commit(run.environment), "hardware": hardware(run.environment)}
+    return record
+
+
+def write_csv(path: Path, records: list[dict[str, Any]]) -> None:
+    """Records under the union of their columns."""
+    columns = list(dict.fromkeys(name for record in records for name in record))
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(records)
