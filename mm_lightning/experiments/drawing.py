@@ -21,6 +21,8 @@ GROUND = '<rect width="100%" height="100%" fill="#ffffff"/>'
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#999933")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 DASHES = ("-", "--", ":", "-.")
+# grey lines to hold a metric against
+REFERENCES = ("--", ":", "-.", (0, (10, 2)), (0, (1, 4)), (0, (6, 2, 1, 2, 1, 2)))
 
 
 def word(metric: str) -> str:

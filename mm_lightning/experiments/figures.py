@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from mm_lightning.errors import UserError
 from mm_lightning.experiments.drawing import (
     COLOURS,
-    DASHES,
     GREY,
     INK,
     MARKERS,
+    REFERENCES,
     drawing,
     figure_of,
     file_name,
@@ -114,7 +114,7 @@ def _references(study: Study, metric: str, axes: Axes) -> list[float]:
             found.setdefault(name, set()).add(value)
     lines = {name: values.pop() for name, values in found.items() if len(values) == 1}
     for n, (name, value) in enumerate(lines.items()):
-        axes.axhline(value, color=GREY, linewidth=1, linestyle=DASHES[1 + n % 3], label=name, zorder=1)
+        axes.axhline(value, color=GREY, linewidth=1, linestyle=REFERENCES[n % len(REFERENCES)], label=name, zorder=1)
     return list(lines.values())
 
 
@@ -209,7 +209,8 @@ def _against_axis(study: Study, metric: str, axis: str) -> Drawing | None:
     for n, (label, line) in enumerate(marks.items()):
         places = sorted(line)
         means = [sum(line[place]) / len(line[place]) for place in places]
-        axes.plot(places, means, color=GREY, linewidth=1, linestyle=DASHES[1 + n % 3], label=label, zorder=1)
+        look = {"color": GREY, "linewidth": 1, "linestyle": REFERENCES[n % len(REFERENCES)], "zorder": 1}
+        axes.plot(places, means, label=label, **look)
     places = sorted({place for line in lines.values() for place in line})
     if places[0] > 0 and places[-1] > 10 * places[0]:
         axes.set_xscale("log")
