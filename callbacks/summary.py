@@ -6,6 +6,7 @@ import math
 import time
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+
 from mm_lightning.callbacks.samples import Samples
 
 

@@ -97,10 +97,6 @@ def _read_sweep(folder: Path) -> Study:
         folders = numbered(place)
         if folders:
             _read_run_folder(run, folders[-1])
-            run.status = "unfinished"
-        if (place / "result.json").is_file():
-            result = read_json(place / "result.json")
-            run.status, run.wall_seconds = result.get("status", "finished"), result.get("seconds")
         if (place / "log.txt").is_file():
             lines = (place / "log.txt").read_text(encoding="utf-8", errors="replace").split("\n")
             run.last_line = next((line.strip() for line in reversed(lines) if line.strip()), "")
@@ -135,8 +131,6 @@ def _read_plain(folder: Path) -> Study:
         run.name = _label(folder) if path == folder else path.relative_to(folder).as_posix()
         run.steps = (config.get("trainer") or {}).get("max_steps")
         _read_run_folder(run, path)
-        if run.steps and max(run.records, default=0) >= run.steps:
-            run.status = "finished"
         older = newest.get((run.variant, run.seed))
         if older is not None:
             study.notes.append(
@@ -183,7 +177,9 @@ def _add_cost(run: Run) -> str | None:
 
 def _read_run_folder(run: Run, path: Path) -> None:
     """What `mm fit` wrote into its run folder."""
-    run.path = path
+    run.path, run.status = path, "unfinished"
+    if (path / "finished.json").is_file():
+        run.status, run.wall_seconds = "finished", read_json(path / "finished.json")["seconds"]
     if (path / "environment.json").is_file():
         run.environment = read_json(path / "environment.json")
     if (path / "baselines.json").is_file():

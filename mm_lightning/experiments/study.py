@@ -19,8 +19,8 @@ class Run:
         seed: of weights, data order and steps.
         name: the run's folder, as a reader of the report would look for it.
         path: the run folder that `mm fit` wrote, the newest if there are several; None before the first.
-        status: `finished`, `diverged` (finished with a loss that is not a number), `unfinished`, `not started`, or
-            what else the sweep wrote down. Only finished runs enter means.
+        status: `finished`, `diverged` (finished with a loss that is not a number), `unfinished` or `not started`. Only
+            finished runs enter means.
         steps: planned optimisation steps; None if not known.
         values: place of the variant on each axis of the sweep.
         parameters: of the network; None if not known.

@@ -84,11 +84,11 @@ def carry_out(folder: Path, declared: Sweep, works: dict[str, Work], jobs: int, 
     """
     from mm_lightning.experiments.execution import execute
     from mm_lightning.experiments.launchers import LocalProcesses, Slurm
-    from mm_lightning.experiments.report import write_report
+    from mm_lightning.experiments.report import report_command
 
     launcher = LocalProcesses(jobs) if executor == "local" else Slurm(folder / "slurm", declared.slurm)
     outcome = execute(works, launcher)
-    write_report(folder)
+    report_command(str(folder))
     if outcome.failed:
         logs = ", ".join(str(works[name].folder / "log.txt") for name in outcome.failed)
         count = f"{len(outcome.failed)} of {len(works)} runs failed"
@@ -138,8 +138,9 @@ def describe(declared: Sweep, runs: list[Run]) -> dict[str, Any]:
     kept = ("variant", "seed", "folder", "values", "parameters", "training_flops_per_token", "steps", "step_tokens")
     return {
         "name": declared.name,
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join(["mm", *sys.argv[1:]]),
         "declared": asdict(declared),
+        "stop": declared.stop,
         "baseline": baseline_of(declared, variants(declared)).name,
         "axes": axes,
         "runs": [{key: getattr(run, key) for key in kept} for run in runs],

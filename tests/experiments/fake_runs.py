@@ -13,12 +13,16 @@ ENVIRONMENT = {
 }
 
 
-def write_run(folder: Path, lines: list[dict], config: str = "", references=None, **environment) -> Path:
-    """A run folder with these lines in metrics.jsonl."""
+def write_run(
+    folder: Path, lines: list[dict], config: str = "", references=None, seconds: float | None = 60.0, **environment
+) -> Path:
+    """A run folder with these lines in metrics.jsonl; `seconds` None: not finished."""
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(config)
     (folder / "environment.json").write_text(json.dumps({**ENVIRONMENT, **environment}))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if seconds is not None:
+        (folder / "finished.json").write_text(json.dumps({"step": 20, "seconds": seconds}))
     if references:
         (folder / "baselines.json").write_text(json.dumps(references))
     return folder
@@ -36,7 +40,7 @@ def curve(losses: dict[int, float], speed: float = 100.0, **more: float) -> list
 def write_sweep(folder: Path, runs: list[dict], **settings) -> Path:
     """A sweep folder; each run has variant, seed, lines, and what else sweep.json says of it.
 
-    `lines` None: not started. `result` None: not finished.
+    `lines` None: not started. `seconds` None: not finished.
     """
     planned = []
     for run in runs:
@@ -49,15 +53,13 @@ def write_sweep(folder: Path, runs: list[dict], **settings) -> Path:
             **run,
         }
         lines, references = run.pop("lines"), run.pop("references", None)
-        result, log = run.pop("result", {"status": "finished", "seconds": 60.0}), run.pop("log", None)
+        seconds, log = run.pop("seconds", 60.0), run.pop("log", None)
         environment = run.pop("environment", {})
         name = f"{run['variant']}/seed-{run['seed']}"
         planned.append({"values": {}, **run, "folder": name})
         if lines is None:
             continue
-        write_run(folder / name / "0", lines, references=references, **environment)
-        if result:
-            (folder / name / "result.json").write_text(json.dumps(result))
+        write_run(folder / name / "0", lines, references=references, seconds=seconds, **environment)
         if log:
             (folder / name / "log.txt").write_text(log)
     sweep = {"name": "trial", "command": "mm sweep trial.yaml", "baseline": planned[0]["variant"], "axes": {}}

@@ -89,7 +89,7 @@ def test_newest_numbered_folder_counts(tmp_path):
 def test_what_did_not_finish_is_listed_and_in_no_mean(tmp_path, no_figures):
     runs = [
         *three_seeds(),
-        run("other", 4, {10: 99.0}, result=None, log="step 10\n\nRuntimeError: out of | memory\n"),
+        run("other", 4, {10: 99.0}, seconds=None, log="step 10\n\nRuntimeError: out of | memory\n"),
         run("other", 5, {10: 2.0, 20: math.nan}),
         run("other", 6, None),
         run("never", 1, None),
@@ -228,7 +228,8 @@ data: {{path: somewhere, context_length: 32, global_batch_size: 1, micro_batch_s
 def test_any_run_folders(tmp_path):
     for name, seed, width, steps in (("a/0", 1, 32, 20), ("a/1", 1, 32, 20), ("a/2", 2, 32, 20), ("b/0", 1, 48, 10)):
         lines = curve({10: 3.0, **({20: 2.0 + int(name[-1])} if steps == 20 else {})})
-        write_run(tmp_path / "runs" / name, lines, CONFIG.format(seed=seed, width=width))
+        config, seconds = CONFIG.format(seed=seed, width=width), 60.0 if steps == 20 else None
+        write_run(tmp_path / "runs" / name, lines, config, seconds=seconds)
     study = read_study([tmp_path / "runs"])
     assert study.baseline == "a"
     assert [(r.variant, r.seed, r.name, r.status) for r in study.runs] == [
