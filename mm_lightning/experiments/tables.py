@@ -98,10 +98,12 @@ def show(study: Study, rows: list[Row]) -> None:
 
     columns, lines = table(study, rows)
     console = Console()
+    if not console.is_terminal:
+        console.width = 160  # a file has room for long names
     drawn = Table(title=escape(study.name), box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     kept = [n for n, name in enumerate(columns) if not name.endswith("tokens") and "FLOPs" not in name]
     for n in kept:
-        drawn.add_column(escape(columns[n]), justify="left" if n == 0 else "right", overflow="fold")
+        drawn.add_column(escape(columns[n]), justify="left" if n == 0 else "right", no_wrap=n > 0, overflow="fold")
     for line in lines:
         drawn.add_row(*(escape(line[n]) for n in kept))
     console.print(drawn)
