@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -49,9 +52,17 @@ class AdaptiveBandwidth(nn.Module):
 
     def forward(self, pairs: Tensor) -> Tensor:
         """(B, T, H) bandwidths for (B, T) numbers of stored pairs."""
-        # An empty memory answers 0 whatever its bandwidth; 0^alpha has no finite derivative by alpha.
-        pairs = pairs.clamp(min=1)[..., None].to(self.beta_0.dtype)
-        return self.beta_1 * pairs**self.alpha + self.beta_0
+        return adaptive(pairs, **self.scalars())
+
+    def frozen(self) -> Callable[[Tensor], Tensor]:
+        """:meth:`forward` with the present parameters, for inference."""
+        return partial(adaptive, **{name: x.detach() for name, x in self.scalars().items()})
+
+
+def adaptive(pairs: Tensor, alpha: Tensor, beta_0: Tensor, beta_1: Tensor) -> Tensor:
+    """Equation (6): (B, T, H) bandwidths for (B, T) numbers of stored pairs and (H,) parameters."""
+    # An empty memory answers 0 whatever its bandwidth; 0^alpha has no finite derivative by alpha.
+    return torch.addcmul(beta_0, beta_1, pairs.clamp(min=1)[..., None].to(alpha.dtype) ** alpha)
 
 
 class FixedBandwidth(nn.Module):
@@ -77,6 +88,11 @@ class FixedBandwidth(nn.Module):
     def forward(self, pairs: Tensor) -> Tensor:
         """(H,), whatever the number of pairs."""
         return self.beta
+
+    def frozen(self) -> Callable[[Tensor], Tensor]:
+        """:meth:`forward` with the present parameters, for inference."""
+        beta = self.beta.detach()
+        return lambda pairs: beta
 
 
 def _full(theta: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ vbar_T = gamma vtilde_T + (1 - gamma) vtilde_{T+1},    v_T = alpha_psi Norm(vbar
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -29,8 +30,12 @@ def look_ahead_reference(vtilde: Tensor, gamma: Tensor, documents: Documents) ->
     """
     last = F.pad(documents.position[:, 1:] == 0, (0, 1), value=True)  # (B, T)
     ahead = F.pad(vtilde[:, 1:], (0, 0, 0, 0, 0, 1)).masked_fill(last[..., None, None], 0)
-    gamma = gamma[:, None]
-    return F.normalize(gamma * vtilde + (1 - gamma) * ahead, dim=-1, eps=EPS)
+    return blend(vtilde, ahead, gamma)
+
+
+def blend(now: Tensor, ahead: Tensor, gamma: Tensor) -> Tensor:
+    """Norm(gamma now + (1 - gamma) ahead) of (..., H, D) raw values and (H,) gamma."""
+    return F.normalize(torch.lerp(ahead, now, gamma[:, None]), dim=-1, eps=EPS)
 
 
 def look_ahead(vtilde: Tensor, gamma: Tensor, documents: Documents) -> Tensor:
@@ -76,6 +81,28 @@ def _within(x: Tensor, documents: Documents) -> Tensor:
 Scale = Literal["exp_abs", "exp"]
 
 
+@dataclass(frozen=True)
+class FrozenValues:
+    """Values with parameters that no longer change, for inference.
+
+    Attributes:
+        gamma: (H,) weight of the present token; None without a look-ahead.
+        alpha_psi: (H,) norm of the values.
+    """
+
+    gamma: Tensor | None
+    alpha_psi: Tensor
+
+    def of(self, now: Tensor, ahead: Tensor) -> Tensor:
+        """(B, T, H, D) values of tokens with these raw values, and the raw values of the tokens after them."""
+        dtype = torch.promote_types(now.dtype, torch.float32)
+        if self.gamma is None:
+            unit = F.normalize(now.to(dtype), dim=-1, eps=EPS)
+        else:
+            unit = blend(now.to(dtype), ahead.to(dtype), self.gamma.to(dtype))
+        return (unit * self.alpha_psi[:, None]).to(now.dtype)
+
+
 class Values(nn.Module):
     """v of equation (9) from (B, T, H, D) raw values, with learned gamma and alpha_psi, one of each per head.
 
@@ -107,6 +134,10 @@ class Values(nn.Module):
         if self.scale == "exp":
             return (TIMES * theta).exp()
         return torch.where(theta < 0, -theta, theta).clamp(max=15).exp()
+
+    def frozen(self) -> FrozenValues:
+        """With the present parameters."""
+        return FrozenValues(None if self.gamma is None else self.gamma.detach(), self.alpha_psi.detach())
 
     def scalars(self) -> dict[str, Tensor]:
         """gamma, if there is a look-ahead, and alpha_psi, (H,) each."""

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mm_lightning.memory.documents import Documents
+from mm_lightning.memory.features import FrozenValues
 from mm_lightning.memory.recurrence import EPS, gated_average_from, gated_step
 from mm_lightning.memory.retrieval import BLOCK, Span, read
 
@@ -47,6 +48,16 @@ class Chunk:
     def position(self) -> Tensor:
         """(B, T) int64, each token's position in its document."""
         return torch.arange(self.begin, self.begin + self.time, device=self.first.device) - self.first
+
+    def count(self, span: Span) -> Tensor:
+        """:meth:`Span.count` of the positions, once for all blocks."""
+        if span not in self._counts:
+            self._counts[span] = span.count(self.position)
+        return self._counts[span]
+
+    @cached_property
+    def _counts(self) -> dict[Span, Tensor]:
+        return {}
 
     @cached_property
     def documents(self) -> Documents:
@@ -78,8 +89,9 @@ class Average:
         if chunk.time == 1:
             if chunk.starts is not None:
                 self.scale = self.scale.masked_fill(chunk.starts, -torch.inf)
-            raw = ktilde[:, 0].to(self.total.dtype)
-            self.total, self.scale = gated_step(raw, gate[:, 0].double(), decay[:, 0].double(), self.total, self.scale)
+            self.total, self.scale = gated_step(
+                ktilde[:, 0], gate[:, 0].double(), decay[:, 0].double(), self.total, self.scale
+            )
             return F.normalize(self.total, dim=-1, eps=EPS).to(ktilde.dtype)[:, None]
         raw = torch.cat([self.total[:, None], ktilde.to(self.total.dtype)], 1)
         gate = torch.cat([self.scale[:, None], gate.double()], 1)
@@ -184,8 +196,9 @@ class Pairs:
         self.write(k, v)
         return self.read(q, span, chunk, scale)
 
-    def write_first(self, keys: Tensor, values: Tensor) -> None:
-        """Of the first chunk, what can be read again."""
+    def write_first(self, keys: Tensor, values: Tensor, raw: Tensor | None = None) -> None:
+        """Of the first chunk, what can be read again, and the last of its raw values."""
+        self.raw = None if raw is None else raw[:, -1]
         unread = 0 if self.keep is None else max(0, keys.shape[1] - self.keep)
         self.offset = self.end = unread
         self.write(keys[:, unread:], values[:, unread:])
@@ -214,7 +227,8 @@ class Pairs:
             if seen is not None:
                 found = found.masked_fill(~seen.any(-1, keepdim=True), 0)
             outputs.append(found)
-        return torch.cat(outputs, 2).transpose(1, 2)
+        found = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 2)
+        return found.transpose(1, 2)
 
     def _grouped(self, q: Tensor) -> bool:
         assert self.keys is not None
@@ -239,11 +253,18 @@ class Memory:
 
     Args:
         pairs: where it stores them.
+        bandwidth: of numbers of pairs, with the parameters as they are.
+        values: how values are made, likewise.
     """
 
-    def __init__(self, pairs: Pairs | None = None) -> None:
+    def __init__(
+        self,
+        pairs: Pairs | None = None,
+        bandwidth: Callable[[Tensor], Tensor] | None = None,
+        values: FrozenValues | None = None,
+    ) -> None:
         self.average = Average()
-        self.pairs = pairs
+        self.pairs, self.bandwidth, self.values = pairs, bandwidth, values
 
     def tensors(self) -> dict[str, Tensor]:
         """What it holds, rows first."""
@@ -255,16 +276,12 @@ class Memory:
         if self.pairs is not None:
             self.pairs.load(tensors, length)
 
-    def ask(
-        self, q: Tensor, k: Tensor, raw: Tensor, values: Callable[[Tensor, Documents], Tensor], span: Span, chunk: Chunk
-    ) -> Tensor:
-        """Stores a chunk's pairs and answers its queries.
+    def ask(self, k: Tensor, raw: Tensor, span: Span, chunk: Chunk) -> Tensor:
+        """Stores the pairs of a chunk that is not the first, and answers its keys.
 
         Args:
-            q: (B, T, H, D) queries with their bandwidth.
             k: (B, T, H, D) keys.
             raw: (B, T, H, D) raw values.
-            values: makes values of raw values and documents.
             span: what a query reads.
             chunk: where the tokens stand.
 
@@ -273,16 +290,17 @@ class Memory:
         """
         pairs = self.pairs
         assert pairs is not None
-        if pairs.end == 0:  # nothing is stored yet: read as in training
-            pairs.raw = raw[:, -1]
-            return pairs.ask(q, k, values(raw, chunk.documents), span, chunk)
         assert pairs.raw is not None
-        both = torch.cat([pairs.raw[:, None], raw], 1)
-        # the last value is not complete; that of a document's last token never is, and nothing reads it
-        late = values(both, Documents.whole(both.shape[0], both.shape[1], both.device))
-        pairs.write(k, late, 1)
+        assert self.bandwidth is not None
+        assert self.values is not None
+        # The last pair's value is not complete yet; that of a document's last token never is, and nothing reads it.
+        before = pairs.raw[:, None]
+        if chunk.time > 1:
+            before = torch.cat([before, raw[:, :-1]], 1)
+        pairs.write(k, self.values.of(before, raw), 1)
         pairs.raw = raw[:, -1]
-        return pairs.read(q, span, chunk)
+        beta = self.bandwidth(chunk.count(span))
+        return pairs.read(k * beta[..., None].to(k.dtype), span, chunk)
 
 
 class State:

@@ -109,17 +109,23 @@ class ContextualMemory(nn.Module):
         """(B, T, d) retrieved values from (B, T, d) inputs: whole documents, or a chunk that goes on from a state."""
         k = averaged(self.keys(x), documents, memory)
         raw = self.W_psi(x).unflatten(-1, (self.heads, -1))
-        beta = self.bandwidth(span.count(documents.position))
-        q = k * beta[..., None].to(k.dtype)
         if isinstance(documents, Chunk):
             assert memory is not None
-            return memory.ask(q, k, raw, self.values, span, documents).flatten(-2)
+            assert memory.pairs is not None
+            if documents.begin > 0:
+                return memory.ask(k, raw, span, documents).flatten(-2)
+            documents = documents.documents  # nothing is stored yet: read as in training
         v = self.values(raw, documents)
+        if memory is not None and memory.pairs is not None:
+            memory.pairs.write_first(k, v, raw)
+        beta = self.bandwidth(span.count(documents.position))
+        q = k * beta[..., None].to(k.dtype)
         return read(q, k, v, span, documents, dropout=self.dropout if self.training else 0.0).flatten(-2)
 
     def new_state(self, span: Span, capacity: int) -> Memory:
         """Of an empty memory, with room for so many pairs at first."""
-        return Memory(Pairs(None if span.size is None else span.delay + span.size, capacity))
+        pairs = Pairs(None if span.size is None else span.delay + span.size, capacity)
+        return Memory(pairs, self.bandwidth.frozen(), self.values.frozen())
 
     def scalars(self) -> dict[str, Tensor]:
         """The learned scalars by name, (H,) each."""
