@@ -44,6 +44,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "mm_lightning.experiments.benchmark:step_command",
         "time training steps, mosaic against transformer",
     ),
+    "benchmark decode": (
+        "mm_lightning.experiments.benchmark_decode:decode_command",
+        "time prefill and decoding, mosaic against transformers",
+    ),
 }
 
 EXAMPLES = """\

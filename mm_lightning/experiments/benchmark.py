@@ -75,7 +75,7 @@ def step_command(
     result = {
         **_compared(configs, take_turns(steps, repeats, place), batch_size, context_length),
         "settings": dimensions | settings,
-        **_machine(place),
+        **machine(place),
     }
     _show(result)
     if output:
@@ -162,7 +162,8 @@ def training_step(
     return step
 
 
-def _machine(device: Any) -> dict[str, Any]:
+def machine(device: Any) -> dict[str, Any]:
+    """What a timing was taken on."""
     import torch
 
     from mm_lightning.training.run_folder import describe_environment

@@ -62,3 +62,15 @@ def test_benchmark_of_a_step(network, tmp_path, capsys):
     assert result["environment"]["packages"]["torch"]
     if network == "v1":
         assert result["parameters"]["v1"] == pytest.approx(result["parameters"]["transformer"], rel=0.01)
+
+
+def test_benchmark_of_decoding(tmp_path, capsys):
+    output = tmp_path / "result.json"
+    small = ["--dim", "16", "--layers", "1", "--heads", "2", "--vocab_size", "20", "--repeats", "1", "--llama", "false"]
+    assert main(["benchmark", "decode", "--contexts", "[300]", *small, "--output", str(output)]) == 0
+    assert "ms/token" in capsys.readouterr().out
+    (found,) = json.loads(output.read_text())["contexts"]
+    assert set(found["ratio"]) == {"v2", "transformer"}
+    # keys and values of d numbers; a mosaic's short-term memory and averages come on top of the long-term one's
+    assert found["bytes_per_token"]["transformer"] == pytest.approx(2 * 16 * 4, rel=0.01)
+    assert found["bytes"]["v2"] >= 300 * 2 * 16 * 4 + 256 * 2 * 16 * 4
