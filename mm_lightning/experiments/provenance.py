@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from datetime import datetime
 from typing import Any
 
-from mm_lightning.experiments.study import LOSS, Run, Study
+from mm_lightning.experiments.study import LOSS, Study
 
 
 def facts(study: Study) -> dict[str, str]:
     """What was compared, how, when and on what."""
     runs = [run for run in study.runs if run.path is not None]
     seeds = sorted({run.seed for run in study.runs})
-    days = sorted({_day(run) for run in runs if run.path and (run.path / "metrics.jsonl").is_file()})
+    days = sorted({state["started"][:10] for run in runs for state in [run.environment] if "started" in state})
     states = [state for run in runs for state in (*run.environment.get("earlier", []), run.environment)]
     packages: dict[str, set[str]] = {}
     for state in states:
@@ -27,16 +26,12 @@ def facts(study: Study) -> dict[str, str]:
         "Stop rule": study.stop,
         "Runs": f"{sum(run.finished for run in study.runs)} of {len(study.runs)} finished",
         "Seeds": ", ".join(map(str, seeds)),
-        "Ended": " to ".join(dict.fromkeys([days[0], days[-1]])) if days else "",
+        "Trained": " to ".join(dict.fromkeys([days[0], days[-1]])) if days else "",
         "Code": ", ".join(_counted([commit(state) for state in states if state])),
         "Hardware": ", ".join(_counted([hardware(state) for state in states if state])),
         "Versions": ", ".join(f"{name} {' and '.join(sorted(v))}" for name, v in packages.items()),
     }
     return {name: text for name, text in found.items() if text}
-
-
-def _day(run: Run) -> str:
-    return datetime.fromtimestamp((run.path / "metrics.jsonl").stat().st_mtime).strftime("%Y-%m-%d")
 
 
 def commit(environment: dict[str, Any]) -> str:

@@ -22,6 +22,7 @@ import shutil
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -169,8 +170,9 @@ class RecordRun(Callback):
 
 
 def describe_environment() -> dict[str, Any]:
-    """Versions, code state, command line and hardware of this process."""
+    """Time, versions, code state, command line and hardware of this process."""
     return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "python": platform.python_version(),
         "system": platform.platform(),

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 ENVIRONMENT = {
+    "started": "2026-01-31T23:59:59+00:00",
     "python": "3.11.7",
     "packages": {"mm-lightning": "0.1.0", "torch": "2.15.0"},
     "code": {"commit": "0123456789abcdef0123456789abcdef01234567", "dirty": False},
