@@ -6,6 +6,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DeepSpeedStrategy
 
+from mm_lightning.inference.sampling import Sampling
+
 
 class Samples(Callback):
     """Continues a prompt after each validation, as TensorBoard text `samples`; Summary shows the last one.
@@ -33,7 +35,7 @@ class Samples(Callback):
     ) -> None:
         self.prompt = prompt
         self.tokens = tokens
-        self.sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+        self.sampling = Sampling(temperature, top_k, top_p, seed=seed)
         self.last: str | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -51,12 +53,14 @@ class Samples(Callback):
             return
         from mm_lightning.inference.generate import generate
 
-        tokenizer = trainer.datamodule.tokenizer
-        training = pl_module.network.training
-        pl_module.network.eval()
-        with trainer.precision_plugin.forward_context():
-            self.last = generate(pl_module.network, tokenizer, self.prompt, max_new_tokens=self.tokens, **self.sampling)
-        pl_module.network.train(training)
+        network, tokenizer = pl_module.network, trainer.datamodule.tokenizer
+        training = network.training
+        network.eval()
+        try:
+            with trainer.precision_plugin.forward_context():
+                self.last = generate(network, tokenizer, self.prompt, self.sampling, self.tokens)
+        finally:
+            network.train(training)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 quoted = "\n".join("    " + line for line in (self.prompt + self.last).splitlines())

@@ -13,7 +13,7 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from mm_lightning import __version__
@@ -38,7 +38,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "mm_lightning.experiments.sweep:sweep_command",
         "train all variants and seeds of a sweep file",
     ),
-    "generate": ("mm_lightning.inference.generate:generate_command", "sample text from a run or a checkpoint"),
+    "generate": ("mm_lightning.inference.commands:generate_command", "sample text from a run or a checkpoint"),
+    "chat": ("mm_lightning.inference.chat:chat_command", "write in turns with a network that remembers all of it"),
+    "remember": ("mm_lightning.inference.commands:remember_command", "read a document once into a memory file"),
     "report": ("mm_lightning.experiments.report:report_command", "table, curves and page of a sweep, or of any runs"),
     "benchmark step": (
         "mm_lightning.experiments.benchmark:step_command",
@@ -56,6 +58,7 @@ examples:
   mm fit --config configs/quickstart.yaml --resume              continue that run at its newest checkpoint
   mm fit --config a.yaml --config b.yaml --trainer.devices 2    overlays, then single values
   mm generate --checkpoint runs/quickstart --prompt "import "   sample from the newest run
+  mm chat --checkpoint runs/quickstart                          write in turns with it
   mm data prepare --help                                        every option of a command"""
 
 
@@ -116,29 +119,25 @@ def run_function(name: str, args: list[str]) -> None:
     if name == "cost":  # takes the options of `mm fit`, so it reads them itself
         load(COMMANDS[name][0])(args)
         return
-    from jsonargparse import ArgumentError, auto_cli
+    from jsonargparse import ArgumentError, auto_cli, capture_parser
 
     function = load(COMMANDS[name][0])
+    arguments = flags(function, name_words(function, args))
+    settings = {"as_positional": False, "prog": f"mm {name}", "exit_on_error": False, "allow_abbrev": False}
     try:
-        auto_cli(
-            function,
-            args=flags(function, name_words(function, args)),
-            as_positional=False,
-            prog=f"mm {name}",
-            exit_on_error=False,
-            allow_abbrev=False,
-        )
+        auto_cli(function, args=arguments, **settings)
     except ArgumentError as error:
-        raise UserError(option_error(str(error), name, function)) from error
+        options = capture_parser(lambda: auto_cli(function, args=[], **settings)).get_defaults().keys()
+        raise UserError(option_error(str(error), name, options)) from error
 
 
-def option_error(message: str, name: str, function: Callable[..., Any]) -> str:
+def option_error(message: str, name: str, options: Iterable[str]) -> str:
     """One line for an option that a command does not take, with the nearest that it does."""
     message = " ".join(message.split())
     wrong = re.search(r"unrecognized arguments: --([\w.\-]+)", message)
     if not wrong:
         return f"{name}: {message}"
-    near = difflib.get_close_matches(wrong[1].replace("-", "_"), inspect.signature(function).parameters, 1, 0.4)
+    near = difflib.get_close_matches(wrong[1].replace("-", "_"), options, 1, 0.4)
     hint = f"did you mean --{near[0]}?" if near else f"`mm {name} --help` lists them"
     return f"mm {name} has no option --{wrong[1]}: {hint}"
 

@@ -1,106 +1,39 @@
-"""Sampling text, one token at a time."""
+"""Writing text: the network reads a prompt once and goes on from what it remembers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from mm_lightning.errors import UserError
+from mm_lightning.inference.sampling import DEFAULTS, Sampler, Sampling
+from mm_lightning.inference.text import TextStream, check_stop
 
 if TYPE_CHECKING:
     import torch
 
     from mm_lightning.data.tokenizer import Tokenizer
+    from mm_lightning.inference.reader import Reader
     from mm_lightning.networks import Network
-
-
-def next_token_probabilities(
-    logits: torch.Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
-) -> torch.Tensor:
-    """(V,) probabilities to draw from, given (V,) logits.
-
-    Args:
-        logits: of the next token.
-        temperature: divides the logits; 0 puts all weight on the largest.
-        top_k: keep the k most probable tokens only.
-        top_p: keep the fewest most probable tokens whose probabilities reach p (of what top_k left).
-    """
-    import torch
-
-    logits = logits.float()
-    if temperature == 0:
-        return torch.nn.functional.one_hot(logits.argmax(), len(logits)).float()
-    ranked, order = (logits / temperature).sort(descending=True, stable=True)
-    kept = ranked[:top_k].softmax(-1)
-    if top_p is not None:
-        before = kept.cumsum(-1) - kept  # a token stays if the ones before it have not reached p yet
-        kept = kept.masked_fill(before >= top_p, 0)
-        kept = kept / kept.sum()
-    return torch.zeros_like(logits).scatter_(0, order[: len(kept)], kept)
-
-
-def generate_tokens(
-    network: Network,
-    tokens: Sequence[int],
-    max_new_tokens: int,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    seed: int = 0,
-    end: int | None = None,
-) -> Iterator[int]:
-    """Yields new tokens after `tokens` (the document so far, beginning of text included).
-
-    Every token reads the whole document anew.
-
-    Args:
-        network: the model, left in the mode it is in.
-        tokens: the document so far.
-        max_new_tokens: how many to draw at most.
-        temperature: see :func:`next_token_probabilities`, like top_k and top_p.
-        top_k: see there.
-        top_p: see there.
-        seed: of the draws.
-        end: stop when this token is drawn; it is not yielded.
-    """
-    import torch
-
-    device = next(network.parameters()).device
-    generator = torch.Generator().manual_seed(seed)
-    tokens = list(tokens)
-    for _ in range(max_new_tokens):
-        with torch.inference_mode():
-            logits = network(torch.tensor([tokens], device=device))[0, -1].cpu()
-        probabilities = next_token_probabilities(logits, temperature, top_k, top_p)
-        token = int(torch.multinomial(probabilities, 1, generator=generator))
-        if token == end:
-            return
-        tokens.append(token)
-        yield token
 
 
 def generate(
     network: Network,
     tokenizer: Tokenizer,
     prompt: str = "",
+    sampling: Sampling = DEFAULTS,
     max_new_tokens: int = 100,
-    temperature: float = 0.8,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    seed: int = 0,
     stop: Sequence[str] = (),
 ) -> str:
     """Text that continues a prompt.
 
     Args:
-        network: a trained model.
+        network: a trained model, in evaluation mode.
         tokenizer: the one it was trained with.
         prompt: the beginning of the document.
-        max_new_tokens: how many tokens to draw at most; the end of the text ends it earlier.
-        temperature: 0 always takes the most probable token; lower is safer, higher is more varied.
-        top_k: draw from the k most probable tokens only.
-        top_p: draw from the fewest tokens whose probabilities reach p.
-        seed: of the draws.
+        sampling: how tokens are drawn.
+        max_new_tokens: how many to draw at most; the end of the text ends it earlier.
         stop: end before any of these strings.
 
     Returns:
@@ -109,56 +42,152 @@ def generate(
     Raises:
         UserError: a setting is out of range.
     """
-    pieces = stream(network, tokenizer, prompt, max_new_tokens, temperature, top_k, top_p, seed, stop)
-    return "".join(pieces)
+    return "".join(stream(network, tokenizer, prompt, sampling, max_new_tokens, stop))
 
 
 def stream(
     network: Network,
     tokenizer: Tokenizer,
     prompt: str = "",
+    sampling: Sampling = DEFAULTS,
     max_new_tokens: int = 100,
-    temperature: float = 0.8,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    seed: int = 0,
     stop: Sequence[str] = (),
 ) -> Iterator[str]:
     """:func:`generate` piece by piece, each as soon as it is certain."""
-    _check(max_new_tokens, temperature, top_k, top_p, stop)
-    longest = max(map(len, stop), default=0)
-    start = [tokenizer.bos, *tokenizer.encode(prompt)]
-    tokens: list[int] = []
-    shown = 0
-    text = ""
-    for token in generate_tokens(network, start, max_new_tokens, temperature, top_k, top_p, seed, tokenizer.eos):
-        tokens.append(token)
-        text = tokenizer.decode(tokens)
-        found = min((place for s in stop if (place := text.find(s)) >= 0), default=None)
-        if found is not None:
-            yield text[shown:found]
+    reader = read_prompts(network, tokenizer, [prompt], capacity=max_new_tokens)
+    return (piece for _, piece in write(reader, tokenizer, sampling, max_new_tokens, stop) if piece)
+
+
+def generate_batch(
+    network: Network,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    samples: int = 1,
+    sampling: Sampling = DEFAULTS,
+    max_new_tokens: int = 100,
+    stop: Sequence[str] = (),
+) -> list[list[str]]:
+    """Texts that continue each prompt, all written side by side; arguments as for :func:`generate`.
+
+    Args:
+        prompts: the beginnings of the documents, of any lengths. Each is read once.
+        samples: texts for each.
+
+    Returns:
+        `samples` continuations of each prompt.
+    """
+    if not prompts:
+        return []
+    reader = read_prompts(network, tokenizer, prompts, samples, max_new_tokens)
+    texts = collect(write(reader, tokenizer, sampling, max_new_tokens, stop), len(reader.documents))
+    return [texts[n : n + samples] for n in range(0, len(texts), samples)]
+
+
+def collect(pieces: Iterable[tuple[int, str]], documents: int) -> list[str]:
+    """The whole text of each document, of what :func:`write` yields."""
+    texts: list[list[str]] = [[] for _ in range(documents)]
+    for number, piece in pieces:
+        texts[number].append(piece)
+    return ["".join(parts) for parts in texts]
+
+
+def read_prompts(
+    network: Network, tokenizer: Tokenizer, prompts: Sequence[str], samples: int = 1, capacity: int = 0
+) -> Reader:
+    """A reader that has read documents that begin with these prompts.
+
+    Args:
+        network: in evaluation mode.
+        tokenizer: of the prompts.
+        prompts: of any lengths.
+        samples: copies of each document, side by side.
+        capacity: tokens beyond the prompt to make room for at once.
+
+    Raises:
+        UserError: no sample is asked for.
+    """
+    from mm_lightning.inference.reader import Reader
+
+    documents = [[tokenizer.bos, *ids] for ids in tokenizer.encode_batch(prompts)]
+    room = max(map(len, documents)) + capacity
+    reader = Reader(network, len(documents), room)
+    reader.read(documents)
+    return copies(reader, samples, room)
+
+
+def copies(reader: Reader, samples: int, capacity: int = 0) -> Reader:
+    """Each document of a reader `samples` times, side by side; the reader itself where it is once."""
+    if samples < 1:
+        raise UserError(f"samples must be at least 1, got {samples}")
+    if samples == 1:
+        return reader
+    return reader.fork([row for row in range(len(reader.documents)) for _ in range(samples)], capacity)
+
+
+def write(
+    reader: Reader,
+    tokenizer: Tokenizer,
+    sampling: Sampling = DEFAULTS,
+    max_new_tokens: int = 100,
+    stop: Sequence[str] = (),
+    first: int = 0,
+) -> Iterator[tuple[int, str]]:
+    """Goes on with the documents of a reader, which belongs to it from then on.
+
+    A document ends by itself: by the token that ends a text, before a stop string, or after `max_new_tokens`.
+
+    Args:
+        reader: has read something.
+        tokenizer: of the documents.
+        sampling: how tokens are drawn.
+        max_new_tokens: of each document.
+        stop: end a document before any of these strings.
+        first: number of the first document for the random numbers, where documents are written in several batches.
+
+    Returns:
+        One item for each token drawn: the document's place in the reader and the text that has become certain, which
+        may be empty.
+
+    Raises:
+        UserError: a setting is out of range.
+    """
+    check_stop(stop)
+    check_length(max_new_tokens)
+    return _write(reader, tokenizer, sampling, max_new_tokens, stop, first)
+
+
+def _write(
+    reader: Reader, tokenizer: Tokenizer, sampling: Sampling, max_new_tokens: int, stop: Sequence[str], first: int
+) -> Iterator[tuple[int, str]]:
+    texts = [TextStream(tokenizer, stop) for _ in reader.documents]
+    sampler = Sampler(sampling, reader.documents, range(first, first + len(texts)))
+    rows = list(range(len(texts)))  # which document each row of the reader is
+    going = set(rows)
+    for left in reversed(range(max_new_tokens)):
+        drawn = sampler.draw(reader.logits).tolist()
+        for number, token in zip(rows, drawn, strict=True):
+            if number not in going:
+                continue
+            text = texts[number]
+            piece = "" if token == tokenizer.eos else text.add(token)
+            if token == tokenizer.eos or text.stopped or not left:
+                piece += text.finish()
+                going.remove(number)
+            yield number, piece
+        if not going:
             return
-        # What may still change: the beginning of a stop string, or of a character of several bytes.
-        certain = len(text.rstrip("\N{REPLACEMENT CHARACTER}")) - max(longest - 1, 0)
-        if certain > shown:
-            yield text[shown:certain]
-            shown = certain
-    yield text[shown:]
+        if 2 * len(going) <= len(rows):  # rows of ended documents cost time; to leave them out costs a copy
+            kept = [row for row, number in enumerate(rows) if number in going]
+            reader = reader.fork(kept, reader.state.length + left)
+            rows, drawn = ([of[row] for row in kept] for of in (rows, drawn))
+            sampler.keep(kept)
+        reader.read([[token] for token in drawn])
 
 
-def _check(
-    max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None, stop: Sequence[str]
-) -> None:
+def check_length(max_new_tokens: int) -> None:
+    """Raises a UserError where nothing would be written."""
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-    if temperature < 0:
-        raise UserError(f"temperature must be at least 0 (0: always the most probable token), got {temperature}")
-    if top_k is not None and top_k < 1:
-        raise UserError(f"top_k must be at least 1, got {top_k}")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise UserError(f"top_p must be above 0 and at most 1, got {top_p}")
-    if "" in stop:
-        raise UserError("a stop string must not be empty")
 
 
 def choose_device(name: str) -> torch.device:
@@ -179,38 +208,20 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def generate_command(
-    checkpoint: str,
-    prompt: str = "",
-    max_new_tokens: int = 200,
-    temperature: float = 0.8,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    seed: int = 0,
-    stop: str | list[str] | None = None,
-    device: str = "auto",
-) -> None:
-    """Sample text from a trained network.
+@contextlib.contextmanager
+def inference_on(device: torch.device) -> Iterator[None]:
+    """How commands compute on a device: in bf16 where it is a GPU, in float32 elsewhere.
 
-    Prints the prompt and what the network makes of it, as it is drawn.
-
-    Args:
-        checkpoint: a run folder (its newest whole checkpoint is taken) or a checkpoint.
-        prompt: how the document begins.
-        max_new_tokens: how many tokens to draw at most; the end of the text ends it earlier.
-        temperature: 0 always takes the most probable token; lower is safer, higher is more varied.
-        top_k: draw from the k most probable tokens only.
-        top_p: draw from the fewest tokens whose probabilities reach p.
-        seed: of the draws.
-        stop: end before this string, or any of these: --stop END or --stop '["END", "STOP"]'.
-        device: cpu, cuda, ...; auto takes a GPU if there is one.
+    Raises:
+        UserError: the GPU's memory is full.
     """
-    stops = [stop] if isinstance(stop, str) else stop or []
-    _check(max_new_tokens, temperature, top_k, top_p, stops)
-    from mm_lightning.training.checkpoint import load_network
+    import torch
 
-    network, tokenizer = load_network(checkpoint, choose_device(device))
-    print(prompt, end="", flush=True)
-    for piece in stream(network.eval(), tokenizer, prompt, max_new_tokens, temperature, top_k, top_p, seed, stops):
-        print(piece, end="", flush=True)
-    print()
+    try:
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"the memory of {device} is full: fewer documents side by side (--batch_size, --samples), a shorter text, "
+            f"or --device cpu"
+        ) from error

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -106,6 +107,14 @@ class Average:
         """Takes what :meth:`tensors` gave."""
         self.total, self.scale = tensors.get("total"), tensors.get("scale")
 
+    def mark(self) -> Any:
+        """For :meth:`rewind`."""
+        return self.total, self.scale  # never changed in place
+
+    def rewind(self, mark: Any) -> None:
+        """See :meth:`State.rewind`."""
+        self.total, self.scale = mark
+
 
 class Pairs:
     """The pairs of a memory that later queries may read, in buffers that are allocated ahead.
@@ -150,7 +159,8 @@ class Pairs:
         """What it holds, rows first; the last axis but one of keys and values ends with the newest pair."""
         if self.keys is None or self.values is None:
             return {}
-        used = slice(0, self.end - self.offset)
+        end = self.end - self.offset
+        used = slice(0 if self.keep is None else max(0, end - self.keep), end)
         raw = {} if self.raw is None else {"raw": self.raw}
         return {"keys": self.keys[:, :, used], "values": self.values[:, :, used], **raw}
 
@@ -160,6 +170,17 @@ class Pairs:
             self.offset = self.end = length - tensors["keys"].shape[2]
             self.write(tensors["keys"].transpose(1, 2), tensors["values"].transpose(1, 2))
             self.raw = tensors.get("raw")
+
+    def mark(self) -> Any:
+        """For :meth:`rewind`. Only a window's pairs are copied: a store that grows loses nothing by what is added."""
+        window = None if self.keep is None or self.keys is None or self.values is None else (self.keys, self.values)
+        return self.offset, self.end, self.raw, window and tuple(x.clone() for x in window)
+
+    def rewind(self, mark: Any) -> None:
+        """See :meth:`State.rewind`."""
+        self.offset, self.end, self.raw, window = mark
+        if window is not None:
+            self.keys, self.values = window
 
     def _make_room(self, time: int, like: Tensor) -> None:
         used = self.end - self.offset
@@ -276,6 +297,17 @@ class Memory:
         if self.pairs is not None:
             self.pairs.load(tensors, length)
 
+    def mark(self) -> Any:
+        """For :meth:`rewind`."""
+        return self.average.mark(), None if self.pairs is None else self.pairs.mark()
+
+    def rewind(self, mark: Any) -> None:
+        """See :meth:`State.rewind`."""
+        average, pairs = mark
+        self.average.rewind(average)
+        if self.pairs is not None:
+            self.pairs.rewind(pairs)
+
     def ask(self, k: Tensor, raw: Tensor, span: Span, chunk: Chunk) -> Tensor:
         """Stores the pairs of a chunk that is not the first, and answers its keys.
 
@@ -369,6 +401,16 @@ class State:
         """
         empty.load({name: x.index_select(0, index) for name, x in self.tensors().items()})
         return empty
+
+    def mark(self) -> Any:
+        """The present, to which :meth:`rewind` goes back. Costs O(h), whatever the length."""
+        return self.length, self._first, self._latest, {name: part.mark() for name, part in self.parts.items()}
+
+    def rewind(self, mark: Any) -> None:
+        """Forgets all that was read since a mark, which can be used once."""
+        self.length, self._first, self._latest, parts = mark
+        for name, part in self.parts.items():
+            part.rewind(parts[name])
 
     @property
     def bytes(self) -> int:

@@ -1,96 +1,109 @@
-"""Sampling, against a network whose next token is known."""
+"""Writing from a state, against recomputing the whole document for each token."""
 
 import pytest
 import torch
 
-from mm_lightning.data.tokenizer import load_tokenizer
 from mm_lightning.errors import UserError
-from mm_lightning.inference.generate import generate, generate_tokens, next_token_probabilities, stream
-from mm_lightning.networks import MemoryMosaicConfig
+from mm_lightning.inference.generate import collect, generate, generate_batch, read_prompts, stream, write
+from mm_lightning.inference.reader import Reader
+from mm_lightning.inference.sampling import Sampling
+from tests.inference.conftest import CONFIGS, Recites, build
 
-TOKENIZER = load_tokenizer("bytes")
-
-
-class Recites(torch.nn.Module):
-    """Always continues with the next byte of a text, then ends it."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.next = [*text.encode(), TOKENIZER.eos]
-        self.unused = torch.nn.Parameter(torch.zeros(1))
-
-    def forward(self, tokens):
-        place = tokens.shape[1] - 1
-        logits = torch.zeros(1, tokens.shape[1], TOKENIZER.vocab_size)
-        logits[0, -1, self.next[min(place, len(self.next) - 1)]] = 50.0
-        return logits
+GREEDY = Sampling(temperature=0)
+PROMPTS = ["a", "the cat sat on the mat", "\n\nfoo → bar"]
 
 
-@pytest.fixture(scope="module")
-def network():
-    torch.manual_seed(0)
-    return MemoryMosaicConfig(vocab_size=258, layers=1, dim=16, heads=2, persistent_dim=16).build().eval()
-
-
-def test_temperature_by_hand():
-    logits = torch.tensor([0.0, 1.0, 2.0])
-    assert next_token_probabilities(logits).tolist() == pytest.approx([0.0900306, 0.2447285, 0.6652410], abs=1e-6)
-    assert next_token_probabilities(logits, 0.5).tolist() == pytest.approx([0.0158762, 0.1173104, 0.8668133], abs=1e-6)
-    assert next_token_probabilities(logits, 0).tolist() == [0, 0, 1]
-
-
-def test_top_k_and_top_p_by_hand():
-    logits = torch.tensor([0.4, 0.1, 0.3, 0.2]).log()
-    assert next_token_probabilities(logits, top_k=2).tolist() == pytest.approx([4 / 7, 0, 3 / 7, 0])
-    assert next_token_probabilities(logits, top_p=0.7).tolist() == pytest.approx([4 / 7, 0, 3 / 7, 0])
-    assert next_token_probabilities(logits, top_p=0.71).tolist() == pytest.approx([4 / 9, 0, 3 / 9, 2 / 9])
-    assert next_token_probabilities(logits, top_p=0.1).tolist() == [1, 0, 0, 0]
-    assert next_token_probabilities(logits, top_k=3, top_p=0.99).tolist() == pytest.approx([4 / 9, 0, 3 / 9, 2 / 9])
-    assert next_token_probabilities(logits, top_k=99).tolist() == pytest.approx([0.4, 0.1, 0.3, 0.2])
-
-
-def test_the_end_of_text_ends_it():
-    assert generate(Recites("hello"), TOKENIZER, max_new_tokens=50) == "hello"
-    assert generate(Recites("hello"), TOKENIZER, prompt="he", max_new_tokens=50) == "llo"
-    assert generate(Recites("hello"), TOKENIZER, max_new_tokens=3) == "hel"
-
-
-def test_stop_strings_end_it_before_them():
-    assert generate(Recites("one two three"), TOKENIZER, stop=["three", "two"]) == "one "
-    # Nothing that may still become a stop string is shown.
-    assert "".join(stream(Recites("one two three"), TOKENIZER, stop=["wo th"])) == "one t"
-    assert generate(Recites("one two"), TOKENIZER, stop=["two!"]) == "one two"
-
-
-def test_characters_of_several_bytes_are_shown_whole():
-    pieces = list(stream(Recites("né → ☃"), TOKENIZER))
-    assert "".join(pieces) == "né → ☃"
-    assert all("\N{REPLACEMENT CHARACTER}" not in piece for piece in pieces)
-
-
-def test_same_seed_same_text(network):
-    texts = [generate(network, TOKENIZER, "a", 20, seed=seed) for seed in (1, 1, 2)]
-    assert texts[0] == texts[1] != texts[2]
-
-
-def test_temperature_0_takes_the_most_probable(network):
-    tokens = [TOKENIZER.bos, 97]
-    for token in list(generate_tokens(network, tokens, 5, temperature=0)):
+def recomputed(network, tokenizer, prompt, count):
+    """The most probable tokens, the whole document read anew for each."""
+    tokens = [tokenizer.bos, *tokenizer.encode(prompt)]
+    for _ in range(count):
         with torch.no_grad():
-            assert token == int(network(torch.tensor([tokens]))[0, -1].argmax())
-        tokens.append(token)
+            tokens.append(int(network(torch.tensor([tokens]))[0, -1].argmax()))
+        if tokens[-1] == tokenizer.eos:
+            return tokenizer.decode(tokens[len(tokenizer.encode(prompt)) + 1 : -1])
+    return tokenizer.decode(tokens[len(tokenizer.encode(prompt)) + 1 :])
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_state_writes_what_recomputation_writes(name, tokenizer):
+    network = build(name)
+    expected = [recomputed(network, tokenizer, prompt, 24) for prompt in PROMPTS]
+    assert len(set(expected)) == 3
+    assert [generate(network, tokenizer, prompt, GREEDY, 24) for prompt in PROMPTS] == expected
+    assert generate_batch(network, tokenizer, PROMPTS, 2, GREEDY, 24) == [[text] * 2 for text in expected]
+
+
+@pytest.mark.parametrize("together", [1, 7, 30])
+def test_reading_in_small_chunks(network, tokenizer, together):
+    documents = [[tokenizer.bos, *ids] for ids in tokenizer.encode_batch(PROMPTS)]
+    whole, parts = Reader(network, 3), Reader(network, 3, together=together)
+    whole.read(documents)
+    done = []
+    parts.read(documents, done.append)
+    assert sum(done) == 23
+    assert max(done) == max(1, together // 3)
+    assert torch.allclose(parts.logits, whole.logits, atol=1e-9, rtol=0)
+    with pytest.raises(ValueError, match="unequal numbers"):
+        parts.read([[1], [1, 2], [1]])
+
+
+def test_bf16(tokenizer):
+    """Under autocast, from a prompt of two chunks; the same as recomputing it in bf16, to its rounding."""
+    torch.manual_seed(0)
+    network = CONFIGS["v2"].build().eval()
+    tokens = [tokenizer.bos, *b"hello you"]
+    with torch.autocast("cpu", torch.bfloat16):
+        reader = Reader(network, together=6)
+        reader.read([tokens])
+        with torch.no_grad():
+            whole = network(torch.tensor([tokens]))[:, -1]
+        assert (reader.logits - whole).abs().max() < 0.05 * whole.abs().max()
+        assert len(collect(write(reader, tokenizer, Sampling(top_k=5), 3), 1)) == 1
+
+
+def test_a_text_does_not_depend_on_its_neighbours(network, tokenizer):
+    sampling = Sampling(temperature=1.0, seed=5, repetition_penalty=1.2)
+    together = generate_batch(network, tokenizer, PROMPTS, 2, sampling, 12)
+    assert len({text for texts in together for text in texts}) == 6
+    reader = read_prompts(network, tokenizer, PROMPTS[2:], 2)
+    assert collect(write(reader, tokenizer, sampling, 12, first=4), 2) == together[2]
+    assert generate(network, tokenizer, PROMPTS[0], sampling, 12) == together[0][0]
+    other = Sampling(temperature=1.0, seed=6, repetition_penalty=1.2)
+    assert generate(network, tokenizer, PROMPTS[0], other, 12) != together[0][0]
+
+
+def test_the_end_of_text_ends_it(tokenizer):
+    assert generate(Recites("hello"), tokenizer, max_new_tokens=50) == "hello"
+    assert generate(Recites("hello"), tokenizer, "he", max_new_tokens=50) == "llo"
+    assert generate(Recites("hello"), tokenizer, max_new_tokens=3) == "hel"
+    assert generate(Recites("hello"), tokenizer, "hello") == ""
+
+
+def test_stop_strings_end_it_before_them(tokenizer):
+    assert generate(Recites("one two three"), tokenizer, stop=["three", "two"]) == "one "
+    assert list(stream(Recites("one two"), tokenizer, stop=["two!"])) == ["o", "n", "e", " ", "two"]
+
+
+def test_each_document_of_a_batch_ends_by_itself(tokenizer):
+    """At the end of the text, at a stop string or when there is no more room; the rows of the others go on."""
+    text = "abc defghi"
+    prompts = ["abc ", "", "abc d", "abc defgh", "a"]
+    found = generate_batch(Recites(text), tokenizer, prompts, 1, GREEDY, 5, ["c"])
+    assert found == [["defgh"], ["ab"], ["efghi"], ["i"], ["b"]]
+    assert generate_batch(Recites(text), tokenizer, []) == []
+    reader = read_prompts(Recites(text), tokenizer, prompts)
+    drawn = list(write(reader, tokenizer, GREEDY, 20))
+    assert len(drawn) == sum(len(text) - len(prompt) + 1 for prompt in prompts)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
-        ({"temperature": -1.0}, "temperature must be at least 0"),
-        ({"top_k": 0}, "top_k must be at least 1"),
-        ({"top_p": 1.5}, "top_p must be above 0 and at most 1"),
-        ({"stop": [""]}, "must not be empty"),
+        ({"stop": [""]}, "not empty"),
+        ({"samples": 0}, "samples must be at least 1"),
     ],
 )
-def test_settings_out_of_range(network, settings, message):
+def test_settings_out_of_range(network, tokenizer, settings, message):
     with pytest.raises(UserError, match=message):
-        generate(network, TOKENIZER, **settings)
+        generate_batch(network, tokenizer, ["a"], **settings)

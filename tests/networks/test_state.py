@@ -67,6 +67,23 @@ def test_a_state_can_be_saved_loaded_and_forked(config, build, packed):
     assert torch.allclose(found, expected[index], atol=1e-9, rtol=0)
 
 
+@pytest.mark.parametrize("before", [0, 30])
+def test_a_state_goes_back_to_a_mark(config, build, packed, before):
+    """What was read since leaves no trace, also where a window has moved on and buffers have grown."""
+    network = build(config, torch.float64).eval()
+    tokens, _ = packed(config, 2, 60, 0)
+    with torch.no_grad():
+        whole = network(tokens)
+    state = network.new_state(2)
+    if before:
+        run(network, tokens[:, :before], [before], state=state)
+    mark = state.mark()
+    run(network, tokens.flip(1), [1, 1, 40, *[1] * 18], state=state)
+    state.rewind(mark)
+    found = run(network, tokens[:, before:], [1, 7, 60 - 8 - before], state=state)
+    assert torch.allclose(found, whole[:, before:], atol=1e-9, rtol=0)
+
+
 def test_a_state_holds_no_more_than_the_equations_need(build):
     """Bytes against a count by hand: d 24, H 3, two blocks, window 20, 60 tokens, float64."""
     from tests.networks.conftest import CONFIGS

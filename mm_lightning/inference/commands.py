@@ -1,0 +1,272 @@
+"""What `mm generate` and `mm remember` do. What they need is imported when they run."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from mm_lightning.errors import UserError
+from mm_lightning.inference.sampling import Sampling
+from mm_lightning.inference.text import check_stop, unescape
+
+if TYPE_CHECKING:
+    from mm_lightning.data.tokenizer import Tokenizer
+    from mm_lightning.inference.reader import Reader
+    from mm_lightning.networks import Network
+
+
+def generate_command(
+    checkpoint: str,
+    prompt: str | None = None,
+    prompts: str | None = None,
+    output: str | None = None,
+    memory: str | None = None,
+    samples: int = 1,
+    batch_size: int = 8,
+    max_new_tokens: int = 200,
+    stop: str | list[str] | None = None,
+    overwrite: bool = False,
+    device: str = "auto",
+    **sampling: Any,
+) -> None:
+    r"""Sample text from a trained network.
+
+    One prompt: prints it and what the network makes of it, as it is drawn. A file of prompts: writes a JSON object a
+    line, {"prompt": ..., "text": ...}, or "texts" for several samples.
+
+    Args:
+        checkpoint: a run folder (its newest whole checkpoint is taken) or a checkpoint.
+        prompt: how the document begins; nothing if not given.
+        prompts: a file of prompts: one a line, or in a .jsonl file {"prompt": ...}. Empty lines are left out.
+        output: a .jsonl file for the texts; they are printed if not given.
+        memory: a memory file of `mm remember` to go on from: prompts are then read at the end of its document.
+        samples: texts for each prompt, which is read once.
+        batch_size: prompts that are answered side by side; with a memory it is one.
+        max_new_tokens: how many tokens to draw at most; the end of the text ends it earlier.
+        stop: end before this string, or any of these: --stop END or --stop '["END", "STOP"]'; \n is a line end.
+        overwrite: replace an existing output.
+        device: cpu, cuda, ...; auto takes a GPU if there is one.
+    """
+    chosen = Sampling(**sampling)
+    if prompt is not None and prompts is not None:
+        raise UserError("give --prompt or --prompts, not both")
+    for name, value in (("samples", samples), ("batch_size", batch_size), ("max_new_tokens", max_new_tokens)):
+        if value < 1:
+            raise UserError(f"{name} must be at least 1, got {value}")
+    stops = [unescape(text) for text in ([stop] if isinstance(stop, str) else stop or [])]
+    check_stop(stops)
+    asked = [prompt or ""] if prompts is None else read_prompt_file(prompts)
+    target = None if output is None else Path(output).expanduser()
+    if target is not None and target.exists() and not overwrite:
+        raise UserError(f"{target} exists: give another output, or --overwrite")
+    from mm_lightning.inference.generate import choose_device, inference_on, write
+    from mm_lightning.inference.memory_file import load_memory
+    from mm_lightning.training.checkpoint import load_network
+
+    place = choose_device(device)
+    network, tokenizer = load_network(checkpoint, place)
+    with inference_on(place):
+        known = None if memory is None else load_memory(memory, network, tokenizer)
+        readers = _readers(network, tokenizer, asked, known, samples, max_new_tokens, batch_size)
+        speed = Speed()
+        written = (
+            (part, speed.counted(write(reader, tokenizer, chosen, max_new_tokens, stops, first * samples)))
+            for first, part, reader in readers
+        )
+        if prompts is None and target is None and samples == 1:
+            print(asked[0], end="", flush=True)
+            for _, pieces in written:
+                for _, piece in pieces:
+                    print(piece, end="", flush=True)
+            print()
+        elif prompts is None and target is None:
+            _print_samples(asked[0], written, samples)
+        else:
+            _write_lines(written, samples, len(asked), target)
+    speed.report()
+
+
+Written = Iterator[tuple[list[str], Iterator[tuple[int, str]]]]
+"""Prompts that are answered side by side, and what `write` yields for them."""
+
+
+def _readers(
+    network: Network,
+    tokenizer: Tokenizer,
+    prompts: list[str],
+    memory: Reader | None,
+    samples: int,
+    max_new_tokens: int,
+    batch_size: int,
+) -> Iterator[tuple[int, list[str], Reader]]:
+    """Of each batch of prompts: the first one's number, the prompts and who has read them."""
+    from mm_lightning.inference.generate import copies, read_prompts
+
+    size = batch_size if memory is None else 1
+    for first in range(0, len(prompts), size):
+        part = prompts[first : first + size]
+        if memory is None:
+            yield first, part, read_prompts(network, tokenizer, part, samples, max_new_tokens)
+        else:
+            tokens = tokenizer.encode(part[0])
+            room = memory.state.length + len(tokens) + max_new_tokens
+            reader = memory if len(prompts) == 1 else memory.fork([0], room)
+            reader.read([tokens])
+            yield first, part, copies(reader, samples, room)
+
+
+def _print_samples(prompt: str, written: Written, samples: int) -> None:
+    from mm_lightning.inference.generate import collect
+
+    for _, pieces in written:
+        for number, text in enumerate(collect(pieces, samples)):
+            print(f"--- {number + 1} of {samples}\n{prompt}{text}")
+
+
+def _write_lines(written: Written, samples: int, total: int, target: Path | None) -> None:
+    from mm_lightning.inference.generate import collect
+
+    if target is not None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        file: TextIO = sys.stdout if target is None else open(target, "w", encoding="utf-8")  # noqa: SIM115
+        with ReadingBar(total, "prompts", shown=target is not None) as bar:
+            for prompts, pieces in written:
+                texts = collect(pieces, len(prompts) * samples)
+                for n, prompt in enumerate(prompts):
+                    own = texts[n * samples : (n + 1) * samples]
+                    line = {"prompt": prompt} | ({"text": own[0]} if samples == 1 else {"texts": own})
+                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                file.flush()
+                bar.advance(len(prompts))
+        if target is not None:
+            file.close()
+    except OSError as error:
+        raise UserError(f"cannot write {target}: {error.strerror}") from error
+
+
+def remember_command(checkpoint: str, text: str, output: str, device: str = "auto") -> None:
+    """Read a document once and keep what the network remembers of it.
+
+    `mm generate --memory FILE` and `mm chat --memory FILE` go on from there.
+
+    Args:
+        checkpoint: a run folder (its newest whole checkpoint is taken) or a checkpoint.
+        text: the document, a text file.
+        output: the memory file to write. It also holds the document's text, as tokens.
+        device: cpu, cuda, ...; auto takes a GPU if there is one.
+    """
+    document = read_text(text)
+    from mm_lightning.inference.generate import choose_device, inference_on
+    from mm_lightning.inference.memory_file import check_target, save_memory
+    from mm_lightning.inference.reader import Reader
+    from mm_lightning.training.checkpoint import load_network
+
+    check_target(output)
+    place = choose_device(device)
+    network, tokenizer = load_network(checkpoint, place)
+    tokens = [tokenizer.bos, *tokenizer.encode(document)]
+    with inference_on(place):
+        reader = Reader(network, 1, len(tokens))
+        with ReadingBar(len(tokens)) as bar:
+            reader.read([tokens], bar.advance)
+        save_memory(output, reader, tokenizer)
+    print(f"{output}: {len(tokens):,} tokens, {reader.state.bytes / 1e6:.1f} MB")
+
+
+def read_text(path: str) -> str:
+    """The text of a file.
+
+    Raises:
+        UserError: there is none, or it is not text.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise UserError(f"there is no text file {path}")
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not a text in UTF-8: byte {error.start} cannot be read") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    if not text:
+        raise UserError(f"{path} is empty")
+    return text
+
+
+def read_prompt_file(path: str) -> list[str]:
+    """The prompts of a text file, one a line, or of a .jsonl file.
+
+    Raises:
+        UserError: it cannot be read, or holds none; of a .jsonl file, the line that is wrong.
+    """
+    prompts = []
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        line = line.removesuffix("\r")
+        if not line.strip():
+            continue
+        if Path(path).suffix == ".jsonl":
+            try:
+                found = json.loads(line)
+            except ValueError as error:
+                raise UserError(f"{path}, line {number} is not JSON: {error}") from error
+            line = found.get("prompt") if isinstance(found, dict) else None
+            if not isinstance(line, str):
+                raise UserError(f'{path}, line {number} has no text under the key "prompt": {{"prompt": "..."}}')
+        prompts.append(line)
+    if not prompts:
+        raise UserError(f"{path} holds no prompts: all its lines are empty")
+    return prompts
+
+
+class Speed:
+    """How fast was written, for people: says nothing where standard error is no terminal."""
+
+    def __init__(self) -> None:
+        self.begin, self.tokens = time.monotonic(), 0
+
+    def counted(self, pieces: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str]]:
+        """The same pieces; each is a token."""
+        for piece in pieces:
+            self.tokens += 1
+            yield piece
+
+    def report(self) -> None:
+        """Says it."""
+        if sys.stderr.isatty():
+            seconds = time.monotonic() - self.begin
+            print(f"{self.tokens:,} tokens, {self.tokens / seconds:,.1f} tokens/s", file=sys.stderr)
+
+
+class ReadingBar:
+    """A progress bar on standard error, where that is a terminal.
+
+    Args:
+        total: what there is to do.
+        what: its name.
+        shown: False for none.
+    """
+
+    def __init__(self, total: int, what: str = "reading", shown: bool = True) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        console = Console(stderr=True)
+        self._bar = Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal))
+        self._task = self._bar.add_task(what, total=total)
+
+    def __enter__(self) -> ReadingBar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def advance(self, done: int) -> None:
+        """So much more is done."""
+        self._bar.advance(self._task, done)

@@ -1,0 +1,135 @@
+"""One document that a person and a network write in turns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mm_lightning.errors import UserError
+from mm_lightning.inference.memory_file import load_memory, save_memory
+from mm_lightning.inference.reader import Reader
+from mm_lightning.inference.sampling import DEFAULTS, Sampler, Sampling
+from mm_lightning.inference.text import TextStream, check_stop
+
+if TYPE_CHECKING:
+    from mm_lightning.data.tokenizer import Tokenizer
+    from mm_lightning.networks import Network
+
+
+@dataclass(frozen=True)
+class Turns:
+    """What is written around the turns.
+
+    Args:
+        user: a turn of the person's, `{}` standing for what was typed.
+        answer: what stands before an answer.
+        stop: an answer ends before any of these strings; they do not enter the document.
+    """
+
+    user: str = "{}"
+    answer: str = ""
+    stop: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        check_stop(self.stop)
+        if "{}" not in self.user:
+            raise UserError(f"the user's turn needs a {{}} for what is typed, got {self.user!r}")
+
+
+class Conversation:
+    """A document that goes on turn by turn, nothing of which is read twice.
+
+    What the network remembers is exactly what was shown: a stop string that it wrote is taken out of its memory again.
+
+    Args:
+        network: in evaluation mode.
+        tokenizer: the one it was trained with.
+        sampling: how tokens are drawn; may be changed between turns.
+        turns: what is written around them.
+        max_new_tokens: of an answer; may be changed between turns.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        tokenizer: Tokenizer,
+        sampling: Sampling = DEFAULTS,
+        turns: Turns | None = None,
+        max_new_tokens: int = 200,
+    ) -> None:
+        self.network, self.tokenizer = network, tokenizer
+        self.sampling, self.turns, self.max_new_tokens = sampling, turns or Turns(), max_new_tokens
+        self._stopping = False
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets everything."""
+        self.reader = Reader(self.network)
+        self._answers = 0
+        self._read([self.tokenizer.bos])
+
+    def load(self, path: str | Path) -> None:
+        """Forgets everything but the document of a memory file."""
+        self.reader = load_memory(path, self.network, self.tokenizer)
+        self._answers = 0
+
+    def save(self, path: str | Path) -> None:
+        """Writes what is remembered to a memory file."""
+        save_memory(path, self.reader, self.tokenizer)
+
+    def read(self, text: str, report: Callable[[int], Any] | None = None) -> None:
+        """Reads a text at the end of the document; interrupted, it is as if nothing had been read.
+
+        Args:
+            text: what to read.
+            report: as for :meth:`Reader.read`.
+        """
+        self._read(self.tokenizer.encode(text), report)
+
+    def answer(self, text: str) -> Iterator[str]:
+        """The pieces of the network's answer to what was typed, each as soon as it is certain and remembered."""
+        self._stopping = False
+        self.read(self.turns.user.replace("{}", text) + self.turns.answer)
+        sampler = Sampler(self.sampling, self.reader.documents, [self._answers])
+        self._answers += 1
+        written = TextStream(self.tokenizer, self.turns.stop)
+        settled: Any = None  # what was remembered before text that may become a stop string
+        since = ""
+        for _ in range(self.max_new_tokens):
+            token = int(sampler.draw(self.reader.logits))
+            if token == self.tokenizer.eos or self._stopping:
+                break
+            piece = written.add(token)
+            if settled is None and not written.settled:
+                settled, since = self.reader.mark(), ""
+            since += piece
+            if written.stopped:
+                self.reader.rewind(settled)
+                self.read(since)
+                yield piece
+                return
+            self._read([token])
+            if written.settled:
+                settled = None
+            if piece:
+                yield piece
+        rest = written.finish()
+        if rest:
+            yield rest
+
+    def interrupt(self) -> None:
+        """Ends the answer that is being written before its next token."""
+        self._stopping = True
+
+    def _read(self, tokens: list[int], report: Callable[[int], Any] | None = None) -> None:
+        if not tokens:
+            return
+        mark = self.reader.mark() if len(tokens) > 1 else None
+        try:
+            self.reader.read([tokens], report)
+        except BaseException:
+            if mark is not None:
+                self.reader.rewind(mark)
+            raise

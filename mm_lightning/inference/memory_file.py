@@ -1,0 +1,188 @@
+"""A memory is data: what a network remembers of a document, in a file.
+
+A memory file is a safetensors file. Its tensors are those of the state of inference, by name, and beside them
+
+    document    (T,) int64, the tokens of the whole document: whoever has the file has the text
+    logits      (V,) float32 for the token after it
+
+Its metadata say what can read it: `format` and `version` of the file, `tokens` T, `network` (class and fields, JSON),
+`weights` (a fingerprint of them) and `tokenizer` (its sha256).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mm_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from mm_lightning.data.tokenizer import Tokenizer
+    from mm_lightning.inference.reader import Reader
+    from mm_lightning.networks import Network
+
+FORMAT, VERSION = "mm-lightning memory", 1
+SAMPLED = 256
+"""Numbers of each parameter that enter the fingerprint."""
+
+
+def save_memory(path: str | Path, reader: Reader, tokenizer: Tokenizer) -> None:
+    """Writes what a reader of one document remembers.
+
+    Args:
+        path: the file; an older memory file is replaced, whole or not at all.
+        reader: has read something.
+        tokenizer: of the document.
+
+    Raises:
+        UserError: another kind of file is there, or it cannot be written.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    if len(reader.documents) != 1 or reader.logits is None:
+        raise ValueError("a memory file holds one document, of which something was read")
+    target = Path(path).expanduser()
+    check_target(target)
+    tensors = {f"state.{name}": x.contiguous() for name, x in reader.state.tensors().items()}
+    tensors["document"] = torch.tensor(reader.documents[0])
+    tensors["logits"] = reader.logits[0].float()
+    about = {"format": FORMAT, "version": str(VERSION), "tokens": str(len(reader.documents[0]))}
+    partial = target.with_name(target.name + ".partial")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, partial, about | _describe(reader.network, tokenizer))
+        os.replace(partial, target)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"cannot write the memory file {target}: {error}") from error
+
+
+def check_target(path: str | Path) -> None:
+    """Raises a UserError where writing a memory file would destroy something else."""
+    target = Path(path).expanduser()
+    if target.is_dir():
+        raise UserError(f"{target} is a folder: name a file for the memory")
+    if target.exists():
+        try:
+            _metadata(target)
+        except UserError as error:
+            raise UserError(f"{target} exists and is not a memory file: name another file") from error
+
+
+def load_memory(
+    path: str | Path, network: Network, tokenizer: Tokenizer, capacity: int = 0, together: int | None = None
+) -> Reader:
+    """A reader that remembers the document of a memory file.
+
+    Args:
+        path: the file.
+        network: the one that wrote it, in evaluation mode.
+        tokenizer: that of the document.
+        capacity: tokens beyond the document to make room for at once.
+        together: as for :class:`Reader`.
+
+    Raises:
+        UserError: it cannot be read, or is of another network or tokenizer.
+    """
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    from mm_lightning.inference.reader import READ_TOKENS, Reader
+
+    path = Path(path).expanduser()
+    about = _metadata(path)
+    _check(path, about, _describe(network, tokenizer))
+    device = next(network.parameters()).device
+    try:
+        with safe_open(path, "pt", str(device)) as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        reader = Reader(network, 1, int(about["tokens"]) + capacity, together or READ_TOKENS)
+        reader.documents = [tensors.pop("document").tolist()]
+        reader.logits = tensors.pop("logits")[None]
+        dtype = _computed_in(network, device)
+        with torch.inference_mode():
+            state = {name.removeprefix("state."): x for name, x in tensors.items()}
+            reader.state.load({n: x.to(dtype) if n.endswith(PAIRS) else x for n, x in state.items()})
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise UserError(f"{path} is a damaged memory file ({error}): read the text again with `mm remember`") from error
+    return reader
+
+
+PAIRS = (".keys", ".values", ".raw")
+"""Tensors of the state that have the type the network computes in."""
+
+
+def _computed_in(network: Network, device: torch.device) -> torch.dtype:
+    import torch
+
+    if torch.is_autocast_enabled(device.type):
+        return torch.get_autocast_dtype(device.type)
+    return next(network.parameters()).dtype
+
+
+def _describe(network: Network, tokenizer: Tokenizer) -> dict[str, str]:
+    from mm_lightning.training.checkpoint import describe_network
+
+    described = json.dumps(describe_network(network.config, None, None)["network"])
+    return {"network": described, "weights": fingerprint(network), "tokenizer": tokenizer.sha256}
+
+
+def fingerprint(network: Network) -> str:
+    """A hash of evenly spaced numbers of every parameter, rounded to bf16: the same on any device and in any type."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, parameter in network.named_parameters():
+        flat = parameter.detach().flatten()
+        chosen = flat[:: max(1, len(flat) // SAMPLED)].to("cpu", torch.bfloat16)
+        digest.update(f"{name} {tuple(parameter.shape)}".encode())
+        digest.update(chosen.view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise UserError(f"there is no memory file {path}: `mm remember` and `/save` in `mm chat` write one")
+    try:
+        with safe_open(path, "pt") as file:
+            about = file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} is not a memory file, or a damaged one: {error}") from error
+    if about.get("format") != FORMAT:
+        raise UserError(f"{path} is not a memory file: `mm remember` and `/save` in `mm chat` write one")
+    if about.get("version") != str(VERSION):
+        raise UserError(
+            f"{path} is of version {about.get('version')} of the memory file, this program reads {VERSION}: "
+            f"use the program that wrote it, or read the text again with `mm remember`"
+        )
+    return about
+
+
+def _check(path: Path, saved: dict[str, str], wanted: dict[str, str]) -> None:
+    if saved["network"] != wanted["network"]:
+        old, new = json.loads(saved["network"]), json.loads(wanted["network"])
+        fields = old["fields"].keys() | new["fields"].keys()
+        different = [
+            f"{key} {old['fields'].get(key)} instead of {new['fields'].get(key)}"
+            for key in sorted(fields)
+            if old["fields"].get(key) != new["fields"].get(key)
+        ]
+        if old["class"] != new["class"]:
+            different = [f"{old['class']} instead of {new['class']}"]
+        raise UserError(f"{path} is the memory of another network: {', '.join(different)}")
+    if saved["tokenizer"] != wanted["tokenizer"]:
+        raise UserError(f"{path} is the memory of a network with another tokenizer")
+    if saved["weights"] != wanted["weights"]:
+        raise UserError(
+            f"{path} is the memory of a network with other weights, such as another checkpoint of the same run: "
+            f"use the checkpoint it was made with, or read the text again with `mm remember`"
+        )

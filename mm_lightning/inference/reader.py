@@ -1,0 +1,93 @@
+"""A network that reads documents and remembers them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mm_lightning.networks import Network
+
+READ_TOKENS = 2048
+"""Tokens, over all documents, that go through the network together: what bounds the memory of reading."""
+
+
+class Reader:
+    """Documents that a network reads side by side, each token once.
+
+    Args:
+        network: in evaluation mode.
+        batch: documents, B.
+        capacity: tokens of a document to make room for at once.
+        together: tokens, over all documents, that go through the network together.
+
+    Attributes:
+        state: what the network remembers.
+        documents: the tokens of each document, all of them read.
+        logits: (B, V) for the token after each document; None before anything was read.
+    """
+
+    def __init__(self, network: Network, batch: int = 1, capacity: int = 0, together: int = READ_TOKENS) -> None:
+        self.network, self.together = network, together
+        self.state = network.new_state(batch, capacity)
+        self.documents: list[list[int]] = [[] for _ in range(batch)]
+        self.logits: Tensor | None = None
+
+    def read(self, tokens: Sequence[Sequence[int]], report: Callable[[int], Any] | None = None) -> None:
+        """Reads on in every document.
+
+        Args:
+            tokens: of each document, what comes next. Numbers of tokens may differ where documents begin.
+            report: called with the number of tokens of a row that have gone through the network, from time to time.
+        """
+        longest = max(map(len, tokens))
+        missing = [longest - len(row) for row in tokens]
+        if any(missing) and (self.state.length or max(missing) == longest):
+            raise ValueError("only at their beginning may documents have unequal numbers of tokens, and none of them 0")
+        device = next(self.network.parameters()).device
+        rows = torch.tensor([[0] * pad + list(row) for row, pad in zip(tokens, missing, strict=True)])
+        starts = None
+        if any(missing):
+            starts = torch.arange(longest) == torch.tensor(missing)[:, None]
+        size = max(1, self.together // len(missing))
+        for at in range(0, longest, size):
+            part = slice(at, at + size)
+            begin = None if starts is None else starts[:, part].to(device)
+            with torch.inference_mode():
+                logits = self.network(rows[:, part].to(device), state=self.state, starts=begin, last=1)
+                self.logits = logits[:, -1]
+            if report is not None:
+                report(min(size, longest - at))
+        for document, row in zip(self.documents, tokens, strict=True):
+            document.extend(row)
+
+    def fork(self, rows: Sequence[int], capacity: int = 0) -> Reader:
+        """A reader of the chosen documents, any of them as often as wanted, that goes on by itself.
+
+        Args:
+            rows: which.
+            capacity: tokens of a document to make room for at once.
+        """
+        reader = Reader(self.network, len(rows), capacity, self.together)
+        reader.documents = [list(self.documents[row]) for row in rows]
+        if self.logits is not None:
+            with torch.inference_mode():
+                index = torch.tensor(rows, device=self.logits.device)
+                self.state.rows(index, reader.state)
+                reader.logits = self.logits[index]
+        return reader
+
+    def mark(self) -> Any:
+        """The present, to which :meth:`rewind` goes back."""
+        return self.state.mark(), [len(document) for document in self.documents], self.logits
+
+    def rewind(self, mark: Any) -> None:
+        """Forgets all that was read since a mark, which can be used once."""
+        state, lengths, self.logits = mark
+        self.state.rewind(state)
+        for document, length in zip(self.documents, lengths, strict=True):
+            del document[length:]

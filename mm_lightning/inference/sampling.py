@@ -1,0 +1,143 @@
+"""Which token comes next: the choice among the logits of many documents at once."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mm_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn.
+
+    The filters work in the order repetition_penalty, temperature, top_k, top_p, min_p; each sees the probabilities
+    that the one before has left, scaled to a sum of 1.
+
+    Args:
+        temperature: divides the logits: lower is safer, higher is more varied; 0 always takes the most probable token.
+        top_k: draw from the k most probable tokens only.
+        top_p: draw from the fewest tokens whose probabilities reach p.
+        min_p: draw from tokens at least so many times as probable as the most probable one.
+        repetition_penalty: above 1 makes tokens that the document has already less likely: a positive logit is
+            divided by it, a negative one multiplied.
+        seed: of the draws.
+
+    Raises:
+        UserError: a setting is out of range.
+    """
+
+    temperature: float = 0.8
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            raise UserError(f"temperature must be at least 0 (always the most probable token), got {self.temperature}")
+        if self.top_k is not None and self.top_k < 1:
+            raise UserError(f"top_k must be at least 1, got {self.top_k}")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise UserError(f"top_p must be above 0 and at most 1, got {self.top_p}")
+        if self.min_p is not None and not 0 <= self.min_p <= 1:
+            raise UserError(f"min_p must be between 0 and 1, got {self.min_p}")
+        if not 0 < self.repetition_penalty < float("inf"):
+            raise UserError(f"repetition_penalty must be above 0 (1 is none), got {self.repetition_penalty}")
+
+
+DEFAULTS = Sampling()
+
+
+def candidates(logits: Tensor, sampling: Sampling, seen: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The tokens that may come next, and how probable each is.
+
+    Args:
+        logits: (B, V).
+        sampling: the filters.
+        seen: (B, V) bool, the tokens that the repetition penalty is for.
+
+    Returns:
+        (B, K) probabilities in float32, 0 where a filter took the token out, and (B, K) int64 tokens.
+    """
+    import torch
+
+    logits = logits.float()
+    if seen is not None:
+        penalty = sampling.repetition_penalty
+        logits = torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+    best = logits.amax(-1, keepdim=True)
+    if not best.isfinite().all():
+        raise UserError("the network's logits are not finite: its weights are damaged, or its training diverged")
+    if sampling.temperature == 0:
+        return torch.ones_like(best), logits.argmax(-1, keepdim=True)
+    logits = (logits - best) / sampling.temperature
+    if sampling.top_k is not None:
+        logits, tokens = logits.topk(min(sampling.top_k, logits.shape[-1]))
+    elif sampling.top_p is not None:
+        logits, tokens = logits.sort(descending=True, stable=True)
+    else:
+        tokens = torch.arange(logits.shape[-1], device=logits.device).expand_as(logits)
+    kept = logits.softmax(-1)
+    if sampling.top_p is not None:
+        before = kept.cumsum(-1) - kept  # a token stays if those before it have not reached p yet
+        kept = kept.masked_fill(before >= sampling.top_p, 0)
+    if sampling.min_p is not None:
+        kept = kept.masked_fill(kept < sampling.min_p * kept.amax(-1, keepdim=True), 0)
+    return kept / kept.sum(-1, keepdim=True), tokens
+
+
+class Sampler:
+    """Draws the next tokens of B documents, each by random numbers of its own.
+
+    A document's draws depend on the seed, its number and its own logits: not on its neighbours, nor on the device.
+
+    Args:
+        sampling: how.
+        documents: the tokens of each so far, for the repetition penalty.
+        numbers: of the documents, which name their random numbers; 0, 1, ... if not given.
+    """
+
+    def __init__(
+        self, sampling: Sampling, documents: Sequence[Sequence[int]], numbers: Sequence[int] | None = None
+    ) -> None:
+        self.sampling = sampling
+        numbers = range(len(documents)) if numbers is None else numbers
+        self._random = [random.Random(f"document {number} of seed {sampling.seed}") for number in numbers]
+        self._documents = documents
+        self._seen: Tensor | None = None  # (B, V) bool
+
+    def draw(self, logits: Tensor) -> Tensor:
+        """(B,) int64 tokens from (B, V) logits."""
+        import torch
+
+        if self.sampling.repetition_penalty != 1 and self._seen is None:
+            self._seen = torch.zeros_like(logits, dtype=torch.bool)
+            for row, document in enumerate(self._documents):
+                self._seen[row, torch.tensor(sorted(set(document)), dtype=torch.int64, device=logits.device)] = True
+        probabilities, tokens = candidates(logits, self.sampling, self._seen)
+        place = torch.zeros_like(tokens[:, :1])
+        if self.sampling.temperature > 0:
+            # Of 32 bits: in float64 a share of the total is then below the total also after rounding.
+            share = [generator.getrandbits(32) / 2**32 for generator in self._random]
+            total = probabilities.double().cumsum(-1)
+            wanted = torch.tensor(share, dtype=total.dtype, device=total.device)[:, None] * total[:, -1:]
+            place = torch.searchsorted(total, wanted, right=True)
+        drawn = tokens.gather(1, place)
+        if self._seen is not None:
+            self._seen.scatter_(1, drawn, True)
+        return drawn[:, 0]
+
+    def keep(self, rows: list[int]) -> None:
+        """Goes on with these documents only."""
+        self._random = [self._random[row] for row in rows]
+        self._documents = [self._documents[row] for row in rows]
+        if self._seen is not None:
+            self._seen = self._seen[rows]
