@@ -47,7 +47,9 @@ class Recites(torch.nn.Module):
         return Places(batch)
 
     def forward(self, tokens, state, starts=None, last=1):
-        begun = torch.full((len(tokens),), tokens.shape[1]) if starts is None else tokens.shape[1] - starts.int().argmax(1)
+        begun = (
+            torch.full((len(tokens),), tokens.shape[1]) if starts is None else tokens.shape[1] - starts.int().argmax(1)
+        )
         state.place += begun
         state.length += tokens.shape[1]
         logits = torch.zeros(len(tokens), 1, 258)

@@ -1,0 +1,124 @@
+"""`mm generate`, `mm chat` and `mm remember`, with a network in the place of a checkpoint's."""
+
+import io
+import json
+
+import pytest
+
+from mm_lightning.cli import main
+from tests.inference.conftest import Recites
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """Chooses the network that every checkpoint holds."""
+
+    def load(network, tokenizer):
+        monkeypatch.setattr("mm_lightning.training.checkpoint.load_network", lambda *_: (network, tokenizer))
+
+    return load
+
+
+def run(*args):
+    return main([args[0], "--checkpoint", "x", "--device", "cpu", *map(str, args[1:])])
+
+
+def test_one_prompt(load, tokenizer, capsys):
+    load(Recites("one two\nthree"), tokenizer)
+    assert run("generate", "--prompt", "on", "--stop", r"\nthree") == 0
+    assert capsys.readouterr().out == "one two\n"
+    assert run("generate", "--prompt", "on", "--max_new_tokens", 2, "--samples", 2) == 0
+    assert capsys.readouterr().out == "--- 1 of 2\none \n--- 2 of 2\none \n"
+
+
+@pytest.mark.parametrize("kind", ["txt", "jsonl"])
+def test_a_file_of_prompts(load, tokenizer, capsys, tmp_path, kind):
+    load(Recites("abcdefgh"), tokenizer)
+    prompts, output = tmp_path / f"p.{kind}", tmp_path / "new" / "o.jsonl"
+    lines = {"txt": "abc\n\na\nabcde\n", "jsonl": '{"prompt": "abc", "id": 1}\n{"prompt": "a"}\n{"prompt": "abcde"}\n'}
+    prompts.write_text(lines[kind])
+    settings = ["--prompts", prompts, "--max_new_tokens", 4, "--batch_size", 2]
+    assert run("generate", *settings, "--output", output) == 0
+    found = [json.loads(line) for line in output.read_text().splitlines()]
+    assert found == [{"prompt": p, "text": t} for p, t in (("abc", "defg"), ("a", "bcde"), ("abcde", "fgh"))]
+    assert capsys.readouterr().out == ""
+    assert run("generate", *settings, "--output", output) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert run("generate", *settings, "--samples", 2) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[1]) == {"prompt": "a", "texts": ["bcde", "bcde"]}
+
+
+def test_batches_do_not_change_texts(load, network, tokenizer, capsys, tmp_path):
+    load(network, tokenizer)
+    prompts = tmp_path / "p.txt"
+    prompts.write_text("one\nthe second\n3\n")
+    settings = ["--prompts", prompts, "--max_new_tokens", 6, "--samples", 2, "--top_p", 0.9, "--seed", 3]
+    outputs = []
+    for size in (1, 2):
+        assert run("generate", *settings, "--batch_size", size) == 0
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0] == outputs[1]
+
+
+def test_a_document_is_remembered_and_asked(load, network, tokenizer, capsys, tmp_path, monkeypatch):
+    load(network, tokenizer)
+    text, memory, prompts = tmp_path / "a.txt", tmp_path / "a.memory", tmp_path / "p.txt"
+    text.write_text("what is to be remembered")
+    assert run("remember", "--text", text, "--output", memory) == 0
+    assert "25 tokens" in capsys.readouterr().out
+    settings = ["--max_new_tokens", 6, "--temperature", 0]
+    assert run("generate", *settings, "--prompt", "what is to be remembered, and") == 0
+    read = capsys.readouterr().out.removeprefix("what is to be remembered")
+    assert run("generate", *settings, "--memory", memory, "--prompt", ", and") == 0
+    assert capsys.readouterr().out == read
+    prompts.write_text(", and\n or\n")
+    assert run("generate", *settings, "--memory", memory, "--prompts", prompts, "--samples", 2) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == {"prompt": ", and", "texts": [read.removeprefix(", and").removesuffix("\n")] * 2}
+    assert lines[1]["prompt"] == " or"
+    monkeypatch.setattr("sys.stdin", io.StringIO("/stats\n, and\n"))
+    assert run("chat", *settings, "--memory", memory) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("25 tokens")
+    assert out.split("MB\n")[1] == read.removeprefix(", and")
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "message"),
+    [
+        (None, "p.txt", "there is no text file"),
+        (b"", "p.txt", "is empty"),
+        (b"\n \n", "p.txt", "holds no prompts"),
+        (b"\xff\xfe", "p.txt", "is not a text in UTF-8: byte 0"),
+        (b'{"prompt": "a"}\n{"prompt": \n', "p.jsonl", "p.jsonl, line 2 is not JSON"),
+        (b'\n{"text": "a"}\n', "p.jsonl", 'p.jsonl, line 2 has no text under the key "prompt"'),
+        (b"[1]\n", "p.jsonl", "line 1 has no text"),
+    ],
+)
+def test_prompt_files_that_cannot_be_read(capsys, tmp_path, content, name, message):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    assert run("generate", "--prompts", tmp_path / name) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("generate", "--prompt", "a", "--prompts", "b"), "give --prompt or --prompts"),
+        (("generate", "--samples", "0"), "samples must be at least 1"),
+        (("generate", "--top_p", "2"), "top_p must be above 0"),
+        (("generate", "--temprature", "2"), "did you mean --temperature?"),
+        (("generate", "--stop", ""), "not empty"),
+        (("chat", "--user", "User:"), "needs a {}"),
+        (("chat", "--max_new_tokens", "0"), "max_new_tokens must be at least 1"),
+        (("remember", "--text", "nowhere.txt", "--output", "a"), "there is no text file nowhere.txt"),
+    ],
+)
+def test_mistakes(capsys, args, message):
+    assert run(*args) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
