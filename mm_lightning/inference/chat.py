@@ -127,9 +127,9 @@ def obey(talk: Conversation, line: str) -> bool:
     if name == "help":
         print(HELP)
     elif name == "read":
-        text = read_text(value)
-        with ReadingBar(len(talk.tokenizer.encode(text))) as bar:
-            talk.read(text, bar.advance)
+        tokens = talk.tokenizer.encode(read_text(value))
+        with ReadingBar(len(tokens)) as bar:
+            talk.read(tokens, bar.advance)
     elif name == "save":
         talk.save(value)
     elif name == "load":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -130,21 +131,27 @@ def _print_samples(prompt: str, written: Written, samples: int) -> None:
 def _write_lines(written: Written, samples: int, total: int, target: Path | None) -> None:
     from mm_lightning.inference.generate import collect
 
-    if target is not None:
-        target.parent.mkdir(parents=True, exist_ok=True)
+    with opened(target) as file, ReadingBar(total, "prompts", shown=target is not None) as bar:
+        for prompts, pieces in written:
+            texts = collect(pieces, len(prompts) * samples)
+            for n, prompt in enumerate(prompts):
+                own = texts[n * samples : (n + 1) * samples]
+                line = {"prompt": prompt} | ({"text": own[0]} if samples == 1 else {"texts": own})
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            file.flush()
+            bar.advance(len(prompts))
+
+
+@contextlib.contextmanager
+def opened(target: Path | None) -> Iterator[TextIO]:
+    """A file to write to; standard output for none."""
+    if target is None:
+        yield sys.stdout
+        return
     try:
-        file: TextIO = sys.stdout if target is None else open(target, "w", encoding="utf-8")  # noqa: SIM115
-        with ReadingBar(total, "prompts", shown=target is not None) as bar:
-            for prompts, pieces in written:
-                texts = collect(pieces, len(prompts) * samples)
-                for n, prompt in enumerate(prompts):
-                    own = texts[n * samples : (n + 1) * samples]
-                    line = {"prompt": prompt} | ({"text": own[0]} if samples == 1 else {"texts": own})
-                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
-                file.flush()
-                bar.advance(len(prompts))
-        if target is not None:
-            file.close()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with open(target, "w", encoding="utf-8") as file:
+            yield file
     except OSError as error:
         raise UserError(f"cannot write {target}: {error.strerror}") from error
 

@@ -68,7 +68,7 @@ class Conversation:
         """Forgets everything."""
         self.reader = Reader(self.network)
         self._answers = 0
-        self._read([self.tokenizer.bos])
+        self.read([self.tokenizer.bos])
 
     def load(self, path: str | Path) -> None:
         """Forgets everything but the document of a memory file."""
@@ -79,14 +79,23 @@ class Conversation:
         """Writes what is remembered to a memory file."""
         save_memory(path, self.reader, self.tokenizer)
 
-    def read(self, text: str, report: Callable[[int], Any] | None = None) -> None:
-        """Reads a text at the end of the document; interrupted, it is as if nothing had been read.
+    def read(self, text: str | list[int], report: Callable[[int], Any] | None = None) -> None:
+        """Reads on at the end of the document; interrupted, it is as if nothing had been read.
 
         Args:
-            text: what to read.
+            text: what to read, or its tokens.
             report: as for :meth:`Reader.read`.
         """
-        self._read(self.tokenizer.encode(text), report)
+        tokens = self.tokenizer.encode(text) if isinstance(text, str) else text
+        if not tokens:
+            return
+        mark = self.reader.mark() if len(tokens) > 1 else None
+        try:
+            self.reader.read([tokens], report)
+        except BaseException:
+            if mark is not None:
+                self.reader.rewind(mark)
+            raise
 
     def answer(self, text: str) -> Iterator[str]:
         """The pieces of the network's answer to what was typed, each as soon as it is certain and remembered."""
@@ -110,7 +119,7 @@ class Conversation:
                 self.read(since)
                 yield piece
                 return
-            self._read([token])
+            self.read([token])
             if written.settled:
                 settled = None
             if piece:
@@ -122,14 +131,3 @@ class Conversation:
     def interrupt(self) -> None:
         """Ends the answer that is being written before its next token."""
         self._stopping = True
-
-    def _read(self, tokens: list[int], report: Callable[[int], Any] | None = None) -> None:
-        if not tokens:
-            return
-        mark = self.reader.mark() if len(tokens) > 1 else None
-        try:
-            self.reader.read([tokens], report)
-        except BaseException:
-            if mark is not None:
-                self.reader.rewind(mark)
-            raise

@@ -110,6 +110,9 @@ def load_memory(
         with torch.inference_mode():
             state = {name.removeprefix("state."): x for name, x in tensors.items()}
             reader.state.load({n: x.to(dtype) if n.endswith(PAIRS) else x for n, x in state.items()})
+        parts = {name.rpartition(".")[0] for name in state}
+        if reader.state.tensors().keys() != state.keys() or reader.state.parts.keys() - parts:
+            raise ValueError("tensors are missing")
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise UserError(f"{path} is a damaged memory file ({error}): read the text again with `mm remember`") from error
     return reader

@@ -109,7 +109,11 @@ def test_files_that_are_no_memory(network, tokenizer, tmp_path):
     save_file(tensors, path, {**about, "version": "2"})
     with pytest.raises(UserError, match="of version 2 of the memory file, this program reads 1"):
         load_memory(path, network, tokenizer)
-    del tensors["state.length"]
-    save_file(tensors, path, about)
+    for missing in ("state.length", "document", "state.blocks.0.contextual.long.keys"):
+        save_file({name: x for name, x in tensors.items() if name != missing}, path, about)
+        with pytest.raises(UserError, match="a damaged memory file"):
+            load_memory(path, network, tokenizer)
+    begin = "state.blocks.1.contextual.short."
+    save_file({name: x for name, x in tensors.items() if not name.startswith(begin)}, path, about)
     with pytest.raises(UserError, match="a damaged memory file"):
         load_memory(path, network, tokenizer)
