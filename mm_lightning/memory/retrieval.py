@@ -159,6 +159,7 @@ def _windowed(q: Tensor, k: Tensor, v: Tensor, size: int, scale: float, gqa: boo
 
 
 @lru_cache(maxsize=8)
+@torch.inference_mode(False)  # what inference is first to ask for, training uses later
 def _band(size: int, back: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """(BLOCK, (back + 1) BLOCK) additive mask of a block of queries over its keys: 0 where visible, else -inf."""
     query = torch.arange(BLOCK, device=device)[:, None] + back * BLOCK

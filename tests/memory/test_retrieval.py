@@ -125,6 +125,16 @@ def test_nothing_to_read_still_gives_every_input_a_gradient():
     assert all((g == 0).all() for g in torch.autograd.grad(out.sum(), arguments))
 
 
+def test_training_after_inference_mode():
+    """What is kept from one read to the next must not be an inference tensor."""
+    retrieval._band.cache_clear()
+    span, documents = Span(1, 20), Documents.whole(2, 200)
+    with torch.inference_mode():
+        read(*inputs(200), span, documents)
+    arguments = inputs(200)
+    torch.autograd.grad(read(*arguments, span, documents).sum(), arguments)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("span", SPANS.values(), ids=SPANS)
