@@ -110,8 +110,11 @@ def flags(function: Callable[..., Any], args: list[str]) -> list[str]:
     switches = {
         f"--{p.name}" for p in inspect.signature(function).parameters.values() if p.annotation in (bool, "bool")
     }
-    alone = [following is None or following.startswith("--") for following in [*args[1:], None]]
-    return [f"{arg}=true" if arg in switches and last else arg for arg, last in zip(args, alone, strict=True)]
+    following = [*args, "--"][1:]
+    return [
+        f"{arg}=true" if arg in switches and after.startswith("--") else arg
+        for arg, after in zip(args, following, strict=True)
+    ]
 
 
 def run_function(name: str, args: list[str]) -> None:

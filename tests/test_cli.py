@@ -79,3 +79,11 @@ def test_a_user_error_is_one_line(monkeypatch, capsys):
     monkeypatch.setattr("mm_lightning.cli.dispatch", fail)
     assert main([]) == 2
     assert capsys.readouterr().err == "mm: first second\n"
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in COMMANDS if name not in ("cost", "benchmark step", "benchmark decode")]
+)
+def test_a_command_without_arguments_says_what_it_needs(name, capsys):
+    assert main(name.split()) == 2
+    assert "required" in capsys.readouterr().err

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import statistics
+import subprocess
+import sys
+import time
 from typing import Any
 
 from mm_lightning.experiments.cost import scaled
@@ -34,9 +37,11 @@ def show_plan(runs: list[Run], jobs: int, measure: bool) -> None:
         console.width = 140  # a file has room for long names
     first = {name: group[0] for name, group in by_variant.items()}
     timed: dict[str, float | None] = dict.fromkeys(first)
+    start = 0.0
     if measure:
         names = track(first, "timing a step of each", console=console, transient=True)
         timed = {name: run_seconds(first[name], jobs) for name in names}
+        start = start_seconds()
 
     table = Table("variant", "seeds", "parameters", "FLOPs/token", "steps", "tokens", "FLOPs", "time of a run")
     for column in table.columns[1:]:
@@ -60,9 +65,16 @@ def show_plan(runs: list[Run], jobs: int, measure: bool) -> None:
         missing = "" if not measure else f": {known.count(None)} runs are too large to be timed here"
         print(f"{total}; time not measured{missing}")
     else:
-        hours = sum(seconds for seconds in known if seconds is not None) / jobs
+        seconds = sum(each + start for each in known if each is not None) / jobs
         at_once = f", {jobs} at once" if jobs > 1 else ""
-        print(f"{total}; about {clock(hours)}{at_once} (steps and validation; starting a run takes some seconds more)")
+        print(f"{total}; about {clock(seconds)}{at_once}, {clock(start)} to start each of them included")
+
+
+def start_seconds() -> float:
+    """What it takes a process to import what training needs."""
+    begin = time.perf_counter()
+    subprocess.run([sys.executable, "-c", "import mm_lightning.training.cli"], check=True, capture_output=True)
+    return time.perf_counter() - begin
 
 
 def run_seconds(run: Run, jobs: int) -> float | None:
@@ -74,7 +86,7 @@ def run_seconds(run: Run, jobs: int) -> float | None:
     """
     import torch
 
-    from mm_lightning.experiments.launchers import LocalProcesses
+    from mm_lightning.experiments.launchers import threads_each
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data, trainer = run.config["data"], run.config["trainer"]
@@ -82,7 +94,7 @@ def run_seconds(run: Run, jobs: int) -> float | None:
     if micro * context * run.training_flops_per_token > MOST_FLOPS[device.type]:
         return None
     threads = torch.get_num_threads()
-    torch.set_num_threads(LocalProcesses(jobs).threads())
+    torch.set_num_threads(threads_each(jobs))
     try:
         seconds = step_seconds(run.network, micro, context, str(trainer["precision"]), device)
     except (torch.OutOfMemoryError, MemoryError):

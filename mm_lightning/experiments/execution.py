@@ -8,6 +8,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mm_lightning.errors import UserError
 from mm_lightning.experiments.launchers import Handle, Launcher, Work
 from mm_lightning.training.loggers import clock
 
@@ -42,8 +43,13 @@ def execute(works: dict[str, Work], launcher: Launcher, poll_seconds: float = 0.
         while waiting or active:
             while waiting and len(active) < launcher.slots:
                 name = waiting.popleft()
-                active[name] = launcher.start(works[name])
-                watch.started(name)
+                try:
+                    active[name] = launcher.start(works[name])
+                except UserError as error:  # it cannot be started; the others can
+                    outcome.failed.append(name)
+                    watch.refused(name, str(error))
+                else:
+                    watch.started(name)
             for name, handle in list(active.items()):
                 status = handle.poll()
                 if status is None:
@@ -54,6 +60,7 @@ def execute(works: dict[str, Work], launcher: Launcher, poll_seconds: float = 0.
                     watch.ended(name)
                 else:
                     outcome.failed.append(name)
+                    works[name].failure.write_text(f"{status}\n", encoding="utf-8")
                     watch.failed(name, status)
             watch.look(active)
             time.sleep(poll_seconds)
@@ -113,6 +120,11 @@ class Watch:
         log = self.works[name].folder / "log.txt"
         lines = tail(log, LOG_LINES)
         self._say(f"FAILED {name} (exit status {status}); the end of {log}:\n" + "\n".join(f"    {x}" for x in lines))
+
+    def refused(self, name: str, why: str) -> None:
+        """A run could not be started."""
+        self._ended += 1
+        self._say(f"FAILED {name}: {why}")
 
     def look(self, active: dict[str, Handle]) -> None:
         """Shows how far the running ones are."""

@@ -146,8 +146,8 @@ def _final(study: Study, rows: list[Row]) -> Drawing | None:
         right.sharey(left)
         right.tick_params(labelleft=False)
         right.axvline(0, color=INK, linewidth=1)
-        right.set_xlabel(f"difference from {study.baseline}")
-        caption += f" Right: differences from {study.baseline} seed by seed, their mean and its 95% interval"
+        right.set_xlabel(f"difference from {study.reference_in_words}")
+        caption += f" Right: differences from {study.reference_in_words} seed by seed, their mean and its 95% interval"
         caption += _cut(right, rows) + "."
     return drawing(figure, "final", caption)
 

@@ -43,6 +43,11 @@ class Work:
         mark = newest and newest / "finished.json"
         return bool(mark and mark.is_file() and json.loads(mark.read_text(encoding="utf-8"))["step"] >= self.steps)
 
+    @property
+    def failure(self) -> Path:
+        """The mark of a run that ended with an error, which holds its exit status."""
+        return self.folder / "failed"
+
     def latest(self) -> dict[str, float]:
         """The newest value of each of its metrics."""
         newest = self.run_folder
@@ -76,6 +81,7 @@ class Work:
 
     def train(self, environment: dict[str, str] | None = None, **options: Any) -> subprocess.Popen:
         """Starts its command; what it prints goes to log.txt."""
+        self.failure.unlink(missing_ok=True)
         with (self.folder / "log.txt").open("ab") as log:
             return subprocess.Popen(
                 self.command(),
@@ -115,10 +121,16 @@ class Launcher(Protocol):
         """Starts a run."""
 
 
+def threads_each(jobs: int) -> int:
+    """CPU threads of each of so many runs at once."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // jobs)
+
+
 class LocalProcesses:
     """Runs on this machine, each in a process of its own.
 
-    With several at once each has its share of the CPU cores; where there are GPUs, each has one of them.
+    With several at once each has its share of the CPU cores, and of the GPUs where there are any.
 
     Args:
         jobs: how many at once.
@@ -130,21 +142,20 @@ class LocalProcesses:
         import torch
 
         self.slots = jobs
-        self._gpus = torch.cuda.device_count()
+        named = os.environ.get("CUDA_VISIBLE_DEVICES")
+        self._gpus = named.split(",") if named else [str(n) for n in range(torch.cuda.device_count())]
         self._places: list[LocalProcess | None] = [None] * jobs
-
-    def threads(self) -> int:
-        """CPU threads of each run."""
-        return max(1, len(os.sched_getaffinity(0)) // self.slots)
 
     def start(self, work: Work) -> LocalProcess:
         """Starts a run in the first free place."""
         place = next(n for n, process in enumerate(self._places) if process is None or process.poll() is not None)
         environment = {}
         if self.slots > 1:
-            environment = {"OMP_NUM_THREADS": str(self.threads())}
+            environment = {"OMP_NUM_THREADS": str(threads_each(self.slots))}
             if self._gpus:
-                environment["CUDA_VISIBLE_DEVICES"] = str(place % self._gpus)
+                share = max(1, len(self._gpus) // self.slots)
+                mine = [self._gpus[(place * share + n) % len(self._gpus)] for n in range(share)]
+                environment["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
         process = LocalProcess(work, environment)
         self._places[place] = process
         return process

@@ -73,16 +73,31 @@ def plan(sweep: Sweep) -> list[Run]:
             config["seed_everything"] = config["model"]["seed"] = config["data"]["seed"] = seed
             folder = f"{slug(variant.name)}/seed-{seed}"
             runs.append(Run(**{**vars(run), "seed": seed, "folder": folder, "config": config}))
-    folders = [run.folder for run in runs]
-    for folder in folders:
-        if folders.count(folder) > 1:
-            raise UserError(f"{sweep.path}: two runs would be kept in {folder}: give them other names")
+    for what, names in (
+        ("kept in the folder of", [run.folder for run in runs]),
+        ("the same as", [as_yaml(r.config) for r in runs]),
+    ):
+        seen: dict[str, Run] = {}
+        for run, name in zip(runs, names, strict=True):
+            if name in seen:
+                text = f"{sweep.path}: {run.variant} would be {what} {seen[name].variant}"
+                raise UserError(
+                    f"{text}: give one another name" if what == "kept in the folder of" else f"{text}: leave one out"
+                )
+            seen[name] = run
     return runs
 
 
 def slug(name: str) -> str:
-    """A variant's name as the name of a folder."""
-    return re.sub(r"[^A-Za-z0-9=.,+-]+", "_", name).replace(",_", ",").strip("_.")
+    """A variant's name as the name of a folder.
+
+    Raises:
+        UserError: it has no letter, is too long, or is a name that the sweep's folder needs.
+    """
+    found = re.sub(r"[^\w=.,+-]+", "_", name).replace(",_", ",").strip("_.,")
+    if not found or len(found.encode()) > 200 or found in ("report", "slurm", "sweep.json"):
+        raise UserError(f"a variant cannot be called {name!r}: its name is also that of a folder; give it another")
+    return found
 
 
 def resolve(sweep: Sweep, variant: Variant, reference: Run | None) -> Run:
@@ -116,7 +131,12 @@ def _parsed(sweep: Sweep, variant: Variant, configs: list[str], settings: dict[s
         parsed, config = resolve_fit(words)
     except UserError as error:
         raise UserError(f"{sweep.path}, {variant.name}: {error}") from error
-    network = parsed.model.network
+    network, data = parsed.model.network, parsed.data
+    if data.global_batch_size % data.micro_batch_size:
+        raise UserError(
+            f"{sweep.path}, {variant.name}: data.global_batch_size {data.global_batch_size} is not a multiple of "
+            f"data.micro_batch_size {data.micro_batch_size}"
+        )
     return Run(
         variant=variant.name,
         seed=0,
@@ -166,7 +186,7 @@ def _steps(run: Run, stop: dict[str, float]) -> int:
         return run.steps
     ((unit, amount),) = stop.items()
     step = {"steps": 1, "tokens": run.step_tokens, "flops": run.step_tokens * run.training_flops_per_token}[unit]
-    return max(1, math.ceil(amount / step) if unit == "tokens" else round(amount / step))
+    return max(1, round(amount / step))
 
 
 def _set_steps(sweep: Sweep, run: Run) -> None:

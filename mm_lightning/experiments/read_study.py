@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,8 @@ def _read_sweep(folder: Path) -> Study:
 
     path = folder / "sweep.json"
     sweep = read_json(path)
+    if not isinstance(sweep, dict):
+        raise UserError(f"{path} is not what mm sweep writes")
     study = Study(sweep.get("name") or folder.name, [], sweep.get("command") or "", sweep.get("baseline"))
     study.axes, study.stop = sweep.get("axes") or {}, _in_words(sweep.get("stop"))
     for planned in sweep.get("runs") or []:
@@ -97,6 +100,8 @@ def _read_sweep(folder: Path) -> Study:
         folders = numbered(place)
         if folders:
             _read_run_folder(run, folders[-1])
+        if (place / "failed").is_file() and not run.finished:
+            run.status = "failed"
         if (place / "log.txt").is_file():
             lines = (place / "log.txt").read_text(encoding="utf-8", errors="replace").split("\n")
             run.last_line = next((line.strip() for line in reversed(lines) if line.strip()), "")
@@ -157,6 +162,8 @@ def _variant_of(path: Path, folder: Path) -> str:
     if path == folder:
         return _label(folder)
     named = path.parent if path.name.isdigit() else path
+    if re.fullmatch(r"seed-\d+", named.name) and named != folder:  # below a sweep's folder
+        named = named.parent
     return _label(folder) if named == folder else named.relative_to(folder).as_posix()
 
 
@@ -221,6 +228,8 @@ def read_metrics(path: Path) -> dict[int, dict[str, float]]:
             if number == len(lines):
                 break
             raise UserError(f"{path}, line {number} is not JSON: {error}") from error
+        if not isinstance(line, dict) or "step" not in line:
+            raise UserError(f"{path}, line {number} has no step")
         step = line.pop("step")
         records.setdefault(step, {}).update({k: v for k, v in line.items() if _is_number(v)})
     return records

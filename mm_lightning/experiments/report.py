@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +71,13 @@ def _write(folders: list[Any], output: str | Path | None, baseline: str | None) 
     study = read_study([Path(folder) for folder in folders], baseline)
     rows = summarise(study)
     place = Path(output) if output is not None else Path(folders[0]) / "report"
-    (place / "figures").mkdir(parents=True, exist_ok=True)
+    try:
+        (place / "figures").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {place}: {error.strerror}") from error
     options = {"output": output, "baseline": baseline}
-    again = ["mm report", *map(str, folders), *(f"--{name} {value}" for name, value in options.items() if value)]
-    blocks = _blocks(study, rows, " ".join(again))
+    words = [word for name, value in options.items() if value for word in (f"--{name}", str(value))]
+    blocks = _blocks(study, rows, shlex.join(["mm", "report", *map(str, folders), *words]))
     for block in blocks:
         if isinstance(block, page.Figure):
             (place / "figures" / f"{block.name}.svg").write_text(block.svg, encoding="utf-8")
@@ -81,7 +86,7 @@ def _write(folders: list[Any], output: str | Path | None, baseline: str | None) 
     write_csv(place / "report.csv", [variant_record(study, row) for row in rows])
     write_csv(place / "runs.csv", [run_record(run) for run in study.runs])
     for run in study.runs:
-        if run.finished and run.path is not None:
+        if run.finished and run.path is not None and os.access(run.path, os.W_OK):
             write_hparams(run.path, hparam_values(run), run.final())
     return study, rows, place
 
@@ -89,7 +94,8 @@ def _write(folders: list[Any], output: str | Path | None, baseline: str | None) 
 def hparam_values(run: Run) -> dict[str, Any]:
     """What TensorBoard's HPARAMS tab says of a run."""
     cost = {"parameters": run.parameters, "training_flops_per_token": run.training_flops_per_token}
-    return {"variant": run.variant, "seed": run.seed, **run.values, **cost}
+    axes = {f"axis {axis}": value for axis, value in run.values.items()}
+    return {"variant": run.variant, "seed": run.seed, **axes, **cost}
 
 
 # The document
@@ -122,8 +128,8 @@ def _reading(study: Study, rows: list[Row]) -> str:
     if not any(row.difference for row in rows):
         return text
     return text + (
-        f" Differences in validation loss from {study.baseline}, paired by seed, with the 95% confidence interval of "
-        f"the paired t: below 0 is better than {study.baseline}."
+        f" Differences in validation loss are from {study.reference_in_words}, paired by seed, with the 95% confidence "
+        f"interval of the paired t: below 0 is better."
     )
 
 
@@ -142,7 +148,7 @@ def _limits(study: Study, rows: list[Row]) -> list[str]:
         compared = sum(row.difference is not None for row in rows)
         if compared > 1:
             found.append(
-                f"{compared} variants are compared with one baseline: about one in twenty such intervals misses the "
+                f"{compared} variants are compared with a baseline: about one in twenty such intervals misses the "
                 f"true difference, and nothing here corrects for looking at several."
             )
     found.append(

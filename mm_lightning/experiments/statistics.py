@@ -102,9 +102,10 @@ def t_quantile(degrees: int) -> float:
 def summarise(study: Study) -> list[Row]:
     """One row a variant, in the order of the study."""
     loss = {variant: _finals(study.of(variant), LOSS) for variant in study.variants}
-    baseline = loss.get(study.baseline or "", {})
     rows = []
     for variant in study.variants:
+        reference = study.reference(variant)
+        baseline = loss.get(reference or "", {})
         runs, planned = study.of(variant), study.of(variant, finished=False)
         metrics = {name: values for name in study.metrics if (values := _finals(runs, name))}
         rows.append(
@@ -113,7 +114,7 @@ def summarise(study: Study) -> list[Row]:
                 planned=len(planned),
                 done=len(runs),
                 metrics={name: spread(values) for name, values in metrics.items()},
-                difference=None if variant == study.baseline else paired_difference(loss[variant], baseline),
+                difference=None if variant == reference else paired_difference(loss[variant], baseline),
                 parameters=planned[0].parameters,
                 training_flops_per_token=planned[0].training_flops_per_token,
                 tokens=_mean([run.tokens for run in runs]),

@@ -19,14 +19,14 @@ class Run:
         seed: of weights, data order and steps.
         name: the run's folder, as a reader of the report would look for it.
         path: the run folder that `mm fit` wrote, the newest if there are several; None before the first.
-        status: `finished`, `diverged` (finished with a loss that is not a number), `unfinished` or `not started`. Only
-            finished runs enter means.
+        status: `finished`, `diverged` (finished with a loss that is not a number), `failed`, `unfinished` or `not
+            started`. Only finished runs enter means.
         steps: planned optimisation steps; None if not known.
         values: place of the variant on each axis of the sweep.
         parameters: of the network; None if not known.
         training_flops_per_token: forward and backward; None if not known.
         step_tokens: tokens of one optimisation step; None if not known.
-        wall_seconds: of the finished run, with start, validation and checkpoints.
+        wall_seconds: of the session that finished the run, with start, validation and checkpoints.
         records: all metrics by step; of lines that repeat a step, the later one counts.
         environment: environment.json.
         references: by metric, other numbers to hold it against (baselines.json).
@@ -131,6 +131,29 @@ class Study:
     def of(self, variant: str, finished: bool = True) -> list[Run]:
         """The runs of a variant: those that count, or all."""
         return [run for run in self.runs if run.variant == variant and (run.finished or not finished)]
+
+    def reference(self, variant: str) -> str | None:
+        """The variant that one is held against: the baseline, or where numbers are varied beside something else, the
+        variant that has the baseline's choices at the same numbers."""
+        numeric, chosen = self.numeric_axes, {run.variant: run.values for run in self.runs}
+        if self.baseline is None or not numeric or len(numeric) == len(self.axes) or variant not in chosen:
+            return self.baseline
+        wanted = {**chosen[self.baseline], **{axis: chosen[variant].get(axis) for axis in numeric}}
+        return next((name for name, values in chosen.items() if values == wanted), self.baseline)
+
+    @property
+    def numeric_axes(self) -> list[str]:
+        """The axes of which all values are numbers."""
+        return [axis for axis, values in self.axes.items() if all(isinstance(v, (int, float)) for v in values)]
+
+    @property
+    def reference_in_words(self) -> str:
+        """What differences are from."""
+        numeric, runs = self.numeric_axes, {run.variant: run for run in self.runs}
+        if self.baseline is None or not numeric or len(numeric) == len(self.axes):
+            return self.baseline or ""
+        others = [f"{axis}={v}" for axis, v in runs[self.baseline].values.items() if axis not in numeric]
+        return f"{', '.join(others)} at the same {' and '.join(numeric)}"
 
     @property
     def metrics(self) -> list[str]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mm_lightning.errors import UserError
 
 if TYPE_CHECKING:
-    from mm_lightning.experiments.launchers import Work
+    from mm_lightning.experiments.launchers import Launcher, Work
     from mm_lightning.experiments.plan import Run
     from mm_lightning.experiments.sweep_file import Sweep
 
@@ -52,6 +52,7 @@ def sweep_command(
     """
     import signal
 
+    from mm_lightning.experiments.launchers import LocalProcesses, Slurm
     from mm_lightning.experiments.plan import plan
     from mm_lightning.experiments.sweep_file import read_sweep
 
@@ -60,33 +61,32 @@ def sweep_command(
     declared = read_sweep(sweep)
     declared.settings |= settings or {}
     folder = Path(output or f"runs/{declared.name}")
-    runs = plan(declared)
     if dry_run:
         from mm_lightning.experiments.estimate import show_plan
 
-        show_plan(runs, jobs, measure)
+        show_plan(plan(declared), jobs, measure)
         return
     with locked(folder):
+        runs = plan(declared)
+        launcher = LocalProcesses(jobs) if executor == "local" else Slurm(folder / "slurm", declared.slurm)
         works = prepare_folder(folder, declared, runs)
         print(f"{len(runs)} runs of {len({run.variant for run in runs})} variants in {folder}", flush=True)
         # What `kill` and batch systems send ends a sweep as ctrl-C does; and runs of a sweep that a script has put
         # in the background, where ctrl-C is ignored, still take it from us.
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.default_int_handler)
-        carry_out(folder, declared, works, jobs, executor)
+        carry_out(folder, works, launcher)
 
 
-def carry_out(folder: Path, declared: Sweep, works: dict[str, Work], jobs: int, executor: str) -> None:
+def carry_out(folder: Path, works: dict[str, Work], launcher: Launcher) -> None:
     """Trains what is not finished, and writes the report.
 
     Raises:
         UserError: runs failed.
     """
     from mm_lightning.experiments.execution import execute
-    from mm_lightning.experiments.launchers import LocalProcesses, Slurm
     from mm_lightning.experiments.report import report_command
 
-    launcher = LocalProcesses(jobs) if executor == "local" else Slurm(folder / "slurm", declared.slurm)
     outcome = execute(works, launcher)
     report_command(str(folder))
     if outcome.failed:
@@ -103,6 +103,7 @@ def prepare_folder(folder: Path, declared: Sweep, runs: list[Run]) -> dict[str, 
     """
     import yaml
 
+    from mm_lightning.data.manifest import write_json
     from mm_lightning.experiments.launchers import Work
     from mm_lightning.experiments.plan import as_yaml
 
@@ -121,9 +122,22 @@ def prepare_folder(folder: Path, declared: Sweep, runs: list[Run]) -> dict[str, 
     for place, text in texts.items():
         place.mkdir(parents=True, exist_ok=True)
         if not (place / "config.yaml").is_file():
-            (place / "config.yaml").write_text(text, encoding="utf-8")
-    (folder / FILE).write_text(json.dumps(describe(declared, runs), indent=1) + "\n", encoding="utf-8")
+            (place / "config.yaml.tmp").write_text(text, encoding="utf-8")
+            os.replace(place / "config.yaml.tmp", place / "config.yaml")
+    _mention_others(folder, works)
+    write_json(folder / FILE, describe(declared, runs))
     return works
+
+
+def _mention_others(folder: Path, works: dict[str, Work]) -> None:
+    """Says which runs of an earlier start are not in the sweep file any more: the report leaves them out."""
+    if not (folder / FILE).is_file():
+        return
+    before = json.loads((folder / FILE).read_text(encoding="utf-8"))["runs"]
+    places = {work.folder for work in works.values()}
+    gone = [run["folder"] for run in before if folder / run["folder"] not in places]
+    if gone:
+        print(f"no longer in the sweep file, so left out of the report: {', '.join(gone)}", flush=True)
 
 
 def describe(declared: Sweep, runs: list[Run]) -> dict[str, Any]:
@@ -162,11 +176,14 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         UserError: there is one.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}") from error
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"another mm sweep is at work in {folder}: wait for it, or give another --output") from None
-        os.set_inheritable(lock.fileno(), False)
         yield

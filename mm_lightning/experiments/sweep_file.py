@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import itertools
 import json
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -32,7 +34,10 @@ class Change:
 
     def then(self, later: Change) -> Change:
         """Both, where they disagree the later one."""
-        return Change([*self.configs, *later.configs], {**self.settings, **later.settings}, later.match or self.match)
+        own = self.settings
+        if any(key.startswith("stop.") for key in later.settings):  # one stop rule takes the place of another
+            own = {key: value for key, value in own.items() if not key.startswith("stop.")}
+        return Change([*self.configs, *later.configs], {**own, **later.settings}, later.match or self.match)
 
 
 @dataclass
@@ -49,8 +54,8 @@ class Sweep:
         design: `grid` runs all combinations of the axes' values, `one_change` the baseline and every value that
             differs from it in one axis.
         runs: instead of axes, the variants one by one: names with their changes. The first one is the baseline.
-        baseline: with axes, the name of the variant that has the first value of each; with runs, which of them
-            the others are compared with.
+        baseline: with axes, what to call the variant that has the first value of each; with runs, which of them the
+            others are compared with. Where numbers are varied beside other things, the comparison is at equal numbers.
         seeds: a list, or how many, from 1 on.
         stop: `{steps: N}`, `{tokens: N}` or `{flops: N}` of training; by default the config's trainer.max_steps.
         warmup: share of a run's steps over which the learning rate rises, instead of model.warmup_steps.
@@ -58,7 +63,7 @@ class Sweep:
         slurm: parameters of submitit's executor: nodes, tasks_per_node, gpus_per_node, timeout_min, slurm_partition...
 
     A change is a config file, a list of them, or a mapping of dotted keys to values, in which `config` names files and
-    `match` is `parameters` or `flops`; nothing (null) changes nothing.
+    `match` is `parameters` or `flops`; nothing (null) changes nothing. Sections may be nested instead of dotted.
     """
 
     base: list[str]
@@ -75,9 +80,20 @@ class Sweep:
     path: str = ""
 
     def __post_init__(self) -> None:
+        for name, types, wanted in (
+            ("settings", (dict,), "a mapping of dotted keys to values"),
+            ("baseline", (str, type(None)), "the name of a variant"),
+            ("seeds", (int, list), "whole numbers, or how many there are"),
+            ("warmup", (int, float, type(None)), "a share of the steps, at least 0 and below 1"),
+            ("validations", (int, type(None)), "a whole number"),
+            ("slurm", (dict,), "a mapping of submitit's parameters"),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, types) or isinstance(value, bool):
+                raise UserError(f"{self.path}: {name} must be {wanted}, got {value!r}")
         if isinstance(self.seeds, int):
             self.seeds = list(range(1, self.seeds + 1))
-        if not self.seeds or any(not isinstance(seed, int) for seed in self.seeds):
+        if not self.seeds or any(type(seed) is not int or seed < 0 for seed in self.seeds):
             raise UserError(f"{self.path}: seeds must be whole numbers or how many there are, got {self.seeds}")
         if len(set(self.seeds)) < len(self.seeds):
             raise UserError(f"{self.path}: a seed is there twice: {self.seeds}")
@@ -90,11 +106,46 @@ class Sweep:
         if self.validations is not None and self.validations < 1:
             raise UserError(f"{self.path}: validations must be at least 1, got {self.validations}")
         check_stop(self.stop, self.path)
+        self.settings = flat(self.settings)
+        self._check_settings(self.settings, "settings")
+        for name, change in self._changes():
+            self._check_settings(change.settings, name)
+
+    def _changes(self) -> Iterator[tuple[str, Change]]:
+        yield from self.runs.items()
+        for axis, values in self.axes.items():
+            for label, change in values.items():
+                yield f"{axis}={label}", change
+
+    def _check_settings(self, settings: dict[str, Any], where: str) -> None:
+        """Refuses what the sweep itself decides, and would overwrite in silence."""
+        decided = {"run": "--output", "seed_everything": "seeds", "model.seed": "seeds", "data.seed": "seeds"}
+        if self.stop or any(key.startswith("stop.") for key in settings):
+            decided["trainer.max_steps"] = "stop"
+        if self.warmup is not None:
+            decided["model.warmup_steps"] = "warmup"
+        if self.validations is not None:
+            decided["trainer.val_check_interval"] = "validations"
+        for key in settings:
+            if key in decided:
+                why = f"{key} is decided by `{decided[key]}` of the sweep"
+                raise UserError(f"{self.path}, {where}: {why}: leave it out")
 
     @property
     def name(self) -> str:
         """The file's name."""
         return Path(self.path).stem
+
+
+def flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """Nested sections as dotted keys, {"model": {"network": {"dim": 64}}} as {"model.network.dim": 64}."""
+    found = {}
+    for key, value in settings.items():
+        if isinstance(value, dict) and value and "class_path" not in value:
+            found |= {f"{key}.{rest}": inner for rest, inner in flat(value).items()}
+        else:
+            found[str(key)] = value
+    return found
 
 
 def check_stop(stop: dict[str, Any], path: str) -> None:
@@ -103,13 +154,14 @@ def check_stop(stop: dict[str, Any], path: str) -> None:
     Raises:
         UserError: it is not one.
     """
-    if not stop:
+    if stop == {}:
         return
-    wrong = [key for key in stop if key not in STOPS]
-    if not isinstance(stop, dict) or wrong or len(stop) > 1:
-        raise UserError(f"{path}: stop must be one of steps, tokens and flops, as in `stop: {{tokens: 1e6}}`: {stop}")
+    if not isinstance(stop, dict) or len(stop) > 1 or any(key not in STOPS for key in stop):
+        raise UserError(
+            f"{path}: stop must be one of steps, tokens and flops, as in `stop: {{tokens: 1_000_000}}`, got {stop}"
+        )
     (value,) = stop.values()
-    if not isinstance(value, (int, float)) or not value >= 1:
+    if type(value) not in (int, float) or not 1 <= value < math.inf:
         raise UserError(f"{path}: stop must be a number of at least 1, got {value!r} (YAML wants 1.0e+6, not 1e6)")
 
 
@@ -148,6 +200,8 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
             values[key] = {name: parse(path, name, value) for name, value in values[key].items()}
     if other is None:
         return values
+    if not isinstance(other, str):
+        raise UserError(f"{path}: like must be the name of a sweep file, got {other!r}")
     inherited = _read(path.parent / other, (*above, path.resolve()))
     if "axes" in values or "runs" in values:  # they exclude each other
         inherited = {key: value for key, value in inherited.items() if key not in ("axes", "runs", "design")}
@@ -159,6 +213,8 @@ def _axis(path: Path, name: str, values: Any) -> dict[Any, Change]:
         return {label: _change(path, f"{name}={label}", change) for label, change in values.items()}
     if isinstance(values, list) and values and "." in name:
         labels = [value if isinstance(value, (int, float, str)) else json.dumps(value) for value in values]
+        if len(set(labels)) < len(labels):
+            raise UserError(f"{path}: axis {name} has a value twice: {values}")
         return {label: Change(settings={name: value}) for label, value in zip(labels, values, strict=True)}
     raise UserError(
         f"{path}: axis {name} must map names to changes, or have a dotted key and a list of values, "
@@ -173,7 +229,7 @@ def _change(path: Path, name: str, value: Any) -> Change:
         return Change(_files(path, value))
     if not isinstance(value, dict):
         raise UserError(f"{path}: {name} must be a config file, a list of them or a mapping, got {value!r}")
-    settings = dict(value)
+    settings = flat(value)
     configs = _files(path, settings.pop("config", []))
     match = settings.pop("match", None)
     if match not in (None, *MATCHES):
@@ -183,7 +239,10 @@ def _change(path: Path, name: str, value: Any) -> Change:
 
 def _files(path: Path, names: Any) -> list[str]:
     """Files that a sweep file names, relative to it."""
-    return [str(path.parent / name) for name in (names if isinstance(names, list) else [names])]
+    names = names if isinstance(names, list) else [names]
+    if any(not isinstance(name, str) for name in names):
+        raise UserError(f"{path}: a config must be the name of a file, got {names}")
+    return [str(path.parent / Path(name).expanduser()) for name in names]
 
 
 @dataclass
@@ -206,21 +265,31 @@ def variants(sweep: Sweep) -> list[Variant]:
         if sweep.baseline not in (None, *(variant.name for variant in found)):
             raise UserError(f"{sweep.path}: baseline {sweep.baseline!r} is not one of its runs")
         return found
-    axes = {name.rsplit(".", 1)[-1]: values for name, values in sweep.axes.items()}
+    axes = _short_names(sweep.axes)
     first = {name: next(iter(values)) for name, values in axes.items()}
+    numeric = [name for name, values in axes.items() if all(type(label) in (int, float) for label in values)]
     found = []
     for labels in itertools.product(*axes.values()):
         values = dict(zip(axes, labels, strict=True))
-        differing = [f"{name}={label}" for name, label in values.items() if label != first[name]]
-        if sweep.design == "one_change" and len(differing) > 1:
+        if sweep.design == "one_change" and sum(values[name] != first[name] for name in axes) > 1:
             continue
         change = Change()
         for name, label in values.items():
             change = change.then(axes[name][label])
-        found.append(Variant(", ".join(differing) or sweep.baseline or "base", values, change))
+        chosen = [f"{name}={label}" for name, label in values.items() if name not in numeric and label != first[name]]
+        numbers = [f"{name}={values[name]}" for name in numeric]
+        alone = len(numeric) == len(axes)
+        parts = [*(chosen or ([] if alone else [sweep.baseline or "base"])), *numbers]
+        found.append(Variant(", ".join(parts), values, change))
     return found
+
+
+def _short_names(axes: dict[str, dict[Any, Change]]) -> dict[str, dict[Any, Change]]:
+    """model.network.short_term_window -> short_term_window, where that tells the axes apart."""
+    short = [name.rsplit(".", 1)[-1] for name in axes]
+    return dict(zip(short if len(set(short)) == len(short) else axes, axes.values(), strict=True))
 
 
 def baseline_of(sweep: Sweep, found: list[Variant]) -> Variant:
     """The variant that the others are compared with."""
-    return next((variant for variant in found if variant.name == sweep.baseline), found[0])
+    return next((variant for variant in found if sweep.runs and variant.name == sweep.baseline), found[0])

@@ -30,7 +30,8 @@ def table(study: Study, rows: list[Row]) -> tuple[list[str], list[list[str]]]:
         for name in metrics:
             line.append(spread_text(row.metrics.get(name), row.done))
             if name == LOSS and compared:
-                line.append("baseline" if row.variant == study.baseline else difference_text(row.difference, row.done))
+                own = row.variant == study.reference(row.variant)
+                line.append("baseline" if own else difference_text(row.difference, row.done))
         line += [_short(row.parameters), _short(row.training_flops_per_token), _short(row.tokens)]
         speed = NOTHING if row.tokens_per_second is None else f"{row.tokens_per_second:,.0f}"
         lines.append([*line, _short(row.training_flops), speed, _clock(row.seconds)])
@@ -115,9 +116,14 @@ def show(study: Study, rows: list[Row]) -> None:
         console.print(escape(note))
 
 
+def _axes(run: Run) -> dict[str, Any]:
+    """Its place on each axis, under names that no other column has."""
+    return {f"axis {axis}": value for axis, value in run.values.items()}
+
+
 def variant_record(study: Study, row: Row) -> dict[str, Any]:
     """A line of report.csv."""
-    record: dict[str, Any] = {"variant": row.variant, **study.of(row.variant, finished=False)[0].values}
+    record: dict[str, Any] = {"variant": row.variant, **_axes(study.of(row.variant, finished=False)[0])}
     record |= {"seeds_finished": row.done, "seeds_planned": row.planned}
     for name, found in row.metrics.items():
         record |= {f"{name} mean": found.mean, f"{name} sd": found.deviation}
@@ -132,7 +138,7 @@ def variant_record(study: Study, row: Row) -> dict[str, Any]:
 def run_record(run: Run) -> dict[str, Any]:
     """A line of runs.csv."""
     record: dict[str, Any] = {"variant": run.variant, "seed": run.seed, "folder": run.name, "status": run.status}
-    record |= {**run.values, "step": run.step, "steps_planned": run.steps}
+    record |= {**_axes(run), "step": run.step, "steps_planned": run.steps}
     record |= {"last_validated_at": max(run.curve(LOSS), default=None), **run.final()}
     for name in ("parameters", "training_flops_per_token", "tokens", "training_flops", "tokens_per_second"):
         record[name] = getattr(run, name)

@@ -4,7 +4,7 @@
         config.yaml        every setting, resolved: `mm fit --config` of this file does the same again
         environment.json   command line, code and package versions, hardware
         metrics.jsonl      one JSON object a line: step, train/..., validation/...
-        finished.json      once training has come to its end: the last step and the seconds it took
+        finished.json      once training has come to its end: the last step, and the seconds since the last (re)start
         tensorboard/       the same and more for TensorBoard
         checkpoints/       step=200.ckpt ...
 
@@ -145,9 +145,10 @@ class RecordRun(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Marks the run as finished."""
         if trainer.is_global_zero:
+            from mm_lightning.data.manifest import write_json
+
             seconds = round(time.perf_counter() - self._begin, 1)
-            text = json.dumps({"step": trainer.global_step, "seconds": seconds})
-            (self.folder.path / "finished.json").write_text(text + "\n", encoding="utf-8")
+            write_json(self.folder.path / "finished.json", {"step": trainer.global_step, "seconds": seconds})
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Says once what is going to be trained, on what, and how."""

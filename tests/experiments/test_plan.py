@@ -44,11 +44,11 @@ def test_widths_are_solved_for(declare):
 def test_stop_rules_warmup_and_validations(declare):
     axes = {"stop.tokens": [10_240, 20_481]}
     runs = plan(declare(axes=axes, warmup=0.25, validations=2, seeds=[3, 8]))
-    assert [(run.steps, run.seed) for run in runs] == [(5, 3), (5, 8), (11, 3), (11, 8)]
+    assert [(run.steps, run.seed) for run in runs] == [(5, 3), (5, 8), (10, 3), (10, 8)]
     last = runs[-1].config
-    assert (last["trainer"]["max_steps"], last["model"]["warmup_steps"]) == (11, 3)
-    assert last["trainer"]["val_check_interval"] == 6
-    assert last["trainer"]["callbacks"][0]["init_args"]["every_n_steps"] == 6
+    assert (last["trainer"]["max_steps"], last["model"]["warmup_steps"]) == (10, 2)
+    assert last["trainer"]["val_check_interval"] == 5
+    assert last["trainer"]["callbacks"][0]["init_args"]["every_n_steps"] == 5
     assert last["seed_everything"] == last["model"]["seed"] == last["data"]["seed"] == 8
     (run,) = plan(declare(runs={"a": None}, stop={"flops": 1e12}))
     assert run.steps == round(1e12 / (8 * 256) / run.training_flops_per_token)
@@ -65,13 +65,21 @@ def test_mistakes_name_the_variant(declare):
     huge = {"config": str(SWEEPS / "transformer.yaml"), "model.network.layers": 50, "match": "parameters"}
     with pytest.raises(UserError, match=r"even with persistent_dim 1 it has .* parameters, more than"):
         plan(declare(runs={"a": None, "b": huge}))
-    with pytest.raises(UserError, match="two runs would be kept in a_b/seed-1"):
+    with pytest.raises(UserError, match=r"a/b would be kept in the folder of a b: give one another name"):
         plan(declare(runs={"a b": None, "a/b": None}))
+    with pytest.raises(UserError, match=r"b would be the same as a: leave one out"):
+        plan(declare(runs={"a": None, "b": {"model.network.dim": 96}}))
+    with pytest.raises(UserError, match=r"b: data.global_batch_size 8 is not a multiple of data.micro_batch_size 3"):
+        plan(declare(runs={"a": None, "b": {"data.micro_batch_size": 3}}))
 
 
 def test_names_of_folders():
     assert slug("keys=leaky, memory=two levels") == "keys=leaky,memory=two_levels"
     assert slug("../v1, equal FLOPs") == "v1,equal_FLOPs"
+    assert slug("é") == "é"
+    for name in ("/", "..", "report", "x" * 300):
+        with pytest.raises(UserError, match="a variant cannot be called"):
+            slug(name)
 
 
 @pytest.mark.slow

@@ -4,12 +4,12 @@ import pytest
 import yaml
 
 from mm_lightning.errors import UserError
-from mm_lightning.experiments.sweep_file import baseline_of, read_sweep, variants
+from mm_lightning.experiments.sweep_file import Change, baseline_of, read_sweep, variants
 
 AXES = {
     "keys": {"gated": None, "leaky": "leaky.yaml"},
     "model.network.short_term_window": [64, 16],
-    "memory": {"three": None, "two": {"config": ["one.yaml"], "match": "parameters", "data.seed": 3}},
+    "memory": {"three": None, "two": {"config": ["one.yaml"], "match": "parameters", "data.num_workers": 3}},
 }
 
 
@@ -27,36 +27,56 @@ def test_a_grid_is_the_full_product(write, tmp_path):
     sweep = read_sweep(write(base="base.yaml", axes=AXES, baseline="v2"))
     found = variants(sweep)
     assert [variant.name for variant in found] == [
-        "v2",
-        "memory=two",
-        "short_term_window=16",
-        "short_term_window=16, memory=two",
-        "keys=leaky",
-        "keys=leaky, memory=two",
+        "v2, short_term_window=64",
+        "memory=two, short_term_window=64",
+        "v2, short_term_window=16",
+        "memory=two, short_term_window=16",
+        "keys=leaky, short_term_window=64",
+        "keys=leaky, memory=two, short_term_window=64",
         "keys=leaky, short_term_window=16",
-        "keys=leaky, short_term_window=16, memory=two",
+        "keys=leaky, memory=two, short_term_window=16",
     ]
     assert baseline_of(sweep, found) is found[0]
     last = found[-1]
     assert last.values == {"keys": "leaky", "short_term_window": 16, "memory": "two"}
     assert last.change.configs == [str(tmp_path / "leaky.yaml"), str(tmp_path / "one.yaml")]
-    assert last.change.settings == {"model.network.short_term_window": 16, "data.seed": 3}
+    assert last.change.settings == {"model.network.short_term_window": 16, "data.num_workers": 3}
     assert (last.change.match, found[0].change.match) == ("parameters", None)
     assert sweep.base == [str(tmp_path / "base.yaml")]
 
 
 def test_one_change_at_a_time(write):
     found = variants(read_sweep(write(base="base.yaml", axes=AXES, design="one_change")))
-    assert [variant.name for variant in found] == ["base", "memory=two", "short_term_window=16", "keys=leaky"]
+    assert [variant.values for variant in found] == [
+        {"keys": "gated", "short_term_window": 64, "memory": "three"},
+        {"keys": "gated", "short_term_window": 64, "memory": "two"},
+        {"keys": "gated", "short_term_window": 16, "memory": "three"},
+        {"keys": "leaky", "short_term_window": 64, "memory": "three"},
+    ]
+    assert found[2].name == "base, short_term_window=16"
 
 
 def test_a_list_of_runs(write):
-    runs = {"a": None, "b": {"data.seed": 1}, "c": ["x.yaml", "y.yaml"]}
+    runs = {"a": None, "b": {"data.num_workers": 1}, "c": ["x.yaml", "y.yaml"]}
     sweep = read_sweep(write(base="base.yaml", runs=runs, baseline="b", seeds=2))
     found = variants(sweep)
     assert [variant.name for variant in found] == ["a", "b", "c"]
     assert baseline_of(sweep, found).name == "b"
     assert sweep.seeds == [1, 2]
+
+
+def test_names_of_axes_that_end_alike(write):
+    axes = {"model.network.vocab_size": [2, 3], "data.prepare.vocab_size": [2, 3]}
+    found = variants(read_sweep(write(base="base.yaml", axes=axes)))
+    assert [tuple(variant.values.values()) for variant in found] == [(2, 2), (2, 3), (3, 2), (3, 3)]
+    assert found[0].name == "model.network.vocab_size=2, data.prepare.vocab_size=2"
+
+
+def test_sections_may_be_nested_and_one_stop_rule_replaces_another(write):
+    runs = {"a": {"model": {"network": {"dim": 64}}, "trainer": {"strategy": {"class_path": "x"}}, "stop.steps": 3}}
+    sweep = read_sweep(write(base="base.yaml", runs=runs, settings={"stop.tokens": 5}))
+    change = Change(settings=sweep.settings).then(variants(sweep)[0].change)
+    assert change.settings == {"model.network.dim": 64, "trainer.strategy": {"class_path": "x"}, "stop.steps": 3}
 
 
 def test_a_sweep_like_another(write, tmp_path):
@@ -90,6 +110,18 @@ def test_a_sweep_like_another(write, tmp_path):
         ({"axes": AXES, "warmup": 10}, "warmup is a share"),
         ({"axes": AXES, "validations": 0}, "validations must be at least 1"),
         ({"axes": AXES, "like": "sweep.yaml"}, "is like itself"),
+        ({"axes": AXES, "like": ["sweep.yaml"]}, "like must be the name of a sweep file"),
+        ({"axes": AXES, "seeds": 2.5}, "seeds must be whole numbers"),
+        ({"axes": AXES, "seeds": [-1]}, "seeds must be whole numbers"),
+        ({"axes": AXES, "warmup": "ten"}, "warmup must be a share"),
+        ({"axes": AXES, "stop": 4}, "one of steps, tokens and flops"),
+        ({"axes": AXES, "stop": {"steps": float("inf")}}, "must be a number of at least 1"),
+        ({"axes": AXES, "settings": None}, "settings must be a mapping"),
+        ({"axes": AXES, "settings": {"seed_everything": 1}}, "settings: seed_everything is decided by `seeds`"),
+        ({"runs": {"a": {"trainer": {"max_steps": 3}}}, "stop": {"steps": 4}}, r"a: trainer.max_steps is decided by"),
+        ({"runs": {"a": {"model.warmup_steps": 3}}, "warmup": 0.1}, r"a: model.warmup_steps is decided by `warmup`"),
+        ({"runs": {"a": [5]}}, "a config must be the name of a file"),
+        ({"axes": {"data.seed": [1, 1]}}, r"axis data.seed has a value twice"),
     ],
 )
 def test_mistakes_are_explained(write, values, message):
