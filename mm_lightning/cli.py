@@ -59,6 +59,7 @@ examples:
   mm fit --config a.yaml --config b.yaml --trainer.devices 2    overlays, then single values
   mm generate --checkpoint runs/quickstart --prompt "import "   sample from the newest run
   mm chat --checkpoint runs/quickstart                          write in turns with it
+  mm sweep configs/sweeps/ablation.yaml --jobs 2                all variants and seeds of a sweep, with a report
   mm data prepare --help                                        every option of a command"""
 
 
@@ -127,11 +128,25 @@ def run_function(name: str, args: list[str]) -> None:
     function = load(COMMANDS[name][0])
     arguments = flags(function, name_words(function, args))
     settings = {"as_positional": False, "prog": f"mm {name}", "exit_on_error": False, "allow_abbrev": False}
+    if {"-h", "--help"} & set(args):
+        parser = capture_parser(lambda: auto_cli(function, args=[], **settings))
+        print(help_of(name, function, parser.format_help()))
+        return
     try:
         auto_cli(function, args=arguments, **settings)
     except ArgumentError as error:
         options = capture_parser(lambda: auto_cli(function, args=[], **settings)).get_defaults().keys()
         raise UserError(option_error(str(error), name, options)) from error
+
+
+def help_of(name: str, function: Callable[..., Any], options: str) -> str:
+    """What `mm NAME --help` prints: how to call it, its documentation, and the options of its parser's help."""
+    first = next(iter(inspect.signature(function).parameters.values()))
+    word = f" {first.name.upper()}" if first.default is first.empty else ""
+    about = (inspect.getdoc(function) or "").split("\n\nArgs:")[0]
+    # without the parser's own --config and --print_config, which these commands have no use for
+    listed = re.split(r"\n  --print_config.*?(?=\n  --)", options, maxsplit=1, flags=re.DOTALL)[-1]
+    return f"usage: mm {name}{word} [OPTIONS]\n\n{about}\n\noptions:{listed}".rstrip()
 
 
 def option_error(message: str, name: str, options: Iterable[str]) -> str:

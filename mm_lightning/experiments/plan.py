@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -73,19 +74,17 @@ def plan(sweep: Sweep) -> list[Run]:
             config["seed_everything"] = config["model"]["seed"] = config["data"]["seed"] = seed
             folder = f"{slug(variant.name)}/seed-{seed}"
             runs.append(Run(**{**vars(run), "seed": seed, "folder": folder, "config": config}))
-    for what, names in (
-        ("kept in the folder of", [run.folder for run in runs]),
-        ("the same as", [as_yaml(r.config) for r in runs]),
-    ):
-        seen: dict[str, Run] = {}
-        for run, name in zip(runs, names, strict=True):
-            if name in seen:
-                text = f"{sweep.path}: {run.variant} would be {what} {seen[name].variant}"
-                raise UserError(
-                    f"{text}: give one another name" if what == "kept in the folder of" else f"{text}: leave one out"
-                )
-            seen[name] = run
+    _check_different(sweep, runs, lambda run: run.folder, "kept in the folder of {}: give one another name")
+    _check_different(sweep, runs, lambda run: as_yaml(run.config), "the same as {}: leave one out")
     return runs
+
+
+def _check_different(sweep: Sweep, runs: list[Run], what: Callable[[Run], str], mistake: str) -> None:
+    seen: dict[str, Run] = {}
+    for run in runs:
+        before = seen.setdefault(what(run), run)
+        if before is not run:
+            raise UserError(f"{sweep.path}: {run.variant} would be {mistake.format(before.variant)}")
 
 
 def slug(name: str) -> str:

@@ -34,9 +34,22 @@ def sweep_command(
 ) -> None:
     """Train all runs of a sweep file and report on them.
 
-    A sweep file declares a base config, what varies (axes in a full grid or one change at a time, or a list of
-    variants), seeds, and when a run stops: after so many steps, tokens or FLOPs. configs/sweeps/ has examples; the
-    keys are described in mm_lightning/experiments/sweep_file.py.
+    A sweep file is YAML; configs/sweeps/ has examples, and paths in it are relative to it. Its keys:
+
+      base         the config file of all runs, or a list of them
+      settings     single values of all runs: {data.path: data/mine}
+      axes         what varies. NAME: {VALUE: CHANGE, ...}, or a dotted key: [VALUE, ...]; the first is the baseline's
+      design       grid (default): all combinations of the axes; one_change: the baseline and each other value alone
+      runs         instead of axes, the variants one by one. NAME: CHANGE
+      baseline     with axes, a name for the first values together; with runs, the one to compare with
+      seeds        how many, or a list
+      stop         {steps: N}, {tokens: N} or {flops: N}; also an axis: stop.tokens: [N, M]
+      warmup       share of a run's steps; validations: how many, evenly spaced
+      slurm        parameters of submitit: {timeout_min: 600, gpus_per_node: 1, slurm_partition: gpu}
+      like         another sweep file: what this one does not say is as there
+
+    A CHANGE is nothing, a config file, a list of them, or {DOTTED.KEY: VALUE, config: FILE, match: parameters}. With
+    match (parameters, or flops per token) the width of the persistent memory is solved for, to equal the baseline's.
 
     Finished runs are never repeated: given again, the same command goes on with what is left, each run from its newest
     checkpoint. A run that fails is reported and the others go on. At the end `mm report` writes OUTPUT/report.

@@ -100,7 +100,7 @@ def show(study: Study, rows: list[Row]) -> None:
     columns, lines = table(study, rows)
     console = Console()
     if not console.is_terminal:
-        console.width = 160  # a file has room for long names
+        console.width = 200  # a file has room for long names
     drawn = Table(title=escape(study.name), box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     kept = [n for n, name in enumerate(columns) if not name.endswith("tokens") and "FLOPs" not in name]
     for n in kept:
