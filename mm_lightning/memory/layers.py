@@ -23,14 +23,16 @@ def clipped_normal_(tensor: Tensor, std: float) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """A linear map without bias, initialised with standard deviation `std`."""
+    """A linear map, initialised with standard deviation `std`; without bias unless asked for."""
 
-    def __init__(self, in_features: int, out_features: int, std: float):
+    def __init__(self, in_features: int, out_features: int, std: float, bias: bool = False):
         self.std = std  # before nn.Linear's constructor, which calls reset_parameters
-        super().__init__(in_features, out_features, bias=False)
+        super().__init__(in_features, out_features, bias=bias)
 
     def reset_parameters(self) -> None:
         clipped_normal_(self.weight, self.std)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
 
 class Embedding(nn.Embedding):
@@ -45,27 +47,30 @@ class Embedding(nn.Embedding):
 
 
 class Norm(nn.Module):
-    """RMSNorm, x / rms(x) * weight, or LayerNorm without bias, which also takes the mean away.
+    """RMSNorm, x / rms(x) * weight, or LayerNorm, which also takes the mean away and may have a bias.
 
     Returned in the type the next matrix product wants.
     """
 
-    def __init__(self, dim: int, eps: float, kind: Literal["rms", "layer"] = "rms"):
+    def __init__(self, dim: int, eps: float, kind: Literal["rms", "layer"] = "rms", bias: bool = False):
         super().__init__()
+        assert kind == "layer" or not bias
         self.eps, self.kind = eps, kind
         self.weight = nn.Parameter(torch.empty(dim))
+        self.bias = nn.Parameter(torch.empty(dim)) if bias else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         nn.init.ones_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        norm = F.rms_norm if self.kind == "rms" else _layer_norm
-        y = norm(x, (x.shape[-1],), self.weight.to(x.dtype), self.eps)
+        weight, shape = self.weight.to(x.dtype), (x.shape[-1],)
+        if self.kind == "rms":
+            y = F.rms_norm(x, shape, weight, self.eps)
+        else:
+            y = F.layer_norm(x, shape, weight, None if self.bias is None else self.bias.to(x.dtype), self.eps)
         # Under autocast this casts once what several linear layers would each cast for themselves.
         device = x.device.type
         return y.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else y
-
-
-def _layer_norm(x: Tensor, shape: tuple[int, ...], weight: Tensor, eps: float) -> Tensor:
-    return F.layer_norm(x, shape, weight, None, eps)

@@ -41,10 +41,10 @@ class LeakyKeys(nn.Module):
     s is stored divided by ten and begins at 0.5 for the first head, rising linearly to 5 for the last.
     """
 
-    def __init__(self, dim: int, heads: int, std: float):
+    def __init__(self, dim: int, heads: int, std: float, bias: bool = False):
         super().__init__()
         self.heads = heads
-        self.W_phi = Linear(dim, dim, std)
+        self.W_phi = Linear(dim, dim, std, bias)
         self.leak = nn.Parameter(torch.empty(heads))
         self.reset_parameters()
 
@@ -59,9 +59,9 @@ class LeakyKeys(nn.Module):
         return raw, torch.zeros_like(decay), decay
 
 
-def make_keys(kind: Keys, dim: int, heads: int, std: float) -> GatedKeys | LeakyKeys:
+def make_keys(kind: Keys, dim: int, heads: int, std: float, bias: bool = False) -> GatedKeys | LeakyKeys:
     """The features of equation (8) or (7)."""
-    return (GatedKeys if kind == "gated" else LeakyKeys)(dim, heads, std)
+    return GatedKeys(dim, heads, std) if kind == "gated" else LeakyKeys(dim, heads, std, bias)
 
 
 def averaged(features: tuple[Tensor, Tensor, Tensor], documents: Documents | Chunk, memory: Memory | None) -> Tensor:
@@ -86,6 +86,7 @@ class ContextualMemory(nn.Module):
         bandwidth: adaptive (6) or fixed.
         values: how values are made; see :class:`Values`.
         dropout: share of the retrieval weights dropped in training.
+        bias: whether leaky keys and values have a bias.
     """
 
     def __init__(
@@ -97,11 +98,12 @@ class ContextualMemory(nn.Module):
         bandwidth: Bandwidth = "adaptive",
         values: Values | None = None,
         dropout: float = 0.0,
+        bias: bool = False,
     ):
         super().__init__()
         self.heads, self.dropout = heads, dropout
-        self.keys = make_keys(keys, dim, heads, std)
-        self.W_psi = Linear(dim, dim, std)
+        self.keys = make_keys(keys, dim, heads, std, bias)
+        self.W_psi = Linear(dim, dim, std, bias)
         self.values = values or Values(heads)
         self.bandwidth = AdaptiveBandwidth(heads) if bandwidth == "adaptive" else FixedBandwidth(heads)
 
@@ -148,17 +150,18 @@ class SlotMemory(nn.Module):
         slots: S, pairs of each head (and bank).
         banks: C.
         std: of the two matrices' initial values; slots begin with 1/sqrt(D).
+        bias: whether the two linear maps have one.
     """
 
-    def __init__(self, dim: int, heads: int, slots: int, banks: int, std: float):
+    def __init__(self, dim: int, heads: int, slots: int, banks: int, std: float, bias: bool = False):
         super().__init__()
         self.heads = heads
-        self.keys = LeakyKeys(dim, heads, std)
+        self.keys = LeakyKeys(dim, heads, std, bias)
         self.bandwidth = FixedBandwidth(heads)
         self.slot_keys = nn.Parameter(torch.empty(banks, heads, slots, dim // heads))
         self.slot_values = nn.Parameter(torch.empty(banks, heads, slots, dim // heads))
         self.answer_scale = nn.Parameter(torch.empty(heads))
-        self.W_c = Linear(dim, dim, std)
+        self.W_c = Linear(dim, dim, std, bias)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -183,7 +183,7 @@ class Network(nn.Module):
         std = 1 / math.sqrt(2 * config.dim)
         self.embedding = Embedding(config.vocab_size, config.dim, std)
         self.blocks = nn.ModuleList(blocks)
-        self.norm = Norm(config.dim, config.norm_eps, config.norm)
+        self.norm = Norm(config.dim, config.norm_eps, config.norm, getattr(config, "bias", False))
         self.classifier = Classifier(config.dim, config.vocab_size, std)
         if config.tied:
             self.classifier.weight = self.embedding.weight
@@ -216,6 +216,23 @@ class Network(nn.Module):
             (B, T, V) logits, or with targets the mean loss in nats per token, a float32 scalar; in training mode with
             the load-balancing loss of a mixture of experts.
         """
+        x, balance = self.hidden(tokens, documents, long_term_delay, state, starts, last)
+        found = self.classifier(x, targets)
+        return found if targets is None else found + balance
+
+    def hidden(
+        self,
+        tokens: Tensor,
+        documents: Documents | None = None,
+        long_term_delay: int | None = None,
+        state: State | None = None,
+        starts: Tensor | None = None,
+        last: int | None = None,
+    ) -> tuple[Tensor, Tensor | float]:
+        """What the classifier reads, (B, T, d), and what a mixture of experts adds to the loss in training mode.
+
+        Arguments as for :meth:`forward`.
+        """
         batch, time = tokens.shape
         place: Documents | Chunk
         if state is None:
@@ -237,10 +254,8 @@ class Network(nn.Module):
             state.advance(place)
         if last is not None:
             x = x[:, -last:]
-        found = self.classifier(self.norm(x), targets)
-        if targets is not None and self.training and context.balance:
-            found = found + self.balance_weight * torch.stack(context.balance).mean()
-        return found
+        balanced = self.training and context.balance
+        return self.norm(x), self.balance_weight * torch.stack(context.balance).mean() if balanced else 0.0
 
     def new_state(self, batch: int = 1, capacity: int = 0) -> State:
         """The state of inference before the first token.

@@ -45,7 +45,7 @@ def parts(config: NetworkConfig) -> list[Part]:
         Part("embedding", V * d, 0),
         *(_contextual(config, level) for level in config.levels),
         *_persistent(config),
-        Part("norms", (norms * L + 1) * d, 0),
+        Part("norms", (norms * L + 1) * d * (2 if getattr(config, "bias", False) else 1), 0),
         Part("classifier", 0 if config.tied else V * d, V * d),
     ]
 
@@ -60,7 +60,7 @@ def _contextual(config: NetworkConfig, level: Level) -> Part:
         gates = 2 * d * H if config.keys == "gated" else 0
         matrices, kind = 3 * d * d + gates, "memory"
         per_head = (config.keys == "leaky") + (3 if config.bandwidth == "adaptive" else 1) + 1 + config.look_ahead
-        scalars = per_head * H
+        scalars = per_head * H + (3 * d if config.bias else 0)
     else:
         raise TypeError(f"no cost is known for {type(config).__name__}")
     window = config.short_term_window if level == "short" else None
@@ -73,7 +73,8 @@ def _persistent(config: NetworkConfig) -> list[Part]:
     name, kind = "persistent memory", getattr(config, "persistent", "swiglu")
     if isinstance(config, MemoryMosaicConfig) and kind == "key_value":
         slots = 2 * config.persistent_banks * config.persistent_slots * d
-        return [Part(name, (2 * d * d + slots + 3 * H) * L, (2 * d * d + slots) * L)]
+        biases = 2 * d if config.bias else 0
+        return [Part(name, (2 * d * d + slots + 3 * H + biases) * L, (2 * d * d + slots) * L)]
     if isinstance(config, MemoryMosaicConfig) and kind == "experts":
         router = d * config.experts
         active = 3 * d * f * config.experts_per_token + router

@@ -44,6 +44,7 @@ class MemoryMosaicConfig(NetworkConfig):
         persistent: swiglu (v2), key_value (v1: learned pairs), experts (a mixture of SwiGLU networks) or none.
         persistent_slots: S, pairs of each head of the key_value form.
         persistent_banks: C, banks of slots whose answers are averaged.
+        bias: whether v1's linear maps and norms have a bias, as some of its published checkpoints do.
         experts: E, SwiGLU networks of the experts form, each with persistent_dim hidden units.
         experts_per_token: k, how many of them each token uses.
         balance_weight: of the load-balancing loss that keeps experts equally used.
@@ -56,6 +57,7 @@ class MemoryMosaicConfig(NetworkConfig):
     persistent: Persistent = "swiglu"
     persistent_slots: int = 2688
     persistent_banks: int = 1
+    bias: bool = False
     experts: int = 8
     experts_per_token: int = 2
     balance_weight: float = 0.01
@@ -67,6 +69,9 @@ class MemoryMosaicConfig(NetworkConfig):
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.experts_per_token > self.experts:
             raise UserError(f"experts_per_token {self.experts_per_token} is more than the {self.experts} experts")
+        parts = (self.keys, self.levels, self.persistent, self.norm)
+        if self.bias and parts != ("leaky", ("full",), "key_value", "layer"):
+            raise UserError("bias is for v1 alone: keys leaky, levels [full], persistent key_value and norm layer")
 
     def build(self) -> MemoryMosaic:
         return MemoryMosaic(self)
@@ -80,20 +85,23 @@ class MosaicBlock(nn.Module):
         d, f, heads = config.dim, config.persistent_dim, config.heads
         std = depth_std(d, index)
         self.dropout = config.dropout
-        self.contextual_norm = Norm(d, config.norm_eps, config.norm)
+        self.contextual_norm = Norm(d, config.norm_eps, config.norm, config.bias)
         self.contextual = nn.ModuleDict()
         for level in config.levels:
             values = Values(heads, config.look_ahead, config.value_scale)
             self.contextual[level] = ContextualMemory(
-                d, heads, std, config.keys, config.bandwidth, values, config.dropout
+                d, heads, std, config.keys, config.bandwidth, values, config.dropout, config.bias
             )
-        self.W_o = Linear(len(config.levels) * d, d, std)
-        self.persistent_norm = Norm(d, config.norm_eps, config.norm) if config.persistent != "none" else None
+        self.W_o = Linear(len(config.levels) * d, d, std, config.bias)
+        self.persistent_norm: Norm | None = None
+        if config.persistent != "none":
+            self.persistent_norm = Norm(d, config.norm_eps, config.norm, config.bias)
         self.persistent: nn.Module | None = None
         if config.persistent == "swiglu":
             self.persistent = SwiGLU(d, f, std, depth_std(f, index))
         elif config.persistent == "key_value":
-            self.persistent = SlotMemory(d, heads, config.persistent_slots, config.persistent_banks, std)
+            slots, banks = config.persistent_slots, config.persistent_banks
+            self.persistent = SlotMemory(d, heads, slots, banks, std, config.bias)
         elif config.persistent == "experts":
             self.persistent = Experts(d, f, config.experts, config.experts_per_token, std, depth_std(f, index))
 

@@ -14,6 +14,7 @@ CONFIGS = {
     "v2-long-only": MemoryMosaicConfig(**SMALL, levels=("long",)),
     "v1": MemoryMosaicConfig(**SMALL, **SMALL_V1),
     "v1-banks": MemoryMosaicConfig(**SMALL, **{**SMALL_V1, "persistent_banks": 2, "tied": False}),
+    "v1-bias": MemoryMosaicConfig(**SMALL, **SMALL_V1, bias=True),
     "v1-keys": MemoryMosaicConfig(**SMALL, **SPANS, keys="leaky"),
     "v1-bandwidth": MemoryMosaicConfig(**SMALL, **SPANS, bandwidth="fixed"),
     "v1-levels": MemoryMosaicConfig(**SMALL, levels=("full",)),

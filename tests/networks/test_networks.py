@@ -234,6 +234,7 @@ def test_the_sampled_delay_is_the_one_used(build, packed):
         ({"short_term_window": 1}, "short_term_window must be at least 2, got 1"),
         ({"inference_delay": 0}, "never reads its own position"),
         ({"levels": ()}, "levels must name"),
+        ({"bias": True}, "bias is for v1 alone"),
     ],
 )
 def test_impossible_dimensions_are_refused(settings, message):

@@ -1,0 +1,72 @@
+"""A network's configuration as transformers wants it: what a config.json says."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+
+from mm_lightning.networks.base import NetworkConfig
+from mm_lightning.networks.memory_mosaic import MemoryMosaicConfig
+from mm_lightning.networks.transformer import TransformerConfig
+
+MODEL_TYPE = "mm_lightning"
+CLASSES: dict[str, type[NetworkConfig]] = {c.__name__: c for c in (MemoryMosaicConfig, TransformerConfig)}
+
+
+class MMLightningConfig(PreTrainedConfig):
+    """Any network of mm-lightning.
+
+    Args:
+        network: {"class": "MemoryMosaicConfig" or "TransformerConfig", "fields": {...}}: the network as its own
+            configuration describes it. A field that is missing has its default.
+        context_length: tokens of a training sequence; longer ones may be given.
+        kwargs: of every model of transformers.
+    """
+
+    model_type = MODEL_TYPE
+
+    def __init__(self, network: dict[str, Any] | None = None, context_length: int | None = None, **kwargs: Any) -> None:
+        network = network or {"class": MemoryMosaicConfig.__name__, "fields": {}}
+        if network["class"] not in CLASSES:
+            raise ValueError(f"there is no network {network['class']!r}: known are {', '.join(CLASSES)}")
+        config = CLASSES[network["class"]](**network["fields"])
+        fields = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
+        self.network = {"class": network["class"], "fields": fields}
+        self.context_length = context_length
+        kwargs["tie_word_embeddings"] = config.tied
+        super().__init__(**kwargs)
+
+    def network_config(self) -> NetworkConfig:
+        """The same in this package's own terms."""
+        return CLASSES[self.network["class"]](**self.network["fields"])
+
+    @property
+    def vocab_size(self) -> int:
+        """V; changed by `resize_token_embeddings`."""
+        return self.network["fields"]["vocab_size"]
+
+    @vocab_size.setter
+    def vocab_size(self, value: int) -> None:
+        self.network["fields"]["vocab_size"] = value
+
+    @property
+    def hidden_size(self) -> int:
+        """d"""
+        return self.network["fields"]["dim"]
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """L"""
+        return self.network["fields"]["layers"]
+
+    @property
+    def num_attention_heads(self) -> int:
+        """H"""
+        return self.network["fields"]["heads"]
+
+
+def register() -> None:
+    """Lets AutoConfig find it."""
+    AutoConfig.register(MODEL_TYPE, MMLightningConfig, exist_ok=True)

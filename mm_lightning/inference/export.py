@@ -1,0 +1,159 @@
+"""`mm export`: a trained network as a folder that transformers loads."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from mm_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from mm_lightning.data.tokenizer import Tokenizer
+    from mm_lightning.networks import Network
+
+ABOUT = "mm_lightning.json"
+"""What a checkpoint says beside the network, for `mm import` to read back."""
+
+
+def require(*packages: str) -> None:
+    """Raises a UserError where a package that export or import needs is missing."""
+    import importlib.util
+
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise UserError(f"this needs the package {package}: pip install 'mm-lightning[export]'")
+
+
+def fresh_folder(path: str | os.PathLike) -> Path:
+    """A folder beside an output folder, to be given its name when it is complete.
+
+    Raises:
+        UserError: the output is there already.
+    """
+    output = Path(path)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"{output} exists: name another --output, or remove it")
+    partial = output.with_name(output.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {partial}: {error.strerror}") from error
+    return partial
+
+
+def export(
+    network: Network,
+    tokenizer: Tokenizer | None,
+    folder: Path,
+    context_length: int | None = None,
+    self_contained: bool = False,
+    max_shard_size: str = "5GB",
+) -> None:
+    """Writes weights, configuration, tokenizer and, if asked for, the code.
+
+    Args:
+        network: with its parameters in the type they are to have in the file.
+        tokenizer: that it was trained with; without, no tokenizer is written.
+        folder: an empty one.
+        context_length: of its training.
+        self_contained: whether the folder holds the modelling code.
+        max_shard_size: of one weight file, as in 5GB.
+    """
+    import torch
+    from transformers import GenerationConfig
+
+    from mm_lightning.inference import flatten
+    from mm_lightning.inference.configuration import MMLightningConfig
+    from mm_lightning.inference.export_tokenizer import transformers_tokenizer
+    from mm_lightning.inference.modeling import MMLightningForCausalLM
+    from mm_lightning.training.checkpoint import describe_network
+
+    ends = {} if tokenizer is None else {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos}
+    described = describe_network(network.config, None, None)["network"]
+    config = MMLightningConfig(described, context_length, **ends)
+    if self_contained:
+        code = {"AutoConfig": MMLightningConfig, "AutoModelForCausalLM": MMLightningForCausalLM}
+        config.auto_map = {name: f"{flatten.flat_name(c.__module__)}.{c.__name__}" for name, c in code.items()}
+        for name, text in flatten.flatten(MMLightningForCausalLM.__module__).items():
+            (folder / name).write_text(text, encoding="utf-8")
+    with torch.device("meta"):
+        model = MMLightningForCausalLM(config)
+    model.network = network
+    model.generation_config = GenerationConfig(**ends, pad_token_id=ends.get("eos_token_id"))
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
+    if tokenizer is not None:
+        transformers_tokenizer(tokenizer).save_pretrained(folder)
+
+
+def export_command(
+    checkpoint: str,
+    output: str,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    self_contained: bool = False,
+    max_shard_size: str = "5GB",
+) -> None:
+    """Write a trained network as a folder that transformers loads.
+
+    It holds model.safetensors, config.json, generation_config.json, the tokenizer and a model card (README.md). Where
+    this package is installed, AutoModelForCausalLM.from_pretrained(FOLDER) loads it after `import mm_lightning`; a self
+    contained folder is loaded anywhere by from_pretrained(FOLDER, trust_remote_code=True).
+
+    Args:
+        checkpoint: a run folder (its newest whole checkpoint is taken) or a checkpoint.
+        output: the folder to write.
+        dtype: of the weights.
+        self_contained: add the modelling code, so that it can be loaded without this package.
+        max_shard_size: weights above it are written as several files.
+    """
+    require("transformers", "safetensors")
+    import torch
+    from transformers.utils import logging
+
+    from mm_lightning.inference.model_card import model_card
+    from mm_lightning.training.checkpoint import (
+        find_checkpoint,
+        load_weights,
+        network_config,
+        read_about,
+        restore_tokenizer,
+    )
+
+    path = find_checkpoint(checkpoint)
+    about = read_about(path)
+    tokenizer = restore_tokenizer(about, path) if about["tokenizer"] else None
+    partial = fresh_folder(output)
+    logging.disable_progress_bar()
+    network = network_config(about).build()
+    load_weights(network, path)
+    network = network.to(getattr(torch, dtype))
+    try:
+        export(network, tokenizer, partial, about.get("context_length"), self_contained, max_shard_size)
+    except ValueError as error:
+        shutil.rmtree(partial)
+        raise UserError(f"cannot export {path}: {error}") from error
+    kept = {name: value for name, value in about.items() if name != "network"}
+    (partial / ABOUT).write_text(json.dumps(kept) + "\n", encoding="utf-8")
+    (partial / "README.md").write_text(model_card(path, about, network, self_contained), encoding="utf-8")
+    _rename(partial, Path(output))
+    _say(Path(output), network, dtype, tokenizer, self_contained)
+
+
+def _rename(partial: Path, output: Path) -> None:
+    if output.is_dir():
+        output.rmdir()
+    os.replace(partial, output)
+
+
+def _say(output: Path, network: Network, dtype: str, tokenizer: Any, self_contained: bool) -> None:
+    size = sum(file.stat().st_size for file in output.iterdir())
+    parameters = sum(p.numel() for p in network.parameters())
+    print(f"{output}: {type(network).__name__}, {parameters:,} parameters in {dtype}, {size:,} bytes")
+    if tokenizer is None:
+        print("the checkpoint carries no tokenizer: none was written")
+    first, option = ("", ", trust_remote_code=True") if self_contained else ("import mm_lightning; ", "")
+    print(f'load it: {first}transformers.AutoModelForCausalLM.from_pretrained("{output}"{option})')
+    print("its README.md names no licence: choose one before you publish it")

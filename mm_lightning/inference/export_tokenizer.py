@@ -1,0 +1,75 @@
+"""Our tokenizers as those of transformers: the same ids, the token that begins a document put first."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mm_lightning.data.tokenizer import BEGIN, END, ByteTokenizer, Tokenizer
+from mm_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    import tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+_SAMPLES = ("", "Hello, world!\n\n  x = 12 # é ☃", "a <|end_of_text|> </s> b")
+
+
+def transformers_tokenizer(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    """One that AutoTokenizer loads after its `save_pretrained`.
+
+    It begins texts with `bos`, pads on the left with `eos`, and like ours encodes the name of a special token in a
+    text as the characters that it is written with.
+
+    Raises:
+        UserError: it would give other ids.
+    """
+    from tokenizers import processors
+    from transformers import PreTrainedTokenizerFast
+
+    inner = _inner(tokenizer)
+    begin, end = inner.id_to_token(tokenizer.bos), inner.id_to_token(tokenizer.eos)
+    inner.post_processor = processors.TemplateProcessing(
+        single=f"{begin} $A", pair=f"{begin} $A {begin}:1 $B:1", special_tokens=[(begin, tokenizer.bos)]
+    )
+    found = PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        bos_token=begin,
+        eos_token=end,
+        pad_token=end,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        split_special_tokens=True,
+    )
+    for text in _SAMPLES:
+        if found(text)["input_ids"] != [tokenizer.bos, *tokenizer.encode(text)]:
+            raise UserError(f"transformers cannot express the tokenizer {tokenizer.name}: {text!r} gives other ids")
+    return found
+
+
+def _inner(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
+    import tokenizers
+
+    if isinstance(tokenizer, ByteTokenizer):
+        return _bytes()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "tokenizer.json"
+        tokenizer.save(file)
+        return tokenizers.Tokenizer.from_file(str(file))
+
+
+def _bytes() -> tokenizers.Tokenizer:
+    """The byte tokenizer: a byte-level BPE without merges, whose ids are the byte values."""
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers
+
+    # The library writes bytes as characters: printable ones as themselves, the others as those from U+0100 on.
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [byte for byte in range(256) if byte not in printable]
+    vocabulary = {chr(byte if byte in printable else 256 + others.index(byte)): byte for byte in range(256)}
+    inner = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    inner.decoder = decoders.ByteLevel()
+    inner.add_special_tokens([BEGIN, END])
+    return inner

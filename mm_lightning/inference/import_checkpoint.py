@@ -1,0 +1,194 @@
+"""`mm import`: weights from elsewhere as a checkpoint of this package."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mm_lightning.errors import UserError
+from mm_lightning.inference.export import ABOUT, _rename, fresh_folder, require
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mm_lightning.networks import NetworkConfig
+
+
+@dataclass
+class Imported:
+    """What was read.
+
+    Attributes:
+        config: of the network.
+        weights: by our names.
+        source: what it was, for people.
+        tokenizer: as a checkpoint describes it; None if there is none.
+        context_length: of its training, if known.
+        remark: what the user should know.
+    """
+
+    config: NetworkConfig
+    weights: dict[str, Tensor]
+    source: str
+    tokenizer: dict[str, Any] | None = None
+    context_length: int | None = None
+    remark: str = ""
+
+
+def read(source: str | os.PathLike, largest_key_exponent: float | None = None) -> Imported:
+    """Reads any of the formats that :func:`import_command` names.
+
+    Raises:
+        UserError: it is none of them, or cannot be expressed.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        return _read_v1(path, largest_key_exponent)
+    if not path.is_dir():
+        raise UserError(f"there is no file or folder {path}")
+    if largest_key_exponent is not None:
+        raise UserError("largest_key_exponent is for checkpoints of v1's published code alone: leave it out")
+    require("safetensors")
+    from mm_lightning.inference.import_llama import read_config
+
+    config = read_config(path)
+    kind = config.get("model_type")
+    if kind == "mm_lightning":
+        return _read_exported(path, config)
+    if kind == "llama":
+        return _read_llama(path, config)
+    raise UserError(f"{path} holds a model of type {kind}: only llama, and what `mm export` wrote, can be imported")
+
+
+def _read_v1(path: Path, limit: float | None) -> Imported:
+    from mm_lightning.inference.import_v1 import LIMIT, convert_v1, limit_keys, read_v1
+
+    settings, theirs = read_v1(path)
+    config, weights = convert_v1(settings, theirs)
+    above = limit_keys(weights, limit)
+    remark = (
+        f"{above} heads have keys of an exponent above {LIMIT:g}, where the latest published code cuts it (earlier "
+        f"versions did not): --largest_key_exponent {LIMIT:g} for a checkpoint of that version"
+    )
+    source = f"{path.name}, a checkpoint of v1's published code"
+    length = settings.get("block_size")
+    return Imported(config, weights, source, context_length=length, remark=remark if above else "")
+
+
+def _read_llama(path: Path, config: dict[str, Any]) -> Imported:
+    from mm_lightning.inference.import_llama import convert_llama, llama_config, read_safetensors
+
+    try:
+        ours = llama_config(config)
+    except KeyError as error:
+        raise UserError(f"{path / 'config.json'} does not say {error}") from error
+    weights = convert_llama(read_safetensors(path))
+    source = f"{path.resolve().name}, a Llama of transformers"
+    return Imported(ours, weights, source, _tokenizer(path), config.get("max_position_embeddings"))
+
+
+def _read_exported(path: Path, config: dict[str, Any]) -> Imported:
+    from mm_lightning.inference.import_llama import read_safetensors
+    from mm_lightning.training.checkpoint import network_config
+
+    weights = {name.removeprefix("network."): x for name, x in read_safetensors(path).items()}
+    about = json.loads((path / ABOUT).read_text(encoding="utf-8")) if (path / ABOUT).is_file() else {}
+    tokenizer = about["tokenizer"] if about else _tokenizer(path)
+    source = about.get("imported") or f"{path.resolve().name}, an export of mm-lightning"
+    return Imported(network_config(config), weights, source, tokenizer, config.get("context_length"))
+
+
+def _tokenizer(path: Path) -> dict[str, Any] | None:
+    """Of a tokenizer.json, or a folder that may hold one."""
+    from mm_lightning.data.tokenizer import load_tokenizer
+    from mm_lightning.training.checkpoint import describe_tokenizer
+
+    if path.is_dir() and not (path / "tokenizer.json").is_file():
+        return None
+    return describe_tokenizer(load_tokenizer(path))
+
+
+def check(imported: Imported) -> None:
+    """Holds the weights against the network.
+
+    Raises:
+        UserError: one is missing, is too many, or has another shape.
+    """
+    import torch
+
+    with torch.device("meta"):
+        network = imported.config.build()
+    wanted = {name: tuple(p.shape) for name, p in network.named_parameters()}
+    if imported.config.tied:
+        imported.weights.pop("classifier.weight", None)
+    found = {name: tuple(x.shape) for name, x in imported.weights.items()}
+    problems = [f"{name} is missing" for name in wanted if name not in found]
+    problems += [f"{name} is not known" for name in found if name not in wanted]
+    both = [name for name in wanted if name in found]
+    problems += [f"{n} has the shape {found[n]} instead of {wanted[n]}" for n in both if found[n] != wanted[n]]
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise UserError(f"the weights do not fit the network: {problems[0]}{more}")
+
+
+def write(imported: Imported, output: str | os.PathLike) -> Path:
+    """Writes a run folder that holds a checkpoint and a config.
+
+    Returns:
+        the checkpoint.
+    """
+    import yaml
+
+    from mm_lightning.training.checkpoint import KEY, WholeCheckpointIO, describe_network
+
+    about = describe_network(imported.config, imported.tokenizer, imported.context_length)
+    about["imported"] = imported.source
+    weights = {f"network.{name}": x.contiguous().clone() for name, x in imported.weights.items()}
+    partial = fresh_folder(output)
+    WholeCheckpointIO().save_checkpoint({"state_dict": weights, KEY: about}, partial / "checkpoints" / "step=0.ckpt")
+    network = {"class_path": about["network"]["class"], "init_args": about["network"]["fields"]}
+    data = {"context_length": imported.context_length} if imported.context_length else {}
+    config = {"run": str(output), "model": {"network": network}, **({"data": data} if data else {})}
+    (partial / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    _rename(partial, Path(output))
+    return Path(output) / "checkpoints" / "step=0.ckpt"
+
+
+def import_command(
+    source: str, output: str, tokenizer: str | None = None, largest_key_exponent: float | None = None
+) -> None:
+    """Turn weights from elsewhere into a checkpoint.
+
+    Reads a checkpoint file of v1's published code (nanoMosaics), a Llama folder of transformers with its weights in
+    safetensors, and what `mm export` wrote. The output is a run folder: `mm generate --checkpoint OUTPUT`, or
+    `mm validate --config OUTPUT/config.yaml --data.path PREPARED`.
+
+    Args:
+        source: a file, or a folder with a config.json.
+        output: the run folder to write.
+        tokenizer: `bytes`, or a tokenizer.json, or a folder that holds one; by default the source's own, if it has one.
+        largest_key_exponent: of v1 checkpoints: cut the exponents of keys there. The latest published code cuts at 5.
+    """
+    imported = read(source, largest_key_exponent)
+    if tokenizer is not None:
+        from mm_lightning.data.tokenizer import load_tokenizer
+        from mm_lightning.training.checkpoint import describe_tokenizer
+
+        given = load_tokenizer(tokenizer)
+        if given.vocab_size > imported.config.vocab_size:
+            raise UserError(
+                f"the tokenizer {given.name} has {given.vocab_size} tokens, the network {imported.config.vocab_size}: "
+                f"it was trained with another one"
+            )
+        imported.tokenizer = describe_tokenizer(given)
+    check(imported)
+    path = write(imported, output)
+    parameters = sum(x.numel() for x in imported.weights.values())
+    print(f"{path}: {imported.source}, {parameters:,} parameters")
+    if imported.remark:
+        print(imported.remark)
+    if imported.tokenizer is None:
+        print("it came without a tokenizer, which generating needs: --tokenizer names one")

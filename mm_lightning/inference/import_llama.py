@@ -1,0 +1,116 @@
+"""Llama-style folders of transformers, weights in safetensors, as our transformer."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mm_lightning.errors import UserError
+from mm_lightning.networks import TransformerConfig
+
+_NAMES = {
+    "model.embed_tokens.weight": "embedding.weight",
+    "model.norm.weight": "norm.weight",
+    "lm_head.weight": "classifier.weight",
+}
+_BLOCK_NAMES = {
+    "input_layernorm": "contextual_norm",
+    "self_attn.q_proj": "contextual.full.W_q",
+    "self_attn.k_proj": "contextual.full.W_k",
+    "self_attn.v_proj": "contextual.full.W_v",
+    "self_attn.o_proj": "W_o",
+    "post_attention_layernorm": "persistent_norm",
+    "mlp.gate_proj": "persistent.W_1",
+    "mlp.up_proj": "persistent.W_3",
+    "mlp.down_proj": "persistent.W_2",
+}
+_BLOCK = re.compile(r"model\.layers\.(\d+)\.(.+)\.weight")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config.json of a folder."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{folder} holds no config.json: it is no folder of transformers") from error
+    except ValueError as error:
+        raise UserError(f"{folder / 'config.json'} is damaged: {error}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{folder / 'config.json'} is damaged: it is not an object")
+    return config
+
+
+def read_safetensors(folder: Path) -> dict[str, Tensor]:
+    """All weights of a folder: model.safetensors, or the files that model.safetensors.index.json names.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    files = ["model.safetensors"]
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    weights: dict[str, Tensor] = {}
+    for file in files:
+        if not (folder / file).is_file():
+            raise UserError(f"{folder} holds no {file}: only weights in safetensors are read")
+        try:
+            weights.update(load_file(folder / file))
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{folder / file} is damaged: {error}") from error
+    return weights
+
+
+def llama_config(config: dict[str, Any]) -> TransformerConfig:
+    """Our configuration from a config.json of transformers' Llama.
+
+    Raises:
+        UserError: it has something that our transformer has not.
+    """
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    heads = config["num_attention_heads"]
+    head_dim = config.get("head_dim") or config["hidden_size"] // heads
+    wrong = {
+        f"rotary positions are scaled ({kind})": kind != "default",
+        "its attention has biases": config.get("attention_bias", False),
+        "its SwiGLU networks have biases": config.get("mlp_bias", False),
+        f"heads of {head_dim} numbers instead of hidden_size / num_attention_heads": head_dim * heads
+        != config["hidden_size"],
+        f"its activation is {config.get('hidden_act')} instead of silu": config.get("hidden_act", "silu") != "silu",
+        "its weights are quantized": config.get("quantization_config") is not None,
+        "a part of the head is not rotated": rope.get("partial_rotary_factor", 1.0) != 1.0,
+    }
+    found = [what for what, is_so in wrong.items() if is_so]
+    if found:
+        raise UserError(f"this Llama cannot be expressed here: {'; '.join(found)}")
+    return TransformerConfig(
+        vocab_size=config["vocab_size"],
+        layers=config["num_hidden_layers"],
+        dim=config["hidden_size"],
+        heads=heads,
+        kv_heads=config.get("num_key_value_heads") or heads,
+        persistent_dim=config["intermediate_size"],
+        norm_eps=config.get("rms_norm_eps", 1e-6),
+        rope_base=float(rope.get("rope_theta") or config.get("rope_theta") or 10_000.0),
+        tied=config.get("tie_word_embeddings", False),
+    )
+
+
+def convert_llama(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Our names for Llama's weights. (Both rotate the pairs (x_i, x_{i + D/2}), so no matrix is permuted.)"""
+    found = {}
+    for name, x in weights.items():
+        block = _BLOCK.fullmatch(name)
+        if block and block[2] in _BLOCK_NAMES:
+            found[f"blocks.{block[1]}.{_BLOCK_NAMES[block[2]]}.weight"] = x
+        elif not name.endswith(".rotary_emb.inv_freq"):  # a buffer in old files
+            found[_NAMES.get(name, name)] = x
+    return found

@@ -1,0 +1,204 @@
+"""The README.md of an exported network: what the run folder knows of it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mm_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from mm_lightning.networks import Network
+
+RECIPE = (
+    ("model", ("learning_rate", "warmup_steps", "final_learning_rate", "weight_decay", "betas", "initial_weights")),
+    ("trainer", ("max_steps", "precision", "gradient_clip_val", "strategy", "devices", "num_nodes")),
+    ("data", ("context_length", "global_batch_size")),
+)
+"""What of a config.yaml says how a network was trained."""
+
+_HEAD = """\
+---
+library_name: transformers
+pipeline_tag: text-generation
+tags:
+- memory-mosaics
+---
+
+# {name}
+
+A language model of the architecture {kind}, trained with [mm-lightning]({home}).
+
+**Licence: not chosen yet.** Whoever publishes this folder has to put one here, and `license:` at the top of this file{code}.
+"""  # noqa: E501
+
+_HOME = "https://arxiv.org/abs/2507.03285"
+
+_LOAD = """\
+```python
+{imports}
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained(FOLDER{trust})
+tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+tokens = tokenizer("Once upon a time", return_tensors="pt")
+print(tokenizer.decode(model.generate(**tokens, max_new_tokens=50, do_sample=True)[0]))
+```
+
+Batches are padded on the left. The cache of `generate` is the memory's state, `model.new_cache()`; `copy.deepcopy` forks
+it, so that several texts go on from one that was read once. It cannot be cut back, hence no decoding with an assistant."""
+
+
+def model_card(checkpoint: Path, about: dict[str, Any], network: Network, self_contained: bool) -> str:
+    """The text of a README.md.
+
+    Args:
+        checkpoint: that was exported; what lies in its run folder is read.
+        about: its entry `mm_lightning`.
+        network: as exported.
+        self_contained: whether the folder holds the modelling code.
+    """
+    run = checkpoint.parent.parent
+    config = _yaml(run / "config.yaml")
+    kind = type(network).__name__
+    code = " (the code beside the weights is mm-lightning's, Apache-2.0)" if self_contained else ""
+    load = (
+        {"imports": "", "trust": ", trust_remote_code=True"} if self_contained else {"imports": "import mm_lightning"}
+    )
+    sections = {
+        "Loading": _LOAD.format(**{"trust": "", **load}).replace("```python\n\n", "```python\n"),
+        "Network": _network(about, network),
+        "Training": _training(checkpoint, about, config),
+        "Data": _data(about, config),
+        "Evaluation": _evaluation(checkpoint, run),
+    }
+    head = _HEAD.format(name=_name(run, checkpoint), kind=kind, home=_HOME, code=code)
+    return "\n".join([head, *(f"## {title}\n\n{text}\n" for title, text in sections.items())])
+
+
+def table(rows: Iterable[tuple[Any, ...]], head: tuple[str, ...]) -> str:
+    """A table in Markdown."""
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "\n".join("| " + " | ".join(_cell(value) for value in line) + " |" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def _name(run: Path, checkpoint: Path) -> str:
+    if checkpoint.parent.name != "checkpoints":
+        return checkpoint.name.removesuffix(".ckpt")
+    run = run.resolve()
+    return f"{run.parent.name} {run.name}" if run.name.isdigit() else run.name
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    import yaml
+
+    return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
+
+
+def _network(about: dict[str, Any], network: Network) -> str:
+    parameters = sum(p.numel() for p in network.parameters())
+    dtype = str(next(network.parameters()).dtype).removeprefix("torch.")
+    fields = about["network"]["fields"].items()
+    rows = [("parameters", f"{parameters:,} ({dtype})"), *((f"`{name}`", value) for name, value in fields)]
+    return table(rows, ("setting", "value"))
+
+
+def _training(checkpoint: Path, about: dict[str, Any], config: dict[str, Any]) -> str:
+    rows: list[tuple[str, Any]] = [("checkpoint", checkpoint.name)]
+    if "imported" in about:
+        rows.append(("imported from", about["imported"]))
+    for part, names in RECIPE:
+        rows += [(f"`{part}.{n}`", config[part][n]) for n in names if config.get(part, {}).get(n) is not None]
+    if "seed_everything" in config:
+        rows.append(("`seed_everything`", config["seed_everything"]))
+    environment = checkpoint.parent.parent / "environment.json"
+    if environment.is_file():
+        rows += _environment(json.loads(environment.read_text(encoding="utf-8")))
+    if len(rows) > 1:
+        return table(rows, ("setting", "value"))
+    return f"Nothing is known but its name, `{checkpoint.name}`: it did not lie in a run folder."
+
+
+def _environment(environment: dict[str, Any]) -> list[tuple[str, Any]]:
+    code, packages = environment.get("code"), environment.get("packages", {})
+    dirty = " with uncommitted changes" if code and code.get("dirty") else ""
+    counts = Counter(gpu.get("name", "GPU") for gpu in environment.get("gpus", []))
+    cpu = environment.get("cpu", {})
+    hardware = ", ".join(f"{count} x {name}" for name, count in counts.items())
+    return [
+        ("commit", f"{code['commit']}{dirty}" if code else f"mm-lightning {packages.get('mm-lightning')}, no checkout"),
+        ("hardware", hardware or f"{cpu.get('model') or 'CPU'}, {cpu.get('cores')} cores"),
+        ("versions", ", ".join(f"{name} {version}" for name, version in packages.items() if version)),
+    ]
+
+
+def _data(about: dict[str, Any], config: dict[str, Any]) -> str:
+    from mm_lightning.data.manifest import Manifest
+
+    tokenizer = about["tokenizer"]
+    rows: list[tuple[str, Any]] = []
+    if tokenizer:
+        rows += [("tokenizer", Path(tokenizer["name"]).name), ("tokenizer sha256", f"`{tokenizer['sha256']}`")]
+    folder = config.get("data", {}).get("path")
+    try:
+        manifest = Manifest.load(folder) if folder else None
+    except UserError as error:
+        return "\n\n".join([table(rows, ("what", "value")), f"The data's manifest could not be read: {error}."])
+    if manifest is None:
+        return table(rows, ("what", "value")) if rows else "Nothing is known of it."
+    for name, split in manifest.splits.items():
+        rows.append((f"{name} documents", f"{split.documents:,}"))
+        rows.append((f"{name} tokens", f"{split.tokens:,}"))
+        rows.append((f"{name} bytes", f"{split.bytes:,}"))
+    rows.append(("fingerprint", f"`{manifest.fingerprint}`"))
+    rows += [(f"source {n}", _source(source)) for n, source in enumerate(manifest.sources, 1)]
+    return table(rows, ("what", "value"))
+
+
+def _source(source: dict[str, Any]) -> str:
+    """A source of a manifest in a line."""
+    parts = {n: f"{len(v)} files" if isinstance(v, list) else v for n, v in source.items() if not isinstance(v, dict)}
+    return ", ".join(
+        f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}" for name, value in parts.items()
+    )
+
+
+def _evaluation(checkpoint: Path, run: Path) -> str:
+    from mm_lightning.training.checkpoint import step_of
+
+    found = []
+    last: dict[str, Any] = {}
+    for line in _lines(run / "metrics.jsonl"):
+        if "validation/loss" in line and line["step"] <= step_of(checkpoint):
+            last = {name: value for name, value in line.items() if not name.startswith("train/")}
+    if last:
+        found.append("Last validation during training:\n\n" + table([tuple(last.values())], tuple(last)))
+    rows = [_flat(line) for line in _lines(run / "evaluation.jsonl")]
+    rows = [row for row in rows if row.get("checkpoint", checkpoint.name) == checkpoint.name]
+    if rows:
+        names = tuple(dict.fromkeys(name for row in rows for name in row))
+        found.append("Afterwards:\n\n" + table([tuple(row.get(n, "") for n in names) for row in rows], names))
+    return "\n\n".join(found) or "Not evaluated."
+
+
+def _flat(line: dict[str, Any], begin: str = "") -> dict[str, Any]:
+    """Nested results by path: {"a": {"b": 1}} as {"a/b": 1}."""
+    found: dict[str, Any] = {}
+    for name, value in line.items():
+        found.update(_flat(value, f"{begin}{name}/") if isinstance(value, dict) else {f"{begin}{name}": value})
+    return found
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]

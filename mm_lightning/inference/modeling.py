@@ -1,0 +1,248 @@
+"""A network of this package as a causal language model of transformers, with the state of inference as its cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from mm_lightning.inference.configuration import MMLightningConfig
+from mm_lightning.memory.documents import Documents
+from mm_lightning.memory.state import State
+from mm_lightning.networks.base import IGNORE, Network
+
+
+class MemoryCache(Cache):
+    """The state of inference of all rows of a batch; empty until a network reads with it.
+
+    It can be forked by `copy.deepcopy`, so that several texts go on from one prefix; it cannot be cut back.
+
+    Args:
+        network: whose state it is.
+        capacity: tokens to make room for at once.
+    """
+
+    def __init__(self, network: Network, capacity: int = 0) -> None:
+        super().__init__(layers=[])
+        self.network, self.capacity = network, capacity
+        self.state: State | None = None
+
+    def begin(self, batch: int) -> State:
+        """The state, made for so many rows if there is none yet."""
+        if self.state is None:
+            self.state = self.network.new_state(batch, self.capacity)
+        return self.state
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keeps the chosen rows, any of them as often as wanted."""
+        if self.state is not None:
+            room = max(self.state.length + 1, self.capacity)
+            index = indices.to(next(self.network.parameters()).device)
+            self.state = self.state.rows(index, self.network.new_state(len(index), room))
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Gives each beam the state of the beam that it continues."""
+        self.batch_select_indices(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Every row so many times, one copy beside the other."""
+        if self.state is not None:
+            self.batch_select_indices(torch.arange(self.batch_size).repeat_interleave(repeats))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> MemoryCache:
+        copied = MemoryCache(self.network, self.capacity)
+        copied.state = self.state
+        copied.batch_repeat_interleave(1)
+        return copied
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Refuses: an average does not forget its newest terms."""
+        if tokens_to_remove:
+            raise ValueError(
+                "the state of a memory cannot be cut back: keep copy.deepcopy(cache) of the point to return to "
+                "(decoding with an assistant model, which would need this, is not possible)"
+            )
+
+    def reset(self) -> None:
+        """Forgets everything."""
+        self.state = None
+
+    def __len__(self) -> int:
+        return self.network.config.layers
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens read so far."""
+        return 0 if self.state is None else self.state.length
+
+    def get_max_length(self, layer_idx: int | None = None) -> int:
+        """-1: there is no limit."""
+        return -1
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """What can be attended to: everything, from the beginning on."""
+        return self.get_seq_length() + query_length, 0
+
+    @property
+    def batch_size(self) -> int:
+        """Rows; -1 if it is empty."""
+        return -1 if self.state is None else len(self.state.tensors()["first"])
+
+    @property
+    def is_initialized(self) -> bool:
+        """Whether a network has read with it."""
+        return self.state is not None
+
+    @property
+    def is_croppable(self) -> bool:
+        """False: see :meth:`crop`."""
+        return False
+
+
+class MMLightningForCausalLM(PreTrainedModel, GenerationMixin):
+    """Any network of mm-lightning, for `generate`, pipelines and trainers of transformers.
+
+    Args:
+        config: of the network.
+    """
+
+    config_class = MMLightningConfig
+    base_model_prefix = "network"
+    _no_split_modules = ["MosaicBlock", "TransformerBlock"]  # noqa: RUF012
+
+    def __init__(self, config: MMLightningConfig) -> None:
+        super().__init__(config)
+        self.network = config.network_config().build()
+        if self.network.config.tied:
+            self._tied_weights_keys = {"network.classifier.weight": "network.embedding.weight"}
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        reset = getattr(module, "reset_parameters", None)
+        if callable(reset) and not isinstance(module, Network):  # its parts have been asked already
+            reset()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The embedding."""
+        return self.network.embedding
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replaces the embedding."""
+        self.network.embedding = value
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The classifier."""
+        return self.network.classifier
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replaces the classifier."""
+        self.network.classifier = new_embeddings
+
+    def new_cache(self, capacity: int = 0) -> MemoryCache:
+        """An empty cache.
+
+        Args:
+            capacity: tokens to make room for at once.
+        """
+        return MemoryCache(self.network, capacity)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        past_key_values: MemoryCache | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        return_dict: bool | None = None,
+    ) -> CausalLMOutputWithPast | tuple:
+        """Logits, loss and cache. Padding, where there is any, is on the left (on the right only without a cache).
+
+        Args:
+            input_ids: (B, T) int64, the tokens after those that the cache has read.
+            attention_mask: (B, T) or, with a cache, (B, tokens read before + T): 0 on padding, else 1.
+            past_key_values: what the network has read before.
+            labels: (B, T), input_ids or -100: the loss is that of predicting each from the tokens before it.
+            use_cache: return the cache. By default where no gradient or loss is wanted.
+            logits_to_keep: logits of the last so many tokens only (0: all), or of the tokens with these indices.
+            return_dict: False for a tuple.
+
+        Raises:
+            ValueError: the mask or the cache does not fit.
+        """
+        if isinstance(past_key_values, Cache) and not isinstance(past_key_values, MemoryCache):
+            raise ValueError(
+                f"a memory's state does not fit a {type(past_key_values).__name__}: leave past_key_values out, or pass "
+                f"model.new_cache() or what an earlier call returned"
+            )
+        starts = None if attention_mask is None else document_starts(attention_mask, input_ids.shape[1])
+        if use_cache is None:
+            wanted = labels is None and not torch.is_grad_enabled()
+            use_cache = wanted and (attention_mask is None or padded_left(attention_mask))
+        if past_key_values is None and use_cache:
+            past_key_values = self.new_cache()
+        last = logits_to_keep if isinstance(logits_to_keep, int) and logits_to_keep and labels is None else None
+        if past_key_values is None:
+            documents = None if starts is None else Documents.from_starts(starts)
+            x, balance = self.network.hidden(input_ids, documents, last=last)
+        else:
+            if attention_mask is not None and input_ids.shape[1] > 1 and not padded_left(attention_mask):
+                raise ValueError("with a cache, padding must be on the left: set padding_side of the tokenizer to left")
+            state = past_key_values.begin(input_ids.shape[0])
+            x, balance = self.network.hidden(input_ids, state=state, starts=starts, last=last)
+        logits = self.network.classifier(x)
+        loss = None
+        if labels is not None:
+            targets = F.pad(labels[:, 1:], (0, 1), value=IGNORE).to(logits.device)
+            loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE) + balance
+        if isinstance(logits_to_keep, Tensor):
+            logits = logits[:, logits_to_keep]
+        elif last is None and logits_to_keep:
+            logits = logits[:, -logits_to_keep:]
+        output = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
+        return output.to_tuple() if return_dict is False else output
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        return False
+
+    def _prepare_cache_for_generation(
+        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> None:
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        if generation_config.use_cache and model_kwargs.get("past_key_values") is None:
+            model_kwargs["past_key_values"] = self.new_cache()
+
+
+def document_starts(mask: Tensor, time: int) -> Tensor | None:
+    """(B, T) bool: where, among the last T tokens of a (B, ...) mask, a row's text begins; None if nowhere but at 0.
+
+    Raises:
+        ValueError: the mask is not of two dimensions, or shorter than the tokens.
+    """
+    if mask.dim() != 2 or mask.shape[1] < time:
+        raise ValueError(
+            f"attention_mask must be 0 on padding and else 1, one number a token read so far: "
+            f"got {tuple(mask.shape)} for {time} tokens"
+        )
+    real = mask.bool()
+    before = F.pad(real, (1, 0))[:, :-1] if mask.shape[1] == time else real[:, -time - 1 : -1]
+    starts = real[:, -time:] & ~before
+    if mask.shape[1] == time:
+        starts[:, 0] = False  # every row begins there anyway
+    return starts if starts.any() else None
+
+
+def padded_left(mask: Tensor) -> bool:
+    """Whether a (B, ...) mask is 0 before a row's text and nowhere else."""
+    real = mask.bool()
+    return bool((real[:, 1:] | ~real[:, :-1]).all())
+
+
+def register() -> None:
+    """Lets AutoModelForCausalLM find it."""
+    AutoModelForCausalLM.register(MMLightningConfig, MMLightningForCausalLM, exist_ok=True)
