@@ -41,6 +41,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "generate": ("mm_lightning.inference.commands:generate_command", "sample text from a run or a checkpoint"),
     "chat": ("mm_lightning.inference.chat:chat_command", "write in turns with a network that remembers all of it"),
     "remember": ("mm_lightning.inference.commands:remember_command", "read a document once into a memory file"),
+    "export": ("mm_lightning.inference.export:export_command", "write a network as a folder that transformers loads"),
+    "import": (
+        "mm_lightning.inference.import_checkpoint:import_command",
+        "turn a v1 checkpoint or a Llama folder into a checkpoint",
+    ),
     "report": ("mm_lightning.experiments.report:report_command", "table, curves and page of a sweep, or of any runs"),
     "benchmark step": (
         "mm_lightning.experiments.benchmark:step_command",

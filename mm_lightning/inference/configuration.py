@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 
+from mm_lightning.errors import UserError
 from mm_lightning.networks.base import NetworkConfig
 from mm_lightning.networks.memory_mosaic import MemoryMosaicConfig
 from mm_lightning.networks.transformer import TransformerConfig
 
-MODEL_TYPE = "mm_lightning"
 CLASSES: dict[str, type[NetworkConfig]] = {c.__name__: c for c in (MemoryMosaicConfig, TransformerConfig)}
 
 
@@ -25,12 +25,12 @@ class MMLightningConfig(PreTrainedConfig):
         kwargs: of every model of transformers.
     """
 
-    model_type = MODEL_TYPE
+    model_type = "mm_lightning"
 
     def __init__(self, network: dict[str, Any] | None = None, context_length: int | None = None, **kwargs: Any) -> None:
         network = network or {"class": MemoryMosaicConfig.__name__, "fields": {}}
         if network["class"] not in CLASSES:
-            raise ValueError(f"there is no network {network['class']!r}: known are {', '.join(CLASSES)}")
+            raise UserError(f"transformers cannot be given a {network['class']}: only {' and '.join(CLASSES)}")
         config = CLASSES[network["class"]](**network["fields"])
         fields = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
         self.network = {"class": network["class"], "fields": fields}
@@ -65,8 +65,3 @@ class MMLightningConfig(PreTrainedConfig):
     def num_attention_heads(self) -> int:
         """H"""
         return self.network["fields"]["heads"]
-
-
-def register() -> None:
-    """Lets AutoConfig find it."""
-    AutoConfig.register(MODEL_TYPE, MMLightningConfig, exist_ok=True)

@@ -127,22 +127,23 @@ def export_command(
     tokenizer = restore_tokenizer(about, path) if about["tokenizer"] else None
     partial = fresh_folder(output)
     logging.disable_progress_bar()
-    network = network_config(about).build()
-    load_weights(network, path)
-    network = network.to(getattr(torch, dtype))
     try:
+        network = network_config(about).build()
+        load_weights(network, path)
+        network = network.to(getattr(torch, dtype))
         export(network, tokenizer, partial, about.get("context_length"), self_contained, max_shard_size)
-    except ValueError as error:
+        kept = {name: value for name, value in about.items() if name != "network"}
+        (partial / ABOUT).write_text(json.dumps(kept) + "\n", encoding="utf-8")
+        (partial / "README.md").write_text(model_card(path, about, network, self_contained), encoding="utf-8")
+    except Exception:
         shutil.rmtree(partial)
-        raise UserError(f"cannot export {path}: {error}") from error
-    kept = {name: value for name, value in about.items() if name != "network"}
-    (partial / ABOUT).write_text(json.dumps(kept) + "\n", encoding="utf-8")
-    (partial / "README.md").write_text(model_card(path, about, network, self_contained), encoding="utf-8")
-    _rename(partial, Path(output))
+        raise
+    give_name(partial, Path(output))
     _say(Path(output), network, dtype, tokenizer, self_contained)
 
 
-def _rename(partial: Path, output: Path) -> None:
+def give_name(partial: Path, output: Path) -> None:
+    """Renames a complete folder, over an empty one if there is one."""
     if output.is_dir():
         output.rmdir()
     os.replace(partial, output)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mm_lightning.errors import UserError
-from mm_lightning.inference.export import ABOUT, _rename, fresh_folder, require
+from mm_lightning.inference.export import ABOUT, fresh_folder, give_name, require
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -153,7 +153,7 @@ def write(imported: Imported, output: str | os.PathLike) -> Path:
     data = {"context_length": imported.context_length} if imported.context_length else {}
     config = {"run": str(output), "model": {"network": network}, **({"data": data} if data else {})}
     (partial / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-    _rename(partial, Path(output))
+    give_name(partial, Path(output))
     return Path(output) / "checkpoints" / "step=0.ckpt"
 
 

@@ -109,7 +109,7 @@ def _shape(name: str, x: Tensor) -> Tensor:
 
 
 def limit_keys(weights: dict[str, Tensor], limit: float | None) -> int:
-    """Keeps the exponents of keys, 10 kappa in contextual memories and 20 kappa in persistent ones, at or below a limit.
+    """Cuts the exponents of keys, 10 kappa in contextual memories and 20 kappa in persistent ones, at a limit.
 
     Returns:
         how many heads' exponents lie above the limit of the latest published code, if no limit is given.

@@ -30,10 +30,11 @@ tags:
 
 # {name}
 
-A language model of the architecture {kind}, trained with [mm-lightning]({home}).
+A language model of the kind {kind}, written by mm-lightning ([Memory Mosaics at scale]({home})).
 
-**Licence: not chosen yet.** Whoever publishes this folder has to put one here, and `license:` at the top of this file{code}.
-"""  # noqa: E501
+**Licence: not chosen yet.** Whoever publishes this folder has to name one here, and as `license:` at the top of this
+file{code}.
+"""
 
 _HOME = "https://arxiv.org/abs/2507.03285"
 
@@ -43,13 +44,13 @@ _LOAD = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained(FOLDER{trust})
-tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+tokenizer = AutoTokenizer.from_pretrained(FOLDER{trust})
 tokens = tokenizer("Once upon a time", return_tensors="pt")
 print(tokenizer.decode(model.generate(**tokens, max_new_tokens=50, do_sample=True)[0]))
 ```
 
-Batches are padded on the left. The cache of `generate` is the memory's state, `model.new_cache()`; `copy.deepcopy` forks
-it, so that several texts go on from one that was read once. It cannot be cut back, hence no decoding with an assistant."""
+Batches are padded on the left. The cache of `generate` is the memory's state, `model.new_cache()`; `copy.deepcopy`
+forks it, so that several texts go on from one that was read once. It cannot be cut back, hence no assisted decoding."""
 
 
 def model_card(checkpoint: Path, about: dict[str, Any], network: Network, self_contained: bool) -> str:

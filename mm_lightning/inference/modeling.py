@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -241,8 +241,3 @@ def padded_left(mask: Tensor) -> bool:
     """Whether a (B, ...) mask is 0 before a row's text and nowhere else."""
     real = mask.bool()
     return bool((real[:, 1:] | ~real[:, :-1]).all())
-
-
-def register() -> None:
-    """Lets AutoModelForCausalLM find it."""
-    AutoModelForCausalLM.register(MMLightningConfig, MMLightningForCausalLM, exist_ok=True)

@@ -6,7 +6,6 @@ registered waits at the import of the two modules that hold the tables of the au
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import sys
 from collections.abc import Sequence
@@ -14,25 +13,29 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-TABLES = {
-    "transformers.models.auto.configuration_auto": "mm_lightning.inference.configuration",
-    "transformers.models.auto.modeling_auto": "mm_lightning.inference.modeling",
-}
-"""The module after whose import ours has to register, by name."""
+CONFIGURATIONS = "transformers.models.auto.configuration_auto"
+MODELS = "transformers.models.auto.modeling_auto"
 
 
 def register_with_transformers() -> None:
     """Registers at once with what is imported, and later with what is not."""
-    waiting = set(TABLES) - set(sys.modules)
-    for table in TABLES:
-        if table not in waiting:
-            _register(table)
+    waiting = {CONFIGURATIONS, MODELS} - set(sys.modules)
+    for name in (CONFIGURATIONS, MODELS):
+        if name not in waiting:
+            _register(sys.modules[name])
     if waiting:
         sys.meta_path.insert(0, _Waiting(waiting))
 
 
-def _register(table: str) -> None:
-    importlib.import_module(TABLES[table]).register()
+def _register(table: ModuleType) -> None:
+    from mm_lightning.inference.configuration import MMLightningConfig
+
+    if table.__name__ == CONFIGURATIONS:
+        table.AutoConfig.register(MMLightningConfig.model_type, MMLightningConfig, exist_ok=True)
+        return
+    from mm_lightning.inference.modeling import MMLightningForCausalLM
+
+    table.AutoModelForCausalLM.register(MMLightningConfig, MMLightningForCausalLM, exist_ok=True)
 
 
 class _Waiting(MetaPathFinder):
@@ -68,4 +71,4 @@ class _Registering(Loader):
         assert module.__spec__ is not None
         module.__loader__ = module.__spec__.loader = self.loader
         self.loader.exec_module(module)
-        _register(module.__name__)
+        _register(module)

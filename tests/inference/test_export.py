@@ -1,0 +1,260 @@
+"""Exported folders: bit-equal weights, equal ids, a card of what is known, loaded with and without this package."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from mm_lightning.cli import main
+from mm_lightning.data.manifest import Manifest, Split
+from mm_lightning.data.tokenizer import load_tokenizer, train_tokenizer
+from mm_lightning.errors import UserError
+from mm_lightning.inference.export import ABOUT, export_command
+from mm_lightning.inference.export_tokenizer import transformers_tokenizer
+from mm_lightning.inference.flatten import flatten
+from mm_lightning.inference.import_checkpoint import import_command
+from mm_lightning.networks.cost import parameters
+from mm_lightning.training.checkpoint import (
+    KEY,
+    WholeCheckpointIO,
+    describe_network,
+    describe_tokenizer,
+    find_checkpoint,
+    load_network,
+    read_weights,
+)
+from tests.inference.conftest import CONFIGS, build
+
+transformers = pytest.importorskip("transformers")
+TEXTS = [
+    "",
+    "def f(x):\n\n    return x  # é ☃ 12345",
+    "a <|end_of_text|> and <|begin_of_text|>",
+    "\ud7ff\x00\x7f\xa0\xad\xff",
+]
+
+
+def save(folder, name, tokenizer="bytes"):
+    """A run folder that holds a network, in float32."""
+    network = build(name).float()
+    described = describe_tokenizer(load_tokenizer(tokenizer)) if tokenizer else None
+    about = describe_network(network.config, described, 64)
+    weights = {f"network.{name}": x for name, x in network.state_dict().items()}
+    WholeCheckpointIO().save_checkpoint({"state_dict": weights, KEY: about}, folder / "checkpoints" / "step=20.ckpt")
+    return folder
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def run(request, tmp_path_factory):
+    return save(tmp_path_factory.mktemp("run") / "0", request.param)
+
+
+@pytest.fixture(scope="module")
+def v2(tmp_path_factory):
+    return save(tmp_path_factory.mktemp("v2") / "0", "v2")
+
+
+def load(folder, **settings):
+    """The model of a folder, of which nothing may be missing or left over."""
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **settings)
+    assert not any(info.values())
+    return model
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_there_and_back_again(run, tmp_path):
+    saved = load_network(run)[0].state_dict()
+    export_command(str(run), str(tmp_path / "out"))
+    assert same(load(tmp_path / "out").network.state_dict(), saved)
+    import_command(str(tmp_path / "out"), str(tmp_path / "back"))
+    network, tokenizer = load_network(tmp_path / "back")
+    assert same(network.state_dict(), saved)
+    assert (tokenizer.name, network.config) == ("bytes", load_network(run)[0].config)
+    export_command(str(tmp_path / "back"), str(tmp_path / "again"), self_contained=True)
+    for file in ("model.safetensors", "tokenizer.json", "generation_config.json"):
+        assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
+
+
+def test_half_as_many_bytes_in_several_files(v2, tmp_path):
+    export_command(str(v2), str(tmp_path / "out"), "bfloat16", max_shard_size="20KB")
+    assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 2
+    expected = load_network(v2, dtype=torch.bfloat16)[0].state_dict()
+    assert same(load(tmp_path / "out").network.state_dict(), expected)
+    (tmp_path / "out" / ABOUT).unlink()  # as after save_pretrained in transformers
+    import_command(str(tmp_path / "out"), str(tmp_path / "back"), tokenizer="bytes")
+    back = read_weights(find_checkpoint(tmp_path / "back"))
+    assert all(torch.equal(back[name], x) for name, x in expected.items())
+
+
+def test_bytes_and_their_ids(tokenizer, tmp_path):
+    transformers_tokenizer(tokenizer).save_pretrained(tmp_path)
+    loaded = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for text in TEXTS:
+        assert loaded(text)["input_ids"] == [256, *text.encode()]
+    every = "".join(map(chr, range(256)))
+    assert loaded.decode(loaded(every)["input_ids"], skip_special_tokens=True) == every
+    assert (loaded.bos_token_id, loaded.eos_token_id, loaded.pad_token_id) == (256, 257, 257)
+    padded = loaded(["a", "bcd"], padding=True)
+    assert padded["input_ids"] == [[257, 257, 256, 97], [256, 98, 99, 100]]
+    assert padded["attention_mask"] == [[0, 0, 1, 1], [1, 1, 1, 1]]
+
+
+def test_words_and_their_ids(tmp_path):
+    ours = train_tokenizer(["def f(x):\n    return x + 1\n" * 9], 280, tmp_path / "tokenizer.json", progress=False)
+    transformers_tokenizer(ours).save_pretrained(tmp_path / "out")
+    loaded = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    for text in TEXTS:
+        ids = ours.encode(text)
+        assert loaded(text)["input_ids"] == [ours.bos, *ids]
+        assert loaded(text, add_special_tokens=False)["input_ids"] == ids
+        assert loaded.decode(ids) == ours.decode(ids)
+
+
+@pytest.fixture
+def documented(tmp_path):
+    """A run folder as training leaves it."""
+    run = save(tmp_path / "runs" / "tale" / "0", "v2")
+    split = Split(3, 12345, 45678, 2.5, 9, [1], [])
+    sources = [{"path": "tales", "files": ["a.txt", "b.txt"], "bytes": 45678}]
+    tokenizer = {"name": "bytes", "sha256": "x", "vocab_size": 258, "bos": 256, "eos": 257}
+    (tmp_path / "data").mkdir()
+    Manifest(tokenizer, "uint16", {"train": split}, sources, {}, "f1n6e7").save(tmp_path / "data")
+    config = {
+        "seed_everything": 7,
+        "model": {"learning_rate": 0.00125, "initial_weights": None},
+        "trainer": {"max_steps": 20},
+        "data": {"path": str(tmp_path / "data"), "global_batch_size": 16},
+    }
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    environment = {"host": "secret", "code": {"commit": "c0ffee", "dirty": True}, "gpus": [{"name": "Fast GPU"}] * 2}
+    (run / "environment.json").write_text(json.dumps(environment))
+    metrics = [{"step": 10, "validation/loss": 3.5}, {"step": 20, "validation/loss": 2.25, "train/loss": 1.0}]
+    metrics += [{"step": 20, "train/loss": 9.0}, {"step": 30, "validation/loss": 1.5}]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
+    scores = [
+        {"checkpoint": "step=20.ckpt", "piqa": {"acc": 0.625}},
+        {"checkpoint": "step=10.ckpt", "piqa": {"acc": 0.5}},
+    ]
+    (run / "evaluation.jsonl").write_text("".join(json.dumps(line) + "\n" for line in scores))
+    return run
+
+
+def test_the_card_says_what_the_run_folder_knows(documented, tmp_path, capsys):
+    export_command(str(documented), str(tmp_path / "out"))
+    card = (tmp_path / "out" / "README.md").read_text()
+    for line in (
+        "# tale 0",
+        "**Licence: not chosen yet.**",
+        "import mm_lightning\nfrom transformers import",
+        f"| parameters | {parameters(CONFIGS['v2']):,} (float32) |",
+        "| `short_term_window` | 8 |",
+        "| `model.learning_rate` | 0.00125 |",
+        "| `data.global_batch_size` | 16 |",
+        "| `seed_everything` | 7 |",
+        "| commit | c0ffee with uncommitted changes |",
+        "| hardware | 2 x Fast GPU |",
+        "| train tokens | 12,345 |",
+        "| fingerprint | `f1n6e7` |",
+        "| source 1 | path tales, files 2 files, bytes 45,678 |",
+        "| step | validation/loss |\n| --- | --- |\n| 20 | 2.25 |",
+        "| checkpoint | piqa/acc |\n| --- | --- |\n| step=20.ckpt | 0.625 |",
+    ):
+        assert line in card, line
+    assert not [word for word in ("secret", "initial_weights", "0.5 |", "trust_remote_code") if word in card]
+    assert "names no licence" in capsys.readouterr().out
+    (tmp_path / "data" / "manifest.json").unlink()
+    export_command(str(documented), str(tmp_path / "other"), self_contained=True)
+    card = (tmp_path / "other" / "README.md").read_text()
+    assert "manifest could not be read" in card
+    assert "trust_remote_code=True" in card
+
+
+def test_mistakes_are_one_line(v2, tmp_path, capsys, monkeypatch):
+    def export(*more):
+        assert main(["export", "--checkpoint", str(v2), *more]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        return error
+
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("mine")
+    assert "full exists: name another --output" in export("--output", str(tmp_path / "full"))
+    assert "float8" in export("--output", str(tmp_path / "out"), "--dtype", "float8")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "needs the package transformers: pip install" in export("--output", str(tmp_path / "out"))
+    assert os.listdir(tmp_path) == ["full"]
+
+
+def test_a_tokenizer_that_comes_out_differently_is_refused(v2, tmp_path, monkeypatch):
+    from mm_lightning.data.tokenizer import ByteTokenizer
+
+    monkeypatch.setattr(ByteTokenizer, "encode_batch", lambda self, texts: [[1, 2, 3] for _ in texts])
+    with pytest.raises(UserError, match="transformers cannot express the tokenizer bytes"):
+        export_command(str(v2), str(tmp_path / "out"))
+    assert os.listdir(tmp_path) == []
+
+
+def test_without_a_tokenizer(tmp_path, capsys):
+    export_command(str(save(tmp_path / "run", "v2", tokenizer=None)), str(tmp_path / "out"))
+    assert "carries no tokenizer" in capsys.readouterr().out
+    assert not (tmp_path / "out" / "tokenizer.json").exists()
+    assert load(tmp_path / "out").generation_config.eos_token_id is None
+
+
+def test_flat_files_are_the_sources_but_for_their_imports():
+    files = flatten("mm_lightning.inference.modeling")
+    assert {"inference_modeling.py", "networks_base.py", "memory_state.py", "errors.py"} <= files.keys()
+    from mm_lightning.memory import state
+
+    source, flat = Path(state.__file__).read_text().splitlines(), files["memory_state.py"].splitlines()[1:]
+    assert all(a == b or "import" in a for a, b in zip(source, flat, strict=True))
+    for name, text in files.items():
+        for node in ast.walk(ast.parse(text, name)):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                assert f"{node.module}.py" in files
+            elif isinstance(node, ast.ImportFrom):
+                assert node.module.split(".")[0] != "mm_lightning"
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = "import sys, mm_lightning; print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+ELSEWHERE = """
+import sys, torch
+sys.modules["mm_lightning"] = None  # cannot be imported
+from transformers import AutoModelForCausalLM, AutoTokenizer
+def generate(folder, **settings):
+    tokens = AutoTokenizer.from_pretrained(folder, **settings)("mosaic", return_tensors="pt")
+    model = AutoModelForCausalLM.from_pretrained(folder, **settings)
+    print(model.generate(**tokens, max_new_tokens=12, num_beams=2)[0].tolist(), type(model).__module__)
+generate({contained!r}, trust_remote_code=True)
+del sys.modules["mm_lightning"]
+import mm_lightning
+generate({plain!r})
+"""
+
+
+def test_elsewhere_without_and_with_the_package(v2, tmp_path):
+    folders = {"contained": str(tmp_path / "contained"), "plain": str(tmp_path / "plain")}
+    for name, folder in folders.items():
+        export_command(str(v2), folder, self_contained=name == "contained")
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", ELSEWHERE.format(**folders)]
+    found = subprocess.run(command, capture_output=True, text=True, env=environment)
+    first, second = found.stdout.splitlines() or [found.stderr, ""]
+    assert "transformers_modules" in first
+    assert "mm_lightning.inference.modeling" in second
+    tokens = torch.tensor([[256, *b"mosaic"]])
+    expected = load(folders["plain"]).generate(tokens, max_new_tokens=12, num_beams=2)[0].tolist()
+    assert first.split("]")[0] == second.split("]")[0] == str(expected)[:-1]

@@ -1,0 +1,173 @@
+"""Our networks inside transformers: the same tokens, however they are generated, batched, cut and cached."""
+
+import copy
+from dataclasses import asdict
+
+import pytest
+import torch
+
+from mm_lightning.errors import UserError
+from mm_lightning.networks import MemoryMosaicConfig
+from tests.inference import conftest
+
+transformers = pytest.importorskip("transformers")
+
+from mm_lightning.inference.configuration import MMLightningConfig  # noqa: E402
+from mm_lightning.inference.modeling import MMLightningForCausalLM, document_starts  # noqa: E402
+
+GREEDY = {"max_new_tokens": 14, "do_sample": False}
+
+
+def wrap(network):
+    described = {"class": type(network.config).__name__, "fields": asdict(network.config)}
+    with torch.device("meta"):
+        model = MMLightningForCausalLM(MMLightningConfig(described, bos_token_id=256, pad_token_id=257))
+    model.network = network
+    return model.eval()
+
+
+@pytest.fixture(scope="module", params=conftest.CONFIGS)
+def model(request):
+    return wrap(conftest.build(request.param))
+
+
+@pytest.fixture(scope="module")
+def v2():
+    return wrap(conftest.build("v2"))
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    return torch.randint(256, (2, 13), generator=torch.Generator().manual_seed(0))
+
+
+def greedy(network, tokens):
+    """Every token from a forward pass over all that came before."""
+    with torch.inference_mode():
+        for _ in range(GREEDY["max_new_tokens"]):
+            tokens = torch.cat([tokens, network(tokens)[:, -1:].argmax(-1)], 1)
+    return tokens
+
+
+def test_greedy_is_ours_with_cache_without_and_in_chunks(model, tokens):
+    expected = greedy(model.network, tokens)
+    for settings in ({}, {"use_cache": False}, {"prefill_chunk_size": 5}):
+        assert torch.equal(model.generate(tokens, **GREEDY, **settings), expected)
+
+
+def test_beams_and_seeded_samples_do_not_depend_on_the_cache(model, tokens):
+    beams = [model.generate(tokens, num_beams=3, use_cache=cached, **GREEDY) for cached in (True, False)]
+    assert torch.equal(*beams)
+    assert not torch.equal(beams[0], greedy(model.network, tokens))
+    samples = []
+    for seed, cached in ((1, True), (1, False), (2, True)):
+        torch.manual_seed(seed)
+        samples.append(
+            model.generate(tokens, do_sample=True, num_return_sequences=2, max_new_tokens=8, use_cache=cached)
+        )
+    assert torch.equal(samples[0], samples[1])
+    assert not torch.equal(samples[0], samples[2])
+
+
+def test_padding_on_the_left_changes_nothing(model, tokens):
+    short = tokens[:1, 5:]
+    padded = torch.cat([torch.cat([torch.full((1, 5), 257), short], 1), tokens[1:]])
+    mask = torch.ones_like(padded)
+    mask[0, :5] = 0
+    alone, other = greedy(model.network, short), greedy(model.network, tokens[1:])
+    for settings in ({}, {"use_cache": False}, {"prefill_chunk_size": 3}, {"prefill_chunk_size": 6}):
+        found = model.generate(padded, attention_mask=mask, **GREEDY, **settings)
+        assert torch.equal(found[:1, 5:], alone)
+        assert torch.equal(found[1:], other)
+
+
+def test_texts_go_on_from_a_prefix_that_was_read_once(model, tokens):
+    with torch.no_grad():
+        prefix = model(tokens[:1, :8]).past_key_values
+    ends = tokens[:, 8:]
+    for end in ends:
+        whole = torch.cat([tokens[:1, :8], end[None]], 1)
+        found = model.generate(whole, past_key_values=copy.deepcopy(prefix), **GREEDY)
+        assert torch.equal(found, greedy(model.network, whole))
+    assert prefix.get_seq_length() == 8
+    prefix.batch_repeat_interleave(2)  # and both at once
+    whole = torch.cat([tokens[:1, :8].expand(2, -1), ends], 1)
+    assert torch.equal(model.generate(whole, past_key_values=prefix, **GREEDY), greedy(model.network, whole))
+
+
+def test_logits_and_loss(model, tokens):
+    with torch.no_grad():
+        logits = model(tokens).logits
+        torch.testing.assert_close(model(tokens, logits_to_keep=2).logits, logits[:, -2:])
+        torch.testing.assert_close(model(tokens, logits_to_keep=torch.tensor([3, 5])).logits, logits[:, [3, 5]])
+        torch.testing.assert_close(model(tokens, return_dict=False, use_cache=False)[0], logits)
+    labels = tokens.clone()
+    labels[0, :4] = -100
+    loss = model(tokens, labels=labels, logits_to_keep=1).loss
+    probabilities = logits.softmax(-1)
+    by_hand = [
+        -float(probabilities[row, t - 1, labels[row, t]].log())
+        for row in range(2)
+        for t in range(1, 13)
+        if labels[row, t] != -100
+    ]
+    assert float(loss.detach()) == pytest.approx(sum(by_hand) / len(by_hand), rel=1e-5)
+    loss.backward()
+    assert all(p.grad is not None for p in model.network.parameters())
+    model.zero_grad()
+
+
+def test_padding_on_the_right_is_for_scoring_only(v2, tokens):
+    mask = torch.ones_like(tokens)
+    mask[0, 9:] = 0
+    with torch.no_grad():
+        scored = v2(tokens, attention_mask=mask)
+        torch.testing.assert_close(scored.logits[0, :9], v2(tokens).logits[0, :9])
+        assert scored.past_key_values is None
+        with pytest.raises(ValueError, match="padding must be on the left"):
+            v2(tokens, attention_mask=mask, use_cache=True)
+
+
+def test_where_documents_begin_in_a_chunk():
+    mask = torch.tensor([[0, 0, 0, 1, 1], [1, 1, 1, 1, 1], [0, 1, 1, 1, 1]])
+    assert document_starts(mask, 5).int().tolist() == [[0, 0, 0, 1, 0], [0] * 5, [0, 1, 0, 0, 0]]
+    assert document_starts(mask, 2).int().tolist() == [[1, 0], [0, 0], [0, 0]]
+    assert document_starts(mask, 1) is None
+    with pytest.raises(ValueError, match="got \\(3, 5\\) for 6 tokens"):
+        document_starts(mask, 6)
+
+
+def test_what_does_not_fit_is_refused(v2, tokens):
+    with torch.no_grad(), pytest.raises(ValueError, match=r"does not fit a DynamicCache: .* model.new_cache()"):
+        v2(tokens, past_key_values=transformers.DynamicCache())
+    with torch.no_grad():
+        cache = v2(tokens, past_key_values=v2.new_cache()).past_key_values
+    cache.crop(0)
+    with pytest.raises(ValueError, match="cannot be cut back"):
+        cache.crop(-1)
+    with torch.no_grad(), pytest.raises(ValueError, match="the state is of 2 rows, the tokens are of 1"):
+        v2(tokens[:1], past_key_values=cache)
+    with pytest.raises(ValueError, match="inference_mode"):
+        v2(tokens, use_cache=True)
+    cache.reset()
+    assert (cache.get_seq_length(), cache.batch_size, len(cache)) == (0, -1, 2)
+    with pytest.raises(UserError, match="transformers cannot be given a Perceptron"):
+        MMLightningConfig({"class": "Perceptron", "fields": {}})
+
+
+def test_experts_are_kept_balanced_in_training(tokens):
+    torch.manual_seed(0)
+    small = {**conftest.SMALL, "layers": 1, "experts": 3}
+    model = wrap(MemoryMosaicConfig(**small, persistent="experts", balance_weight=50.0).build())
+    evaluated = model(tokens, labels=tokens).loss
+    trained = model.train()(tokens, labels=tokens).loss
+    # 50 times a number that is 1 for experts used alike and at most 3
+    assert 40 < float((trained - evaluated).detach()) < 151
+
+
+def test_a_larger_vocabulary(v2, tokens):
+    model = copy.deepcopy(v2)
+    model.resize_token_embeddings(300)
+    assert model.config.vocab_size == model.config.network_config().vocab_size == 300
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens).logits[..., :258], v2(tokens).logits)
