@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from transformers import PreTrainedConfig
+from transformers import PretrainedConfig
 
 from mm_lightning.errors import UserError
 from mm_lightning.networks.base import NetworkConfig
@@ -15,7 +15,7 @@ from mm_lightning.networks.transformer import TransformerConfig
 CLASSES: dict[str, type[NetworkConfig]] = {c.__name__: c for c in (MemoryMosaicConfig, TransformerConfig)}
 
 
-class MMLightningConfig(PreTrainedConfig):
+class MMLightningConfig(PretrainedConfig):
     """Any network of mm-lightning.
 
     Args:

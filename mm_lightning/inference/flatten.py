@@ -22,10 +22,10 @@ def flat_name(module: str) -> str:
     return module.removeprefix(f"{PACKAGE}.").replace(".", "_")
 
 
-def flatten(module: str) -> dict[str, str]:
-    """The text of a module and of all modules of this package that it needs, by file name."""
+def flatten(*modules: str) -> dict[str, str]:
+    """The text of modules that transformers asks for, and of all modules of this package that they need, by file."""
     found: dict[str, str] = {}
-    waiting = [module]
+    waiting = list(modules)
     while waiting:
         name = waiting.pop()
         file = f"{flat_name(name)}.py"
@@ -39,4 +39,10 @@ def flatten(module: str) -> dict[str, str]:
         text = _IMPORT.sub(lambda match: f"{match[1]}from .{flat_name(match[2])} import ", text)
         assert not _OTHER.search(text), f"{name} imports the package itself"
         found[file] = f"# mm-lightning {__version__} (Apache-2.0): {name.replace('.', '/')}.py\n{text}"
+    asked = {f"{flat_name(module)}.py" for module in modules}
+    needed = "".join(
+        f"from .{file.removesuffix('.py')} import __doc__ as _  # noqa\n" for file in sorted(found.keys() - asked)
+    )
+    for file in asked:
+        found[file] += f"\n# Older versions of transformers fetch only the files that this one names.\n{needed}"
     return found

@@ -123,8 +123,15 @@ class MMLightningForCausalLM(PreTrainedModel, GenerationMixin):
 
     def _init_weights(self, module: nn.Module) -> None:
         reset = getattr(module, "reset_parameters", None)
-        if callable(reset) and not isinstance(module, Network):  # its parts have been asked already
-            reset()
+        if not callable(reset) or isinstance(module, Network):  # whose parts are asked one by one
+            return
+        # Only what no file held is to be initialised; older versions ask every module, whatever was loaded.
+        loaded = [p for p in module.parameters(recurse=False) if getattr(p, "_is_hf_initialized", False)]
+        values = [p.detach().clone() for p in loaded]
+        reset()
+        with torch.no_grad():
+            for parameter, value in zip(loaded, values, strict=True):
+                parameter.copy_(value)
 
     def get_input_embeddings(self) -> nn.Module:
         """The embedding."""
@@ -205,6 +212,11 @@ class MMLightningForCausalLM(PreTrainedModel, GenerationMixin):
             logits = logits[:, -logits_to_keep:]
         output = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
         return output.to_tuple() if return_dict is False else output
+
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As for every model, without None and the places in the cache, which older versions of transformers add."""
+        inputs = super().prepare_inputs_for_generation(*args, **kwargs)
+        return {name: value for name, value in inputs.items() if value is not None and name != "cache_position"}
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:

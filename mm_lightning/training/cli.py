@@ -21,7 +21,7 @@ from mm_lightning.data import TextDataModule
 from mm_lightning.errors import UserError
 from mm_lightning.networks import NetworkConfig
 from mm_lightning.training import strategies
-from mm_lightning.training.checkpoint import WholeCheckpointIO, check_architecture, find_checkpoint, step_of
+from mm_lightning.training.checkpoint import WholeCheckpointIO, check_architecture, find_checkpoint, read_about, step_of
 from mm_lightning.training.config_files import ConfigFile, explain, read_chain, split_configs
 from mm_lightning.training.loggers import MetricsFile, ProgressLines, TensorBoard, say
 from mm_lightning.training.module import LanguageModule
@@ -188,6 +188,11 @@ class TrainingCLI(LightningCLI):
             raise UserError(
                 f"checkpoint {self.checkpoint} ({was}) cannot be resumed by a run with {now}: keep the strategy, "
                 f"or begin anew with its weights: --model.initial_weights {self.checkpoint}"
+            )
+        if "imported" in read_about(self.checkpoint):
+            raise UserError(
+                f"{self.checkpoint} was imported and has no optimiser state to resume: begin anew with its weights: "
+                f"--model.initial_weights {self.checkpoint}"
             )
         init["ckpt_path"] = str(self.checkpoint)
         say(f"resuming {self.checkpoint}")

@@ -262,3 +262,11 @@ def test_llama_through_our_export_and_back(tmp_path):
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert (tmp_path / "out" / "README.md").read_text().count("llama, a Llama of transformers") == 1
     assert main(["generate", "--checkpoint", str(tmp_path / "second"), "--prompt", "a b", "--max_new_tokens", "3"]) == 0
+
+
+def test_an_import_is_trained_on_only_from_its_weights(tmp_path, capsys):
+    torch.save(published(1, False), tmp_path / "v1.pt")
+    import_command(str(tmp_path / "v1.pt"), str(tmp_path / "run"))
+    settings = ["--trainer.max_steps", "2", "--trainer.accelerator", "cpu", "--data.path", str(tmp_path)]
+    assert main(["fit", "--config", str(tmp_path / "run" / "config.yaml"), *settings, "--resume"]) == 2
+    assert "no optimiser state to resume: begin anew" in capsys.readouterr().err

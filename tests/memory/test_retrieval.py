@@ -147,12 +147,3 @@ def test_flash_kernels_on_a_gpu(span, chance):
     found = values_and_gradients(read, arguments, span, documents.to("cuda"))
     for a, b in zip(found, expected, strict=True):
         assert (a.double().cpu() - b).norm() <= 2e-2 * b.norm()
-
-
-def test_training_goes_on_after_inference():
-    q = torch.randn(1, 23, 1, 5, requires_grad=True)
-    documents = Documents.whole(1, 23)
-    with torch.inference_mode():
-        read(q, q, q, Span(1, 11), documents)
-    read(q, q, q, Span(1, 11), documents).sum().backward()
-    assert q.grad.isfinite().all()
