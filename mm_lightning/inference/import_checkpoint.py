@@ -146,7 +146,7 @@ def write(imported: Imported, output: str | os.PathLike) -> Path:
 
     about = describe_network(imported.config, imported.tokenizer, imported.context_length)
     about["imported"] = imported.source
-    weights = {f"network.{name}": x.contiguous().clone() for name, x in imported.weights.items()}
+    weights = {f"network.{name}": x.contiguous() for name, x in imported.weights.items()}
     partial = fresh_folder(output)
     WholeCheckpointIO().save_checkpoint({"state_dict": weights, KEY: about}, partial / "checkpoints" / "step=0.ckpt")
     network = {"class_path": about["network"]["class"], "init_args": about["network"]["fields"]}
