@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import importlib.util
 import json
 import os
 import shlex
@@ -84,6 +85,9 @@ def sweep_command(
         launcher = LocalProcesses(jobs) if executor == "local" else Slurm(folder / "slurm", declared.slurm)
         works = prepare_folder(folder, declared, runs)
         print(f"{len(runs)} runs of {len({run.variant for run in runs})} variants in {folder}", flush=True)
+        missing = [name for name in ("matplotlib", "scipy") if importlib.util.find_spec(name) is None]
+        if missing:
+            print(f'the report will need {" and ".join(missing)}: pip install "mm-lightning[report]"', flush=True)
         # What `kill` and batch systems send ends a sweep as ctrl-C does; and runs of a sweep that a script has put
         # in the background, where ctrl-C is ignored, still take it from us.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
