@@ -123,7 +123,7 @@ number = 100 + len(list(here.glob("job-*")))
 (here / f"job-{{number}}").write_text("R")
 line = next(x for x in open(sys.argv[-1]) if x.startswith("srun"))
 words = line.replace("%j", str(number)).replace("%t", "0").split()
-start = next(n for n, word in enumerate(words) if word.endswith("python"))
+start = next(n for n, word in enumerate(words) if pathlib.Path(word).name.startswith("python"))
 environment = {{**__import__("os").environ, "SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": str(number),
                "SLURM_PROCID": "0", "SLURM_LOCALID": "0",
                "SLURM_NTASKS": "1", "SLURM_NODEID": "0", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "here"}}
