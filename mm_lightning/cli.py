@@ -55,6 +55,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "mm_lightning.experiments.benchmark_decode:decode_command",
         "time prefill and decoding, mosaic against transformers",
     ),
+    "benchmark retrieval": (
+        "mm_lightning.experiments.benchmark_retrieval:retrieval_command",
+        "time and error of sub-linear reads of the long-term memory",
+    ),
 }
 
 EXAMPLES = """\

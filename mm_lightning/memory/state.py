@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mm_lightning.memory.blocks import Blocks, BlockStore
 from mm_lightning.memory.documents import Documents
 from mm_lightning.memory.features import FrozenValues
 from mm_lightning.memory.recurrence import EPS, gated_average_from, gated_step
@@ -124,15 +125,18 @@ class Pairs:
     Args:
         keep: how many of the newest pairs can ever be read again; None for all.
         capacity: pairs to make room for at first.
+        store: how single queries read many pairs by blocks; the keys must have a norm of 1. None: every pair.
 
     Attributes:
+        blocks: the part that is sorted for it, None without a store.
         keys: (B, G, capacity, D), of which those from the stream's token `offset` to `end` hold something.
         values: the same.
         raw: (B, G, D), the raw value that waits for its look-ahead.
     """
 
-    def __init__(self, keep: int | None, capacity: int) -> None:
+    def __init__(self, keep: int | None, capacity: int, store: BlockStore | None = None) -> None:
         self.keep, self.capacity = keep, capacity
+        self.blocks = None if store is None else Blocks(store)
         self.offset = self.end = 0
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
@@ -162,7 +166,9 @@ class Pairs:
         end = self.end - self.offset
         used = slice(0 if self.keep is None else max(0, end - self.keep), end)
         raw = {} if self.raw is None else {"raw": self.raw}
-        return {"keys": self.keys[:, :, used], "values": self.values[:, :, used], **raw}
+        both = self.keys, self.values
+        keys, values = both if self.blocks is None else (self.blocks.in_time(x) for x in both)
+        return {"keys": keys[:, :, used], "values": values[:, :, used], **raw}
 
     def load(self, tensors: dict[str, Tensor], length: int) -> None:
         """Takes what :meth:`tensors` gave after `length` tokens."""
@@ -174,22 +180,27 @@ class Pairs:
     def mark(self) -> Any:
         """For :meth:`rewind`. Only a window's pairs are copied: a store that grows loses nothing by what is added."""
         window = None if self.keep is None or self.keys is None or self.values is None else (self.keys, self.values)
-        return self.offset, self.end, self.raw, window and tuple(x.clone() for x in window)
+        in_blocks = 0 if self.blocks is None else self.blocks.end
+        return self.offset, self.end, self.raw, window and tuple(x.clone() for x in window), in_blocks
 
     def rewind(self, mark: Any) -> None:
         """See :meth:`State.rewind`."""
-        self.offset, self.end, self.raw, window = mark
+        self.offset, self.end, self.raw, window, in_blocks = mark
+        if self.blocks is not None and self.blocks.end > in_blocks and self.keys is not None:
+            assert self.values is not None
+            self.blocks.give_up(self.keys, self.values)
         if window is not None:
             self.keys, self.values = window
 
     def _make_room(self, time: int, like: Tensor) -> None:
         used = self.end - self.offset
+        whole = 1 if self.blocks is None else self.blocks.settings.block
         if self.keys is None or self.values is None:
             wanted = time if self.keep is None else max(time, self.keep) + self.keep
             shape = (
                 like.shape[0],
                 like.shape[2],
-                max(wanted, self.capacity if self.keep is None else 0),
+                -(-max(wanted, self.capacity if self.keep is None else 0) // whole) * whole,
                 like.shape[3],
             )
             self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)
@@ -199,7 +210,7 @@ class Pairs:
             return
         kept = used if self.keep is None else min(used, self.keep)
         if kept + time > room:
-            size = (*self.keys.shape[:2], max(2 * room, kept + time), self.keys.shape[3])
+            size = (*self.keys.shape[:2], -(-max(2 * room, kept + time) // whole) * whole, self.keys.shape[3])
             grown = self.keys.new_zeros(size), self.values.new_zeros(size)
         else:
             grown = self.keys, self.values
@@ -228,6 +239,12 @@ class Pairs:
         """Equation (4) for the queries of the chunk that was last written, (B, T, H, D)."""
         assert self.keys is not None
         assert self.values is not None
+        if self.blocks is not None:
+            readable = chunk.begin + 1 - span.delay
+            self.blocks.follow(self.keys, self.values, chunk.latest, chunk.first)
+            if chunk.time == 1 and self.blocks.worthwhile(readable):
+                self.blocks.extend(self.keys, self.values, readable)
+                return self.blocks.read(q[:, 0], self.keys, self.values, readable, chunk.first[:, 0])[:, None]
         outputs = []
         for at in range(0, chunk.time, BLOCK):
             block = q[:, at : at + BLOCK].transpose(1, 2)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mm_lightning.memory.bandwidth import AdaptiveBandwidth, FixedBandwidth
+from mm_lightning.memory.blocks import BlockStore
 from mm_lightning.memory.documents import Documents
 from mm_lightning.memory.features import Values
 from mm_lightning.memory.layers import TIMES, Linear
@@ -124,9 +125,9 @@ class ContextualMemory(nn.Module):
         q = k * beta[..., None].to(k.dtype)
         return read(q, k, v, span, documents, dropout=self.dropout if self.training else 0.0).flatten(-2)
 
-    def new_state(self, span: Span, capacity: int) -> Memory:
-        """Of an empty memory, with room for so many pairs at first."""
-        pairs = Pairs(None if span.size is None else span.delay + span.size, capacity)
+    def new_state(self, span: Span, capacity: int, store: BlockStore | None = None) -> Memory:
+        """Of an empty memory, with room for so many pairs at first; read by blocks if there is a store for it."""
+        pairs = Pairs(None if span.size is None else span.delay + span.size, capacity, store)
         return Memory(pairs, self.bandwidth.frozen(), self.values.frozen())
 
     def scalars(self) -> dict[str, Tensor]:

@@ -13,10 +13,12 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from mm_lightning.errors import UserError
+from mm_lightning.memory.blocks import BlockStore
 from mm_lightning.memory.documents import Documents
 from mm_lightning.memory.layers import Embedding, Linear, Norm
 from mm_lightning.memory.retrieval import Span
 from mm_lightning.memory.state import Chunk, Memory, Pairs, State
+from mm_lightning.memory.units import ContextualMemory
 
 try:
     from torch.nn import LinearCrossEntropyOptions  # torch >= 2.15
@@ -257,19 +259,34 @@ class Network(nn.Module):
         balanced = self.training and context.balance
         return self.norm(x), self.balance_weight * torch.stack(context.balance).mean() if balanced else 0.0
 
-    def new_state(self, batch: int = 1, capacity: int = 0) -> State:
+    def new_state(self, batch: int = 1, capacity: int = 0, long_store: BlockStore | None = None) -> State:
         """The state of inference before the first token.
 
         Args:
             batch: rows.
             capacity: tokens to make room for at once; a longer stream makes more room by itself, in doubling steps.
+            long_store: how memories without a window are read by blocks when single tokens are decoded; by default
+                they are read whole.
+
+        Raises:
+            UserError: there is no such memory for the long_store.
         """
         parts: dict[str, Memory | Pairs] = {}
         spans = self.context(Documents.whole(1, 1), self.config.inference_delay).spans
+        stored = False
         for name, module in self.named_modules():
             if module is not self and hasattr(module, "new_state"):
                 span = spans.get(name.rsplit(".", 1)[-1])
-                parts[name] = module.new_state(span, capacity) if span else module.new_state()
+                if span and span.size is None and long_store and isinstance(module, ContextualMemory):
+                    parts[name] = module.new_state(span, capacity, long_store)
+                    stored = True
+                else:
+                    parts[name] = module.new_state(span, capacity) if span else module.new_state()
+        if long_store and not stored:
+            raise UserError(
+                "long_store is for contextual memories without a window, levels long or full of a memory mosaic: "
+                "this network has none, leave it out"
+            )
         return State(parts, batch, next(self.parameters()).device)
 
     def context(self, documents: Documents | Chunk, delay: int) -> Context:

@@ -1,0 +1,264 @@
+"""A long memory that is read by blocks: summaries of all pairs, and the few pairs that matter one by one.
+
+Pairs that every later query can read are sorted into blocks of nearby keys. A block of n pairs is summed up by its mean
+key c and mean value; a query q, with its bandwidth, reads the blocks that promise most pair by pair and takes the rest
+by their summaries, so that a token costs about 2 n / block + budget pairs instead of n.
+
+By convexity a block weighs at least L = n exp(q.c), and at most U = n exp(q.c + b), where q.k <= q.c + b for its keys:
+those lie in the unit ball and within an angle theta of c's direction, k.c/|c| >= cos theta, so that for a query at an
+angle phi from it q.k <= |q| cos(max(phi - theta, 0)).
+
+What that proves. Let y_i = q.(k_i - c) <= b. They sum to 0, so the positive ones of exp(y_i) - 1 outweigh the negative
+ones, and sum |exp(y_i) - 1| <= 2 n (exp(b) - 1). If f' takes the unread blocks by L and their mean values, then
+Z (f - f') = sum over unread pairs of L/n (exp(y_i) - 1) (v_i - f'), hence
+
+    |f - f'| <= (V + |f'|) sum over unread blocks of 2 (U - L) / Z'
+
+with V the largest norm of a value, and Z' <= Z what f' was divided by. With an epsilon blocks are read until the
+sum is at most epsilon; with epsilon 0, until it is below rounding. In many dimensions blocks are wide: that takes a
+large share of them, and often longer than reading all.
+
+Without an epsilon `budget` pairs are read, and the second moments of the keys, and of values with keys, inside a group
+of neighbouring blocks correct the summaries of the rest, as if what lies around a block's mean were Gaussian: exp(y) is
+then exp(var / 2) on average and the value there the mean + Cov(v, k) q. That is accurate, not proven.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import takewhile
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mm_lightning.errors import UserError
+from mm_lightning.memory.summaries import LONG, full, nearby, summarize
+
+GAIN = 1.5
+"""The largest var / 2 for which a block's second moments are believed."""
+
+LOOK = 2.0
+"""Standard deviations above its mean at which a block is ranked."""
+
+
+@dataclass(frozen=True)
+class BlockStore:
+    """How a long-term memory is read sub-linearly when single tokens are decoded.
+
+    Args:
+        budget: pairs that a query reads one by one, besides those not in blocks yet. Memories of less than four times
+            as many are read whole.
+        epsilon: read on until the error is proven to be below it, in units of the largest value's norm plus the
+            answer's; 0 for everything that can matter. None: stop at the budget.
+        block: pairs of a block.
+        segment: pairs that are sorted into blocks at a time; segments of equal size are merged. block * 2^i.
+    """
+
+    budget: int = 4096
+    epsilon: float | None = None
+    block: int = 16
+    segment: int = 4096
+
+    def __post_init__(self) -> None:
+        if self.block < 2 or self.budget < self.block:
+            raise UserError(f"block must be at least 2 and budget at least a block, got {self.block} and {self.budget}")
+        if self.segment % self.block or (self.segment // self.block).bit_count() != 1:
+            raise UserError(f"segment must be {self.block} times a power of two, got {self.segment}")
+        if self.epsilon is not None and self.epsilon < 0:
+            raise UserError(f"epsilon must be at least 0, got {self.epsilon}")
+
+
+class Blocks:
+    """The sorted part of one memory's pairs, which lies sorted in the memory's own buffers.
+
+    Args:
+        settings: of the store.
+
+    Attributes:
+        begin: the first sorted pair; every row's document begins there or before.
+        end: behind the last one.
+        low: the first pair that any row can read.
+        share: of all readable pairs, those that the last query read one by one.
+    """
+
+    def __init__(self, settings: BlockStore) -> None:
+        self.settings = settings
+        self.begin = self.end = self.low = self.latest = 0
+        self.sizes: list[int] = []
+        self.order: Tensor | None = None
+        self.summary: dict[str, Tensor] = {}
+        self.share = 1.0
+
+    def follow(self, keys: Tensor, values: Tensor, latest: int, first: Tensor) -> None:
+        """Begins anew where a document does, in any row: before that, rows no longer read the same pairs.
+
+        Args:
+            keys: (B, H, capacity, D) buffer.
+            values: the same.
+            latest: the last beginning of a document in any row.
+            first: (B, T) all rows' beginnings.
+        """
+        if latest != self.latest:
+            self.give_up(keys, values)
+            self.latest, self.low = latest, int(first[:, -1].min())
+            self.begin = self.end = -(-latest // self.settings.block) * self.settings.block
+
+    def give_up(self, keys: Tensor, values: Tensor) -> None:
+        """Puts all pairs of the buffers back in the order of their tokens."""
+        if self.order is not None:
+            with torch.inference_mode():  # where the buffers were made, perhaps
+                for buffer in (keys, values):
+                    buffer.copy_(self.in_time(buffer))
+        self.end = self.begin
+        self.sizes, self.order, self.summary = [], None, {}
+
+    def in_time(self, buffer: Tensor) -> Tensor:
+        """A buffer with its pairs in the order of their tokens."""
+        if self.order is None:
+            return buffer
+        found = buffer.clone()
+        index = self.order[..., None].expand(*self.order.shape, buffer.shape[-1])
+        found[:, :, self.begin : self.end].scatter_(2, index, buffer[:, :, self.begin : self.end])
+        return found
+
+    def worthwhile(self, readable: int) -> bool:
+        """Whether so many pairs in all are enough to read by blocks."""
+        return readable - self.begin >= max(4 * self.settings.budget, self.settings.segment)
+
+    def extend(self, keys: Tensor, values: Tensor, readable: int) -> None:
+        """Sorts what has become readable and fills whole segments, in place.
+
+        Segments are kept in falling sizes, the binary digits of their number: two of a size become one.
+        """
+        unit = self.settings.segment
+        count = (readable - self.begin) // unit
+        sizes = [unit << i for i in reversed(range(count.bit_length())) if count >> i & 1]
+        if sizes == self.sizes:
+            return
+        kept = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(sizes, self.sizes, strict=False))))
+        at, before = sum(sizes[:kept]), sum(self.sizes)
+        orders = [] if self.order is None else [self.order[:, :, :at]]
+        # The length of each is proportional to the pairs.
+        parts = [{n: x.narrow(LONG[n], 0, at * x.shape[LONG[n]] // before) for n, x in self.summary.items()}]
+        for size in sizes[kept:]:
+            place = slice(self.begin + at, self.begin + at + size)
+            k, v = keys[:, :, place], values[:, :, place]
+            sorting = nearby(k.flatten(0, 1), self.settings.block).view(k.shape[:3])
+            time = torch.arange(at, at + size, device=k.device).expand(k.shape[:3])
+            if self.order is not None and at < before:  # sorted before, in smaller segments
+                time = torch.cat([self.order[:, :, at : at + size], time[:, :, before - at :]], 2)
+            orders.append(time.gather(2, sorting))
+            index = sorting[..., None].expand(k.shape)
+            k[:], v[:] = k.gather(2, index), v.gather(2, index)
+            parts.append(summarize(k.flatten(0, 1), v.flatten(0, 1), self.settings.block, unit))
+            at += size
+        self.order = torch.cat(orders, 2)
+        self.summary = {name: torch.cat([x[name] for x in parts if x], axis) for name, axis in LONG.items()}
+        self.sizes, self.end = sizes, self.begin + at
+
+    def read(self, q: Tensor, keys: Tensor, values: Tensor, readable: int, first: Tensor) -> Tensor:
+        """Equation (4) for one query a row and head, as exactly as the settings say.
+
+        Args:
+            q: (B, H, D) queries with their bandwidth.
+            keys: (B, H, capacity, D) buffer, of a capacity that whole blocks fill.
+            values: the same.
+            readable: how many pairs of the stream queries read.
+            first: (B,) beginnings of the rows' documents.
+
+        Returns:
+            (B, H, D)
+        """
+        with torch.autocast(q.device.type, enabled=False):
+            rows = q.flatten(0, 1)  # (N, D), N = B H
+            near = [slice(self.end, readable)] + [slice(self.low, self.begin)] * (self.begin > self.low)
+            scores = [_scores(rows, keys[:, :, part].flatten(0, 1)) for part in near]
+            if self.begin > self.low:
+                index = torch.arange(self.low, self.begin, device=q.device)
+                unseen = (index < first[:, None]).repeat_interleave(q.shape[1], 0)
+                scores[1] = scores[1].masked_fill(unseen, -torch.inf)
+            index, rest, moved = self._choose(rows, keys, scores)
+            weights = torch.cat([*scores, rest], 1).softmax(-1)
+            *parts, rest = weights.split([*(x.shape[1] for x in scores), rest.shape[1]], 1)
+            answer = torch.bmm(rest[:, None], self.summary["values"])[:, 0]
+            if moved is not None:
+                answer = answer + self._regression(rest, *moved)
+            answer = answer.to(values.dtype)
+            for part, weight in zip(near, parts, strict=False):
+                answer = answer + torch.bmm(weight[:, None].to(values.dtype), values[:, :, part].flatten(0, 1))[:, 0]
+            weight = torch.cat(parts[len(near) :], 1).to(values.dtype)
+            size = self.settings.block
+            pairs = (index[..., None] * size + torch.arange(size, device=q.device)).flatten(1)
+            flat = values.view(-1, q.shape[-1])
+            answer = answer + F.embedding_bag(pairs, flat, per_sample_weights=weight, mode="sum")
+        self.share = sum(x.shape[1] for x in scores) / (readable - self.low)
+        return answer.view(q.shape)
+
+    def _choose(
+        self, q: Tensor, keys: Tensor, scores: list[Tensor]
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
+        """Chooses the blocks that are read, and appends the scores of their pairs.
+
+        Returns:
+            (N, K) places of the blocks in the buffers; the log weights (N, blocks) of the others, -inf for those that
+            are read; and what :meth:`_regression` needs of them, None where the error is to be proven.
+        """
+        size, capacity = self.settings.block, keys.shape[2]
+        place = torch.arange(len(q), device=q.device)[:, None] * (capacity // size) + self.begin // size
+        blocks = keys.view(-1, size * q.shape[1])
+
+        def take(chosen: Tensor) -> Tensor:
+            index = chosen + place
+            scores.append(_scores(q, blocks.index_select(0, index.flatten()).view(len(q), -1, q.shape[1])))
+            rest.scatter_(1, chosen, -torch.inf)
+            return index
+
+        full = q.to(self.summary["keys"].dtype)
+        centre = torch.bmm(full[:, None], self.summary["keys"])[:, 0]  # q.c
+        rest = centre + math.log(size)  # log L
+        moved, variance = self._moments(full)
+        rank = centre + torch.minimum(LOOK * variance.sqrt(), variance)
+        first = take(rank.topk(min(self.settings.budget // size, rank.shape[1]), sorted=False).indices)
+        if self.settings.epsilon is None:
+            return first, rest + (variance / 2).clamp(max=GAIN), (moved, variance)
+        more = take(self._needed(full, centre, rest, scores))
+        return torch.cat([first, more], 1), rest, None
+
+    def _regression(self, weight: Tensor, moved: Tensor, variance: Tensor) -> Tensor:
+        """(N, D) what Cov(v, k) q adds to the mean values of blocks of these weights (N, blocks)."""
+        weight = weight * self.summary["share"] / (variance / (2 * GAIN)).clamp(min=1)
+        return torch.bmm(weight.unflatten(1, (moved.shape[1], -1)).sum(-1)[:, None], moved)[:, 0]
+
+    def _moments(self, q: Tensor) -> tuple[Tensor, Tensor]:
+        """Cov(v, k) q of each group, (N, groups, D), and the variance of q.k in each block, (N, blocks)."""
+        moments, share = self.summary["moments"], self.summary["share"]
+        found = torch.bmm(q[:, None], moments)[:, 0].unflatten(1, (-1, 2, q.shape[1]))
+        groups = (found[:, :, 0] * q[:, None]).sum(-1).clamp(min=0)
+        blocks = groups[..., None] * share.unflatten(1, (groups.shape[1], -1))
+        return found[:, :, 1], blocks.flatten(1)
+
+    def _needed(self, q: Tensor, centre: Tensor, rest: Tensor, scores: list[Tensor]) -> Tensor:
+        """(N, K) further blocks to read, until what the module's docstring bounds is at most epsilon."""
+        norm = q.norm(dim=1, keepdim=True)
+        spread = self.settings.block * torch.finfo(q.dtype).eps  # of the rounding of summaries
+        cosine = (centre / (norm * self.summary["norm"]).clamp(min=torch.finfo(q.dtype).tiny)).clamp(-1, 1)
+        limit = self.summary["cosine"]
+        tilted = cosine * limit + ((1 - cosine**2) * (1 - limit**2)).sqrt()
+        bound = norm * (torch.where(cosine >= limit, 1.0, tilted) + spread)
+        b = (bound - centre).clamp(min=0)
+        gap = centre + math.log(2 * self.settings.block) + b + torch.log(-torch.expm1(-b))  # log 2 (U - L)
+        # First of all those that were read: where other heads need more blocks, none may be taken twice.
+        gap = gap.clamp(min=torch.finfo(gap.dtype).min / 2).masked_fill(rest == -torch.inf, -torch.inf)
+        total = torch.cat([*scores, rest], 1).logsumexp(1, keepdim=True)  # log Z', which can only grow
+        gap, order = gap.sort(1)
+        epsilon = max(self.settings.epsilon or 0.0, torch.finfo(q.dtype).eps / 2)
+        unneeded = (gap.logcumsumexp(1) - total <= math.log(epsilon)).sum(1)
+        return order[:, int(unneeded.min()) :]
+
+
+def _scores(q: Tensor, keys: Tensor) -> Tensor:
+    """(N, n) products of (N, D) with (N, n, D), in float32 or more."""
+    # As a row times a matrix: the other way round is several times slower on a CPU.
+    return torch.bmm(q[:, None].to(full(q.dtype)), keys.to(full(keys.dtype)).transpose(1, 2))[:, 0]

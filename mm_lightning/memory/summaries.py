@@ -1,0 +1,78 @@
+"""What is known of many pairs without looking at each: blocks of nearby keys, and their means and moments."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+MOMENTS = 64
+"""Pairs of a group for each dimension of its keys, which makes the moments a 64th of the pairs."""
+
+LONG = {"keys": 2, "values": 1, "norm": 1, "cosine": 1, "moments": 2, "share": 1}
+"""The axis of each summary along which blocks or groups follow one another; keys lie so for fast products."""
+
+
+def full(dtype: torch.dtype) -> torch.dtype:
+    """The type that sums are taken in."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def nearby(keys: Tensor, block: int) -> Tensor:
+    """An order of (N, n, D) keys in which every `block` of them are near each other, (N, n) int64; n is block * 2^i.
+
+    Halves are halved again, each at the median of its main direction.
+    """
+    total, count, dim = keys.shape
+    index = torch.arange(count, device=keys.device).expand(total, count)
+    start = torch.ones(dim, 1, dtype=keys.dtype, device=keys.device)
+    start[1::2] = -0.5  # of no use for a direction that is orthogonal to it, which then is found from rounding
+    size = count
+    while size > block:
+        keys, index = keys.reshape(-1, size, dim), index.reshape(-1, size)
+        moments = torch.baddbmm(-size * keys.mean(1)[:, :, None] * keys.mean(1)[:, None], keys.transpose(1, 2), keys)
+        direction = start.expand(len(keys), dim, 1)
+        for _ in range(8):
+            direction = F.normalize(moments @ direction, dim=1)
+        place = (keys @ direction)[..., 0].argsort(1)
+        keys, index = keys.gather(1, place[..., None].expand_as(keys)), index.gather(1, place)
+        size //= 2
+    return index.reshape(total, count)
+
+
+def summarize(keys: Tensor, values: Tensor, block: int, segment: int) -> dict[str, Tensor]:
+    """What is kept of a sorted segment's blocks and groups, from keys and values (N, n, D).
+
+    Returns:
+        keys: (N, D, blocks) means; values: (N, blocks, D) means; norm and cosine: (N, blocks), |c| and the smallest
+        k.c/|c|; moments: (N, D, groups * 2 * D) of keys with keys, then values, around their block's means; share:
+        (N, blocks), the variance of a block's keys relative to its group's.
+    """
+    k, v = (x.to(full(x.dtype)).unflatten(1, (-1, block)) for x in (keys, values))
+    centre, mean = k.mean(2), v.mean(2)
+    norm = centre.norm(dim=-1)
+    cosine = (k @ F.normalize(centre, dim=-1)[..., None])[..., 0].amin(2).clamp(-1, 1)
+    k, v = k - centre[:, :, None], v - mean[:, :, None]
+    variance = k.square().sum((2, 3))
+    group = _group(keys.shape[-1], block, segment)
+    both = torch.stack([k.flatten(1, 2), v.flatten(1, 2)], 1).unflatten(2, (-1, group)).transpose(1, 2)
+    near = k.flatten(1, 2).unflatten(1, (-1, group))[:, :, None]
+    moments = near.transpose(3, 4) @ both / group  # (N, groups, 2, D of keys, D of keys or values)
+    grouped = variance.unflatten(1, (-1, group // block))
+    share = grouped / grouped.mean(-1, keepdim=True).clamp(min=torch.finfo(k.dtype).tiny)
+    return {
+        "keys": centre.transpose(1, 2).contiguous(),
+        "values": mean,
+        "norm": norm,
+        "cosine": cosine,
+        "moments": moments.permute(0, 3, 1, 2, 4).flatten(2).contiguous(),
+        "share": share.flatten(1),
+    }
+
+
+def _group(dim: int, block: int, segment: int) -> int:
+    """Pairs of a group: block * 2^i near MOMENTS * D, at most a segment."""
+    wanted = block << max(0, round(math.log2(MOMENTS * dim / block)))
+    return min(wanted, segment)
