@@ -52,7 +52,7 @@ def retrieval_command(
         checkpoint: of the network, a run folder or a checkpoint.
         text: files, a folder or a glob; python-stdlib is the standard library of this Python.
         pairs: stored pairs: [32768, 131072] by default.
-        budgets: pairs that a query reads one by one: [2048, 4096, 8192] by default.
+        budgets: pairs that a query reads one by one: [4096, 8192, 16384] by default.
         epsilons: proven errors, see BlockStore: [0.0, 0.01, 0.1] by default.
         index: kinds of faiss's indexes to compare with, ivf and hnsw; [ivf] by default, [] for none.
         neighbours: pairs that an index finds for a query.
@@ -77,7 +77,7 @@ def retrieval_command(
     if threads:
         torch.set_num_threads(threads)
     place = choose_device(device)
-    methods = _stores(budgets or [2048, 4096, 8192], [0.0, 0.01, 0.1] if epsilons is None else epsilons)
+    methods = _stores(budgets or [4096, 8192, 16384], [0.0, 0.01, 0.1] if epsilons is None else epsilons)
     network, tokenizer = load_network(checkpoint, place)
     with torch.inference_mode():
         tokens = read_tokens(text, tokenizer, max(sizes) + queries, context, seed)

@@ -56,7 +56,7 @@ class BlockStore:
         segment: pairs that are sorted into blocks at a time; segments of equal size are merged. block * 2^i.
     """
 
-    budget: int = 4096
+    budget: int = 8192
     epsilon: float | None = None
     block: int = 16
     segment: int = 4096
