@@ -13,9 +13,10 @@ from mm_lightning.memory.blocks import BlockStore
 from mm_lightning.memory.documents import Documents
 from mm_lightning.memory.features import Values
 from mm_lightning.memory.layers import TIMES, Linear
+from mm_lightning.memory.pairs import Chunk, Pairs
 from mm_lightning.memory.recurrence import gated_average
 from mm_lightning.memory.retrieval import Span, read
-from mm_lightning.memory.state import Chunk, Memory, Pairs
+from mm_lightning.memory.state import Memory
 
 Keys = Literal["gated", "leaky"]
 Bandwidth = Literal["adaptive", "fixed"]

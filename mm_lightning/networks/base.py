@@ -16,8 +16,9 @@ from mm_lightning.errors import UserError
 from mm_lightning.memory.blocks import BlockStore
 from mm_lightning.memory.documents import Documents
 from mm_lightning.memory.layers import Embedding, Linear, Norm
+from mm_lightning.memory.pairs import Chunk, Pairs
 from mm_lightning.memory.retrieval import Span
-from mm_lightning.memory.state import Chunk, Memory, Pairs, State
+from mm_lightning.memory.state import Memory, State
 from mm_lightning.memory.units import ContextualMemory
 
 try:

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from mm_lightning.errors import UserError
 from mm_lightning.memory.documents import Documents
 from mm_lightning.memory.layers import Linear, Norm
+from mm_lightning.memory.pairs import Chunk, Pairs
 from mm_lightning.memory.persistent import SwiGLU
 from mm_lightning.memory.retrieval import Span, read
-from mm_lightning.memory.state import Chunk, Pairs
 from mm_lightning.networks.base import Context, Level, Network, NetworkConfig, depth_std
 
 
