@@ -105,7 +105,10 @@ def carry_out(folder: Path, works: dict[str, Work], launcher: Launcher) -> None:
     from mm_lightning.experiments.report import report_command
 
     outcome = execute(works, launcher)
-    report_command(str(folder))
+    try:
+        report_command(str(folder))
+    except UserError as error:
+        raise UserError(f"{len(outcome.finished)} runs are finished, but not reported on: {error}") from error
     if outcome.failed:
         logs = ", ".join(str(works[name].folder / "log.txt") for name in outcome.failed)
         count = f"{len(outcome.failed)} of {len(works)} runs failed"
