@@ -1,0 +1,197 @@
+"""What a task is: its questions, how a network is asked, and the numbers that come of it.
+
+A task is a dataclass. Its fields are its settings, and what `mm evaluate` fills from options of the same names:
+
+    @dataclass
+    class Capitals(Task):
+        name: ClassVar[str] = "capitals"
+        limit: int | None = None
+
+        def items(self, model): return [Item("france", {"continent": "Europe"}, ("The capital of France is", "Paris"))]
+
+        def ask(self, model, items):
+            prompts = [[model.bos, *model.encode(item.content[0])] for item in items]
+            for item, text in zip(items, model.greedy(prompts, 8), strict=True):
+                yield item.record({"exact_match": text.strip() == item.content[1]}, answer=text)
+
+Modules of tasks import torch and other heavy packages where they use them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import json
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from mm_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from mm_lightning.evaluation.model import Model
+
+Record = dict[str, Any]
+"""The answer to an item, one JSON line: `key`, `group`, `scores`, and whatever is needed to check them."""
+
+# name: ("module:class", what it measures)
+TASKS: dict[str, tuple[str, str]] = {}
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question.
+
+    Attributes:
+        key: names it for ever (length, seed, number of the question, ...): interrupted runs are continued by it.
+        group: the line of the table that it belongs to, e.g. {"length": 4096}.
+        content: whatever the task needs to ask it.
+    """
+
+    key: str
+    group: dict[str, Any]
+    content: Any = None
+
+    def record(self, scores: dict[str, Any], **more: Any) -> Record:
+        """The record of its answer: numbers by metric (True is 1), and what explains them."""
+        return {"key": self.key, "group": self.group, "scores": scores, **more}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One number of a table.
+
+    Attributes:
+        group: what it is of.
+        metric: what it is.
+        value: the number.
+        stderr: its standard error over items; None where there is none.
+        count: items behind it.
+    """
+
+    group: dict[str, Any]
+    metric: str
+    value: float
+    stderr: float | None
+    count: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a task found about a network.
+
+    Attributes:
+        run: what the network is called.
+        rows: the numbers.
+        about: the network: architecture, parameters, context_length (of its training), checkpoint, ...
+    """
+
+    run: str
+    rows: list[Row]
+    about: dict[str, Any]
+
+
+class Task(ABC):
+    """Something that networks are asked. Subclasses are dataclasses of plain settings.
+
+    Attributes:
+        name: as in `mm evaluate --tasks`.
+        version: raised when the same settings come to mean other questions or scores.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+
+    @abstractmethod
+    def items(self, model: Model) -> list[Item]:
+        """All questions, their keys distinct; the same in every process."""
+
+    @abstractmethod
+    def ask(self, model: Model, items: list[Item]) -> Iterator[Record]:
+        """Asks some of the items, in any order, and yields each record as soon as it is known."""
+
+    def rows(self, records: list[Record]) -> list[Row]:
+        """The table, from all records in the order of the items: by default the mean of each score in each group."""
+        return mean_rows(records)
+
+    def settings(self) -> dict[str, Any]:
+        """All that decides what is asked and how it is scored, in plain types; other settings are other results."""
+        fields = dataclasses.asdict(self)  # type: ignore[call-overload]
+        return json.loads(json.dumps({"version": self.version, **fields}))
+
+    def markdown(self, results: Sequence[Result]) -> str:
+        """The table of several networks: by default a line for each number, a column for each network."""
+        return table(results)
+
+    def figures(self, results: Sequence[Result]) -> dict[str, Figure]:
+        """Figures of several networks by file name; by default none."""
+        return {}
+
+
+def mean_row(group: dict[str, Any], metric: str, values: Sequence[float]) -> Row:
+    """The mean of some items' values, and its standard error."""
+    count = len(values)
+    mean = math.fsum(values) / count
+    error = None
+    if count > 1:
+        error = math.sqrt(math.fsum((x - mean) ** 2 for x in values) / (count - 1) / count)
+    return Row(group, metric, mean, error, count)
+
+
+def mean_rows(records: Iterable[Record]) -> list[Row]:
+    """The mean of each score in each group, groups and metrics in the order in which they appear."""
+    values: dict[tuple[str, str], list[float]] = {}
+    groups: dict[str, dict[str, Any]] = {}
+    for record in records:
+        group = json.dumps(record["group"], sort_keys=True)
+        groups.setdefault(group, record["group"])
+        for metric, score in record["scores"].items():
+            values.setdefault((group, metric), []).append(float(score))
+    order = {group: n for n, group in enumerate(groups)}
+    return [
+        mean_row(groups[group], metric, found)
+        for (group, metric), found in sorted(values.items(), key=lambda entry: order[entry[0][0]])
+    ]
+
+
+def table(results: Sequence[Result]) -> str:
+    """Markdown: a line for each group and metric, a column for each network; value, standard error and items."""
+    lines: dict[str, tuple[dict[str, Any], str]] = {}
+    cells: dict[tuple[str, int], str] = {}
+    for n, result in enumerate(results):
+        for row in result.rows:
+            line = json.dumps([row.group, row.metric], sort_keys=True)
+            lines.setdefault(line, (row.group, row.metric))
+            error = "" if row.stderr is None else f" ± {row.stderr:.4f}"
+            cells[line, n] = f"{row.value:.4f}{error} ({row.count:,})"
+    names = list(dict.fromkeys(name for group, _ in lines.values() for name in group))
+    head = [*names, "metric", *(result.run for result in results)]
+    rows = [
+        [
+            *(str(group.get(name, "")) for name in names),
+            metric,
+            *(cells.get((line, n), "") for n in range(len(results))),
+        ]
+        for line, (group, metric) in lines.items()
+    ]
+    ruled = [head, ["---"] * (len(names) + 1) + ["---:"] * len(results), *rows]
+    return "\n".join("| " + " | ".join(row) + " |" for row in ruled) + "\n"
+
+
+def find_task(name: str) -> type[Task]:
+    """The task of a name.
+
+    Raises:
+        UserError: there is none; it names the nearest.
+    """
+    if name not in TASKS:
+        near = difflib.get_close_matches(name, TASKS, 1, 0.4)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(TASKS)}"
+        raise UserError(f"there is no task {name!r}: {hint}")
+    module, kind = TASKS[name][0].split(":")
+    return getattr(importlib.import_module(module), kind)

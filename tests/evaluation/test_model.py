@@ -1,0 +1,149 @@
+"""What a model answers, against one plain forward pass over each whole document."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from mm_lightning.errors import UserError
+from mm_lightning.evaluation.model import Model
+from mm_lightning.inference.generate import generate
+from mm_lightning.inference.sampling import Sampling
+from mm_lightning.training.checkpoint import KEY, describe_network, describe_tokenizer
+from tests.inference.conftest import CONFIGS, build
+
+PREFIX = [256, *b"Once upon a time there was a memory that"]
+CONTINUATIONS = [b" kept", b" lost every pair", b".", b" was read\n"]
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def model(name, tokenizer):
+    return Model(build(name), tokenizer, together=10, batch_size=3)
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    from mm_lightning.data.tokenizer import load_tokenizer
+
+    return load_tokenizer("bytes")
+
+
+def plain(network, context, continuation):
+    """Log probability and greediness of a continuation from one forward pass."""
+    tokens = [*context, *continuation]
+    with torch.no_grad():
+        logits = network(torch.tensor([tokens]))[0, len(context) - 1 : -1].double()
+    wanted = torch.tensor(list(continuation))
+    return -float(F.cross_entropy(logits, wanted, reduction="sum")), bool((logits.argmax(-1) == wanted).all())
+
+
+def saved(config, tokenizer, folder, **fields):
+    """A checkpoint of a fresh network in float32."""
+    import dataclasses
+
+    torch.manual_seed(0)
+    network = dataclasses.replace(config, **fields).build()
+    path = folder / "step=1.ckpt"
+    about = describe_network(network.config, describe_tokenizer(tokenizer), 32)
+    state = {f"network.{key}": value for key, value in network.state_dict().items()}
+    torch.save({"state_dict": state, KEY: about}, path)
+    return path, network.eval()
+
+
+@pytest.mark.parametrize("context", [b"", b" is short", b" is a longer context than many"])
+def test_likelihoods_behind_a_prefix(model, context):
+    prefix = model.prefill(PREFIX)
+    questions = [(context[: len(context) - n], c) for n, c in enumerate(CONTINUATIONS)]
+    for found, (before, wanted) in zip(model.loglikelihood(questions, prefix), questions, strict=True):
+        expected, _ = plain(model.network, [*PREFIX, *before], wanted)
+        assert math.isclose(found.log_prob, expected, abs_tol=1e-5)
+        assert found.tokens == len(wanted)
+    assert prefix.tokens == PREFIX
+
+
+def test_likelihoods_of_whole_documents(model):
+    questions = [([256, *b"abc" * n], c) for n, c in enumerate(CONTINUATIONS)]
+    found = model.loglikelihood(questions)
+    expected = [plain(model.network, *question)[0] for question in questions]
+    assert [x.log_prob for x in found] == pytest.approx(expected, abs=1e-5)
+
+
+def test_greedy_is_what_greedy_decoding_writes(model, tokenizer):
+    prompts = ["a", "the cat sat on the mat", "", "b"]
+    wanted = [generate(model.network, tokenizer, prompt, Sampling(temperature=0), 9) for prompt in prompts]
+    whole = [[tokenizer.bos, *prompt.encode()] for prompt in prompts]
+    assert model.greedy(whole, 9) == wanted
+    assert model.greedy([tokens[1:] for tokens in whole], 9, prefix=model.prefill([tokenizer.bos])) == wanted
+
+
+def test_what_greedy_decoding_writes_is_greedy(model):
+    prefix = model.prefill(PREFIX)
+    tokens = []
+    for _ in range(3):
+        with torch.no_grad():
+            tokens.append(int(model.network(torch.tensor([PREFIX + tokens]))[0, -1].argmax()))
+    other = [*tokens[:2], (tokens[2] + 1) % 256]
+    assert [x.greedy for x in model.loglikelihood([([], tokens), ([], other), ([], tokens[:1])], prefix)] == [
+        True,
+        False,
+        True,
+    ]
+
+
+def test_an_extended_prefix_is_forgotten_again(model):
+    prefix = model.prefill(PREFIX)
+    before = model.loglikelihood([([], b"end")], prefix)
+    with prefix.extended(list(b" which is a question:")) as longer:
+        found = model.loglikelihood([([], b" yes"), ([], b" no")], longer)
+    for likelihood, word in zip(found, (b" yes", b" no"), strict=True):
+        assert math.isclose(
+            likelihood.log_prob, plain(model.network, [*PREFIX, *b" which is a question:"], word)[0], abs_tol=1e-5
+        )
+    assert model.loglikelihood([([], b"end")], prefix) == before
+    assert prefix.tokens == PREFIX
+
+
+def test_losses_equal_one_forward_pass(model):
+    rows = torch.randint(0, 256, (2, 45), generator=torch.Generator().manual_seed(0))
+    pieces = list(model.losses(rows))
+    assert len(pieces) > 2
+    with torch.no_grad():
+        logits = model.network(rows)[:, :-1]
+    expected = F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten(), reduction="none").view(2, 44)
+    assert torch.allclose(torch.cat(pieces, 1), expected.float(), atol=1e-5)
+
+
+def test_the_long_term_memory_is_removed(tokenizer, tmp_path):
+    path, network = saved(CONFIGS["v2"], tokenizer, tmp_path)
+    whole, short = Model.load(path, "cpu"), Model.load(path, "cpu", long_term=False)
+    assert whole.context_length == 32
+    question = [(PREFIX, b" ends")]
+    assert math.isclose(whole.loglikelihood(question)[0].log_prob, plain(network, *question[0])[0], abs_tol=1e-4)
+    with torch.no_grad():  # nothing comes through the long-term memory's columns of W_o, which are the first d
+        for block in network.blocks:
+            block.W_o.weight[:, :24] = 0
+    assert math.isclose(short.loglikelihood(question)[0].log_prob, plain(network, *question[0])[0], abs_tol=1e-4)
+
+
+def test_another_delay(tokenizer, tmp_path):
+    path, network = saved(CONFIGS["v2"], tokenizer, tmp_path)
+    found = Model.load(path, "cpu", inference_delay=11).loglikelihood([(PREFIX, b" ends")])[0].log_prob
+    network.config.inference_delay = 11
+    assert math.isclose(found, plain(network, PREFIX, b" ends")[0], abs_tol=1e-4)
+
+
+@pytest.mark.parametrize("options", [{"long_term": False}, {"inference_delay": 3}])
+def test_what_cannot_be_changed(tokenizer, tmp_path, options):
+    path, _ = saved(CONFIGS["v1"], tokenizer, tmp_path)
+    with pytest.raises(UserError, match="no long-term memory"):
+        Model.load(path, "cpu", **options)
+    path, _ = saved(CONFIGS["v2"], tokenizer, tmp_path, levels=("long",))
+    if "long_term" in options:
+        with pytest.raises(UserError, match="nothing is left"):
+            Model.load(path, "cpu", **options)
