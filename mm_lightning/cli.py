@@ -11,6 +11,7 @@ import difflib
 import importlib
 import inspect
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -38,6 +39,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "mm_lightning.experiments.sweep:sweep_command",
         "train all variants and seeds of a sweep file",
     ),
+    "evaluate": ("mm_lightning.evaluation.command:evaluate_command", "ask trained networks what they can do"),
     "generate": ("mm_lightning.inference.commands:generate_command", "sample text from a run or a checkpoint"),
     "chat": ("mm_lightning.inference.chat:chat_command", "write in turns with a network that remembers all of it"),
     "remember": ("mm_lightning.inference.commands:remember_command", "read a document once into a memory file"),
@@ -68,6 +70,7 @@ examples:
   mm fit --config a.yaml --config b.yaml --trainer.devices 2    overlays, then single values
   mm generate --checkpoint runs/quickstart --prompt "import "   sample from the newest run
   mm chat --checkpoint runs/quickstart                          write in turns with it
+  mm evaluate --checkpoint runs/quickstart --tasks loss_by_position    where a longer context breaks it
   mm sweep configs/sweeps/ablation.yaml --jobs 2                all variants and seeds of a sweep, with a report
   mm data prepare --help                                        every option of a command"""
 
@@ -127,6 +130,45 @@ def flags(function: Callable[..., Any], args: list[str]) -> list[str]:
     ]
 
 
+def word_lists(function: Callable[..., Any], args: list[str]) -> list[str]:
+    """Lets an option that is a list take words: `--names a b` for `--names '["a", "b"]'`."""
+    lists = {f"--{p.name}" for p in inspect.signature(function).parameters.values() if "list[str]" in str(p.annotation)}
+    found: list[str] = []
+    at = 0
+    while at < len(args):
+        end = next((n for n in range(at + 1, len(args)) if args[n].startswith("--")), len(args))
+        words = args[at + 1 : end]
+        plain = not (words and words[0].startswith("["))
+        several = len(words) > 1 or "str | list" not in str(annotation(function, args[at]))
+        if args[at] in lists and words and plain and several:
+            found.append(f"{args[at]}={json.dumps(words)}")
+        else:
+            found += args[at:end]
+        at = end
+    return found
+
+
+def annotation(function: Callable[..., Any], option: str) -> Any:
+    """The type of a command's option, None where it has no such option."""
+    parameter = inspect.signature(function).parameters.get(option.removeprefix("--"))
+    return parameter and parameter.annotation
+
+
+LAUNCHED = {"rank": "RANK", "world_size": "WORLD_SIZE", "local_rank": "LOCAL_RANK"}
+"""Options that launchers of several processes (torchrun, Lightning) give as environment variables."""
+
+
+def places(function: Callable[..., Any], args: list[str]) -> list[str]:
+    """Adds what a launcher says to the options of a command that can be one of several processes."""
+    told = {
+        f"--{name}": os.environ[variable]
+        for name, variable in LAUNCHED.items()
+        if name in inspect.signature(function).parameters and variable in os.environ
+    }
+    given = {arg.split("=")[0] for arg in args}
+    return [*args, *(f"{option}={value}" for option, value in told.items() if option not in given)]
+
+
 def run_function(name: str, args: list[str]) -> None:
     """Runs a command that is a typed function: its parameters are the options."""
     if name == "cost":  # takes the options of `mm fit`, so it reads them itself
@@ -135,7 +177,7 @@ def run_function(name: str, args: list[str]) -> None:
     from jsonargparse import ArgumentError, auto_cli, capture_parser
 
     function = load(COMMANDS[name][0])
-    arguments = flags(function, name_words(function, args))
+    arguments = places(function, flags(function, word_lists(function, name_words(function, args))))
     settings = {"as_positional": False, "prog": f"mm {name}", "exit_on_error": False, "allow_abbrev": False}
     if {"-h", "--help"} & set(args):
         parser = capture_parser(lambda: auto_cli(function, args=[], **settings))

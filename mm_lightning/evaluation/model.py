@@ -94,6 +94,7 @@ class Model:
         bf16: whether to compute in bf16 (autocast).
         batch_size: rows side by side at most.
         together: tokens, over all rows, that go through the network together.
+        checkpoint: where the network is from, if from a file.
     """
 
     def __init__(
@@ -104,11 +105,13 @@ class Model:
         bf16: bool = False,
         batch_size: int = 16,
         together: int = READ_TOKENS,
+        checkpoint: Path | None = None,
     ) -> None:
         if batch_size < 1:
             raise UserError(f"batch_size must be at least 1, got {batch_size}")
         self.network, self.tokenizer, self.context_length = network, tokenizer, context_length
         self.bf16, self.batch_size, self.together = bf16, batch_size, together
+        self.checkpoint = checkpoint
         self.device = next(network.parameters()).device
 
     @classmethod
@@ -142,7 +145,8 @@ class Model:
         load_weights(network, path)
         bf16 = precision == "bf16" or (precision == "auto" and place.type == "cuda")
         tokenizer = restore_tokenizer(about, path)
-        return cls(network.to(place).eval(), tokenizer, about.get("context_length"), bf16, batch_size)
+        context_length = about.get("context_length")
+        return cls(network.to(place).eval(), tokenizer, context_length, bf16, batch_size, checkpoint=path)
 
     @property
     def bos(self) -> int:
@@ -257,6 +261,10 @@ class Model:
                 log_probs, _ = self._predict(x.flatten(0, 1), targets.flatten())
             yield -log_probs.view(targets.shape)
 
+    def rows_of(self, tokens: int) -> int:
+        """How many documents of so many tokens to take side by side."""
+        return min(self.batch_size, max(1, HELD_TOKENS // max(1, tokens)))
+
     def _batches(
         self, lengths: list[int], more: int, prefix: Prefix | None, padded: bool = False
     ) -> Iterator[list[int]]:
@@ -265,7 +273,7 @@ class Model:
         at = 0
         while at < len(order):
             longest = lengths[order[at]]
-            size = min(self.batch_size, max(1, HELD_TOKENS // max(1, longest + more + self._copied(prefix))))
+            size = self.rows_of(longest + more + self._copied(prefix))
             batch = order[at : at + size]
             if prefix is not None and not padded:
                 batch = [n for n in batch if lengths[n] == longest]

@@ -40,7 +40,12 @@ Record = dict[str, Any]
 """The answer to an item, one JSON line: `key`, `group`, `scores`, and whatever is needed to check them."""
 
 # name: ("module:class", what it measures)
-TASKS: dict[str, tuple[str, str]] = {}
+TASKS: dict[str, tuple[str, str]] = {
+    "loss_by_position": (
+        "mm_lightning.evaluation.loss_by_position:LossByPosition",
+        "loss against position in the context, beyond the training context too",
+    ),
+}
 
 
 @dataclass(frozen=True)

@@ -157,6 +157,9 @@ class TrainingCLI(LightningCLI):
         if self.command != "fit":
             return find_checkpoint(named or config.run)
         if not config.resume:
+            if named and config.model.initial_weights:  # fine-tuning: whose weights, and everything else begins anew
+                config.model.initial_weights, config.ckpt_path = str(find_checkpoint(named)), None
+                return None
             return find_checkpoint(named) if named else None
         if named:
             raise UserError("--resume and --ckpt_path both name a checkpoint: give one of them")

@@ -121,6 +121,20 @@ def test_fine_tuning_begins_with_the_weights(tiny, tmp_path):
     assert metrics(tmp_path / "run" / "1")[1] < metrics(tmp_path / "run" / "0")[3]
 
 
+def test_a_fine_tuning_config_takes_the_weights_of_ckpt_path(tiny, tmp_path, capsys):
+    """At step 6 of 6 the checkpoint would be at its end: it is begun anew with its weights instead."""
+    fit(tiny)
+    first = tmp_path / "run" / "0"
+    tune = ["--model.initial_weights", str(tmp_path / "nowhere"), "--ckpt_path", str(first)]
+    fit(tiny, *tune, "--data.context_length", "64", "--run", str(tmp_path / "tuned"))
+    tuned = tmp_path / "tuned" / "0"
+    assert yaml.safe_load((tuned / "config.yaml").read_text())["model"]["initial_weights"] == str(
+        first / "checkpoints" / "step=6.ckpt"
+    )
+    assert (tuned / "checkpoints" / "step=6.ckpt").is_file()
+    assert metrics(tuned)[1] < metrics(first)[3]
+
+
 def test_samples_and_statistics_reach_tensorboard(tiny, tmp_path, capsys):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -1,0 +1,179 @@
+"""What `mm evaluate` does. What it needs is imported when it runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from mm_lightning.errors import UserError
+from mm_lightning.evaluation.task import Task, find_task
+
+if TYPE_CHECKING:
+    from mm_lightning.evaluation.run import Job, Subject
+
+
+def evaluate_command(
+    checkpoint: list[str],
+    tasks: list[str],
+    output: str = "results",
+    names: list[str] | None = None,
+    contexts: list[str] | None = None,
+    limit: int | None = None,
+    text: list[str] | None = None,
+    long_term: Literal["on", "off"] = "on",
+    inference_delay: int | None = None,
+    batch_size: int = 16,
+    precision: Literal["auto", "32", "bf16"] = "auto",
+    device: str = "auto",
+    processes: int = 1,
+    overwrite: bool = False,
+    rank: int = 0,
+    world_size: int = 1,
+    local_rank: int = 0,
+) -> None:
+    """Ask trained networks what they can do, and write tables and figures.
+
+    mm evaluate --checkpoint runs/v2 runs/transformer --tasks loss_by_position --contexts 4k 8k 16k 32k
+
+    Tasks:
+      loss_by_position  loss against position in the context, beyond the training context too: where does it break?
+
+    Every answer is kept as it comes: interrupted, the same command goes on. OUTPUT gets results.md, results.csv and the
+    figures of all networks evaluated there, and for each network and task NAME/TASK/results.json (the numbers, and
+    where they come from) and samples.jsonl (a line for every question, with all that is needed to check its score).
+
+    Several processes: --processes N on one machine, each on a GPU of its own if there are GPUs; or torchrun, or
+    anything else that says RANK and WORLD_SIZE, on machines that share the output folder.
+
+    Args:
+        checkpoint: run folders (of each its newest whole checkpoint is taken) or checkpoints.
+        tasks: what to ask, separated by spaces or commas.
+        output: the folder for results; what it holds of other networks and tasks stays.
+        names: what to call the networks, one for each checkpoint; by default after run folder, step and options.
+        contexts: lengths in tokens, 4k being 4,096 (loss_by_position: by default 1, 2, 4 and 8 times the training
+            context).
+        limit: questions (loss_by_position: sequences) at most.
+        text: text files, or a folder of prepared data, instead of the validation documents of the network's own data
+            (loss_by_position).
+        long_term: off removes the long-term memory from the trained networks.
+        inference_delay: another m for the long-term memory than the networks' own.
+        batch_size: questions side by side at most.
+        precision: 32, or bf16; auto is bf16 on a GPU and 32 elsewhere.
+        device: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.
+        processes: how many share the work on this machine.
+        overwrite: begin anew where the output holds answers to other settings or of other networks.
+        rank: which of world_size processes this is; RANK says it.
+        world_size: processes that share the work, started by somebody else; WORLD_SIZE says it.
+        local_rank: which process of this machine this is, and so which GPU it takes; LOCAL_RANK says it.
+    """
+    given = {"contexts": sizes("contexts", contexts), "limit": limit, "text": text}
+    chosen = make_tasks([name for word in tasks for name in word.split(",") if name], given)
+    if not 0 <= rank < world_size:
+        raise UserError(f"rank must be at least 0 and below world_size {world_size}, got {rank}")
+    if processes < 1 or (processes > 1 and world_size > 1):
+        raise UserError(f"processes must be at least 1, and 1 where others start the processes, got {processes}")
+    if batch_size < 1:
+        raise UserError(f"batch_size must be at least 1, got {batch_size}")
+    if overwrite and world_size > 1:
+        raise UserError(f"several processes would delete each other's answers: delete {output} instead of --overwrite")
+    from mm_lightning.evaluation.run import Job
+
+    if world_size > 1:
+        device = place_of(device, local_rank)
+    subjects = make_subjects(checkpoint, names, long_term == "on", inference_delay, settled(precision, device))
+    job = Job(subjects, chosen, Path(output).expanduser(), batch_size, device, rank, world_size)
+    evaluate(job, processes, overwrite)
+
+
+def evaluate(job: Job, processes: int, overwrite: bool) -> None:
+    """Asks, and writes the tables of the output folder."""
+    from mm_lightning.evaluation.results import write_tables
+    from mm_lightning.evaluation.run import run, run_processes
+
+    for subject in job.subjects:
+        for task in job.tasks:
+            samples = job.samples(subject, task)
+            if overwrite:
+                samples.clear()
+            samples.claim(job.identity(subject, task), None)
+    try:
+        job.output.mkdir(parents=True, exist_ok=True)
+        if processes > 1:
+            run_processes(job, processes)
+        else:
+            run(job)
+        if job.rank == 0:
+            for path in write_tables(job.output, [subject.name for subject in job.subjects]):
+                print(path)
+    except OSError as error:
+        raise UserError(f"cannot write to {job.output}: {error.strerror or error}") from error
+
+
+def make_tasks(names: list[str], given: dict[str, Any]) -> list[Task]:
+    """The tasks of these names, with the settings that were given.
+
+    Raises:
+        UserError: there is no such task, or a setting that none of them has.
+    """
+    if not names:
+        raise UserError("--tasks names nothing to ask")
+    kinds = [find_task(name) for name in dict.fromkeys(names)]
+    given = {name: value for name, value in given.items() if value is not None}
+    fields = {kind: {field.name for field in dataclasses.fields(kind)} for kind in kinds}  # type: ignore[arg-type]
+    for name in given:
+        if not any(name in known for known in fields.values()):
+            raise UserError(f"--{name} is for none of the tasks {', '.join(kind.name for kind in kinds)}: leave it out")
+    return [kind(**{name: value for name, value in given.items() if name in fields[kind]}) for kind in kinds]
+
+
+def make_subjects(
+    checkpoints: list[str], names: list[str] | None, long_term: bool, inference_delay: int | None, precision: str
+) -> list[Subject]:
+    """The networks of these checkpoints.
+
+    Raises:
+        UserError: there is no checkpoint, or two would have one name.
+    """
+    from mm_lightning.evaluation.run import Subject, run_name
+    from mm_lightning.training.checkpoint import find_checkpoint
+
+    paths = [find_checkpoint(path) for path in checkpoints]
+    if names is not None and len(names) != len(paths):
+        raise UserError(f"--names has {len(names)} for {len(paths)} checkpoints: give one for each")
+    names = names or [run_name(path, long_term, inference_delay) for path in paths]
+    for name in names:
+        if not name or "/" in name or name.startswith("."):
+            raise UserError(f"--names {name!r} cannot be a folder's name: use letters, digits, - and _")
+        if names.count(name) > 1:
+            raise UserError(f"two checkpoints would be called {name}: tell them apart with --names, one for each")
+    options = {"long_term": long_term, "inference_delay": inference_delay, "precision": precision}
+    return [Subject(path, name, options) for path, name in zip(paths, names, strict=True)]
+
+
+def settled(precision: str, device: str) -> str:
+    """The precision that auto is on a device."""
+    from mm_lightning.inference.generate import choose_device
+
+    kind = choose_device(device).type
+    return precision if precision != "auto" else "bf16" if kind == "cuda" else "32"
+
+
+def place_of(device: str, local_rank: int) -> str:
+    """The device of one of several processes of a machine."""
+    import torch
+
+    return f"cuda:{local_rank}" if device in ("auto", "cuda") and torch.cuda.is_available() else device
+
+
+def sizes(option: str, words: list[str] | None) -> list[int] | None:
+    """4k -> 4096."""
+    if words is None:
+        return None
+    found = []
+    for word in ",".join(words).split(","):
+        number, unit = (word[:-1], 1024) if word[-1:] in "kK" else (word, 1)
+        if not number.isdigit() or int(number) < 1:
+            raise UserError(f"--{option} takes whole numbers of tokens, such as 4k or 4096, got {word!r}")
+        found.append(int(number) * unit)
+    return found

@@ -1,0 +1,126 @@
+"""Long documents to read: of text files, or the validation documents of prepared data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import yaml
+
+from mm_lightning.data.inspect import read_shard
+from mm_lightning.data.manifest import FILE, check
+from mm_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from mm_lightning.data.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Documents one after the other, as tokens without those that begin and end a document.
+
+    Attributes:
+        source: where they are from.
+        parts: of each document, its tokens.
+    """
+
+    source: str
+    parts: list[np.ndarray]
+
+    @property
+    def tokens(self) -> int:
+        """Of all documents."""
+        return sum(map(len, self.parts))
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A long sequence of tokens.
+
+    Attributes:
+        tokens: as many as were wanted, without the one that begins a document.
+        documents: numbers of the documents that it consists of: several are joined as one, without anything between.
+    """
+
+    tokens: np.ndarray
+    documents: list[int]
+
+
+def stretches(documents: Documents, length: int, limit: int) -> list[Stretch]:
+    """Sequences of `length` tokens, no token of a document in two of them.
+
+    Documents that are long enough give one each, their beginning; if they are more than `limit`, such as lie evenly
+    among them. If they are fewer, neighbours among the other documents are joined until there are `limit`.
+    """
+    long = [n for n, part in enumerate(documents.parts) if len(part) >= length]
+    count = min(len(long), limit)
+    chosen = [long[n * len(long) // count] for n in range(count)]
+    found = [Stretch(documents.parts[n][:length], [n]) for n in chosen]
+    pieces: list[np.ndarray] = []
+    members: list[int] = []
+    for n, part in enumerate(documents.parts):
+        if len(found) == limit:
+            break
+        if len(part) >= length:
+            continue
+        pieces.append(part)
+        members.append(n)
+        if sum(map(len, pieces)) >= length:
+            found.append(Stretch(np.concatenate(pieces)[:length], members))
+            pieces, members = [], []
+    return found
+
+
+def of_files(paths: Sequence[str], tokenizer: Tokenizer) -> Documents:
+    """Text files, each a document; or one folder of prepared data.
+
+    Raises:
+        UserError: they cannot be read, or were prepared with another tokenizer.
+    """
+    from mm_lightning.inference.commands import read_text
+
+    if len(paths) == 1 and (Path(paths[0]).expanduser() / FILE).is_file():
+        return of_folder(Path(paths[0]), tokenizer)
+    parts = [np.array(tokenizer.encode(read_text(path)), dtype=np.int64) for path in paths]
+    source = paths[0] if len(paths) == 1 else f"{len(paths)} files, the first {Path(paths[0]).name}"
+    return Documents(source, parts)
+
+
+def of_run(checkpoint: Path | None, tokenizer: Tokenizer) -> Documents:
+    """The validation documents of the data that a network was trained on.
+
+    Raises:
+        UserError: its run folder or its data is not there.
+    """
+    config = None if checkpoint is None else checkpoint.parent.parent / "config.yaml"
+    if config is None or not config.is_file():
+        raise UserError(
+            f"{checkpoint} lies in no run folder that says what data it was trained on: name files by --text"
+        )
+    path = yaml.safe_load(config.read_text(encoding="utf-8"))["data"]["path"]
+    if not (Path(path).expanduser() / FILE).is_file():
+        raise UserError(f"the data of {config}, {path}, is not there: name files, or its folder, by --text")
+    return of_folder(Path(path), tokenizer)
+
+
+def of_folder(folder: Path, tokenizer: Tokenizer) -> Documents:
+    """The validation documents of a prepared folder.
+
+    Raises:
+        UserError: there are none, or they were made with another tokenizer.
+    """
+    manifest = check(folder.expanduser(), tokenizer)
+    if "validation" not in manifest.splits:
+        raise UserError(f"{folder} has no validation documents: name files by --text")
+    shards = manifest.splits["validation"].shards
+    stream = np.concatenate(
+        [read_shard(folder.expanduser() / "validation" / s.file, manifest.dtype, s.tokens) for s in shards]
+    )
+    if tokenizer.bos != tokenizer.eos:
+        stream = stream[stream != tokenizer.eos]
+    begins = np.flatnonzero(stream == tokenizer.bos)
+    parts = np.split(stream, begins)[1:]
+    return Documents(str(folder), [part[1:] for part in parts if len(part) > 1])

@@ -1,0 +1,132 @@
+"""The tables and figures of an output folder, from all results that lie in it."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mm_lightning.evaluation.samples import RESULTS, read_json
+from mm_lightning.evaluation.task import Result, Row, Task, find_task
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FIELDS = ("task", "run", "group", "metric", "value", "stderr", "count")
+
+
+def read_results(output: Path) -> list[dict[str, Any]]:
+    """Every results.json below an output folder, those of a task together, the oldest first."""
+    found = [read_json(path) for path in output.glob(f"*/*/{RESULTS}")]
+    return sorted(found, key=lambda result: (result["task"], result["sessions"][0]["started"], result["run"]))
+
+
+def write_tables(output: Path, order: Sequence[str] = ()) -> list[Path]:
+    """Writes results.md, results.csv and figures of all results below a folder.
+
+    Args:
+        output: the folder.
+        order: names of networks that come first, in this order.
+
+    Returns:
+        what was written.
+    """
+    found = read_results(output)
+    place = {name: n for n, name in enumerate(order)}
+    found.sort(key=lambda result: (result["task"], place.get(result["run"], len(place))))
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for result in found:
+        groups.setdefault(json.dumps([result["task"], result["settings"]]), []).append(result)
+    written, text = [], ["# Results\n"]
+    names: list[str] = []
+    for same in groups.values():
+        task = remade(same[0])
+        results = [Result(r["run"], [Row(**row) for row in r["rows"]], r["network"]) for r in same]
+        names.append(task.name)
+        suffix = "" if names.count(task.name) == 1 else f"-{names.count(task.name)}"
+        figures = draw(task, results)
+        for name, figure in figures.items():
+            written += save(figure, output / f"{name}{suffix}")
+        links = "".join(f"\n![{name}]({name}{suffix}.svg)\n" for name in figures)
+        text.append(f"## {task.name}\n\n{settings_line(same[0])}\n\n{task.markdown(results)}{links}\n{networks(same)}")
+    (output / "results.md").write_text("\n".join(text), encoding="utf-8")
+    (output / "results.csv").write_text(as_csv(found), encoding="utf-8")
+    return [output / "results.md", output / "results.csv", *written]
+
+
+def remade(result: dict[str, Any]) -> Task:
+    """The task with the settings of a result."""
+    fields = {name: value for name, value in result["settings"].items() if name != "version"}
+    return find_task(result["task"])(**fields)
+
+
+def draw(task: Task, results: Sequence[Result]) -> dict[str, Figure]:
+    """The figures, if there is something to draw them with."""
+    if importlib.util.find_spec("matplotlib") is None:
+        return {}
+    return task.figures(results)
+
+
+def save(figure: Figure, path: Path) -> list[Path]:
+    """Writes PATH.png and PATH.svg; the same figure always gives the same SVG."""
+    from matplotlib import rc_context
+
+    files = [path.with_name(f"{path.name}.{kind}") for kind in ("png", "svg")]
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": path.name}):
+        figure.savefig(files[0], dpi=150)
+        image = io.StringIO()
+        figure.savefig(image, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    lines = (line.rstrip() for line in image.getvalue().splitlines())
+    files[1].write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return files
+
+
+def settings_line(result: dict[str, Any]) -> str:
+    """What was asked, in one line."""
+    said = [f"{name} {value}" for name, value in result["settings"].items() if name != "version" and value is not None]
+    return "Settings: " + (", ".join(said) or "none") + "."
+
+
+def networks(results: Sequence[dict[str, Any]]) -> str:
+    """Markdown: which networks these are, when and on what they were asked."""
+    head = ["network", "architecture", "parameters", "training context", "checkpoint", "precision", "asked", "code"]
+    lines = []
+    for result in results:
+        about, last = result["network"], result["sessions"][-1]
+        code = last.get("code") or {}
+        commit = code.get("commit", "unknown")[:12] + (" with changes" if code.get("dirty") else "")
+        where = (
+            ", ".join(dict.fromkeys(gpu["name"] for gpu in last.get("gpus", []))) if about["device"] != "cpu" else ""
+        )
+        cpu = last.get("cpu", {})
+        where = where or f"{cpu.get('model') or 'CPU'}, {cpu.get('cores')} cores"
+        lines.append(
+            [
+                result["run"],
+                f"{about['architecture']}, levels {' '.join(about['levels'])}",
+                f"{about['parameters']:,}",
+                f"{about['context_length']:,}" if about["context_length"] else "unknown",
+                f"{Path(about['checkpoint']).name}, weights {about['weights']}",
+                about["precision"],
+                f"{last['started'][:10]}, {result['seconds']:,.0f} s on {where}",
+                commit,
+            ]
+        )
+    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *lines]) + "\n"
+
+
+def as_csv(results: Sequence[dict[str, Any]]) -> str:
+    """Every row of every result."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(FIELDS)
+    for result in results:
+        for row in result["rows"]:
+            group = " ".join(f"{name}={value}" for name, value in row["group"].items())
+            cells = [row["metric"], row["value"], "" if row["stderr"] is None else row["stderr"], row["count"]]
+            writer.writerow([result["task"], result["run"], group, *cells])
+    return out.getvalue()

@@ -1,0 +1,311 @@
+"""Tasks are joined to networks: what is known is kept, the rest is asked, by one process or several.
+
+Processes need no connection: each asks its share of the items, writes its own file, and the first reads them all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mm_lightning.data.manifest import write_json
+from mm_lightning.errors import UserError
+from mm_lightning.evaluation.samples import RESULTS, Samples
+from mm_lightning.evaluation.task import Item, Task
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+    from mm_lightning.evaluation.model import Model
+
+SMALL_FILE = 1 << 26  # bytes that are hashed whole
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network to be asked.
+
+    Attributes:
+        checkpoint: the file, or DeepSpeed folder.
+        name: of its results.
+        options: further arguments of :meth:`Model.load`, except those that say where and how fast.
+    """
+
+    checkpoint: Path
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def identity(self) -> dict[str, Any]:
+        """All that decides its answers."""
+        return {"weights": fingerprint(self.checkpoint), **self.options}
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that is to be asked.
+
+    Attributes:
+        subjects: of whom.
+        tasks: what.
+        output: the folder for results.
+        batch_size: rows side by side at most.
+        device: cpu, cuda, cuda:1, ... or auto.
+        rank: which of `world_size` processes this is.
+        world_size: processes.
+    """
+
+    subjects: Sequence[Subject]
+    tasks: Sequence[Task]
+    output: Path
+    batch_size: int = 16
+    device: str = "auto"
+    rank: int = 0
+    world_size: int = 1
+
+    def samples(self, subject: Subject, task: Task) -> Samples:
+        """Where the records of a task about a network lie."""
+        return Samples(self.output / subject.name / task.name)
+
+    def identity(self, subject: Subject, task: Task) -> dict[str, Any]:
+        """What the records of a task about a network depend on."""
+        return {"task": task.name, "settings": task.settings(), "network": subject.identity()}
+
+
+def run(job: Job) -> None:
+    """Asks everything that is not known yet, in this process, and writes the results.
+
+    Raises:
+        UserError: for any mistake of the user's.
+    """
+    from mm_lightning.evaluation.model import Model
+
+    for subject in job.subjects:
+        model = None
+        for task in job.tasks:
+            if finished(job, subject, task):
+                if job.rank == 0:
+                    say(f"{task.name} of {subject.name}: already there")
+                continue
+            model = model or Model.load(subject.checkpoint, job.device, batch_size=job.batch_size, **subject.options)
+            answer(job, subject, task, model)
+
+
+def finished(job: Job, subject: Subject, task: Task) -> bool:
+    """Whether these results are there."""
+    samples = job.samples(subject, task)
+    samples.claim(job.identity(subject, task), None)
+    return (samples.folder / RESULTS).is_file()
+
+
+def answer(job: Job, subject: Subject, task: Task, model: Model) -> None:
+    """One task about one network."""
+    from mm_lightning.training.run_folder import describe_environment
+
+    begin = time.monotonic()
+    samples = job.samples(subject, task)
+    session = describe_environment() if job.rank == 0 else None
+    samples.claim(job.identity(subject, task), session)
+    items = task.items(model)
+    keys = [item.key for item in items]
+    if len(set(keys)) < len(keys):
+        raise ValueError(f"{task.name} has items of the same key")
+    known = samples.read()
+    if job.rank == 0:
+        here = sum(key in known for key in keys)
+        say(f"{task.name} of {subject.name}: {len(items):,} items" + (f", {here:,} already answered" if here else ""))
+    mine = [item for item in items[job.rank :: job.world_size] if item.key not in known]
+    try:
+        with Progress(task.name, samples, len(items), shown=job.rank == 0) as progress:
+            ask(task, model, mine, samples, job, progress.look)
+            if job.rank == 0:
+                wait_for(keys, samples, progress.look)
+    except KeyboardInterrupt:
+        if job.rank == 0:
+            say(f"interrupted: {samples.count():,} answers are kept, the same command goes on")
+        raise
+    if job.rank == 0:
+        records = samples.gather(keys, samples.read())
+        rows = [vars(row) for row in task.rows(records)]
+        seconds = round(time.monotonic() - begin, 1)
+        about = {**about_network(model, subject), "items": len(items)}
+        found = {"task": task.name, "run": subject.name, "rows": rows, "settings": task.settings(), "network": about}
+        write_json(samples.folder / RESULTS, {**found, "seconds": seconds, "sessions": samples.sessions()})
+
+
+def ask(task: Task, model: Model, items: list[Item], samples: Samples, job: Job, look: Callable[[], None]) -> None:
+    """Writes the records of some items as they come."""
+    if not items:
+        return
+    missing, parent = {item.key for item in items}, multiprocessing.parent_process()
+    with samples.writer(job.rank, job.world_size) as write:
+        for record in task.ask(model, items):
+            missing.remove(record["key"])
+            write(record)
+            look()
+            if parent is not None and not parent.is_alive():
+                raise KeyboardInterrupt
+    if missing:
+        raise ValueError(f"{task.name} left {len(missing)} items without an answer, the first {min(missing)!r}")
+
+
+def wait_for(keys: Iterable[str], samples: Samples, look: Callable[[], None]) -> None:
+    """Returns when all processes have answered."""
+    wanted = set(keys)
+    while not wanted <= samples.read().keys():
+        time.sleep(0.2)
+        look()
+
+
+def about_network(model: Model, subject: Subject) -> dict[str, Any]:
+    """What tables say of a network."""
+    config = model.network.config
+    return {
+        "checkpoint": str(subject.checkpoint),
+        "architecture": type(model.network).__name__,
+        "levels": list(config.levels),
+        "inference_delay": config.inference_delay if "long" in config.levels else None,
+        "parameters": sum(p.numel() for p in model.network.parameters()),
+        "context_length": model.context_length,
+        "tokenizer": model.tokenizer.sha256,
+        "precision": "bf16" if model.bf16 else "32",
+        "device": model.device.type,
+        **subject.identity(),
+    }
+
+
+def fingerprint(path: Path) -> str:
+    """Names the weights in a checkpoint: a hash of small files whole, and of parts all over large ones."""
+    digest = hashlib.sha256()
+    for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
+        size = file.stat().st_size
+        digest.update(f"{file.relative_to(path)} {size}".encode())
+        with open(file, "rb") as stream:
+            if size <= SMALL_FILE:
+                digest.update(stream.read())
+            for part in range(256) if size > SMALL_FILE else ():
+                stream.seek(part * (size - (1 << 16)) // 255)
+                digest.update(stream.read(1 << 16))
+    return digest.hexdigest()[:16]
+
+
+def run_name(checkpoint: Path, long_term: bool = True, inference_delay: int | None = None) -> str:
+    """What results of a checkpoint are called: runs/quickstart/0/checkpoints/step=500.ckpt is quickstart-0-step500."""
+    parts = [checkpoint.stem]
+    if checkpoint.parent.name == "checkpoints":
+        run = checkpoint.resolve().parent.parent
+        parts = [*([run.parent.name] if run.name.isdigit() else []), run.name, checkpoint.stem]
+    parts += [] if long_term else ["no-long-term"]
+    parts += [] if inference_delay is None else [f"delay{inference_delay}"]
+    return re.sub(r"[^\w.\-]+", "", "-".join(parts))
+
+
+# Several processes
+
+
+def run_processes(job: Job, processes: int) -> None:
+    """Asks everything by several processes on this machine: on GPUs cuda:0, cuda:1, ... or on the CPU.
+
+    Raises:
+        UserError: for any mistake of the user's, also those that a process has found.
+    """
+    context = multiprocessing.get_context("spawn")
+    workers, ends = [], []
+    for rank, device in enumerate(devices(job.device, processes)):
+        end, other = context.Pipe(duplex=False)
+        part = Job(job.subjects, job.tasks, job.output, job.batch_size, device, rank, processes)
+        workers.append(context.Process(target=_work, args=(part, other), daemon=True))
+        workers[-1].start()
+        other.close()
+        ends.append(end)
+    try:
+        while any(worker.is_alive() for worker in workers) and not any(worker.exitcode for worker in workers):
+            time.sleep(0.1)
+    except KeyboardInterrupt:
+        for worker in workers:  # ctrl-C in a terminal reaches them as well
+            worker.join(10)
+        raise
+    finally:
+        failed = [rank for rank, worker in enumerate(workers) if worker.exitcode]
+        for worker in workers:
+            worker.terminate()
+            worker.join()
+    for rank in failed:
+        message = ends[rank].recv() if ends[rank].poll() else f"exit status {workers[rank].exitcode}, see above"
+        raise UserError(f"process {rank} of {processes}: {message}")
+
+
+def devices(device: str, processes: int) -> list[str]:
+    """One for each process.
+
+    Raises:
+        UserError: there are fewer GPUs.
+    """
+    import torch
+
+    if device == "cpu" or not torch.cuda.is_available():
+        return [device] * processes
+    if device not in ("auto", "cuda"):
+        raise UserError(f"--processes uses cuda:0, cuda:1, ...: give --device cuda or cpu, not {device}")
+    if processes > torch.cuda.device_count():
+        raise UserError(f"--processes {processes}, but there are {torch.cuda.device_count()} GPUs here")
+    return [f"cuda:{n}" for n in range(processes)]
+
+
+def _work(job: Job, end: Connection) -> None:
+    import torch
+
+    torch.set_num_threads(max(1, torch.get_num_threads() // job.world_size))
+    try:
+        run(job)
+    except UserError as error:
+        end.send(str(error))
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+# Telling
+
+
+def say(message: str) -> None:
+    """One line of progress."""
+    print(message, file=sys.stderr, flush=True)
+
+
+class Progress:
+    """A bar for the answers of all processes, where standard error is a terminal.
+
+    Args:
+        name: of the task.
+        samples: which are counted.
+        total: how many there will be.
+        shown: False for none.
+    """
+
+    def __init__(self, name: str, samples: Samples, total: int, shown: bool) -> None:
+        from mm_lightning.inference.commands import ReadingBar
+
+        self._bar, self._samples, self._shown = ReadingBar(total, name, shown), samples, shown
+        self._known, self._looked = 0, 0.0
+
+    def __enter__(self) -> Progress:
+        self._bar.__enter__()
+        self.look()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.__exit__(*error)
+
+    def look(self) -> None:
+        """Moves the bar, twice a second at most."""
+        if self._shown and time.monotonic() - self._looked > 0.5:
+            count = self._samples.count()
+            self._bar.advance(count - self._known)
+            self._known, self._looked = count, time.monotonic()

@@ -1,0 +1,152 @@
+"""Records on disk: one JSON line each, kept as they come, so that an interrupted evaluation goes on where it was.
+
+OUTPUT/NETWORK/TASK/
+    settings.json      what was asked of which network, and every session that asked: written first
+    samples.jsonl      one record a line (of several processes: samples.1.jsonl, ... until the first gathers them)
+    results.json       the rows of the table, and where they come from: written last
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mm_lightning.data.manifest import write_json
+from mm_lightning.errors import UserError
+from mm_lightning.evaluation.task import Record
+
+SETTINGS, SAMPLES, RESULTS = "settings.json", "samples.jsonl", "results.json"
+
+
+class Samples:
+    """The records of one task about one network.
+
+    Args:
+        folder: where they lie.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def claim(self, identity: dict[str, Any], session: dict[str, Any] | None) -> None:
+        """Makes the folder, or holds what is there against what is asked now.
+
+        Args:
+            identity: all that decides the records.
+            session: when, where and with which code they are made now; None to check only.
+
+        Raises:
+            UserError: the folder holds records of something else; it names what differs.
+        """
+        path = self.folder / SETTINGS
+        known = read_json(path) if path.is_file() else {"identity": identity, "sessions": []}
+        before, now = flat(known["identity"]), flat(identity)
+        differ = [
+            f"{name} {before.get(name)!r}, not {now.get(name)!r}"
+            for name in dict.fromkeys([*before, *now])
+            if before.get(name) != now.get(name)
+        ]
+        if differ:
+            raise UserError(
+                f"{self.folder} holds answers to something else ({'; '.join(differ[:4])}): "
+                f"give another --output, or --overwrite to begin anew"
+            )
+        if session is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(path, {**known, "sessions": [*known["sessions"], session]})
+
+    def sessions(self) -> list[dict[str, Any]]:
+        """Of every process that answered, in order."""
+        return read_json(self.folder / SETTINGS)["sessions"]
+
+    def files(self) -> list[Path]:
+        """All that hold records."""
+        return sorted(self.folder.glob("samples*.jsonl"))
+
+    def read(self) -> dict[str, Record]:
+        """Every whole record by its key; a last line that was not finished is left out."""
+        found = {}
+        for path in self.files():
+            try:
+                data = path.read_bytes()
+            except FileNotFoundError:  # gathered into samples.jsonl in the meantime, which is read last
+                continue
+            for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), 1):
+                try:
+                    record = json.loads(line)
+                    found[record["key"]] = record
+                except (ValueError, TypeError, KeyError) as error:
+                    raise UserError(f"{path}, line {number} is damaged: delete the line, or the folder") from error
+        return found
+
+    def count(self) -> int:
+        """About how many there are, for a progress bar."""
+        return sum(path.read_bytes().count(b"\n") for path in self.files() if path.exists())
+
+    @contextmanager
+    def writer(self, rank: int, world_size: int) -> Iterator[Any]:
+        """A function that appends a record and flushes it.
+
+        Raises:
+            UserError: another process is writing there.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / (SAMPLES if world_size == 1 else f"samples.{rank}.jsonl")
+        with open(path, "a+b") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(f"another process is writing {path}: wait for it, or give another --output") from error
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)  # a line that a killed process left unfinished
+
+            def write(record: Record) -> None:
+                file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+                file.flush()
+
+            yield write
+
+    def gather(self, keys: Iterable[str], records: dict[str, Record]) -> list[Record]:
+        """Joins the files of all processes into samples.jsonl, in the order of the keys; returns the records."""
+        ordered = [records[key] for key in keys]
+        target = self.folder / SAMPLES
+        beside = target.with_name(target.name + ".tmp")
+        with open(beside, "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in ordered)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, target)
+        for path in self.files():
+            if path != target:
+                path.unlink()
+        return ordered
+
+    def clear(self) -> None:
+        """Removes what is there."""
+        for path in [*self.files(), self.folder / SETTINGS, self.folder / RESULTS]:
+            path.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a file that this package wrote.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}; delete its folder to begin anew") from error
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}"""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
