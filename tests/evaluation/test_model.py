@@ -10,7 +10,7 @@ from mm_lightning.errors import UserError
 from mm_lightning.evaluation.model import Model
 from mm_lightning.inference.generate import generate
 from mm_lightning.inference.sampling import Sampling
-from mm_lightning.training.checkpoint import KEY, describe_network, describe_tokenizer
+from tests.evaluation.conftest import TRAINED, save
 from tests.inference.conftest import CONFIGS, build
 
 PREFIX = [256, *b"Once upon a time there was a memory that"]
@@ -27,13 +27,6 @@ def model(name, tokenizer):
     return Model(build(name), tokenizer, together=10, batch_size=3)
 
 
-@pytest.fixture(scope="session")
-def tokenizer():
-    from mm_lightning.data.tokenizer import load_tokenizer
-
-    return load_tokenizer("bytes")
-
-
 def plain(network, context, continuation):
     """Log probability and greediness of a continuation from one forward pass."""
     tokens = [*context, *continuation]
@@ -41,19 +34,6 @@ def plain(network, context, continuation):
         logits = network(torch.tensor([tokens]))[0, len(context) - 1 : -1].double()
     wanted = torch.tensor(list(continuation))
     return -float(F.cross_entropy(logits, wanted, reduction="sum")), bool((logits.argmax(-1) == wanted).all())
-
-
-def saved(config, tokenizer, folder, **fields):
-    """A checkpoint of a fresh network in float32."""
-    import dataclasses
-
-    torch.manual_seed(0)
-    network = dataclasses.replace(config, **fields).build()
-    path = folder / "step=1.ckpt"
-    about = describe_network(network.config, describe_tokenizer(tokenizer), 32)
-    state = {f"network.{key}": value for key, value in network.state_dict().items()}
-    torch.save({"state_dict": state, KEY: about}, path)
-    return path, network.eval()
 
 
 @pytest.mark.parametrize("context", [b"", b" is short", b" is a longer context than many"])
@@ -119,10 +99,10 @@ def test_losses_equal_one_forward_pass(model):
     assert torch.allclose(torch.cat(pieces, 1), expected.float(), atol=1e-5)
 
 
-def test_the_long_term_memory_is_removed(tokenizer, tmp_path):
-    path, network = saved(CONFIGS["v2"], tokenizer, tmp_path)
+def test_the_long_term_memory_is_removed(tmp_path):
+    path, network = save("v2", tmp_path)
     whole, short = Model.load(path, "cpu"), Model.load(path, "cpu", long_term=False)
-    assert whole.context_length == 32
+    assert whole.context_length == TRAINED
     question = [(PREFIX, b" ends")]
     assert math.isclose(whole.loglikelihood(question)[0].log_prob, plain(network, *question[0])[0], abs_tol=1e-4)
     with torch.no_grad():  # nothing comes through the long-term memory's columns of W_o, which are the first d
@@ -131,19 +111,19 @@ def test_the_long_term_memory_is_removed(tokenizer, tmp_path):
     assert math.isclose(short.loglikelihood(question)[0].log_prob, plain(network, *question[0])[0], abs_tol=1e-4)
 
 
-def test_another_delay(tokenizer, tmp_path):
-    path, network = saved(CONFIGS["v2"], tokenizer, tmp_path)
+def test_another_delay(tmp_path):
+    path, network = save("v2", tmp_path)
     found = Model.load(path, "cpu", inference_delay=11).loglikelihood([(PREFIX, b" ends")])[0].log_prob
     network.config.inference_delay = 11
     assert math.isclose(found, plain(network, PREFIX, b" ends")[0], abs_tol=1e-4)
 
 
 @pytest.mark.parametrize("options", [{"long_term": False}, {"inference_delay": 3}])
-def test_what_cannot_be_changed(tokenizer, tmp_path, options):
-    path, _ = saved(CONFIGS["v1"], tokenizer, tmp_path)
+def test_what_cannot_be_changed(tmp_path, options):
+    path, _ = save("v1", tmp_path)
     with pytest.raises(UserError, match="no long-term memory"):
         Model.load(path, "cpu", **options)
-    path, _ = saved(CONFIGS["v2"], tokenizer, tmp_path, levels=("long",))
+    path, _ = save("v2", tmp_path, levels=("long",))
     if "long_term" in options:
         with pytest.raises(UserError, match="nothing is left"):
             Model.load(path, "cpu", **options)

@@ -1,0 +1,301 @@
+"""`mm evaluate` from the command line, on networks that know nothing."""
+
+import csv
+import dataclasses
+import json
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from mm_lightning.cli import main
+from mm_lightning.evaluation import loss_by_position, task
+from mm_lightning.evaluation.documents import Documents, stretches
+from mm_lightning.evaluation.loss_by_position import LossByPosition, edges, relative_bins
+from mm_lightning.evaluation.model import Model
+from mm_lightning.evaluation.run import Job, Subject, run
+from mm_lightning.training.checkpoint import load_network
+from tests.evaluation.conftest import save
+
+TEXTS = ["the cat sat on the mat. " * 20, "a long day " * 16, "one, two, three, four; " * 9, "and so on " * 12]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("files")
+    for n, text in enumerate(TEXTS):
+        (folder / f"{n}.txt").write_text(text)
+    return [str(folder / f"{n}.txt") for n in range(len(TEXTS))]
+
+
+@pytest.fixture
+def evaluate(runs, files, tmp_path, capsys):
+    """Runs `mm evaluate` on the named networks; the exit status and what it said."""
+
+    def call(*names, more=(), output="out"):
+        given = ["--checkpoint", *(str(runs / name) for name in names), "--tasks", "loss_by_position"]
+        given += ["--contexts", "128", "256", "--text", *files, "--device", "cpu", "--output", str(tmp_path / output)]
+        status = main(["evaluate", *given, *more])
+        return status, capsys.readouterr().err
+
+    return call
+
+
+def read(path):
+    """The content of a results.json without what changes from run to run, and of its samples."""
+    found = json.loads((path / "results.json").read_text())
+    return found["rows"], [json.loads(line) for line in (path / "samples.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", ["v2", "v1", "transformer"])
+def test_losses_are_those_of_one_forward_pass(name, runs, evaluate, tmp_path):
+    assert evaluate(name)[0] == 0
+    rows, samples = read(tmp_path / "out" / f"{name}-0-step1" / "loss_by_position")
+    network, _ = load_network(runs / name)
+    tokens = [list(text.encode()) for text in TEXTS]
+    sequences = [tokens[0][:256], (tokens[1] + tokens[2])[:256]]  # one is long enough, the last alone is too short
+    with torch.no_grad():
+        logits = [network(torch.tensor([[256, *s[:-1]]]))[0] for s in sequences]
+    losses = torch.stack(
+        [F.cross_entropy(x, torch.tensor(s), reduction="none") for x, s in zip(logits, sequences, strict=True)]
+    ).double()
+
+    def value(metric="loss", **group):
+        group = {key.replace("_", " "): item for key, item in group.items()}
+        (row,) = [row for row in rows if row["group"] == group and row["metric"] == metric]
+        return row
+
+    for context in (128, 256):
+        means = losses[:, :context].mean(1)
+        assert value(context=context)["value"] == pytest.approx(float(means.mean()), abs=1e-4)
+        assert value(context=context)["stderr"] == pytest.approx(float(means.std() / math.sqrt(2)), abs=1e-4)
+    assert value(position="33-45")["value"] == pytest.approx(float(losses[:, 32:45].mean()), abs=1e-4)
+    assert value(training_context=64)["value"] == pytest.approx(float(losses[:, 32:64].mean()), abs=1e-4)
+    assert value(of_the_training_context="2-4")["value"] == pytest.approx(float(losses[:, 128:256].mean()), abs=1e-4)
+    rise = losses[:, 181:256].mean(1) - losses[:, 32:64].mean(1)
+    found = value("above the training context", position="182-256")
+    assert (found["value"], found["stderr"]) == pytest.approx(
+        (float(rise.mean()), float(rise.std() / 2**0.5)), abs=1e-4
+    )
+    assert value("share", sequences="joined of several documents")["value"] == 0.5
+    assert [sample["documents"] for sample in samples] == [[0], [1, 2]]
+
+
+def test_an_interrupted_run_goes_on(evaluate, tmp_path, monkeypatch):
+    assert evaluate("v2", "v1", output="whole")[0] == 0
+    ask, asked = LossByPosition.ask, []
+
+    def killed(self, model, items):
+        for number, record in enumerate(ask(self, model, items)):
+            asked.append(record["key"])
+            yield record
+            if number == 0:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(LossByPosition, "ask", killed)
+    status, said = evaluate("v2", "v1")
+    assert status == 130
+    assert "1 answers are kept" in said
+    folder = tmp_path / "out" / "v2-0-step1" / "loss_by_position"
+    with open(folder / "samples.jsonl", "a") as file:
+        file.write('{"key": "256 tokens of document 1, torn')
+    monkeypatch.setattr(LossByPosition, "ask", lambda *a: (asked.append(r["key"]) or r for r in ask(*a)))
+    assert evaluate("v2", "v1")[0] == 0
+    assert len(asked) == 2 * 2
+    for name in ("v2-0-step1", "v1-0-step1"):
+        place = f"{name}/loss_by_position"
+        assert read(tmp_path / "out" / place) == read(tmp_path / "whole" / place)
+    assert len(json.loads((folder / "results.json").read_text())["sessions"]) == 2
+    # and once more, with nothing left to do
+    assert "already there" in evaluate("v2", "v1")[1]
+    assert len(asked) == 2 * 2
+
+
+def test_two_processes_find_what_one_finds(evaluate, tmp_path):
+    """The second one first, so that the first has nothing to wait for."""
+    assert evaluate("v2", output="one")[0] == 0
+    assert evaluate("v2", more=["--rank", "1", "--world_size", "2"])[0] == 0
+    folder = tmp_path / "out" / "v2-0-step1" / "loss_by_position"
+    assert sorted(path.name for path in folder.iterdir()) == ["samples.1.jsonl"]
+    assert evaluate("v2", more=["--rank", "0", "--world_size", "2"])[0] == 0
+    assert sorted(p.name for p in folder.iterdir()) == ["results.json", "samples.jsonl", "settings.json"]
+    (rows, samples), (wanted_rows, wanted) = read(folder), read(tmp_path / "one" / "v2-0-step1" / "loss_by_position")
+    assert [sample["key"] for sample in samples] == [sample["key"] for sample in wanted]
+    assert [row["value"] for row in rows] == pytest.approx([row["value"] for row in wanted_rows], abs=1e-5)
+
+
+def test_a_launcher_says_the_rank(evaluate, monkeypatch, tmp_path):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert evaluate("v2")[0] == 0
+    assert [p.name for p in tmp_path.glob("out/*/*/*")] == ["samples.1.jsonl"]
+
+
+@pytest.mark.slow
+def test_real_processes(evaluate, tmp_path):
+    assert evaluate("v2", output="one")[0] == 0
+    assert evaluate("v2", more=["--processes", "2"])[0] == 0
+    rows, wanted = (read(tmp_path / out / "v2-0-step1" / "loss_by_position")[0] for out in ("out", "one"))
+    assert [row["value"] for row in rows] == pytest.approx([row["value"] for row in wanted], abs=1e-5)
+
+
+def test_the_batch_size_changes_nothing(evaluate, tmp_path):
+    found = []
+    for size in ("1", "8"):
+        assert evaluate("v2", more=["--batch_size", size], output=size)[0] == 0
+        found.append([row["value"] for row in read(tmp_path / size / "v2-0-step1" / "loss_by_position")[0]])
+    assert found[0] == pytest.approx(found[1], abs=1e-5)
+
+
+def test_tables_and_figures_of_several_networks(evaluate, tmp_path):
+    assert evaluate("v2", "transformer", more=["--names", "mosaic", "baseline"])[0] == 0
+    assert evaluate("v2", more=["--long_term", "off"])[0] == 0
+    out = tmp_path / "out"
+    text = (out / "results.md").read_text()
+    assert "| network | sequences | joined | training context C |" in text
+    names = ["mosaic", "baseline", "v2-0-step1-no-long-term"]
+    for name in names:
+        assert f"| {name} | 2 | 50% | 64 |" in text
+    rows = list(csv.DictReader((out / "results.csv").open()))
+    losses = {row["run"]: float(row["value"]) for row in rows if row["group"] == "context=256"}
+    assert set(losses) == set(names)
+    assert len(set(losses.values())) == 3
+    assert b"PNG" in (out / "loss_by_position.png").read_bytes()[:8]
+    assert all(name in (out / "loss_by_position.svg").read_text() for name in names)
+
+
+def test_where_a_network_breaks():
+    rows = [task.Row({"training context": 64}, "loss", 2.0, 0.1, 3)]
+    for place, rise in (("65-91", 0.02), ("92-128", 0.09), ("129-181", 0.12), ("182-256", 0.05)):
+        rows += [
+            task.Row({"position": place}, metric, x, 0.1, 3)
+            for metric, x in (("loss", 2 + rise), ("above the training context", rise))
+        ]
+    rows.append(task.Row({"sequences": "joined of several documents"}, "share", 0.25, None, 3))
+    about = {"context_length": 64, "tokenizer": "a"}
+    text = LossByPosition().markdown([task.Result("a", rows, about), task.Result("b", [*rows[:5], rows[-1]], about)])
+    assert "| a | 3 | 25% | 64 | 2.000 ± 0.100 | 129 (+0.12) |" in text
+    assert "| b | 3 | 25% | 64 | 2.000 ± 0.100 | not up to 128 |" in text
+    assert loss_by_position.different_tokenizers([task.Result("c", [], {"tokenizer": x}) for x in "ab"])
+
+
+@pytest.mark.parametrize(
+    ("lengths", "trained"), [([128, 256], 64), ([1000], 100), ([4096, 32768], 4096), ([300], None)]
+)
+def test_bins(lengths, trained):
+    bins = edges(lengths, trained)
+    assert bins[0] == 0
+    assert bins[-1] == lengths[-1]
+    assert set(lengths) <= set(bins)
+    assert all(high > 1.1 * low for low, high in pairwise(bins[1:]))
+    if trained:
+        assert {edge for part in relative_bins(trained, lengths[-1]) for edge in part} <= set(bins)
+
+
+def test_sequences_of_documents():
+    parts = [torch.arange(n).numpy() for n in (9, 2, 5, 8, 3, 7, 1, 2)]
+    found = stretches(Documents("numbers", parts), 5, 10)
+    assert [x.documents for x in found] == [[0], [2], [3], [5], [1, 4]]
+    assert found[4].tokens.tolist() == [0, 1, 0, 1, 2]
+    assert [x.documents for x in stretches(Documents("numbers", parts), 5, 2)] == [[0], [3]]
+    assert stretches(Documents("numbers", parts), 50, 2) == []
+
+
+@dataclasses.dataclass
+class Nothing(task.Task):
+    """A task without settings."""
+
+    name = "nothing"
+
+    def items(self, model):
+        return [task.Item(str(n), {}) for n in range(3)]
+
+    def ask(self, model, items):
+        return (item.record({"score": 1}) for item in items[1:])
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--tasks", "loss_by_positon"], "there is no task 'loss_by_positon': did you mean loss_by_position?"),
+        (["--tasks", "nothing"], "--contexts is for none of the tasks nothing"),
+        (["--contexts", "4q"], "--contexts takes whole numbers of tokens, such as 4k or 4096, got '4q'"),
+        (["--contexts", "4k", "64k"], "not enough for a sequence of 65,536"),
+        (["--contexts", "8"], "begin with 64 tokens"),
+        (["--limit", "0"], "limit must be at least 1"),
+        (["--text", "nowhere.txt"], "there is no text file nowhere.txt"),
+        (["--checkpoint", "nowhere"], "there is no checkpoint or run folder nowhere"),
+        (["--names", "a", "b"], "--names has 2 for 1 checkpoints"),
+        (["--names", "../a"], "cannot be a folder's name"),
+        (["--processes", "0"], "processes must be at least 1"),
+        (["--batch_size", "0"], "batch_size must be at least 1"),
+        (["--rank", "2", "--world_size", "2"], "rank must be at least 0 and below world_size 2"),
+        (["--device", "quantum"], "there is no device 'quantum'"),
+        (["--precision", "64"], "64"),
+        (["--contxts", "4k"], "did you mean --contexts?"),
+    ],
+)
+def test_mistakes(evaluate, more, message, monkeypatch):
+    monkeypatch.setitem(task.TASKS, "nothing", (f"{__name__}:Nothing", ""))
+    status, said = evaluate("v2", more=more)
+    assert status == 2
+    assert message in said.splitlines()[-1]
+
+
+def test_no_long_term_memory_to_remove(evaluate):
+    status, said = evaluate("v1", more=["--long_term", "off"])
+    assert status == 2
+    assert "no long-term memory to remove" in said
+
+
+def test_other_settings_and_other_weights_are_not_continued(evaluate, runs, tmp_path):
+    assert evaluate("v2")[0] == 0
+    status, said = evaluate("v2", more=["--limit", "1"])
+    assert status == 2
+    assert "answers to something else (settings.limit 32, not 1)" in said
+    status, said = evaluate("v1", more=["--names", "v2-0-step1"])
+    assert status == 2
+    assert "network.weights" in said
+    assert evaluate("v1", more=["--names", "v2-0-step1", "--overwrite"])[0] == 0
+    assert len(read(tmp_path / "out" / "v2-0-step1" / "loss_by_position")[1]) == 2
+    (tmp_path / "out" / "v2-0-step1" / "loss_by_position" / "results.json").unlink()
+    with open(tmp_path / "out" / "v2-0-step1" / "loss_by_position" / "samples.jsonl", "a") as file:
+        file.write("{damaged}\n")
+    status, said = evaluate("v1", more=["--names", "v2-0-step1"])
+    assert status == 2
+    assert "samples.jsonl, line 3 is damaged" in said
+
+
+def test_a_network_without_its_run_folder(tmp_path, capsys):
+    path, _ = save("v2", tmp_path / "alone")
+    given = ["--checkpoint", str(path), "--tasks", "loss_by_position", "--output", str(tmp_path / "out")]
+    assert main(["evaluate", *given, "--device", "cpu"]) == 2
+    assert "lies in no run folder that says what data" in capsys.readouterr().err
+
+
+def test_a_task_must_answer_everything(runs, tmp_path):
+    job = Job([Subject(runs / "v2" / "0" / "checkpoints" / "step=1.ckpt", "v2")], [Nothing()], tmp_path, device="cpu")
+    with pytest.raises(ValueError, match="nothing left 1 items without an answer, the first '0'"):
+        run(job)
+
+
+def test_validation_documents_of_the_run(tmp_path, tokenizer, capsys):
+    """A sequence of the run's own data begins as a document of it does."""
+    (tmp_path / "text").mkdir()
+    for n in range(12):
+        (tmp_path / "text" / f"{n}.txt").write_text(f"text {n} is a document. " * 40)
+    data = tmp_path / "data"
+    options = ["--output", str(data), "--validation_fraction", "0.5", "--progress", "false", "--workers", "1"]
+    assert main(["data", "prepare", str(tmp_path / "text"), *options]) == 0
+    path, network = save("v2", tmp_path / "run" / "0" / "checkpoints")
+    (path.parent.parent / "config.yaml").write_text(json.dumps({"data": {"path": str(data)}}))
+    items = LossByPosition(contexts=[128], limit=3).items(Model(network, tokenizer, checkpoint=path))
+    assert len(items) == 3
+    assert {item.group["documents"] for item in items} == {"whole"}
+    for item in items:
+        text = tokenizer.decode(item.content[1].tokens.tolist())
+        number = text.split()[1]
+        assert text == (f"text {number} is a document. " * 40)[:128]
