@@ -1,7 +1,7 @@
 """A trained network with its tokenizer, ready to be asked: the one way in which tasks meet networks.
 
 Every method bounds its memory by itself: tokens go through the network in chunks, rows side by side in batches, and
-logits exist for a few positions at a time. What many questions share is read once, as a :class:`Prefix`.
+logits exist for a few positions at a time. What many questions share is read and held once, as a :class:`Prefix`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from mm_lightning.errors import UserError
 from mm_lightning.inference.generate import choose_device, collect, write
 from mm_lightning.inference.reader import READ_TOKENS, Reader
 from mm_lightning.inference.sampling import Sampling
+from mm_lightning.memory.shared import branch
+from mm_lightning.memory.state import State
 from mm_lightning.training.checkpoint import (
     find_checkpoint,
     load_weights,
@@ -55,6 +57,32 @@ class Likelihood:
     log_prob: float
     greedy: bool
     tokens: int
+
+
+class Branches(Reader):
+    """Rows that go on from what one row has read, which they share.
+
+    Args:
+        reader: of one row, or branches themselves.
+        rows: which of its rows, any of them as often as wanted.
+        room: tokens by which a row may grow.
+
+    Attributes:
+        documents: the tokens of each row since it is one.
+    """
+
+    def __init__(self, reader: Reader, rows: Sequence[int], room: int) -> None:
+        self.network, self.together = reader.network, reader.together
+        assert reader.logits is not None
+        index = torch.tensor(rows, device=reader.logits.device)
+        self.state = branch(reader.state, index, self.network.new_state(len(rows)), room + 1)
+        self.logits = reader.logits[index]
+        own = isinstance(reader, Branches)
+        self.documents = [list(reader.documents[row]) if own else [] for row in rows]
+
+    def fork(self, rows: Sequence[int], capacity: int = 0) -> Reader:
+        """As of any reader; nothing shared is copied."""
+        return Branches(self, rows, max(0, capacity - self.state.length))
 
 
 class Prefix:
@@ -273,22 +301,20 @@ class Model:
         at = 0
         while at < len(order):
             longest = lengths[order[at]]
-            size = self.rows_of(longest + more + self._copied(prefix))
+            size = self.rows_of(longest + more)
             batch = order[at : at + size]
             if prefix is not None and not padded:
                 batch = [n for n in batch if lengths[n] == longest]
             yield batch
             at += len(batch)
 
-    def _copied(self, prefix: Prefix | None) -> int:
-        """Tokens of a prefix that each row holds for itself."""
-        return 0 if prefix is None else len(prefix.tokens)
-
     def _reader(self, rows: int, room: int, prefix: Prefix | None) -> Reader:
         """A reader of so many documents, which may grow by `room` tokens."""
         if prefix is None:
             return Reader(self.network, rows, room, self.together)
-        return prefix.reader.fork([0] * rows, len(prefix.tokens) + room)
+        if isinstance(prefix.reader.state, State):
+            return Branches(prefix.reader, [0] * rows, room)
+        return prefix.reader.fork([0] * rows, len(prefix.tokens) + room)  # a stand-in for a network
 
     def _hidden(self, state: Any, rows: Tensor) -> Iterator[tuple[int, Tensor]]:
         """What the classifier reads, (B, T', d), of each chunk of (B, T) tokens, and where the chunk begins."""

@@ -1,0 +1,163 @@
+"""The same past for many rows: pairs that are held once and read by all.
+
+Rows that go on from one row differ only in what follows. So a growing store keeps the common pairs as a view of that
+row's buffers, and each row's own pairs beside it; a read (4) is taken over both parts and joined by their
+normalisers. Windows are small and are copied.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mm_lightning.memory.pairs import Chunk, Pairs
+from mm_lightning.memory.retrieval import BLOCK, Span
+from mm_lightning.memory.state import Memory, State
+
+SCORES = 1 << 24
+"""Scores of a read that exist at once."""
+
+
+class SharedPairs(Pairs):
+    """Pairs of which all but the newest few are the same for all rows.
+
+    Args:
+        keys: (1, G, P, D), of the common pairs; read only.
+        values: the same.
+        capacity: own pairs of a row to make room for at first.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor, capacity: int) -> None:
+        super().__init__(None, capacity)
+        self.common = keys, values
+        self.offset = self.end = keys.shape[2]
+
+    @classmethod
+    def of(cls, pairs: Pairs, rows: int, capacity: int) -> SharedPairs:
+        """As many rows as wanted that all go on from the one row of `pairs`, which must not change meanwhile."""
+        assert pairs.keys is not None
+        assert pairs.values is not None
+        # The newest pair belongs to each row: its value is completed by the row's next token.
+        last = pairs.end - pairs.offset - 1
+        shared = cls(pairs.keys[:, :, :last], pairs.values[:, :, :last], capacity)
+        keys, values = (x[:, :, last : last + 1].expand(rows, -1, -1, -1) for x in (pairs.keys, pairs.values))
+        shared.write(keys.transpose(1, 2), values.transpose(1, 2))
+        shared.raw = None if pairs.raw is None else pairs.raw.expand(rows, -1, -1)
+        return shared
+
+    def select(self, index: Tensor, capacity: int) -> SharedPairs:
+        """Some of the rows."""
+        chosen = SharedPairs(*self.common, capacity)
+        assert self.keys is not None
+        assert self.values is not None
+        keys, values = (x[index, :, : self.end - self.offset] for x in (self.keys, self.values))
+        chosen.write(keys.transpose(1, 2), values.transpose(1, 2))
+        chosen.raw = None if self.raw is None else self.raw[index]
+        return chosen
+
+    def tensors(self) -> dict[str, Tensor]:
+        """As of pairs that every row holds for itself."""
+        found = super().tensors()
+        for name, common in zip(("keys", "values"), self.common, strict=True):
+            found[name] = torch.cat([common.expand(len(found[name]), -1, -1, -1), found[name]], 2)
+        return found
+
+    def read(self, q: Tensor, span: Span, chunk: Chunk, scale: float = 1.0) -> Tensor:
+        """As of pairs that every row holds for itself; its rows must be one document each."""
+        assert self.keys is not None
+        assert self.values is not None
+        outputs = []
+        for at in range(0, chunk.time, BLOCK):
+            block = q[:, at : at + BLOCK].transpose(1, 2) * scale
+            size = block.shape[2]
+            here = chunk.begin + at
+            high = here + size - span.delay
+            if high <= 0:
+                outputs.append(torch.zeros_like(block))
+                continue
+            # Up to `edge` every query of the block sees every pair, all of them common.
+            edge = min(self.offset, max(0, here - span.delay + 1))
+            parts = []
+            if edge:
+                everyone = block.transpose(0, 1).flatten(1, 2)[None]  # (1, H, B T, D)
+                keys, values = (x[:, :, :edge] for x in self.common)
+                found, total = attend(everyone, keys, values)
+                shape = (block.shape[1], block.shape[0], size)
+                parts.append((found[0].unflatten(1, shape[1:]).transpose(0, 1), total.view(shape).transpose(0, 1)))
+            if high > edge:
+                seen = self._seen(edge, high, at, size, span, chunk)
+                rest = (x[:, :, edge:high].expand(len(block), -1, -1, -1) for x in self.common)
+                own = (x[:, :, : max(0, high - self.offset)] for x in (self.keys, self.values))
+                keys, values = (torch.cat(pair, 2) for pair in zip(rest, own, strict=True))
+                parts.append(attend(block, keys, values, seen))
+            outputs.append(join(parts).to(q.dtype))
+        return torch.cat(outputs, 2).transpose(1, 2)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """A read over some of the pairs.
+
+    Args:
+        q: (B, H, T, D) queries with their bandwidth.
+        k: (B, G, N, D) keys.
+        v: (B, G, N, D) values.
+        seen: (1 or B, 1, T, N) bool, which pairs a query reads; all by default.
+
+    Returns:
+        (B, H, T, D) answers, 0 where nothing is read, and (B, H, T) float32 log sums of the weights.
+    """
+    if k.shape[1] != q.shape[1]:
+        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+    step = max(1, SCORES // (q.shape[0] * q.shape[1] * k.shape[2]))
+    answers, totals = [], []
+    for at in range(0, q.shape[2], step):
+        scores = (q[:, :, at : at + step] @ k.transpose(-1, -2)).to(torch.promote_types(q.dtype, torch.float32))
+        if seen is not None:
+            scores = scores.masked_fill(~seen[:, :, at : at + step], -torch.inf)
+        total = scores.logsumexp(-1)
+        weights = (scores - total.masked_fill(total.isinf(), 0)[..., None]).exp()
+        answers.append(weights.to(v.dtype) @ v)
+        totals.append(total)
+    return torch.cat(answers, 2), torch.cat(totals, 2)
+
+
+def join(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """The read over all pairs from reads over parts of them; 0 where nothing was read."""
+    if len(parts) == 1:
+        return parts[0][0]
+    totals = torch.stack([total for _, total in parts])
+    weights = (totals - totals.amax(0).clamp(min=torch.finfo(totals.dtype).min)).exp()
+    weights = weights / weights.sum(0).clamp(min=1e-30)
+    return sum(answer * weight[..., None] for (answer, _), weight in zip(parts, weights, strict=True))  # type: ignore[return-value]
+
+
+def branch(state: State, index: Tensor, empty: State, capacity: int) -> State:
+    """Rows that go on by themselves, as of :meth:`State.rows`, but without a copy of what they share.
+
+    Args:
+        state: of one row, which is one document and must not change while the branches are in use; or a branch.
+        index: (B',) int64, which rows, any of them as often as wanted.
+        empty: a new state of the same network with B' rows, which is filled and returned.
+        capacity: tokens to make room for in each row.
+    """
+    shared = {}
+    for name, part in state.parts.items():
+        pairs = part.pairs if isinstance(part, Memory) else part
+        if isinstance(pairs, SharedPairs):
+            shared[name] = pairs.select(index, capacity)
+        elif pairs is not None and pairs.keep is None and pairs.keys is not None:
+            shared[name] = SharedPairs.of(pairs, len(index), capacity)
+    kept = {name: part for name, part in state.parts.items() if name not in shared}
+    tensors = {f"{name}.{key}": x for name, part in kept.items() for key, x in part.tensors().items()}
+    for name, part in state.parts.items():
+        if name in shared and isinstance(part, Memory):
+            tensors |= {f"{name}.{key}": x for key, x in part.average.tensors().items()}
+    tensors |= {"first": state._first, "length": torch.full_like(state._first, state.length)}
+    empty.load({name: x[index] for name, x in tensors.items()})
+    for name, pairs in shared.items():
+        part = empty.parts[name]
+        if isinstance(part, Memory):
+            part.pairs = pairs
+        else:
+            empty.parts[name] = pairs
+    return empty
