@@ -43,6 +43,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "generate": ("mm_lightning.inference.commands:generate_command", "sample text from a run or a checkpoint"),
     "chat": ("mm_lightning.inference.chat:chat_command", "write in turns with a network that remembers all of it"),
     "remember": ("mm_lightning.inference.commands:remember_command", "read a document once into a memory file"),
+    "inspect": ("mm_lightning.inspection.commands:inspect_command", "write a web page of what each memory reads"),
     "export": ("mm_lightning.inference.export:export_command", "write a network as a folder that transformers loads"),
     "import": (
         "mm_lightning.inference.import_checkpoint:import_command",

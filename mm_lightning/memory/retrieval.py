@@ -8,7 +8,8 @@ long-term memories, and a transformer's attention, differ in which positions the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -60,17 +61,44 @@ def read_reference(q: Tensor, k: Tensor, v: Tensor, span: Span, documents: Docum
     Returns:
         (B, T, H, D); 0 where there is nothing to read.
     """
-    time, group = q.shape[1], q.shape[2] // k.shape[2]
-    k, v = k.repeat_interleave(group, 2), v.repeat_interleave(group, 2)
-    t = torch.arange(time, device=q.device)
-    age = t[:, None] - t  # how many tokens ago
-    seen = (age >= span.delay) & (age <= documents.position[..., None])  # (B, T, T)
+    weights = read_weights(q, k, span, documents, scale)
+    return torch.einsum("bhts,bshd->bthd", weights, v.repeat_interleave(q.shape[2] // v.shape[2], 2))
+
+
+def read_weights(
+    q: Tensor, k: Tensor, span: Span, documents: Documents, scale: float = 1.0, queries: slice = slice(None)
+) -> Tensor:
+    """The weights of equation (4), exp(q.k_i) / sum_j exp(q.k_j) of the pairs that are read and 0 of all others.
+
+    Args:
+        q, k, span, documents, scale: as for :func:`read_reference`.
+        queries: the positions t to write them out for; all by default.
+
+    Returns:
+        (B, H, T', T) for T' queries; each row sums to 1, or to 0 where there is nothing to read.
+    """
+    t = torch.arange(q.shape[1], device=q.device)
+    age = t[queries, None] - t  # how many tokens ago
+    seen = (age >= span.delay) & (age <= documents.position[:, queries, None])  # (B, T', T)
     if span.size is not None:
         seen &= age < span.delay + span.size
-    scores = torch.einsum("bthd,bshd->bhts", q, k) * scale
+    scores = torch.einsum("bthd,bshd->bhts", q[:, queries], k.repeat_interleave(q.shape[2] // k.shape[2], 2)) * scale
     weights = scores.masked_fill(~seen[:, None], -torch.inf).softmax(-1)
-    weights = weights.masked_fill(~seen[:, None], 0)  # a row of nothing but -inf
-    return torch.einsum("bhts,bshd->bthd", weights, v)
+    return weights.masked_fill(~seen[:, None], 0)  # a row of nothing but -inf
+
+
+Watcher = Callable[[Tensor, Tensor, Tensor, Span, Documents, float], object]
+_watchers: list[Watcher] = []
+
+
+@contextmanager
+def watched(watcher: Watcher) -> Iterator[None]:
+    """Within it, whatever calls :func:`read` first shows q, k, v, span, documents and scale to the watcher."""
+    _watchers.append(watcher)
+    try:
+        yield
+    finally:
+        _watchers.remove(watcher)
 
 
 def read(
@@ -80,6 +108,8 @@ def read(
 
     Same arguments and result as :func:`read_reference`; with `dropout`, that share of the weights is dropped.
     """
+    for watcher in _watchers:
+        watcher(q, k, v, span, documents, scale)
     if documents.longest <= span.delay:
         # Nothing to read; the zeros still depend on the inputs, so that every parameter has a gradient.
         everything = q.sum() + k.sum() + v.sum()

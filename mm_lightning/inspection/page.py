@@ -1,0 +1,44 @@
+"""One HTML page that holds everything it needs: template, style, script and data."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from importlib.resources import files
+from typing import Any
+
+from mm_lightning.data.tokenizer import Tokenizer
+from mm_lightning.inference.text import HALF, TextStream
+
+
+def write_page(data: dict[str, Any]) -> str:
+    """The page about `data`, which its script reads as JSON."""
+    folder = files("mm_lightning.inspection")
+    parts = {name: (folder / f"page.{name}").read_text(encoding="utf-8") for name in ("html", "css", "js")}
+    # a literal </script> in a text must not end the element
+    numbers = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    values = {"title": html.escape(data["title"]), "style": parts["css"], "script": parts["js"], "data": numbers}
+    return re.sub(r"\{(title|style|script|data)\}", lambda mark: values[mark[1]], parts["html"])
+
+
+def texts_of(tokenizer: Tokenizer, tokens: set[int]) -> dict[int, str]:
+    """What each token adds to a text. Parts of a character are shown as the replacement character."""
+    before = tokenizer.encode("a")
+    known = tokenizer.decode(before, special=True)
+    # behind another token, because some tokenizers drop the space that begins a text
+    longer = {token: tokenizer.decode([*before, token], special=True) for token in sorted(tokens)}
+    return {token: text.removeprefix(known) for token, text in longer.items()}
+
+
+def pieces_of(tokenizer: Tokenizer, tokens: list[int], texts: dict[int, str]) -> list[str]:
+    """The text of each token in its place: a character of several tokens is shown by its last, the others are empty.
+
+    Args:
+        tokenizer: of the tokens.
+        tokens: a document's.
+        texts: from :func:`texts_of`, for those that the text does not show, such as the one that begins a document.
+    """
+    stream = TextStream(tokenizer)
+    pieces = [stream.add(token) or texts[token] for token in tokens]
+    return ["" if piece and not piece.strip(HALF) else piece for piece in pieces]

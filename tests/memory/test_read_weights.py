@@ -1,0 +1,41 @@
+"""The weights of equation (4) by themselves, and who may watch a read."""
+
+import math
+
+import torch
+
+from mm_lightning.memory.documents import Documents
+from mm_lightning.memory.retrieval import Span, read, read_weights, watched
+
+
+def test_a_memory_made_by_hand():
+    """Scores of 0, ln 2 and ln 3 for the pairs 0, 1 and 2, whatever the query."""
+    q = torch.ones(1, 5, 1, 1, dtype=torch.float64)
+    k = torch.tensor([1.0, 2, 3, 4, 5], dtype=torch.float64).log().view(1, 5, 1, 1)
+    found = read_weights(q, k, Span(2, 3), Documents.whole(1, 5))[0, 0]
+    expected = [[0, 0, 0], [0, 0, 0], [1, 0, 0], [1 / 3, 2 / 3, 0], [1 / 6, 2 / 6, 3 / 6]]
+    assert torch.allclose(found[:, :3], torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-15)
+    assert (found[:, 3:] == 0).all()
+    halved = read_weights(q, k, Span(2, 3), Documents.whole(1, 5), scale=0.5, queries=slice(3, 4))
+    assert halved.shape == (1, 1, 1, 5)
+    assert math.isclose(float(halved[0, 0, 0, 1] / halved[0, 0, 0, 0]), math.sqrt(2))
+
+
+def test_rows_sum_to_one_or_nothing():
+    generator = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(2, 30, n, 4, generator=generator, dtype=torch.float64) for n in (4, 2))
+    documents = Documents.from_starts(torch.rand(2, 30, generator=generator) < 0.1)
+    for span in (Span(0), Span(1), Span(1, 7), Span(6)):
+        sums = read_weights(q, k, span, documents).sum(-1)
+        expected = (span.count(documents.position) > 0).double()[:, None].expand_as(sums)
+        assert torch.allclose(sums, expected)
+
+
+def test_watching():
+    q = torch.zeros(1, 3, 1, 1)
+    seen = []
+    with watched(lambda *arguments: seen.append(arguments)):
+        read(q, q, q, Span(1), Documents.whole(1, 3))
+    read(q, q, q, Span(1), Documents.whole(1, 3))
+    assert len(seen) == 1
+    assert seen[0][3] == Span(1)
