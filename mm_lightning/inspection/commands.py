@@ -10,6 +10,7 @@ from mm_lightning.errors import UserError
 if TYPE_CHECKING:
     from mm_lightning.data.tokenizer import Tokenizer
     from mm_lightning.inspection.profile import Profile
+    from mm_lightning.inspection.trace import Plan
     from mm_lightning.networks import Network
 
 
@@ -52,10 +53,10 @@ def inspect_command(
     target = Path(output).expanduser()
     if target.exists() and not overwrite:
         raise UserError(f"{target} exists: give another --output, or --overwrite")
-    limits = {"max_tokens": max_tokens, "text_tokens": text_tokens, "text_documents": text_documents}
-    for name, value in limits.items():
-        if value is not None and value < 2 - (name == "text_documents"):
-            raise UserError(f"{name} must be at least {2 - (name == 'text_documents')}, got {value}")
+    limits = {"max_tokens": (max_tokens, 2), "text_tokens": (text_tokens, 2), "text_documents": (text_documents, 1)}
+    for name, (value, least) in limits.items():
+        if value is not None and value < least:
+            raise UserError(f"{name} must be at least {least}, got {value}")
     from mm_lightning.inference.commands import opened
     from mm_lightning.inference.generate import choose_device, inference_on
     from mm_lightning.inspection.page import write_page
@@ -113,7 +114,7 @@ def _pieces(text: str, tokenizer: Tokenizer, tokens: int, documents: int) -> lis
 
 
 def describe(
-    network: Network, tokenizer: Tokenizer, tokens: list[int], plan: Any, pieces: list[list[int]] | None = None
+    network: Network, tokenizer: Tokenizer, tokens: list[int], plan: Plan, pieces: list[list[int]] | None = None
 ) -> dict[str, Any]:
     """All that the page shows, but for names.
 
@@ -121,7 +122,7 @@ def describe(
         network: in evaluation mode.
         tokenizer: of the tokens.
         tokens: the document's.
-        plan: a :class:`mm_lightning.inspection.trace.Plan`.
+        plan: what to keep.
         pieces: documents of one length for the profile; the document itself by default.
     """
     import torch

@@ -390,7 +390,7 @@ const plain = (x) => (x >= 0.001 ? String(+x.toPrecision(2)) : x === 0 ? "0" : x
 function drawProfiles() {
   const { distances, queries, documents } = data.profile;
   const source = documents ? `the last quarter of ${documents} documents of ${distances - 1 + queries / documents} tokens` : "the last quarter of this text";
-  at("profile-about").textContent = `Figure 1 of the paper. Mean over ${queries.toLocaleString("en")} queries, ${source}: all of them have ${distances - 1} `
+  at("profile-about").textContent = `Figure 1 of the paper, which takes the last token alone as query. Here: mean over ${queries.toLocaleString("en")} queries, ${source}: all of them have ${distances - 1} `
     + `tokens before them, so that every distance is averaged over the same queries. Dashed: all pairs read alike. `
     + (view.a === "log" ? "Means over ranges of distance that widen with distance; weights of 0 cannot be drawn." : "");
   const all = data.levels.map((level) => ({ level, lines: linesOf(level), even: evenLine(level), memory: memoryOf(data.layers[0], level) }));

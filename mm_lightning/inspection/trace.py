@@ -121,7 +121,9 @@ class Trace:
             entropy = torch.special.entr(weights).sum(-1)
             effective.append(torch.where(weights.sum(-1) > 0, entropy.exp(), 0).cpu())
             distance.append((weights * age).sum(-1).cpu())
-            top, index = weights.topk(min(self.plan.pairs, time), -1)
+            nearest, held = read.span.delay, counts[queries, None].to(age.device)
+            hidden = (age < nearest) | (age >= nearest + held)  # behind pairs whose weight is rounded to 0
+            top, index = weights.masked_fill(hidden, -1).topk(min(self.plan.pairs, time), -1)
             real = torch.arange(top.shape[-1]) < counts[queries, None]  # (T', K)
             codes.append(encode_weights(top.cpu()[:, real]))
             ages.append(age.expand_as(weights).gather(-1, index).cpu()[:, real])

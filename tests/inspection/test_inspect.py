@@ -77,6 +77,9 @@ def test_numbers_are_the_network_s(run, tokenizer, name, pairs):  # noqa: F811
             top = weights[:, t].topk(kept[t], -1).values
             assert torch.allclose(found[t], top, rtol=2e-4, atol=1e-6)
             assert torch.allclose(weights[:, t].gather(-1, t - ages[t]), top)
+            readable = range(read.span.delay, read.span.delay + int(read.span.count(torch.tensor(t))))
+            assert set(ages[t].flatten().tolist()) <= set(readable)
+            assert len(set(ages[t][0].tolist())) == kept[t]
             if pairs is None and kept[t]:
                 assert torch.allclose(found[t].sum(-1), torch.ones(3, dtype=torch.float64), atol=2e-4)
         t, h = time - 1, 1
