@@ -11,15 +11,19 @@ from typing import Any
 from mm_lightning.data.tokenizer import Tokenizer
 from mm_lightning.inference.text import HALF, TextStream
 
+SCRIPTS = ("data", "reads", "heads", "profile", "page")
+"""The parts of the page's script in their order."""
+
 
 def write_page(data: dict[str, Any]) -> str:
     """The page about `data`, which its script reads as JSON."""
     folder = files("mm_lightning.inspection")
-    parts = {name: (folder / f"page.{name}").read_text(encoding="utf-8") for name in ("html", "css", "js")}
+    style, template = ((folder / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "html"))
+    script = "\n".join((folder / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
     # a literal </script> in a text must not end the element
     numbers = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-    values = {"title": html.escape(data["title"]), "style": parts["css"], "script": parts["js"], "data": numbers}
-    return re.sub(r"\{(title|style|script|data)\}", lambda mark: values[mark[1]], parts["html"])
+    values = {"title": html.escape(data["title"]), "style": style, "script": script, "data": numbers}
+    return re.sub(r"\{(title|style|script|data)\}", lambda mark: values[mark[1]], template)
 
 
 def texts_of(tokenizer: Tokenizer, tokens: set[int]) -> dict[int, str]:
