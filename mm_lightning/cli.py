@@ -198,6 +198,10 @@ def help_of(name: str, function: Callable[..., Any], options: str) -> str:
     about = (inspect.getdoc(function) or "").split("\n\nArgs:")[0]
     # without the parser's own --config and --print_config, which these commands have no use for
     listed = re.split(r"\n  --print_config.*?(?=\n  --)", options, maxsplit=1, flags=re.DOTALL)[-1]
+    # lists take words (word_lists)
+    listed = re.sub(
+        r"(--(\w+)) (?:\[ITEM,\.\.\.\]|[A-Z_]+), --\2\+ (?:\[ITEM,\.\.\.\]|[A-Z_]+)", r"\1 A [B ...]", listed
+    )
     return f"usage: mm {name}{word} [OPTIONS]\n\n{about}\n\noptions:{listed}".rstrip()
 
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from mm_lightning.cli import COMMANDS, TRAINING, find_command, load, main
+from mm_lightning.cli import COMMANDS, TRAINING, find_command, load, main, name_words, places, word_lists
 from mm_lightning.errors import UserError
 
 
@@ -87,3 +87,32 @@ def test_a_user_error_is_one_line(monkeypatch, capsys):
 def test_a_command_without_arguments_says_what_it_needs(name, capsys):
     assert main(name.split()) == 2
     assert "required" in capsys.readouterr().err
+
+
+def test_lists_take_words():
+    def command(checkpoint: list[str], stop: "str | list[str] | None" = None, number: int = 1):
+        """A command."""
+
+    assert word_lists(command, ["--checkpoint", "a", "b", "--number", "2"]) == [
+        '--checkpoint=["a", "b"]',
+        "--number",
+        "2",
+    ]
+    assert word_lists(command, ["--checkpoint", "a"]) == ['--checkpoint=["a"]']
+    assert word_lists(command, ["--checkpoint", '["a", "b"]']) == ["--checkpoint", '["a", "b"]']
+    assert word_lists(command, ["--stop", "END"]) == ["--stop", "END"]
+    assert word_lists(command, ["--stop", "END", "STOP"]) == ['--stop=["END", "STOP"]']
+    assert word_lists(command, name_words(command, ["a", "b", "--number=2"])) == [
+        '--checkpoint=["a", "b"]',
+        "--number=2",
+    ]
+
+
+def test_a_launcher_names_ranks_to_commands_that_have_one(monkeypatch):
+    def one(rank: int = 0, world_size: int = 1):
+        """A command of several processes."""
+
+    monkeypatch.setenv("RANK", "3")
+    assert places(one, ["--world_size", "4"]) == ["--world_size", "4", "--rank=3"]
+    assert places(one, ["--rank=2"]) == ["--rank=2"]
+    assert places(lambda other: None, []) == []

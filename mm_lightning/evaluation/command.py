@@ -53,7 +53,7 @@ def evaluate_command(
         names: what to call the networks, one for each checkpoint; by default after run folder, step and options.
         contexts: lengths in tokens, 4k being 4,096 (loss_by_position: by default 1, 2, 4 and 8 times the training
             context).
-        limit: questions (loss_by_position: sequences) at most.
+        limit: questions at most (loss_by_position: sequences, by default 32).
         text: text files, or a folder of prepared data, instead of the validation documents of the network's own data
             (loss_by_position).
         long_term: off removes the long-term memory from the trained networks.
