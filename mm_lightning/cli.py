@@ -31,6 +31,7 @@ TRAINING: dict[str, str] = {
 COMMANDS: dict[str, tuple[str, str]] = {
     "data prepare": ("mm_lightning.data.commands:prepare", "turn text files into litdata shards and a manifest"),
     "data regbench": ("mm_lightning.data.commands:regbench", "generate the synthetic benchmark of learning in context"),
+    "data facts": ("mm_lightning.data.commands:facts", "generate made-up facts with questions about them"),
     "data inspect": ("mm_lightning.data.commands:inspect", "show a manifest, document lengths and decoded samples"),
     "data verify": ("mm_lightning.data.commands:verify", "find missing, truncated or foreign shards"),
     "tokenizer train": ("mm_lightning.data.commands:train_tokenizer", "train a byte-level BPE on text files"),

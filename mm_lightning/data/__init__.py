@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mm_lightning.data.batch import Batch
     from mm_lightning.data.datamodule import TextDataModule
+    from mm_lightning.data.facts import FactsConfig
     from mm_lightning.data.manifest import Manifest
     from mm_lightning.data.prepare import PrepareConfig
     from mm_lightning.data.regbench import RegBenchConfig
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Batch",
+    "FactsConfig",
     "Manifest",
     "PrepareConfig",
     "RegBenchConfig",
@@ -24,6 +26,7 @@ __all__ = [
 
 _ROOMS = {
     "Batch": "batch",
+    "FactsConfig": "facts",
     "Manifest": "manifest",
     "PrepareConfig": "prepare",
     "RegBenchConfig": "regbench",

@@ -89,6 +89,34 @@ def regbench(
     room.prepare_regbench(config, output, context_length, progress)
 
 
+def facts(
+    output: str,
+    documents: int = 4000,
+    test_documents: int = 200,
+    context_length: int = 512,
+    tokenizer: str = "facts",
+    seed: int = 0,
+    progress: bool = True,
+) -> None:
+    """Generate documents of made-up facts with questions about them, which a small network learns to answer.
+
+    The task `generated_facts` of `mm evaluate` asks what it has learned.
+
+    Args:
+        output: folder to make.
+        documents: texts for training, each with its own facts.
+        test_documents: texts for validation. They do not depend on `documents`, and fewer training texts are the
+            first of more.
+        context_length: what to train with: texts lie whole in rows for it.
+        tokenizer: `facts`, a token a syllable; or `bytes`, or a tokenizer.json (or a folder holding one).
+        seed: of all facts.
+        progress: show a progress bar.
+    """
+    from mm_lightning.data import facts as room
+
+    room.prepare_facts(room.FactsConfig(documents, test_documents, seed, tokenizer), output, context_length, progress)
+
+
 def inspect(path: str, samples: int = 3, seed: int = 0) -> None:
     """Show what a prepared folder holds: sizes, document lengths, decoded samples.
 

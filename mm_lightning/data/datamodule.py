@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from mm_lightning.data.batch import Batch
+from mm_lightning.data.facts import FactsConfig, prepare_facts
 from mm_lightning.data.folder import reuse
 from mm_lightning.data.manifest import FILE, Manifest, Split, check
 from mm_lightning.data.prepare import PrepareConfig, prepare
@@ -39,6 +40,7 @@ class TextDataModule(lightning.LightningDataModule):
         prepare: what to prepare in `path` if nothing is there yet.
         regbench: generate RegBench, the synthetic benchmark of learning in context, in `path` if nothing is there yet,
             in rows for `context_length`; instead of `prepare`.
+        facts: generate made-up facts with questions about them in `path`, likewise.
 
     Attributes:
         manifest: of the prepared folder, after `setup`.
@@ -59,6 +61,7 @@ class TextDataModule(lightning.LightningDataModule):
         validation_sequences: int | None = None,
         prepare: PrepareConfig | None = None,
         regbench: RegBenchConfig | None = None,
+        facts: FactsConfig | None = None,
     ) -> None:
         super().__init__()
         for name, least in {
@@ -76,19 +79,23 @@ class TextDataModule(lightning.LightningDataModule):
             raise UserError(
                 f"data: global_batch_size {global_batch_size} is not a multiple of micro_batch_size {micro_batch_size}"
             )
-        if prepare is not None and regbench is not None:
-            raise UserError("data: prepare and regbench both say what to prepare: set one of them to null")
+        makers = {"prepare": prepare, "regbench": regbench, "facts": facts}
+        named = [name for name, maker in makers.items() if maker is not None]
+        if len(named) > 1:
+            raise UserError(f"data: {' and '.join(named)} both say what to prepare: set one of them to null")
         self.path = Path(path).expanduser()
         self.context_length = context_length
         self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
         self.num_workers, self.seed = num_workers, seed
         self.validation_sequences = validation_sequences
-        self.prepare, self.regbench = prepare, regbench
+        self.prepare, self.regbench, self.facts = prepare, regbench, facts
 
     def prepare_data(self) -> None:
         """Prepares the folder on first use. (Lightning calls this in one process of each node.)"""
         if self.regbench is not None:
             prepare_regbench(self.regbench, self.path, self.context_length)
+        if self.facts is not None:
+            prepare_facts(self.facts, self.path, self.context_length)
         if self.prepare is None:
             return
         if (self.path / FILE).exists():

@@ -22,17 +22,15 @@ import numpy as np
 
 from mm_lightning.data.automata import LETTERS, Automaton, Word, draw_automaton, draw_words
 from mm_lightning.data.folder import begin, claimed, reuse
-from mm_lightning.data.manifest import FILE, FORMAT_VERSION, Manifest, Split, crc32, entropy, used_versions, write_json
+from mm_lightning.data.manifest import FILE, FORMAT_VERSION, Manifest, crc32, used_versions, write_json
 from mm_lightning.data.progress import PrepareProgress, say
-from mm_lightning.data.shards import write_shards
+from mm_lightning.data.rows import lay_out, pack, write_split
 from mm_lightning.data.tokenizer import BEGIN, END, Tokenizer, load_tokenizer
 from mm_lightning.errors import UserError
 
 BETWEEN, BOS, EOS = LETTERS, LETTERS + 1, LETTERS + 2
 ALLOWED, BASELINES = "validation/allowed.npy", "baselines.json"
 LONGEST = 19 * 49 + 18 + 2  # tokens of a document
-_SHARD_TOKENS = 1 << 22
-_OPEN_ROWS = 64  # that a document may still go into
 
 
 @dataclass
@@ -96,32 +94,6 @@ def generate(config: RegBenchConfig, split: str, taken: set[Automaton]) -> Itera
         yield Sample(automaton, draw_words(automaton, random))
 
 
-def pack(lengths: list[int], room: int) -> list[list[int]]:
-    """The documents, by number, of each row of `room` tokens: each goes into the first open row that has room."""
-    rows: list[list[int]] = []
-    free: dict[int, int] = {}  # of the open rows, the oldest first
-    for number, length in enumerate(lengths):
-        row = next((row for row, left in free.items() if left >= length), None)
-        if row is None:
-            row = len(rows)
-            rows.append([])
-            free[row] = room
-            if len(free) > _OPEN_ROWS:
-                del free[next(iter(free))]
-        rows[row].append(number)
-        free[row] -= length
-    return rows
-
-
-def lay_out(rows: list[list[int]], parts: list[np.ndarray], room: int, fill: int) -> np.ndarray:
-    """(rows, room) the parts of each row one after the other, then `fill`."""
-    out = np.full((len(rows), room), fill, parts[0].dtype)
-    for row, numbers in zip(out, rows, strict=True):
-        joined = np.concatenate([parts[number] for number in numbers])
-        row[: len(joined)] = joined
-    return out
-
-
 def prepare_regbench(
     config: RegBenchConfig, output: str | os.PathLike, context_length: int = 1024, progress: bool = True
 ) -> Manifest:
@@ -168,7 +140,7 @@ def _make(
                 if split == "validation":
                     masks.append(np.array(sample.allowed(), np.uint32))
                 bar.report(1, len(parts[-1]), 1)
-            splits[split] = _write_split(folder, work, split, parts, row)
+            splits[split] = write_split(folder, work, split, parts, row, BOS)
             if split == "validation":
                 rows = pack([len(part) for part in parts], row)
                 np.save(folder / ALLOWED, lay_out(rows, masks, row, 0)[:, :-1])
@@ -192,24 +164,6 @@ def _make(
         say(f"{name}: {split.documents:,} sequences, {split.tokens:,} tokens in {rows_made:,} rows of {row - 1:,}")
     say(f"prepared {folder}")
     return made
-
-
-def _write_split(folder: Path, work: Path, name: str, parts: list[np.ndarray], row: int) -> Split:
-    lengths = [len(part) for part in parts]
-    stream = lay_out(pack(lengths, row), parts, row, BOS)
-    path = work / f"{name}.bin"
-    stream.tofile(path)
-    counts = np.bincount(np.concatenate(parts))
-    counts[BOS] = 0
-    return Split(
-        documents=len(parts),
-        tokens=sum(lengths),
-        bytes=sum(lengths) - 2 * len(parts),
-        unigram_entropy=entropy(counts),
-        longest_document=max(lengths),
-        length_histogram=np.bincount([length.bit_length() - 1 for length in lengths]).tolist(),
-        shards=write_shards([(path, stream.size)], folder / name, "uint16", _SHARD_TOKENS, 1, row),
-    )
 
 
 def letter_tokenizer(path: Path) -> Tokenizer:

@@ -10,11 +10,13 @@ from corpus_samples import make_texts, write_lines
 from mm_lightning.cli import main
 from mm_lightning.data import regbench as room
 from mm_lightning.data import regbench_metrics as metrics
+from mm_lightning.data import rows as whole_rows
 from mm_lightning.data.datamodule import TextDataModule
 from mm_lightning.data.inspect import read_shard
 from mm_lightning.data.manifest import Manifest, verify
 from mm_lightning.data.prepare import PrepareConfig, prepare
-from mm_lightning.data.regbench import BOS, EOS, RegBenchConfig, generate, pack, prepare_regbench
+from mm_lightning.data.regbench import BOS, EOS, RegBenchConfig, generate, prepare_regbench
+from mm_lightning.data.rows import pack
 from mm_lightning.data.tokenizer import load_tokenizer
 from mm_lightning.errors import UserError
 
@@ -114,7 +116,7 @@ def test_filling_is_not_predicted(bench):
 
 def test_packing_takes_the_first_row_with_room(monkeypatch):
     assert pack([6, 5, 4, 5, 3, 10, 2], 10) == [[0, 2], [1, 3], [4, 6], [5]]
-    monkeypatch.setattr(room, "_OPEN_ROWS", 1)
+    monkeypatch.setattr(whole_rows, "_OPEN_ROWS", 1)
     assert pack([6, 5, 4, 5, 3, 10, 2], 10) == [[0], [1, 2], [3, 4], [5], [6]]
 
 

@@ -1,0 +1,238 @@
+"""Generated facts: a language in which a small network can learn to be asked about documents.
+
+A document is a line of facts about one name, and a question names a fact and is answered by its value:
+
+    # mira color tavu . mira food belo . mira home dano . mira song fepa .
+    ? mira food belo .
+
+Names and values are words of two syllables, drawn anew for every text: nothing can be known but what the documents
+say. A training text is some documents and then questions about them, each fact asked at most once. The folder is
+prepared for training like that of RegBench: texts are never cut.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import accumulate
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+
+from mm_lightning.data.folder import begin, claimed, reuse
+from mm_lightning.data.manifest import FILE, FORMAT_VERSION, Manifest, used_versions
+from mm_lightning.data.progress import PrepareProgress, say
+from mm_lightning.data.rows import write_split
+from mm_lightning.data.tokenizer import BEGIN, END, Tokenizer, load_tokenizer
+from mm_lightning.errors import UserError
+
+OWN = "facts"
+"""The tokenizer of this language: a token a syllable, an attribute, a sign."""
+
+ATTRIBUTES = ("bird", "city", "color", "drink", "food", "game", "home", "song")
+FACTS = 4  # of a document
+SYLLABLES = [consonant + vowel for consonant in "bdfghjklmnprstvz" for vowel in "aeiou"]
+WORDS = len(SYLLABLES) ** 2
+
+
+def word(number: int) -> str:
+    """Word 0 <= `number` < WORDS of the language."""
+    first, second = divmod(number, len(SYLLABLES))
+    return SYLLABLES[first] + SYLLABLES[second]
+
+
+@dataclass(frozen=True)
+class FactDocument:
+    """What is said about one name: the values of some attributes, in the order they are told."""
+
+    name: str
+    facts: dict[str, str]
+
+    @property
+    def text(self) -> str:
+        """Its line, with the line's end."""
+        return "#" + "".join(f" {self.name} {attribute} {value} ." for attribute, value in self.facts.items()) + "\n"
+
+    def question(self, attribute: str) -> str:
+        """The question, up to where its answer begins."""
+        return f"? {self.name} {attribute}"
+
+    def answer(self, attribute: str) -> str:
+        """How the question goes on, with the line's end."""
+        return f" {self.facts[attribute]} .\n"
+
+
+def draw_documents(random: Random, count: int) -> list[FactDocument]:
+    """Documents about different names.
+
+    Args:
+        random: where they come from; fewer documents are the first of more.
+        count: at most WORDS.
+    """
+    taken: set[int] = set()
+    documents = []
+    for _ in range(count):
+        name = random.randrange(WORDS)
+        while name in taken:
+            name = random.randrange(WORDS)
+        taken.add(name)
+        facts = {attribute: word(random.randrange(WORDS)) for attribute in random.sample(ATTRIBUTES, FACTS)}
+        documents.append(FactDocument(word(name), facts))
+    return documents
+
+
+def training_text(random: Random, tokenizer: Tokenizer, room: int) -> str:
+    """Documents and questions about them.
+
+    Args:
+        random: where they come from.
+        tokenizer: for counting.
+        room: tokens that there are, those around the text included.
+
+    Raises:
+        UserError: there is no room for a document and a question.
+    """
+    (some,) = draw_documents(Random(0), 1)
+    line = len(tokenizer.encode(some.text))
+    # About as many as leave room for a question for every second fact.
+    documents = draw_documents(random, random.randint(1, max(1, 2 * room // (3 * line))))
+    asked = [(document, attribute) for document in documents for attribute in document.facts]
+    random.shuffle(asked)
+    questions = [document.question(attribute) + document.answer(attribute) for document, attribute in asked]
+    told = "".join(document.text for document in documents)
+    costs = [len(ids) for ids in tokenizer.encode_batch([told, *questions])]
+    fitting = sum(cost <= room - 2 for cost in accumulate(costs)) - 1
+    # Where a tokenizer joins what stands on both sides of a line's end, the whole may have other tokens.
+    while fitting > 0 and len(tokenizer.encode(told + "".join(questions[:fitting]))) > room - 2:
+        fitting -= 1
+    if fitting < 1:
+        raise UserError(f"facts: {room} tokens are too few for a document and a question: give a longer context_length")
+    return told + "".join(questions[:fitting])
+
+
+@dataclass
+class FactsConfig:
+    """How much to generate.
+
+    Args:
+        documents: texts for training, each with its own facts.
+        test_documents: texts for validation. They do not depend on `documents`, and fewer training texts are the
+            first of more.
+        seed: of all facts.
+        tokenizer: `facts`, a token a syllable; or `bytes`, or a tokenizer.json (or a folder holding one).
+    """
+
+    documents: int = 4000
+    test_documents: int = 200
+    seed: int = 0
+    tokenizer: str = OWN
+
+    def __post_init__(self) -> None:
+        for name, least in {"documents": 1, "test_documents": 1, "seed": 0}.items():
+            if getattr(self, name) < least:
+                raise UserError(f"facts: {name} is {getattr(self, name)}, it must be at least {least}")
+
+
+def generate(config: FactsConfig, split: str, tokenizer: Tokenizer, room: int) -> Iterator[str]:
+    """The texts of a split. Number i depends on seed, split, room, tokenizer and i alone.
+
+    Args:
+        config: how many, and the seed.
+        split: train or validation.
+        tokenizer: for counting.
+        room: tokens of a text, those around it included, at most.
+    """
+    for index in range(config.documents if split == "train" else config.test_documents):
+        yield training_text(Random(f"facts of seed {config.seed}, {split} text {index}"), tokenizer, room)
+
+
+def prepare_facts(
+    config: FactsConfig, output: str | os.PathLike, context_length: int = 512, progress: bool = True
+) -> Manifest:
+    """Generates facts in `output`; returns its manifest at once if it is there already.
+
+    Args:
+        config: how much.
+        output: the folder to make.
+        context_length: tokens of a row without the last one, which is only predicted.
+        progress: show a progress bar.
+
+    Raises:
+        UserError: the context is too short, there is no space, or the folder holds something else.
+    """
+    folder = Path(output).expanduser()
+    settings = {"sources": ["facts"], **asdict(config), "context_length": context_length}
+    named = OWN if config.tokenizer == OWN else load_tokenizer(config.tokenizer).sha256
+    identity = hashlib.sha256(json.dumps([FORMAT_VERSION, settings, named], sort_keys=True).encode()).hexdigest()
+    with claimed(folder):
+        if (folder / FILE).exists():
+            return reuse(folder, settings, identity)
+        # At most two bytes a token for most tokenizers, twice while shards are written.
+        needed = 4 * (context_length + 1) * (config.documents + config.test_documents)
+        work = begin(folder, identity, needed)
+        return _make(folder, work, config, settings, identity, progress)
+
+
+def _make(
+    folder: Path, work: Path, config: FactsConfig, settings: dict[str, Any], identity: str, progress: bool
+) -> Manifest:
+    path = work / "tokenizer.json"
+    if config.tokenizer == OWN:
+        tokenizer = syllable_tokenizer(path)
+    else:
+        tokenizer = load_tokenizer(config.tokenizer)
+        tokenizer.save(path)
+    dtype = np.dtype("uint16" if tokenizer.vocab_size <= 1 << 16 else "int32")
+    row = settings["context_length"] + 1
+    splits = {}
+    with PrepareProgress(config.documents + config.test_documents, progress, "generating") as bar:
+        for split in ("train", "validation"):
+            parts, text_bytes = [], 0
+            for text in generate(config, split, tokenizer, row):
+                parts.append(np.array([tokenizer.bos, *tokenizer.encode(text), tokenizer.eos], dtype))
+                text_bytes += len(text)
+                bar.report(1, len(parts[-1]), 1)
+            splits[split] = write_split(folder, work, split, parts, row, tokenizer.bos, text_bytes)
+    made = Manifest(
+        tokenizer={key: getattr(tokenizer, key) for key in ("name", "sha256", "vocab_size", "bos", "eos")},
+        dtype=dtype.name,
+        splits=splits,
+        sources=[{"source": "facts", "files": 0, "bytes": sum(split.bytes for split in splits.values())}],
+        settings=settings,
+        fingerprint=identity,
+        versions=used_versions(),
+        context_length=settings["context_length"],
+    )
+    os.replace(path, folder / "tokenizer.json")
+    made.save(folder)
+    shutil.rmtree(work)
+    for name, split in made.splits.items():
+        rows = split.sequences(row)
+        say(f"{name}: {split.documents:,} texts, {split.tokens:,} tokens in {rows:,} rows of {row - 1:,}")
+    say(f"prepared {folder}")
+    return made
+
+
+def syllable_tokenizer(path: Path) -> Tokenizer:
+    """Writes the tokenizer.json of this language. What does not belong to it is left out of a text."""
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers
+
+    words = [" " + attribute for attribute in ATTRIBUTES]
+    names = [*words, *SYLLABLES, *(" " + syllable for syllable in SYLLABLES), " .", "#", "?", "\n", BEGIN, END]
+    inner = tokenizers.Tokenizer(models.WordLevel({name: number for number, name in enumerate(names)}, END))
+    attributes = "|".join(words)
+    pattern = tokenizers.Regex(rf"(?:{attributes})(?![a-z])| ?[bdfghjklmnprstvz][aeiou]| \.|#|\?|\n")
+    inner.pre_tokenizer = pre_tokenizers.Split(pattern, behavior="removed", invert=True)
+    inner.add_special_tokens([BEGIN, END])
+    inner.decoder = decoders.Fuse()
+    path.write_text(inner.to_str(pretty=True) + "\n", encoding="utf-8")
+    tokenizer = load_tokenizer(path)
+    tokenizer.name = "syllables of generated facts"
+    return tokenizer

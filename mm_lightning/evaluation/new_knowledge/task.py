@@ -1,0 +1,157 @@
+"""The tasks that ask about long texts: which questions at which length, and the tables and heat maps of the answers."""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from random import Random
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from mm_lightning.errors import UserError
+from mm_lightning.evaluation.new_knowledge.samples import Sample, Source, parse_length, share_found, spread
+from mm_lightning.evaluation.task import Item, Record, Result, Row, Task, mean_row, mean_rows
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from mm_lightning.data.tokenizer import Tokenizer
+    from mm_lightning.evaluation.model import Model
+
+log = logging.getLogger("mm_lightning.evaluation")
+
+BINS = 10
+"""Depths that the heat map tells apart."""
+
+ACCURACY, ALONE = "accuracy", "accuracy_gold_alone"
+
+
+@dataclass
+class LongTextTask(Task):
+    """Questions about texts of several lengths, the answer at depths that are evenly spread.
+
+    Args:
+        contexts: lengths in tokens, those of the answer included: 4096 or 4k.
+        limit: questions at each length at most.
+        seed: of questions, texts and depths.
+    """
+
+    # tokens that are written, and what ends an answer earlier than the end of the document does
+    new_tokens: ClassVar[int] = 32
+    stop: ClassVar[tuple[str, ...]] = ()
+
+    contexts: list[str] = field(default_factory=lambda: ["4k", "8k", "16k", "32k"])
+    limit: int = 500
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.limit < 1 or not self.contexts:
+            raise UserError(f"{self.name}: limit must be at least 1, and contexts name at least one length")
+        self._lengths = sorted({parse_length(context) for context in self.contexts})
+        self._made: tuple[str, Source] | None = None
+
+    @abstractmethod
+    def make_source(self, tokenizer: Tokenizer) -> Source:
+        """Where the questions come from."""
+
+    def source(self, tokenizer: Tokenizer) -> Source:
+        """The same, made once for a tokenizer."""
+        if self._made is None or self._made[0] != tokenizer.sha256:
+            self._made = tokenizer.sha256, self.make_source(tokenizer)
+        return self._made[1]
+
+    def items(self, model: Model) -> list[Item]:
+        """The questions of each length; their texts are made when they are asked.
+
+        Raises:
+            UserError: data are missing, or no question fits into a length.
+        """
+        items = []
+        for length in self._lengths:
+            questions, excluded = self.source(model.tokenizer).questions(length, self.limit)
+            if excluded or len(questions) < self.limit:
+                log.info(
+                    f"{self.name} at {length:,} tokens: {len(questions)} questions of {self.limit}, {excluded} left "
+                    "out because their documents do not fit"
+                )
+            depths = spread(len(questions), Random(f"{self.name}:{self.seed}:{length}:depths"))
+            items += [
+                Item(f"{self.seed}:{length}:{question}", {"length": length}, (question, depth, excluded))
+                for question, depth in zip(questions, depths, strict=True)
+            ]
+        return items
+
+    def build(self, model: Model, item: Item) -> Sample:
+        """The text and the question of an item."""
+        question, depth, _ = item.content
+        return self.source(model.tokenizer).sample(question, item.group["length"], depth)
+
+    def ask(self, model: Model, items: list[Item]) -> Iterator[Record]:
+        """Asks length by length, as many side by side as the model takes."""
+        for _, group in groupby(items, key=lambda item: item.group["length"]):
+            same = list(group)
+            for at in range(0, len(same), model.batch_size):
+                batch = same[at : at + model.batch_size]
+                samples = [self.build(model, item) for item in batch]
+                answers = model.greedy([sample.tokens for sample in samples], self.new_tokens, self.stop)
+                for item, sample, answer in zip(batch, samples, answers, strict=True):
+                    yield self.record(item, sample, answer)
+
+    def found(self, answer: str, sample: Sample) -> list[float]:
+        """For each piece of gold whether it was found, 1 or 0: by default whether it stands in the answer."""
+        return [share_found(answer, gold) for gold in sample.gold]
+
+    def record(self, item: Item, sample: Sample, answer: str) -> Record:
+        """The record of an answer."""
+        found = self.found(answer, sample)
+        scores = {ACCURACY: sum(found) / len(found)}
+        if sample.alone:
+            scores[ALONE] = scores[ACCURACY]
+        return item.record(
+            scores,
+            prompt=sample.prompt,
+            answer=answer,
+            gold=[
+                {"references": gold.references, "depth": round(gold.depth, 6), "found": score}
+                for gold, score in zip(sample.gold, found, strict=True)
+            ],
+            tokens=len(sample.tokens) + self.new_tokens,
+            excluded=item.content[2],
+            **({} if sample.alone is None else {"answer_elsewhere": not sample.alone}),
+            **sample.about,
+        )
+
+    def rows(self, records: list[Record]) -> list[Row]:
+        """Accuracy, tokens and questions left out by length, then accuracy by length and depth."""
+        rows = mean_rows(records)
+        by_length: dict[int, list[Record]] = {}
+        for record in records:
+            by_length.setdefault(record["group"]["length"], []).append(record)
+        for length, same in by_length.items():
+            group = {"length": length}
+            rows.append(mean_row(group, "tokens", [record["tokens"] for record in same]))
+            if excluded := max(record["excluded"] for record in same):
+                rows.append(Row(group, "excluded_questions", excluded, None, len(same)))
+        for length, same in by_length.items():
+            found: dict[int, list[float]] = {}
+            for gold in (gold for record in same for gold in record["gold"]):
+                found.setdefault(min(int(gold["depth"] * BINS), BINS - 1), []).append(gold["found"])
+            for place, scores in sorted(found.items()):
+                rows.append(mean_row({"length": length, "depth": _bin_name(place)}, ACCURACY, scores))
+        return rows
+
+    def figures(self, results: Sequence[Result]) -> dict[str, Figure]:
+        """A heat map of each network: accuracy by length and depth."""
+        from mm_lightning.evaluation.new_knowledge.heat_map import heat_maps
+
+        return {f"{self.name}-depth": heat_maps(self.name, results, [_bin_name(n) for n in range(BINS)])}
+
+    def settings(self) -> dict[str, Any]:
+        """With lengths as numbers."""
+        return {**super().settings(), "contexts": self._lengths}
+
+
+def _bin_name(place: int) -> str:
+    return f"{place * 100 // BINS}-{(place + 1) * 100 // BINS}%"
