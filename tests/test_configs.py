@@ -18,6 +18,7 @@ MILLIONS = {
     # counted by hand: 2 V d + L (6 d^2 + 3 d f) of a mosaic or L (4 d^2 + 3 d f) of a transformer
     "quickstart": (2 * 2048 * 128 + 4 * (6 * 128**2 + 3 * 128 * 384)) / 1e6,
     "regbench": (2 * 21 * 64 + 2 * (6 * 64**2 + 3 * 64 * 128)) / 1e6,
+    "facts": (2 * 174 * 64 + 2 * (6 * 64**2 + 3 * 64 * 128)) / 1e6,
     "small": (2 * 128256 * 2048 + 24 * (6 * 2048**2 + 3 * 2048 * 6144)) / 1e6,
     "8b": (2 * 128256 * 4096 + 32 * (6 * 4096**2 + 3 * 4096 * 14336)) / 1e6,
     "8b_32k": (2 * 128256 * 4096 + 32 * (6 * 4096**2 + 3 * 4096 * 14336)) / 1e6,
@@ -49,13 +50,15 @@ def test_it_parses_and_its_network_is_built(name):
         network = network_config.build()
     count = sum(p.numel() for p in network.parameters())
     assert count == parameters(network_config)
-    assert count / 1e6 == pytest.approx(MILLIONS[name], rel=0.025 if name == "regbench" else 0.01)
+    assert count / 1e6 == pytest.approx(MILLIONS[name], rel=0.025 if name in ("facts", "regbench") else 0.01)
     assert config.trainer.gradient_clip_val == 1.0
     assert config.run == f"runs/{name}"
     assert config.data.global_batch_size % config.data.micro_batch_size == 0
 
 
-@pytest.mark.parametrize("name", [name for name in RUNS if "quickstart" not in name and name != "regbench"])
+@pytest.mark.parametrize(
+    "name", [name for name in RUNS if "quickstart" not in name and name not in ("facts", "regbench")]
+)
 def test_the_recipe_is_the_papers(name):
     config = parse(name)
     assert tuple(config.model.betas) == (0.9, 0.95)
@@ -71,7 +74,7 @@ def test_the_recipe_is_the_papers(name):
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_shrunken_copy_trains_a_step(name, shrink, capsys):
-    overlay, folder = shrink("transformer" in name, "regbench" in name)
+    overlay, folder = shrink("transformer" in name, name if name in ("facts", "regbench") else None)
     assert main(["fit", "--config", str(FOLDER / f"{name}.yaml"), "--config", overlay]) == 0
     assert (folder / "0" / "checkpoints" / "step=1.ckpt").is_file()
     assert "step 1/1  loss" in capsys.readouterr().out
@@ -155,7 +158,7 @@ def test_a_level_removed_after_training(shrink, capsys):
 def shrink(tmp_path):
     """Writes an overlay that makes any config small, with data to be prepared: (its path, the run folder's root)."""
 
-    def shrink(transformer: bool, regbench: bool = False):
+    def shrink(transformer: bool, generated: str | None = None):
         text = tmp_path / "text"
         text.mkdir(exist_ok=True)
         for n in range(12):
@@ -186,8 +189,11 @@ def shrink(tmp_path):
                 "prepare": {"sources": [str(text)], "tokenizer": "bytes", "validation_fraction": 0.3, "workers": 1},
             },
         }
-        if regbench:
+        if generated == "regbench":
             data = {"context_length": 960, "prepare": None, "regbench": {"train_sequences": 12, "test_sequences": 6}}
+            values["data"] |= data
+        elif generated == "facts":
+            data = {"context_length": 128, "prepare": None, "facts": {"documents": 12, "test_documents": 6}}
             values["data"] |= data
         overlay = tmp_path / "shrink.yaml"
         overlay.write_text(yaml.safe_dump(values))

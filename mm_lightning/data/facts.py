@@ -2,7 +2,7 @@
 
 A document is a line of facts about one name, and a question names a fact and is answered by its value:
 
-    # mira color tavu . mira food belo . mira home dano . mira song fepa .
+    # mira color tavu . mira food belo . mira plant dano . mira song fepa .
     ? mira food belo .
 
 Names and values are words of two syllables, drawn anew for every text: nothing can be known but what the documents
@@ -35,7 +35,7 @@ from mm_lightning.errors import UserError
 OWN = "facts"
 """The tokenizer of this language: a token a syllable, an attribute, a sign."""
 
-ATTRIBUTES = ("bird", "city", "color", "drink", "food", "game", "home", "song")
+ATTRIBUTES = ("bird", "city", "color", "drink", "food", "plant", "song", "sport")
 FACTS = 4  # of a document
 SYLLABLES = [consonant + vowel for consonant in "bdfghjklmnprstvz" for vowel in "aeiou"]
 WORDS = len(SYLLABLES) ** 2

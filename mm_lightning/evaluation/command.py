@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mm_lightning.errors import UserError
-from mm_lightning.evaluation.task import Task, find_task
+from mm_lightning.evaluation.task import Task, find_task, task_names
 
 if TYPE_CHECKING:
     from mm_lightning.evaluation.run import Job, Subject
@@ -21,6 +21,10 @@ def evaluate_command(
     contexts: list[str] | None = None,
     limit: int | None = None,
     text: list[str] | None = None,
+    data_dir: str | None = None,
+    essays: str | None = None,
+    gold_position: Literal["even", "published"] | None = None,
+    seed: int | None = None,
     long_term: Literal["on", "off"] = "on",
     inference_delay: int | None = None,
     batch_size: int = 16,
@@ -38,6 +42,9 @@ def evaluate_command(
 
     Tasks:
       loss_by_position  loss against position in the context, beyond the training context too: where does it break?
+      new_knowledge     qa_1 and qa_2: questions about one of many documents, of SQuAD and of HotpotQA (RULER)
+      needles           niah_single_1 to _3, niah_multikey_1 to _3, niah_multivalue, niah_multiquery (RULER)
+      generated_facts   questions about made-up facts, for networks trained on `mm data facts`
 
     Every answer is kept as it comes: interrupted, the same command goes on. OUTPUT gets results.md, results.csv and the
     figures of all networks evaluated there, and for each network and task NAME/TASK/results.json (the numbers, and
@@ -51,11 +58,16 @@ def evaluate_command(
         tasks: what to ask, separated by spaces or commas.
         output: the folder for results; what it holds of other networks and tasks stays.
         names: what to call the networks, one for each checkpoint; by default after run folder, step and options.
-        contexts: lengths in tokens, 4k being 4,096 (loss_by_position: by default 1, 2, 4 and 8 times the training
-            context).
-        limit: questions at most (loss_by_position: sequences, by default 32).
+        contexts: lengths in tokens, 4k being 4,096. By default 1, 2, 4 and 8 times the training context
+            (loss_by_position); 4k, 8k, 16k, 32k (new_knowledge, needles); 256, 512, 1k, 2k (generated_facts).
+        limit: questions of each length at most, by default 500 (loss_by_position: sequences, by default 32).
         text: text files, or a folder of prepared data, instead of the validation documents of the network's own data
             (loss_by_position).
+        data_dir: folder of the data sets, by default `data`: squad/*.json, hotpotqa/*.json, text/novels/*.txt.
+        essays: folder of the prose that needles are hidden in, if it is not text/novels in data_dir.
+        gold_position: even spreads answers evenly over the text; published puts them where the published script does,
+            which follows from the length (qa_1, qa_2).
+        seed: of the questions and their texts.
         long_term: off removes the long-term memory from the trained networks.
         inference_delay: another m for the long-term memory than the networks' own.
         batch_size: questions side by side at most.
@@ -67,8 +79,16 @@ def evaluate_command(
         world_size: processes that share the work, started by somebody else; WORLD_SIZE says it.
         local_rank: which process of this machine this is, and so which GPU it takes; LOCAL_RANK says it.
     """
-    given = {"contexts": sizes("contexts", contexts), "limit": limit, "text": text}
-    chosen = make_tasks([name for word in tasks for name in word.split(",") if name], given)
+    given = {
+        "contexts": sizes("contexts", contexts),
+        "limit": limit,
+        "text": text,
+        "data_dir": data_dir,
+        "essays": essays,
+        "gold_position": gold_position,
+        "seed": seed,
+    }
+    chosen = make_tasks(task_names(tasks), given)
     if not 0 <= rank < world_size:
         raise UserError(f"rank must be at least 0 and below world_size {world_size}, got {rank}")
     if processes < 1 or (processes > 1 and world_size > 1):
@@ -118,7 +138,7 @@ def make_tasks(names: list[str], given: dict[str, Any]) -> list[Task]:
     """
     if not names:
         raise UserError("--tasks names nothing to ask")
-    kinds = [find_task(name) for name in dict.fromkeys(names)]
+    kinds = [find_task(name) for name in names]
     given = {name: value for name, value in given.items() if value is not None}
     fields = {kind: {field.name for field in dataclasses.fields(kind)} for kind in kinds}  # type: ignore[arg-type]
     for name in given:

@@ -45,6 +45,41 @@ TASKS: dict[str, tuple[str, str]] = {
         "mm_lightning.evaluation.loss_by_position:LossByPosition",
         "loss against position in the context, beyond the training context too",
     ),
+    "qa_1": (
+        "mm_lightning.evaluation.new_knowledge.question_answering:Squad",
+        "questions about one of many paragraphs of SQuAD (RULER)",
+    ),
+    "qa_2": (
+        "mm_lightning.evaluation.new_knowledge.question_answering:Hotpot",
+        "questions about two of many paragraphs of HotpotQA (RULER)",
+    ),
+    "niah_single_1": ("mm_lightning.evaluation.new_knowledge.needles:Single1", "a number hidden in noise (RULER)"),
+    "niah_single_2": ("mm_lightning.evaluation.new_knowledge.needles:Single2", "a number hidden in prose (RULER)"),
+    "niah_single_3": ("mm_lightning.evaluation.new_knowledge.needles:Single3", "a uuid hidden in prose (RULER)"),
+    "niah_multikey_1": (
+        "mm_lightning.evaluation.new_knowledge.needles:MultiKey1",
+        "one of four numbers hidden in prose (RULER)",
+    ),
+    "niah_multikey_2": ("mm_lightning.evaluation.new_knowledge.needles:MultiKey2", "one of very many numbers (RULER)"),
+    "niah_multikey_3": ("mm_lightning.evaluation.new_knowledge.needles:MultiKey3", "one of very many uuids (RULER)"),
+    "niah_multivalue": (
+        "mm_lightning.evaluation.new_knowledge.needles:MultiValue",
+        "all four numbers of a key hidden in prose (RULER)",
+    ),
+    "niah_multiquery": (
+        "mm_lightning.evaluation.new_knowledge.needles:MultiQuery",
+        "the numbers of four keys hidden in prose (RULER)",
+    ),
+    "generated_facts": (
+        "mm_lightning.evaluation.new_knowledge.generated_facts:GeneratedFacts",
+        "questions about made-up facts, for small networks",
+    ),
+}
+
+# several tasks by one name
+GROUPS: dict[str, tuple[str, ...]] = {
+    "new_knowledge": ("qa_1", "qa_2"),
+    "needles": tuple(name for name in TASKS if name.startswith("niah_")),
 }
 
 
@@ -188,6 +223,12 @@ def table(results: Sequence[Result]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in ruled) + "\n"
 
 
+def task_names(words: Iterable[str]) -> list[str]:
+    """The names that some words stand for: tasks and groups, separated by commas too; each once."""
+    names = [name for word in words for name in word.split(",") if name]
+    return list(dict.fromkeys(one for name in names for one in GROUPS.get(name, (name,))))
+
+
 def find_task(name: str) -> type[Task]:
     """The task of a name.
 
@@ -195,8 +236,8 @@ def find_task(name: str) -> type[Task]:
         UserError: there is none; it names the nearest.
     """
     if name not in TASKS:
-        near = difflib.get_close_matches(name, TASKS, 1, 0.4)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(TASKS)}"
+        near = difflib.get_close_matches(name, [*TASKS, *GROUPS], 1, 0.4)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join([*TASKS, *GROUPS])}"
         raise UserError(f"there is no task {name!r}: {hint}")
     module, kind = TASKS[name][0].split(":")
     return getattr(importlib.import_module(module), kind)

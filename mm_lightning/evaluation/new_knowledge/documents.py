@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ class Question:
         text: the question.
         answers: any of them is right.
         gold: documents that answer it; the first of them holds an answer, if any of them does.
-        required: further documents that its text must hold.
+        own: documents that its text must hold, those included, in the order of the file.
         near: documents to take as distractors before all others.
     """
 
@@ -28,7 +29,7 @@ class Question:
     text: str
     answers: list[str]
     gold: list[str]
-    required: list[str]
+    own: list[str]
     near: list[str]
 
 
@@ -50,29 +51,34 @@ def read_squad(folder: Path) -> Collection:
     Raises:
         UserError: a file is missing or not SQuAD; it names the file and the place.
     """
-    questions, documents = [], []
+    questions: list[Question] = []
+    documents: list[str] = []
     for path in _files(folder / "squad", "the development set of SQuAD 2.0 (dev-v2.0.json)"):
         content = _load(path)
-        articles = _checked(path, "", lambda content=content: list(content["data"]))
+        with _place(path):
+            articles = list(content["data"])
         for number, article in enumerate(articles, 1):
-            where = f"article {number}"
-            paragraphs = _checked(
-                path, where, lambda a=article: [(_text(p["context"]), p["qas"]) for p in a["paragraphs"]]
-            )
-            texts = list(dict.fromkeys(text for text, _ in paragraphs))
-            documents += texts
-            for place, (text, asked) in enumerate(paragraphs, 1):
-                near = [other for other in texts if other != text]
-                make = lambda asked=asked, text=text, near=near: list(_squad_questions(asked, text, near))  # noqa: E731
-                questions += _checked(path, f"{where}, paragraph {place}", make)
+            with _place(path, f"article {number}"):
+                paragraphs = list(article["paragraphs"])
+            asked: dict[str, list[tuple[int, Any]]] = {}  # of each text, with the paragraph's number
+            for place, paragraph in enumerate(paragraphs, 1):
+                with _place(path, f"article {number}, paragraph {place}"):
+                    asked.setdefault(_text(paragraph["context"]), []).extend((place, one) for one in paragraph["qas"])
+            for text, these in asked.items():
+                near = [other for other in asked if other != text]
+                for place, one in these:
+                    with _place(path, f"article {number}, paragraph {place}"):
+                        questions += _squad_question(one, text, near)
+            documents += asked
     return _collection(folder / "squad", questions, documents)
 
 
-def _squad_questions(asked: Any, document: str, near: list[str]) -> Iterator[Question]:
-    for one in asked:
-        answers = list(dict.fromkeys(_text(answer["text"]) for answer in one["answers"]))
-        if answers and not one.get("is_impossible", False):
-            yield Question(str(one["id"]), _text(one["question"]), answers, [document], [], near)
+def _squad_question(one: Any, document: str, near: list[str]) -> list[Question]:
+    """The question, if it can be answered."""
+    answers = list(dict.fromkeys(_text(answer["text"]) for answer in one["answers"]))
+    if not answers or one.get("is_impossible", False):
+        return []
+    return [Question(str(one["id"]), _text(one["question"]), answers, [document], [document], near)]
 
 
 def read_hotpot(folder: Path) -> Collection:
@@ -84,13 +90,17 @@ def read_hotpot(folder: Path) -> Collection:
     Raises:
         UserError: a file is missing or not HotpotQA; it names the file and the row.
     """
-    questions, documents = [], []
+    questions: list[Question] = []
+    documents: list[str] = []
     for path in _files(folder / "hotpotqa", "HotpotQA's hotpot_dev_distractor_v1.json"):
         content = _load(path)
-        for number, row in enumerate(_checked(path, "", lambda content=content: list(content)), 1):
-            question = _checked(path, f"row {number}", lambda row=row: _hotpot_question(row))
+        if not isinstance(content, list):
+            raise UserError(f"{path} is not in the published form: it is no list of questions")
+        for number, row in enumerate(content, 1):
+            with _place(path, f"row {number}"):
+                question = _hotpot_question(row)
             questions.append(question)
-            documents += [*question.gold, *question.required]
+            documents += question.own
     return _collection(folder / "hotpotqa", questions, documents)
 
 
@@ -99,15 +109,14 @@ def _hotpot_question(row: Any) -> Question:
     answer = _text(row["answer"])
     paragraphs = {}
     for title, sentences in row["context"]:
-        # The published data divide a paragraph into sentences that begin with the space between them.
-        text = sentences if isinstance(sentences, str) else "".join(map(_text, sentences))
+        # The published data divide a paragraph into sentences that begin with the space between them; some are empty.
+        text = sentences if isinstance(sentences, str) else "".join(sentences)
         paragraphs[f"{_text(title)}\n{text}"] = title in titles
     gold = [text for text, supports in paragraphs.items() if supports]
     if not gold:
         raise ValueError("none of its paragraphs is among its supporting facts")
     gold.sort(key=lambda text: answer.lower() not in text.lower())
-    required = [text for text, supports in paragraphs.items() if not supports]
-    return Question(str(row["_id"]), _text(row["question"]), [answer], gold, required, [])
+    return Question(str(row["_id"]), _text(row["question"]), [answer], gold, list(paragraphs), [])
 
 
 def _files(folder: Path, what: str) -> list[Path]:
@@ -124,9 +133,11 @@ def _load(path: Path) -> Any:
         raise UserError(f"{path} is not JSON: {error}") from error
 
 
-def _checked(path: Path, where: str, make: Callable[[], Any]) -> Any:
+@contextmanager
+def _place(path: Path, where: str = "") -> Iterator[None]:
+    """Says where in a file something is not as it should be."""
     try:
-        return make()
+        yield
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         what = f"it has no {error}" if isinstance(error, KeyError) else str(error)
         raise UserError(f"{path}{', ' if where else ''}{where} is not in the published form: {what}") from error

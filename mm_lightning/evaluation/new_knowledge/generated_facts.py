@@ -9,7 +9,15 @@ from typing import ClassVar
 from mm_lightning.data.facts import WORDS, draw_documents
 from mm_lightning.data.tokenizer import Tokenizer
 from mm_lightning.errors import UserError
-from mm_lightning.evaluation.new_knowledge.samples import Gold, Sample, Source, depth_of, encoded, fullest
+from mm_lightning.evaluation.new_knowledge.samples import (
+    DEFAULT_LIMIT,
+    Gold,
+    Sample,
+    Source,
+    depth_of,
+    encoded,
+    fullest,
+)
 from mm_lightning.evaluation.new_knowledge.task import LongTextTask
 
 
@@ -21,7 +29,7 @@ class FactSource(Source):
         (some,) = draw_documents(Random(0), 1)
         self._line = max(len(tokenizer.encode(some.text)), 1)
 
-    def questions(self, length: int, limit: int) -> tuple[list[str], int]:
+    def questions(self, length: int, limit: int | None) -> tuple[list[str], int]:
         """See :meth:`Source.questions`: there are as many as wanted.
 
         Raises:
@@ -30,7 +38,7 @@ class FactSource(Source):
         self.sample("0", length, 0.0)
         if length > WORDS // 2 * self._line:
             raise UserError(f"generated_facts: the language has too few names for contexts of {length:,} tokens")
-        return [str(number) for number in range(limit)], 0
+        return [str(number) for number in range(DEFAULT_LIMIT if limit is None else limit)], 0
 
     def sample(self, question: str, length: int, depth: float) -> Sample:
         """See :meth:`Source.sample`."""
@@ -47,7 +55,7 @@ class FactSource(Source):
             prompt = "".join(lines) + gold.question(attribute)
             where = depth_of(lines, place)
             alone = not any(gold.facts[attribute] in document.facts.values() for document in others[:count])
-            about = {"question": gold.question(attribute), "depth": round(where, 6), "documents": count + 1}
+            about = {"question": gold.question(attribute), "documents": count + 1}
             tokens = encoded(self.tokenizer, prompt)
             return Sample(prompt, tokens, [Gold(where, [gold.facts[attribute]])], about, alone)
 
@@ -65,7 +73,7 @@ class GeneratedFacts(LongTextTask):
     once in as many times as the text has facts.
 
     Args:
-        contexts: lengths in tokens, those of the answer included: 512 or 4k.
+        contexts: lengths in tokens, those of the answer included.
         limit: questions at each length.
         seed: of everything.
     """
@@ -74,7 +82,7 @@ class GeneratedFacts(LongTextTask):
     new_tokens: ClassVar[int] = 8
     stop: ClassVar[tuple[str, ...]] = (" .", "\n")
 
-    contexts: list[str] = field(default_factory=lambda: ["256", "512", "1k", "2k"])
+    contexts: list[int] = field(default_factory=lambda: [256, 512, 1024, 2048])
 
     def make_source(self, tokenizer: Tokenizer) -> Source:
         """See :meth:`LongTextTask.make_source`."""

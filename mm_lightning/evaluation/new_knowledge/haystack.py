@@ -13,7 +13,7 @@ from typing import Literal
 
 from mm_lightning.data.tokenizer import Tokenizer
 from mm_lightning.errors import UserError
-from mm_lightning.evaluation.new_knowledge.samples import Gold, Sample, Source, encoded, fullest
+from mm_lightning.evaluation.new_knowledge.samples import DEFAULT_LIMIT, Gold, Sample, Source, encoded, fullest
 from mm_lightning.evaluation.new_knowledge.words import ADJECTIVES, NOUNS
 
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
@@ -122,14 +122,14 @@ class NeedleSource(Source):
         text = NOISE if self.kind.haystack == "noise" else self._filler(Random(0), set())
         return len(self.tokenizer.encode(text + "\n"))
 
-    def questions(self, length: int, limit: int) -> tuple[list[str], int]:
+    def questions(self, length: int, limit: int | None) -> tuple[list[str], int]:
         """See :meth:`Source.questions`: there are as many as wanted.
 
         Raises:
             UserError: the length is too short.
         """
         self.sample("0", length, 0.0)
-        return [str(number) for number in range(limit)], 0
+        return [str(number) for number in range(DEFAULT_LIMIT if limit is None else limit)], 0
 
     def sample(self, question: str, length: int, depth: float) -> Sample:
         """See :meth:`Source.sample`."""
@@ -152,15 +152,12 @@ class NeedleSource(Source):
             wanted = [value for key in asked for k, value in pairs if k == key]
             prompt = needle_prompt(context, self.kind.value, asked, len(wanted))
             gold = [Gold(placed[value], [value]) for value in wanted]
-            about = {"question": asked, "depth": round(placed[first[1]], 6)}
-            return Sample(prompt, encoded(self.tokenizer, prompt), gold, about)
+            return Sample(prompt, encoded(self.tokenizer, prompt), gold, {"question": asked})
 
         room = length - self.new_tokens
         found = fullest(build, room, int(room / self._unit), self._unit, int(2 * room / self._unit) + 10)
         if found is None:
-            raise UserError(
-                f"{length:,} tokens are too few for the needles of this task and {self.new_tokens} new ones"
-            )
+            raise UserError(f"{length:,} tokens are too few for needles and an answer of {self.new_tokens} tokens")
         return found
 
     def _hidden(
@@ -180,11 +177,8 @@ class NeedleSource(Source):
             points += random.sample([point for point in DEPTHS if point not in points], len(others))
             places = [count * point // 100 for point in points]
         else:
-            hay = (
-                [NOISE] * count
-                if self.kind.haystack == "noise"
-                else [self._filler(random, taken) for _ in range(count)]
-            )
+            noise = self.kind.haystack == "noise"
+            hay = [NOISE if noise else self._filler(random, taken) for _ in range(count)]
             places = [int(depth * (count + 1)), *(random.randrange(count + 1) for _ in others)]
         # Inserted from the end, so that the places before stay what they are.
         for place, (key, value) in sorted(zip(places, [first, *others], strict=True), key=lambda p: -p[0]):

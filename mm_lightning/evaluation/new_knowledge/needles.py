@@ -7,12 +7,14 @@ over the 40 published points; all other needles stand at points drawn at random.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 from mm_lightning.data.tokenizer import Tokenizer
+from mm_lightning.errors import UserError
 from mm_lightning.evaluation.new_knowledge.haystack import NeedleKind, NeedleSource
-from mm_lightning.evaluation.new_knowledge.samples import Source
+from mm_lightning.evaluation.new_knowledge.samples import Source, fingerprint
 from mm_lightning.evaluation.new_knowledge.task import LongTextTask
 
 
@@ -21,11 +23,12 @@ class Needles(LongTextTask):
     """Values that were hidden in a long text; the score is the share of them that stands in the answer.
 
     Args:
-        contexts: lengths in tokens, those of the answer included: 4096 or 4k.
+        contexts: lengths in tokens, those of the answer included.
         limit: questions at each length.
         seed: of everything that is drawn.
         data_dir: folder with the data sets.
         essays: folder of prose, its .txt files; `text/novels` in data_dir if not given.
+        data_hash: refuse other prose than that of this hash, as results.json has it.
     """
 
     kind: ClassVar[NeedleKind]
@@ -33,20 +36,24 @@ class Needles(LongTextTask):
 
     data_dir: str = "data"
     essays: str | None = None
+    data_hash: str | None = None
 
     def _folder(self) -> Path:
         return Path(self.essays or Path(self.data_dir) / "text" / "novels").expanduser()
 
     def make_source(self, tokenizer: Tokenizer) -> Source:
         """See :meth:`LongTextTask.make_source`."""
+        if self.data_hash not in (None, self._found_hash):
+            raise UserError(f"{self._folder()}: its hash is {self._found_hash}, not data_hash {self.data_hash}")
         return NeedleSource(self.kind, tokenizer, self.seed, self.new_tokens, self._folder())
 
+    @cached_property
+    def _found_hash(self) -> str | None:
+        return fingerprint(sorted(self._folder().rglob("*.txt"))) if self.kind.haystack == "essay" else None
+
     def settings(self) -> dict[str, Any]:
-        """With the names and sizes of the files of prose, where they are read, in place of their folder."""
-        files = sorted(self._folder().rglob("*.txt")) if self.kind.haystack == "essay" else []
-        settings = super().settings()
-        del settings["data_dir"]
-        return {**settings, "essays": {path.name: path.stat().st_size for path in files}}
+        """The prose counts by its content, not by its place."""
+        return {**super().settings(), "data_dir": "", "essays": None, "data_hash": self._found_hash}
 
 
 @dataclass

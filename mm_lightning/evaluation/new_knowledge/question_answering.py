@@ -7,19 +7,26 @@ answer follows from the number of documents alone, and length and depth are conf
 
 from __future__ import annotations
 
-import os
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from random import Random
 from typing import Any, ClassVar, Literal
 
-from mm_lightning.data.manifest import crc32
 from mm_lightning.data.tokenizer import Tokenizer
 from mm_lightning.errors import UserError
 from mm_lightning.evaluation.new_knowledge.documents import Collection, Question, read_hotpot, read_squad
-from mm_lightning.evaluation.new_knowledge.samples import Gold, Sample, Source, contains, depth_of, encoded
+from mm_lightning.evaluation.new_knowledge.samples import (
+    Gold,
+    Sample,
+    Source,
+    contains,
+    depth_of,
+    encoded,
+    fingerprint,
+)
 from mm_lightning.evaluation.new_knowledge.task import LongTextTask
 
 GoldPosition = Literal["even", "published"]
@@ -34,7 +41,7 @@ PUBLISHED_STEP = 10
 
 FILLED = 0.9
 """Share of a length that must be filled: the data are too few otherwise."""
-_PASSED_OVER = 50  # documents that are tried once one does not fit
+_PASSED_OVER = 500  # documents that are tried once one does not fit
 
 
 def qa_prompt(documents: Sequence[str], question: str) -> str:
@@ -65,9 +72,10 @@ class QuestionSource(Source):
         self._questions = {question.id: question for question in collection.questions}
         self._order = Random(f"{seed}").sample(list(self._questions), len(self._questions))
         pieces = tokenizer.encode_batch([f"Document 100:\n{text}\n\n" for text in collection.documents])
+        self._needs: dict[str, int] = {}
         self._costs = {text: len(ids) for text, ids in zip(collection.documents, pieces, strict=True)}
 
-    def questions(self, length: int, limit: int) -> tuple[list[str], int]:
+    def questions(self, length: int, limit: int | None) -> tuple[list[str], int]:
         """See :meth:`Source.questions`.
 
         Raises:
@@ -92,8 +100,10 @@ class QuestionSource(Source):
 
     def _needed(self, question: Question) -> int:
         """Tokens of a question with the documents that it cannot do without, and of its answer."""
-        prompt = qa_prompt([*question.gold, *question.required], question.text)
-        return len(encoded(self.tokenizer, prompt)) + self.new_tokens
+        if question.id not in self._needs:
+            prompt = qa_prompt(question.own, question.text)
+            self._needs[question.id] = len(encoded(self.tokenizer, prompt)) + self.new_tokens
+        return self._needs[question.id]
 
     def sample(self, question: str, length: int, depth: float) -> Sample:
         """See :meth:`Source.sample`.
@@ -103,11 +113,9 @@ class QuestionSource(Source):
         """
         asked = self._questions[question]
         random = Random(f"{self.seed}:{length}:{question}")
-        needed = [*asked.gold, *asked.required]
         distractors, exhausted = self._distractors(asked, random, length - self._needed(asked))
         while True:
-            count = self._published_count(len(needed) + len(distractors))
-            documents = self._arranged(needed, distractors[: max(count - len(needed), 0)], random, depth)
+            documents = self._arranged(asked, distractors, random, depth)
             prompt = qa_prompt(documents, asked.text)
             tokens = encoded(self.tokenizer, prompt)
             if len(tokens) + self.new_tokens <= length:
@@ -116,7 +124,7 @@ class QuestionSource(Source):
             if distractors:
                 distractors.pop()
             else:
-                documents, prompt = needed, qa_prompt(needed, asked.text)
+                documents, prompt = asked.own, qa_prompt(asked.own, asked.text)
                 tokens = encoded(self.tokenizer, prompt)
                 break
         if exhausted and len(tokens) + self.new_tokens < FILLED * length:
@@ -128,7 +136,7 @@ class QuestionSource(Source):
 
     def _distractors(self, asked: Question, random: Random, room: int) -> tuple[list[str], bool]:
         """Documents that fill the room, near ones first; and whether there are no more."""
-        own = {*asked.gold, *asked.required, *asked.near}
+        own = {*asked.own, *asked.near}
         near = random.sample(asked.near, len(asked.near))
         far = random.sample(self.collection.documents, len(self.collection.documents))
         found: list[str] = []
@@ -144,18 +152,16 @@ class QuestionSource(Source):
                     break
         return found, not passed
 
-    def _published_count(self, count: int) -> int:
-        """How many of so many documents to take: all, or as many whole steps as the published script."""
-        if self.gold_position == "even" or count < PUBLISHED_STEP:
-            return count
-        return count // PUBLISHED_STEP * PUBLISHED_STEP
-
-    def _arranged(self, needed: list[str], others: list[str], random: Random, depth: float) -> list[str]:
-        documents = [*needed, *others]
+    def _arranged(self, asked: Question, distractors: list[str], random: Random, depth: float) -> list[str]:
+        """The documents of a text in their order; in the published one only as many as make whole steps."""
+        documents = [*asked.own, *distractors]
         if self.gold_position == "published":
+            whole = len(documents) // PUBLISHED_STEP * PUBLISHED_STEP
+            documents = documents[: max(whole, len(asked.own))] if whole else documents
             Random(PUBLISHED_SEED).shuffle(documents)
             return documents
-        gold, *rest = documents
+        gold = asked.gold[0]
+        rest = [text for text in documents if text != gold]
         random.shuffle(rest)
         rest.insert(int(depth * len(documents)), gold)
         return rest
@@ -167,8 +173,6 @@ class QuestionSource(Source):
         )
         about: dict[str, Any] = {
             "question": asked.id,
-            "references": asked.answers,
-            "depth": round(depth_of(documents, place), 6),
             "position": place,
             "documents": len(documents),
         }
@@ -182,18 +186,20 @@ class QuestionAnswering(LongTextTask):
     """Questions about one of many documents.
 
     Args:
-        contexts: lengths in tokens, those of the answer included: 4096 or 4k.
+        contexts: lengths in tokens, those of the answer included.
         limit: questions at each length at most.
         seed: of questions, documents and their order.
         gold_position: even spreads the document with the answer evenly over the text; published is the published
             script's place, which follows from the number of documents.
         data_dir: folder with the data sets, each in a folder of its own.
+        data_hash: refuse other files than those of this hash, as results.json has it.
     """
 
     folder: ClassVar[str]
 
     gold_position: GoldPosition = "even"
     data_dir: str = "data"
+    data_hash: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -207,12 +213,17 @@ class QuestionAnswering(LongTextTask):
     def make_source(self, tokenizer: Tokenizer) -> Source:
         """See :meth:`LongTextTask.make_source`."""
         collection = self.read(Path(self.data_dir).expanduser())
+        if self.data_hash not in (None, self._found_hash):
+            raise UserError(f"{collection.path}: its hash is {self._found_hash}, not data_hash {self.data_hash}")
         return QuestionSource(collection, tokenizer, self.seed, self.new_tokens, self.gold_position)
 
+    @cached_property
+    def _found_hash(self) -> str:
+        return fingerprint(sorted((Path(self.data_dir).expanduser() / self.folder).glob("*.json")))
+
     def settings(self) -> dict[str, Any]:
-        """With checksums of the files in place of their folder."""
-        files = sorted((Path(self.data_dir).expanduser() / self.folder).glob("*.json"))
-        return {**super().settings(), "data_dir": {os.fspath(path.name): crc32(path) for path in files}}
+        """The data count by their content, not by their place."""
+        return {**super().settings(), "data_dir": self.folder, "data_hash": self._found_hash}
 
 
 @dataclass

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from random import Random
 from typing import Any
 
 from mm_lightning.data.tokenizer import Tokenizer
-from mm_lightning.errors import UserError
+
+DEFAULT_LIMIT = 500
+"""Questions of each length, as many as are published, where there could be any number."""
 
 _GOLDEN = (5**0.5 - 1) / 2
 
@@ -36,7 +39,7 @@ class Sample:
     Attributes:
         prompt: the text and the question, up to where the answer begins.
         tokens: of the prompt, with the token that begins a document.
-        gold: what must be found.
+        gold: what must be found; the first of it is what was put at the depth that was wanted.
         about: more for the record.
         alone: whether the answer stands nowhere else in the text; None where that is not asked.
     """
@@ -52,12 +55,12 @@ class Source(ABC):
     """Where the questions of a task come from, for one tokenizer."""
 
     @abstractmethod
-    def questions(self, length: int, limit: int) -> tuple[list[str], int]:
+    def questions(self, length: int, limit: int | None) -> tuple[list[str], int]:
         """Questions that can be asked within `length` tokens.
 
         Returns:
-            the ids of at most `limit` of them, in an order drawn by the seed, and how many before the last of them
-            were left out because what they need does not fit.
+            the ids of `limit` of them, or of all there are, in an order drawn by the seed, and how many before the last
+            of them were left out because what they need does not fit.
         """
 
     @abstractmethod
@@ -71,16 +74,13 @@ class Source(ABC):
         """
 
 
-def parse_length(text: str | int) -> int:
-    """Tokens of `4096`, `4k` (4,096) or `1m`.
-
-    Raises:
-        UserError: it is none of these.
-    """
-    found = re.fullmatch(r"(\d+)([km]?)", str(text).strip().lower())
-    if not found or not int(found[1]):
-        raise UserError(f"{text!r} is no length of a context: give tokens, as 4096 or 4k")
-    return int(found[1]) * {"": 1, "k": 1 << 10, "m": 1 << 20}[found[2]]
+def fingerprint(files: Iterable[Path]) -> str:
+    """A hash of the names and the contents of some files."""
+    digest = hashlib.sha256()
+    for path in files:
+        content = path.read_bytes()
+        digest.update(f"{path.name} {len(content)} ".encode() + content)
+    return digest.hexdigest()[:16]
 
 
 def spread(count: int, random: Random) -> list[float]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from random import Random
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from mm_lightning.errors import UserError
-from mm_lightning.evaluation.new_knowledge.samples import Sample, Source, parse_length, share_found, spread
+from mm_lightning.evaluation.new_knowledge.samples import DEFAULT_LIMIT, Sample, Source, share_found, spread
 from mm_lightning.evaluation.task import Item, Record, Result, Row, Task, mean_row, mean_rows
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class LongTextTask(Task):
     """Questions about texts of several lengths, the answer at depths that are evenly spread.
 
     Args:
-        contexts: lengths in tokens, those of the answer included: 4096 or 4k.
+        contexts: lengths in tokens, those of the answer included.
         limit: questions at each length at most.
         seed: of questions, texts and depths.
     """
@@ -42,14 +42,16 @@ class LongTextTask(Task):
     new_tokens: ClassVar[int] = 32
     stop: ClassVar[tuple[str, ...]] = ()
 
-    contexts: list[str] = field(default_factory=lambda: ["4k", "8k", "16k", "32k"])
-    limit: int = 500
+    contexts: list[int] = field(default_factory=lambda: [4096, 8192, 16384, 32768])
+    limit: int | None = DEFAULT_LIMIT
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.limit < 1 or not self.contexts:
-            raise UserError(f"{self.name}: limit must be at least 1, and contexts name at least one length")
-        self._lengths = sorted({parse_length(context) for context in self.contexts})
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"{self.name}: limit must be at least 1, got {self.limit}")
+        self.contexts = sorted(set(self.contexts))
+        if not self.contexts or self.contexts[0] < 1:
+            raise UserError(f"{self.name}: contexts must be one or more numbers of tokens, got {self.contexts}")
         self._made: tuple[str, Source] | None = None
 
     @abstractmethod
@@ -69,12 +71,12 @@ class LongTextTask(Task):
             UserError: data are missing, or no question fits into a length.
         """
         items = []
-        for length in self._lengths:
+        for length in self.contexts:
             questions, excluded = self.source(model.tokenizer).questions(length, self.limit)
-            if excluded or len(questions) < self.limit:
+            if excluded:
                 log.info(
-                    f"{self.name} at {length:,} tokens: {len(questions)} questions of {self.limit}, {excluded} left "
-                    "out because their documents do not fit"
+                    f"{self.name} at {length:,} tokens: {len(questions):,} questions, {excluded:,} left out because "
+                    "their documents do not fit"
                 )
             depths = spread(len(questions), Random(f"{self.name}:{self.seed}:{length}:depths"))
             items += [
@@ -92,8 +94,9 @@ class LongTextTask(Task):
         """Asks length by length, as many side by side as the model takes."""
         for _, group in groupby(items, key=lambda item: item.group["length"]):
             same = list(group)
-            for at in range(0, len(same), model.batch_size):
-                batch = same[at : at + model.batch_size]
+            size = model.rows_of(same[0].group["length"])
+            for at in range(0, len(same), size):
+                batch = same[at : at + size]
                 samples = [self.build(model, item) for item in batch]
                 answers = model.greedy([sample.tokens for sample in samples], self.new_tokens, self.stop)
                 for item, sample, answer in zip(batch, samples, answers, strict=True):
@@ -113,6 +116,8 @@ class LongTextTask(Task):
             scores,
             prompt=sample.prompt,
             answer=answer,
+            references=[reference for gold in sample.gold for reference in gold.references],
+            depth=round(sample.gold[0].depth, 6),
             gold=[
                 {"references": gold.references, "depth": round(gold.depth, 6), "found": score}
                 for gold, score in zip(sample.gold, found, strict=True)
@@ -148,9 +153,10 @@ class LongTextTask(Task):
 
         return {f"{self.name}-depth": heat_maps(self.name, results, [_bin_name(n) for n in range(BINS)])}
 
-    def settings(self) -> dict[str, Any]:
-        """With lengths as numbers."""
-        return {**super().settings(), "contexts": self._lengths}
+    def markdown(self, results: Sequence[Result]) -> str:
+        """The table by length; depths are in the heat map and in results.csv."""
+        short = [replace(result, rows=[row for row in result.rows if "depth" not in row.group]) for result in results]
+        return super().markdown(short)
 
 
 def _bin_name(place: int) -> str:
