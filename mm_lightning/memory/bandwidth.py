@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -52,17 +52,13 @@ class AdaptiveBandwidth(nn.Module):
 
     def forward(self, pairs: Tensor) -> Tensor:
         """(B, T, H) bandwidths for (B, T) numbers of stored pairs."""
-        return adaptive(pairs, **self.scalars())
-
-    def frozen(self) -> Callable[[Tensor], Tensor]:
-        """:meth:`forward` with the present parameters, for inference."""
-        return partial(adaptive, **{name: x.detach() for name, x in self.scalars().items()})
+        return adaptive(pairs[..., None], **self.scalars())
 
 
 def adaptive(pairs: Tensor, alpha: Tensor, beta_0: Tensor, beta_1: Tensor) -> Tensor:
-    """Equation (6): (B, T, H) bandwidths for (B, T) numbers of stored pairs and (H,) parameters."""
+    """Equation (6): (..., H) bandwidths for (..., 1 or H) numbers of stored pairs and (H,) parameters."""
     # An empty memory answers 0 whatever its bandwidth; 0^alpha has no finite derivative by alpha.
-    return torch.addcmul(beta_0, beta_1, pairs.clamp(min=1)[..., None].to(alpha.dtype) ** alpha)
+    return torch.addcmul(beta_0, beta_1, pairs.clamp(min=1).to(alpha.dtype) ** alpha)
 
 
 class FixedBandwidth(nn.Module):
@@ -89,10 +85,18 @@ class FixedBandwidth(nn.Module):
         """(H,), whatever the number of pairs."""
         return self.beta
 
-    def frozen(self) -> Callable[[Tensor], Tensor]:
-        """:meth:`forward` with the present parameters, for inference."""
-        beta = self.beta.detach()
-        return lambda pairs: beta
+
+def frozen_bandwidth(bandwidths: Sequence[AdaptiveBandwidth | FixedBandwidth]) -> Callable[[Tensor], Tensor]:
+    """Of the heads of several memories of one kind, with the present parameters, for inference.
+
+    Returns:
+        A function of (..., 1 or H) numbers of stored pairs, with H heads in all, to (..., H) or (H,) bandwidths.
+    """
+    found = [bandwidth.scalars() for bandwidth in bandwidths]
+    joined = {name: torch.cat([scalars[name] for scalars in found]).detach() for name in found[0]}
+    if isinstance(bandwidths[0], FixedBandwidth):
+        return lambda pairs: joined["beta"]
+    return partial(adaptive, **joined)
 
 
 def _full(theta: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ vbar_T = gamma vtilde_T + (1 - gamma) vtilde_{T+1},    v_T = alpha_psi Norm(vbar
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 
 from mm_lightning.memory.documents import Documents
 from mm_lightning.memory.layers import TIMES
-from mm_lightning.memory.recurrence import EPS
+from mm_lightning.memory.recurrence import EPS, unit
 
 
 def look_ahead_reference(vtilde: Tensor, gamma: Tensor, documents: Documents) -> Tensor:
@@ -35,7 +36,7 @@ def look_ahead_reference(vtilde: Tensor, gamma: Tensor, documents: Documents) ->
 
 def blend(now: Tensor, ahead: Tensor, gamma: Tensor) -> Tensor:
     """Norm(gamma now + (1 - gamma) ahead) of (..., H, D) raw values and (H,) gamma."""
-    return F.normalize(torch.lerp(ahead, now, gamma[:, None]), dim=-1, eps=EPS)
+    return unit(torch.lerp(ahead, now, gamma[:, None]))
 
 
 def look_ahead(vtilde: Tensor, gamma: Tensor, documents: Documents) -> Tensor:
@@ -96,11 +97,8 @@ class FrozenValues:
     def of(self, now: Tensor, ahead: Tensor) -> Tensor:
         """(B, T, H, D) values of tokens with these raw values, and the raw values of the tokens after them."""
         dtype = torch.promote_types(now.dtype, torch.float32)
-        if self.gamma is None:
-            unit = F.normalize(now.to(dtype), dim=-1, eps=EPS)
-        else:
-            unit = blend(now.to(dtype), ahead.to(dtype), self.gamma.to(dtype))
-        return (unit * self.alpha_psi[:, None]).to(now.dtype)
+        values = unit(now.to(dtype)) if self.gamma is None else blend(now.to(dtype), ahead.to(dtype), self.gamma)
+        return (values * self.alpha_psi[:, None]).to(now.dtype)
 
 
 class Values(nn.Module):
@@ -135,10 +133,6 @@ class Values(nn.Module):
             return (TIMES * theta).exp()
         return torch.where(theta < 0, -theta, theta).clamp(max=15).exp()
 
-    def frozen(self) -> FrozenValues:
-        """With the present parameters."""
-        return FrozenValues(None if self.gamma is None else self.gamma.detach(), self.alpha_psi.detach())
-
     def scalars(self) -> dict[str, Tensor]:
         """gamma, if there is a look-ahead, and alpha_psi, (H,) each."""
         gamma = {} if self.gamma is None else {"gamma": self.gamma}
@@ -147,7 +141,14 @@ class Values(nn.Module):
     def forward(self, vtilde: Tensor, documents: Documents) -> Tensor:
         if self.gamma is None:
             raw = vtilde.to(torch.promote_types(vtilde.dtype, torch.float32))
-            values = F.normalize(raw, dim=-1, eps=EPS).to(vtilde.dtype)
+            values = unit(raw).to(vtilde.dtype)
         else:
             values = look_ahead(vtilde, self.gamma, documents)
         return values * self.alpha_psi[:, None].to(values.dtype)
+
+
+def frozen_values(values: Sequence[Values]) -> FrozenValues:
+    """Of the heads of several memories of one kind, with the present parameters."""
+    gamma = torch.cat([v.gamma for v in values if v.gamma is not None]) if values[0].gamma is not None else None
+    alpha_psi = torch.cat([v.alpha_psi for v in values]).detach()
+    return FrozenValues(None if gamma is None else gamma.detach().to(alpha_psi.dtype), alpha_psi)

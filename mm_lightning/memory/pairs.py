@@ -47,8 +47,14 @@ class Chunk:
             self._counts[span] = span.count(self.position)
         return self._counts[span]
 
+    def counts(self, spans: tuple[Span, ...], heads: int) -> Tensor:
+        """(B, n H) counts of a single token for the H heads that read each of n spans, once for all blocks."""
+        if spans not in self._counts:
+            self._counts[spans] = torch.cat([self.count(span).expand(-1, heads) for span in spans], 1)
+        return self._counts[spans]
+
     @cached_property
-    def _counts(self) -> dict[Span, Tensor]:
+    def _counts(self) -> dict[Any, Tensor]:
         return {}
 
     @cached_property
@@ -104,8 +110,8 @@ class Pairs:
         assert self.keys is not None
         assert self.values is not None
         at = self.end - self.offset
-        self.keys[:, :, at : at + time] = keys.transpose(1, 2)
-        self.values[:, :, at - late : at - late + values.shape[1]] = values.transpose(1, 2)
+        self.keys.narrow(2, at, time).copy_(keys.transpose(1, 2))
+        self.values.narrow(2, at - late, values.shape[1]).copy_(values.transpose(1, 2))
         self.end += time
 
     def tensors(self) -> dict[str, Tensor]:

@@ -57,10 +57,15 @@ def gated_step(ktilde: Tensor, gate: Tensor, decay: Tensor, total: Tensor, scale
     Returns:
         total and scale of this token.
     """
-    old = scale + decay
-    scale = torch.maximum(old, gate).detach()  # scale invariance: no gradient flows through it
-    kept, new = ((x - scale).exp()[..., None].to(total.dtype) for x in (old, gate))
-    return kept * total + new * ktilde, scale
+    logs = torch.stack([scale + decay, gate])
+    scale = logs.amax(0).detach()  # scale invariance: no gradient flows through it
+    kept, new = (logs - scale).exp().to(total.dtype)[..., None]
+    return torch.addcmul(kept * total, new, ktilde), scale
+
+
+def unit(x: Tensor) -> Tensor:
+    """`F.normalize` of the last axis in fewer operations."""
+    return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(EPS)
 
 
 def gated_average(ktilde: Tensor, gate: Tensor, decay: Tensor, documents: Documents) -> Tensor:

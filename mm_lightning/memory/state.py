@@ -10,7 +10,7 @@ unequal lengths (padded on the left) and documents that end and begin anywhere n
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,8 +18,11 @@ from torch.nn import functional as F
 
 from mm_lightning.memory.features import FrozenValues
 from mm_lightning.memory.pairs import Chunk, Pairs
-from mm_lightning.memory.recurrence import EPS, gated_average_from, gated_step
+from mm_lightning.memory.recurrence import gated_average_from, gated_step, unit
 from mm_lightning.memory.retrieval import Span
+
+if TYPE_CHECKING:
+    from mm_lightning.memory.joint import JointMemories
 
 
 class Average:
@@ -37,10 +40,8 @@ class Average:
         if chunk.time == 1:
             if chunk.starts is not None:
                 self.scale = self.scale.masked_fill(chunk.starts, -torch.inf)
-            self.total, self.scale = gated_step(
-                ktilde[:, 0], gate[:, 0].double(), decay[:, 0].double(), self.total, self.scale
-            )
-            return F.normalize(self.total, dim=-1, eps=EPS).to(ktilde.dtype)[:, None]
+            self.total, self.scale = gated_step(ktilde[:, 0], gate[:, 0], decay[:, 0], self.total, self.scale)
+            return unit(self.total).to(ktilde.dtype)[:, None]
         raw = torch.cat([self.total[:, None], ktilde.to(self.total.dtype)], 1)
         gate = torch.cat([self.scale[:, None], gate.double()], 1)
         keys, self.total, self.scale = gated_average_from(raw, gate, F.pad(decay, (0, 0, 1, 0)), chunk.carried)
@@ -120,12 +121,10 @@ class Memory:
         assert self.bandwidth is not None
         assert self.values is not None
         # The last pair's value is not complete yet; that of a document's last token never is, and nothing reads it.
-        before = pairs.raw[:, None]
-        if chunk.time > 1:
-            before = torch.cat([before, raw[:, :-1]], 1)
+        before = torch.cat([pairs.raw[:, None], raw[:, :-1]], 1)
         pairs.write(k, self.values.of(before, raw), 1)
         pairs.raw = raw[:, -1]
-        beta = self.bandwidth(chunk.count(span))
+        beta = self.bandwidth(chunk.count(span)[..., None])
         return pairs.read(k * beta[..., None].to(k.dtype), span, chunk)
 
 
@@ -139,10 +138,12 @@ class State:
 
     Attributes:
         length: tokens of the stream so far, the same for every row.
+        joint: how the memories of a block take in single tokens, by the block's identity.
     """
 
     def __init__(self, parts: dict[str, Memory | Pairs], batch: int, device: torch.device) -> None:
         self.parts = parts
+        self.joint: dict[int, JointMemories] = {}
         self.length = 0
         self._first = torch.zeros(batch, dtype=torch.int64, device=device)
         self._latest = 0

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mm_lightning.memory.bandwidth import AdaptiveBandwidth, FixedBandwidth
+from mm_lightning.memory.bandwidth import AdaptiveBandwidth, FixedBandwidth, frozen_bandwidth
 from mm_lightning.memory.blocks import BlockStore
 from mm_lightning.memory.documents import Documents
-from mm_lightning.memory.features import Values
+from mm_lightning.memory.features import Values, frozen_values
 from mm_lightning.memory.layers import TIMES, Linear
 from mm_lightning.memory.pairs import Chunk, Pairs
 from mm_lightning.memory.recurrence import gated_average
@@ -57,13 +58,38 @@ class LeakyKeys(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Raw keys (B, T, H, D), log g = 0 and log lambda (B, T, H) from (B, T, d) inputs."""
         raw = self.W_phi(x).unflatten(-1, (self.heads, -1))
-        decay = -(TIMES * self.leak).abs().expand(raw.shape[:-1])
+        decay = self.log_lambda.expand(raw.shape[:-1])
         return raw, torch.zeros_like(decay), decay
+
+    @property
+    def log_lambda(self) -> Tensor:
+        """(H,)"""
+        return -(TIMES * self.leak).abs()
 
 
 def make_keys(kind: Keys, dim: int, heads: int, std: float, bias: bool = False) -> GatedKeys | LeakyKeys:
     """The features of equation (8) or (7)."""
     return GatedKeys(dim, heads, std) if kind == "gated" else LeakyKeys(dim, heads, std, bias)
+
+
+def frozen_gates(keys: Sequence[GatedKeys | LeakyKeys]) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """log g and log lambda of the heads of several memories of one kind, with the present parameters, for inference.
+
+    Returns:
+        A function of (B, d) inputs to two tensors (B, H), with H heads in all.
+    """
+    if isinstance(keys[0], LeakyKeys):
+        decay = torch.cat([k.log_lambda for k in keys if isinstance(k, LeakyKeys)]).detach()
+        log_g = torch.zeros_like(decay)
+        return lambda x: (log_g.expand(len(x), -1), decay.expand(len(x), -1))
+    gated = [k for k in keys if isinstance(k, GatedKeys)]
+    weight = torch.cat([k.W_g.weight for k in gated] + [k.W_lambda.weight for k in gated]).detach()
+
+    def gates(x: Tensor) -> tuple[Tensor, Tensor]:
+        log_g, decay = F.linear(x, weight).chunk(2, -1)
+        return log_g, -decay.abs()
+
+    return gates
 
 
 def averaged(features: tuple[Tensor, Tensor, Tensor], documents: Documents | Chunk, memory: Memory | None) -> Tensor:
@@ -129,13 +155,13 @@ class ContextualMemory(nn.Module):
     def new_state(self, span: Span, capacity: int, store: BlockStore | None = None) -> Memory:
         """Of an empty memory, with room for so many pairs at first; read by blocks if there is a store for it."""
         pairs = Pairs(None if span.size is None else span.delay + span.size, capacity, store)
-        return Memory(pairs, self.bandwidth.frozen(), self.values.frozen())
+        return Memory(pairs, frozen_bandwidth([self.bandwidth]), frozen_values([self.values]))
 
     def scalars(self) -> dict[str, Tensor]:
         """The learned scalars by name, (H,) each."""
         found = {**self.bandwidth.scalars(), **self.values.scalars()}
         if isinstance(self.keys, LeakyKeys):
-            found["lambda"] = (-(TIMES * self.keys.leak).abs()).exp()
+            found["lambda"] = self.keys.log_lambda.exp()
         return found
 
 

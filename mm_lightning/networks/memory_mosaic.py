@@ -11,7 +11,9 @@ from torch.nn import functional as F
 
 from mm_lightning.errors import UserError
 from mm_lightning.memory.features import Scale, Values
+from mm_lightning.memory.joint import JointMemories
 from mm_lightning.memory.layers import Linear, Norm
+from mm_lightning.memory.pairs import Chunk
 from mm_lightning.memory.persistent import Experts, SwiGLU
 from mm_lightning.memory.units import Bandwidth, ContextualMemory, Keys, SlotMemory
 from mm_lightning.networks.base import Context, Network, NetworkConfig, depth_std
@@ -108,8 +110,7 @@ class MosaicBlock(nn.Module):
     def forward(self, x: Tensor, context: Context) -> tuple[Tensor, ...]:
         """The residual stream after this block, and its load-balancing loss if it has one."""
         y = self.contextual_norm(x)
-        answers = [m(y, context.spans[n], context.documents, context.part(m)) for n, m in self.contextual.items()]
-        x = x + F.dropout(self.W_o(torch.cat(answers, -1)), self.dropout, self.training)
+        x = x + F.dropout(self.W_o(self._answers(y, context)), self.dropout, self.training)
         if self.persistent_norm is None or self.persistent is None:
             return (x,)
         y, balance = self.persistent_norm(x), ()
@@ -120,6 +121,18 @@ class MosaicBlock(nn.Module):
         else:
             answer = self.persistent(y)
         return x + F.dropout(answer, self.dropout, self.training), *balance
+
+    def _answers(self, y: Tensor, context: Context) -> Tensor:
+        """(B, T, n d) of the n contextual memories, side by side."""
+        place, state = context.documents, context.state
+        if state is not None and isinstance(place, Chunk) and place.time == 1 and place.begin > 0:
+            if id(self) not in state.joint:
+                memories = [m for m in self.contextual.values() if isinstance(m, ContextualMemory)]
+                spans = [context.spans[n] for n in self.contextual]
+                state.joint[id(self)] = JointMemories(memories, [context.part(m) for m in memories], spans)
+            return state.joint[id(self)].step(y, place)
+        answers = [m(y, context.spans[n], place, context.part(m)) for n, m in self.contextual.items()]
+        return torch.cat(answers, -1)
 
 
 class MemoryMosaic(Network):

@@ -1,0 +1,76 @@
+"""The contextual memories of a block together, a token at a time.
+
+What a single token costs beyond its matrix products and reads is not arithmetic but the number of small operations, so
+the heads of all levels go through equations (6), (8) and (9) side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mm_lightning.memory.bandwidth import frozen_bandwidth
+from mm_lightning.memory.features import frozen_values
+from mm_lightning.memory.pairs import Chunk
+from mm_lightning.memory.recurrence import gated_step, unit
+from mm_lightning.memory.retrieval import Span
+from mm_lightning.memory.state import Memory
+from mm_lightning.memory.units import ContextualMemory, frozen_gates
+
+
+class JointMemories:
+    """n memories of H heads each that have read something, with their parameters as they are.
+
+    Args:
+        memories: of one block, alike in all but what they read.
+        states: theirs, which a step changes.
+        spans: what each reads.
+    """
+
+    def __init__(self, memories: Sequence[ContextualMemory], states: Sequence[Memory], spans: Sequence[Span]) -> None:
+        self.memories, self.spans, self.heads = memories, tuple(spans), memories[0].heads
+        self.averages = [state.average for state in states]
+        self.pairs = [state.pairs for state in states if state.pairs is not None]
+        self.gates = frozen_gates([memory.keys for memory in memories])
+        self.bandwidth = frozen_bandwidth([memory.bandwidth for memory in memories])
+        self.values = frozen_values([memory.values for memory in memories])
+        self._joined: tuple[Tensor, ...] = ()
+        self._given: tuple[Tensor, ...] = ()
+
+    def step(self, x: Tensor, chunk: Chunk) -> Tensor:
+        """Stores a token in every memory and answers it: (B, 1, n d) from (B, 1, d)."""
+        x = x[:, 0]
+        total, scale, before = self._carried()
+        if chunk.starts is not None:
+            scale = scale.masked_fill(chunk.starts, -torch.inf)
+        ktilde = torch.cat([memory.keys.W_phi(x) for memory in self.memories], -1).view(total.shape)
+        raw = torch.cat([memory.W_psi(x) for memory in self.memories], -1).view(total.shape)
+        total, scale = gated_step(ktilde, *self.gates(x), total, scale)
+        self._carry(total, scale, raw)
+        k = unit(total).to(x.dtype)
+        # The last pair's value is not complete yet; that of a document's last token never is, and nothing reads it.
+        v = self.values.of(before, raw)
+        q = k * self.bandwidth(chunk.counts(self.spans, self.heads)).to(k.dtype)[..., None]
+        parts = zip(*(y[:, None].chunk(len(self.pairs), 2) for y in (q, k, v)), strict=True)
+        answers = []
+        for pairs, span, (query, key, value) in zip(self.pairs, self.spans, parts, strict=True):
+            pairs.write(key, value, 1)
+            answers.append(pairs.read(query, span, chunk))
+        return torch.cat(answers, 2).flatten(-2)
+
+    def _carried(self) -> tuple[Tensor, ...]:
+        """total, scale and the newest raw values of all heads."""
+        totals = [average.total for average in self.averages]
+        if not self._given or any(x is not y for x, y in zip(totals, self._given, strict=True)):
+            parts = [(a.total, a.scale, p.raw) for a, p in zip(self.averages, self.pairs, strict=True)]
+            self._joined = tuple(torch.cat(x, 1) for x in zip(*parts, strict=True))
+        return self._joined
+
+    def _carry(self, *joined: Tensor) -> None:
+        """Gives each memory its part of what :meth:`_carried` will be asked for."""
+        self._joined = joined
+        self._given, scales, raws = (x.chunk(len(self.pairs), 1) for x in joined)
+        for average, pairs, *carried in zip(self.averages, self.pairs, self._given, scales, raws, strict=True):
+            average.total, average.scale, pairs.raw = carried
