@@ -108,8 +108,9 @@ def evaluate_command(
 
 def evaluate(job: Job, processes: int, overwrite: bool) -> None:
     """Asks, and writes the tables of the output folder."""
+    from mm_lightning.evaluation.processes import run_processes
     from mm_lightning.evaluation.results import write_tables
-    from mm_lightning.evaluation.run import run, run_processes
+    from mm_lightning.evaluation.run import run
 
     for subject in job.subjects:
         for task in job.tasks:

@@ -134,7 +134,9 @@ class LossByPosition(Task):
     def markdown(self, results: Sequence[Result]) -> str:
         """Tables by context, by position and by position relative to the training context, and where each breaks."""
         parts = [
-            "Mean loss in nats a token ± standard error over sequences. Position: tokens read before the predicted one."
+            "Mean loss in nats a token ± standard error over sequences, by position: tokens read before the predicted\n"
+            "one. A sequence is one document: the beginning of one that is as long as the longest context or, where\n"
+            "there are not enough of them, neighbouring shorter ones joined without anything between."
             + different_tokenizers(results),
             self._breaks(results),
             _table(results, "context", "loss over a context of"),
@@ -144,14 +146,8 @@ class LossByPosition(Task):
         return "\n\n".join(part for part in parts if part) + "\n"
 
     def _breaks(self, results: Sequence[Result]) -> str:
-        head = [
-            "network",
-            "sequences",
-            "joined",
-            "training context C",
-            "loss from C/2 to C",
-            f"first {BREAKS} nats above it",
-        ]
+        columns = "network,sequences,joined,training context C,loss from C/2 to C"
+        head = [*columns.split(","), f"first {BREAKS} nats above it"]
         lines = [head, ["---"] + ["---:"] * 5]
         for result in results:
             share = next(row for row in result.rows if "sequences" in row.group)
@@ -162,11 +158,9 @@ class LossByPosition(Task):
                 continue
             end = max(bounds(row.group["position"])[1] for row in result.rows if "position" in row.group)
             found = breaks_at(result)
-            where = (
-                f"not up to {end:,}"
-                if found is None
-                else f"{bounds(found.group['position'])[0] + 1:,} (+{found.value:.2f})"
-            )
+            where = f"not up to {end:,}"
+            if found is not None:
+                where = f"{bounds(found.group['position'])[0] + 1:,} (+{found.value:.2f})"
             lines.append([*line, f"{base[0].group['training context']:,}", number(base[0]), where])
         return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
