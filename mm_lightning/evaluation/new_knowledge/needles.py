@@ -53,7 +53,7 @@ class Needles(LongTextTask):
 
     def settings(self) -> dict[str, Any]:
         """The prose counts by its content, not by its place."""
-        return {**super().settings(), "data_dir": "", "essays": None, "data_hash": self._found_hash}
+        return {**super().settings(), "data_dir": "text", "essays": None, "data_hash": self._found_hash}
 
 
 @dataclass
