@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 # After Okabe and Ito: told apart by colour-blind readers.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+DASHES = ("--", ":", "-.")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
@@ -41,11 +42,9 @@ def draw(curves: Mapping[str, Sequence[tuple[tuple[int, int], Row]]], trained: M
             alpha=0.15,
             linewidth=0,
         )
-    contexts = sorted({context for context in trained.values() if context})
-    for context in contexts:
-        own = [n for n, run in enumerate(curves) if trained[run] == context]
-        colour = "#808890" if len(contexts) == 1 else COLOURS[own[0] % len(COLOURS)]
-        axes.axvline(context, color=colour, linestyle="--", linewidth=1, label=f"training context {context:,}")
+    for n, context in enumerate(sorted({context for context in trained.values() if context})):
+        label = f"training context {context:,}"
+        axes.axvline(context, color="#808890", linestyle=DASHES[n % len(DASHES)], linewidth=1, label=label)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1024:g}k" if value >= 1024 else f"{value:g}")
     axes.set_xlabel("position: tokens read before the predicted one")
