@@ -7,20 +7,24 @@ trainer:
 """
 
 from mm_lightning.callbacks.checkpoints import Checkpoints
+from mm_lightning.callbacks.evaluation import Evaluation
 from mm_lightning.callbacks.gradient_norm import GradientNorm
 from mm_lightning.callbacks.memory_statistics import MemoryStatistics
 from mm_lightning.callbacks.progress import Progress
 from mm_lightning.callbacks.regbench import RegBench
+from mm_lightning.callbacks.retrieval_profile import RetrievalProfile
 from mm_lightning.callbacks.samples import Samples
 from mm_lightning.callbacks.summary import Summary
 from mm_lightning.callbacks.throughput import Throughput
 
 __all__ = [
     "Checkpoints",
+    "Evaluation",
     "GradientNorm",
     "MemoryStatistics",
     "Progress",
     "RegBench",
+    "RetrievalProfile",
     "Samples",
     "Summary",
     "Throughput",

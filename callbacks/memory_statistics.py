@@ -1,4 +1,4 @@
-"""What the memories learn about themselves: bandwidths and value scalars, per memory level."""
+"""What the memories learn about themselves, and what they do with a text."""
 
 from __future__ import annotations
 
@@ -6,42 +6,82 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
 
+from mm_lightning.callbacks.validation_rows import ValidationRows
 from mm_lightning.errors import UserError
 
 
 class MemoryStatistics(Callback):
-    """Writes TensorBoard histograms `memory/LEVEL/NAME` over all blocks and heads (alpha, beta_0, beta_1, gamma and
-    alpha_psi of each level); a transformer has none.
+    """Writes TensorBoard histograms `memory/LEVEL/NAME`, over all blocks and heads:
+
+    - alpha, beta_0, beta_1, gamma and alpha_psi: the learned scalars, on a schedule; a transformer has none,
+    - bandwidth, gate and decay: at every position of some validation sequences, after each validation,
+    - effective_pairs: the exponential of the entropy of a query's retrieval weights, that is, how many pairs it really
+      reads. A transformer's attention has this alone.
 
     Args:
-        every_n_steps: optimisation steps between histograms.
+        every_n_steps: optimisation steps between histograms of scalars.
+        sequences: validation sequences for the others; 0 leaves them out. They cost a forward pass and T x T weights a
+            head, in pieces.
     """
 
-    def __init__(self, every_n_steps: int = 100) -> None:
-        if every_n_steps < 1:
-            raise UserError(f"MemoryStatistics: every_n_steps must be at least 1, got {every_n_steps}")
+    def __init__(self, every_n_steps: int = 100, sequences: int = 1) -> None:
+        if every_n_steps < 1 or sequences < 0:
+            raise UserError(
+                f"MemoryStatistics: every_n_steps must be at least 1 and sequences at least 0, got {every_n_steps} and "
+                f"{sequences}"
+            )
         self.every_n_steps = every_n_steps
+        self._rows = ValidationRows(sequences)
         self._written = -1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the values that training begins with."""
-        self._write(trainer, pl_module)
+        self._write_scalars(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Writes them on schedule."""
         if trainer.global_step % self.every_n_steps == 0 and trainer.global_step != self._written:
-            self._write(trainer, pl_module)
+            self._write_scalars(trainer, pl_module)
 
-    def _write(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _write_scalars(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._written = trainer.global_step
         with pl_module.whole_parameters(lambda parameter: len(getattr(parameter, "ds_shape", parameter.shape)) < 2):
-            if not trainer.is_global_zero:
-                return
-            scalars = pl_module.network.memory_scalars()
-            for logger in trainer.loggers:
-                if isinstance(logger, TensorBoardLogger):
-                    for name, values in scalars.items():
-                        logger.experiment.add_histogram(f"memory/{name}", values.float().cpu(), trainer.global_step)
+            if trainer.is_global_zero:
+                write(trainer, pl_module.network.memory_scalars())
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keeps the first sequences."""
+        self._rows.take(batch, batch_idx)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the histograms of what the memories do with them."""
+        from mm_lightning.inspection.statistics import memory_distributions
+        from mm_lightning.training.at_rest import at_rest
+
+        if self._rows.batch is None or trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        with at_rest(trainer, pl_module) as network:
+            if trainer.is_global_zero:
+                write(trainer, memory_distributions(network, self._rows.batch.tokens, self._rows.batch.documents))
+
+
+def write(trainer: Trainer, values: dict[str, Tensor]) -> None:
+    """A histogram of the finite numbers of each, where there are any: nothing is read, or a run diverges."""
+    finite = {name: numbers[numbers.isfinite()].float().cpu() for name, numbers in values.items()}
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            for name, numbers in finite.items():
+                if len(numbers):
+                    logger.experiment.add_histogram(f"memory/{name}", numbers, trainer.global_step)

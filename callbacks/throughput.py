@@ -23,7 +23,7 @@ class Throughput(Callback):
         self._mark = 0.0  # up to where time is counted
         self._seconds = 0.0  # counted since the last log step
         self._logged_step = 0
-        self._interrupted = False
+        self.interrupted = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Finds out what a token costs and what the devices can do."""
@@ -40,8 +40,8 @@ class Throughput(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Forgets the time of a validation or of a checkpoint's writing, but not that of waiting for data."""
-        if self._interrupted:
-            self._mark, self._interrupted = time.perf_counter(), False
+        if self.interrupted:
+            self._mark, self.interrupted = time.perf_counter(), False
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -64,8 +64,8 @@ class Throughput(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Its time does not count."""
-        self._interrupted = True
+        self.interrupted = True
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Its time does not count."""
-        self._interrupted = True
+        self.interrupted = True

@@ -37,6 +37,14 @@ def parse(name: str):
     return parse_fit(["--config", str(FOLDER / f"{name}.yaml")])
 
 
+def test_the_overlay_watch_adds_callbacks_to_those_that_are_there():
+    from mm_lightning.training.cli import parse_fit
+
+    config = parse_fit(["--config", str(FOLDER / "quickstart.yaml"), "--config", str(FOLDER / "overlays/watch.yaml")])
+    names = [c.class_path.rsplit(".", 1)[-1] for c in config.trainer.callbacks]
+    assert names == ["Checkpoints", "MemoryStatistics", "Samples", "Summary", "Evaluation", "RetrievalProfile"]
+
+
 def test_all_are_known():
     assert sorted(MILLIONS) == RUNS
 

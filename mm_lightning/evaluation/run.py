@@ -161,10 +161,14 @@ def wait_for(keys: Iterable[str], samples: Samples, look: Callable[[], None]) ->
 
 
 def about_network(model: Model, subject: Subject) -> dict[str, Any]:
-    """What tables say of a network."""
+    """What tables say of a network that was trained."""
+    return {"checkpoint": str(subject.checkpoint), **describe_model(model), **subject.identity()}
+
+
+def describe_model(model: Model) -> dict[str, Any]:
+    """What tables say of a network, wherever it is from."""
     config = model.network.config
     return {
-        "checkpoint": str(subject.checkpoint),
         "architecture": type(model.network).__name__,
         "levels": list(config.levels),
         "inference_delay": config.inference_delay if "long" in config.levels else None,
@@ -173,7 +177,6 @@ def about_network(model: Model, subject: Subject) -> dict[str, Any]:
         "tokenizer": model.tokenizer.sha256,
         "precision": "bf16" if model.bf16 else "32",
         "device": model.device.type,
-        **subject.identity(),
     }
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from mm_lightning.errors import UserError
 from mm_lightning.inspection.profile import Profile
 from mm_lightning.inspection.reads import Read, watch_reads
+from mm_lightning.inspection.statistics import effective_pairs
 from mm_lightning.memory.documents import Documents
 from mm_lightning.memory.retrieval import Span
 from mm_lightning.memory.units import ContextualMemory
@@ -118,8 +119,7 @@ class Trace:
                 self.profile.add_weights(read, queries, weights)
             weights = weights[0]  # (H, T', T)
             age = torch.arange(time, device=weights.device)[queries, None] - torch.arange(time, device=weights.device)
-            entropy = torch.special.entr(weights).sum(-1)
-            effective.append(torch.where(weights.sum(-1) > 0, entropy.exp(), 0).cpu())
+            effective.append(effective_pairs(weights).cpu())
             distance.append((weights * age).sum(-1).cpu())
             nearest, held = read.span.delay, counts[queries, None].to(age.device)
             hidden = (age < nearest) | (age >= nearest + held)  # behind pairs whose weight is rounded to 0

@@ -1,0 +1,191 @@
+"""The tasks of `mm evaluate` while a network trains."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from mm_lightning.callbacks.throughput import Throughput
+from mm_lightning.errors import UserError
+from mm_lightning.evaluation.samples import RESULTS, SAMPLES
+from mm_lightning.evaluation.task import Record, Result, Row, Task
+
+if TYPE_CHECKING:
+    from mm_lightning.evaluation.model import Model
+
+
+class Evaluation(Callback):
+    """Asks the network on a schedule what `mm evaluate` asks: persistent and new knowledge, in-context learning, loss
+    by position, or any of their tasks.
+
+    - class_path: Evaluation
+      init_args: {tasks: [qa_1, banking77], every_n_steps: 5000, settings: {data_dir: data, limit: 50}}
+
+    Each process asks its share of the questions. Random states and the order of the data stay as they are, so that a
+    run with this callback learns what it learns without. TensorBoard gets, beside step and metrics.jsonl,
+
+    - `evaluation/TASK/GROUP/METRIC`: every number of the task's table, such as evaluation/qa_1/length=4096/accuracy,
+    - `evaluation/TASK`: the table, and `evaluation/FIGURE` the task's figures where matplotlib is installed,
+    - `evaluation/seconds` and `evaluation/share`: how long it took, and all evaluations' share of the training time.
+
+    `evaluations/step=N/TASK/` in the run folder gets samples.jsonl, a line for every question, and results.json, which
+    `mm report` reads.
+
+    Under ZeRO-3 each process holds a whole copy of the network while it lasts.
+
+    Args:
+        tasks: names of tasks or groups of them; `mm evaluate --help` lists them.
+        every_n_steps: optimisation steps from one evaluation to the next; 0 for none in between.
+        every_n_tokens: the same in tokens, at the first step that reaches a multiple; give one of the two.
+        at_end: whether also after the last step.
+        settings: options of the tasks by name, as of `mm evaluate`: limit, contexts, shots, data_dir, seed, ...
+        batch_size: questions side by side at most.
+    """
+
+    def __init__(
+        self,
+        tasks: list[str],
+        every_n_steps: int = 0,
+        every_n_tokens: int = 0,
+        at_end: bool = True,
+        settings: dict[str, Any] | None = None,
+        batch_size: int = 16,
+    ) -> None:
+        from mm_lightning.evaluation.command import make_tasks
+        from mm_lightning.evaluation.task import task_names
+
+        if min(every_n_steps, every_n_tokens) < 0 or (every_n_steps and every_n_tokens):
+            raise UserError(
+                f"Evaluation: give one of every_n_steps and every_n_tokens, not below 0; got {every_n_steps} and "
+                f"{every_n_tokens}"
+            )
+        if batch_size < 1:
+            raise UserError(f"Evaluation: batch_size must be at least 1, got {batch_size}")
+        self.tasks = make_tasks(task_names(tasks), dict(settings or {}))
+        self.every_n_steps, self.every_n_tokens, self.at_end = every_n_steps, every_n_tokens, at_end
+        self.batch_size = batch_size
+        self._step = -1  # up to which everything is done
+        self._begin = self._seconds = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Makes all questions once, so that what they need is missed before training."""
+        data = trainer.datamodule
+        self._step_tokens = data.global_batch_size * data.context_length
+        self._step = self._evaluated = trainer.global_step
+        self._begin, self._seconds = time.monotonic(), 0.0
+        model = self._model(trainer, pl_module, pl_module.network)
+        for task in self.tasks:
+            task.items(model)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Evaluates when it is time, after a whole optimisation step."""
+        step = trainer.global_step
+        if step != self._step and self._due(step):
+            self._evaluate(trainer, pl_module)
+        self._step = step
+
+    def _due(self, step: int) -> bool:
+        if self.every_n_steps:
+            return step % self.every_n_steps == 0
+        every, tokens = self.every_n_tokens, self._step_tokens
+        return bool(every) and step * tokens // every > (step - 1) * tokens // every
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Evaluates the last step."""
+        if self.at_end and trainer.global_step != self._evaluated:
+            self._evaluate(trainer, pl_module)
+
+    def _model(self, trainer: Trainer, pl_module: LightningModule, network: Any) -> Any:
+        from mm_lightning.evaluation.model import Model
+
+        data, bf16 = trainer.datamodule, trainer.precision.startswith("bf16")
+        # where `mm evaluate` would find it: tasks find the run's own data beside it
+        checkpoint = Path(pl_module.run_folder.path) / "checkpoints" / f"step={trainer.global_step}.ckpt"
+        return Model(network, data.tokenizer, data.context_length, bf16, self.batch_size, checkpoint=checkpoint)
+
+    def _evaluate(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        from mm_lightning.training.at_rest import at_rest
+
+        begin, step = time.monotonic(), trainer.global_step
+        values: dict[str, float] = {}
+        with at_rest(trainer, pl_module) as network:
+            model = self._model(trainer, pl_module, network)
+            for task in self.tasks:
+                started = time.monotonic()
+                items = task.items(model)
+                share = items[trainer.global_rank :: trainer.world_size]
+                known = {record["key"]: record for record in gather(list(task.ask(model, share)))}
+                records = [known[item.key] for item in items]
+                rows = task.rows(records)
+                values |= {tag(task.name, row): row.value for row in rows}
+                if trainer.is_global_zero:
+                    folder = Path(pl_module.run_folder.path) / "evaluations" / f"step={step}" / task.name
+                    about = about_training(model, step, self._step_tokens, len(items))
+                    keep(folder, task, records, rows, about, time.monotonic() - started)
+                    show(trainer, task, rows, about)
+        seconds = time.monotonic() - begin
+        self._evaluated, self._seconds = step, self._seconds + seconds
+        values |= {"evaluation/seconds": seconds, "evaluation/share": self._seconds / (time.monotonic() - self._begin)}
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step)
+        for callback in trainer.callbacks:
+            if isinstance(callback, Throughput):
+                callback.interrupted = True
+
+
+def tag(task: str, row: Row) -> str:
+    """evaluation/qa_1/length=4096/accuracy"""
+    return "/".join(["evaluation", task, *(f"{name}={value}" for name, value in row.group.items()), row.metric])
+
+
+def gather(records: list[Record]) -> list[Record]:
+    """The records of all processes."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return records
+    everywhere: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everywhere, records)
+    return [record for part in everywhere for record in part]
+
+
+def about_training(model: Model, step: int, step_tokens: int, items: int) -> dict[str, Any]:
+    """What tables say of a network in training."""
+    from mm_lightning.evaluation.run import describe_model
+
+    trained = {"weights": f"in training, step {step}", "step": step, "tokens": step * step_tokens}
+    return {"checkpoint": str(model.checkpoint), **describe_model(model), **trained, "items": items}
+
+
+def keep(
+    folder: Path, task: Task, records: list[Record], rows: list[Row], about: dict[str, Any], seconds: float
+) -> None:
+    """Writes what `mm evaluate` would have written."""
+    from mm_lightning.data.manifest import write_json
+    from mm_lightning.training.run_folder import describe_environment
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    (folder / SAMPLES).write_text(lines, encoding="utf-8")
+    found = {"task": task.name, "run": folder.parent.name, "rows": [vars(row) for row in rows]}
+    more = {"settings": task.settings(), "network": about, "seconds": round(seconds, 1)}
+    write_json(folder / RESULTS, {**found, **more, "sessions": [describe_environment()]})
+
+
+def show(trainer: Trainer, task: Task, rows: list[Row], about: dict[str, Any]) -> None:
+    """Puts the table and the figures into TensorBoard."""
+    from mm_lightning.evaluation.results import draw
+
+    step = trainer.global_step
+    results = [Result(f"step={step}", rows, about)]
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_text(f"evaluation/{task.name}", task.markdown(results), step)
+            for name, figure in draw(task, results).items():
+                logger.experiment.add_figure(f"evaluation/{name}", figure, step)

@@ -1,0 +1,101 @@
+"""Figure 1 of the v2 paper while a network trains."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from mm_lightning.callbacks.validation_rows import ValidationRows
+from mm_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from mm_lightning.inspection.profile import Profile
+
+
+class RetrievalProfile(Callback):
+    """After each validation, the mean retrieval weight by distance, as TensorBoard figure `retrieval_profile/LEVEL`: a
+    line for each block, the mean over its heads.
+
+    The weights are those of some validation sequences' queries that have at least `distances` - 1 tokens of their
+    document before them. Needs matplotlib: `pip install -e ".[report]"`.
+
+    Args:
+        sequences: how many validation sequences.
+        distances: how far back to look, in tokens; half the context by default.
+    """
+
+    def __init__(self, sequences: int = 4, distances: int | None = None) -> None:
+        if sequences < 1 or (distances is not None and distances < 2):
+            raise UserError(
+                f"RetrievalProfile: sequences must be at least 1 and distances at least 2, got {sequences} and "
+                f"{distances}"
+            )
+        if importlib.util.find_spec("matplotlib") is None:
+            raise UserError('RetrievalProfile needs matplotlib: pip install -e ".[report]", or leave it out')
+        self.distances = distances
+        self._rows = ValidationRows(sequences)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keeps the first sequences."""
+        self._rows.take(batch, batch_idx)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draws."""
+        from mm_lightning.inspection.profile import retrieval_profile
+        from mm_lightning.training.at_rest import at_rest
+        from mm_lightning.training.loggers import say
+
+        batch = self._rows.batch
+        if batch is None or trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        distances = self.distances or max(2, batch.tokens.shape[1] // 2)
+        with at_rest(trainer, pl_module) as network:
+            if not trainer.is_global_zero:
+                return
+            profile = retrieval_profile(network, batch.tokens, batch.documents, distances)
+        if not profile.queries:
+            say(
+                f"no retrieval profile: the first {len(batch)} validation sequences have no document of {distances} "
+                f"tokens; set more sequences, or fewer distances, of RetrievalProfile"
+            )
+            return
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                for level, figure in draw(profile).items():
+                    logger.experiment.add_figure(f"retrieval_profile/{level}", figure, trainer.global_step)
+
+
+def draw(profile: Profile) -> dict[str, Figure]:
+    """By level, a line for each block; distances with a weight only."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    figures = {}
+    for level, mean in profile.mean().items():  # (L, H, distances)
+        figure = Figure(figsize=(6, 4), layout="constrained")
+        axes = figure.subplots()
+        blocks = mean.mean(1)
+        for layer, weights in enumerate(blocks):
+            read = weights.nonzero()[:, 0]
+            colour = colormaps["viridis"](layer / max(1, len(blocks) - 1) * 0.9)
+            axes.loglog(read.clamp(min=0.5), weights[read], color=colour, linewidth=1.2, label=f"block {layer}")
+        axes.set_xlabel("distance, tokens (0.5: the query itself)" if blocks[:, 0].any() else "distance, tokens")
+        axes.set_ylabel("mean retrieval weight")
+        axes.set_title(f"{level}: mean over {profile.queries:,} queries and {mean.shape[1]} heads", fontsize=10)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=7, ncols=2)
+        figures[level] = figure
+    return figures

@@ -1,0 +1,149 @@
+"""Evaluation, RetrievalProfile, MemoryStatistics and Samples in a training run, on one process and on two."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from launch import mm
+from runs import metrics
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from mm_lightning.cli import main
+from mm_lightning.inspection.statistics import effective_pairs, memory_distributions
+from mm_lightning.networks import MemoryMosaicConfig
+
+EVALUATION = {
+    "class_path": "Evaluation",
+    "init_args": {
+        "tasks": ["loss_by_position"],
+        "every_n_steps": 3,
+        "settings": {"contexts": [64, 128], "limit": 4},
+        "batch_size": 2,
+    },
+}
+WATCHERS = [
+    EVALUATION,
+    {"class_path": "RetrievalProfile", "init_args": {"distances": 8}},
+    {"class_path": "MemoryStatistics", "init_args": {"every_n_steps": 3}},
+    {"class_path": "Samples", "init_args": {"prompt": "1 2", "tokens": 4}},
+]
+
+
+@pytest.fixture
+def watched(tiny, tmp_path) -> Path:
+    """The config of the tiny run with everything that looks at its network."""
+    values = yaml.safe_load(tiny.read_text())
+    values["trainer"] = {**values["trainer"], "callbacks": [*values["trainer"]["callbacks"], *WATCHERS]}
+    path = tmp_path / "watched.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def evaluations(folder: Path) -> dict[int, float]:
+    return metrics(folder, "evaluation/loss_by_position/context=128/loss")
+
+
+def board(folder: Path) -> EventAccumulator:
+    events = EventAccumulator(str(folder / "tensorboard"), {"histograms": 0})
+    events.Reload()
+    return events
+
+
+def test_watching_changes_nothing_and_writes_everything(tiny, watched, tmp_path):
+    assert main(["fit", "--config", str(tiny), "--run", str(tmp_path / "alone")]) == 0
+    assert main(["fit", "--config", str(watched), "--run", str(tmp_path / "seen")]) == 0
+    alone, seen = tmp_path / "alone" / "0", tmp_path / "seen" / "0"
+    for name in ("train/loss", "validation/loss"):
+        assert metrics(seen, name) == metrics(alone, name)
+    found = board(seen)
+    tags = found.Tags()
+    names = ("alpha", "gamma", "bandwidth", "gate", "decay", "effective_pairs")
+    assert {f"memory/{level}/{name}" for level in ("long", "short") for name in names} <= set(tags["histograms"])
+    assert {"retrieval_profile/long", "retrieval_profile/short", "evaluation/loss_by_position"} <= set(tags["images"])
+    assert {"samples/text_summary", "evaluation/loss_by_position/text_summary"} <= set(tags["tensors"])
+    assert [event.step for event in found.Scalars("evaluation/share")] == [3, 6]
+    assert 0 < found.Scalars("evaluation/share")[-1].value < 1
+    counts = [event.step for event in found.Histograms("memory/long/effective_pairs")]
+    assert counts == [3, 6]
+
+
+def test_the_callback_finds_what_the_command_finds(watched, tmp_path):
+    assert main(["fit", "--config", str(watched)]) == 0
+    folder = tmp_path / "run" / "0"
+    within = json.loads((folder / "evaluations/step=6/loss_by_position/results.json").read_text())
+    asked = ["--tasks", "loss_by_position", "--contexts", "64", "128", "--limit", "4", "--device", "cpu"]
+    assert main(["evaluate", "--checkpoint", str(folder), *asked, "--output", str(tmp_path / "after")]) == 0
+    after = json.loads(next((tmp_path / "after").glob("*/loss_by_position/results.json")).read_text())
+    assert within["settings"] == after["settings"]
+    for one, two in zip(within["rows"], after["rows"], strict=True):
+        assert one["group"] == two["group"]
+        assert one["value"] == pytest.approx(two["value"], rel=1e-5)
+    assert within["network"]["tokens"] == 6 * 8 * 32
+    assert len((folder / "evaluations/step=3/loss_by_position/samples.jsonl").read_text().splitlines()) == 4
+
+
+def test_two_processes_share_the_questions(watched, tmp_path):
+    assert main(["fit", "--config", str(watched)]) == 0
+    together(watched, tmp_path, "ddp")
+
+
+@pytest.mark.slow
+def test_zero_3_lends_a_whole_copy(watched, tmp_path):
+    assert main(["fit", "--config", str(watched)]) == 0
+    together(watched, tmp_path, "deepspeed_stage_3")
+
+
+def together(watched, tmp_path, strategy):
+    devices = ["--trainer.devices", "2", "--trainer.strategy", strategy, "--data.micro_batch_size", "2"]
+    done = mm("fit", "--config", str(watched), "--run", str(tmp_path / "together"), *devices)
+    assert done.returncode == 0, done.stderr[-3000:]
+    alone, both = tmp_path / "run" / "0", tmp_path / "together" / "0"
+    assert evaluations(both).keys() == evaluations(alone).keys() == {3, 6}
+    assert list(evaluations(both).values()) == pytest.approx(list(evaluations(alone).values()), rel=2e-5)
+    assert "memory/short/effective_pairs" in board(both).Tags()["histograms"]
+    assert "samples/text_summary" in board(both).Tags()["tensors"]
+
+
+def test_evaluation_by_tokens_is_due_at_the_first_step_that_reaches_a_multiple():
+    from mm_lightning.callbacks import Evaluation
+
+    evaluation = Evaluation(["loss_by_position"], every_n_tokens=100)
+    evaluation._step_tokens = 30
+    assert [step for step in range(1, 12) if evaluation._due(step)] == [4, 7, 10]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"every_n_tokens": 100}, "give one of every_n_steps and every_n_tokens"),
+        ({"tasks": ["loss_by_positio"]}, "did you mean loss_by_position"),
+        ({"settings": {"shots": 3}}, "--shots is for none of the tasks"),
+    ],
+)
+def test_mistakes_are_told_before_training(watched, tmp_path, capsys, change, message):
+    values = yaml.safe_load(watched.read_text())
+    one = next(c for c in values["trainer"]["callbacks"] if c["class_path"] == "Evaluation")
+    one["init_args"] |= change
+    watched.write_text(yaml.safe_dump(values))
+    assert main(["fit", "--config", str(watched)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_effective_pairs():
+    weights = torch.tensor([[0.25, 0.25, 0.25, 0.25], [1, 0, 0, 0], [0, 0, 0, 0]])
+    assert effective_pairs(weights).tolist() == pytest.approx([4, 1, 0])
+
+
+def test_distributions_count_queries_with_something_to_read():
+    config = MemoryMosaicConfig(
+        vocab_size=16, layers=2, dim=8, heads=2, persistent_dim=8, short_term_window=4, inference_delay=3
+    )
+    found = memory_distributions(config.build().eval(), torch.randint(16, (2, 10)))
+    # long: positions 3 .. 9 of 10 read; short: 1 .. 9; of 2 rows, 2 heads, 2 layers
+    assert len(found["long/effective_pairs"]) == len(found["long/bandwidth"]) == 7 * 8
+    assert len(found["short/effective_pairs"]) == 9 * 8
+    assert len(found["long/gate"]) == len(found["short/decay"]) == 10 * 8
+    assert found["short/effective_pairs"].max() <= 3 + 1e-4
+    assert found["long/decay"].max() <= 1
