@@ -1,0 +1,1 @@
+"""In-context learning: classification from demonstrations, as the paper measures it."""

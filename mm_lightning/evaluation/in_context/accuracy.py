@@ -1,0 +1,71 @@
+"""Accuracies and their standard errors, over questions that several sets of demonstrations were asked with."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean, variance
+
+UNKNOWN = 0.25
+"""The largest variance that a share can have, where no class has two questions to estimate it from."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer.
+
+    Attributes:
+        seed: of the demonstrations.
+        query: the question.
+        label: its class.
+        right: 1 or 0.
+    """
+
+    seed: int
+    query: str
+    label: str
+    right: float
+
+
+def micro(answers: Sequence[Answer]) -> tuple[float, float | None]:
+    """The share of right answers, and its standard error."""
+    return _mean(answers, {answer.query: "" for answer in answers})
+
+
+def macro(answers: Sequence[Answer]) -> tuple[float, float | None]:
+    """The mean over classes of the share of right answers to the class's questions, and its standard error."""
+    return _mean(answers, {answer.query: answer.label for answer in answers})
+
+
+def _mean(answers: Sequence[Answer], group: dict[str, str]) -> tuple[float, float | None]:
+    """The mean over groups of questions of the mean over their questions and over seeds.
+
+    The standard error is that of other questions and other demonstrations: the variance between a group's questions
+    and that between seeds, each divided by how many there are. None where there is a single question.
+    """
+    sizes = Counter(group.values())
+    weight = {query: 1 / (len(sizes) * sizes[name]) for query, name in group.items()}
+    by_query = _collected((answer.query, answer.right) for answer in answers)
+    value = sum(weight[query] * fmean(rights) for query, rights in by_query.items())
+    if len(by_query) < 2:
+        return value, None
+    by_group = _collected((group[query], fmean(rights)) for query, rights in by_query.items())
+    several = [(len(means) - 1, variance(means)) for means in by_group.values() if len(means) > 1]
+    pooled = sum(n * v for n, v in several) / sum(n for n, _ in several) if several else UNKNOWN
+    squared = sum(
+        (variance(means) if len(means) > 1 else pooled) / len(means) / len(sizes) ** 2 for means in by_group.values()
+    )
+    by_seed = _collected((answer.seed, (weight[answer.query], answer.right)) for answer in answers)
+    seeds = [sum(w * right for w, right in pairs) / sum(w for w, _ in pairs) for pairs in by_seed.values()]
+    if len(seeds) > 1:
+        squared += variance(seeds) / len(seeds)
+    return value, math.sqrt(squared)
+
+
+def _collected(pairs: Iterable[tuple]) -> dict:
+    found = defaultdict(list)
+    for key, value in pairs:
+        found[key].append(value)
+    return found

@@ -1,0 +1,132 @@
+"""Reading tables of examples: what is wrong in a file is said with its row."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mm_lightning.errors import UserError
+
+FORMATS = (".csv", ".tsv", ".jsonl")
+
+
+def one_line(text: str) -> str:
+    """Without line ends, which delimit the parts of a prompt: all white space becomes single spaces."""
+    return " ".join(text.split())
+
+
+def read_text(path: Path) -> str:
+    """A file as it is, with line ends as `\\n`.
+
+    Raises:
+        UserError: there is no such file, or it is not UTF-8.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no file {path}: put it there, or name another folder with --data_dir")
+    try:
+        return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#x}") from error
+
+
+def read_json(path: Path, kind: type) -> Any:
+    """The list or dict that a JSON file holds.
+
+    Raises:
+        UserError: there is none in it.
+    """
+    try:
+        found = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not JSON: {error}") from error
+    if not isinstance(found, kind):
+        raise UserError(f"{path} should hold a JSON {kind.__name__}, not a {type(found).__name__}")
+    return found
+
+
+def read_tsv(path: Path, columns: int) -> Iterator[tuple[int, list[str]]]:
+    """Rows, counted from 1, of so many columns without header or quotes.
+
+    Raises:
+        UserError: a row has another number of columns, or its first is empty.
+    """
+    for row, line in enumerate(read_text(path).removesuffix("\n").split("\n"), 1):
+        cells = line.split("\t")
+        if len(cells) != columns or not cells[0].strip():
+            raise UserError(f"{path}, row {row}: expected {columns} columns between tabs, got {line[:80]!r}")
+        yield row, cells
+
+
+def read_blocks(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Blocks of lines between empty lines, each with the number of its first line."""
+    block: list[str] = []
+    for row, line in enumerate([*read_text(path).split("\n"), ""], 1):
+        if line.strip():
+            block.append(line)
+        elif block:
+            yield row - len(block), block
+            block = []
+
+
+def read_table(path: Path, text: str, label: str) -> Iterator[tuple[int, str, str]]:
+    """Row number, text and label of each row of a .csv or .tsv file with a header, or of .jsonl objects.
+
+    Rows are counted from 1, a header not counted.
+
+    Args:
+        path: the file.
+        text: the column of texts.
+        label: the column of labels.
+
+    Raises:
+        UserError: the file or a column is missing, or a row has no text or no label in it.
+    """
+    if path.suffix not in FORMATS:
+        raise UserError(f"{path}: the ending must be one of {', '.join(FORMATS)}")
+    rows = _objects(path) if path.suffix == ".jsonl" else _cells(path, [text, label])
+    for number, row in rows:
+        found = []
+        for column in (text, label):
+            value = row.get(column)
+            if isinstance(value, int) and not isinstance(value, bool):
+                value = str(value)
+            if not isinstance(value, str) or not value.strip():
+                has = "is empty" if column in row else "is missing"
+                raise UserError(f"{path}, row {number}: {column!r} {has}")
+            found.append(one_line(value))
+        yield number, found[0], found[1]
+
+
+def _cells(path: Path, columns: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    lines = io.StringIO(read_text(path), newline="")
+    reader = csv.reader(lines, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
+    row = 0
+    try:
+        header = next(reader, [])
+        missing = [column for column in columns if column not in header]
+        if missing:
+            raise UserError(
+                f"{path} has no column {missing[0]!r}; its first line names {', '.join(header) or 'nothing'}"
+            )
+        for row, cells in enumerate(reader, 1):
+            if cells and len(cells) != len(header):
+                raise UserError(f"{path}, row {row}: {len(cells)} columns where the header has {len(header)}")
+            if cells:  # not an empty line
+                yield row, dict(zip(header, cells, strict=True))
+    except csv.Error as error:
+        raise UserError(f"{path}, row {row + 1}: {error}") from error
+
+
+def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    for row, line in enumerate(read_text(path).removesuffix("\n").split("\n"), 1):
+        try:
+            found = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}, row {row}: not JSON: {error}") from error
+        if not isinstance(found, dict):
+            raise UserError(f"{path}, row {row}: a JSON object was expected, got {line[:80]!r}")
+        yield row, found

@@ -1,0 +1,220 @@
+"""In-context classification as tasks of `mm evaluate`."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from mm_lightning.errors import UserError
+from mm_lightning.evaluation.in_context.custom import read_dataset
+from mm_lightning.evaluation.in_context.datasets import READERS, Dataset
+from mm_lightning.evaluation.in_context.prompts import (
+    STRATEGIES,
+    Labels,
+    Strategy,
+    Style,
+    digest,
+    draw_shots,
+)
+from mm_lightning.evaluation.in_context.table import accuracy_rows, accuracy_table
+from mm_lightning.evaluation.task import Item, Record, Result, Row, Task
+
+if TYPE_CHECKING:
+    from mm_lightning.evaluation.model import Model
+
+
+@dataclass
+class InContext(Task):
+    """Classification from demonstrations: n shots are n examples of every class.
+
+    Every question follows the same demonstrations, once for each set of them (seed), number of shots, kind of labels
+    and prompt strategy. It is answered in two ways: by greedy decoding to the end of the label, an exact match being
+    right; and by the most likely label, the sum of log p over its tokens and its terminator (also divided by how many
+    tokens these are).
+
+    Args:
+        data_dir: folder with a folder for each data set.
+        shots: numbers of examples of every class to show.
+        labels: semantic (the classes' names), anonymous (class_00, class_01, ...), or both.
+        strategies: how prompts are written: parts delimited by newline or space, the examples of each shot in the order
+            of the classes or shuffled.
+        demonstration_seeds: sets of demonstrations to draw, at least 3 for a standard error that means something.
+        limit: questions to ask, drawn uniformly from the test examples; all of them if there are no more.
+        seed: of the questions' draw.
+        longest_prompt: refuse prompts of more tokens.
+    """
+
+    data_dir: str = "data"
+    shots: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16])
+    labels: list[Labels] = field(default_factory=lambda: ["semantic", "anonymous"])
+    strategies: list[Strategy] = field(default_factory=lambda: list(STRATEGIES))
+    demonstration_seeds: int = 3
+    limit: int | None = 500
+    seed: int = 0
+    longest_prompt: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("demonstration_seeds", 1), ("limit", 1), ("longest_prompt", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UserError(f"{name} must be at least {least}, got {value}")
+        for name, allowed in (("labels", ("semantic", "anonymous")), ("strategies", STRATEGIES)):
+            for value in getattr(self, name):
+                if value not in allowed:
+                    raise UserError(f"{name}: there is no {value!r}, only {', '.join(allowed)}")
+        for name in ("shots", "labels", "strategies"):
+            values = getattr(self, name)
+            if not values or len(set(values)) != len(values):
+                raise UserError(f"{name} must name one or more values, each once, got {values}")
+        if min(self.shots) < 1:
+            raise UserError(f"shots must be at least 1, got {min(self.shots)}")
+
+    def read(self) -> Dataset:
+        """The data set."""
+        return READERS[self.name](Path(self.data_dir).expanduser() / self.name)
+
+    @cached_property
+    def data(self) -> Dataset:
+        """The data set, read once."""
+        return self.read()
+
+    def queries(self) -> list[int]:
+        """Numbers of the test examples that are asked."""
+        count = len(self.data.test)
+        if self.limit is None or self.limit >= count:
+            return list(range(count))
+        return sorted(
+            random.Random(f"questions of {self.data.name}, seed {self.seed}").sample(range(count), self.limit)
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """Without the place of the data, with a hash of their content."""
+        kept = super().settings()
+        for place in ("data_dir", "tacred", "dataset"):
+            kept.pop(place, None)
+        return {**kept, "data": digest(repr(self.data))}
+
+    def items(self, model: Model) -> list[Item]:
+        """Every question after every set of demonstrations.
+
+        Raises:
+            UserError: the data set cannot be read, a class has too few examples, or a prompt is too long.
+        """
+        queries = self.queries()
+        draw_shots(self.data, max(self.shots), 0)  # says at once what is missing
+        if self.longest_prompt is not None:
+            self._check_lengths(model, queries, self.longest_prompt)
+        items = []
+        for labels, strategy in product(self.labels, self.strategies):
+            for seed, shots in product(range(self.demonstration_seeds), sorted(self.shots)):
+                group = {"labels": labels, "strategy": strategy, "shots": shots, "seed": seed}
+                key = "/".join(map(str, group.values()))
+                items += [Item(f"{key}/{number}", group, (number, number == queries[0])) for number in queries]
+        return items
+
+    def ask(self, model: Model, items: list[Item]) -> Iterator[Record]:
+        """Asks items sorted by demonstrations, so that more shots go on from fewer."""
+        from mm_lightning.evaluation.in_context.asking import ask_style
+
+        by_style: dict[tuple[Labels, Strategy], list[Item]] = {}
+        for item in items:
+            by_style.setdefault((item.group["labels"], item.group["strategy"]), []).append(item)
+        for (labels, strategy), group in by_style.items():
+            yield from ask_style(model, Style(self.data, labels, strategy), group)
+
+    def rows(self, records: list[Record]) -> list[Row]:
+        return accuracy_rows(records)
+
+    def markdown(self, results: Sequence[Result]) -> str:
+        return accuracy_table(results)
+
+    def _check_lengths(self, model: Model, queries: list[int], longest: int) -> None:
+        fit = 0
+        for shots in sorted(self.shots):
+            for labels, strategy in product(self.labels, self.strategies):
+                style = Style(self.data, labels, strategy)
+                after = model.tokenizer.encode_batch([style.query(self.data.test[number]) for number in queries])
+                answers = model.tokenizer.encode_batch(style.answers)
+                for seed in range(self.demonstration_seeds):
+                    length = 1 + len(model.encode(style.demonstrations(shots, seed)))
+                    length += max(map(len, after)) + max(map(len, answers))
+                    if length > longest:
+                        raise UserError(
+                            f"{self.data.name} with {shots} shots ({labels} labels, {strategy}, seed {seed}): a prompt "
+                            f"has {length:,} tokens, more than longest_prompt {longest:,}: "
+                            + (f"at most --shots {fit} fits" if fit else "not even the fewest shots fit")
+                        )
+            fit = shots
+
+
+@dataclass
+class Banking77(InContext):
+    """Bank customers' queries: 77 intents."""
+
+    name: ClassVar[str] = "banking77"
+
+
+@dataclass
+class GoEmotions(InContext):
+    """Comments with one emotion of 28."""
+
+    name: ClassVar[str] = "goemotions"
+
+
+@dataclass
+class Tacred(InContext):
+    """The relation between two entities of a sentence: 41 relations. The data need a licence (LDC2018T24).
+
+    Args:
+        tacred: folder of your copy, with train.json, dev.json and test.json; the folder tacred of data_dir by default.
+    """
+
+    name: ClassVar[str] = "tacred"
+    shots: list[int] = field(default_factory=lambda: [2, 4, 6, 8, 10])
+    tacred: str | None = None
+
+    def read(self) -> Dataset:
+        folder = Path(self.tacred or Path(self.data_dir) / self.name).expanduser()
+        if not folder.is_dir():
+            raise UserError(
+                f"there is no TACRED at {folder}: it is not free to redistribute, so name the folder of your licensed "
+                f"copy with --tacred, or choose the tasks in_context_free, where SemEval-2010 task 8 and Re-DocRED "
+                f"stand in for it"
+            )
+        return READERS[self.name](folder)
+
+
+@dataclass
+class SemEval(InContext):
+    """The relation between two nominals of a sentence: 18 directed relations."""
+
+    name: ClassVar[str] = "semeval2010_task8"
+
+
+@dataclass
+class ReDocRED(InContext):
+    """The relation between two entities of a sentence of Wikipedia: the 41 most frequent relations."""
+
+    name: ClassVar[str] = "redocred"
+
+
+@dataclass
+class Classification(InContext):
+    """A classification data set of your own.
+
+    Args:
+        dataset: a .yaml file that describes it (:func:`~mm_lightning.evaluation.in_context.custom.read_dataset`).
+    """
+
+    name: ClassVar[str] = "classification"
+    dataset: str | None = None
+
+    def read(self) -> Dataset:
+        if self.dataset is None:
+            raise UserError("classification needs --dataset FILE.yaml, the description of a data set")
+        return read_dataset(self.dataset)
