@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, variance
@@ -45,21 +45,18 @@ def _mean(answers: Sequence[Answer], group: dict[str, str]) -> tuple[float, floa
     The standard error is that of other questions and other demonstrations: the variance between a group's questions
     and that between seeds, each divided by how many there are. None where there is a single question.
     """
-    sizes = Counter(group.values())
-    weight = {query: 1 / (len(sizes) * sizes[name]) for query, name in group.items()}
     by_query = _collected((answer.query, answer.right) for answer in answers)
-    value = sum(weight[query] * fmean(rights) for query, rights in by_query.items())
+    by_group = _collected((group[query], fmean(rights)) for query, rights in by_query.items())
+    value = fmean(map(fmean, by_group.values()))
     if len(by_query) < 2:
         return value, None
-    by_group = _collected((group[query], fmean(rights)) for query, rights in by_query.items())
     several = [(len(means) - 1, variance(means)) for means in by_group.values() if len(means) > 1]
     pooled = sum(n * v for n, v in several) / sum(n for n, _ in several) if several else UNKNOWN
-    squared = sum(
-        (variance(means) if len(means) > 1 else pooled) / len(means) / len(sizes) ** 2 for means in by_group.values()
-    )
-    by_seed = _collected((answer.seed, (weight[answer.query], answer.right)) for answer in answers)
-    seeds = [sum(w * right for w, right in pairs) / sum(w for w, _ in pairs) for pairs in by_seed.values()]
-    if len(seeds) > 1:
+    of_means = [(variance(means) if len(means) > 1 else pooled) / len(means) for means in by_group.values()]
+    squared = sum(of_means) / len(of_means) ** 2
+    by_seed = _collected((answer.seed, (group[answer.query], answer.right)) for answer in answers)
+    if len(by_seed) > 1:
+        seeds = [fmean(map(fmean, _collected(pairs).values())) for pairs in by_seed.values()]
         squared += variance(seeds) / len(seeds)
     return value, math.sqrt(squared)
 

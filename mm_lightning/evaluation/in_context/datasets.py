@@ -138,11 +138,10 @@ def tacred(folder: Path) -> Dataset:
         for row, entry in enumerate(read_json(path, list), 1):
             try:
                 tokens = [BRACKETS.get(token, token) for token in entry["token"]]
-                subject, thing = (
-                    " ".join(tokens[entry[f"{e}_start"] : entry[f"{e}_end"] + 1]) for e in ("subj", "obj")
-                )
+                places = [slice(int(entry[f"{e}_start"]), int(entry[f"{e}_end"]) + 1) for e in ("subj", "obj")]
+                subject, thing = (" ".join(tokens[place]) for place in places)
                 label = str(entry["relation"])
-            except (KeyError, TypeError) as error:
+            except (KeyError, TypeError, ValueError) as error:
                 raise UserError(f"{path}, row {row}: not an example of TACRED's official JSON ({error!r})") from error
             if not (subject and thing):
                 raise UserError(f"{path}, row {row}: an entity lies outside the sentence of {len(tokens)} tokens")

@@ -47,6 +47,7 @@ class InContext(Task):
         limit: questions to ask, drawn uniformly from the test examples; all of them if there are no more.
         seed: of the questions' draw.
         longest_prompt: refuse prompts of more tokens.
+        data_hash: refuse any other data set than the one of this hash, as results.json has it.
     """
 
     data_dir: str = "data"
@@ -57,6 +58,7 @@ class InContext(Task):
     limit: int | None = 500
     seed: int = 0
     longest_prompt: int | None = None
+    data_hash: str | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("demonstration_seeds", 1), ("limit", 1), ("longest_prompt", 1)):
@@ -81,23 +83,22 @@ class InContext(Task):
     @cached_property
     def data(self) -> Dataset:
         """The data set, read once."""
-        return self.read()
+        data = self.read()
+        if self.data_hash not in (None, digest(repr(data))):
+            raise UserError(f"{data.name}: its hash is {digest(repr(data))}, not data_hash {self.data_hash}")
+        return data
 
     def queries(self) -> list[int]:
         """Numbers of the test examples that are asked."""
-        count = len(self.data.test)
-        if self.limit is None or self.limit >= count:
-            return list(range(count))
-        return sorted(
-            random.Random(f"questions of {self.data.name}, seed {self.seed}").sample(range(count), self.limit)
-        )
+        numbers = range(len(self.data.test))
+        if self.limit is None or self.limit >= len(numbers):
+            return list(numbers)
+        draw = random.Random(f"questions of {self.data.name}, seed {self.seed}")
+        return sorted(draw.sample(numbers, self.limit))
 
     def settings(self) -> dict[str, Any]:
-        """Without the place of the data, with a hash of their content."""
-        kept = super().settings()
-        for place in ("data_dir", "tacred", "dataset"):
-            kept.pop(place, None)
-        return {**kept, "data": digest(repr(self.data))}
+        """The data count by their content, not by their place."""
+        return {**super().settings(), "data_dir": self.data.name, "data_hash": digest(repr(self.data))}
 
     def items(self, model: Model) -> list[Item]:
         """Every question after every set of demonstrations.
@@ -188,6 +189,9 @@ class Tacred(InContext):
             )
         return READERS[self.name](folder)
 
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "tacred": None}
+
 
 @dataclass
 class SemEval(InContext):
@@ -218,3 +222,6 @@ class Classification(InContext):
         if self.dataset is None:
             raise UserError("classification needs --dataset FILE.yaml, the description of a data set")
         return read_dataset(self.dataset)
+
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "dataset": self.data.name}
