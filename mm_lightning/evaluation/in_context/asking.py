@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from mm_lightning.evaluation.in_context.prompts import digest, encode_after
-from mm_lightning.evaluation.in_context.scoring import Shared, Tree, greedy, log_likelihoods
+from mm_lightning.evaluation.in_context.scoring import Shared, Tree, log_likelihoods
+from mm_lightning.evaluation.model import GREEDY
+from mm_lightning.inference.generate import collect, write
 
 if TYPE_CHECKING:
     from mm_lightning.evaluation.in_context.prompts import Style
@@ -49,8 +51,9 @@ def ask_style(model: Model, style: Style, items: list[Item]) -> Iterator[Record]
         queries = [style.query(test[item.content[0]]) for item in group]
         for batch, reader in shared.batches(encode_after(model.tokenizer, before[-CUT:], queries)):
             with model.computing():
-                scores = log_likelihoods(reader, tree, len(answers)).cpu()
-                texts = greedy(reader, model.tokenizer, style.terminator, max(longest, ANSWER_TOKENS))
+                scores = log_likelihoods(reader, tree, len(answers), model.batch_size).cpu()
+                written = write(reader, model.tokenizer, GREEDY, max(longest, ANSWER_TOKENS), [style.terminator])
+                texts = collect(written, len(batch))
             for place, text, of_labels in zip(batch, texts, scores, strict=True):
                 item = group[place]
                 right = names[test[item.content[0]].label]

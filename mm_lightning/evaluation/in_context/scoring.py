@@ -1,9 +1,7 @@
-"""Answers to questions that share their demonstrations, which are read once.
+"""Answers to questions that share their demonstrations, which are read and held once.
 
-What was read lives in the memory state. A question is read on top of it, its labels on top of the question, and the
-state goes back to a mark afterwards, which costs O(h) whatever the length: nothing is copied for a question or a label.
-Questions of equal numbers of tokens stand side by side in a few copies of the state, made once for the demonstrations
-and as many as there is memory for.
+A question is read in branches of what the network remembers of the demonstrations, its labels in branches of that:
+nothing that was read is copied. Texts of equal numbers of tokens stand side by side, so that none is padded.
 """
 
 from __future__ import annotations
@@ -15,16 +13,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from mm_lightning.evaluation.model import Branches
 from mm_lightning.inference.reader import Reader
-from mm_lightning.inference.sampling import Sampler, Sampling
-from mm_lightning.inference.text import TextStream
 
 if TYPE_CHECKING:
-    from mm_lightning.data.tokenizer import Tokenizer
     from mm_lightning.evaluation.model import Model
-
-CPU_ROOM = 2 * 1024**3
-"""Bytes that copies of a state may take where there is no GPU to ask."""
 
 
 @dataclass
@@ -65,92 +58,81 @@ def _shared(sequences: list[list[int]]) -> list[int]:
     return low[:length]
 
 
-def log_likelihoods(reader: Reader, tree: Tree, count: int) -> Tensor:
-    """log p of each sequence of a tree after each of a reader's documents; the reader is afterwards as before.
+def log_likelihoods(reader: Reader, tree: Tree, count: int, rows: int) -> Tensor:
+    """log p of each sequence of a tree after each of a reader's documents.
 
-    Each node is read once, its last token not at all.
+    Every node is read once for each document, its last token not at all.
 
     Args:
-        reader: of B documents.
+        reader: of B documents; it stays as it is.
         tree: of `count` sequences.
         count: N.
+        rows: branches to read side by side, at most.
 
     Returns:
         (B, N) in nats, float32, or float64 where the network computes in it.
     """
     assert reader.logits is not None
-    first = _log_softmax(reader.logits)
-    found = first.new_zeros(len(first), count)
-    mark = reader.state.mark()
     with torch.inference_mode():
-        _walk(reader, tree, first, first.new_zeros(len(first)), found)
-    reader.state.rewind(mark)
+        following = _log_softmax(reader.logits)
+        found = following.new_zeros(len(following), count)
+        documents = [(document, tree) for document in range(len(following))]
+        _walk(reader, documents, following, following.new_zeros(len(following)), found, rows)
     return found
 
 
-def _walk(reader: Reader, tree: Tree, following: Tensor, total: Tensor, found: Tensor) -> None:
-    """Fills in `found` from a node; `following` (B, V) is log p of what comes next, `total` (B,) that of the node."""
-    for number in tree.ends:
-        found[:, number] = total
-    for at, (tokens, below) in enumerate(tree.branches):
-        branch = total + following[:, tokens[0]]
-        read = tokens if below.branches else tokens[:-1]
-        if not read:
-            _walk(reader, below, following, branch, found)
-            continue
-        mark = reader.state.mark() if at + 1 < len(tree.branches) else None  # the caller rewinds after the last one
-        rows = torch.tensor([read], device=following.device).expand(len(following), -1)
-        after = _log_softmax(reader.network(rows, state=reader.state))  # (B, T, V)
-        for place, token in enumerate(tokens[1:]):
-            branch = branch + after[:, place, token]
-        _walk(reader, below, after[:, -1], branch, found)
-        if mark is not None:
-            reader.state.rewind(mark)
+def _walk(
+    reader: Reader, nodes: list[tuple[int, Tree]], following: Tensor, total: Tensor, found: Tensor, rows: int
+) -> None:
+    """Fills in `found` from where the rows of a reader stand.
+
+    Args:
+        reader: of B rows.
+        nodes: of each row, which document it goes on from, and its place in the tree.
+        following: (B, V), log p of the next token.
+        total: (B,), log p of the row since it left its document.
+        found: (B', N), to be filled in.
+        rows: at most, side by side.
+    """
+    # By how many tokens are to be read, and whether one is left that is not: rows, tokens and what is behind them.
+    edges: dict[tuple[int, bool], list[tuple[int, list[int], Tree]]] = {}
+    for row, (document, tree) in enumerate(nodes):
+        for number in tree.ends:
+            found[document, number] = total[row]
+        for tokens, below in tree.branches:
+            last = not below.branches
+            edges.setdefault((len(tokens) - last, last), []).append((row, tokens, below))
+    for (length, _), alike in sorted(edges.items(), key=lambda entry: entry[0]):
+        for at in range(0, len(alike), rows):
+            part = alike[at : at + rows]
+            places = [row for row, _, _ in part]
+            tokens = torch.tensor([tokens for _, tokens, _ in part], device=following.device)
+            logs = following[places][:, None]  # (n, 1 + length, V): of each of the tokens, and of the next one
+            branches = reader
+            if length:
+                branches = Branches(reader, places, length)
+                after = reader.network(tokens[:, :length], state=branches.state)
+                logs = torch.cat([logs, _log_softmax(after)], 1)
+            own = logs[:, : tokens.shape[1]].gather(-1, tokens[..., None])[..., 0].sum(1)
+            below = [(nodes[row][0], tree) for row, _, tree in part]
+            _walk(branches, below, logs[:, -1], total[places] + own, found, rows)
 
 
 def _log_softmax(logits: Tensor) -> Tensor:
     return logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
-def greedy(reader: Reader, tokenizer: Tokenizer, stop: str, max_new_tokens: int) -> list[str]:
-    """The most probable text after each of a reader's documents, up to a stop string; the reader as before afterwards.
-
-    Raises:
-        UserError: the network's logits are not finite.
-    """
-    texts = [TextStream(tokenizer, [stop]) for _ in reader.documents]
-    written = ["" for _ in texts]
-    going = set(range(len(texts)))
-    mark = reader.mark()
-    sampler = Sampler(Sampling(temperature=0), reader.documents)
-    for left in reversed(range(max_new_tokens)):
-        assert reader.logits is not None
-        drawn = sampler.draw(reader.logits).tolist()
-        for row in sorted(going):
-            ended = drawn[row] == tokenizer.eos
-            written[row] += "" if ended else texts[row].add(drawn[row])
-            if ended or texts[row].stopped or not left:
-                written[row] += texts[row].finish()
-                going.discard(row)
-        if not going:
-            break
-        reader.read([[token] for token in drawn])
-    reader.rewind(mark)
-    return written
-
-
 class Shared:
     """The beginning of many documents, read once.
 
     Args:
-        model: who reads. Its batch_size is how many documents are continued at once, fewer where memory is short.
+        model: who reads.
         room: tokens that documents have besides the beginning, at most.
     """
 
     def __init__(self, model: Model, room: int) -> None:
         self.model, self.room = model, room
-        self._first = Reader(model.network, together=model.together)
-        self._copies: dict[int, Reader] = {}
+        self.reader = Reader(model.network, together=model.together)
 
     def read(self, tokens: Sequence[int]) -> int:
         """Makes these tokens the beginning: what it has of them already is not read again.
@@ -158,49 +140,28 @@ class Shared:
         Returns:
             how many were read.
         """
-        have = self._first.documents[0]
-        self._copies = {}
+        have = self.reader.documents[0]
         if not have or list(tokens[: len(have)]) != have:
-            self._first, have = Reader(self.model.network, 1, len(tokens) + self.room, self.model.together), []
+            self.reader, have = Reader(self.model.network, 1, len(tokens), self.model.together), []
         new = list(tokens[len(have) :])
         if new:
             with self.model.computing():
-                self._first.read([new])
+                self.reader.read([new])
         return len(new)
 
     def batches(self, documents: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Reader]]:
-        """Readers that have read the beginning and then documents, and which documents these are.
+        """Readers that have read the beginning and then documents, at most the model's batch_size of equal lengths.
 
-        Their lengths must be equal in a reader; sizes of batches are powers of two, so that no row is idle and there
-        are few copies. A reader is good until the next one is asked for.
+        Yields:
+            which documents these are, and their reader.
         """
         by_length: dict[int, list[int]] = {}
         for number, document in enumerate(documents):
             by_length.setdefault(len(document), []).append(number)
-        most = self._affordable()
         for _, numbers in sorted(by_length.items()):
-            while numbers:
-                size = min(most, 1 << (len(numbers).bit_length() - 1))
-                batch, numbers = numbers[:size], numbers[size:]
-                reader = self._copy(size)
-                mark = reader.mark()
+            for at in range(0, len(numbers), self.model.batch_size):
+                batch = numbers[at : at + self.model.batch_size]
                 with self.model.computing():
+                    reader = Branches(self.reader, [0] * len(batch), self.room)
                     reader.read([documents[number] for number in batch])
                 yield batch, reader
-                reader.rewind(mark)
-
-    def _affordable(self) -> int:
-        """The largest power of two of documents whose copies, and those of all smaller batches, there is room for."""
-        device = self.model.device
-        free = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else CPU_ROOM
-        length = max(self._first.state.length, 1)
-        each = self._first.state.bytes * (length + self.room) // length
-        most = max(1, min(self.model.batch_size, free // (2 * each)))
-        return 1 << (most.bit_length() - 1)
-
-    def _copy(self, size: int) -> Reader:
-        if size == 1:
-            return self._first
-        if size not in self._copies:
-            self._copies[size] = self._first.fork([0] * size, self._first.state.length + self.room)
-        return self._copies[size]

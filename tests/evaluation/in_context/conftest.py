@@ -6,6 +6,7 @@ import torch
 from mm_lightning.data.tokenizer import load_tokenizer
 from mm_lightning.evaluation.in_context.datasets import Dataset, Example
 from mm_lightning.evaluation.in_context.task import InContext
+from mm_lightning.memory.state import State
 
 DATA = Path(__file__).parents[4] / "shared" / "data"
 """Real data beside the project."""
@@ -60,41 +61,34 @@ class Scripted(torch.nn.Module):
         self.unused = torch.nn.Parameter(torch.zeros(1))
 
     def new_state(self, batch=1, capacity=0):
-        return Texts([[] for _ in range(batch)])
+        return State({"said": Said(batch)}, batch, self.unused.device)
 
     def forward(self, tokens, state, starts=None, last=None):
         self.tokens += tokens.numel()
         self.calls += 1
+        said = state.parts["said"]
+        state.advance(state.chunk(*tokens.shape, starts))
         logits = torch.zeros(*tokens.shape, 258)
-        for row, ids in enumerate(tokens.tolist()):
-            for place, token in enumerate(ids):
-                state.rows_[row] = [*state.rows_[row], token]
-                text = bytes(i for i in state.rows_[row] if i < 256).decode()
-                logits[row, place, ord(self.rule(text))] = 20.0
+        for place in range(tokens.shape[1]):
+            said.tokens = torch.cat([said.tokens, tokens[:, place : place + 1]], 1)
+            for row, ids in enumerate(said.tokens.tolist()):
+                logits[row, place, ord(self.rule(bytes(i for i in ids if i < 256).decode()))] = 20.0
         return logits if last is None else logits[:, -last:]
 
 
-class Texts:
+class Said:
     """All that it remembers: everything."""
 
-    bytes = 1
+    keep = 0
 
-    def __init__(self, rows):
-        self.rows_ = rows
+    def __init__(self, batch):
+        self.tokens = torch.zeros(batch, 0, dtype=torch.int64)
 
-    @property
-    def length(self):
-        return len(self.rows_[0])
+    def tensors(self):
+        return {"tokens": self.tokens}
 
-    def rows(self, index, empty):
-        empty.rows_ = [self.rows_[i] for i in index.tolist()]
-        return empty
-
-    def mark(self):
-        return list(self.rows_)
-
-    def rewind(self, mark):
-        self.rows_ = mark
+    def load(self, tensors, length):
+        self.tokens = tensors["tokens"]
 
 
 def answering(answer):
