@@ -25,6 +25,13 @@ def evaluate_command(
     essays: str | None = None,
     gold_position: Literal["even", "published"] | None = None,
     seed: int | None = None,
+    shots: list[str] | None = None,
+    labels: list[str] | None = None,
+    strategies: list[str] | None = None,
+    demonstration_seeds: int | None = None,
+    longest_prompt: int | None = None,
+    dataset: str | None = None,
+    tacred: str | None = None,
     long_term: Literal["on", "off"] = "on",
     inference_delay: int | None = None,
     batch_size: int = 16,
@@ -45,6 +52,9 @@ def evaluate_command(
       new_knowledge     qa_1 and qa_2: questions about one of many documents, of SQuAD and of HotpotQA (RULER)
       needles           niah_single_1 to _3, niah_multikey_1 to _3, niah_multivalue, niah_multiquery (RULER)
       generated_facts   questions about made-up facts, for networks trained on `mm data facts`
+      in_context        banking77, goemotions and tacred (your licensed copy): classes learned from demonstrations
+      in_context_free   banking77, goemotions, and semeval2010_task8 and redocred in the place of tacred
+      classification    the same of a data set of your own, --dataset my.yaml
 
     Every answer is kept as it comes: interrupted, the same command goes on. OUTPUT gets results.md, results.csv and the
     figures of all networks evaluated there, and for each network and task NAME/TASK/results.json (the numbers, and
@@ -60,14 +70,28 @@ def evaluate_command(
         names: what to call the networks, one for each checkpoint; by default after run folder, step and options.
         contexts: lengths in tokens, 4k being 4,096. By default 1, 2, 4 and 8 times the training context
             (loss_by_position); 4k, 8k, 16k, 32k (new_knowledge, needles); 256, 512, 1k, 2k (generated_facts).
-        limit: questions of each length at most, by default 500 (loss_by_position: sequences, by default 32).
+        limit: questions of each length (in_context: of each data set) at most, by default 500 (loss_by_position:
+            sequences, by default 32).
         text: text files, or a folder of prepared data, instead of the validation documents of the network's own data
             (loss_by_position).
-        data_dir: folder of the data sets, by default `data`: squad/*.json, hotpotqa/*.json, text/novels/*.txt.
+        data_dir: folder of the data sets, by default `data`: squad/*.json, hotpotqa/*.json, text/novels/*.txt,
+            banking77/*.csv, ...
         essays: folder of the prose that needles are hidden in, if it is not text/novels in data_dir.
         gold_position: even spreads answers evenly over the text; published puts them where the published script does,
             which follows from the length (qa_1, qa_2).
         seed: of the questions and their texts.
+        shots: how many examples of every class are shown, by default 1 2 4 8 16 (tacred 2 4 6 8 10) (in_context, and
+            so all options up to dataset).
+        labels: the classes' own names (semantic), class_00, class_01, ... (anonymous), or both as by default.
+        strategies: ways to write prompts: newline, newline-shuffled, space, space-shuffled: parts on lines of their own
+            or behind spaces, the examples of each shot in the order of the classes or shuffled; by default all.
+        demonstration_seeds: sets of examples to draw, by default 3.
+        longest_prompt: refuse prompts of more tokens.
+        dataset: describes a data set of your own in five lines of YAML (classification):
+            `name: questions`, `train: train.csv`, `test: test.csv`, `columns: {text: question, label: kind}`,
+            `prompt: {instruction: "Given a question, please predict its kind.", text: "question:", label: "kind:"}`.
+            Files are .csv or .tsv with a header, or .jsonl, beside it.
+        tacred: folder of your copy of TACRED, if it is not tacred in data_dir.
         long_term: off removes the long-term memory from the trained networks.
         inference_delay: another m for the long-term memory than the networks' own.
         batch_size: questions side by side at most.
@@ -87,6 +111,13 @@ def evaluate_command(
         "essays": essays,
         "gold_position": gold_position,
         "seed": seed,
+        "shots": numbers("shots", shots),
+        "labels": split(labels),
+        "strategies": split(strategies),
+        "demonstration_seeds": demonstration_seeds,
+        "longest_prompt": longest_prompt,
+        "dataset": dataset,
+        "tacred": tacred,
     }
     chosen = make_tasks(task_names(tasks), given)
     if not 0 <= rank < world_size:
@@ -198,3 +229,17 @@ def sizes(option: str, words: list[str] | None) -> list[int] | None:
             raise UserError(f"--{option} takes whole numbers of tokens, such as 4k or 4096, got {word!r}")
         found.append(int(number) * unit)
     return found
+
+
+def numbers(option: str, words: list[str] | None) -> list[int] | None:
+    """8 -> 8"""
+    parts = split(words)
+    for word in parts or ():
+        if not word.isdigit():
+            raise UserError(f"--{option} takes whole numbers, got {word!r}")
+    return parts and [int(word) for word in parts]
+
+
+def split(words: list[str] | None) -> list[str] | None:
+    """At commas too."""
+    return words and [part for word in words for part in word.split(",")]

@@ -74,12 +74,20 @@ TASKS: dict[str, tuple[str, str]] = {
         "mm_lightning.evaluation.new_knowledge.generated_facts:GeneratedFacts",
         "questions about made-up facts, for small networks",
     ),
+    "banking77": ("mm_lightning.evaluation.in_context.task:Banking77", "77 intents from demonstrations"),
+    "goemotions": ("mm_lightning.evaluation.in_context.task:GoEmotions", "28 emotions from demonstrations"),
+    "tacred": ("mm_lightning.evaluation.in_context.task:Tacred", "41 relations from demonstrations, licensed data"),
+    "semeval2010_task8": ("mm_lightning.evaluation.in_context.task:SemEval", "18 relations from demonstrations"),
+    "redocred": ("mm_lightning.evaluation.in_context.task:ReDocRED", "41 relations from demonstrations"),
+    "classification": ("mm_lightning.evaluation.in_context.task:Classification", "classes of your own data set"),
 }
 
 # several tasks by one name
 GROUPS: dict[str, tuple[str, ...]] = {
     "new_knowledge": ("qa_1", "qa_2"),
     "needles": tuple(name for name in TASKS if name.startswith("niah_")),
+    "in_context": ("banking77", "goemotions", "tacred"),
+    "in_context_free": ("banking77", "goemotions", "semeval2010_task8", "redocred"),
 }
 
 

@@ -16,6 +16,12 @@ INSIDE = "inside"
 
 BEST = "best"
 
+NOTE = (
+    "Micro accuracy in %, with the standard error over questions and sets of demonstrations. The best strategy of each "
+    "line is chosen on these very questions, as in the paper. Macro accuracies, and the share of greedy answers that "
+    "are labels at all, are in results.csv."
+)
+
 
 def accuracy_rows(records: Sequence[Record]) -> list[Row]:
     """Accuracies by labels, shots and strategy, over questions and sets of demonstrations.
@@ -69,7 +75,7 @@ def accuracy_table(results: Sequence[Result]) -> str:
         for (of, run, labels, shots), cells in found.items():
             if of == metric:
                 lines.append([metric, run, labels, str(shots), *(_cell(cells.get(name)) for name in strategies)])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + f"\n\n{NOTE}\n"
 
 
 def _cell(row: Row | None) -> str:
