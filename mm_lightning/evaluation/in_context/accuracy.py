@@ -8,9 +8,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, variance
 
-UNKNOWN = 0.25
-"""The largest variance that a share can have, where no class has two questions to estimate it from."""
-
 
 @dataclass(frozen=True)
 class Answer:
@@ -51,7 +48,10 @@ def _mean(answers: Sequence[Answer], group: dict[str, str]) -> tuple[float, floa
     if len(by_query) < 2:
         return value, None
     several = [(len(means) - 1, variance(means)) for means in by_group.values() if len(means) > 1]
-    pooled = sum(n * v for n, v in several) / sum(n for n, _ in several) if several else UNKNOWN
+    if several:
+        pooled = sum(n * v for n, v in several) / sum(n for n, _ in several)
+    else:  # no class has two questions
+        pooled = variance([means[0] for means in by_group.values()])
     of_means = [(variance(means) if len(means) > 1 else pooled) / len(means) for means in by_group.values()]
     squared = sum(of_means) / len(of_means) ** 2
     by_seed = _collected((answer.seed, (group[answer.query], answer.right)) for answer in answers)

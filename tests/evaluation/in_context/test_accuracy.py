@@ -28,7 +28,7 @@ def test_several_sets():
 
 def test_a_class_with_one_question_borrows_the_variance_of_the_others():
     assert macro(answers([[1, 0, 1]], "aab")) == pytest.approx((0.75, math.sqrt((0.5 / 2 + 0.5) / 4)))
-    assert macro(answers([[1, 0]], "ab")) == pytest.approx((0.5, math.sqrt((0.25 + 0.25) / 4)))
+    assert macro(answers([[1, 0]], "ab")) == pytest.approx((0.5, math.sqrt((0.5 + 0.5) / 4)))
 
 
 def test_a_single_question():
