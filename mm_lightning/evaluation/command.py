@@ -72,8 +72,8 @@ def evaluate_command(
             (loss_by_position); 4k, 8k, 16k, 32k (new_knowledge, needles); 256, 512, 1k, 2k (generated_facts).
         limit: questions of each length (in_context: of each data set) at most, by default 500 (loss_by_position:
             sequences, by default 32).
-        text: text files, or a folder of prepared data, instead of the validation documents of the network's own data
-            (loss_by_position).
+        text: text files or folders of them, or a folder of prepared data, instead of the validation documents of the
+            network's own data (loss_by_position).
         data_dir: folder of the data sets, by default `data`: squad/*.json, hotpotqa/*.json, text/novels/*.txt,
             banking77/*.csv, ...
         essays: folder of the prose that needles are hidden in, if it is not text/novels in data_dir.

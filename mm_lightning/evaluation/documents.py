@@ -75,7 +75,7 @@ def stretches(documents: Documents, length: int, limit: int) -> list[Stretch]:
 
 
 def of_files(paths: Sequence[str], tokenizer: Tokenizer) -> Documents:
-    """Text files, each a document; or one folder of prepared data.
+    """Text files and folders of .txt files, each file a document; or one folder of prepared data.
 
     Raises:
         UserError: they cannot be read, or were prepared with another tokenizer.
@@ -84,9 +84,25 @@ def of_files(paths: Sequence[str], tokenizer: Tokenizer) -> Documents:
 
     if len(paths) == 1 and (Path(paths[0]).expanduser() / FILE).is_file():
         return of_folder(Path(paths[0]), tokenizer)
-    parts = [np.array(tokenizer.encode(read_text(path)), dtype=np.int64) for path in paths]
-    source = paths[0] if len(paths) == 1 else f"{len(paths)} files, the first {Path(paths[0]).name}"
+    files = [file for path in paths for file in text_files(path)]
+    parts = [np.array(tokenizer.encode(read_text(file)), dtype=np.int64) for file in files]
+    source = str(files[0]) if len(files) == 1 else f"{len(files)} files, the first {Path(files[0]).name}"
     return Documents(source, parts)
+
+
+def text_files(path: str) -> list[str]:
+    """A file, or the .txt files of a folder, in order.
+
+    Raises:
+        UserError: the folder has none.
+    """
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        return [path]
+    found = sorted(str(file) for file in folder.rglob("*.txt"))
+    if not found:
+        raise UserError(f"--text {path} is a folder without .txt files, and was not prepared by `mm data prepare`")
+    return found
 
 
 def of_run(checkpoint: Path | None, tokenizer: Tokenizer) -> Documents:

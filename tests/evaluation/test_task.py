@@ -33,3 +33,17 @@ def test_a_table_of_two_networks():
 def test_an_unknown_task():
     with pytest.raises(UserError, match="there is no task 'bananas'"):
         find_task("bananas")
+
+
+def test_a_folder_of_texts_is_its_files_in_order(tmp_path):
+    from mm_lightning.data.tokenizer import load_tokenizer
+    from mm_lightning.evaluation.documents import of_files
+
+    (tmp_path / "b.txt").write_text("two")
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "c.md").write_text("no text")
+    found = of_files([str(tmp_path)], load_tokenizer("bytes"))
+    assert [bytes(part.tolist()) for part in found.parts] == [b"one", b"two"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="a folder without"):
+        of_files([str(tmp_path / "empty")], load_tokenizer("bytes"))
