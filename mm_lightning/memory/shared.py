@@ -113,11 +113,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None) -> tuple
     for at in range(0, q.shape[2], step):
         scores = (q[:, :, at : at + step] @ k.transpose(-1, -2)).to(torch.promote_types(q.dtype, torch.float32))
         if seen is not None:
-            scores = scores.masked_fill(~seen[:, :, at : at + step], -torch.inf)
-        total = scores.logsumexp(-1)
-        weights = (scores - total.masked_fill(total.isinf(), 0)[..., None]).exp()
-        answers.append(weights.to(v.dtype) @ v)
-        totals.append(total)
+            scores.masked_fill_(~seen[:, :, at : at + step], -torch.inf)
+        # In place: each pass over the scores costs more than their matrix products.
+        largest = scores.amax(-1, keepdim=True).clamp_(min=torch.finfo(scores.dtype).min)
+        weights = scores.sub_(largest).exp_()
+        total = weights.sum(-1, keepdim=True)
+        answers.append((weights.to(v.dtype) @ v) / total.clamp(min=1e-30).to(v.dtype))
+        totals.append((largest + total.log())[..., 0])
     return torch.cat(answers, 2), torch.cat(totals, 2)
 
 
