@@ -51,6 +51,7 @@ def evaluate_command(
       loss_by_position  loss against position in the context, beyond the training context too: where does it break?
       new_knowledge     qa_1 and qa_2: questions about one of many documents, of SQuAD and of HotpotQA (RULER)
       needles           niah_single_1 to _3, niah_multikey_1 to _3, niah_multivalue, niah_multiquery (RULER)
+      regbench          languages learned in context, for networks trained on `mm data regbench`
       generated_facts   questions about made-up facts, for networks trained on `mm data facts`
       in_context        banking77, goemotions and tacred (your licensed copy): classes learned from demonstrations
       in_context_free   banking77, goemotions, and semeval2010_task8 and redocred in the place of tacred

@@ -70,6 +70,10 @@ TASKS: dict[str, tuple[str, str]] = {
         "mm_lightning.evaluation.new_knowledge.needles:MultiQuery",
         "the numbers of four keys hidden in prose (RULER)",
     ),
+    "regbench": (
+        "mm_lightning.evaluation.regbench:RegBench",
+        "languages of random automata learned in context, for networks trained on them",
+    ),
     "generated_facts": (
         "mm_lightning.evaluation.new_knowledge.generated_facts:GeneratedFacts",
         "questions about made-up facts, for small networks",
