@@ -80,8 +80,7 @@ class Evaluation(Callback):
         self._step = self._evaluated = trainer.global_step
         self._begin, self._seconds = time.monotonic(), 0.0
         model = self._model(trainer, pl_module, pl_module.network)
-        for task in self.tasks:
-            task.items(model)
+        self._items = [task.items(model) for task in self.tasks]
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -118,9 +117,8 @@ class Evaluation(Callback):
         values: dict[str, float] = {}
         with at_rest(trainer, pl_module) as network:
             model = self._model(trainer, pl_module, network)
-            for task in self.tasks:
+            for task, items in zip(self.tasks, self._items, strict=True):
                 started = time.monotonic()
-                items = task.items(model)
                 share = items[trainer.global_rank :: trainer.world_size]
                 known = {record["key"]: record for record in gather(list(task.ask(model, share)))}
                 records = [known[item.key] for item in items]
