@@ -32,6 +32,9 @@ def evaluate_command(
     longest_prompt: int | None = None,
     dataset: str | None = None,
     tacred: str | None = None,
+    fewshot: int | None = None,
+    max_length: int | None = None,
+    run_code: bool = False,
     long_term: Literal["on", "off"] = "on",
     inference_delay: int | None = None,
     batch_size: int = 16,
@@ -119,6 +122,9 @@ def evaluate_command(
         "longest_prompt": longest_prompt,
         "dataset": dataset,
         "tacred": tacred,
+        "fewshot": fewshot,
+        "max_length": max_length,
+        "run_code": run_code or None,
     }
     chosen = make_tasks(task_names(tasks), given)
     if not 0 <= rank < world_size:

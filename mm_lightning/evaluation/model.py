@@ -198,7 +198,7 @@ class Model:
         for batch in self._batches(lengths, 0, prefix, padded=True):
             with self.computing():
                 reader = self._reader(len(batch), lengths[batch[0]], prefix)
-                for n, likelihood in zip(batch, self._score(reader, [questions[n] for n in batch]), strict=True):
+                for n, likelihood in zip(batch, self.score(reader, [questions[n] for n in batch]), strict=True):
                     found[n] = likelihood
         return [likelihood for likelihood in found if likelihood is not None]
 
@@ -264,7 +264,7 @@ class Model:
             best.append(logits.argmax(-1) == wanted)
         return torch.cat(log_probs), torch.cat(best)
 
-    def _score(self, reader: Reader, questions: list[tuple[Tokens, Tokens]]) -> list[Likelihood]:
+    def score(self, reader: Reader, questions: list[tuple[Tokens, Tokens]]) -> list[Likelihood]:
         """The likelihoods of questions that lie side by side, padded behind their ends, which nothing reads."""
         known = [[*context, *continuation[:-1]] for context, continuation in questions]
         time = max(map(len, known))

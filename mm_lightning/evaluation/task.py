@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mm_lightning.errors import UserError
+from mm_lightning.evaluation.persistent.definitions import BENCHMARK_GROUPS, DEFINITIONS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -86,12 +87,18 @@ TASKS: dict[str, tuple[str, str]] = {
     "classification": ("mm_lightning.evaluation.in_context.task:Classification", "classes of your own data set"),
 }
 
+TASKS |= {
+    name: (f"mm_lightning.evaluation.persistent.task:{name}", f"{definition.label or name}, of lm-evaluation-harness")
+    for name, definition in DEFINITIONS.items()
+}
+
 # several tasks by one name
 GROUPS: dict[str, tuple[str, ...]] = {
     "new_knowledge": ("qa_1", "qa_2"),
     "needles": tuple(name for name in TASKS if name.startswith("niah_")),
     "in_context": ("banking77", "goemotions", "tacred"),
     "in_context_free": ("banking77", "goemotions", "semeval2010_task8", "redocred"),
+    **BENCHMARK_GROUPS,
 }
 
 

@@ -1,0 +1,1 @@
+"""Persistent knowledge: benchmarks of lm-evaluation-harness, with its own prompts and metrics."""

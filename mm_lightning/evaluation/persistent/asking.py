@@ -1,0 +1,126 @@
+"""The harness' part: prompts from documents, and scores from answers."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from lm_eval.api.instance import Instance
+from lm_eval.api.metrics import mean
+from lm_eval.api.task import ConfigurableTask
+
+from mm_lightning.errors import UserError
+from mm_lightning.evaluation.persistent.language_model import LanguageModel
+
+
+@dataclass(frozen=True)
+class Question:
+    """A document of a task.
+
+    Attributes:
+        task: its name.
+        number: which document.
+        document: as the task has it.
+        requests: what the network is asked about it.
+    """
+
+    task: str
+    number: int
+    document: dict[str, Any]
+    requests: list[Instance]
+
+
+def questions(name: str, task: ConfigurableTask, limit: int | None, seed: int) -> Iterator[Question]:
+    """The first documents of a task and their requests; drawn examples are those of a run of the harness.
+
+    Raises:
+        UserError: a document has not what the task needs.
+    """
+    task.set_fewshot_seed(seed=seed)
+    for number, document in task.doc_iterator(limit=limit):
+        try:
+            context = task.fewshot_context(
+                document, num_fewshot=task.config.num_fewshot, gen_prefix=task.doc_to_prefix(document)
+            )
+            requests = task.construct_requests(
+                doc=document,
+                ctx=context,
+                metadata=(name, number, 1),
+                apply_chat_template=False,
+                chat_template=None,
+            )
+        except Exception as error:  # of a template or a function of the task, about this document
+            said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise UserError(f"{name}: document {number + 1} cannot be asked ({said})") from error
+        yield Question(name, number, document, requests if isinstance(requests, list) else [requests])
+
+
+def length(question: Question) -> int:
+    """Characters of its prompts."""
+    return sum(len(request.args[0]) for request in question.requests)
+
+
+def answer(network: LanguageModel, task: ConfigurableTask, asked: Sequence[Question]) -> list[dict[str, Any]]:
+    """What records say of some questions of a task: `scores` of which the mean is the metric, `parts` of other metrics,
+    prompts, answers and what they should be."""
+    requests = [request for question in asked for request in question.requests]
+    by_kind: dict[str, list[Instance]] = {}
+    for request in requests:
+        by_kind.setdefault(request.request_type, []).append(request)
+    for kind, same in by_kind.items():
+        for request, response in zip(same, getattr(network, kind)(same, disable_tqdm=True), strict=True):
+            request.resps = [response]
+            request.filtered_resps = {}
+    task._instances = requests
+    task.apply_filters()
+    return [_found(task, question) for question in asked]
+
+
+def _found(task: ConfigurableTask, question: Question) -> dict[str, Any]:
+    scores, parts, filtered = {}, {}, {}
+    for name in question.requests[0].filtered_resps:
+        responses = [request.filtered_resps[name] for request in question.requests]
+        filtered[name] = responses
+        for metric, value in task.process_results(question.document, responses).items():
+            label = metric if name == "none" else f"{metric},{name}"
+            if aggregation(task, label) in (mean, np.mean):
+                scores[label] = float(value)
+            else:
+                parts[label] = value
+    texts = [request.args for request in question.requests]
+    found = {
+        "scores": scores,
+        "parts": parts,
+        "document": question.document,
+        **_asked(texts),
+        "answers": [request.resps[0] for request in question.requests],
+        "filtered": {name: responses for name, responses in filtered.items() if name != "none"},
+        "reference": task.doc_to_target(question.document),
+    }
+    return json.loads(json.dumps(found, default=_plain))
+
+
+def _asked(texts: Sequence[tuple]) -> dict[str, Any]:
+    """Prompts, and continuations or settings, equal ones once."""
+    prompts, others = [args[0] for args in texts], [args[1] if len(args) > 1 else None for args in texts]
+    same = all(prompt == prompts[0] for prompt in prompts)
+    return {"prompt": prompts[0]} | ({"asked": others} if same else {"prompts": prompts, "asked": others})
+
+
+def aggregation(task: ConfigurableTask, label: str) -> Callable[[Sequence[Any]], float]:
+    """How a task makes a metric of the documents' values."""
+    return task.aggregation().get(label.split(",")[0], mean)
+
+
+@functools.singledispatch
+def _plain(value: Any) -> Any:
+    return str(value)
+
+
+@_plain.register(np.generic)
+def _(value: np.generic) -> Any:
+    return value.item()

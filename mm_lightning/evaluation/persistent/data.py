@@ -1,0 +1,121 @@
+"""Data sets of benchmarks in local files, laid out as the repositories that the harness takes them from.
+
+DATA_DIR/<repository>/<configuration>/<split>.jsonl, or .json or .parquet, or several files <split>-*.parquet: a
+downloaded repository can stay as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mm_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
+
+KINDS = ("jsonl", "json", "parquet")
+
+Row = dict[str, Any]
+
+
+def find_files(data_dir: Path, repository: str, configuration: str | None, split: str) -> list[Path]:
+    """The files of a split.
+
+    Raises:
+        UserError: there are none; it says where they belong.
+    """
+    name, folder = repository.rsplit("/", 1)[-1], place_of(data_dir, repository, configuration)
+    for place in (folder, folder / "data", folder / "default", folder / name):
+        for kind in KINDS:
+            found = [place / f"{split}.{kind}"] if (place / f"{split}.{kind}").is_file() else []
+            if found := found or sorted(place.glob(f"{split}-*.{kind}")):
+                return found
+    raise UserError(
+        f"missing data: put the {split} documents of {repository}{f' ({configuration})' if configuration else ''} into "
+        f"{folder / split}.jsonl (or .parquet); where the Hub can be reached: "
+        f"hf download {repository} --repo-type dataset --local-dir {data_dir / name}"
+    )
+
+
+def place_of(data_dir: Path, repository: str, configuration: str | None) -> Path:
+    """Where the files of a data set belong."""
+    return data_dir / repository.rsplit("/", 1)[-1] / (configuration or "")
+
+
+def digest(paths: Iterable[Path]) -> str:
+    """Names the content of files."""
+    found = hashlib.sha256()
+    for path in paths:
+        found.update(hashlib.sha256(path.read_bytes()).digest())
+    return found.hexdigest()[:16]
+
+
+def read(files: dict[str, list[str]], **_: Any) -> DatasetDict:
+    """A data set of local files; the harness calls it with what else it knows of the task.
+
+    Args:
+        files: of each split, in order.
+
+    Raises:
+        UserError: a file cannot be read, or its rows are not alike; it names file and row.
+    """
+    from datasets import Dataset, DatasetDict
+    from pyarrow import ArrowException
+
+    splits = {}
+    for split, paths in files.items():
+        rows = [row for path in paths for row in checked(Path(path))]
+        try:
+            splits[split] = Dataset.from_list(rows)
+        except (ArrowException, TypeError, ValueError) as error:
+            raise UserError(f"{paths[0]}: its rows are not alike: {' '.join(str(error).split())}") from error
+    return DatasetDict(splits)
+
+
+def checked(path: Path) -> list[Row]:
+    """The rows of a file, all with the same fields of the same types.
+
+    Raises:
+        UserError: see :func:`read`.
+    """
+    rows = read_rows(path)
+    if not rows:
+        raise UserError(f"{path} is empty")
+    first = rows[0]
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise UserError(f"{path}, row {number} is not an object with fields: {str(row)[:80]}")
+        for name, value in first.items():
+            if name not in row:
+                raise UserError(f"{path}, row {number} has no field {name!r}, which row 1 has")
+            both = {type(value), type(row[name])} - {type(None)}
+            if len(both) > 1 and both != {int, float}:
+                kinds = f"{type(row[name]).__name__}, in row 1 {type(value).__name__}"
+                raise UserError(f"{path}, row {number}: {name!r} is {kinds}")
+    return rows
+
+
+def read_rows(path: Path) -> list[Any]:
+    """The rows of a file as they are."""
+    try:
+        if path.suffix == ".parquet":
+            from pyarrow.parquet import read_table
+
+            return read_table(path).to_pylist()
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".json" and text.lstrip().startswith("["):
+            return json.loads(text)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    rows = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                rows.append(json.loads(line))
+            except ValueError as error:
+                raise UserError(f"{path}, line {number} is not JSON: {error}") from error
+    return rows

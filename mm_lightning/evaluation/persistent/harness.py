@@ -1,0 +1,246 @@
+"""Tasks of lm-evaluation-harness, made from its own files with data from a folder or from the Hub."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mm_lightning.errors import UserError
+from mm_lightning.evaluation.persistent.code import load_metric
+from mm_lightning.evaluation.persistent.data import find_files, place_of
+from mm_lightning.evaluation.persistent.definitions import Definition, Function
+
+try:
+    import evaluate
+    import lm_eval
+    from lm_eval.api.task import ConfigurableTask
+    from lm_eval.tasks import TaskManager
+except ImportError as missing:
+    raise UserError(f"benchmarks need the package lm_eval ({missing}): pip install 'mm-lightning[eval]'") from missing
+
+HUB_SECONDS = 5
+"""How long the Hub may take to answer before only what was downloaded earlier is looked for."""
+
+Config = dict[str, Any]
+
+
+def configs(definition: Definition) -> dict[Path, Config]:
+    """The content of a benchmark's files, functions by name."""
+    root = Path(lm_eval.__path__[0]) / "tasks"
+    paths = [path for pattern in definition.files for path in sorted(root.glob(pattern))]
+    found = {path: {**read_yaml(path), **definition.changes} for path in paths}
+    if definition.own:
+        for config in found.values():
+            config |= own_class(definition).about()
+    return {path: config for path, config in found.items() if config["task"] != "minerva_math500"}
+
+
+def read_yaml(path: Path) -> Config:
+    """A file of a task, with what it includes."""
+    config = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    includes = config.pop("include", [])
+    merged: Config = {}
+    for name in [includes] if isinstance(includes, str) else includes:
+        merged |= read_yaml(path.parent / name)
+    return merged | config
+
+
+class _Loader(yaml.SafeLoader):
+    pass
+
+
+class _Dumper(yaml.SafeDumper):
+    pass
+
+
+_Loader.add_constructor("!function", lambda loader, node: Function(loader.construct_scalar(node)))  # type: ignore[arg-type]
+_Dumper.add_representer(Function, lambda dumper, name: dumper.represent_scalar("!function", str(name)))
+
+
+def local_files(definition: Definition, data_dir: Path, shots: int) -> dict[str, dict[str, list[Path]]]:
+    """Of each task of a benchmark the files of each split that it needs.
+
+    Raises:
+        UserError: one is missing; it says where it belongs.
+    """
+    found = {}
+    for config in configs(definition).values():
+        place = str(config["dataset_path"]), config.get("dataset_name")
+        found[config["task"]] = {split: find_files(data_dir, *place, split) for split in needed_splits(config, shots)}
+    return found
+
+
+def needed_splits(config: Config, shots: int) -> list[str]:
+    """The split that is asked, and the one that examples are from."""
+    asked = config.get("test_split") or config["validation_split"]
+    if not shots or "samples" in (config.get("fewshot_config") or {}):
+        return [asked]
+    source = config.get("fewshot_split") or config.get("training_split") or config.get("validation_split")
+    if source is None:
+        raise UserError(f"{config['task']} has no documents for examples: leave --fewshot out")
+    return [asked, source]
+
+
+def own_class(definition: Definition) -> type[ConfigurableTask]:
+    """The class of this package that stands for a task's."""
+    assert definition.own
+    module, name = definition.own.split(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def load(definition: Definition, name: str, data_dir: Path | None, shots: int) -> dict[str, ConfigurableTask]:
+    """The tasks of a benchmark by name, each with its documents.
+
+    Args:
+        definition: of the benchmark.
+        name: of the benchmark, for errors.
+        data_dir: local data; None for the Hub.
+        shots: examples before each question.
+
+    Raises:
+        UserError: the data are missing, or of another form.
+    """
+    for config in configs(definition).values():
+        needed_splits(config, shots)
+    files = None if data_dir is None else local_files(definition, data_dir, shots)
+    with (
+        quiet(files is not None),
+        replaced(evaluate, "load", load_metric),
+        reachable(name, definition, files is None),
+    ):
+        try:
+            tasks = _make_own(definition, files) if definition.own else _make(definition, files, shots)
+        except UserError:
+            raise
+        except (ImportError, AssertionError) as error:
+            raise UserError(f"{name}: {error}; pip install 'mm-lightning[eval]'") from error
+        except Exception as error:
+            if files is None:
+                raise
+            where = next(iter(next(iter(files.values())).values()))[0]
+            said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise UserError(
+                f"{name} cannot use the documents of {where} ({said}): their form is another one"
+            ) from error
+    for task in tasks.values():
+        task.set_config("num_fewshot", shots)
+    return tasks
+
+
+def _make(definition: Definition, files: dict[str, dict[str, list[Path]]] | None, shots: int) -> Any:
+    """Through the harness' own loader, of files that include its files."""
+    with tempfile.TemporaryDirectory(prefix="mm-tasks-") as folder:
+        names = []
+        for path, config in configs(definition).items():
+            names.append(config["task"])
+            overlay = {"include": str(path), "task": config["task"], **definition.changes}
+            if files is not None:
+                overlay |= _local(config, files[config["task"]], shots)
+            text = yaml.dump(overlay, Dumper=_Dumper)
+            (Path(folder) / f"{config['task']}.yaml").write_text(text, encoding="utf-8")
+        return TaskManager(include_path=folder, include_defaults=False).load(names)["tasks"]
+
+
+def _local(config: Config, files: dict[str, list[Path]], shots: int) -> Config:
+    """What makes a task read local files, and no split that it does not need."""
+    overlay: Config = {
+        "custom_dataset": Function("mm_lightning.evaluation.persistent.data.read"),
+        "dataset_kwargs": {"files": {split: [str(path) for path in paths] for split, paths in files.items()}},
+    }
+    kept = set(needed_splits(config, shots))
+    for name in ("training_split", "validation_split", "fewshot_split"):
+        if config.get(name) not in kept:
+            overlay[name] = None
+    return overlay
+
+
+def _make_own(definition: Definition, files: dict[str, dict[str, list[Path]]] | None) -> Any:
+    (config,) = configs(definition).values()
+    kind = own_class(definition)
+    if files is not None:
+        local = {split: [str(path) for path in paths] for split, paths in files[config["task"]].items()}
+        kind = type(kind.__name__, (kind,), {"files": local})
+    task = kind()
+    task.config.task = config["task"]
+    return {config["task"]: task}
+
+
+@contextlib.contextmanager
+def replaced(module: Any, name: str, value: Any) -> Iterator[None]:
+    """Another value for a name of a module."""
+    before = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, before)
+
+
+@contextlib.contextmanager
+def quiet(local: bool) -> Iterator[None]:
+    """Keeps hints of the harness to its own users off the screen, and bars where nothing is downloaded."""
+    import datasets
+
+    logger = logging.getLogger("lm_eval")
+    level, bars = logger.level, datasets.are_progress_bars_disabled()
+    logger.setLevel(logging.ERROR)
+    if local:
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        if not bars:
+            datasets.enable_progress_bars()
+
+
+@contextlib.contextmanager
+def reachable(name: str, definition: Definition, hub: bool) -> Iterator[None]:
+    """Takes what was downloaded earlier where the Hub does not answer soon.
+
+    Raises:
+        UserError: there is nothing; it says where local files belong.
+    """
+    if not hub:
+        yield
+        return
+    import datasets
+    from huggingface_hub import constants
+
+    with contextlib.ExitStack() as stack:
+        if not hub_answers():
+            stack.enter_context(replaced(datasets.config, "HF_HUB_OFFLINE", True))
+            stack.enter_context(replaced(constants, "HF_HUB_OFFLINE", True))
+        try:
+            yield
+        except (ConnectionError, FileNotFoundError, datasets.exceptions.DatasetsError) as error:
+            config = next(iter(configs(definition).values()))
+            place = place_of(Path("DIR"), config["dataset_path"], config.get("dataset_name"))
+            raise UserError(
+                f"{name} needs {config['dataset_path']} from the Hub, which cannot be had here "
+                f"({' '.join(str(error).split())[:120]}): give --data_dir DIR, with the {needed_splits(config, 0)[0]} "
+                f"documents in {place / needed_splits(config, 0)[0]}.jsonl"
+            ) from error
+
+
+def hub_answers() -> bool:
+    """Whether the Hub can be asked."""
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        huggingface_hub.HfApi().dataset_info("openai/gsm8k", timeout=HUB_SECONDS)
+    except HfHubHTTPError:
+        return True
+    except Exception:
+        return False
+    return True

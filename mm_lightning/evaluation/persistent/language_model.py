@@ -1,0 +1,151 @@
+"""A network as lm-evaluation-harness wants it: text in, log-likelihoods and answers out.
+
+    lm = LanguageModel(Model.load("runs/mine"))
+    lm_eval.simple_evaluate(lm, tasks=["lambada_openai"])
+
+Every text is a document: it begins with the token that begins documents, also where its beginning is cut off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from mm_lightning.errors import UserError
+from mm_lightning.evaluation.model import Model
+from mm_lightning.evaluation.persistent.choices import Choices, likelihoods
+
+if TYPE_CHECKING:
+    from mm_lightning.evaluation.prefix import Prefix
+
+NEW_TOKENS = 256
+"""Of an answer at most, where a task does not say: the harness' own number."""
+SHARED_TOKENS = 64
+"""From so many tokens on, what all contexts begin with is read by itself, and once."""
+
+Tokens = list[int]
+
+
+class LanguageModel(TemplateLM):
+    """A network for the harness.
+
+    Args:
+        model: the network.
+        max_length: tokens that are read at most: of longer texts the beginning is cut off. None for the network's
+            training context, 0 for no limit.
+    """
+
+    def __init__(self, model: Model, max_length: int | None = None) -> None:
+        super().__init__()
+        if max_length is not None and max_length < 0:
+            raise UserError(f"max_length must be at least 0, got {max_length}")
+        self.model = model
+        self.limit = (model.context_length if max_length is None else max_length) or None
+        self._prefix: Prefix | None = None
+
+    @property
+    def eot_token_id(self) -> int:
+        return self.model.eos
+
+    @property
+    def prefix_token_id(self) -> int:
+        return self.model.bos
+
+    @property
+    def tokenizer_name(self) -> str:
+        return self.model.tokenizer.sha256
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> Tokens:
+        """Tokens of a text, after the one that begins a document unless `add_special_tokens` is False."""
+        tokens = self.model.encode(string)
+        return tokens if add_special_tokens is False else [self.model.bos, *tokens]
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[tuple[tuple[str, str] | None, Tokens, Tokens]], **_: Any
+    ) -> list[tuple[float, bool]]:
+        by_context: dict[tuple[int, ...], list[int]] = {}
+        for number, (_text, context, continuation) in enumerate(requests):
+            if not continuation:
+                raise UserError(f"the tokenizer makes no token of the continuation in {_text}")
+            by_context.setdefault(tuple(self._cut(context, len(continuation) - 1)), []).append(number)
+        questions = [
+            Choices(list(context), [requests[number][2] for number in numbers])
+            for context, numbers in by_context.items()
+        ]
+        found: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
+        prefix = self._common([question.context for question in questions])
+        answers = likelihoods(self.model, questions, prefix)
+        for numbers, answer in zip(by_context.values(), answers, strict=True):
+            for number, likelihood in zip(numbers, answer, strict=True):
+                found[number] = likelihood.log_prob, likelihood.greedy
+        for (text, _context, _continuation), answer in zip(requests, found, strict=True):
+            if text is not None:
+                self.cache_hook.add_partial("loglikelihood", text, answer)
+        return found
+
+    def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:
+        """log p of whole texts, in windows of `max_length` of which each token is predicted once."""
+        windows, owners = [], []
+        for number, request in enumerate(requests):
+            tokens = self.tok_encode(request.args[0], add_special_tokens=False)
+            length = self.limit or max(1, len(tokens))
+            for window in get_rolling_token_windows(tokens, self.prefix_token_id, length, 1):
+                windows.append((None, *make_disjoint_window(window)))
+                owners.append(number)
+        found = [0.0] * len(requests)
+        for number, (log_prob, _) in zip(owners, self._loglikelihood_tokens(windows), strict=True):
+            found[number] += log_prob
+        for request, total in zip(requests, found, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
+        return found
+
+    def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Greedy answers, each up to the first of its `until` strings."""
+        answers = [""] * len(requests)
+        by_settings: dict[tuple[tuple[str, ...], int], list[int]] = {}
+        for number, request in enumerate(requests):
+            by_settings.setdefault(_settings(request.args[1]), []).append(number)
+        for (stop, new_tokens), numbers in by_settings.items():
+            prompts = [self._cut(self.tok_encode(requests[number].args[0]), new_tokens) for number in numbers]
+            for number, answer in zip(numbers, self.model.greedy(prompts, new_tokens, stop), strict=True):
+                answers[number] = answer
+                self.cache_hook.add_partial("generate_until", requests[number].args, answer)
+        return answers
+
+    def _cut(self, context: Tokens, more: int) -> Tokens:
+        """A context that leaves room for so many tokens, but half of the limit is its own."""
+        room = len(context) if self.limit is None else max(self.limit - more, self.limit // 2, 1)
+        return context if len(context) <= room else [*context[:1], *context[len(context) - room + 1 :]]
+
+    def _common(self, contexts: list[Tokens]) -> Prefix | None:
+        """What all contexts begin with, read once for as long as it stays the same; None where it is short."""
+        low, high = min(contexts), max(contexts)
+        length = next((n for n, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
+        length = min(length, len(low) - 1, *(len(context) - 1 for context in contexts))
+        if len(contexts) == 1 or length < SHARED_TOKENS:
+            return None
+        if self._prefix is None or not _begins(low[:length], self._prefix.tokens, SHARED_TOKENS):
+            self._prefix = self.model.prefill(low[:length])
+        return self._prefix
+
+
+def _begins(tokens: Tokens, with_: Tokens, least: int) -> bool:
+    """Whether tokens begin with what was read, which is most of what they could share."""
+    return tokens[: len(with_)] == with_ and len(tokens) - len(with_) < least
+
+
+def _settings(wanted: dict[str, Any]) -> tuple[tuple[str, ...], int]:
+    """What ends an answer, and its tokens at most.
+
+    Raises:
+        UserError: it is to be drawn at random.
+    """
+    if wanted.get("do_sample") or wanted.get("temperature"):
+        raise UserError(f"only greedy answers are written, the task wants {wanted}")
+    until = wanted.get("until") or []
+    stop = tuple(text for text in ([until] if isinstance(until, str) else until) if text)
+    return stop, int(wanted.get("max_gen_toks", NEW_TOKENS))

@@ -1,0 +1,48 @@
+"""RACE's articles with their questions, in the form that the harness' `race` takes: `article` and `problems`."""
+
+from __future__ import annotations
+
+import ast
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+FIELDS = ("question", "options", "answer")
+
+
+def articles(documents: Dataset) -> Dataset:
+    """One document an article: of its questions the last is asked, those before it are shown with their answers.
+
+    Args:
+        documents: of one question each, those of an article together (`article`, `question`, `options`, `answer`), or
+            of one article each (`article`, `problems`).
+    """
+    return _dataset([{"article": article, "problems": str(problems)} for article, problems in _grouped(documents)])
+
+
+def questions(documents: Dataset) -> Dataset:
+    """One document a question, which is asked by itself; arguments as of :func:`articles`."""
+    return _dataset(
+        [
+            {"article": article, "problems": str([problem])}
+            for article, problems in _grouped(documents)
+            for problem in problems
+        ]
+    )
+
+
+def _grouped(documents: Dataset) -> list[tuple[str, list[dict[str, Any]]]]:
+    if "problems" in documents.column_names:
+        return [(row["article"], ast.literal_eval(row["problems"])) for row in documents]
+    return [
+        (article, [{name: row[name] for name in FIELDS} for row in rows])
+        for article, rows in groupby(documents, key=lambda row: row["article"])
+    ]
+
+
+def _dataset(rows: list[dict[str, Any]]) -> Dataset:
+    from datasets import Dataset
+
+    return Dataset.from_list(rows)

@@ -1,0 +1,197 @@
+"""A benchmark as a task: the harness makes the prompts and scores the answers, a document is an item."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.metadata
+import importlib.util
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from mm_lightning.errors import UserError
+from mm_lightning.evaluation.persistent.data import digest
+from mm_lightning.evaluation.persistent.definitions import DEFINITIONS, Definition
+from mm_lightning.evaluation.task import Item, Record, Result, Row, Task, mean_row
+
+if TYPE_CHECKING:
+    from lm_eval.api.task import ConfigurableTask
+
+    from mm_lightning.evaluation.model import Model
+    from mm_lightning.evaluation.persistent.asking import Question
+
+FEWSHOT_SEED = 1234
+"""The harness' own, of the examples before each question."""
+
+
+@dataclass
+class Benchmark(Task):
+    """One of `DEFINITIONS`.
+
+    Args:
+        fewshot: examples before each question; None for the benchmark's number.
+        limit: documents of each of its tasks at most, the first ones.
+        seed: of the examples, where they are drawn.
+        max_length: tokens that are read at most, of longer prompts the last ones; None for the training context, 0 for
+            no limit.
+        data_dir: local data; None for the Hub.
+        data_hash: of the local data, where they must be certain ones.
+    """
+
+    definition: ClassVar[Definition]
+
+    fewshot: int | None = None
+    limit: int | None = None
+    seed: int = FEWSHOT_SEED
+    max_length: int | None = None
+    data_dir: str | None = None
+    data_hash: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("fewshot", 0), ("limit", 1), ("max_length", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UserError(f"{self.name}: {name} must be at least {least}, got {value}")
+        self._tasks: dict[str, ConfigurableTask] = {}
+
+    def __reduce__(self) -> Any:
+        return _made, (self.name, dataclasses.asdict(self))
+
+    @property
+    def shots(self) -> int:
+        """Examples before each question."""
+        return self.definition.shots if self.fewshot is None else self.fewshot
+
+    @property
+    def folder(self) -> Path | None:
+        """Where local data are."""
+        return None if self.data_dir is None else Path(self.data_dir).expanduser()
+
+    def settings(self) -> dict[str, Any]:
+        """Local data count by their content; another harness may ask otherwise."""
+        _require_harness()
+        from mm_lightning.evaluation.persistent.harness import local_files
+
+        version = f"{self.version}, lm_eval {importlib.metadata.version('lm_eval')}"
+        found = {**super().settings(), "version": version, "fewshot": self.shots}
+        if self.folder is not None:
+            files = local_files(self.definition, self.folder, self.shots).values()
+            found["data_dir"] = self.folder.name
+            found["data_hash"] = digest(path for splits in files for paths in splits.values() for path in paths)
+            if self.data_hash not in (None, found["data_hash"]):
+                raise UserError(f"{self.name}: its data have the hash {found['data_hash']}, not {self.data_hash}")
+        return found
+
+    def tasks(self) -> dict[str, ConfigurableTask]:
+        """The harness' tasks, with their documents."""
+        from mm_lightning.evaluation.persistent.harness import load
+
+        if not self._tasks:
+            self._tasks = load(self.definition, self.name, self.folder, self.shots)
+        return self._tasks
+
+    def items(self, model: Model) -> list[Item]:
+        """The documents, with their prompts as the harness makes them in one process.
+
+        Raises:
+            UserError: the data are missing, or a document cannot be asked; it names the row.
+        """
+        from mm_lightning.evaluation.persistent.asking import questions
+
+        found: list[Item] = []
+        for name, task in self.tasks().items():
+            group = {"task": name} if len(self.tasks()) > 1 else {}
+            for question in questions(name, task, self.limit, self.seed):
+                found.append(Item(f"{name}/{question.number}", group, question))
+        return found
+
+    def ask(self, model: Model, items: list[Item]) -> Iterator[Record]:
+        """Asks the longest first, those of a task together."""
+        from mm_lightning.evaluation.persistent.asking import answer, length
+        from mm_lightning.evaluation.persistent.language_model import LanguageModel
+
+        network = LanguageModel(model, self.max_length)
+        for name, task in self.tasks().items():
+            mine = sorted((item for item in items if item.content.task == name), key=lambda item: -length(item.content))
+            size = model.batch_size * (1 if task.OUTPUT_TYPE == "generate_until" else 16)
+            for at in range(0, len(mine), size):
+                block = mine[at : at + size]
+                asked: list[Question] = [item.content for item in block]
+                for item, found in zip(block, answer(network, task, asked), strict=True):
+                    yield item.record(**found)
+
+    def rows(self, records: list[Record]) -> list[Row]:
+        """Each metric over all documents, then of each of its tasks if it has several."""
+        groups: dict[str, list[Record]] = {}
+        for record in records:
+            groups.setdefault(json.dumps(record["group"]), []).append(record)
+        rows = self._rows({}, records)
+        if len(groups) > 1:
+            for group, same in groups.items():
+                rows += self._rows(json.loads(group), same)
+        return rows
+
+    def _rows(self, group: dict[str, Any], records: list[Record]) -> list[Row]:
+        from mm_lightning.evaluation.persistent.asking import aggregation
+
+        rows = []
+        for kind, metric in dict.fromkeys(
+            (k, name) for record in records for k in ("scores", "parts") for name in record[k]
+        ):
+            values = [record[kind][metric] for record in records if metric in record[kind]]
+            if kind == "scores":
+                rows.append(mean_row(group, metric, values))
+            else:
+                task = next(iter(self.tasks().values()))
+                rows.append(Row(group, metric, float(aggregation(task, metric)(values)), None, len(values)))
+        return rows
+
+    def markdown(self, results: Sequence[Result]) -> str:
+        """The numbers over all documents; those of each task are in results.csv."""
+        short = [replace(result, rows=[row for row in result.rows if not row.group]) for result in results]
+        return super().markdown(short)
+
+
+@dataclass
+class CodeBenchmark(Benchmark):
+    """A benchmark that runs programs that the network wrote.
+
+    Args:
+        run_code: that this is allowed.
+    """
+
+    run_code: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.run_code:
+            raise UserError(
+                f"{self.name} runs programs that the network writes, and not in a sandbox: allow it with --run_code, "
+                "or ask for persistent_without_code or other_without_code"
+            )
+
+
+@functools.cache
+def benchmark(name: str) -> type[Benchmark]:
+    """The class of one of `DEFINITIONS`."""
+    kind = CodeBenchmark if DEFINITIONS[name].runs_code else Benchmark
+    return type(name, (kind,), {"name": name, "definition": DEFINITIONS[name], "__doc__": f"The task `{name}`."})
+
+
+def __getattr__(name: str) -> type[Benchmark]:
+    if name in DEFINITIONS:
+        return benchmark(name)
+    raise AttributeError(f"there is no benchmark {name}")
+
+
+def _made(name: str, fields: dict[str, Any]) -> Benchmark:
+    """For unpickling, in another process."""
+    return benchmark(name)(**fields)
+
+
+def _require_harness() -> None:
+    if importlib.util.find_spec("lm_eval") is None:
+        raise UserError("benchmarks need the package lm_eval: pip install 'mm-lightning[eval]'")
