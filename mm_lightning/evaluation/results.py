@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mm_lightning.evaluation.persistent.table import overview
 from mm_lightning.evaluation.samples import RESULTS, read_json
 from mm_lightning.evaluation.task import Result, Row, Task, find_task
 
@@ -41,7 +42,7 @@ def write_tables(output: Path, order: Sequence[str] = ()) -> list[Path]:
     groups: dict[str, list[dict[str, Any]]] = {}
     for result in found:
         groups.setdefault(json.dumps([result["task"], result["settings"]]), []).append(result)
-    written, text = [], ["# Results\n"]
+    written, text = [], ["# Results\n", *filter(None, [overview(found)])]
     names: list[str] = []
     for same in groups.values():
         task = remade(same[0])

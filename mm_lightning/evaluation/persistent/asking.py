@@ -77,7 +77,8 @@ def answer(network: LanguageModel, task: ConfigurableTask, asked: Sequence[Quest
             request.filtered_resps = {}
     task._instances = requests
     task.apply_filters()
-    return [_found(task, question) for question in asked]
+    cut = [max(map(network.tokens_cut, question.requests)) for question in asked]
+    return [{**_found(task, question), "tokens_cut": n} for question, n in zip(asked, cut, strict=True)]
 
 
 def _found(task: ConfigurableTask, question: Question) -> dict[str, Any]:

@@ -33,8 +33,9 @@ class Definition:
     runs_code: bool = False
 
 
-def _race(label: str, level: str, process: str = "articles") -> Definition:
+def _race(name: str, label: str, level: str, process: str = "articles") -> Definition:
     changes = {
+        "task": name,
         "dataset_path": "ehovy/race",
         "dataset_name": level,
         "process_docs": Function(f"mm_lightning.evaluation.persistent.race.{process}"),
@@ -42,6 +43,7 @@ def _race(label: str, level: str, process: str = "articles") -> Definition:
     return Definition(label, ("race/race.yaml",), "acc", changes=changes)
 
 
+_STRIPPED = [{"name": "remove_whitespace", "filter": [{"function": "remove_whitespace"}, {"function": "take_first"}]}]
 _SQUAD = "mm_lightning.evaluation.persistent.squad"
 
 DEFINITIONS: dict[str, Definition] = {
@@ -66,14 +68,17 @@ DEFINITIONS: dict[str, Definition] = {
     "bbh": Definition("bbh", ("bbh/cot_fewshot/[!_]*.yaml",), "exact_match,get-answer", 3),
     "minerva_math": Definition("math", ("minerva_math/minerva_math_*.yaml",), "math_verify", 4),
     "mbpp": Definition("mbpp", ("mbpp/mbpp.yaml",), "pass_at_1", 3, runs_code=True),
-    "race_middle": _race("race middle", "middle"),
-    "race_high": _race("race high", "high"),
+    "race_middle": _race("race_middle", "race middle", "middle"),
+    "race_high": _race("race_high", "race high", "high"),
     # others that the paper's names could mean
     "mmlu": Definition("", ("mmlu/default/mmlu_*.yaml",), "acc", 5),
     "squadv2": Definition("", ("squadv2/squadv2.yaml",), "f1", own=f"{_SQUAD}:Version2"),
-    "bbh_fewshot": Definition("", ("bbh/fewshot/[!_]*.yaml",), "exact_match", 3),
-    "race_middle_questions": _race("", "middle", "questions"),
-    "race_high_questions": _race("", "high", "questions"),
+    # as the harness scores it, the space before an answer makes every answer wrong
+    "bbh_fewshot": Definition(
+        "", ("bbh/fewshot/[!_]*.yaml",), "exact_match,remove_whitespace", 3, changes={"filter_list": _STRIPPED}
+    ),
+    "race_middle_questions": _race("race_middle_questions", "", "middle", "questions"),
+    "race_high_questions": _race("race_high_questions", "", "high", "questions"),
 }
 
 PERSISTENT_13 = tuple(DEFINITIONS)[:13]

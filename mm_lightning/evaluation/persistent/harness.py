@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import logging
 import tempfile
@@ -42,6 +43,7 @@ def configs(definition: Definition) -> dict[Path, Config]:
     return {path: config for path, config in found.items() if config["task"] != "minerva_math500"}
 
 
+@functools.cache
 def read_yaml(path: Path) -> Config:
     """A file of a task, with what it includes."""
     config = yaml.load(path.read_text(encoding="utf-8"), _Loader)
@@ -111,7 +113,7 @@ def load(definition: Definition, name: str, data_dir: Path | None, shots: int) -
         needed_splits(config, shots)
     files = None if data_dir is None else local_files(definition, data_dir, shots)
     with (
-        quiet(files is not None),
+        quiet(bars=files is None),
         replaced(evaluate, "load", load_metric),
         reachable(name, definition, files is None),
     ):
@@ -184,20 +186,20 @@ def replaced(module: Any, name: str, value: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def quiet(local: bool) -> Iterator[None]:
-    """Keeps hints of the harness to its own users off the screen, and bars where nothing is downloaded."""
+def quiet(bars: bool = False) -> Iterator[None]:
+    """Keeps hints of the harness to its own users off the screen, and bars unless something is downloaded."""
     import datasets
 
     logger = logging.getLogger("lm_eval")
-    level, bars = logger.level, datasets.are_progress_bars_disabled()
+    level, shown = logger.level, not datasets.are_progress_bars_disabled()
     logger.setLevel(logging.ERROR)
-    if local:
+    if not bars:
         datasets.disable_progress_bars()
     try:
         yield
     finally:
         logger.setLevel(level)
-        if not bars:
+        if shown:
             datasets.enable_progress_bars()
 
 

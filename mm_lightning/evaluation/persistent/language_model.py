@@ -116,6 +116,18 @@ class LanguageModel(TemplateLM):
                 self.cache_hook.add_partial("generate_until", requests[number].args, answer)
         return answers
 
+    def tokens_cut(self, request: Instance) -> int:
+        """How many tokens of a request's prompt are cut off."""
+        if self.limit is None or request.request_type == "loglikelihood_rolling":
+            return 0
+        prompt, wanted = request.args
+        context = self.tok_encode(prompt)
+        if request.request_type == "generate_until":
+            more = _settings(wanted)[1]
+        else:
+            more = len(self.tok_encode(prompt + wanted)) - len(context) - 1
+        return len(context) - len(self._cut(context, more))
+
     def _cut(self, context: Tokens, more: int) -> Tokens:
         """A context that leaves room for so many tokens, but half of the limit is its own."""
         room = len(context) if self.limit is None else max(self.limit - more, self.limit // 2, 1)

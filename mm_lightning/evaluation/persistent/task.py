@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 FEWSHOT_SEED = 1234
 """The harness' own, of the examples before each question."""
 
+CUT = "prompts cut"
+"""The share of documents of whose prompt the beginning was cut off."""
+
 
 @dataclass
 class Benchmark(Task):
@@ -100,13 +103,15 @@ class Benchmark(Task):
             UserError: the data are missing, or a document cannot be asked; it names the row.
         """
         from mm_lightning.evaluation.persistent.asking import questions
+        from mm_lightning.evaluation.persistent.harness import quiet
 
-        found: list[Item] = []
-        for name, task in self.tasks().items():
-            group = {"task": name} if len(self.tasks()) > 1 else {}
-            for question in questions(name, task, self.limit, self.seed):
-                found.append(Item(f"{name}/{question.number}", group, question))
-        return found
+        tasks = self.tasks()
+        with quiet():
+            return [
+                Item(f"{name}/{question.number}", {"task": name} if len(tasks) > 1 else {}, question)
+                for name, task in tasks.items()
+                for question in questions(name, task, self.limit, self.seed)
+            ]
 
     def ask(self, model: Model, items: list[Item]) -> Iterator[Record]:
         """Asks the longest first, those of a task together."""
@@ -129,6 +134,8 @@ class Benchmark(Task):
         for record in records:
             groups.setdefault(json.dumps(record["group"]), []).append(record)
         rows = self._rows({}, records)
+        if any(record["tokens_cut"] for record in records):
+            rows.append(mean_row({}, CUT, [bool(record["tokens_cut"]) for record in records]))
         if len(groups) > 1:
             for group, same in groups.items():
                 rows += self._rows(json.loads(group), same)

@@ -1,8 +1,10 @@
+# ruff: noqa: E402
 """The harness' numbers of a network are those of its own class for transformers on the same exported weights."""
 
 import pytest
 
 pytest.importorskip("lm_eval", reason="needs the extra `eval`")
+pytest.importorskip("accelerate", reason="the harness' class for transformers needs accelerate")
 transformers = pytest.importorskip("transformers", reason="needs the extra `export`")
 
 from lm_eval import evaluate
@@ -75,9 +77,7 @@ def test_whole_texts_are_those_of_the_harness(tmp_path):
 def test_shared_contexts_are_the_plain_computation(model):
     """Contexts that several continuations share, with and without a long common beginning."""
     for begin in ("", "Four examples come before each question: " * 4):
-        pairs = [
-            (f"{begin}{'x' * n} is", f" {word}") for n in (0, 3, 3, 9) for word in ("a", "b", "longer", "a", "é")
-        ]
+        pairs = [(f"{begin}{'x' * n} is", f" {word}") for n in (0, 3, 3, 9) for word in ("a", "b", "longer", "a", "é")]
         requests = [request("loglikelihood", *pair) for pair in pairs]
         found = LanguageModel(model, 0).loglikelihood(requests, disable_tqdm=True)
         alone = [LanguageModel(model, 0).loglikelihood([r], disable_tqdm=True)[0] for r in requests]
