@@ -59,6 +59,9 @@ def evaluate_command(
       in_context        banking77, goemotions and tacred (your licensed copy): classes learned from demonstrations
       in_context_free   banking77, goemotions, and semeval2010_task8 and redocred in the place of tacred
       classification    the same of a data set of your own, --dataset my.yaml
+      persistent        13 benchmarks of lm-evaluation-harness, or any of them by its name: openbookqa, arc_easy, ...
+      other             6 more that long-term memory matters to; persistent_without_code, other_without_code: those that
+                        need no --run_code; variants: other readings of the paper's names
 
     Every answer is kept as it comes: interrupted, the same command goes on. OUTPUT gets results.md, results.csv and the
     figures of all networks evaluated there, and for each network and task NAME/TASK/results.json (the numbers, and
@@ -75,11 +78,12 @@ def evaluate_command(
         contexts: lengths in tokens, 4k being 4,096. By default 1, 2, 4 and 8 times the training context
             (loss_by_position); 4k, 8k, 16k, 32k (new_knowledge, needles); 256, 512, 1k, 2k (generated_facts).
         limit: questions of each length (in_context: of each data set) at most, by default 500 (loss_by_position:
-            sequences, by default 32).
+            sequences, by default 32; persistent, other: the first documents of each task, by default all).
         text: text files or folders of them, or a folder of prepared data, instead of the validation documents of the
             network's own data (loss_by_position).
         data_dir: folder of the data sets, by default `data`: squad/*.json, hotpotqa/*.json, text/novels/*.txt,
-            banking77/*.csv, ...
+            banking77/*.csv, ... (persistent, other: by default data sets come from the Hub; in the folder they lie as
+            in their repositories, ai2_arc/ARC-Easy/test.jsonl or .parquet, and an error says which file is missing).
         essays: folder of the prose that needles are hidden in, if it is not text/novels in data_dir.
         gold_position: even spreads answers evenly over the text; published puts them where the published script does,
             which follows from the length (qa_1, qa_2).
@@ -96,6 +100,10 @@ def evaluate_command(
             `prompt: {instruction: "Given a question, please predict its kind.", text: "question:", label: "kind:"}`.
             Files are .csv or .tsv with a header, or .jsonl, beside it.
         tacred: folder of your copy of TACRED, if it is not tacred in data_dir.
+        fewshot: examples before each question, if not the benchmark's own number (persistent, other).
+        max_length: tokens that are read at most, of longer prompts the last ones; by default the training context, 0
+            for no limit (persistent, other).
+        run_code: allow to run programs that the networks write, without a sandbox (humaneval_plus, mbpp).
         long_term: off removes the long-term memory from the trained networks.
         inference_delay: another m for the long-term memory than the networks' own.
         batch_size: questions side by side at most.

@@ -2,8 +2,6 @@ import json
 
 import pytest
 
-pytest.importorskip("lm_eval", reason="needs the extra `eval`")
-
 
 def choices(n):
     return {"text": ["one", f"a {n * n}", "three of them", "é"], "label": list("ABCD")}
@@ -152,8 +150,8 @@ EVERYTHING = {
 
 def write_everything(folder, name):
     """The documents of a benchmark; of one that has several tasks the same documents for each."""
+    from mm_lightning.evaluation.persistent import harness
     from mm_lightning.evaluation.persistent.definitions import DEFINITIONS
-    from mm_lightning.evaluation.persistent.harness import configs
 
     several = {
         "mmlu": ("mmlu", {"test": 2, "dev": 5}, {"question": "One?", "choices": list("pqrs"), "answer": 3}),
@@ -171,7 +169,7 @@ def write_everything(folder, name):
         write(folder / place, split, rows)
     if name in several:
         repository, splits, row = several[name]
-        for config in configs(DEFINITIONS[name]).values():
+        for config in harness.configs(DEFINITIONS[name]).values():
             for split, count in splits.items():
                 write(folder / repository / config["dataset_name"], split, [row] * count)
 

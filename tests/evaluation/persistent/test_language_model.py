@@ -42,8 +42,11 @@ def request(kind, *args):
 def test_scores_are_those_of_the_harness(network, name, data, tmp_path):
     model, theirs = pair(network, tmp_path / "exported")
     task = find_task(name)(data_dir=str(data))
-    records = {record["key"]: record for record in task.ask(model, task.items(model))}
     again = find_task(name)(data_dir=str(data))
+    if name == "nq_open":
+        for one in (task, again):
+            one.tasks()[name].config.generation_kwargs["max_gen_toks"] = 32
+    records = {record["key"]: record for record in task.ask(model, task.items(model))}
     for harness_task in again.tasks().values():
         harness_task.set_fewshot_seed(1234)
     found = evaluate(theirs, {"tasks": again.tasks(), "groups": {}}, bootstrap_iters=0)
@@ -76,8 +79,8 @@ def test_whole_texts_are_those_of_the_harness(tmp_path):
 
 def test_shared_contexts_are_the_plain_computation(model):
     """Contexts that several continuations share, with and without a long common beginning."""
-    for begin in ("", "Four examples come before each question: " * 4):
-        pairs = [(f"{begin}{'x' * n} is", f" {word}") for n in (0, 3, 3, 9) for word in ("a", "b", "longer", "a", "é")]
+    for begin in ("", "Four examples come before each question: " * 2):
+        pairs = [(f"{begin}{'x' * n} is", f" {word}") for n in (0, 3, 3, 5) for word in ("a", "longer", "a", "é")]
         requests = [request("loglikelihood", *pair) for pair in pairs]
         found = LanguageModel(model, 0).loglikelihood(requests, disable_tqdm=True)
         alone = [LanguageModel(model, 0).loglikelihood([r], disable_tqdm=True)[0] for r in requests]

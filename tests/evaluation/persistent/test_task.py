@@ -1,0 +1,163 @@
+"""Benchmarks as tasks: the same for any number of processes and any batch, interrupted runs, and what is refused."""
+
+import json
+import pickle
+
+import pytest
+
+pytest.importorskip("lm_eval", reason="needs the extra `eval`")
+
+from mm_lightning.cli import main
+from mm_lightning.data.tokenizer import load_tokenizer
+from mm_lightning.errors import UserError
+from mm_lightning.evaluation.model import Model
+from mm_lightning.evaluation.persistent.table import overview
+from mm_lightning.evaluation.persistent.task import CUT
+from mm_lightning.evaluation.task import find_task
+from tests.evaluation.persistent.conftest import questions, write
+from tests.inference.conftest import build
+
+
+@pytest.fixture(scope="module")
+def network():
+    return build("v2")
+
+
+def asked(network, task, batch_size=4, part=slice(None)):
+    model = Model(network, load_tokenizer("bytes"), 512, batch_size=batch_size)
+    items = task.items(model)
+    return {record["key"]: record for record in task.ask(model, items[part])}, [item.key for item in items]
+
+
+def test_records_depend_on_nothing_but_the_question(network, data):
+    task = find_task("arc_easy")(data_dir=str(data), fewshot=0)
+    whole, keys = asked(network, task)
+    assert keys == [f"arc_easy/{n}" for n in range(7)]
+    parts = [
+        asked(network, task, batch_size, part)[0] for batch_size, part in ((1, slice(0, 7, 2)), (8, slice(1, 7, 2)))
+    ]
+    for key, record in (parts[0] | parts[1]).items():
+        assert record["scores"] == whole[key]["scores"]
+        for (one, _), (other, _) in zip(record["answers"], whole[key]["answers"], strict=True):
+            assert one == pytest.approx(other, abs=1e-5)
+    record = whole["arc_easy/3"]
+    assert record["prompt"] == "Question: Which is 3?\nAnswer:"
+    assert record["asked"] == [" one", " a 9", " three of them", " é"]
+    assert record["reference"] == 3
+    best = max(range(4), key=lambda n: record["answers"][n][0])
+    assert record["scores"]["acc"] == (best == 3)
+
+
+def test_drawn_examples_do_not_depend_on_who_asks(network, data):
+    task = find_task("nq_open")(data_dir=str(data), max_length=0)
+    task.tasks()["nq_open"].config.generation_kwargs["max_gen_toks"] = 3
+    whole, _ = asked(network, task)
+    last, _ = asked(network, task, 1, slice(2, 3))
+    assert last["nq_open/2"] == whole["nq_open/2"]
+    prompt = whole["nq_open/2"]["prompt"]
+    assert prompt.startswith("Answer these questions:\n\nQ: who was the 1")
+    assert prompt.count("\nA: Anna 1") == 5
+    assert prompt.endswith("\nQ: who was the 2th?\nA:")
+    other, _ = asked(network, find_task("nq_open")(data_dir=str(data), seed=1, max_length=8), 1, slice(2, 3))
+    assert other["nq_open/2"]["prompt"] != prompt
+    assert other["nq_open/2"]["tokens_cut"] > 100
+    rows = task.rows(list(other.values()))
+    assert [row.value for row in rows if row.metric == CUT] == [1.0]
+
+
+def test_settings_make_the_task_again(data, tmp_path):
+    task = find_task("arc_easy")(data_dir=str(data), limit=3)
+    settings = task.settings()
+    again = find_task("arc_easy")(**{name: value for name, value in settings.items() if name != "version"})
+    assert again.limit == 3
+    assert pickle.loads(pickle.dumps(task)) == task
+    write(tmp_path / "data" / "ai2_arc" / "ARC-Easy", "test", questions(6))
+    other = find_task("arc_easy")(data_dir=str(tmp_path / "data"), limit=3).settings()
+    assert {name for name in settings if settings[name] != other[name]} == {"data_dir", "data_hash"} - (
+        {"data_dir"} if data.name == "data" else set()
+    )
+    with pytest.raises(UserError, match="hash"):
+        find_task("arc_easy")(data_dir=str(tmp_path / "data"), data_hash=settings["data_hash"]).settings()
+
+
+def test_what_is_refused(network, data, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="--run_code"):
+        find_task("humaneval_plus")()
+    with pytest.raises(UserError, match="limit"):
+        find_task("arc_easy")(limit=0)
+    with pytest.raises(
+        UserError, match=r"train documents of allenai/ai2_arc \(ARC-Easy\) into .*ARC-Easy/train\.jsonl"
+    ):
+        find_task("arc_easy")(data_dir=str(data), fewshot=1).settings()
+    with pytest.raises(UserError, match="no documents for examples"):
+        find_task("race_high")(data_dir=str(data), fewshot=1).settings()
+    rows = questions(4)
+    rows[2]["answerKey"] = "E"
+    write(tmp_path / "ai2_arc" / "ARC-Easy", "test", rows)
+    with pytest.raises(UserError, match=r"arc_easy: document 3 cannot be asked"):
+        asked(network, find_task("arc_easy")(data_dir=str(tmp_path)))
+    write(tmp_path / "ai2_arc" / "ARC-Easy", "test", [{"text": "no question"}])
+    with pytest.raises(UserError, match=r"ARC-Easy/test\.jsonl \(UndefinedError: 'question' is undefined\)"):
+        asked(network, find_task("arc_easy")(data_dir=str(tmp_path)))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    with pytest.raises(UserError, match=r"race_high needs ehovy/race .* --data_dir DIR, .* DIR/race/high/test\.jsonl"):
+        find_task("race_high")().tasks()
+
+
+def test_an_unreachable_hub_is_asked_once(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    asked = []
+
+    def no_answer(self, name, timeout):
+        asked.append(timeout)
+        raise OSError("no route")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", no_answer)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    with pytest.raises(UserError, match="arc_easy needs allenai/ai2_arc from the Hub"):
+        find_task("arc_easy")().tasks()
+    assert asked == [5]
+    assert not huggingface_hub.constants.HF_HUB_OFFLINE
+
+
+def test_a_run_goes_on_where_it_was(runs, data, tmp_path, capsys):
+    command = ["evaluate", "--checkpoint", str(runs / "v2"), "--tasks", "arc_easy", "--data_dir", str(data)]
+    command += ["--output", str(tmp_path), "--device", "cpu"]
+    main(command)
+    folder = tmp_path / "v2-0-step1" / "arc_easy"
+    whole = json.loads((folder / "results.json").read_text())["rows"]
+    assert {row["metric"]: row["count"] for row in whole} == {"acc": 7, "acc_norm": 7}
+    (folder / "results.json").unlink()
+    lines = (folder / "samples.jsonl").read_bytes().splitlines(keepends=True)
+    (folder / "samples.jsonl").write_bytes(b"".join(lines[:4]) + lines[4][:30])
+    main(command)
+    assert "7 items, 4 already answered" in capsys.readouterr().err
+    assert json.loads((folder / "results.json").read_text())["rows"] == whole
+    assert main([*command, "--fewshot", "1"]) == 2
+    assert "train documents" in capsys.readouterr().err
+
+
+def test_the_papers_groups_beside_each_other():
+    def result(task, run, metric, value):
+        rows = [{"group": {}, "metric": metric, "value": value, "stderr": 0.01, "count": 9}]
+        return {"task": task, "run": run, "rows": rows}
+
+    assert overview([result("arc_easy", "v2", "acc_norm", 0.5)]) == ""
+    found = [
+        result("arc_easy", "v2", "acc_norm", 0.5),
+        result("boolq", "v1", "acc", 0.25),
+        result("boolq", "v2", "acc", 0.75),
+        result("qa_1", "v2", "accuracy", 0.1),
+    ]
+    text = overview(found)
+    assert text.count("##") == 1
+    assert "| arc easy | 50.0 ± 1.0 |  |" in text
+    assert "| boolq | 75.0 ± 1.0 | 25.0 ± 1.0 |" in text
+    assert "mean" not in text
+    metrics = {"squad_completion": "contains", "bbh": "exact_match,get-answer", "minerva_math": "math_verify"}
+    metrics |= {"mbpp": "pass_at_1", "race_middle": "acc", "race_high": "acc"}
+    found = [result(task, "v2", metric, n / 10) for n, (task, metric) in enumerate(metrics.items())]
+    assert "| **mean of 6** | 25.0 ± 0.4 |" in overview(found)  # 0.01 * sqrt(6) / 6
