@@ -9,7 +9,7 @@ from typing import Any
 from mm_lightning.errors import UserError
 from mm_lightning.networks import NetworkConfig
 from mm_lightning.networks.cost import forward_flops_per_token, parameters, parts, training_flops_per_token
-from mm_lightning.training.memory_plan import Layout, bytes_per_device
+from mm_lightning.training.memory_plan import Layout, bytes_per_device, layout_of
 
 DESCRIPTION = """\
 What a training config costs: parameters by part, floating-point operations per token, and bytes on each device for
@@ -50,39 +50,6 @@ def cost_command(args: list[str]) -> None:
         print(json.dumps(found, indent=1))
     else:
         show(found)
-
-
-def layout_of(config: Any) -> Layout:
-    """How a resolved `mm fit` config spreads its run.
-
-    Raises:
-        UserError: the number of devices is left to the machine, or the strategy is not known here.
-    """
-    trainer, data = config.trainer, config.data
-    devices = trainer.devices
-    if isinstance(devices, list):
-        devices = len(devices)
-    # What Lightning would take from this machine is 1 on a CPU, and not known for one that this is not.
-    count = 1 if devices in ("auto", -1, "-1") else int(devices)
-    strategy = trainer.strategy if isinstance(trainer.strategy, str) else trainer.strategy.class_path
-    settings = {} if isinstance(trainer.strategy, str) else vars(trainer.strategy.init_args)
-    deepspeed = "deepspeed" in strategy.lower()
-    stage = 0
-    if deepspeed:
-        named = [n for n in (1, 2, 3) if f"stage_{n}" in strategy]
-        stage = named[0] if named else settings.get("stage", 2)
-    elif "fsdp" in strategy.lower():
-        raise UserError(f"mm cost knows auto, ddp and DeepSpeed strategies, not {strategy}")
-    return Layout(
-        devices=count * trainer.num_nodes,
-        precision=str(trainer.precision or "32-true"),
-        zero_stage=stage,
-        deepspeed=deepspeed,
-        offload="offload" in strategy or bool(settings.get("offload_optimizer")),
-        micro_batch_size=data.micro_batch_size,
-        context_length=data.context_length,
-        activation_checkpointing=config.model.activation_checkpointing,
-    )
 
 
 def cost_of(network: NetworkConfig, layout: Layout, context: int | None = None) -> dict[str, Any]:
@@ -142,7 +109,7 @@ def show(found: dict[str, Any]) -> None:
         caption=f"{layout['micro_batch_size']} x {layout['context_length']:,} tokens at a time"
         + (", blocks recomputed" if layout["activation_checkpointing"] else "")
         + (", optimizer states in host memory" if layout["offload"] else "")
-        + "; without buckets, fragmentation and kernels' scratch space",
+        + "; without fragmentation and kernels' scratch space",
     )
     table.columns[1].justify = "right"
     for name, count in found["bytes_per_device"].items():

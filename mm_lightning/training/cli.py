@@ -21,8 +21,10 @@ from mm_lightning.data import TextDataModule
 from mm_lightning.errors import UserError
 from mm_lightning.networks import NetworkConfig
 from mm_lightning.training import strategies
+from mm_lightning.training.batches import accumulated
 from mm_lightning.training.checkpoint import WholeCheckpointIO, check_architecture, find_checkpoint, read_about, step_of
 from mm_lightning.training.config_files import ConfigFile, explain, read_chain, split_configs
+from mm_lightning.training.connection import lost_contact, set_timeout
 from mm_lightning.training.loggers import MetricsFile, ProgressLines, TensorBoard, say
 from mm_lightning.training.module import LanguageModule
 from mm_lightning.training.run_folder import RecordRun, RunFolder
@@ -93,7 +95,20 @@ class TrainingCLI(LightningCLI):
         parser.add_argument(
             "--run", type=str, default="runs/default", help="Where numbered run folders lie, as in runs/quickstart."
         )
+        parser.add_argument(
+            "--communication_timeout",
+            type=float,
+            default=1800.0,
+            help="Seconds that a process waits for another, at the start and in every step, before it ends the run. "
+            "Longer than what one process does while the others wait.",
+        )
         if self.command == "fit":
+            parser.add_argument(
+                "--plan",
+                type=int | None,
+                default=None,
+                help="Instead of training, check on this machine, without its GPUs, a run of so many devices.",
+            )
             parser.add_argument(
                 "--resume",
                 type=bool | str,
@@ -217,7 +232,9 @@ class TrainingCLI(LightningCLI):
         if self.command != "fit":
             config["enable_checkpointing"] = False
             config["callbacks"] = [c for c in config["callbacks"] if not isinstance(c, watchers.Checkpoints)]
-        return Trainer(**config)
+        trainer = Trainer(**config)
+        set_timeout(trainer.strategy, self.config[self.command].communication_timeout)
+        return trainer
 
     def _loggers(self, config: dict[str, Any]) -> Any:
         if self.command != "fit":
@@ -227,7 +244,7 @@ class TrainingCLI(LightningCLI):
     def resolved_config(self) -> str:
         """The config with every default filled in, as YAML that `--config` reads back."""
         config = self.config[self.command].clone()
-        for key in ("config", "resume", "ckpt_path"):
+        for key in ("config", "resume", "ckpt_path", "plan"):
             config.pop(key, None)
         return self._parser(self.command).dump(config, skip_none=False)
 
@@ -240,19 +257,18 @@ class TrainingCLI(LightningCLI):
         except UserError:
             self.folder.discard_unused()
             raise
+        except RuntimeError as error:
+            lost = lost_contact(error, self.config[subcommand].communication_timeout)
+            raise (lost or error) from error
 
     def before_fit(self) -> None:
         """Derives accumulation from the global batch, and counts validation in optimisation steps."""
         trainer, data = self.trainer, self.datamodule
         if trainer.max_steps < 1:
             raise UserError("trainer.max_steps must be set: the learning rate falls over that many steps")
-        together = data.micro_batch_size * trainer.world_size
-        if data.global_batch_size % together:
-            raise UserError(
-                f"data.global_batch_size {data.global_batch_size} is not a multiple of data.micro_batch_size "
-                f"{data.micro_batch_size} x {trainer.world_size} devices = {together}: change one of them"
-            )
-        trainer.accumulate_grad_batches = data.global_batch_size // together
+        trainer.accumulate_grad_batches = accumulated(
+            data.global_batch_size, data.micro_batch_size, trainer.world_size, trainer.num_devices
+        )
         if isinstance(trainer.val_check_interval, int):
             trainer.val_check_interval *= trainer.accumulate_grad_batches
 
@@ -307,12 +323,17 @@ class ParsedFit(TrainingCLI):
     def instantiate_classes(self) -> None:
         """Builds the dimensions of the network, nothing else."""
         self.resolved = self.resolved_config()
-        network = self.config.fit.model.network
-        module, name = network.class_path.rsplit(".", 1)
-        self.config.fit.model.network = getattr(importlib.import_module(module), name)(**network.init_args.as_dict())
+        self.config.fit.model.network = network_of(self.config.fit)
 
     def _run_subcommand(self, subcommand: str) -> None:
         pass
+
+
+def network_of(config: Namespace) -> NetworkConfig:
+    """The dimensions of the network that a parsed config names."""
+    network = config.model.network
+    module, name = network.class_path.rsplit(".", 1)
+    return getattr(importlib.import_module(module), name)(**network.init_args.as_dict())
 
 
 def parse_fit(args: list[str]) -> Namespace:
@@ -343,7 +364,12 @@ def run_training(command: str, args: list[str]) -> None:
     """
     prepare()
     try:
-        TrainingCLI(command, args)
+        if command == "fit" and any(arg.split("=")[0] == "--plan" for arg in args):
+            from mm_lightning.training.plan import PlannedFit
+
+            PlannedFit(args)
+        else:
+            TrainingCLI(command, args)
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
     except SystemExit as stop:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+from mm_lightning.errors import UserError
 from mm_lightning.networks import NetworkConfig
 from mm_lightning.networks.cost import activation_bytes_per_token, parameters
-
-LIVE_PARAMETERS = 10**9
-"""Parameters that ZeRO-3 gathers at a time (DeepSpeed's stage3_max_live_parameters)."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +21,9 @@ class Layout:
             too.
         deepspeed: whether DeepSpeed runs it; it keeps a float32 copy of the parameters among the optimizer states.
         offload: whether the optimizer states are kept in the host's memory.
+        offload_parameters: whether the weights are too (stage 3).
+        bucket: gradients that are reduced together, where DeepSpeed does it.
+        live_parameters: the most that stage 3 gathers at a time.
         micro_batch_size: sequences of one forward pass on one device.
         context_length: tokens of a sequence.
         activation_checkpointing: whether blocks are recomputed in the backward pass.
@@ -32,6 +34,9 @@ class Layout:
     zero_stage: int = 0
     deepspeed: bool = False
     offload: bool = False
+    offload_parameters: bool = False
+    bucket: int = 200_000_000
+    live_parameters: int = 1_000_000_000
     micro_batch_size: int = 1
     context_length: int = 4096
     activation_checkpointing: bool = False
@@ -40,7 +45,7 @@ class Layout:
 def bytes_per_device(config: NetworkConfig, layout: Layout) -> dict[str, int]:
     """Bytes on each device of the weights, gradients, optimizer states (AdamW) and activations of a training step.
 
-    What a framework adds (communication buckets, fragmentation, kernels' scratch space) is not in it.
+    What a framework adds (fragmentation, kernels' scratch space, NCCL's buffers) is not in it.
     """
     short = layout.precision.startswith(("bf16", "16"))
     true_short = short and (layout.deepspeed or layout.precision.endswith("-true"))
@@ -53,11 +58,51 @@ def bytes_per_device(config: NetworkConfig, layout: Layout) -> dict[str, int]:
         config, 2 if short else 4, 2 if true_short else 4, layout.activation_checkpointing
     )
     needed = {
-        "weights": count * number // share[3],
+        "weights": 0 if layout.offload_parameters else count * number // share[3],
         "gradients": count * number // share[2],
         "optimizer states": 0 if layout.offload else count * states // share[1],
         "activations": activations * tokens,
     }
     if layout.zero_stage == 3 and layout.devices > 1:
-        needed["weights gathered for use"] = min(count, LIVE_PARAMETERS) * number
+        needed["weights gathered for use"] = min(count, layout.live_parameters) * number
+    if layout.deepspeed and layout.devices > 1:
+        # Stages 1 and 2 fill one bucket while they send another; none is larger than the network.
+        buckets = 1 if layout.zero_stage == 3 else 2
+        needed["communication buckets"] = buckets * min(count, layout.bucket) * number
     return needed
+
+
+def layout_of(config: Any) -> Layout:
+    """How a resolved `mm fit` config spreads its run.
+
+    Raises:
+        UserError: the number of devices is left to the machine, or the strategy is not known here.
+    """
+    trainer, data = config.trainer, config.data
+    devices = trainer.devices
+    if isinstance(devices, list):
+        devices = len(devices)
+    # What Lightning would take from this machine is 1 on a CPU, and not known for one that this is not.
+    count = 1 if devices in ("auto", -1, "-1") else int(devices)
+    strategy = trainer.strategy if isinstance(trainer.strategy, str) else trainer.strategy.class_path
+    settings = {} if isinstance(trainer.strategy, str) else vars(trainer.strategy.init_args)
+    deepspeed = "deepspeed" in strategy.lower()
+    stage = 0
+    if deepspeed:
+        named = [n for n in (1, 2, 3) if f"stage_{n}" in strategy]
+        stage = named[0] if named else settings.get("stage", 2)
+    elif "fsdp" in strategy.lower():
+        raise UserError(f"memory is known for the strategies auto, ddp and DeepSpeed, not for {strategy}")
+    return Layout(
+        devices=count * trainer.num_nodes,
+        precision=str(trainer.precision or "32-true"),
+        zero_stage=stage,
+        deepspeed=deepspeed,
+        offload="offload" in strategy or bool(settings.get("offload_optimizer")),
+        offload_parameters="stage_3_offload" in strategy or bool(settings.get("offload_parameters")),
+        bucket=settings.get("reduce_bucket_size", Layout.bucket),
+        live_parameters=settings.get("max_live_parameters", Layout.live_parameters),
+        micro_batch_size=data.micro_batch_size,
+        context_length=data.context_length,
+        activation_checkpointing=config.model.activation_checkpointing,
+    )

@@ -8,6 +8,8 @@ here. :func:`register` puts this strategy in the place of Lightning's: the same 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +26,35 @@ from mm_lightning.training.checkpoint import KEY, PARTIAL, calm_deepspeed, check
 class DeepSpeed(DeepSpeedStrategy):
     """ZeRO on GPUs and CPUs, with checkpoint folders that are whole or not there.
 
-    The arguments are those of lightning.pytorch.strategies.DeepSpeedStrategy.
+    The arguments are those of lightning.pytorch.strategies.DeepSpeedStrategy, and some of DeepSpeed that it lacks.
+
+    Args:
+        prefetch_bucket_size: of stage 3, how many parameters are gathered ahead of their use.
+        max_live_parameters: of stage 3, how many gathered parameters a process holds at most.
+        max_reuse_distance: of stage 3, a parameter that is needed again within so many others stays gathered.
+        param_persistence_threshold: of stage 3, parameters of fewer numbers stay whole on every process.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        prefetch_bucket_size: int = 50_000_000,
+        max_live_parameters: int = 1_000_000_000,
+        max_reuse_distance: int = 1_000_000_000,
+        param_persistence_threshold: int = 100_000,
+        **kwargs: Any,
+    ) -> None:
         calm_deepspeed()
         super().__init__(*args, **kwargs)
+        zero = self.config.setdefault("zero_optimization", {})
+        if zero.get("stage") == 3:
+            zero.setdefault("stage3_prefetch_bucket_size", prefetch_bucket_size)
+            zero.setdefault("stage3_max_live_parameters", max_live_parameters)
+            zero.setdefault("stage3_max_reuse_distance", max_reuse_distance)
+            zero.setdefault("stage3_param_persistence_threshold", param_persistence_threshold)
+        if "offload_optimizer" in zero:
+            # torch's fused AdamW is as good on CPUs as DeepSpeed's own, which would have to be compiled first.
+            self.config.setdefault("zero_force_ds_cpu_optimizer", False)
 
     @property
     def on_cpu(self) -> bool:
@@ -67,6 +92,21 @@ class DeepSpeed(DeepSpeedStrategy):
         reset_seed()
         self.set_world_ranks()
         self._init_deepspeed_distributed()
+
+    @contextmanager
+    def tensor_init_context(self, empty_init: bool | None = None) -> Iterator[None]:
+        """Builds the network in bf16 where it is trained in it: stages 1 and 2 never hold all of it in float32.
+
+        (Stage 3 does the same parameter by parameter, and keeps its share of each.)
+        """
+        before = torch.get_default_dtype()
+        with super().tensor_init_context(empty_init=empty_init):
+            if self.precision_plugin.precision.startswith("bf16") and not self.zero_stage_3:
+                torch.set_default_dtype(torch.bfloat16)
+            try:
+                yield
+            finally:
+                torch.set_default_dtype(before)
 
     def _auto_select_batch_size(self) -> int:
         # only for DeepSpeed's own throughput log; a loader of ready batches has no sampler to ask

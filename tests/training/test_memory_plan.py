@@ -37,3 +37,14 @@ def test_activations_grow_with_tokens_and_shrink_when_recomputed():
     assert bytes_per_device(CONFIG, Layout(context_length=1000, micro_batch_size=3))["activations"] == 3 * one
     recomputed = Layout(context_length=1000, activation_checkpointing=True)
     assert bytes_per_device(CONFIG, recomputed)["activations"] < one
+
+
+def test_buckets_and_gathered_weights_are_no_larger_than_asked_for():
+    layout = Layout(8, "bf16-mixed", 3, True, bucket=1000, live_parameters=5000)
+    assert bytes_per_device(CONFIG, layout)["communication buckets"] == 2 * 1000
+    assert bytes_per_device(CONFIG, layout)["weights gathered for use"] == 2 * 5000
+    two = Layout(8, "bf16-mixed", 2, True)  # one bucket is filled while the other is sent; none exceeds the network
+    assert bytes_per_device(CONFIG, two)["communication buckets"] == 2 * 2 * P
+    assert "communication buckets" not in bytes_per_device(CONFIG, Layout(8))
+    away = Layout(8, "bf16-mixed", 3, True, offload=True, offload_parameters=True)
+    assert bytes_per_device(CONFIG, away)["weights"] == bytes_per_device(CONFIG, away)["optimizer states"] == 0

@@ -1,0 +1,47 @@
+"""Whether global batch, micro batch and devices fit together, and what would."""
+
+from __future__ import annotations
+
+from mm_lightning.errors import UserError
+
+
+def accumulated(global_batch: int, micro_batch: int, devices: int, per_node: int = 1) -> int:
+    """How many micro batches each device adds up for an optimisation step.
+
+    Args:
+        global_batch: sequences in an optimisation step, over all devices.
+        micro_batch: sequences in a forward pass of one device.
+        devices: in all.
+        per_node: of each node: only whole nodes are proposed.
+
+    Raises:
+        UserError: the three do not fit together; it names the nearest numbers that do.
+    """
+    together = micro_batch * devices
+    if global_batch % together == 0:
+        return global_batch // together
+    below, above = global_batch // together * together, -(-global_batch // together) * together
+    choices = [f"data.global_batch_size {_either(below, above)}"]
+    counts = [
+        n for n in range(per_node, global_batch // micro_batch + 1, per_node) if global_batch % (micro_batch * n) == 0
+    ]
+    nodes = f" ({_either(*(n // per_node for n in around(counts, devices)))} nodes)" if per_node > 1 else ""
+    if counts:
+        choices.append(f"{_either(*around(counts, devices))} devices{nodes}")
+    if global_batch % devices == 0:
+        sizes = [n for n in range(1, global_batch // devices + 1) if global_batch // devices % n == 0]
+        choices.append(f"data.micro_batch_size {_either(*around(sizes, micro_batch))}")
+    raise UserError(
+        f"data.global_batch_size {global_batch} is not a multiple of data.micro_batch_size {micro_batch} x {devices} "
+        f"devices = {together}. What fits: {', or '.join(choices)}"
+    )
+
+
+def around(values: list[int], wanted: int) -> list[int]:
+    """The nearest of sorted values below a number and above it, as far as there are any."""
+    return [n for n in values if n < wanted][-1:] + [n for n in values if n > wanted][:1]
+
+
+def _either(*numbers: int) -> str:
+    """ "32 or 64", of those that are not 0."""
+    return " or ".join(str(n) for n in numbers if n)
