@@ -25,6 +25,7 @@ from mm_lightning.training.checkpoint import (
     load_weights,
 )
 from mm_lightning.training.loggers import say
+from mm_lightning.training.resume import fit_progress, validate_if_due
 from mm_lightning.training.run_folder import RunFolder
 
 IGNORED = -100
@@ -80,6 +81,7 @@ class LanguageModule(LightningModule):
         self.run_folder: RunFolder | None = None  # given by the CLI
         self._step_loss: list[Tensor] = []
         self._finished_steps = 0
+        self._validation_open = False
 
     def configure_model(self) -> None:
         """Builds the network where it will live: partitioned from the start under ZeRO-3."""
@@ -141,9 +143,11 @@ class LanguageModule(LightningModule):
         return loss * (predicted / batch.targets.numel())
 
     def on_train_start(self) -> None:
-        """Starts counting at the step that a resumed run has reached."""
+        """Starts counting at the step that a resumed run has reached; first, the validation it owes."""
         self._finished_steps = self.global_step
         self._step_loss = []
+        if self._validation_open:
+            validate_if_due(self.trainer)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Logs a finished optimisation step; between log steps nothing waits for the device."""
@@ -251,3 +255,7 @@ class LanguageModule(LightningModule):
         tokenizer = None if data is None else describe_tokenizer(data.tokenizer)
         context = None if data is None else data.context_length
         checkpoint[KEY] = describe_network(self.config, tokenizer, context)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Goes on with the accumulation of this run, and with a validation that was due."""
+        self._validation_open = fit_progress(checkpoint, self.trainer.accumulate_grad_batches)

@@ -1,0 +1,149 @@
+"""A run that is killed and resumed, once or twice, is the run that nothing happened to: bit for bit."""
+
+import itertools
+import json
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import resuming
+import yaml
+from resuming import Case, steps, tokens
+from runs import metrics
+
+from mm_lightning.data import Manifest
+
+STEPS = 40
+SETTINGS = {
+    "trainer.max_steps": STEPS,
+    "trainer.val_check_interval": 10,
+    "model.network.layers": 1,
+    "model.network.dropout": 0.1,
+    "data.context_length": 48,
+    "data.global_batch_size": 4,
+    "data.validation_sequences": 2,
+}
+
+
+@pytest.fixture
+def config(tiny) -> str:
+    """The tiny config without its callbacks and run, which cases set."""
+    values = yaml.safe_load(Path(tiny).read_text())
+    del values["trainer"]["callbacks"], values["run"]
+    Path(tiny).write_text(yaml.safe_dump(values))
+    return str(tiny)
+
+
+def epoch_steps(config: str) -> int:
+    """Steps of an epoch."""
+    folder = yaml.safe_load(Path(config).read_text())["data"]["path"]
+    split = Manifest.load(folder).splits["train"]
+    return split.sequences(SETTINGS["data.context_length"] + 1) // SETTINGS["data.global_batch_size"]
+
+
+def cases(epoch: int, **settings) -> list[Case]:
+    """In one go, and the ways to cut it, for both accumulations and numbers of workers."""
+    made = []
+    for micro, seed in ((4, 1), (2, 7)):
+        micro = micro // settings.get("trainer.devices", 1)
+        same = {**SETTINGS, "seed_everything": seed, "data.micro_batch_size": micro, **settings}
+        ways = {
+            "20+20": ([20], [20]),  # right before a validation, inside an epoch
+            "10+10+20, killed late": ([13, 22], [10, 10]),
+            "epoch": ([epoch], [epoch]),
+            "an epoch, a step": ([epoch + 2, epoch + 3], [epoch, 1]),
+        }
+        made.append(Case(f"whole {micro}", same))
+        for (name, (kills, saves)), workers in zip(ways.items(), itertools.cycle((0, 2) if seed == 1 else (2, 0))):
+            made.append(Case(f"{name} {micro}", {**same, "data.num_workers": workers}, kills, saves))
+    return made
+
+
+def compare(root: Path, made: list[Case], ranks: int = 1) -> int:
+    """Holds every case against the one in one go before it; how many were compared."""
+    for case in made:
+        found, values = steps(root, case, ranks), metrics(root / case.name / "run" / "0", "validation/loss")
+        count, every = case.settings["trainer.max_steps"], case.settings["trainer.val_check_interval"]
+        assert sorted(found) == list(range(count)), case.name
+        if not case.kills:
+            whole, validated = found, values
+            batches = case.settings["data.global_batch_size"] // case.settings["data.micro_batch_size"]
+            assert all(len(step) == batches for step in found.values())
+            assert list(validated) == list(range(every, count + 1, every))
+            continue
+        for step in range(count):
+            assert found[step] == whole[step], f"{case.name}: step {step}"
+        assert values == validated, case.name
+    return sum(bool(case.kills) for case in made)
+
+
+def together(config: str, root: Path, pieces: list, ranks: int = 2) -> None:
+    """Runs pieces of cases, as (case, first, last), one after the other in so many processes."""
+    plan = {"config": config, "root": str(root), "cases": [(asdict(case), first, last) for case, first, last in pieces]}
+    file = root / "plan.json"
+    file.write_text(json.dumps(plan))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(ranks), "TORCHELASTIC_RUN_ID": "tests"}
+    started = []
+    for rank in map(str, range(ranks)):
+        environment = {**os.environ, **place, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"}
+        with open(root / f"rank{rank}.log", "w") as log:
+            command = [sys.executable, resuming.__file__, str(file)]
+            started.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment))
+    try:
+        assert [process.wait(1000) for process in started] == [0] * ranks, (root / "rank0.log").read_text()[-3000:]
+    finally:
+        for process in started:
+            process.kill()
+
+
+def whole_runs(made: list[Case]) -> list:
+    return [(case, 0, None) for case in made]
+
+
+def test_one_process(config, tmp_path):
+    epoch = epoch_steps(config)
+    assert 22 < epoch < STEPS - 3
+    made = cases(epoch)
+    made = [made[5], replace(made[7], settings={**made[7].settings, "data.num_workers": 0})]
+    for case in made:
+        case.run(config, tmp_path)
+    assert compare(tmp_path, made) == 1
+    # the learning rate goes up and down as it should, m changes, and no sequence comes twice in an epoch
+    whole = steps(tmp_path, made[0])
+    assert len({step[0]["rate"] for step in whole.values()}) > 30
+    assert {step[0]["m"]["long_term_delay"] for step in whole.values()} == {2, 3, 4, 5, 6}
+    assert len(set(tokens(whole)[: epoch * 4])) == epoch * 4
+
+
+@pytest.mark.slow
+def test_one_process_every_way(config, tmp_path):
+    made = cases(epoch_steps(config))
+    for case in made:
+        case.run(config, tmp_path)
+    assert compare(tmp_path, made) == 8
+
+
+TWO = {"trainer.devices": 2, "trainer.strategy": "ddp"}
+
+
+def test_ddp(config, tmp_path):
+    short = {"trainer.max_steps": 8, "trainer.val_check_interval": 4, "data.micro_batch_size": 1}
+    whole = Case("whole", {**SETTINGS, **TWO, **short})
+    made = [whole, replace(whole, name="4+1+3", kills=[4, 6], saves=[4, 1])]
+    together(config, tmp_path, whole_runs(made))
+    assert compare(tmp_path, made, 2) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "deepspeed_stage_1", "deepspeed_stage_2", "deepspeed_stage_3"])
+def test_two_processes_every_way(config, tmp_path, strategy):
+    made = cases(epoch_steps(config), **{**TWO, "trainer.strategy": strategy})
+    together(config, tmp_path, whole_runs(made))
+    assert compare(tmp_path, made, 2) == 8
