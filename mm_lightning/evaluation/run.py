@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mm_lightning.data.manifest import write_json
+from mm_lightning.evaluation.origin import origin
 from mm_lightning.evaluation.samples import RESULTS, Samples
 from mm_lightning.evaluation.task import Item, Task
 
@@ -162,13 +163,17 @@ def wait_for(keys: Iterable[str], samples: Samples, look: Callable[[], None]) ->
 
 def about_network(model: Model, subject: Subject) -> dict[str, Any]:
     """What tables say of a network that was trained."""
-    return {"checkpoint": str(subject.checkpoint), **describe_model(model), **subject.identity()}
+    trained = origin(subject.checkpoint)
+    return {"checkpoint": str(subject.checkpoint), **trained, **describe_model(model), **subject.identity()}
 
 
 def describe_model(model: Model) -> dict[str, Any]:
-    """What tables say of a network, wherever it is from."""
+    """What tables say of a network, wherever it is from; FLOPs per token at a context of 256, as in the paper."""
+    from mm_lightning.networks.cost import forward_flops_per_token
+
     config = model.network.config
     return {
+        "forward_flops_per_token": forward_flops_per_token(config, 256),
         "architecture": type(model.network).__name__,
         "levels": list(config.levels),
         "inference_delay": config.inference_delay if "long" in config.levels else None,

@@ -54,13 +54,13 @@ def styles(study: Study) -> dict[str, dict[str, Any]]:
     return {study.baseline or "": {"color": INK, "marker": MARKERS[0], "linestyle": "-"}, **styles}
 
 
-def figure_of(width: float, height: float, columns: int = 1) -> tuple[Figure, Any]:
-    """An empty figure, its size in inches, with one or more axes in a row."""
+def figure_of(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Figure, Any]:
+    """An empty figure, its size in inches, with one or more axes: as `Figure.subplots` gives them."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    grid = figure.subplots(1, columns)
-    for axes in [grid] if columns == 1 else grid:
+    grid = figure.subplots(rows, columns)
+    for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color=GREY, alpha=0.25, linewidth=0.6)
         axes.set_axisbelow(True)
@@ -68,6 +68,7 @@ def figure_of(width: float, height: float, columns: int = 1) -> tuple[Figure, An
         axes.tick_params(colors=INK, labelsize=9)
         axes.xaxis.label.set_color(INK)
         axes.yaxis.label.set_color(INK)
+        axes.title.set_color(INK)
     return figure, grid
 
 
@@ -99,17 +100,21 @@ def file_name(metric: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", metric)
 
 
-def drawing(figure: Figure, name: str, caption: str) -> Drawing:
-    """The figure as SVG: text stays text, the same figure gives the same file, no two share an id."""
+def drawing(figure: Figure, name: str, caption: str, png: bool = False) -> Drawing:
+    """The figure as SVG: text stays text, the same figure gives the same file, no two share an id; as PNG if wanted."""
     from matplotlib import rc_context
 
     buffer = io.StringIO()
     empty = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif"}):
         figure.savefig(buffer, format="svg", transparent=True, metadata=empty)
+        image = io.BytesIO()
+        if png:
+            figure.set_layout_engine("none")  # as it is laid out now
+            figure.savefig(image, format="png", dpi=150)
     svg = buffer.getvalue()
     # names of groups, which nothing refers to, would be there twice in a page of several drawings
-    svg = re.sub(r'<g id="[\w.]+_\d+">', "<g>", svg)
+    svg = re.sub(r'<g id="[\w.]+_\d+"', "<g", svg)
     svg = re.sub(r"[ \t]+$", "", svg, flags=re.MULTILINE)
     end = svg.index(">", svg.index("<svg")) + 1
-    return Drawing(svg[:end] + GROUND + svg[end:], name, caption)
+    return Drawing(svg[:end] + GROUND + svg[end:], name, caption, image.getvalue())

@@ -9,15 +9,16 @@ from dataclasses import dataclass
 STYLE = """\
 :root { color-scheme: light dark; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; }
-h1, h2 { line-height: 1.2; }
+h1, h2, h3 { line-height: 1.2; }
 h2 { margin-top: 2.5rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 0.875rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.35rem 0.7rem; border-bottom: 1px solid rgb(128 128 128 / 35%); text-align: right; }
 th { vertical-align: bottom; }
 td { white-space: nowrap; }
-th:first-child, td:first-child, .text th, .text td { text-align: left; }
+th:first-child, td:first-child, th.label, td.label, .text th, .text td { text-align: left; }
 .text td:not(:first-child) { white-space: normal; }
+.published { font-family: Georgia, serif; font-style: italic; font-weight: normal; opacity: 0.75; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 0.2rem 1.2rem; }
 dt { font-weight: 600; }
 dd { margin: 0; overflow-wrap: anywhere; }
@@ -29,9 +30,10 @@ pre { overflow-x: auto; padding: 0.8rem; background: rgb(128 128 128 / 15%); bor
 
 @dataclass
 class Heading:
-    """A section's title."""
+    """A section's title; level 3 within a section."""
 
     text: str
+    level: int = 2
 
 
 @dataclass
@@ -64,20 +66,31 @@ class Code:
 
 @dataclass
 class Table:
-    """Cells of text under columns; numbers stand on the right, words (`words`) on the left."""
+    """Cells of text under columns; numbers stand on the right, words (`words`, and the first `labels`) on the left.
+
+    Lines and columns of numbers that others published are in another type face.
+    """
 
     columns: list[str]
     rows: list[list[str]]
     words: bool = False
+    labels: int = 1
+    published_rows: frozenset[int] = frozenset()
+    published_columns: frozenset[int] = frozenset()
+
+    def published(self, row: int | None, column: int) -> bool:
+        """Whether a cell, or the head of a column (row None), is what others published."""
+        return column in self.published_columns or row in self.published_rows
 
 
 @dataclass
 class Figure:
-    """A drawing: the SVG document, the name of its file, what it shows."""
+    """A drawing: the SVG document, the name of its file, what it shows, and perhaps the same as PNG."""
 
     svg: str
     name: str
     caption: str
+    png: bytes = b""
 
 
 Block = Heading | Text | Points | Facts | Code | Table | Figure
@@ -91,8 +104,8 @@ def markdown(title: str, blocks: list[Block]) -> str:
 
 def _markdown_block(block: Block) -> str:
     match block:
-        case Heading(text):
-            return f"## {_plain(text)}"
+        case Heading(text, level):
+            return f"{'#' * level} {_plain(text)}"
         case Text(text):
             return _plain(text)
         case Points(items):
@@ -102,11 +115,18 @@ def _markdown_block(block: Block) -> str:
         case Code(text):
             return f"```bash\n{text}\n```"
         case Table(columns, rows, words):
-            rule = ["---", *(["---" if words else "---:"] * (len(columns) - 1))]
-            lines = [[_plain(c) for c in columns], rule, *([_plain(cell) for cell in row] for row in rows)]
+            rule = ["---" if words or m < block.labels else "---:" for m in range(len(columns))]
+            cells = [
+                [_slanted(cell, block.published(n, m)) for m, cell in enumerate(row)] for n, row in enumerate(rows)
+            ]
+            lines = [[_slanted(cell, block.published(None, m)) for m, cell in enumerate(columns)], rule, *cells]
             return "\n".join(f"| {' | '.join(line)} |" for line in lines)
         case Figure(_, name, caption):
             return f"![{_plain(caption)}](figures/{name}.svg)\n\n*{_plain(caption)}*"
+
+
+def _slanted(text: str, slanted: bool) -> str:
+    return f"*{_plain(text)}*" if slanted and text.strip() else _plain(text)
 
 
 def _plain(text: str) -> str:
@@ -137,8 +157,8 @@ def page(title: str, blocks: list[Block]) -> str:
 
 def _html_block(block: Block) -> str:
     match block:
-        case Heading(text):
-            return f"<h2>{html.escape(text)}</h2>"
+        case Heading(text, level):
+            return f"<h{level}>{html.escape(text)}</h{level}>"
         case Text(text):
             return f"<p>{html.escape(text)}</p>"
         case Points(items):
@@ -149,13 +169,22 @@ def _html_block(block: Block) -> str:
         case Code(text):
             return f"<pre>{html.escape(text)}</pre>"
         case Table(columns, rows, words):
-            head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
-            lines = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows)
+            head = "".join(_cell("th", cell, block, None, m) for m, cell in enumerate(columns))
+            lines = (
+                "".join(_cell("td", cell, block, n, m) for m, cell in enumerate(row)) for n, row in enumerate(rows)
+            )
             body = "\n".join(f"<tr>{line}</tr>" for line in lines)
             kind = ' class="text"' if words else ""
             return f'<div class="wide"><table{kind}>\n<tr>{head}</tr>\n{body}\n</table></div>'
         case Figure(svg, _, caption):
             return f"<figure>\n{_inline(svg, caption)}\n<figcaption>{html.escape(caption)}</figcaption>\n</figure>"
+
+
+def _cell(tag: str, text: str, table: Table, row: int | None, column: int) -> str:
+    kinds = ["label"] if 0 < column < table.labels else []  # the first column is one anyway
+    kinds += ["published"] if table.published(row, column) else []
+    mark = f' class="{" ".join(kinds)}"' if kinds else ""
+    return f"<{tag}{mark}>{html.escape(text)}</{tag}>"
 
 
 def _inline(svg: str, caption: str) -> str:

@@ -27,8 +27,8 @@ def facts(study: Study) -> dict[str, str]:
         "Runs": f"{sum(run.finished for run in study.runs)} of {len(study.runs)} finished",
         "Seeds": ", ".join(map(str, seeds)),
         "Trained": " to ".join(dict.fromkeys([days[0], days[-1]])) if days else "",
-        "Code": ", ".join(_counted([commit(state) for state in states if state])),
-        "Hardware": ", ".join(_counted([hardware(state) for state in states if state])),
+        "Code": ", ".join(counted([commit(state) for state in states if state])),
+        "Hardware": ", ".join(counted([hardware(state) for state in states if state])),
         "Versions": ", ".join(f"{name} {' and '.join(sorted(v))}" for name, v in packages.items()),
     }
     return {name: text for name, text in found.items() if text}
@@ -50,7 +50,7 @@ def hardware(environment: dict[str, Any]) -> str:
     return " + ".join(parts) or f"{cpu.get('model') or 'CPU'}, {cpu.get('cores')} cores"
 
 
-def _counted(values: list[str]) -> list[str]:
+def counted(values: list[str]) -> list[str]:
     """Each once; with how often, where they differ."""
     counts = Counter(values)
     return [f"{value} (in {count} of {len(values)})" if len(counts) > 1 else value for value, count in counts.items()]

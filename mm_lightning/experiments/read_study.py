@@ -64,6 +64,17 @@ def _rename(study: Study, label: str, prefix: str) -> None:
         study.baseline = renamed(study.baseline)
 
 
+def has_runs(folder: Path) -> bool:
+    """Whether a folder holds a sweep, or run folders at any depth.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}: name a sweep's folder, or one that contains run folders")
+    return (folder / "sweep.json").is_file() or any(True for _ in _run_folders(folder))
+
+
 def _read_folder(folder: Path) -> Study:
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}: name a sweep's folder, or one that contains run folders")

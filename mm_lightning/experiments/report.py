@@ -1,18 +1,24 @@
-"""`mm report`: from the run folders of a sweep to a table, figures and a page."""
+"""`mm report`: from the run folders of a sweep, or what `mm evaluate` wrote, to tables, figures and a page."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mm_lightning.errors import UserError
 from mm_lightning.experiments import page
+from mm_lightning.experiments.evaluated.forms import Part
+from mm_lightning.experiments.evaluated.gather import gather
+from mm_lightning.experiments.evaluated.grid import Grid
+from mm_lightning.experiments.evaluated.groups import Gathered
 from mm_lightning.experiments.figures import draw
 from mm_lightning.experiments.hparams import write_hparams
 from mm_lightning.experiments.provenance import facts, remarks
-from mm_lightning.experiments.read_study import read_study
+from mm_lightning.experiments.read_study import has_runs, read_study
 from mm_lightning.experiments.statistics import Row, summarise, t_quantile
 from mm_lightning.experiments.study import Run, Study
 from mm_lightning.experiments.tables import (
@@ -28,31 +34,48 @@ from mm_lightning.experiments.tables import (
 
 
 def report_command(folders: list[str] | str, output: str | None = None, baseline: str | None = None) -> None:
-    """Compares runs: table, learning curves and a page (index.html) from run folders, as in `mm report runs/ablation`.
+    """Compares runs and evaluations: tables, figures and a page (index.html), as in `mm report runs/ablation`.
 
     mm report runs/ablation                                       a sweep's folder
     mm report runs/quickstart runs/transformer --output report    run folders of `mm fit`, found at any depth
+    mm report results                                             a folder that `mm evaluate` wrote
 
-    Writes report.md, report.csv (a row a variant), runs.csv (a row a run), figures/*.svg and index.html, which needs no
-    other file and no network; prints the table. Means are of finished runs; runs that did not finish or diverged are
-    listed. Differences from the baseline are paired by seed. Settings and final metrics also go to TensorBoard's
-    HPARAMS tab: tensorboard --logdir runs/ablation.
+    Of runs: report.csv (a row a variant), runs.csv (a row a run) and learning curves. Means are of finished runs; runs
+    that did not finish or diverged are listed. Differences from the baseline are paired by seed. Settings and final
+    metrics also go to TensorBoard's HPARAMS tab: tensorboard --logdir runs/ablation.
+
+    Of evaluations: the forms of the paper, with 95% confidence intervals and the paper's published numbers beside ours:
+    benchmarks, new knowledge by length and depth, in-context accuracy by shots, all of it against training tokens,
+    FLOPs, parameters and steps of fine-tuning. tables/*.csv has the tables, numbers.csv every number of every task.
+    What was asked under different settings stands in separate tables.
+
+    Both: report.md, figures/*.svg (of evaluations *.png too) and index.html, which needs no other file and no network.
 
     Args:
-        folders: a sweep's folder, or any folders that contain run folders.
+        folders: a sweep's folder, or any folders that contain run folders or results of `mm evaluate`.
         output: where to write; by default report/ in the folder.
         baseline: the variant that others are compared with; by default the sweep's, without a sweep the first one.
     """
-    study, rows, place = _write([folders] if isinstance(folders, str) else folders, output, baseline)
-    show(study, rows)
-    print(f"{place / 'index.html'}, report.md, report.csv, runs.csv and figures/ beside it")
+    report = _write([folders] if isinstance(folders, str) else folders, output, baseline)
+    found = ["report.md"]
+    if report.study is not None:
+        show(report.study, report.rows)
+        found += ["report.csv", "runs.csv"]
+    if report.gathered.evaluations:
+        for part in report.evaluated:
+            if isinstance(part, Grid) and part.name != "networks":
+                part.show()
+        for note in report.gathered.notes:
+            print(note)
+        found += ["tables/", "numbers.csv"]
+    print(f"{report.place / 'index.html'}, {', '.join(found)} and figures/ beside it")
 
 
 def write_report(folder: str | Path | list[str], output: str | Path | None = None, baseline: str | None = None) -> Path:
     """Writes what `mm report` writes and prints nothing.
 
     Args:
-        folder: a sweep's folder, or one or several that contain run folders.
+        folder: a sweep's folder, or one or several that contain run folders or results of `mm evaluate`.
         output: where to write; by default report/ in the folder.
         baseline: the variant that others are compared with; by default the sweep's, without a sweep the first one.
 
@@ -60,35 +83,86 @@ def write_report(folder: str | Path | list[str], output: str | Path | None = Non
         The report's folder.
 
     Raises:
-        UserError: there are no runs, or matplotlib or scipy are not installed.
+        UserError: there are neither runs nor evaluations, or matplotlib or scipy are not installed.
     """
-    return _write(folder if isinstance(folder, list) else [folder], output, baseline)[2]
+    return _write(folder if isinstance(folder, list) else [folder], output, baseline).place
 
 
-def _write(folders: list[Any], output: str | Path | None, baseline: str | None) -> tuple[Study, list[Row], Path]:
+@dataclass(frozen=True)
+class _Report:
+    """What was written."""
+
+    study: Study | None
+    rows: list[Row]
+    gathered: Gathered
+    evaluated: list[Part]
+    place: Path
+
+
+def _write(folders: list[Any], output: str | Path | None, baseline: str | None) -> _Report:
     if output is None and len(folders) != 1:
         raise UserError("several folders make one report: say where it goes, as in --output runs/report")
-    study = read_study([Path(folder) for folder in folders], baseline)
-    rows = summarise(study)
-    place = Path(output) if output is not None else Path(folders[0]) / "report"
+    paths = [Path(folder) for folder in folders]
+    trained = [path for path in paths if has_runs(path)]
+    gathered = gather(paths)
+    for path in paths:
+        if path not in trained and not any(path in e.path.parents for e in gathered.evaluations):
+            raise UserError(
+                f"{path} has no runs (neither a sweep.json nor folders with config.yaml and metrics.jsonl) and no "
+                f"evaluations (folders NETWORK/TASK of mm evaluate)"
+            )
+    if baseline is not None and not trained:
+        raise UserError(f"--baseline {baseline} names a variant of runs: there are evaluations only, leave it out")
+    study = read_study(trained, baseline) if trained else None
+    rows = summarise(study) if study is not None else []
+    place = Path(output) if output is not None else paths[0] / "report"
     try:
         (place / "figures").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {place}: {error.strerror}") from error
     options = {"output": output, "baseline": baseline}
     words = [word for name, value in options.items() if value for word in (f"--{name}", str(value))]
-    blocks = _blocks(study, rows, shlex.join(["mm", "report", *map(str, folders), *words]))
+    command = shlex.join(["mm", "report", *map(str, folders), *words])
+    evaluated = _write_evaluated(place, gathered) if gathered.evaluations else []
+    blocks = _blocks(study, rows, command) if study is not None else []
+    blocks += [page.Heading("Evaluation")] if study is not None and evaluated else []
+    blocks += [part.block() if isinstance(part, Grid) else part for part in evaluated]
+    blocks += [page.Heading("To do it again"), page.Code(command)] if study is None else []
+    title = study.name if study is not None else ", ".join(path.resolve().name for path in paths)
     for block in blocks:
         if isinstance(block, page.Figure):
             (place / "figures" / f"{block.name}.svg").write_text(block.svg, encoding="utf-8")
-    (place / "report.md").write_text(page.markdown(study.name, blocks), encoding="utf-8")
-    (place / "index.html").write_text(page.page(study.name, blocks), encoding="utf-8")
+            if block.png:
+                (place / "figures" / f"{block.name}.png").write_bytes(block.png)
+    (place / "report.md").write_text(page.markdown(title, blocks), encoding="utf-8")
+    (place / "index.html").write_text(page.page(title, blocks), encoding="utf-8")
+    if study is not None:
+        _write_runs(place, study, rows)
+    return _Report(study, rows, gathered, evaluated, place)
+
+
+def _write_runs(place: Path, study: Study, rows: list[Row]) -> None:
+    """Runs as CSV and for TensorBoard."""
     write_csv(place / "report.csv", [variant_record(study, row) for row in rows])
     write_csv(place / "runs.csv", [run_record(run) for run in study.runs])
     for run in study.runs:
         if run.finished and run.path is not None and os.access(run.path, os.W_OK):
             write_hparams(run.path, hparam_values(run), run.final())
-    return study, rows, place
+
+
+def _write_evaluated(place: Path, gathered: Gathered) -> list[Part]:
+    """Evaluations as CSV, and what the page says of them."""
+    from mm_lightning.experiments.evaluated.document import parts, write_numbers
+
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UserError('reports need matplotlib: pip install "mm-lightning[report]"')
+    evaluated = parts(gathered)
+    (place / "tables").mkdir(exist_ok=True)
+    for part in evaluated:
+        if isinstance(part, Grid):
+            (place / "tables" / f"{part.name}.csv").write_text(part.csv(), encoding="utf-8")
+    write_numbers(place / "numbers.csv", gathered)
+    return evaluated
 
 
 def hparam_values(run: Run) -> dict[str, Any]:

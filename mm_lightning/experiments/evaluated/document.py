@@ -1,0 +1,129 @@
+"""The report of evaluated networks: one section a form, and a list of all networks at the head."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+from mm_lightning.experiments import page
+from mm_lightning.experiments.drawing import short
+from mm_lightning.experiments.evaluated import anything, in_context, long_texts, persistent, positions, published
+from mm_lightning.experiments.evaluated.forms import Form, Part
+from mm_lightning.experiments.evaluated.grid import Grid
+from mm_lightning.experiments.evaluated.groups import Gathered, Network
+from mm_lightning.experiments.evaluated.plots import looks_of, tokens
+from mm_lightning.experiments.provenance import commit, counted, hardware
+
+FORMS: tuple[Form, ...] = (
+    persistent.FORM,
+    *long_texts.FORMS,
+    in_context.FORM,
+    *positions.FORMS,
+    anything.FORM,
+)
+FAR = 3
+"""From which factor on a network is called far from the paper's size."""
+
+
+def parts(gathered: Gathered) -> list[Part]:
+    """The report from top to bottom."""
+    shown: list[Part | None] = [page.Facts(_facts(gathered)), page.Heading("Networks"), networks(gathered)]
+    shown += [page.Text(text) for text in _sizes(gathered.networks)]
+    shown += [page.Points(gathered.notes)] if gathered.notes else []
+    looks = looks_of(gathered.networks)
+    left = list(gathered.evaluations)
+    for form in FORMS:
+        taken = [e for e in left if form.takes(e)]
+        left = [e for e in left if e not in taken]
+        groups = gathered.groups(lambda e, taken=taken: e in taken)  # type: ignore[misc]
+        for group in groups:
+            title = form.title if group.groups == 1 else f"{form.title}: settings {group.number} of {group.groups}"
+            told = "Settings" if group.groups == 1 else "Settings (those of the other tables do not compare)"
+            shown += [page.Heading(title), page.Text(f"{told}: {group.in_words()}.")]
+            shown += form.parts(group, looks)
+    return [part for part in shown if part is not None]
+
+
+def networks(gathered: Gathered) -> Grid:
+    """All networks, those of the paper beneath: what numbers have to be read with."""
+    heads = ["network", "architecture", "parameters", "training tokens", "trained at", "forward FLOPs/token"]
+    grid = Grid("networks", [*heads, "precision", "tasks", "checkpoint"], 2)
+    for network in gathered.networks:
+        about = network.about
+        numbers = [_short(network.number(n)) for n in ("parameters", "training_tokens")]
+        context = tokens(about["context_length"]) if about.get("context_length") else None
+        own = [e for e in gathered.evaluations if e.network == network]
+        partial = sum(e.answers is not None for e in own)
+        tasks = f"{len(own)}, {partial} partial" if partial else f"{len(own)}"
+        architecture = f"{about.get('architecture', 'unknown')}, levels {' '.join(about.get('levels') or ['unknown'])}"
+        place = Path(about["checkpoint"]).name if about.get("checkpoint") else None
+        flops = _short(network.number("forward_flops_per_token"))
+        grid.add(network.name, architecture, *numbers, context, flops, about.get("precision"), tasks, place)
+    for theirs in published.NETWORKS:
+        size = [_short(theirs.parameters), _short(theirs.tokens), tokens(theirs.context or 0)]
+        architecture = "Transformer" if theirs.architecture == "Transformer" else "Memory Mosaics v2"
+        grid.add(theirs.label, architecture, *size, _short(theirs.forward_flops_per_token), published=True)
+    return grid
+
+
+def _short(value: float | None) -> str | None:
+    return None if value is None else short(value)
+
+
+def _sizes(networks: Sequence[Network]) -> list[str]:
+    """How far our networks are from the paper's."""
+    large = published.V2_LARGE
+    assert large.parameters is not None
+    assert large.tokens is not None
+    small = [n for n in networks if (p := n.number("parameters")) and p * FAR < large.parameters]
+    found = [f"Published: {published.PAPER}. Published numbers are in italics in tables, hollow and grey in figures."]
+    if small:
+        most = max(small, key=lambda network: network.number("parameters") or 0)
+        parameters = most.number("parameters") or 1
+        text = f"The largest of {len(small)} networks here" if len(small) > 1 else f"{most.name}"
+        text += (
+            f" has {short(parameters)} parameters, {_times(large.parameters / parameters)} times fewer than v2 large"
+        )
+        known = [t for n in small if (t := n.number("training_tokens"))]
+        if known:
+            text += (
+                f"; the longest training is {short(max(known))} tokens, {_times(large.tokens / max(known))} times fewer"
+            )
+        found.append(f"{text}. What the paper reports at its size is no goal that a network of this size could reach.")
+    return found
+
+
+def _times(ratio: float) -> str:
+    """Two significant digits."""
+    return f"{float(f'{ratio:.2g}'):,.0f}" if ratio >= 10 else f"{ratio:.1f}"
+
+
+def _facts(gathered: Gathered) -> dict[str, str]:
+    """When, with which code and on what."""
+    sessions = [session for e in gathered.evaluations for session in e.sessions]
+    days = sorted({session["started"][:10] for session in sessions if "started" in session})
+    partial = sum(e.answers is not None for e in gathered.evaluations)
+    total, tasks = len(gathered.evaluations), len({e.task for e in gathered.evaluations})
+    found = {
+        "Evaluations": f"{tasks} tasks, {len(gathered.networks)} networks"
+        + (f"; {partial} of {total} evaluations are partial" if partial else ""),
+        "Asked": " to ".join(dict.fromkeys([days[0], days[-1]])) if days else "",
+        "Code": ", ".join(counted([commit(session) for session in sessions])),
+        "Hardware": ", ".join(counted([hardware(session) for session in sessions])),
+    }
+    return {name: text for name, text in found.items() if text}
+
+
+def write_numbers(path: Path, gathered: Gathered) -> None:
+    """Every row of every evaluation as it is, with its network and its settings."""
+    heads = ["task", "network", "group", "metric", "value", "stderr", "count", "partial", "settings"]
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(heads)
+        for e in gathered.evaluations:
+            settings = "; ".join(f"{name}={value}" for name, value in e.asked().items())
+            for row in e.rows:
+                group = " ".join(f"{name}={value}" for name, value in row.group.items())
+                cells = [e.task, e.network.name, group, row.metric, row.value, row.stderr, row.count]
+                writer.writerow([*cells, "" if e.answers is None else e.answers, settings])

@@ -1,0 +1,37 @@
+"""What all forms share: a form turns evaluations of its tasks into tables and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mm_lightning.experiments import page
+from mm_lightning.experiments.evaluated.grid import Grid
+from mm_lightning.experiments.evaluated.groups import Evaluation, Group
+from mm_lightning.experiments.evaluated.plots import Looks
+
+Part = page.Block | Grid
+"""What a report is made of; a grid becomes a table and a CSV file."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """One section of the report.
+
+    Attributes:
+        title: of the section.
+        takes: whether an evaluation belongs to it.
+        parts: of evaluations under the same settings, what to show.
+    """
+
+    title: str
+    takes: Callable[[Evaluation], bool]
+    parts: Callable[[Group, Looks], list[Part | None]]
+
+
+def counts(numbers: list[int]) -> str:
+    """How many questions: one number, or from where to where."""
+    if not numbers:
+        return ""
+    low, high = min(numbers), max(numbers)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"

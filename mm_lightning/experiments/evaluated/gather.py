@@ -1,0 +1,173 @@
+"""Reads the folders that `mm evaluate` wrote."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from mm_lightning.errors import UserError
+from mm_lightning.evaluation.samples import RESULTS, SETTINGS, Samples, read_json
+from mm_lightning.evaluation.task import Row
+from mm_lightning.experiments.evaluated.groups import Evaluation, Gathered, Network, data_of
+
+
+def places(folder: Path) -> Iterator[Path]:
+    """The folders below one that hold answers to a task."""
+    found = {p.parent for name in (SETTINGS, RESULTS) for p in folder.rglob(f"*/{name}")}
+    for path in sorted(found, key=_natural):
+        known = path / RESULTS if (path / RESULTS).is_file() else path / SETTINGS
+        content = read_json(known)
+        if isinstance(content, dict) and ("rows" in content or "identity" in content):
+            yield path
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """step=20 before step=100."""
+    parts = re.split(r"(\d+)", path.as_posix())
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
+
+
+def gather(folders: Sequence[Path]) -> Gathered:
+    """All evaluations below some folders; the newest where a network was asked the same twice."""
+    raw = [(path, read) for folder in folders for path in places(folder) if (read := _read(path)) is not None]
+    known = {}
+    for _, found in raw:  # what is known of a network from its other, finished tasks
+        if "parameters" in found["network"]:
+            known.setdefault(_identity(found["network"]), found["network"])
+    names = _names(raw, folders)
+    evaluations: dict[tuple[str, str, str], Evaluation] = {}
+    notes = []
+    for path, found in sorted(raw, key=lambda entry: _started(entry[1])):
+        identity = _identity(found["network"])
+        network = Network(identity, names[identity], known.get(identity, found["network"]))
+        e = Evaluation(
+            found["task"],
+            found["settings"],
+            network,
+            [Row(**row) if isinstance(row, dict) else row for row in found["rows"]],
+            found.get("answers"),
+            path,
+            found.get("sessions") or [],
+            _source(path) if found["task"] == "loss_by_position" else None,
+        )
+        key = identity, e.task, json.dumps([e.asked(), e.settings], sort_keys=True, default=str)
+        if key in evaluations and e.answers is not None and evaluations[key].answers is None:
+            continue
+        if key in evaluations:
+            notes.append(f"{evaluations[key].path} is left out: {path} is newer and has the same task and network.")
+        evaluations[key] = e
+        if e.answers is not None:
+            notes.append(
+                f"{e.task} of {network.name} is partial: its numbers are those of the first {e.answers:,} answers. The "
+                f"same mm evaluate goes on with it."
+            )
+    order = {identity: n for n, identity in enumerate(names)}
+    ordered = sorted(evaluations.values(), key=lambda e: order[e.network.key])
+    return Gathered(ordered, notes + _mixed(ordered))
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """What is in a folder: results, or what can be said of the answers so far; None where there is none."""
+    if (path / RESULTS).is_file():
+        found = read_json(path / RESULTS)
+        missing = [name for name in ("task", "run", "rows", "settings", "network") if name not in found]
+        if missing:
+            raise UserError(f"{path / RESULTS} has no {', '.join(missing)}: was it written by another version of mm?")
+        return found
+    from mm_lightning.evaluation.results import remade
+
+    samples = Samples(path)
+    records = list(samples.read().values())
+    if not records:
+        return None
+    known = read_json(path / SETTINGS)
+    identity = known["identity"]
+    found = {"task": identity["task"], "run": path.parent.name, "settings": identity["settings"]}
+    rows = remade(found).rows(records)
+    return {
+        **found,
+        "rows": rows,
+        "network": identity["network"],
+        "answers": len(records),
+        "sessions": known["sessions"],
+    }
+
+
+def _identity(network: dict[str, Any]) -> str:
+    """The weights, and how they were asked."""
+    names = ("weights", "long_term", "inference_delay", "precision")
+    return json.dumps([network.get(name) for name in names])
+
+
+def _started(found: dict[str, Any]) -> str:
+    sessions = found.get("sessions") or [{}]
+    return sessions[-1].get("started", "")
+
+
+def _source(path: Path) -> str | None:
+    """The text that was read."""
+    record = next(iter(Samples(path).read().values()), {})
+    return record.get("source")
+
+
+def _names(raw: list[tuple[Path, dict[str, Any]]], folders: Sequence[Path]) -> dict[str, str]:
+    """What networks are called, no two alike: after the run, the options, and where that does not do, the folder."""
+    first: dict[str, tuple[Path, dict[str, Any]]] = {}
+    for path, found in raw:
+        first.setdefault(_identity(found["network"]), (path, found))
+
+    def name(path: Path, found: dict[str, Any]) -> str:
+        run, network = found["run"], found["network"]
+        if network.get("long_term") is False:
+            return f"{run.removesuffix('-no-long-term')}, long-term memory removed"
+        return run
+
+    called = {identity: name(*entry) for identity, entry in first.items()}
+    for words in (
+        _options,
+        lambda path, found: path.parent.parent.name,
+        lambda path, found: found["network"]["weights"],
+    ):
+        values = list(called.values())
+        for identity, entry in first.items():
+            if values.count(called[identity]) > 1 and (more := words(*entry)):
+                called[identity] += f", {more}"
+    order = sorted(called, key=lambda identity: first[identity][1]["network"].get("long_term") is False)
+    # without its long-term memory a network stands behind itself
+    weights = list(dict.fromkeys(first[identity][1]["network"].get("weights") for identity in called))
+    order.sort(key=lambda identity: weights.index(first[identity][1]["network"].get("weights")))
+    return {identity: called[identity] for identity in order}
+
+
+def _options(path: Path, found: dict[str, Any]) -> str:
+    network = found["network"]
+    delay = network.get("inference_delay")
+    said = [f"m = {delay}"] if delay is not None else []
+    return ", ".join([*said, *([network["precision"]] if network.get("precision") else [])])
+
+
+def _mixed(evaluations: list[Evaluation]) -> list[str]:
+    """What makes networks hard to compare."""
+    notes = []
+    tokenizers: dict[str, set[str]] = {}
+    for e in evaluations:
+        if e.task != "loss_by_position":  # there it is a setting
+            tokenizers.setdefault(e.task, set()).add(e.tokenizer)
+    for task, found in tokenizers.items():
+        if len(found - {"unknown"}) > 1:
+            notes.append(f"{task}: the networks have different tokenizers, so a length in tokens is not one in words.")
+    if len({e.network.about.get("precision") for e in evaluations} - {None}) > 1:
+        notes.append("The networks were asked in different precisions.")
+    tasks: dict[str, set[str]] = {}
+    for e in evaluations:
+        tasks.setdefault(e.task, set()).add(json.dumps([e.asked(), data_of(e)], sort_keys=True, default=str))
+    for task, settings in tasks.items():
+        if len(settings) > 1:
+            notes.append(
+                f"{task} was asked under {len(settings)} different settings: they stand in separate tables and "
+                f"figures, and do not compare."
+            )
+    return notes

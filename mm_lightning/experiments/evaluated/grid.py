@@ -1,0 +1,94 @@
+"""Tables of estimates beside published numbers, for the page and as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from mm_lightning.experiments import page
+from mm_lightning.experiments.evaluated.estimates import Estimate
+
+NOTHING = "–"
+
+Cell = Estimate | float | int | str | None
+
+
+@dataclass
+class Grid:
+    """A table.
+
+    Attributes:
+        name: of its CSV file.
+        heads: names of the columns that say what a line is of, then of the others.
+        labels: how many of the columns are of the first kind.
+        rows: cells.
+        published_rows: lines of numbers that others published.
+        published_columns: columns of such numbers.
+    """
+
+    name: str
+    heads: Sequence[str]
+    labels: int = 1
+    rows: list[list[Cell]] = field(default_factory=list)
+    published_rows: set[int] = field(default_factory=set)
+    published_columns: set[int] = field(default_factory=set)
+
+    def add(self, *cells: Cell, published: bool = False) -> None:
+        """A line; missing cells at its end are empty."""
+        if published:
+            self.published_rows.add(len(self.rows))
+        self.rows.append([*cells, *[None] * (len(self.heads) - len(cells))])
+
+    def block(self) -> page.Table:
+        """As it stands in the page."""
+        rows = [[shown(cell, n < self.labels) for n, cell in enumerate(row)] for row in self.rows]
+        marked = frozenset(self.published_rows), frozenset(self.published_columns)
+        return page.Table(list(self.heads), rows, False, self.labels, *marked)
+
+    def show(self) -> None:
+        """Prints it; published numbers are in italics."""
+        from rich import box
+        from rich.console import Console
+        from rich.markup import escape
+        from rich.table import Table
+
+        console = Console()
+        if not console.is_terminal:
+            console.width = 200  # a file has room for long names
+        drawn = Table(title=escape(self.name), box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+        for m, head in enumerate(self.heads):
+            drawn.add_column(escape(head), justify="left" if m < self.labels else "right", overflow="fold")
+        block = self.block()
+        for n, row in enumerate(block.rows):
+            cells = [f"[italic]{escape(c)}[/]" if block.published(n, m) else escape(c) for m, c in enumerate(row)]
+            drawn.add_row(*cells)
+        console.print(drawn)
+
+    def csv(self) -> str:
+        """Each estimate as value, ends of its interval, and count; everything else as it is."""
+        wide = {m for m in range(len(self.heads)) if any(isinstance(row[m], Estimate) for row in self.rows)}
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        ends = [" low", " high", " count"]
+        heads = [[head, *(head + end for end in ends)] if m in wide else [head] for m, head in enumerate(self.heads)]
+        writer.writerow(["source", *(name for part in heads for name in part)])
+        for n, row in enumerate(self.rows):
+            cells = [part for m, cell in enumerate(row) for part in _parts(cell, m in wide)]
+            writer.writerow(["published" if n in self.published_rows else "ours", *cells])
+        return out.getvalue()
+
+
+def _parts(cell: Cell, wide: bool) -> list[Cell]:
+    if isinstance(cell, Estimate):
+        numbers = (cell.value, cell.low, cell.high)
+        return [*(None if x is None else round(cell.scale * x, 6) for x in numbers), cell.count]
+    return [cell, None, None, None] if wide else [cell]
+
+
+def shown(cell: Cell, label: bool = False) -> str:
+    """A cell as text."""
+    if cell is None:
+        return "" if label else NOTHING
+    return f"{cell:.1f}" if isinstance(cell, float) else str(cell)

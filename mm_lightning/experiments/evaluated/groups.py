@@ -1,0 +1,209 @@
+"""Evaluations, and which of them may stand beside each other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mm_lightning.evaluation.task import Row
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network as it was asked: the same weights without long-term memory, with another m or in another precision are
+    another network.
+
+    Attributes:
+        key: of its weights and options.
+        name: what it is called in tables.
+        about: what results.json says of it.
+    """
+
+    key: str
+    name: str
+    about: dict[str, Any] = field(compare=False, hash=False)
+
+    @property
+    def long_term(self) -> bool:
+        """Whether its long-term memory is there."""
+        return self.about.get("long_term", True)
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """What points of figures that a line connects have in common, size and training aside."""
+        levels = tuple(self.about.get("levels") or ())
+        return self.about.get("architecture"), levels, self.about.get("inference_delay"), self.long_term
+
+    @property
+    def run(self) -> tuple[Any, ...]:
+        """What checkpoints of one training run, asked in the same way, have in common."""
+        return self.about.get("run_folder") or self.key, *self.kind
+
+    def number(self, name: str) -> float | None:
+        """Parameters, training tokens, step, ... if they are known."""
+        return self.about.get(name)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one task found about one network.
+
+    Attributes:
+        task: its name.
+        settings: all that decided what was asked.
+        network: who was asked.
+        rows: the numbers.
+        answers: so far, where not all questions were answered; None where they were.
+        path: the folder.
+        sessions: when, with which code and on what it was asked.
+        source: which text was read, where the settings do not say it.
+    """
+
+    task: str
+    settings: dict[str, Any]
+    network: Network
+    rows: list[Row]
+    answers: int | None
+    path: Path
+    sessions: list[dict[str, Any]]
+    source: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The network's name, and whether this is only a part."""
+        part = "" if self.answers is None else f" (partial: {self.answers:,} answers)"
+        return self.network.name + part
+
+    def asked(self) -> dict[str, Any]:
+        """The settings that decide what is asked in each cell of a table: which cells there are does not matter."""
+        free = {"data_dir", "version"} & self.settings.keys()
+        if "shots" in self.settings:
+            free |= {"shots", "labels"}
+        elif self.task != "loss_by_position":
+            free |= {"contexts"}
+        kept = {name: value for name, value in self.settings.items() if name not in free and value is not None}
+        if self.settings.get("version", 1) != 1:
+            kept["version"] = self.settings["version"]
+        if self.task == "loss_by_position":  # in nats a token: of these texts, in these tokens
+            kept |= {"text": self.settings.get("text") or self.source, "tokenizer": self.tokenizer}
+        return kept
+
+    @property
+    def tokenizer(self) -> str:
+        """The beginning of its hash."""
+        return str(self.network.about.get("tokenizer") or "unknown")[:8]
+
+
+DATA = ("data_hash", "dataset")
+"""Settings that tasks of a family differ in, because each has its own data."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Evaluations of one or several tasks under the same settings.
+
+    Attributes:
+        settings: what they have in common.
+        evaluations: in order.
+        number: which of the groups of these tasks this is, from 1.
+        groups: how many there are.
+    """
+
+    settings: dict[str, Any]
+    evaluations: list[Evaluation]
+    number: int = 1
+    groups: int = 1
+
+    @property
+    def networks(self) -> list[Network]:
+        """Each once."""
+        return list(dict.fromkeys(e.network for e in self.evaluations))
+
+    @property
+    def tasks(self) -> list[str]:
+        """Each once."""
+        return list(dict.fromkeys(e.task for e in self.evaluations))
+
+    def of(self, network: Network, task: str | None = None) -> list[Evaluation]:
+        """Those of a network, and of a task if one is named."""
+        return [e for e in self.evaluations if e.network == network and task in (None, e.task)]
+
+    def label(self, network: Network) -> str:
+        """The network's name, and whether something is missing."""
+        answers = [f"{e.task} {e.answers:,}" for e in self.of(network) if e.answers is not None]
+        if not answers:
+            return network.name
+        said = answers[0].split()[-1] if len(self.of(network)) == 1 else ", ".join(answers)
+        return f"{network.name} (partial: {said} answers)"
+
+    @property
+    def suffix(self) -> str:
+        """For names of files."""
+        return "" if self.number == 1 else f"-{self.number}"
+
+    def in_words(self) -> str:
+        """The settings, for a reader."""
+        said = ", ".join(f"{name.replace('_', ' ')} {plain(value)}" for name, value in self.settings.items())
+        return said or "the task's own"
+
+
+def plain(value: Any) -> str:
+    """[1, 2] -> 1 2"""
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def last_ones(networks: Sequence[Network]) -> list[Network]:
+    """Networks without the earlier checkpoints of their runs, which figures by step show."""
+    last: dict[tuple[Any, ...], float] = {}
+    for network in networks:
+        last[network.run] = max(last.get(network.run, 0), network.number("step") or 0)
+    return [network for network in networks if (network.number("step") or 0) == last[network.run]]
+
+
+@dataclass
+class Gathered:
+    """All that was found.
+
+    Attributes:
+        evaluations: in the order of networks, then tasks.
+        notes: what a reader has to know.
+    """
+
+    evaluations: list[Evaluation]
+    notes: list[str]
+
+    @property
+    def networks(self) -> list[Network]:
+        """Each once."""
+        return list(dict.fromkeys(e.network for e in self.evaluations))
+
+    def groups(self, wanted: Callable[[Evaluation], bool]) -> list[Group]:
+        """The wanted evaluations by their settings; those of tasks that share their settings, data aside, together."""
+        chosen = [e for e in self.evaluations if wanted(e)]
+        data: dict[tuple[str, str], set[str]] = {}  # by settings and task: on which data it was asked
+        for e in chosen:
+            data.setdefault((_common(e), e.task), set()).add(data_of(e))
+        found: dict[str, list[Evaluation]] = {}
+        for e in chosen:
+            several = len(data[_common(e), e.task]) > 1
+            found.setdefault(_common(e) + (e.task + data_of(e) if several else ""), []).append(e)
+        return [
+            Group(_shared([e.asked() for e in same]), same, n, len(found)) for n, same in enumerate(found.values(), 1)
+        ]
+
+
+def _common(e: Evaluation) -> str:
+    return json.dumps({k: v for k, v in e.asked().items() if k not in DATA}, sort_keys=True, default=str)
+
+
+def data_of(e: Evaluation) -> str:
+    """Which data a task was asked on."""
+    return json.dumps([e.settings.get(name) for name in DATA])
+
+
+def _shared(settings: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    first = settings[0]
+    return {k: v for k, v in first.items() if all(k in other and other[k] == v for other in settings)}

@@ -1,0 +1,196 @@
+"""In-context learning: accuracy by shots, of every prompt strategy and of the best."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from mm_lightning.evaluation.task import Row
+from mm_lightning.experiments import page
+from mm_lightning.experiments.drawing import GREY, drawing, figure_of
+from mm_lightning.experiments.evaluated import plots, published
+from mm_lightning.experiments.evaluated.estimates import Estimate, share
+from mm_lightning.experiments.evaluated.forms import Form, Part, counts
+from mm_lightning.experiments.evaluated.grid import Grid
+from mm_lightning.experiments.evaluated.groups import Evaluation, Group, Network, last_ones
+from mm_lightning.experiments.evaluated.measures import Measure, by_step, scaling
+
+WAYS = {
+    "greedy": "exact match of greedy decoding",
+    "likelihood": "most likely label",
+    "likelihood_by_length": "most likely label by token",
+}
+CLASSES = {"banking77": 77, "goemotions": 28, "tacred": 41, "semeval2010_task8": 18, "redocred": 41}
+"""Of the data sets that come with `mm evaluate`: one in so many is right by chance."""
+BEST = "best"
+
+Key = tuple[str, str, int, str]
+"""Score, kind of labels, shots and strategy."""
+
+
+def takes(evaluation: Evaluation) -> bool:
+    """Whether an evaluation has rows by shots and strategy."""
+    return any({"shots", "strategy"} <= row.group.keys() for row in evaluation.rows)
+
+
+def found_of(evaluation: Evaluation) -> dict[Key, Estimate]:
+    """Micro accuracies; the best strategy at each number of shots is chosen anew, from those that are there."""
+    seeds = evaluation.settings.get("demonstration_seeds") or 1
+    found: dict[Key, Estimate] = {}
+    for row in evaluation.rows:
+        if takes_row(row):
+            labels, shots = row.group.get("labels", "semantic"), row.group["shots"]
+            found[row.metric, labels, shots, row.group["strategy"]] = share(row, seeds)
+    for way, labels, shots in dict.fromkeys(key[:3] for key in list(found)):
+        same = [e for key, e in found.items() if key[:3] == (way, labels, shots)]
+        found[way, labels, shots, BEST] = max(same, key=lambda e: e.value)
+    return found
+
+
+def takes_row(row: Row) -> bool:
+    """Whether a row is the micro accuracy of a strategy."""
+    return {"shots", "strategy"} <= row.group.keys() and row.group["strategy"] != BEST and row.metric in WAYS
+
+
+def parts(group: Group, looks: plots.Looks) -> list[Part | None]:
+    """A subsection for each data set."""
+    text = (
+        "A shot is one example of every class. Percent, with 95% intervals that cover other questions and other sets "
+        "of demonstrations. The best strategy is chosen for each number of shots on the questions that it is scored "
+        "on, as in the paper: it is a little too good, and its interval does not know of the choice. "
+        + published.IN_CONTEXT
+    )
+    shown: list[Part | None] = [page.Text(text)]
+    for task in group.tasks:
+        values = {e.network: found_of(e) for e in group.evaluations if e.task == task}
+        shown += [page.Heading(task, 3), *_best(task, group, values), _figure(task, group, values, looks)]
+        shown += [*_against(task, group, values, looks), *_strategies(task, group, values)]
+    return shown
+
+
+def _axis(values: Mapping[Network, Mapping[Key, Estimate]], place: int) -> list:
+    return list(dict.fromkeys(key[place] for found in values.values() for key in found))
+
+
+def _best(task: str, group: Group, values: Mapping[Network, Mapping[Key, Estimate]]) -> list[Part | None]:
+    shots = sorted(_axis(values, 2))
+    heads = ["labels", "scored by", "network", "answers", *(f"{n} shots" if n > 1 else "1 shot" for n in shots)]
+    grid = Grid(f"{task}{group.suffix}", heads, 4)
+    for labels in _axis(values, 1):
+        for way in (way for way in WAYS if way in _axis(values, 0)):
+            for network, found in values.items():
+                cells = [found.get((way, labels, n, BEST)) for n in shots]
+                asked = counts([e.count for e in cells if e is not None])
+                if asked:
+                    grid.add(labels, WAYS[way], group.label(network), asked, *cells)
+    return [page.Text("The best of the prompt strategies at each number of shots."), grid]
+
+
+def _strategies(task: str, group: Group, values: Mapping[Network, Mapping[Key, Estimate]]) -> list[Part | None]:
+    names = [name for name in _axis(values, 3) if name != BEST]
+    grid = Grid(f"{task}-strategies{group.suffix}", ["labels", "scored by", "network", "shots", *names], 4)
+    for labels in _axis(values, 1):
+        for way in (way for way in ("greedy", "likelihood") if way in _axis(values, 0)):
+            for network, found in values.items():
+                for n in sorted({key[2] for key in found if key[:2] == (way, labels)}):
+                    grid.add(
+                        labels, WAYS[way], group.label(network), n, *(found.get((way, labels, n, s)) for s in names)
+                    )
+    return [page.Text("All prompt strategies: what separates the parts, and whether examples are shuffled."), grid]
+
+
+def _figure(
+    task: str, group: Group, values: Mapping[Network, Mapping[Key, Estimate]], looks: plots.Looks
+) -> page.Figure | None:
+    """A panel for each kind of labels and each of two ways to score."""
+    kinds = _axis(values, 1)
+    ways = [way for way in ("greedy", "likelihood") if way in _axis(values, 0)]
+    if not kinds or not ways:
+        return None
+    values = {network: values[network] for network in last_ones(list(values))}
+    height = 0.4 + 3.2 * len(ways) + plots.legend_height([group.label(network) for network in values])
+    figure, grid = figure_of(4.2 + 3 * len(kinds), height, len(kinds), len(ways))
+    panels = np.reshape(grid, (len(ways), len(kinds)))
+    tops = []
+    for across, labels in enumerate(kinds):
+        for down, way in enumerate(ways):
+            tops += _panel(panels[down, across], task, group, values, looks, way, labels)
+            panels[down, across].set_title(f"{labels} labels\n{WAYS[way]}", fontsize=9)
+    for axes in panels.flat:
+        plots.percent_axis(axes, tops)
+        axes.label_outer()
+    plots.side_legend(figure, figure.axes)
+    strategies = [name for name in _axis(values, 3) if name != BEST]
+    caption = (
+        f"{task}: accuracy by shots. Small dots: the prompt strategies ({', '.join(strategies)}); line: the best of "
+        f"them, with its 95% interval."
+    )
+    return drawing(figure, f"{task}{group.suffix}", caption, png=True)
+
+
+def _panel(
+    axes,
+    task: str,
+    group: Group,
+    values: Mapping[Network, Mapping[Key, Estimate]],
+    looks: plots.Looks,
+    way: str,
+    labels: str,
+) -> list[float]:
+    """Draws one panel; returns what has to be in the frame."""
+    tops, places = [], set()
+    for number, (network, found) in enumerate(values.items()):
+        best = {key[2]: e for key, e in sorted(found.items()) if key[:2] == (way, labels) and key[3] == BEST}
+        dots = [(key[2], e.value) for key, e in found.items() if key[:2] == (way, labels) and key[3] != BEST]
+        if not best:
+            continue
+        shift = 1 + 0.02 * (number - (len(values) - 1) / 2)  # so that dots of networks do not hide each other
+        look = looks[network]
+        axes.plot(
+            [n * shift for n, _ in dots],
+            [100 * value for _, value in dots],
+            color=look["color"],
+            marker=look["marker"],
+            linestyle="",
+            markersize=4.5,
+            alpha=0.5,
+            markeredgewidth=0,
+        )
+        plots.line(axes, list(best), list(best.values()), group.label(network), look)
+        places |= set(best)
+        tops += [100 * (e.high or e.value) for e in best.values()]
+    if task in CLASSES and places:
+        chance = 100 / CLASSES[task]
+        axes.axhline(chance, color=GREY, linewidth=1, linestyle=":", label=f"chance, 1 in {CLASSES[task]}", zorder=1)
+    axes.set_xscale("log", base=2)
+    ticks = sorted(places)
+    crowded = [n for i, n in enumerate(ticks) if i == 0 or n == ticks[-1] or n & (n - 1) == 0]
+    axes.set_xticks(ticks if len(ticks) < 8 else crowded, [str(n) for n in (ticks if len(ticks) < 8 else crowded)])
+    axes.minorticks_off()
+    axes.set_xlabel("shots")
+    return tops
+
+
+def _against(
+    task: str, group: Group, values: Mapping[Network, Mapping[Key, Estimate]], looks: plots.Looks
+) -> list[Part | None]:
+    """The best at the most shots that all networks have, against training, size and steps."""
+    common = set.intersection(*({key[2] for key in found} for found in values.values()))
+    if not common:
+        return []
+    n, way = max(common), "greedy" if "greedy" in _axis(values, 0) else "likelihood"
+    measures = []
+    for labels in _axis(values, 1):
+        key = way, labels, n, BEST
+        measures.append(
+            Measure(f"{labels}, {n} shots", {net: found[key] for net, found in values.items() if key in found})
+        )
+    what = f"{task}, {WAYS[way]}"
+    return [
+        scaling(f"{task}-scaling{group.suffix}", what, measures, looks),
+        by_step(f"{task}-steps{group.suffix}", what, measures, group.networks, ""),
+    ]
+
+
+FORM = Form("In-context learning: classification by shots", takes, parts)

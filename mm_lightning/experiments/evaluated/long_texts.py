@@ -1,0 +1,193 @@
+"""New knowledge by length: RULER's question answering and needles, generated facts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from mm_lightning.experiments import page
+from mm_lightning.experiments.evaluated import plots, published
+from mm_lightning.experiments.evaluated.estimates import Estimate, mean_of_shares, share
+from mm_lightning.experiments.evaluated.forms import Form, Part, counts
+from mm_lightning.experiments.evaluated.grid import Grid
+from mm_lightning.experiments.evaluated.groups import Evaluation, Group, Network, last_ones
+from mm_lightning.experiments.evaluated.measures import Measure, by_step, scaling
+from mm_lightning.experiments.evaluated.published import NEW_KNOWLEDGE, SINGLE_NEEDLE, ByLength
+
+QA = ("qa_1", "qa_2")
+MEAN = "mean of qa_1 and qa_2"
+IN_FIGURE = ("transformer small", "v2 small", "transformer large", "v2 large")
+"""Published networks that figures show; tables have them all."""
+
+
+def accuracy(group: Group, network: Network, task: str) -> dict[int, Estimate]:
+    """A network's accuracy in a task by length."""
+    found = {}
+    for evaluation in group.of(network, task):
+        for row in evaluation.rows:
+            if row.metric == "accuracy" and row.group.keys() == {"length"}:
+                found[row.group["length"]] = share(row)
+    return dict(sorted(found.items()))
+
+
+def mean(group: Group, network: Network) -> dict[int, Estimate]:
+    """The mean of both question answering tasks at the lengths at which both were asked."""
+    one, two = (accuracy(group, network, task) for task in QA)
+    return {n: mean_of_shares([one[n], two[n]], 2) for n in one if n in two}
+
+
+def by_depth(group: Group, network: Network, task: str) -> dict[tuple[int, str], float]:
+    """Accuracy by length and depth."""
+    rows = (row for evaluation in group.of(network, task) for row in evaluation.rows)
+    return {(r.group["length"], r.group["depth"]): r.value for r in rows if r.group.keys() == {"length", "depth"}}
+
+
+def table(
+    name: str, group: Group, values: dict[Network, dict[int, Estimate]], printed: Sequence[ByLength] = ()
+) -> Grid | None:
+    """A line for each network, a column for each length."""
+    lengths = sorted({n for found in values.values() for n in found})
+    if not lengths:
+        return None
+    columns = sorted({*lengths, *(n for row in printed for n in row.accuracy)})
+    heads = ["network", "trained at", "questions", *map(plots.tokens, columns)]
+    grid = Grid(f"{name}{group.suffix}", heads, 3)
+    for network, found in values.items():
+        context = network.about.get("context_length")
+        asked = counts([e.count for e in found.values()])
+        grid.add(group.label(network), plots.tokens(context) if context else "unknown", asked, *map(found.get, columns))
+    for row in printed:
+        context = plots.tokens(row.network.context) if row.network.context else ""
+        grid.add(row.network.label, context, "", *map(row.accuracy.get, columns), published=True)
+    return grid
+
+
+def measures(
+    what: str, values: dict[Network, dict[int, Estimate]], printed: Sequence[ByLength] = (), most: int = 4
+) -> list[Measure]:
+    """The accuracy at some lengths, the shortest and the longest among them."""
+    lengths = sorted({n for found in values.values() for n in found})
+    if len(lengths) > most:
+        lengths = [lengths[round(i * (len(lengths) - 1) / (most - 1))] for i in range(most)]
+    found = []
+    for n in lengths:
+        theirs = [(row.network, row.accuracy[n]) for row in printed if isinstance(row.accuracy.get(n), float)]
+        ours = {network: values[network][n] for network in values if n in values[network]}
+        found.append(Measure(f"{what} at {plots.tokens(n)}", ours, theirs))
+    return found
+
+
+def figures(
+    name: str,
+    what: str,
+    group: Group,
+    values: dict,
+    looks: plots.Looks,
+    printed: Sequence[ByLength] = (),
+    note: str = "",
+) -> list[Part | None]:
+    """By length, by size and training, by step."""
+    suffix = group.suffix
+    lines = [
+        (row.network.label, {n: v for n, v in row.accuracy.items() if isinstance(v, float)})
+        for row in printed
+        if row.network.name in IN_FIGURE
+    ]
+    drawn = last_ones([network for network, found in values.items() if found])
+    ours = [(group.label(network), values[network], looks[network]) for network in drawn]
+    lengths = f"{what[0].upper()}{what[1:]} by length, with 95% intervals."
+    lengths += " Hollow and grey: published, trained at 32k (the transformers fail at 64k)." if lines else ""
+    trained = [row for row in printed if row.network.context == 32768]
+    return [
+        plots.by_length(f"{name}{suffix}", lengths, ours, lines),
+        scaling(f"{name}-scaling{suffix}", what, measures(what, values, trained, most=2), looks),
+        by_step(f"{name}-steps{suffix}", what, measures(what, values, most=6), group.networks, note),
+    ]
+
+
+def heat_map(group: Group, task: str) -> page.Figure | None:
+    """Length and depth, a map for each network."""
+    maps = {group.label(network): by_depth(group, network, task) for network in last_ones(group.networks)}
+    caption = f"{task}: accuracy by length and depth of the answer, in percent. Grey: not asked."
+    return plots.heat_maps(f"{task}-depth{group.suffix}", caption, {name: m for name, m in maps.items() if m})
+
+
+def new_knowledge(group: Group, looks: plots.Looks) -> list[Part | None]:
+    """The mean of qa_1 and qa_2 as the paper has it, then each."""
+    means = {network: mean(group, network) for network in group.networks}
+    found: list[Part | None] = [page.Text(_READING.format(which="RULER's two question answering tasks"))]
+    if any(means.values()):
+        said = f"{MEAN[0].upper()}{MEAN[1:]}. The paper's networks answered its texts, tokenised by its tokenizer."
+        found += [page.Text(said), table("new-knowledge", group, means, NEW_KNOWLEDGE)]
+        found += figures("new-knowledge", MEAN, group, means, looks, NEW_KNOWLEDGE, published.FINE_TUNING)
+    else:
+        found.append(
+            page.Text("No network answered both at the same length: there is no mean to hold against the paper.")
+        )
+    for task in group.tasks:
+        values = {network: accuracy(group, network, task) for network in group.networks}
+        values = {network: by for network, by in values.items() if by}
+        found += [page.Heading(task, 3), table(task, group, values)]
+        if not any(means.values()):
+            found += figures(task, f"accuracy of {task}", group, values, looks)
+        found.append(heat_map(group, task))
+    return found
+
+
+def needles(group: Group, looks: plots.Looks) -> list[Part | None]:
+    """A line for each network and task."""
+    values = {(n, t): accuracy(group, n, t) for t in group.tasks for n in group.networks}
+    values = {key: found for key, found in values.items() if found}
+    lengths = sorted({n for found in values.values() for n in found})
+    columns = sorted({*lengths, *(n for row in SINGLE_NEEDLE for n in row.accuracy)})
+    grid = Grid(f"needles{group.suffix}", ["task", "network", "questions", *map(plots.tokens, columns)], 3)
+    for (network, task), by in values.items():
+        grid.add(task, group.label(network), counts([e.count for e in by.values()]), *map(by.get, columns))
+    for row in SINGLE_NEEDLE:
+        grid.add(
+            "single needle (which is not known)", row.network.label, "", *map(row.accuracy.get, columns), published=True
+        )
+    quoted = Grid(f"needles-quoted{group.suffix}", ["network", "1k", "2k", "4k"])
+    for name, numbers in published.QUOTED_RULER.items():
+        quoted.add(f"published: {name}", *numbers, published=True)
+    text = (
+        "Quoted by the paper (Tables 7 and 8): networks that compress what they read, beside one that does not. Which "
+        "of RULER's tasks these are is not known."
+    )
+    found: list[Part | None] = [page.Text(_READING.format(which="RULER's needles in a haystack")), grid]
+    found += [page.Text(text), quoted]
+    return [*found, *(heat_map(group, task) for task in group.tasks)]
+
+
+def one_task(group: Group, looks: plots.Looks) -> list[Part | None]:
+    """Any other task by length, such as generated facts."""
+    found: list[Part | None] = []
+    for task in group.tasks:
+        values = {n: by for n in group.networks if (by := accuracy(group, n, task))}
+        said = f"{_READING.format(which=task)} The paper has no such numbers."
+        found += [page.Text(said), table(task, group, values)]
+        found += figures(task, f"accuracy of {task}", group, values, looks)
+        found.append(heat_map(group, task))
+    return found
+
+
+_READING = "{which}: percent, with 95% intervals (Wilson) over questions."
+
+
+def _by_length(evaluation: Evaluation) -> bool:
+    return any(row.metric == "accuracy" and row.group.keys() == {"length"} for row in evaluation.rows)
+
+
+def _named(names: Sequence[str], evaluation: Evaluation) -> bool:
+    return evaluation.task in names and _by_length(evaluation)
+
+
+FORMS = (
+    Form("New knowledge: question answering over long texts", partial(_named, QA), new_knowledge),
+    Form("Needles in a haystack", lambda e: e.task.startswith("niah_") and _by_length(e), needles),
+    Form(
+        "Questions about long texts",
+        lambda e: e.task not in QA and not e.task.startswith("niah_") and _by_length(e),
+        one_task,
+    ),
+)

@@ -1,0 +1,200 @@
+"""Single numbers of networks, drawn against what the networks are: size, training, step of fine-tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mm_lightning.experiments.drawing import GREY, INK, MARKERS, drawing, figure_of, short
+from mm_lightning.experiments.evaluated import plots
+from mm_lightning.experiments.evaluated.estimates import Estimate
+from mm_lightning.experiments.evaluated.groups import Network, last_ones
+from mm_lightning.experiments.evaluated.published import PublishedNetwork
+from mm_lightning.experiments.page import Figure as Drawing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# What networks are drawn against: its name in results.json, on the axis, and what is equal along a line.
+AXES = (
+    ("training_tokens", "training tokens", "tokens", "parameters"),
+    ("forward_flops_per_token", "forward FLOPs per token at context 256", "forward_flops_per_token", "training_tokens"),
+    ("parameters", "parameters", "parameters", "training_tokens"),
+)
+ALIKE = 1.05
+"""By which factor numbers may differ that count as equal along a line."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number that a form finds for each network.
+
+    Attributes:
+        name: what it is, e.g. `mean of qa_1 and qa_2 at 4k`.
+        values: of our networks.
+        published: of the paper's, in percent.
+    """
+
+    name: str
+    values: dict[Network, Estimate]
+    published: list[tuple[PublishedNetwork, float]] = field(default_factory=list)
+
+
+def scaling(name: str, what: str, measures: Sequence[Measure], looks: plots.Looks) -> Drawing | None:
+    """Measures against training tokens, FLOPs per token and parameters, as far as several of our networks differ."""
+    networks = last_ones(list(dict.fromkeys(network for measure in measures for network in measure.values)))
+    kept = [{n: e for n, e in measure.values.items() if n in networks} for measure in measures]
+    measures = [Measure(m.name, values, m.published) for m, values in zip(measures, kept, strict=True) if values]
+    chosen = []
+    for axis in AXES:
+        places = {network.number(axis[0]) for measure in measures for network in measure.values} - {None}
+        if len(places) > 1:
+            chosen.append(axis)
+    if not chosen:
+        return None
+    labels = [network.name for network in networks] + [measure.name for measure in measures]
+    height = 3.6 + plots.legend_height(labels)
+    figure, grid = figure_of(3.4 + 2.6 * len(chosen), height, len(chosen))
+    panels = [grid] if len(chosen) == 1 else list(grid)
+    tops: list[float] = []
+    for axes, (ours, label, theirs, alike) in zip(panels, chosen, strict=True):
+        for number, measure in enumerate(measures):
+            tops += _panel(axes, measure, MARKERS[number % len(MARKERS)], ours, theirs, alike, looks)
+        _log_axis(axes)
+        axes.xaxis.set_major_formatter(lambda value, _: short(value).replace(" ", ""))
+        axes.set_xlabel(label)
+    for axes, (_, _, theirs, _) in zip(panels, chosen, strict=True):
+        plots.percent_axis(axes, tops)
+        axes.label_outer()
+        _names(axes, measures[0], theirs)
+    _keys(panels[0], networks, measures, looks)
+    plots.side_legend(figure, panels)
+    caption = (
+        f"{what} against what the networks are. Bars: 95% intervals. Lines join networks that differ in this only."
+    )
+    if any(measure.published for measure in measures):
+        caption += " Hollow and grey: published."
+    return drawing(figure, name, caption, png=True)
+
+
+def _panel(
+    axes: Axes, measure: Measure, marker: str, ours: str, theirs: str, alike: str, looks: plots.Looks
+) -> list[float]:
+    """One measure in one panel; returns what has to be in the frame."""
+    points = [(network.number(ours), network, e) for network, e in measure.values.items()]
+    known = sorted(((x, network, e) for x, network, e in points if x), key=lambda point: point[0])
+    lines: list[list[tuple[float, Network, Estimate]]] = []
+    for point in known:
+        for found in lines:
+            if _joined(found[-1][1], point[1], alike):
+                found.append(point)
+                break
+        else:
+            lines.append([point])
+    for found in lines:
+        axes.plot([p[0] for p in found], [100 * p[2].value for p in found], color=GREY, linewidth=0.8, zorder=1)
+    for x, network, e in known:
+        y = 100 * e.value
+        bars = [[y - 100 * e.low], [100 * e.high - y]] if e.low is not None and e.high is not None else None
+        colour = looks[network]["color"]
+        face = colour if network.long_term else "none"
+        axes.errorbar(
+            x, y, bars, color=colour, marker=marker, markerfacecolor=face, capsize=2, linewidth=1, markersize=5
+        )
+    tops = [100 * (e.high or e.value) for _, _, e in known]
+    for network, value in measure.published:
+        x = getattr(network, theirs)
+        if x is not None and network.long_term:
+            axes.plot([x], [value], color=GREY, marker=marker, markerfacecolor="none", linestyle="", markersize=6)
+            tops.append(value)
+    return tops
+
+
+def _log_axis(axes: Axes) -> None:
+    """A logarithmic axis with room at its ends and a few numbers on it, however short it is."""
+    from matplotlib.ticker import LogLocator
+
+    axes.set_xscale("log")
+    axes.margins(x=0.15)
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 20 else (1,), numticks=7))
+    axes.minorticks_off()
+
+
+def _names(axes: Axes, measure: Measure, theirs: str) -> None:
+    """What the published networks are called, left of the points of one measure, apart from each other."""
+    known = [(v, x, n.name.split(" (")[0]) for n, v in measure.published if n.long_term and (x := getattr(n, theirs))]
+    gap, below = 0.045 * axes.get_ylim()[1], float("-inf")
+    for value, x, name in sorted(known):
+        below = max(value, below + gap)
+        look = {"fontsize": 7, "color": GREY, "ha": "right", "va": "center"}
+        axes.annotate(name, (x, below), (-7, 0), textcoords="offset points", **look)
+
+
+def _joined(one: Network, other: Network, alike: str) -> bool:
+    """Whether two networks differ in nothing that counts but what they are drawn against."""
+    a, b = one.number(alike), other.number(alike)
+    alike_otherwise = one.kind == other.kind and one.number("context_length") == other.number("context_length")
+    return alike_otherwise and a is not None and b is not None and 1 / ALIKE < a / b < ALIKE
+
+
+def _keys(axes: Axes, networks: Sequence[Network], measures: Sequence[Measure], looks: plots.Looks) -> None:
+    """What the legend explains: colours are networks, markers are measures."""
+    for network in networks:
+        colour = looks[network]["color"]
+        face = colour if network.long_term else "none"
+        axes.plot([], [], "s", color=colour, markerfacecolor=face, label=network.name, markersize=7)
+    for number, measure in enumerate(measures):
+        axes.plot([], [], MARKERS[number % len(MARKERS)], color=INK, linestyle="", label=measure.name, markersize=5)
+
+
+def by_step(
+    name: str, what: str, measures: Sequence[Measure], networks: Sequence[Network], note: str
+) -> Drawing | None:
+    """Measures against steps of training, where several checkpoints of a run were asked."""
+    runs: dict[tuple[Any, ...], list[Network]] = {}
+    for network in networks:
+        if network.about.get("run_folder") and network.number("step") is not None:
+            runs.setdefault(network.run, []).append(network)
+    several = {key: found for key, found in runs.items() if len(found) > 1}
+    if not several:
+        return None
+    titles = {key: Path(key[0]).as_posix() + ("" if key[-1] else ", long-term memory removed") for key in several}
+    columns = min(3, len(several))
+    lines = -(-len(several) // columns)
+    height = 3.5 * lines + plots.legend_height([measure.name for measure in measures])
+    figure, _ = figure_of(min(10.5, 4.4 + 3 * columns), height, columns, lines)
+    panels = figure.axes[:]
+    tops: list[float] = []
+    for axes, (key, found) in zip(panels, several.items(), strict=False):
+        points = _with_base(found, networks)
+        for number, measure in enumerate(measures):
+            steps = [(step, measure.values[n]) for step, n in points if n in measure.values]
+            if steps:
+                look = {"color": plots.COLOURS[number % len(plots.COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+                plots.line(axes, [step for step, _ in steps], [e for _, e in steps], measure.name, look)
+                tops += [e.scale * (e.high or e.value) for _, e in steps]
+        places = sorted({step for step, _ in points})
+        if places[-1] > 8 * max(places[1], 1):
+            axes.set_xscale("symlog", linthresh=max(1, min(place for place in places if place)))
+            axes.minorticks_off()
+        axes.set_xticks(places, [short(place).replace(" ", "") for place in places])
+        axes.set_title(plots.wrapped(titles[key], 40), fontsize=9)
+        axes.set_xlabel("optimisation steps")
+    for axes in panels[len(several) :]:
+        axes.set_visible(False)
+    for axes in panels:
+        plots.percent_axis(axes, tops)
+        axes.label_outer()
+    plots.side_legend(figure, panels)
+    return drawing(figure, name, f"{what} by checkpoint, 95% intervals. {note}".strip(), png=True)
+
+
+def _with_base(checkpoints: Sequence[Network], networks: Sequence[Network]) -> list[tuple[float, Network]]:
+    """Checkpoints of a run by step; at step 0 the one that it was fine-tuned from, if that was asked."""
+    found = [(network.number("step") or 0, network) for network in checkpoints]
+    base, kind = checkpoints[0].about.get("fine_tuned_from"), checkpoints[0].kind
+    found += [(0, n) for n in networks if base and n.about.get("checkpoint") == base and n.kind == kind]
+    return sorted(found, key=lambda point: point[0])

@@ -1,0 +1,316 @@
+"""`mm report` on results of `mm evaluate` with known numbers."""
+
+import csv
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+
+import pytest
+
+from mm_lightning.cli import main
+from mm_lightning.experiments.evaluated import plots
+from mm_lightning.experiments.evaluated.document import parts
+from mm_lightning.experiments.evaluated.gather import gather
+from mm_lightning.experiments.evaluated.grid import Grid
+from mm_lightning.experiments.evaluated.persistent import BENCHMARKS
+from mm_lightning.experiments.page import Figure, Heading, Text
+from mm_lightning.experiments.report import write_report
+from tests.experiments.evaluated.fake_results import (
+    LONG,
+    network,
+    removed,
+    row,
+    share,
+    write,
+    write_in_context,
+    write_partial,
+    write_qa,
+)
+from tests.experiments.fake_runs import curve, write_sweep
+
+V2 = network("v2")
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    """They take most of the time of a report."""
+    for module in ("persistent", "in_context", "positions", "anything", "measures", "plots"):
+        monkeypatch.setattr(f"mm_lightning.experiments.evaluated.{module}.drawing", lambda *a, **k: None)
+    monkeypatch.setattr(plots, "side_legend", lambda *a: None)
+
+
+def grids(*folders):
+    """The tables of a report by name."""
+    return {part.name: part for part in parts(gather(folders)) if isinstance(part, Grid)}
+
+
+def cells(grid, first):
+    """The line whose first cells are these, by column."""
+    first = [first] if isinstance(first, str) else list(first)
+    (found,) = [line for line in grid.rows if line[: len(first)] == first]
+    return dict(zip(grid.heads, found, strict=True))
+
+
+def benchmarks(folder, run, about, right, leave=(), **settings):
+    """Of each benchmark so many right of 200; acc is half of acc_norm."""
+    for number, (name, (tasks, metrics)) in enumerate(BENCHMARKS.items()):
+        if name not in leave:
+            rows = [share(right + number, 200, metrics[0])]
+            rows += [share((right + number) // 2, 200, metrics[1])] if len(metrics) > 1 else []
+            write(folder, run, tasks[0], rows, about, **{"limit": 200, **settings})
+
+
+def test_persistent_knowledge(tmp_path, no_figures):
+    benchmarks(tmp_path, "v2", V2, 40)
+    benchmarks(tmp_path, "v2-no-long-term", removed(V2), 20, leave=("obqa", "squad"))
+    grid = grids(tmp_path)["persistent"]
+    assert list(grid.heads[2:4]) == ["v2", "v2, long-term memory removed"]
+    assert grid.heads[4:] == [f"published: {name}" for name in NAMES]
+    obqa = cells(grid, ("obqa", "openbookqa acc_norm"))
+    assert str(obqa["v2"]) == "20.0 [15.0, 26.1]"
+    assert obqa["v2, long-term memory removed"] is None
+    assert obqa["published: v2 large"] == 45.4
+    # 40 + 0 .. 12, 40 + 13 .. 18 and 40 + 0 .. 18 right of 200
+    means = {name: cells(grid, name) for name in ("mean of these 13", "mean of these 6", "mean of 19")}
+    assert [100 * found["v2"].value for found in means.values()] == pytest.approx([23.0, 27.75, 24.5])
+    stderr = sum((p := (40 + n) / 200) * (1 - p) / 199 for n in range(13)) ** 0.5 / 13
+    assert means["mean of these 13"]["v2"].stderr == pytest.approx(stderr)
+    off = [found["v2, long-term memory removed"] for found in means.values()]
+    assert [e.note for e in off] == ["12 of 13", "5 of 6", "17 of 19"]
+    assert means["mean of these 13"]["published: v2 large, long-term memory removed"] == 56.6
+    assert means["mean of 19"]["published: transformer small"] == 37.8
+    assert means["mean of 19"]["published: v2 large, long-term memory removed"] is None
+
+
+NAMES = (
+    "transformer small",
+    "v2 small",
+    "transformer large",
+    "v2 large",
+    "v2 large, long-term memory removed",
+)
+
+
+def test_one_task_with_all_benchmarks(tmp_path, no_figures):
+    rows = [share(40, 200, "acc_norm,none", benchmark="arc_easy"), share(30, 200, "acc,none", benchmark="arc_easy")]
+    write(tmp_path, "v2", "persistent", [*rows, share(10, 200, "acc,none", task="race_high")], V2)
+    grid = grids(tmp_path)["persistent"]
+    assert cells(grid, ("arc easy", "arc_easy acc_norm"))["v2"].value == 0.2
+    assert cells(grid, ("race high", "race_high acc"))["v2"].value == 0.05
+
+
+def test_new_knowledge(tmp_path, no_figures):
+    write_qa(tmp_path, "v2", V2, {"qa_1": [100, 50, 25], "qa_2": [200, 150]})
+    write_qa(tmp_path, "v2-no-long-term", removed(V2), {"qa_1": [10], "qa_2": [20]})
+    found = grids(tmp_path)
+    ours = cells(found["new-knowledge"], "v2")
+    assert (100 * ours["4k"].value, 100 * ours["8k"].value) == pytest.approx((30.0, 20.0))
+    assert ours["16k"] is None  # asked in one of the two only
+    assert (ours["trained at"], ours["questions"]) == ("512", "1,000")
+    assert cells(found["new-knowledge"], "v2, long-term memory removed")["4k"].value == pytest.approx(0.03)
+    theirs = cells(found["new-knowledge"], ("published: v2 large", "32k"))
+    assert (theirs["4k"], theirs["64k"]) == (58.9, 46.4)
+    assert cells(found["new-knowledge"], ("published: transformer large", "32k"))["64k"] == "fails"
+    assert cells(found["qa_1"], "v2")["16k"].value == 0.05
+    assert not found["qa_1"].published_rows
+
+
+def test_other_settings_are_other_tables(tmp_path, no_figures):
+    write_qa(tmp_path, "v2", V2, {"qa_1": [100], "qa_2": [200]})
+    write_qa(tmp_path, "v1", network("v1"), {"qa_1": [20], "qa_2": [40]}, count=100, limit=100)
+    write_qa(tmp_path, "more", network("more"), {"qa_1": [100, 90], "qa_2": [200, 90]})  # lengths do not matter
+    shown = parts(gather([tmp_path]))
+    tables = {part.name: part for part in shown if isinstance(part, Grid)}
+    assert [line[0] for line in tables["new-knowledge"].rows if "published" not in line[0]] == ["more", "v2"]
+    assert [line[0] for line in tables["new-knowledge-2"].rows if "published" not in line[0]] == ["v1"]
+    titles = [part.text for part in shown if isinstance(part, Heading)]
+    assert sum(title.endswith("settings 2 of 2") for title in titles) == 1
+    text = " ".join(part.text for part in shown if isinstance(part, Text))
+    assert "limit 500, seed 0, gold position even" in text
+    assert "limit 100, seed 0, gold position even" in text
+    assert "qa_1 was asked under 2 different settings" in " ".join(gather([tmp_path]).notes)
+
+
+def test_other_data_are_other_tables(tmp_path, no_figures):
+    write_qa(tmp_path, "v2", V2, {"qa_1": [100], "qa_2": [200]})
+    write(tmp_path, "v1", "qa_1", [share(9, 500, length=4096)], network("v1"), **LONG, data_hash="another")
+    found = gather([tmp_path]).groups(lambda e: True)
+    asked = [[(e.task, e.network.name) for e in group.evaluations] for group in found]
+    assert asked == [[("qa_1", "v1")], [("qa_1", "v2")], [("qa_2", "v2")]]
+
+
+def test_in_context(tmp_path, no_figures):
+    curves = {"semantic": {1: 0.1, 16: 0.5}, "anonymous": {1: 0.05}}
+    write_in_context(tmp_path, "v2", "banking77", V2, curves)
+    found = grids(tmp_path)
+    line = cells(found["banking77"], ("semantic", "most likely label", "v2"))
+    assert (line["1 shot"].value, line["16 shots"].value) == pytest.approx((0.13, 0.53))  # the best adds 3 points
+    half = 1.96 * 0.02
+    assert (line["16 shots"].low, line["16 shots"].high) == pytest.approx((0.53 - half, 0.53 + half), abs=1e-3)
+    assert line["answers"] == "1,500"
+    assert cells(found["banking77"], ("anonymous", "exact match of greedy decoding", "v2"))["16 shots"] is None
+    every = cells(found["banking77-strategies"], ("semantic", "most likely label", "v2", 1))
+    assert [every[name].value for name in ("newline", "newline-shuffled", "space", "space-shuffled")] == pytest.approx(
+        [0.1, 0.11, 0.12, 0.13]
+    )
+
+
+def test_partial_results_say_so(tmp_path, no_figures):
+    write(tmp_path, "v2", "niah_single_1", [share(9, 10, length=4096)], V2, **LONG)
+    records = [
+        {
+            "key": f"0:256:{n}",
+            "group": {"length": 256},
+            "scores": {"accuracy": float(n < 3)},
+            "tokens": 250,
+            "excluded": 0,
+            "gold": [{"references": ["x"], "depth": n / 10, "found": float(n < 3)}],
+        }
+        for n in range(10)
+    ]
+    write_partial(tmp_path, "v2", "generated_facts", records, V2, contexts=[256, 512], limit=100, seed=0)
+    place = write_report(tmp_path)
+    text = (place / "report.md").read_text()
+    assert r"| v2 (partial: 10 answers) | 512 | 10 | 30.0 \[10.8, 60.3\] |" in text
+    assert r"generated\_facts of v2 is partial: its numbers are those of the first 10 answers." in text
+    assert "1 of 2 evaluations are partial" in text
+    with open(place / "numbers.csv", newline="") as file:
+        numbers = list(csv.DictReader(file))
+    assert {n["partial"] for n in numbers if n["task"] == "generated_facts"} == {"10"}
+
+
+def test_the_same_asked_twice_counts_once(tmp_path, no_figures):
+    for folder, day, right in (("a", "2026-01-01", 1), ("b", "2026-02-01", 2)):
+        started = {"started": f"{day}T00:00:00+00:00"}
+        write(tmp_path / folder, "v2", "qa_1", [share(right, 10, length=4096)], V2, session=started, **LONG)
+    # other networks of the same name
+    write(tmp_path / "b", "v3", "qa_1", [share(5, 10, length=4096)], network("w3"), **LONG)
+    write(tmp_path / "c", "v3", "qa_1", [share(6, 10, length=4096)], network("w4"), **LONG)
+    found = gather([tmp_path])
+    assert [(e.network.name, e.rows[0].value) for e in found.evaluations] == [
+        ("v2", 0.2),
+        ("v3, 32, b", 0.5),
+        ("v3, 32, c", 0.6),
+    ]
+    assert "a/v2/qa_1 is left out" in found.notes[0]
+
+
+def test_the_head_says_how_small_the_networks_are(tmp_path, no_figures):
+    write_qa(tmp_path, "v2", V2, {"qa_1": [100], "qa_2": [200]})
+    text = (write_report(tmp_path) / "report.md").read_text()
+    assert "v2 has 1.5 M parameters, 6,600 times fewer than v2 large" in text
+    assert "the longest training is 1.02 M tokens, 980,000 times fewer" in text
+    assert "| v2 | MemoryMosaic, levels long short | 1.5 M | 1.02 M | 512 | 3 M |" in text
+    assert "| *published: v2 large* | *Memory Mosaics v2* | *9.9 B* | *1 T* | *32k* | *18.9 B* |" in text
+
+
+class Links(HTMLParser):
+    """Gathers ids and what is referred to."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.ids, self.links, self.published = [], [], 0
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value)
+            elif name in ("src", "href", "xlink:href"):
+                self.links.append(value)
+            elif name == "class" and tag in ("td", "th"):
+                self.published += "published" in value.split()
+
+
+def test_whole_report(tmp_path, capsys):
+    """Every form once, with figures; as a page, as Markdown, as CSV."""
+    small = network("small", parameters=300_000, forward_flops_per_token=600_000)
+    for name, about, right in (("v2", V2, 100), ("small", small, 50)):
+        write_qa(tmp_path, name, about, {"qa_1": [right, right // 2], "qa_2": [right, right // 2]})
+    write_in_context(tmp_path, "v2", "banking77", V2, {"semantic": {1: 0.1, 2: 0.2}})
+    write(tmp_path, "v2", "arc_easy", [share(50, 200, "acc_norm")], V2, limit=200)
+    places = [row(4.0 - n, 0.1, 8, "loss", position=p) for n, p in enumerate(("1-32", "33-64"))]
+    write(tmp_path, "v2", "loss_by_position", [row(3.5, 0.1, 8, "loss", context=64), *places], V2, contexts=[64])
+    profile = [row(1 / n, 0.01, 8, "weight", level="short", distance=f"{n}-{n}") for n in (1, 2, 4)]
+    write(tmp_path, "v2", "retrieval_profile", profile, V2)
+    write(tmp_path, "v2", "regbench", [share(8 + n, 16, strings=n) for n in (1, 2, 4)], V2)
+    assert main(["report", str(tmp_path)]) == 0
+    assert "new-knowledge" in capsys.readouterr().out
+
+    place = tmp_path / "report"
+    page = (place / "index.html").read_text()
+    found = Links(page)
+    assert all(link.startswith("#") and link[1:] in found.ids for link in found.links)
+    assert len(found.ids) == len(set(found.ids))
+    assert not re.findall(r"url\((?!['\"]?#)|@import|<script|<link", page)
+    assert found.published > 100
+
+    names = re.findall(r"\(figures/([\w-]+)\.svg\)", (place / "report.md").read_text())
+    assert {"new-knowledge", "new-knowledge-scaling", "qa_1-depth", "banking77", "persistent"} <= set(names)
+    assert {"loss-by-position", "retrieval-profile", "regbench-accuracy-by-strings"} <= set(names)
+    for name in names:
+        assert len(list(ElementTree.parse(place / f"figures/{name}.svg").iter())) > 50
+        assert (place / f"figures/{name}.png").read_bytes()[:4] == b"\x89PNG"
+    svg = (place / "figures/new-knowledge.svg").read_text()
+    assert all(f">{label}</text>" in svg for label in ("v2", "small", "published: v2 large", "32k"))
+
+    with open(place / "tables/new-knowledge.csv", newline="") as file:
+        lines = {line["network"]: line for line in csv.DictReader(file)}
+    assert (lines["v2"]["source"], float(lines["v2"]["4k"]), lines["v2"]["4k count"]) == ("ours", 20.0, "1000")
+    assert float(lines["v2"]["4k low"]) < 20 < float(lines["v2"]["4k high"])
+    assert lines["published: v2 large"]["source"] == "published"
+    assert (place / "numbers.csv").read_text().count("\n") > 60
+
+
+def test_checkpoints_of_a_run_by_step(tmp_path):
+    for step, right in ((1, 100), (2, 150), (800, 160)):
+        about = network(f"ft{step}", step=step, run_folder="runs/ft/0", fine_tuned_from=V2["checkpoint"])
+        write_qa(tmp_path, f"ft-step{step}", about, {"qa_1": [right], "qa_2": [right]})
+    write_qa(tmp_path, "base", V2, {"qa_1": [10], "qa_2": [20]})
+    figures = {part.name: part for part in parts(gather([tmp_path])) if isinstance(part, Figure)}
+    steps = figures["new-knowledge-steps"].svg
+    assert all(f">{label}</text>" in steps for label in ("0", "1", "2", "800", "runs/ft/0"))
+    assert "ft-step800" in figures["new-knowledge"].svg
+    assert "ft-step2<" not in figures["new-knowledge"].svg
+
+
+def test_runs_and_evaluations_in_one_page(tmp_path, no_figures, monkeypatch):
+    monkeypatch.setattr("mm_lightning.experiments.report.draw", lambda study, rows: [])
+    monkeypatch.setattr("mm_lightning.experiments.report.write_hparams", lambda *a: None)
+    run = {"variant": "base", "seed": 1, "lines": curve({10: 3.0, 20: 2.0})}
+    sweep = write_sweep(tmp_path / "s", [run])
+    alone = (write_report(sweep, tmp_path / "alone") / "report.md").read_text()
+    assert "Networks" not in alone
+    assert sorted(p.name for p in (tmp_path / "alone").iterdir()) == [
+        "figures",
+        "index.html",
+        "report.csv",
+        "report.md",
+        "runs.csv",
+    ]
+    write(sweep / "base/seed-1/0/evaluations", "base", "qa_1", [share(5, 10, length=4096)], V2, **LONG)
+    text = (write_report(sweep) / "report.md").read_text()
+    assert text.index("| base | 1 | 2.0000 |") < text.index("## Evaluation") < text.index(r"### qa\_1")
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["results", "--baseline", "v2"], ["--baseline v2", "leave it out"]),
+        (["results", "empty", "--output", "out"], ["empty", "no runs", "no evaluations"]),
+        (["damaged"], ["damaged", "results.json"]),
+        (["foreign"], ["foreign", "has no run, network"]),
+    ],
+)
+def test_mistakes(args, words, tmp_path, monkeypatch, capsys, no_figures):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    write(tmp_path / "results", "v2", "qa_1", [share(5, 10, length=4096)], V2, **LONG)
+    for name, text in (("damaged", "{"), ("foreign", json.dumps({"task": "x", "rows": [], "settings": {}}))):
+        (tmp_path / name / "v2" / "qa_1").mkdir(parents=True)
+        (tmp_path / name / "v2" / "qa_1" / "results.json").write_text(text)
+    assert main(["report", *args]) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert all(word in message for word in words)
