@@ -32,14 +32,14 @@ def _natural(path: Path) -> list[tuple[int, str]]:
 
 def gather(folders: Sequence[Path]) -> Gathered:
     """All evaluations below some folders; the newest where a network was asked the same twice."""
-    raw = [(path, read) for folder in folders for path in places(folder) if (read := _read(path)) is not None]
+    notes: list[str] = []
+    raw = [(path, read) for folder in folders for path in places(folder) if (read := _read(path, notes)) is not None]
     known = {}
     for _, found in raw:  # what is known of a network from its other, finished tasks
         if "parameters" in found["network"]:
             known.setdefault(_identity(found["network"]), found["network"])
     names = _names(raw, folders)
     evaluations: dict[tuple[str, str, str], Evaluation] = {}
-    notes = []
     for path, found in sorted(raw, key=lambda entry: _started(entry[1])):
         identity = _identity(found["network"])
         network = Network(identity, names[identity], known.get(identity, found["network"]))
@@ -69,7 +69,7 @@ def gather(folders: Sequence[Path]) -> Gathered:
     return Gathered(ordered, notes + _mixed(ordered))
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _read(path: Path, notes: list[str]) -> dict[str, Any] | None:
     """What is in a folder: results, or what can be said of the answers so far; None where there is none."""
     if (path / RESULTS).is_file():
         found = read_json(path / RESULTS)
@@ -86,7 +86,11 @@ def _read(path: Path) -> dict[str, Any] | None:
     known = read_json(path / SETTINGS)
     identity = known["identity"]
     found = {"task": identity["task"], "run": path.parent.name, "settings": identity["settings"]}
-    rows = remade(found).rows(records)
+    try:
+        rows = remade(found).rows(records)
+    except UserError as error:
+        notes.append(f"{path} has {len(records):,} answers and no results, which cannot be summed up here: {error}")
+        return None
     return {
         **found,
         "rows": rows,

@@ -97,8 +97,8 @@ class Evaluation:
         return str(self.network.about.get("tokenizer") or "unknown")[:8]
 
 
-DATA = ("data_hash", "dataset")
-"""Settings that tasks of a family differ in, because each has its own data."""
+OWN = ("data_hash", "dataset", "fewshot", "run_code", "tacred")
+"""Settings that tasks of a family differ in, because each has its own data and its own number of examples."""
 
 
 @dataclass(frozen=True)
@@ -196,12 +196,12 @@ class Gathered:
 
 
 def _common(e: Evaluation) -> str:
-    return json.dumps({k: v for k, v in e.asked().items() if k not in DATA}, sort_keys=True, default=str)
+    return json.dumps({k: v for k, v in e.asked().items() if k not in OWN}, sort_keys=True, default=str)
 
 
 def data_of(e: Evaluation) -> str:
-    """Which data a task was asked on."""
-    return json.dumps([e.settings.get(name) for name in DATA])
+    """What is a task's own: its data, and how many examples it shows."""
+    return json.dumps([e.settings.get(name) for name in OWN])
 
 
 def _shared(settings: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -15,77 +15,98 @@ from mm_lightning.experiments.evaluated.groups import Evaluation, Group, Network
 from mm_lightning.experiments.evaluated.measures import Measure, scaling
 from mm_lightning.experiments.evaluated.published import MEAN_6, MEAN_13, MEAN_19, NETWORKS, OTHER_6, PERSISTENT_13
 
-# By the paper's name of a benchmark: tasks that stand for it, and their scores; the first that is there counts.
-BENCHMARKS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "obqa": (("openbookqa",), ("acc_norm", "acc")),
-    "arc easy": (("arc_easy",), ("acc_norm", "acc")),
-    "winogrande": (("winogrande",), ("acc",)),
-    "arc challenge": (("arc_challenge",), ("acc_norm", "acc")),
-    "piqa": (("piqa",), ("acc_norm", "acc")),
-    "boolq": (("boolq",), ("acc",)),
-    "hellaswag": (("hellaswag",), ("acc_norm", "acc")),
-    "nq": (("nq_open",), ("exact_match",)),
-    "siqa": (("social_iqa", "siqa"), ("acc",)),
-    "tqa": (("triviaqa",), ("exact_match",)),
-    "gsm8k": (("gsm8k",), ("exact_match",)),
-    "mmlu alt": (("mmlu_continuation", "mmlu"), ("acc",)),
-    "human eval+": (("humaneval_plus", "mm_humaneval_plus"), ("pass@1", "pass_at_1")),
-    "squad": (("squad_completion", "squadv2"), ("contains", "f1", "exact")),
-    "bbh": (("bbh", "bbh_fewshot", "bbh_cot_fewshot"), ("exact_match",)),
-    "math": (("minerva_math",), ("math_verify", "exact_match")),
-    "mbpp": (("mbpp",), ("pass@1", "pass_at_1")),
-    "race middle": (("race_middle", "mm_race_middle"), ("acc",)),
-    "race high": (("race_high", "race"), ("acc",)),
+# By the paper's name of a benchmark, the task that stands for it and the one score that counts, as the harness names
+# them: metric and filter.
+BENCHMARKS: dict[str, tuple[str, str]] = {
+    "obqa": ("openbookqa", "acc_norm"),
+    "arc easy": ("arc_easy", "acc_norm"),
+    "winogrande": ("winogrande", "acc"),
+    "arc challenge": ("arc_challenge", "acc_norm"),
+    "piqa": ("piqa", "acc_norm"),
+    "boolq": ("boolq", "acc"),
+    "hellaswag": ("hellaswag", "acc_norm"),
+    "nq": ("nq_open", "exact_match,remove_whitespace"),
+    "siqa": ("social_iqa", "acc"),
+    "tqa": ("triviaqa", "exact_match,remove_whitespace"),
+    "gsm8k": ("gsm8k", "exact_match,flexible-extract"),
+    "mmlu alt": ("mmlu_continuation", "acc"),
+    "human eval+": ("humaneval_plus", "pass@1,create_test"),
+    "squad": ("squad_completion", "contains"),
+    "bbh": ("bbh", "exact_match,get-answer"),
+    "math": ("minerva_math", "math_verify"),
+    "mbpp": ("mbpp", "pass_at_1"),
+    "race middle": ("race_middle", "acc"),
+    "race high": ("race_high", "acc"),
 }
-OF_TASK = {task: name for name, (tasks, _) in BENCHMARKS.items() for task in tasks}
-
-
-def benchmark_of(evaluation: Evaluation, row: Row) -> str | None:
-    """The task of the harness that a row is of, if it is one of the 19."""
-    name = str(row.group.get("benchmark") or row.group.get("task") or evaluation.task)
-    return name if name in OF_TASK and not row.group.keys() - {"benchmark", "task", "filter"} else None
+# What the paper's names could also mean: shown, and in no mean.
+OTHERS: dict[str, tuple[str, str]] = {
+    "mmlu": ("mmlu", "acc"),
+    "squad, version 2": ("squadv2", "f1"),
+    "bbh without reasoning": ("bbh_fewshot", "exact_match,remove_whitespace"),
+    "race middle, every question": ("race_middle_questions", "acc"),
+    "race high, every question": ("race_high_questions", "acc"),
+}
+TASKS = {task for task, _ in (BENCHMARKS | OTHERS).values()}
+CUT = "prompts cut"
+"""The metric that is the share of prompts whose beginning did not fit."""
 
 
 def takes(evaluation: Evaluation) -> bool:
-    """Whether an evaluation has any of the 19."""
-    return any(benchmark_of(evaluation, row) for row in evaluation.rows)
+    """Whether an evaluation is of a benchmark."""
+    return evaluation.task in TASKS
 
 
-def scores(group: Group, network: Network) -> dict[str, tuple[Estimate, str]]:
-    """By benchmark, a network's score and what it is: task and metric."""
-    found: dict[tuple[str, str], list[Row]] = {}
-    for evaluation in group.of(network):
-        for row in evaluation.rows:
-            task = benchmark_of(evaluation, row)
-            if task is not None:
-                found.setdefault((task, row.metric.split(",")[0]), []).append(row)
-    chosen = {}
-    for name, (tasks, metrics) in BENCHMARKS.items():
-        there = [(task, metric) for task in tasks for metric in metrics if (task, metric) in found]
-        if there:
-            task, metric = there[0]
-            chosen[name] = share(found[there[0]][0]), f"{task} {metric}"
-    return chosen
+def scores(group: Group, network: Network) -> dict[str, Estimate]:
+    """A network's score by benchmark."""
+    found = {}
+    for name, (task, metric) in (BENCHMARKS | OTHERS).items():
+        rows = [row for evaluation in group.of(network, task) for row in evaluation.rows if not row.group]
+        chosen = [row for row in rows if _is(row, metric)]
+        if chosen:
+            found[name] = share(chosen[0])
+    return found
+
+
+def _is(row: Row, metric: str) -> bool:
+    """Whether a row is a score, which may stand there without the filter `none`."""
+    return row.metric.removesuffix(",none") == metric
+
+
+def _asked(group: Group, name: str) -> str:
+    """arc_easy acc_norm, 0-shot"""
+    task, metric = (BENCHMARKS | OTHERS)[name]
+    shots = dict.fromkeys(e.settings.get("fewshot") for e in group.evaluations if e.task == task)
+    said = [f"{n}-shot" for n in shots if n is not None]
+    return ", ".join([f"{task} {metric}", *said])
+
+
+def _cut(group: Group) -> list[str]:
+    """Which prompts did not fit."""
+    rows = [(e, row) for e in group.evaluations for row in e.rows if row.metric == CUT and not row.group and row.value]
+    return [f"{e.task} of {e.label}: the beginning of {row.value:.0%} of the prompts was cut off." for e, row in rows]
 
 
 def parts(group: Group, looks: plots.Looks) -> list[Part | None]:
     """Table, means and figures."""
     networks = group.networks
     ours = {network: scores(group, network) for network in networks}
-    metrics = {name: list(dict.fromkeys(s[name][1] for s in ours.values() if name in s)) for name in BENCHMARKS}
-    heads = ["benchmark", "our task and score", *map(group.label, networks), *(n.label for n in NETWORKS)]
-    grid = Grid(f"persistent{group.suffix}", heads, 2)
-    grid.published_columns = set(range(len(heads) - len(NETWORKS), len(heads)))
+    heads = ["benchmark", *map(group.label, networks), *(n.label for n in NETWORKS), "our task and score"]
+    grid = Grid(f"persistent{group.suffix}", heads)
+    grid.published_columns = {1 + len(networks) + n for n in range(len(NETWORKS))}
+    empty = (None,) * len(NETWORKS)
     means = {}
     blocks = ((PERSISTENT_13, MEAN_13, "mean of these 13"), (OTHER_6, MEAN_6, "mean of these 6"))
     for names, printed, title in blocks:
         for name in names:
-            cells = [ours[network][name][0] if name in ours[network] else None for network in networks]
-            grid.add(name, ", ".join(metrics[name]), *cells, *names[name])
+            grid.add(name, *(ours[network].get(name) for network in networks), *names[name], _asked(group, name))
         means[title] = {network: _mean(ours[network], names) for network in networks}
-        grid.add(title, "", *means[title].values(), *printed)
+        grid.add(title, *means[title].values(), *printed, "")
     means["mean of 19"] = {network: _mean(ours[network], BENCHMARKS) for network in networks}
-    grid.add("mean of 19", "", *means["mean of 19"].values(), *MEAN_19)
+    grid.add("mean of 19", *means["mean of 19"].values(), *MEAN_19, "")
+    for name in OTHERS:
+        if any(name in found for found in ours.values()):
+            cells = (ours[network].get(name) for network in networks)
+            grid.add(f"{name} (in no mean)", *cells, *empty, _asked(group, name))
     measures = [
         Measure(title, {n: e for n, e in found.items() if e is not None and not e.note}, _published(title))
         for title, found in means.items()
@@ -95,16 +116,18 @@ def parts(group: Group, looks: plots.Looks) -> list[Part | None]:
         "many it has, and does not compare with the others. The paper does not give its shots and prompts: ours are "
         "those of the named tasks of lm-evaluation-harness. Of tasks with several scores, the one named stands here."
     )
+    cut = _cut(group)
     return [
         page.Text(text),
         grid,
+        page.Points(cut) if cut else None,
         _dots(f"persistent{group.suffix}", group, ours, looks),
         scaling(f"persistent-scaling{group.suffix}", "Means of benchmarks", measures, looks),
     ]
 
 
-def _mean(found: Mapping[str, tuple[Estimate, str]], names: Mapping[str, object]) -> Estimate | None:
-    chosen = [found[name][0] for name in names if name in found]
+def _mean(found: Mapping[str, Estimate], names: Mapping[str, object]) -> Estimate | None:
+    chosen = [found[name] for name in names if name in found]
     return mean_of_shares(chosen, len(names)) if chosen else None
 
 
@@ -114,7 +137,7 @@ def _published(title: str) -> list[tuple[published.PublishedNetwork, float]]:
 
 
 def _dots(
-    name: str, group: Group, ours: Mapping[Network, Mapping[str, tuple[Estimate, str]]], looks: plots.Looks
+    name: str, group: Group, ours: Mapping[Network, Mapping[str, Estimate]], looks: plots.Looks
 ) -> page.Figure | None:
     """A line for each benchmark, a dot for each network, the paper's large networks hollow."""
     lines = [benchmark for benchmark in BENCHMARKS if any(benchmark in found for found in ours.values())]
@@ -124,7 +147,7 @@ def _dots(
     figure, axes = figure_of(8.4, 1.2 + 0.3 * len(lines) + plots.legend_height(labels))
     step = 0.5 / max(len(ours), 2)
     for number, (network, found) in enumerate(ours.items()):
-        there = [(place, found[line][0]) for place, line in enumerate(lines) if line in found]
+        there = [(place, found[line]) for place, line in enumerate(lines) if line in found]
         _row_of_dots(axes, there, (number - (len(ours) - 1) / 2) * step, looks[network], group.label(network), network)
     for number, network in enumerate(NETWORKS[2:]):
         values = [{**PERSISTENT_13, **OTHER_6}[line][2 + number] for line in lines]

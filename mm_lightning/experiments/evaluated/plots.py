@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+MANY = (*COLOURS, "#7b5ea7", "#8b5a2b", "#4d7c3f", "#b04a6e", "#5a7fc0")
+"""Colours for more networks than can be told apart by colour alone: their markers differ too."""
+
 Looks = Mapping[Network, dict[str, Any]]
 """Colour and marker of each network, the same in all figures."""
 
@@ -27,9 +30,9 @@ def looks_of(networks: Sequence[Network]) -> Looks:
     for network in networks:
         place = weights.index(str(network.about.get("weights", network.key)))
         found[network] = {
-            "color": COLOURS[place % len(COLOURS)],
+            "color": MANY[place % len(MANY)],
             "marker": MARKERS[place % len(MARKERS)],
-            "linestyle": ("-" if place < len(COLOURS) else "-.") if network.long_term else "--",
+            "linestyle": ("-" if place < len(MANY) else "-.") if network.long_term else "--",
         }
     return found
 

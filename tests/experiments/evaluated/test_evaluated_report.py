@@ -14,7 +14,7 @@ from mm_lightning.experiments.evaluated.document import parts
 from mm_lightning.experiments.evaluated.gather import gather
 from mm_lightning.experiments.evaluated.grid import Grid
 from mm_lightning.experiments.evaluated.persistent import BENCHMARKS
-from mm_lightning.experiments.page import Figure, Heading, Text
+from mm_lightning.experiments.page import Figure, Heading, Points, Text
 from mm_lightning.experiments.report import write_report
 from tests.experiments.evaluated.fake_results import (
     LONG,
@@ -53,21 +53,23 @@ def cells(grid, first):
 
 
 def benchmarks(folder, run, about, right, leave=(), **settings):
-    """Of each benchmark so many right of 200; acc is half of acc_norm."""
-    for number, (name, (tasks, metrics)) in enumerate(BENCHMARKS.items()):
+    """Of each benchmark so many right of 200; other scores beside it."""
+    for number, (name, (task, metric)) in enumerate(BENCHMARKS.items()):
         if name not in leave:
-            rows = [share(right + number, 200, metrics[0])]
-            rows += [share((right + number) // 2, 200, metrics[1])] if len(metrics) > 1 else []
-            write(folder, run, tasks[0], rows, about, **{"limit": 200, **settings})
+            rows = [share(1, 200, "acc,other"), share(right + number, 200, metric), share(2, 9, metric, task="a part")]
+            write(
+                folder, run, task, rows, about, **{"limit": 200, "fewshot": number % 3, "data_hash": task, **settings}
+            )
 
 
 def test_persistent_knowledge(tmp_path, no_figures):
     benchmarks(tmp_path, "v2", V2, 40)
     benchmarks(tmp_path, "v2-no-long-term", removed(V2), 20, leave=("obqa", "squad"))
     grid = grids(tmp_path)["persistent"]
-    assert list(grid.heads[2:4]) == ["v2", "v2, long-term memory removed"]
-    assert grid.heads[4:] == [f"published: {name}" for name in NAMES]
-    obqa = cells(grid, ("obqa", "openbookqa acc_norm"))
+    assert list(grid.heads[1:3]) == ["v2", "v2, long-term memory removed"]
+    assert grid.heads[3:-1] == [f"published: {name}" for name in NAMES]
+    obqa = cells(grid, "obqa")
+    assert obqa["our task and score"] == "openbookqa acc_norm, 0-shot"
     assert str(obqa["v2"]) == "20.0 [15.0, 26.1]"
     assert obqa["v2, long-term memory removed"] is None
     assert obqa["published: v2 large"] == 45.4
@@ -92,12 +94,25 @@ NAMES = (
 )
 
 
-def test_one_task_with_all_benchmarks(tmp_path, no_figures):
-    rows = [share(40, 200, "acc_norm,none", benchmark="arc_easy"), share(30, 200, "acc,none", benchmark="arc_easy")]
-    write(tmp_path, "v2", "persistent", [*rows, share(10, 200, "acc,none", task="race_high")], V2)
+def test_other_shots_and_other_meanings_of_a_benchmark(tmp_path, no_figures):
+    cut = share(20, 200, "prompts cut")
+    write(tmp_path, "v2", "arc_easy", [share(40, 200, "acc_norm,none"), cut], V2, fewshot=0)
+    write(tmp_path, "v2", "mmlu", [share(50, 200, "acc")], V2, fewshot=5)
+    write(tmp_path, "v1", "race_high", [share(60, 200, "acc")], network("v1"), fewshot=0)
     grid = grids(tmp_path)["persistent"]
-    assert cells(grid, ("arc easy", "arc_easy acc_norm"))["v2"].value == 0.2
-    assert cells(grid, ("race high", "race_high acc"))["v2"].value == 0.05
+    assert cells(grid, "arc easy")["v2"].value == 0.2
+    assert cells(grid, "race high")["v1"].value == 0.3
+    mmlu = cells(grid, "mmlu (in no mean)")
+    assert (mmlu["v2"].value, mmlu["our task and score"]) == (0.25, "mmlu acc, 5-shot")
+    assert cells(grid, "mmlu alt")["v2"] is None
+    text = " ".join(item for part in parts(gather([tmp_path])) if isinstance(part, Points) for item in part.items)
+    assert "arc_easy of v2: the beginning of 10% of the prompts was cut off." in text
+    write(tmp_path, "v1", "arc_easy", [share(40, 200, "acc_norm")], network("v1"), fewshot=25)
+    assert sorted(name for name in grids(tmp_path) if name.startswith("persistent")) == [
+        "persistent",
+        "persistent-2",
+        "persistent-3",
+    ]
 
 
 def test_new_knowledge(tmp_path, no_figures):
