@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mm_lightning.errors import UserError
+from mm_lightning.evaluation.origin import origin
+from mm_lightning.evaluation.run import run_name
 from mm_lightning.evaluation.samples import RESULTS, SETTINGS, Samples, read_json
 from mm_lightning.evaluation.task import Row
 from mm_lightning.experiments.evaluated.groups import Evaluation, Gathered, Network, data_of
@@ -76,7 +78,7 @@ def _read(path: Path, notes: list[str]) -> dict[str, Any] | None:
         missing = [name for name in ("task", "run", "rows", "settings", "network") if name not in found]
         if missing:
             raise UserError(f"{path / RESULTS} has no {', '.join(missing)}: was it written by another version of mm?")
-        return found
+        return _asked_in_training(found) if "tokens" in found["network"] else found
     from mm_lightning.evaluation.results import remade
 
     samples = Samples(path)
@@ -98,6 +100,16 @@ def _read(path: Path, notes: list[str]) -> dict[str, Any] | None:
         "answers": len(records),
         "sessions": known["sessions"],
     }
+
+
+def _asked_in_training(found: dict[str, Any]) -> dict[str, Any]:
+    """What a run evaluated while it trained, as if the checkpoint of that step had been asked."""
+    network = found["network"]
+    checkpoint = Path(network["checkpoint"])
+    trained = {name: value for name, value in origin(checkpoint).items() if value is not None}
+    known = {"run_folder": str(checkpoint.parent.parent), "training_tokens": network["tokens"], "long_term": True}
+    about = {**network, **known, **trained, "weights": f"{checkpoint}, while it trained", "inference_delay": None}
+    return {**found, "run": run_name(checkpoint), "network": about}
 
 
 def _identity(network: dict[str, Any]) -> str:
@@ -130,20 +142,24 @@ def _names(raw: list[tuple[Path, dict[str, Any]]], folders: Sequence[Path]) -> d
         return run
 
     called = {identity: name(*entry) for identity, entry in first.items()}
-    for words in (
-        _options,
-        lambda path, found: path.parent.parent.name,
-        lambda path, found: found["network"]["weights"],
-    ):
-        values = list(called.values())
-        for identity, entry in first.items():
-            if values.count(called[identity]) > 1 and (more := words(*entry)):
-                called[identity] += f", {more}"
+    for words in (_options, _folder, lambda path, found: str(found["network"].get("weights"))):
+        alike: dict[str, list[str]] = {}
+        for identity, said in called.items():
+            alike.setdefault(said, []).append(identity)
+        for same in alike.values():
+            more = {identity: words(*first[identity]) for identity in same}
+            if len(set(more.values())) > 1:
+                called |= {identity: f"{called[identity]}, {word}" for identity, word in more.items() if word}
     order = sorted(called, key=lambda identity: first[identity][1]["network"].get("long_term") is False)
     # without its long-term memory a network stands behind itself
     weights = list(dict.fromkeys(first[identity][1]["network"].get("weights") for identity in called))
     order.sort(key=lambda identity: weights.index(first[identity][1]["network"].get("weights")))
     return {identity: called[identity] for identity in order}
+
+
+def _folder(path: Path, found: dict[str, Any]) -> str:
+    """Where it lies."""
+    return path.parent.parent.name
 
 
 def _options(path: Path, found: dict[str, Any]) -> str:

@@ -205,10 +205,23 @@ def test_the_same_asked_twice_counts_once(tmp_path, no_figures):
     found = gather([tmp_path])
     assert [(e.network.name, e.rows[0].value) for e in found.evaluations] == [
         ("v2", 0.2),
-        ("v3, 32, b", 0.5),
-        ("v3, 32, c", 0.6),
+        ("v3, b", 0.5),
+        ("v3, c", 0.6),
     ]
     assert "a/v2/qa_1 is left out" in found.notes[0]
+
+
+def test_evaluations_in_training(tmp_path, no_figures):
+    run = tmp_path / "runs/tiny/0"
+    for step in (100, 200):
+        about = network("", checkpoint=f"runs/tiny/0/checkpoints/step={step}.ckpt", step=step)
+        about = {name: about[name] for name in about.keys() - {"training_tokens", "run_folder", "long_term"}}
+        about |= {"weights": f"in training, step {step}", "tokens": 64 * step}
+        write(run / "evaluations", f"step={step}", "qa_1", [share(step // 10, 50, length=256)], about, **LONG)
+    found = gather([run])
+    assert [n.name for n in found.networks] == ["tiny-0-step100", "tiny-0-step200"]
+    assert [n.number("training_tokens") for n in found.networks] == [6400, 12800]
+    assert len({n.run for n in found.networks}) == 1
 
 
 def test_the_head_says_how_small_the_networks_are(tmp_path, no_figures):
