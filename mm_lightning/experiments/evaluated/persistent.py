@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from mm_lightning.evaluation.persistent.definitions import DEFINITIONS, VARIANTS
 from mm_lightning.evaluation.task import Row
 from mm_lightning.experiments import page
 from mm_lightning.experiments.drawing import GREY, INK, MARKERS, drawing, figure_of
@@ -15,37 +16,12 @@ from mm_lightning.experiments.evaluated.groups import Evaluation, Group, Network
 from mm_lightning.experiments.evaluated.measures import Measure, scaling
 from mm_lightning.experiments.evaluated.published import MEAN_6, MEAN_13, MEAN_19, NETWORKS, OTHER_6, PERSISTENT_13
 
-# By the paper's name of a benchmark, the task that stands for it and the one score that counts, as the harness names
-# them: metric and filter.
+# By the paper's name of a benchmark, the task that stands for it and the one score that counts.
 BENCHMARKS: dict[str, tuple[str, str]] = {
-    "obqa": ("openbookqa", "acc_norm"),
-    "arc easy": ("arc_easy", "acc_norm"),
-    "winogrande": ("winogrande", "acc"),
-    "arc challenge": ("arc_challenge", "acc_norm"),
-    "piqa": ("piqa", "acc_norm"),
-    "boolq": ("boolq", "acc"),
-    "hellaswag": ("hellaswag", "acc_norm"),
-    "nq": ("nq_open", "exact_match,remove_whitespace"),
-    "siqa": ("social_iqa", "acc"),
-    "tqa": ("triviaqa", "exact_match,remove_whitespace"),
-    "gsm8k": ("gsm8k", "exact_match,flexible-extract"),
-    "mmlu alt": ("mmlu_continuation", "acc"),
-    "human eval+": ("humaneval_plus", "pass@1,create_test"),
-    "squad": ("squad_completion", "contains"),
-    "bbh": ("bbh", "exact_match,get-answer"),
-    "math": ("minerva_math", "math_verify"),
-    "mbpp": ("mbpp", "pass_at_1"),
-    "race middle": ("race_middle", "acc"),
-    "race high": ("race_high", "acc"),
+    found.label: (task, found.score) for task, found in DEFINITIONS.items() if found.label
 }
 # What the paper's names could also mean: shown, and in no mean.
-OTHERS: dict[str, tuple[str, str]] = {
-    "mmlu": ("mmlu", "acc"),
-    "squad, version 2": ("squadv2", "f1"),
-    "bbh without reasoning": ("bbh_fewshot", "exact_match,remove_whitespace"),
-    "race middle, every question": ("race_middle_questions", "acc"),
-    "race high, every question": ("race_high_questions", "acc"),
-}
+OTHERS: dict[str, tuple[str, str]] = {task: (task, DEFINITIONS[task].score) for task in VARIANTS}
 TASKS = {task for task, _ in (BENCHMARKS | OTHERS).values()}
 CUT = "prompts cut"
 """The metric that is the share of prompts whose beginning did not fit."""

@@ -2,6 +2,7 @@
 
 import pytest
 
+from mm_lightning.experiments.evaluated.persistent import BENCHMARKS
 from mm_lightning.experiments.evaluated.published import (
     MEAN_6,
     MEAN_13,
@@ -10,6 +11,10 @@ from mm_lightning.experiments.evaluated.published import (
     OTHER_6,
     PERSISTENT_13,
 )
+
+
+def test_every_benchmark_has_its_numbers():
+    assert list(BENCHMARKS) == [*PERSISTENT_13, *OTHER_6]
 
 
 def test_means_are_means():
