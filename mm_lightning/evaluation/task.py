@@ -46,6 +46,10 @@ TASKS: dict[str, tuple[str, str]] = {
         "mm_lightning.evaluation.loss_by_position:LossByPosition",
         "loss against position in the context, beyond the training context too",
     ),
+    "retrieval_profile": (
+        "mm_lightning.evaluation.retrieval_profile:RetrievalProfile",
+        "with what weight the last token reads each pair before it, by distance (Figure 1)",
+    ),
     "qa_1": (
         "mm_lightning.evaluation.new_knowledge.question_answering:Squad",
         "questions about one of many paragraphs of SQuAD (RULER)",

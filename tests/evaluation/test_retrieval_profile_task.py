@@ -1,0 +1,48 @@
+"""The retrieval profile as a task: bins, their means, and attention's own position."""
+
+import pytest
+import torch
+
+from mm_lightning.data.tokenizer import load_tokenizer
+from mm_lightning.errors import UserError
+from mm_lightning.evaluation.model import Model
+from mm_lightning.evaluation.retrieval_profile import RetrievalProfile, binned
+from mm_lightning.inspection.profile import retrieval_profile
+from mm_lightning.networks import MemoryMosaicConfig, TransformerConfig
+
+SMALL = {"vocab_size": 258, "layers": 2, "dim": 8, "heads": 2, "persistent_dim": 8}
+
+
+def test_bins_cover_every_distance_once():
+    weights = torch.arange(40, dtype=torch.float64).repeat(3, 1)
+    found = binned(weights)
+    bounds = [tuple(map(int, place.split("-"))) for place in found]
+    assert [d for low, high in bounds for d in range(low, high + 1)] == list(range(1, 40))
+    assert all(found[f"{low}-{high}"] == pytest.approx([(low + high) / 2] * 3) for low, high in bounds)
+
+
+@pytest.mark.parametrize("config", [MemoryMosaicConfig(**SMALL, inference_delay=4), TransformerConfig(**SMALL)])
+def test_it_is_the_profile_of_the_last_tokens(config, tmp_path):
+    torch.manual_seed(0)
+    text = "the quick brown fox jumps over the lazy dog again and again"
+    (tmp_path / "a.txt").write_text(text)
+    model = Model(config.build().eval(), load_tokenizer("bytes"), 48)
+    task = RetrievalProfile(text=[str(tmp_path / "a.txt")])
+    records = list(task.ask(model, task.items(model)))
+    rows = task.rows(records)
+    tokens = torch.tensor([[model.bos, *text.encode()[:47]]])
+    mean = retrieval_profile(model.network, tokens).mean()
+    for level, weights in mean.items():
+        first = next(row for row in rows if row.group == {"level": level, "distance": "1-1"})
+        assert first.value == pytest.approx(float(weights[..., 1].mean()), abs=1e-6)
+        own = [row.value for row in rows if row.group == {"level": level}]
+        binned_rows = [row for row in rows if row.group.get("level") == level and "distance" in row.group]
+        bounds = [tuple(map(int, row.group["distance"].split("-"))) for row in binned_rows]
+        total = sum(row.value * (high - low + 1) for row, (low, high) in zip(binned_rows, bounds, strict=True))
+        assert total + sum(own) == pytest.approx(1, abs=1e-4)
+        assert bool(own) == (level == "full")
+
+
+def test_one_length_only():
+    with pytest.raises(UserError, match="one length"):
+        RetrievalProfile(contexts=[64, 128])
