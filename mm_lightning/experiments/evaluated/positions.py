@@ -80,14 +80,15 @@ def profile(group: Group, looks: plots.Looks) -> list[Part | None]:
     for axes, (level, found) in zip(figure.axes, rows.items(), strict=True):
         tops = []
         for network, own in found.items():
-            own = sorted(own, key=lambda row: _bounds(row.group["distance"]))
+            # a distance that no query may read has no place on the axis of logarithms
+            own = sorted((row for row in own if row.value > 0), key=lambda row: _bounds(row.group["distance"]))
             x = [math.sqrt(low * high) for low, high in (_bounds(row.group["distance"]) for row in own)]
             plots.line(axes, x, [quantity(row) for row in own], group.label(network), looks[network])
             tops += x
         plots.lengths_axis(axes, [4**n for n in range(20) if 4**n <= max(tops)], "tokens back")
         axes.set_yscale("log")
         axes.set_ylim(0.7 * min(heights, default=0.7), 1.4 * max(heights, default=1.0))
-        axes.set_title({"full": "attention"}.get(level, f"{level}-term"), fontsize=10)
+        axes.set_title({"full": "all pairs (level full)"}.get(level, f"{level}-term"), fontsize=10)
         axes.set_ylabel("mean retrieval weight of a pair")
         axes.label_outer()
     plots.side_legend(figure, figure.axes)
