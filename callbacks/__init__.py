@@ -10,6 +10,7 @@ from mm_lightning.callbacks.checkpoints import Checkpoints
 from mm_lightning.callbacks.evaluation import Evaluation
 from mm_lightning.callbacks.gradient_norm import GradientNorm
 from mm_lightning.callbacks.memory_statistics import MemoryStatistics
+from mm_lightning.callbacks.preemption import Preemption
 from mm_lightning.callbacks.progress import Progress
 from mm_lightning.callbacks.regbench import RegBench
 from mm_lightning.callbacks.retrieval_profile import RetrievalProfile
@@ -22,6 +23,7 @@ __all__ = [
     "Evaluation",
     "GradientNorm",
     "MemoryStatistics",
+    "Preemption",
     "Progress",
     "RegBench",
     "RetrievalProfile",

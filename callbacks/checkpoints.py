@@ -42,10 +42,14 @@ class Checkpoints(Checkpoint):
         if step != self._saved_step and (due or step == trainer.max_steps):
             self._save(trainer, pl_module)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves what an early stop left unsaved."""
+    def save_now(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves now, unless this step is saved; when it returns, the checkpoint is whole (all processes call it)."""
         if trainer.global_step != self._saved_step:
             self._save(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves what an early stop left unsaved."""
+        self.save_now(trainer, pl_module)
 
     def _save(self, trainer: Trainer, pl_module: LightningModule) -> None:
         from mm_lightning.training.checkpoint import is_whole, step_of

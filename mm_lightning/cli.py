@@ -171,6 +171,14 @@ def places(function: Callable[..., Any], args: list[str]) -> list[str]:
     return [*args, *(f"{option}={value}" for option, value in told.items() if option not in given)]
 
 
+def slurm_job() -> str | None:
+    """The Slurm job of this process; None for one of submitit's, which queues its jobs again by itself."""
+    if "SUBMITIT_EXECUTOR" in os.environ:
+        return None
+    task = os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{task}" if task else os.environ.get("SLURM_JOB_ID")
+
+
 def run_function(name: str, args: list[str]) -> None:
     """Runs a command that is a typed function: its parameters are the options."""
     if name == "cost":  # takes the options of `mm fit`, so it reads them itself
@@ -233,13 +241,14 @@ def dispatch(args: Sequence[str]) -> None:
     if name in TRAINING:
         from mm_lightning.training.cli import run_training
 
-        run_training(name, rest)
+        run_training(name, rest, slurm_job())
     else:
         run_function(name, rest)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs `mm`; returns the exit status: 0, 2 for a mistake of the user's, 130 when interrupted."""
+    """Runs `mm`; returns the exit status: 0, 2 for a mistake of the user's, 130 when interrupted,
+    85 when told to end by a signal (the run can be resumed)."""
     try:
         dispatch(sys.argv[1:] if argv is None else argv)
     except SystemExit as done:  # --help and --print_config end this way

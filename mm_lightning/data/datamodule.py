@@ -18,6 +18,7 @@ from mm_lightning.data.prepare import PrepareConfig, prepare
 from mm_lightning.data.regbench import RegBenchConfig, prepare_regbench
 from mm_lightning.data.sequences import EvaluationOrder, Sequences, TrainingLoader, TrainingOrder
 from mm_lightning.data.tokenizer import Tokenizer, load_tokenizer
+from mm_lightning.data.workers import heed_the_second, start_server
 from mm_lightning.errors import UserError
 
 _WORKER_TIMEOUT = 300  # seconds
@@ -185,9 +186,11 @@ class TextDataModule(lightning.LightningDataModule):
             # has only imported what they need.
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload(["__main__", "mm_lightning.data.batch", "mm_lightning.data.sequences"])
+            start_server()
             options |= {
                 "multiprocessing_context": context,
                 "persistent_workers": True,
+                "worker_init_fn": heed_the_second,
                 "timeout": _WORKER_TIMEOUT,
             }
         return options

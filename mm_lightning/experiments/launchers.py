@@ -5,6 +5,7 @@ When a sweep is interrupted, processes of this machine are ended and Slurm jobs 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -270,13 +271,19 @@ class TrainingJob:
 
     def __init__(self, work: Work) -> None:
         self.work = work
+        self._process: subprocess.Popen | None = None
 
     def __call__(self) -> int:
         """The exit status of `mm fit`, one process a task; Lightning finds the others by Slurm's variables."""
-        return self.work.train().wait()
+        self._process = self.work.train()
+        return self._process.wait()
 
-    def checkpoint(self) -> Any:
-        """Called by submitit when Slurm ends the job early."""
+    def checkpoint(self, seconds: float = 75) -> Any:
+        """Called by submitit when Slurm ends the job early, 90 s before by default: lets the run save."""
         import submitit
 
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGUSR2)
+            with contextlib.suppress(subprocess.TimeoutExpired):  # its newest checkpoint has to do
+                self._process.wait(seconds)
         return submitit.helpers.DelayedSubmission(TrainingJob(self.work))

@@ -66,10 +66,12 @@ class TrainingCLI(LightningCLI):
     Args:
         command: fit, validate, test or predict.
         args: the rest of the command line.
+        slurm_job: the Slurm job that a pre-empted run queues again; None for none.
     """
 
-    def __init__(self, command: str, args: list[str]) -> None:
+    def __init__(self, command: str, args: list[str], slurm_job: str | None = None) -> None:
         self.command = command
+        self.slurm_job = slurm_job
         configs, others = split_configs(args)
         self.files: list[ConfigFile] = [file for path in configs for file in read_chain(path)]
         texts = [f"--config={json.dumps(file.values)}" for file in self.files if file.values]
@@ -220,7 +222,8 @@ class TrainingCLI(LightningCLI):
         chosen = config.get("callbacks") or []
         always: list[Callback] = []
         if self.command == "fit":
-            always = [RecordRun(self.folder, self.resolved_config()), watchers.Throughput(), watchers.GradientNorm()]
+            always = [RecordRun(self.folder, self.resolved_config()), watchers.Preemption(self.slurm_job)]
+            always += [watchers.Throughput(), watchers.GradientNorm()]
         if config.get("enable_progress_bar") is not False:
             always.append(watchers.Progress())
         config["callbacks"] = [*always, *(chosen if isinstance(chosen, list) else [chosen]), *callbacks]
@@ -356,8 +359,8 @@ def resolve_fit(args: list[str]) -> tuple[Namespace, dict[str, Any]]:
     return parsed.config.fit, yaml.safe_load(parsed.resolved)
 
 
-def run_training(command: str, args: list[str]) -> None:
-    """Runs one training command.
+def run_training(command: str, args: list[str], slurm_job: str | None = None) -> None:
+    """Runs one training command, which may queue the Slurm job that it is part of again.
 
     Raises:
         UserError: for any mistake of the user's.
@@ -369,7 +372,7 @@ def run_training(command: str, args: list[str]) -> None:
 
             PlannedFit(args)
         else:
-            TrainingCLI(command, args)
+            TrainingCLI(command, args, slurm_job)
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
     except SystemExit as stop:

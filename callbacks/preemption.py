@@ -1,0 +1,164 @@
+"""A run that is told to end saves first."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
+
+from mm_lightning.callbacks.checkpoints import Checkpoints
+
+# Slurm's warning is what `#SBATCH --signal` says, often SIGUSR1; submitit's is SIGUSR2
+NOTICES = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+PREEMPTED = 85  # the number of ERESTART: to be started again
+INTERRUPTED = 130
+MARK = "preempted.json"
+SAME_NOTICE = 1.0
+"""Seconds within which a second signal is taken for the first: a terminal and torchrun both pass on ctrl-C."""
+
+
+class Preempted(SystemExit):
+    """Ends a run whose checkpoint is written, with its exit status."""
+
+
+class Preemption(Callback):
+    """Saves a checkpoint and ends the run when it gets SIGTERM, SIGUSR1, SIGUSR2 or ctrl-C. Always there in `mm fit`.
+
+    A signal only leaves a note. The processes agree on it once an optimisation step, by a reduction of one number
+    between their CPUs that goes on while the devices compute, and save together after the first whole step that began
+    its last batch after the signal. A validation or evaluation that is going on is finished first; one that has not
+    begun is not begun.
+
+    The exit status is 85, or 130 after ctrl-C (one process of each node has it and the others 0; torchrun makes it 1).
+    `preempted.json` in the run folder tells the same: signal, step, checkpoint and time; the next start of the run
+    removes it. Under Slurm the job is queued again, except after ctrl-C. A second signal, a second or more after the
+    first, ends the process at once.
+
+    Args:
+        slurm_job: the Slurm job to queue again; None for none.
+    """
+
+    def __init__(self, slurm_job: str | None = None) -> None:
+        self.slurm_job = slurm_job
+        self._noticed = 0  # the signal that this process got
+        self._noticed_at = 0.0
+        self._agreed = 0  # the signal that all processes know of, when its checkpoint is written
+        self._kept: dict[signal.Signals, Any] = {}  # what signals did before
+        self._group: Any = None
+        self._reduction: Any = None
+        self._number = torch.zeros(1, dtype=torch.int64)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Begins to listen, in the place of Lightning, whose handler waits for other processes wherever it is."""
+        # A collective inside a handler hangs, and one before each batch waits for the device.
+        trainer._signal_connector.register_signal_handlers = lambda: None
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+        self._launcher = trainer.strategy.launcher
+        self._mark = Path(pl_module.run_folder.path) / MARK
+        if trainer.is_global_zero:
+            self._mark.unlink(missing_ok=True)
+        if threading.current_thread() is threading.main_thread():
+            self._kept = {number: signal.signal(number, self._notice) for number in NOTICES}
+
+    def _notice(self, number: int, frame: Any) -> None:
+        now = time.monotonic()
+        if not self._noticed:
+            self._noticed, self._noticed_at = number, now
+            if rank_zero_only.rank == 0:  # not by print, which a handler must not enter twice
+                os.write(2, f"mm: {name(number)}: saving after this step; once more to exit at once\n".encode())
+        elif now - self._noticed_at > SAME_NOTICE:
+            if hasattr(self._launcher, "kill"):
+                self._launcher.kill(signal.SIGKILL)
+            os._exit(128 + number)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Joins the processes' CPUs."""
+        if trainer.world_size > 1 and dist.get_backend() != "fake":  # of `mm fit --plan`: nobody is there
+            self._group = dist.new_group(backend="gloo")
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Leaves, if all is saved; or begins to ask the others, before the last batch of a step."""
+        if self._agreed:
+            self._leave(trainer)
+        if self._group is not None and not trainer.fit_loop._should_accumulate():
+            self._number.fill_(self._noticed)
+            self._reduction = dist.all_reduce(self._number, dist.ReduceOp.MAX, self._group, async_op=True)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Saves after a whole step, if a process was told to end; the last step ends the run by itself."""
+        if trainer.fit_loop._should_accumulate():
+            return
+        told = self._noticed
+        if self._reduction is not None:
+            self._reduction.wait()
+            told, self._reduction = int(self._number), None
+        if told and trainer.global_step < trainer.max_steps:
+            self._save(trainer, pl_module, told)
+
+    def _save(self, trainer: Trainer, pl_module: LightningModule, told: int) -> None:
+        from mm_lightning.data.manifest import write_json
+        from mm_lightning.training.loggers import say
+
+        step = trainer.global_step
+        path = Path(pl_module.run_folder.path) / "checkpoints" / f"step={step}.ckpt"
+        saver = next((c for c in trainer.callbacks if isinstance(c, Checkpoints)), None)
+        if saver is not None:
+            saver.save_now(trainer, pl_module)
+        else:
+            trainer.save_checkpoint(path)
+        self._agreed = told
+        if trainer.is_global_zero:
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            write_json(self._mark, {"signal": name(told), "step": step, "checkpoint": path.name, "time": now})
+        say(f"{name(told)}: saved after step {step}; --resume goes on from {path}")
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leaves instead, if all is saved."""
+        if self._agreed:
+            self._leave(trainer)
+
+    def _leave(self, trainer: Trainer) -> None:
+        status = INTERRUPTED if self._agreed == signal.SIGINT else PREEMPTED
+        if self.slurm_job and trainer.is_global_zero and status == PREEMPTED:
+            requeue(self.slurm_job)
+        # Lightning, which starts the other processes of a node, would kill all of them for one that ends with an error.
+        raise Preempted(status if trainer.local_rank == 0 else 0)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Signals do again what they did before."""
+        self.teardown(trainer, pl_module, "fit")
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Signals do again what they did before."""
+        for number, before in self._kept.items():
+            signal.signal(number, before)
+        self._kept = {}
+
+
+def name(number: int) -> str:
+    """15 -> SIGTERM; 2 -> ctrl-C"""
+    return "ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+
+
+def requeue(job: str) -> None:
+    """Asks Slurm to start a job again."""
+    from mm_lightning.training.loggers import say
+
+    try:
+        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=60)
+        problem = done.stderr.strip() or f"exit status {done.returncode}" if done.returncode else ""
+    except (OSError, subprocess.TimeoutExpired) as error:
+        problem = str(error)
+    say(f"could not requeue Slurm job {job}: {problem}" if problem else f"Slurm job {job} is queued again")
