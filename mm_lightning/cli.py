@@ -10,15 +10,15 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mm_lightning import __version__
 from mm_lightning.errors import UserError
+from mm_lightning.options import flags, name_words, option_error, word_lists
 
 TRAINING: dict[str, str] = {
     "fit": "train a network, or continue a run (--resume)",
@@ -107,55 +107,6 @@ def load(target: str) -> Callable[..., Any]:
     return getattr(importlib.import_module(module), function)
 
 
-def name_words(function: Callable[..., Any], args: list[str]) -> list[str]:
-    """Gives the plain words that options begin with to a command's first parameter: `mm data inspect FOLDER`."""
-    words = next((n for n, arg in enumerate(args) if arg.startswith("-")), len(args))
-    first = next(iter(inspect.signature(function).parameters.values()))
-    if words == 0:
-        return args
-    if words == 1:
-        return [f"--{first.name}={args[0]}", *args[1:]]
-    if "list" not in str(first.annotation):
-        raise UserError(f"{args[1]!r} is one word too many after {args[0]!r}: name other values, as in --option value")
-    return [f"--{first.name}={json.dumps(args[:words])}", *args[words:]]
-
-
-def flags(function: Callable[..., Any], args: list[str]) -> list[str]:
-    """Lets an option that is yes or no stand alone: `--dry_run` for `--dry_run true`."""
-    switches = {
-        f"--{p.name}" for p in inspect.signature(function).parameters.values() if p.annotation in (bool, "bool")
-    }
-    following = [*args, "--"][1:]
-    return [
-        f"{arg}=true" if arg in switches and after.startswith("--") else arg
-        for arg, after in zip(args, following, strict=True)
-    ]
-
-
-def word_lists(function: Callable[..., Any], args: list[str]) -> list[str]:
-    """Lets an option that is a list take words: `--names a b` for `--names '["a", "b"]'`."""
-    lists = {f"--{p.name}" for p in inspect.signature(function).parameters.values() if "list[str]" in str(p.annotation)}
-    found: list[str] = []
-    at = 0
-    while at < len(args):
-        end = next((n for n in range(at + 1, len(args)) if args[n].startswith("--")), len(args))
-        words = args[at + 1 : end]
-        plain = not (words and words[0].startswith("["))
-        several = len(words) > 1 or "str | list" not in str(annotation(function, args[at]))
-        if args[at] in lists and words and plain and several:
-            found.append(f"{args[at]}={json.dumps(words)}")
-        else:
-            found += args[at:end]
-        at = end
-    return found
-
-
-def annotation(function: Callable[..., Any], option: str) -> Any:
-    """The type of a command's option, None where it has no such option."""
-    parameter = inspect.signature(function).parameters.get(option.removeprefix("--"))
-    return parameter and parameter.annotation
-
-
 LAUNCHED = {"rank": "RANK", "world_size": "WORLD_SIZE", "local_rank": "LOCAL_RANK"}
 """Options that launchers of several processes (torchrun, Lightning) give as environment variables."""
 
@@ -203,7 +154,8 @@ def run_function(name: str, args: list[str]) -> None:
 def help_of(name: str, function: Callable[..., Any], options: str) -> str:
     """What `mm NAME --help` prints: how to call it, its documentation, and the options of its parser's help."""
     first = next(iter(inspect.signature(function).parameters.values()))
-    word = f" {first.name.upper()}" if first.default is first.empty else ""
+    several = " ..." if "list" in str(first.annotation) else ""
+    word = f" {first.name.upper()}{several}" if first.default is first.empty else ""
     about = (inspect.getdoc(function) or "").split("\n\nArgs:")[0]
     # without the parser's own --config and --print_config, which these commands have no use for
     listed = re.split(r"\n  --print_config.*?(?=\n  --)", options, maxsplit=1, flags=re.DOTALL)[-1]
@@ -211,18 +163,8 @@ def help_of(name: str, function: Callable[..., Any], options: str) -> str:
     listed = re.sub(
         r"(--(\w+)) (?:\[ITEM,\.\.\.\]|[A-Z_]+), --\2\+ (?:\[ITEM,\.\.\.\]|[A-Z_]+)", r"\1 A [B ...]", listed
     )
+    listed = listed.replace("default: )", 'default: "")')
     return f"usage: mm {name}{word} [OPTIONS]\n\n{about}\n\noptions:{listed}".rstrip()
-
-
-def option_error(message: str, name: str, options: Iterable[str]) -> str:
-    """One line for an option that a command does not take, with the nearest that it does."""
-    message = " ".join(message.split())
-    wrong = re.search(r"unrecognized arguments: --([\w.\-]+)", message)
-    if not wrong:
-        return f"{name}: {message}"
-    near = difflib.get_close_matches(wrong[1].replace("-", "_"), options, 1, 0.4)
-    hint = f"did you mean --{near[0]}?" if near else f"`mm {name} --help` lists them"
-    return f"mm {name} has no option --{wrong[1]}: {hint}"
 
 
 def dispatch(args: Sequence[str]) -> None:
@@ -235,7 +177,8 @@ def dispatch(args: Sequence[str]) -> None:
         return
     if len(args) == 2 and args[1] in ("-h", "--help") and any(name.startswith(f"{args[0]} ") for name in COMMANDS):
         rows = {name: text for name, (_, text) in COMMANDS.items() if name.startswith(f"{args[0]} ")}
-        print("\n".join(f"  mm {name:<16} {text}" for name, text in rows.items()))
+        width = max(map(len, rows))
+        print("\n".join(f"  mm {name:<{width}}  {text}" for name, text in rows.items()))
         return
     name, rest = find_command(args)
     if name in TRAINING:

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from mm_lightning.cli import COMMANDS, TRAINING, find_command, load, main, name_words, places, word_lists
+from mm_lightning.cli import COMMANDS, TRAINING, find_command, load, main, places
 from mm_lightning.errors import UserError
 
 
@@ -51,6 +51,12 @@ def test_unknown_commands(args, words, capsys):
     assert all(word in message for word in words)
 
 
+def test_help_of_a_group_is_a_table(capsys):
+    assert main(["benchmark", "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len({line.index("time ") for line in lines}) == 1
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_exists_and_is_documented(name):
     function = load(COMMANDS[name][0])
@@ -87,25 +93,6 @@ def test_a_user_error_is_one_line(monkeypatch, capsys):
 def test_a_command_without_arguments_says_what_it_needs(name, capsys):
     assert main(name.split()) == 2
     assert "required" in capsys.readouterr().err
-
-
-def test_lists_take_words():
-    def command(checkpoint: list[str], stop: "str | list[str] | None" = None, number: int = 1):
-        """A command."""
-
-    assert word_lists(command, ["--checkpoint", "a", "b", "--number", "2"]) == [
-        '--checkpoint=["a", "b"]',
-        "--number",
-        "2",
-    ]
-    assert word_lists(command, ["--checkpoint", "a"]) == ['--checkpoint=["a"]']
-    assert word_lists(command, ["--checkpoint", '["a", "b"]']) == ["--checkpoint", '["a", "b"]']
-    assert word_lists(command, ["--stop", "END"]) == ["--stop", "END"]
-    assert word_lists(command, ["--stop", "END", "STOP"]) == ['--stop=["END", "STOP"]']
-    assert word_lists(command, name_words(command, ["a", "b", "--number=2"])) == [
-        '--checkpoint=["a", "b"]',
-        "--number=2",
-    ]
 
 
 def test_a_launcher_names_ranks_to_commands_that_have_one(monkeypatch):

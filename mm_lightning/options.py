@@ -1,0 +1,94 @@
+"""The words of a command line: which of them belong together, and what is wrong with one that does not fit."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import json
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from mm_lightning.errors import UserError
+
+
+def name_words(function: Callable[..., Any], args: list[str]) -> list[str]:
+    """Gives the plain words that options begin with to a command's first parameter: `mm data inspect FOLDER`."""
+    words = next((n for n, arg in enumerate(args) if arg.startswith("-")), len(args))
+    if words == 0:
+        return args
+    first = next(iter(inspect.signature(function).parameters.values()))
+    if words > 1 and "list" not in str(first.annotation):
+        raise UserError(f"{args[1]!r} is one word too many after {args[0]!r}: name other values, as in --option value")
+    return word_lists(function, [f"--{first.name}", *args[:words]]) + args[words:]
+
+
+def flags(function: Callable[..., Any], args: list[str]) -> list[str]:
+    """Lets an option that is yes or no stand alone: `--dry_run` for `--dry_run true`."""
+    switches = {
+        f"--{p.name}" for p in inspect.signature(function).parameters.values() if p.annotation in (bool, "bool")
+    }
+    following = [*args, "--"][1:]
+    return [
+        f"{arg}=true" if arg in switches and after.startswith("--") else arg
+        for arg, after in zip(args, following, strict=True)
+    ]
+
+
+def word_lists(function: Callable[..., Any], args: list[str]) -> list[str]:
+    """Lets an option that is a list take words: `--names a b` for `--names '["a", "b"]'`, `--layers 0 5`."""
+    kinds = {f"--{p.name}": str(p.annotation) for p in inspect.signature(function).parameters.values()}
+    found: list[str] = []
+    at = 0
+    while at < len(args):
+        end = next((n for n in range(at + 1, len(args)) if args[n].startswith("--")), len(args))
+        words, kind = args[at + 1 : end], kinds.get(args[at], "")
+        plain = bool(words) and not words[0].startswith("[")
+        several = len(words) > 1 or not re.search(r"str \| list|list\[str\] \| str", kind)
+        if "list" in kind and plain and several:
+            numbers = re.search(r"list\[(int|float)\]", kind)
+            found.append(f"{args[at]}={'[' + ', '.join(words) + ']' if numbers else json.dumps(words)}")
+        else:
+            found += args[at:end]
+        at = end
+    return found
+
+
+def option_error(message: str, name: str, options: Iterable[str]) -> str:
+    """One line for what the parser says is wrong with a command's options.
+
+    Args:
+        message: the parser's.
+        name: of the command.
+        options: that it has.
+    """
+    message = " ".join(message.split())
+    if found := re.search(r"unrecognized arguments: --([\w.\-]+)", message):
+        near = difflib.get_close_matches(found[1].replace("-", "_"), options, 1, 0.4)
+        hint = f"did you mean --{near[0]}?" if near else f"`mm {name} --help` lists them"
+        return f"mm {name} has no option --{found[1]}: {hint}"
+    if found := re.search(r"unrecognized arguments: (.+)", message):
+        return f"{name}: {found[1]!r} belongs to no option: quote a value that holds spaces"
+    if found := re.search(r"arguments are required: (.+)", message):
+        missing = ", ".join(f"--{option}" for option in found[1].split(", "))
+        return f"{name}: required, but missing: {missing}. `mm {name} --help` explains every option"
+    if found := re.search(r"argument (--\w+)\S*: expected (?:at least )?one argument", message):
+        return f"{name}: {found[1]} needs a value"
+    kind = re.search(r"Expected an? (.+?)\. Got value: (.*)$", message)
+    kind = re.search(r"Subtypes: \[(.+?)\] Errors: .*Given value: (.*)$", message) or kind
+    key = re.search(r'Parser key "(\w+)"', message)
+    wanted = kind and kind_of(kind[1])
+    return f"{name}: --{key[1]} takes {wanted}, got {kind[2]}" if key and kind and wanted else f"{name}: {message}"
+
+
+def kind_of(types: str) -> str:
+    """What an option takes, in words, from what the parser writes of its types; empty if there are no words for it."""
+    several = "list" in types
+    if choices := re.search(r"Literal\[(.+?)\]", types):
+        return f"{'some' if several else 'one'} of {choices[1].replace(chr(39), '')}"
+    names = {
+        "int": ("a whole number", "whole numbers"),
+        "float": ("a number", "numbers"),
+        "bool": ("true or false", ""),
+    }
+    return next((words[several] for kind, words in names.items() if re.search(rf"\b{kind}\b", types)), "")

@@ -1,0 +1,58 @@
+"""Words of a command line, and what is said of those that do not fit."""
+
+import pytest
+
+from mm_lightning.cli import main
+from mm_lightning.options import name_words, option_error, word_lists
+
+
+def test_lists_take_words():
+    def command(checkpoint: list[str], stop: "str | list[str] | None" = None, number: int = 1):
+        """A command."""
+
+    assert word_lists(command, ["--checkpoint", "a", "b", "--number", "2"]) == [
+        '--checkpoint=["a", "b"]',
+        "--number",
+        "2",
+    ]
+    assert word_lists(command, ["--checkpoint", "a"]) == ['--checkpoint=["a"]']
+    assert word_lists(command, ["--checkpoint", '["a", "b"]']) == ["--checkpoint", '["a", "b"]']
+    assert word_lists(command, ["--stop", "END"]) == ["--stop", "END"]
+    assert word_lists(command, ["--stop", "END", "STOP"]) == ['--stop=["END", "STOP"]']
+    assert word_lists(command, name_words(command, ["a", "b", "--number=2"])) == [
+        '--checkpoint=["a", "b"]',
+        "--number=2",
+    ]
+    assert name_words(command, ["a"]) == ['--checkpoint=["a"]']
+
+
+def test_lists_of_numbers_take_words():
+    def command(layers: "list[int] | None" = None, contexts: "list[int] | int | None" = None, index: "list[K]" = ()):
+        """A command."""
+
+    assert word_lists(command, ["--layers", "0", "5", "--contexts", "32"]) == ["--layers=[0, 5]", "--contexts=[32]"]
+    assert word_lists(command, ["--layers", "[0, 5]", "--index", "[]"]) == ["--layers", "[0, 5]", "--index", "[]"]
+    assert word_lists(command, ["--index", "ivf", "hnsw"]) == ['--index=["ivf", "hnsw"]']
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ("generate", "generate: required, but missing: --checkpoint. `mm generate --help` explains every option"),
+        ("generate --checkpoint", "generate: --checkpoint needs a value"),
+        ("generate x --temperature hot", "generate: --temperature takes a number, got hot"),
+        ("generate x --top_k 1.5", "generate: --top_k takes a whole number, got 1.5"),
+        ("generate x --overwrite maybe", "generate: --overwrite takes true or false, got maybe"),
+        ("generate x --prompt two words", "generate: 'words' belongs to no option: quote a value that holds spaces"),
+        ("export x --output y --dtype half", "export: --dtype takes one of float32, bfloat16, got half"),
+        ("inspect x --layers a 2", "inspect: --layers takes whole numbers, got ['a', 2]"),
+        ("benchmark retrieval x --index a", "benchmark retrieval: --index takes some of ivf, hnsw, got ['a']"),
+    ],
+)
+def test_what_is_wrong_with_options(args, message, capsys):
+    assert main(args.split()) == 2
+    assert capsys.readouterr().err == f"mm: {message}\n"
+
+
+def test_a_message_without_words_for_it_is_passed_on():
+    assert option_error('Parser key "a":\n  Something new', "chat", []) == 'chat: Parser key "a": Something new'
