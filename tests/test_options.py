@@ -1,9 +1,13 @@
 """Words of a command line, and what is said of those that do not fit."""
 
+from typing import Literal
+
 import pytest
 
 from mm_lightning.cli import main
 from mm_lightning.options import name_words, option_error, word_lists
+
+Kind = Literal["ivf", "hnsw"]
 
 
 def test_lists_take_words():
@@ -26,8 +30,8 @@ def test_lists_take_words():
     assert name_words(command, ["a"]) == ['--checkpoint=["a"]']
 
 
-def test_lists_of_numbers_take_words():
-    def command(layers: "list[int] | None" = None, contexts: "list[int] | int | None" = None, index: "list[K]" = ()):
+def test_lists_of_numbers_and_of_choices_take_words():
+    def command(layers: "list[int]" = (), contexts: "list[int] | int | None" = None, index: "list[Kind]" = ()):
         """A command."""
 
     assert word_lists(command, ["--layers", "0", "5", "--contexts", "32"]) == ["--layers=[0, 5]", "--contexts=[32]"]

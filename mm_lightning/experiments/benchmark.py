@@ -6,10 +6,10 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal
 
 from mm_lightning.errors import UserError
+from mm_lightning.outputs import check_output, opened
 
 
 def step_command(
@@ -56,6 +56,7 @@ def step_command(
 
     if repeats < 1:
         raise UserError(f"repeats must be at least 1, got {repeats}")
+    target = None if output is None else check_output(output)
     if threads:
         torch.set_num_threads(threads)
     dimensions = {
@@ -78,8 +79,9 @@ def step_command(
         **machine(place),
     }
     _show(result)
-    if output:
-        Path(output).write_text(json.dumps(result, indent=2) + "\n")
+    if target:
+        with opened(target) as file:
+            file.write(json.dumps(result, indent=2) + "\n")
 
 
 def _opponents(network: str, dimensions: dict[str, int]) -> dict[str, Any]:

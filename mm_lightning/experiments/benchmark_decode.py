@@ -6,11 +6,11 @@ import json
 import statistics
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 from mm_lightning.errors import UserError
 from mm_lightning.experiments.benchmark import machine, take_turns
+from mm_lightning.outputs import check_output, opened
 
 TOKENS = 16
 """Decoded in a timed run."""
@@ -61,6 +61,7 @@ def decode_command(
     lengths = [1024, 8192] if contexts is None else [contexts] if isinstance(contexts, int) else contexts
     if repeats < 1 or not lengths or min(lengths) < 1:
         raise UserError(f"repeats and contexts must be at least 1, got {repeats} and {lengths}")
+    target = None if output is None else check_output(output)
     if threads:
         torch.set_num_threads(threads)
     place = choose_device(device)
@@ -83,8 +84,9 @@ def decode_command(
     settings = {**dimensions, "precision": precision, "seed": seed, "repeats": repeats}
     result = {"benchmark": "decode", "contexts": found, "settings": settings, **machine(place)}
     _show(result)
-    if output:
-        Path(output).write_text(json.dumps(result, indent=2) + "\n")
+    if target:
+        with opened(target) as file:
+            file.write(json.dumps(result, indent=2) + "\n")
 
 
 class OurReader:
@@ -114,6 +116,9 @@ class LlamaReader:
 
     def __init__(self, dimensions: dict[str, int], dtype: Any) -> None:
         try:
+            from mm_lightning.training.checkpoint import calm_deepspeed
+
+            calm_deepspeed()  # which transformers imports
             from transformers import LlamaConfig, LlamaForCausalLM
         except ImportError as error:
             raise UserError("transformers is not installed: pip install transformers, or add --llama false") from error

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mm_lightning.errors import UserError
 from mm_lightning.experiments.benchmark import machine
 from mm_lightning.experiments.faiss_index import FaissIndex
+from mm_lightning.outputs import check_output, opened
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +52,7 @@ def retrieval_command(
     Args:
         checkpoint: of the network, a run folder or a checkpoint.
         text: files, a folder or a glob; python-stdlib is the standard library of this Python.
-        pairs: stored pairs: [32768, 131072] by default.
+        pairs: stored pairs, at least 4096: [32768, 131072] by default.
         budgets: pairs that a query reads one by one: [4096, 8192, 16384] by default.
         epsilons: proven errors, see BlockStore: [0.0, 0.01, 0.1] by default.
         index: kinds of faiss's indexes to compare with, ivf and hnsw; [ivf] by default, [] for none.
@@ -74,6 +75,7 @@ def retrieval_command(
         raise UserError(
             f"pairs must be at least {SMALLEST}, queries 1 and context 2, got {sizes}, {queries} and {context}"
         )
+    target = None if output is None else check_output(output)
     if threads:
         torch.set_num_threads(threads)
     place = choose_device(device)
@@ -99,8 +101,9 @@ def retrieval_command(
         **machine(place),
     }
     _show(result)
-    if output:
-        Path(output).write_text(json.dumps(result, indent=2) + "\n")
+    if target:
+        with opened(target) as file:
+            file.write(json.dumps(result, indent=2) + "\n")
 
 
 @dataclass

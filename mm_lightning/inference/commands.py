@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from mm_lightning.errors import UserError
 from mm_lightning.inference.sampling import Sampling
 from mm_lightning.inference.text import check_stop, unescape
+from mm_lightning.outputs import check_output, opened
 
 if TYPE_CHECKING:
     from mm_lightning.data.tokenizer import Tokenizer
@@ -61,7 +61,7 @@ def generate_command(
     stops = [unescape(text) for text in ([stop] if isinstance(stop, str) else stop or [])]
     check_stop(stops)
     asked = [prompt or ""] if prompts is None else read_prompt_file(prompts)
-    target = None if output is None else Path(output).expanduser()
+    target = None if output is None else check_output(output)
     if target is not None and target.exists() and not overwrite:
         raise UserError(f"{target} exists: give another output, or --overwrite")
     from mm_lightning.inference.generate import choose_device, inference_on, write
@@ -79,11 +79,13 @@ def generate_command(
             for first, part, reader in readers
         )
         if prompts is None and target is None and samples == 1:
-            print(asked[0], end="", flush=True)
-            for _, pieces in written:
-                for _, piece in pieces:
-                    print(piece, end="", flush=True)
-            print()
+            try:
+                print(asked[0], end="", flush=True)
+                for _, pieces in written:
+                    for _, piece in pieces:
+                        print(piece, end="", flush=True)
+            finally:  # what is said of an error or of ctrl-C begins on a line of its own
+                print()
         elif prompts is None and target is None:
             _print_samples(asked[0], written, samples)
         else:
@@ -140,20 +142,6 @@ def _write_lines(written: Written, samples: int, total: int, target: Path | None
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
             file.flush()
             bar.advance(len(prompts))
-
-
-@contextlib.contextmanager
-def opened(target: Path | None) -> Iterator[TextIO]:
-    """A file to write to; standard output for none."""
-    if target is None:
-        yield sys.stdout
-        return
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with open(target, "w", encoding="utf-8") as file:
-            yield file
-    except OSError as error:
-        raise UserError(f"cannot write {target}: {error.strerror}") from error
 
 
 def remember_command(checkpoint: str, text: str, output: str, device: str = "auto") -> None:
@@ -219,8 +207,9 @@ def read_prompt_file(path: str) -> list[str]:
         if Path(path).suffix == ".jsonl":
             try:
                 found = json.loads(line)
-            except ValueError as error:
-                raise UserError(f"{path}, line {number} is not JSON: {error}") from error
+            except json.JSONDecodeError as error:
+                where = f"{error.msg}, at character {error.pos + 1}"
+                raise UserError(f"{path}, line {number} is not JSON: {where}") from error
             line = found.get("prompt") if isinstance(found, dict) else None
             if not isinstance(line, str):
                 raise UserError(f'{path}, line {number} has no text under the key "prompt": {{"prompt": "..."}}')

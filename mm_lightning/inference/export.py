@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -110,11 +113,13 @@ def export_command(
         max_shard_size: weights above it are written as several files.
     """
     require("transformers", "safetensors")
+    if not re.fullmatch(r"\s*\d+(\.\d+)?\s*[KMGT]B\s*", max_shard_size, re.IGNORECASE):
+        raise UserError(f"max_shard_size must be a number of KB, MB, GB or TB, such as 5GB, got {max_shard_size!r}")
     import torch
-    from transformers.utils import logging
 
     from mm_lightning.inference.model_card import model_card
     from mm_lightning.training.checkpoint import (
+        calm_deepspeed,
         find_checkpoint,
         load_weights,
         network_config,
@@ -122,12 +127,15 @@ def export_command(
         restore_tokenizer,
     )
 
+    calm_deepspeed()  # which transformers imports
+    from transformers.utils import logging
+
     path = find_checkpoint(checkpoint)
     about = read_about(path)
     tokenizer = restore_tokenizer(about, path) if about["tokenizer"] else None
     partial = fresh_folder(output)
     logging.disable_progress_bar()
-    try:
+    with kept_if_whole(partial):
         network = network_config(about).build()
         load_weights(network, path)
         network = network.to(getattr(torch, dtype))
@@ -135,11 +143,24 @@ def export_command(
         kept = {name: value for name, value in about.items() if name != "network"}
         (partial / ABOUT).write_text(json.dumps(kept) + "\n", encoding="utf-8")
         (partial / "README.md").write_text(model_card(path, about, network, self_contained), encoding="utf-8")
-    except Exception:
-        shutil.rmtree(partial)
-        raise
     give_name(partial, Path(output))
     _say(Path(output), network, dtype, tokenizer, self_contained)
+
+
+@contextlib.contextmanager
+def kept_if_whole(partial: Path) -> Iterator[None]:
+    """Removes a folder that is being filled when that fails or is interrupted.
+
+    Raises:
+        UserError: the disk is full, or does not take it for another reason.
+    """
+    try:
+        yield
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise UserError(f"cannot write {partial}: {error.strerror or error}") from error
+        raise
 
 
 def give_name(partial: Path, output: Path) -> None:

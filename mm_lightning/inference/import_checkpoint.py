@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mm_lightning.errors import UserError
-from mm_lightning.inference.export import ABOUT, fresh_folder, give_name, require
+from mm_lightning.inference.export import ABOUT, fresh_folder, give_name, kept_if_whole, require
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,12 +90,12 @@ def _read_llama(path: Path, config: dict[str, Any]) -> Imported:
 
 
 def _read_exported(path: Path, config: dict[str, Any]) -> Imported:
-    from mm_lightning.inference.import_llama import read_safetensors
+    from mm_lightning.inference.import_llama import read_json, read_safetensors
     from mm_lightning.training.checkpoint import network_config
 
     weights = {name.removeprefix("network."): x for name, x in read_safetensors(path).items()}
-    about = json.loads((path / ABOUT).read_text(encoding="utf-8")) if (path / ABOUT).is_file() else {}
-    tokenizer = about["tokenizer"] if about else _tokenizer(path)
+    about = read_json(path / ABOUT) if (path / ABOUT).is_file() else {}
+    tokenizer = about.get("tokenizer") if about else _tokenizer(path)
     source = about.get("imported") or f"{path.resolve().name}, an export of mm-lightning"
     return Imported(network_config(config), weights, source, tokenizer, config.get("context_length"))
 
@@ -148,11 +147,13 @@ def write(imported: Imported, output: str | os.PathLike) -> Path:
     about["imported"] = imported.source
     weights = {f"network.{name}": x.contiguous() for name, x in imported.weights.items()}
     partial = fresh_folder(output)
-    WholeCheckpointIO().save_checkpoint({"state_dict": weights, KEY: about}, partial / "checkpoints" / "step=0.ckpt")
     network = {"class_path": about["network"]["class"], "init_args": about["network"]["fields"]}
     data = {"context_length": imported.context_length} if imported.context_length else {}
     config = {"run": str(output), "model": {"network": network}, **({"data": data} if data else {})}
-    (partial / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    with kept_if_whole(partial):
+        whole = {"state_dict": weights, KEY: about}
+        WholeCheckpointIO().save_checkpoint(whole, partial / "checkpoints" / "step=0.ckpt")
+        (partial / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     give_name(partial, Path(output))
     return Path(output) / "checkpoints" / "step=0.ckpt"
 

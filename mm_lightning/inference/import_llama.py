@@ -33,15 +33,24 @@ _BLOCK = re.compile(r"model\.layers\.(\d+)\.(.+)\.weight")
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The config.json of a folder."""
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} holds no config.json: it is no folder of transformers")
+    return read_json(folder / "config.json")
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        UserError: it is damaged.
+    """
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{folder} holds no config.json: it is no folder of transformers") from error
-    except ValueError as error:
-        raise UserError(f"{folder / 'config.json'} is damaged: {error}") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{folder / 'config.json'} is damaged: it is not an object")
-    return config
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise UserError(f"{file} is damaged: {error}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{file} is damaged: it is not an object")
+    return found
 
 
 def read_safetensors(folder: Path) -> dict[str, Tensor]:
@@ -56,7 +65,10 @@ def read_safetensors(folder: Path) -> dict[str, Tensor]:
     files = ["model.safetensors"]
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        places = read_json(index).get("weight_map")
+        if not isinstance(places, dict):
+            raise UserError(f"{index} is damaged: it does not say which file holds which weights")
+        files = sorted(set(places.values()))
     weights: dict[str, Tensor] = {}
     for file in files:
         if not (folder / file).is_file():

@@ -7,6 +7,7 @@ beta = exp(20 kappa), so that every number is taken over as it is; only shapes d
 from __future__ import annotations
 
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,9 @@ def read_v1(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         found = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:
-        raise UserError(f"cannot read {path} as a checkpoint: {str(error).splitlines()[0]}") from error
+        torn = "it is no checkpoint that torch writes, or its end is missing"
+        why = str(error).splitlines()[0] if zipfile.is_zipfile(path) else torn
+        raise UserError(f"cannot read {path}: {why}") from error
     if isinstance(found, dict) and "mm_lightning" in found:
         raise UserError(f"{path} is a checkpoint of mm-lightning already: use it as it is")
     weights = found.get("model") if isinstance(found, dict) else None

@@ -11,6 +11,7 @@ Its metadata say what can read it: `format` and `version` of the file, `tokens` 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mm_lightning.errors import UserError
+from mm_lightning.outputs import check_output
 
 if TYPE_CHECKING:
     import torch
@@ -60,15 +62,14 @@ def save_memory(path: str | Path, reader: Reader, tokenizer: Tokenizer) -> None:
         save_file(tensors, partial, about | _describe(reader.network, tokenizer))
         os.replace(partial, target)
     except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
         raise UserError(f"cannot write the memory file {target}: {error}") from error
 
 
 def check_target(path: str | Path) -> None:
-    """Raises a UserError where writing a memory file would destroy something else."""
-    target = Path(path).expanduser()
-    if target.is_dir():
-        raise UserError(f"{target} is a folder: name a file for the memory")
+    """Raises a UserError where a memory file cannot be written, or would destroy something else."""
+    target = check_output(path)
     if target.exists():
         try:
             _metadata(target)
@@ -170,6 +171,9 @@ def _metadata(path: Path) -> dict[str, str]:
     return about
 
 
+REMEDY = "use the checkpoint it was made with, or read the text again with `mm remember`"
+
+
 def _check(path: Path, saved: dict[str, str], wanted: dict[str, str]) -> None:
     if saved["network"] != wanted["network"]:
         old, new = json.loads(saved["network"]), json.loads(wanted["network"])
@@ -181,11 +185,11 @@ def _check(path: Path, saved: dict[str, str], wanted: dict[str, str]) -> None:
         ]
         if old["class"] != new["class"]:
             different = [f"{old['class']} instead of {new['class']}"]
-        raise UserError(f"{path} is the memory of another network: {', '.join(different)}")
+        raise UserError(f"{path} is the memory of another network, {', '.join(different)}: {REMEDY}")
     if saved["tokenizer"] != wanted["tokenizer"]:
-        raise UserError(f"{path} is the memory of a network with another tokenizer")
+        raise UserError(f"{path} is the memory of a network with another tokenizer: {REMEDY}")
     if saved["weights"] != wanted["weights"]:
         raise UserError(
             f"{path} is the memory of a network with other weights, such as another checkpoint of the same run: "
-            f"use the checkpoint it was made with, or read the text again with `mm remember`"
+            f"{REMEDY}"
         )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mm_lightning.errors import UserError
+from mm_lightning.outputs import check_output, opened
 
 if TYPE_CHECKING:
     from mm_lightning.data.tokenizer import Tokenizer
@@ -50,14 +50,13 @@ def inspect_command(
         device: cpu, cuda, ...; auto takes a GPU if there is one.
     """
     content = _text(prompt, file)
-    target = Path(output).expanduser()
+    target = check_output(output)
     if target.exists() and not overwrite:
         raise UserError(f"{target} exists: give another --output, or --overwrite")
     limits = {"max_tokens": (max_tokens, 2), "text_tokens": (text_tokens, 2), "text_documents": (text_documents, 1)}
     for name, (value, least) in limits.items():
         if value is not None and value < least:
             raise UserError(f"{name} must be at least {least}, got {value}")
-    from mm_lightning.inference.commands import opened
     from mm_lightning.inference.generate import choose_device, inference_on
     from mm_lightning.inspection.page import write_page
     from mm_lightning.inspection.trace import make_plan

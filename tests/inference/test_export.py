@@ -189,9 +189,24 @@ def test_mistakes_are_one_line(v2, tmp_path, capsys, monkeypatch):
     (tmp_path / "full" / "file").write_text("mine")
     assert "full exists: name another --output" in export("--output", str(tmp_path / "full"))
     assert "float8" in export("--output", str(tmp_path / "out"), "--dtype", "float8")
+    assert "such as 5GB, got 'much'" in export("--output", str(tmp_path / "out"), "--max_shard_size", "much")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "needs the package transformers: pip install" in export("--output", str(tmp_path / "out"))
     assert os.listdir(tmp_path) == ["full"]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [(KeyboardInterrupt(), 130, "interrupted"), (OSError(28, "No space left on device"), 2, "No space left on device")],
+)
+def test_an_export_that_does_not_end_leaves_nothing(v2, tmp_path, capsys, monkeypatch, error, status, message):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("mm_lightning.inference.model_card.model_card", fail)
+    assert main(["export", "--checkpoint", str(v2), "--output", str(tmp_path / "out")]) == status
+    assert message in capsys.readouterr().err
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_tokenizer_that_comes_out_differently_is_refused(v2, tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from mm_lightning.cli import main
-from tests.inference.conftest import Recites
+from tests.inference.conftest import Recites, build
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_a_document_is_remembered_and_asked(load, network, tokenizer, capsys, tm
         (b"", "p.txt", "is empty"),
         (b"\n \n", "p.txt", "holds no prompts"),
         (b"\xff\xfe", "p.txt", "is not a text in UTF-8: byte 0"),
-        (b'{"prompt": "a"}\n{"prompt": \n', "p.jsonl", "p.jsonl, line 2 is not JSON"),
+        (b'{"prompt": "a"}\n{"prompt": \n', "p.jsonl", "p.jsonl, line 2 is not JSON: Expecting value, at character 12"),
         (b'\n{"text": "a"}\n', "p.jsonl", 'p.jsonl, line 2 has no text under the key "prompt"'),
         (b"[1]\n", "p.jsonl", "line 1 has no text"),
     ],
@@ -102,6 +102,18 @@ def test_prompt_files_that_cannot_be_read(capsys, tmp_path, content, name, messa
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_an_error_begins_on_a_line_of_its_own(load, tokenizer, capsys):
+    load(Recites("one"), tokenizer)
+    assert run("generate", "--prompt", "o", "--memory", "nowhere") == 2
+    assert capsys.readouterr().out == ""
+    broken = build("v2").requires_grad_(False)
+    for parameter in broken.parameters():
+        parameter.fill_(float("nan"))
+    load(broken, tokenizer)
+    assert run("generate", "--prompt", "o") == 2
+    assert capsys.readouterr().out == "o\n"
 
 
 @pytest.mark.parametrize(

@@ -231,7 +231,7 @@ def test_mistakes_are_one_line(tmp_path, capsys):
     assert "there is no file or folder" in error(tmp_path / "none")
     assert "holds no config.json" in error(tmp_path)
     (tmp_path / "noise.pt").write_bytes(b"noise")
-    assert "cannot read" in error(tmp_path / "noise.pt")
+    assert "no checkpoint that torch writes, or its end is missing" in error(tmp_path / "noise.pt")
     torch.save({"model": {"transformer.wte.weight": torch.ones(2)}}, tmp_path / "gpt.pt")
     assert "it holds transformer.wte.weight, not mosaic.wte.weight" in error(tmp_path / "gpt.pt")
     torch.save({"mm_lightning": {}, "state_dict": {}}, tmp_path / "ours.ckpt")
@@ -250,6 +250,20 @@ def test_mistakes_are_one_line(tmp_path, capsys):
     assert "model.safetensors is damaged" in error(tmp_path / "llama")
     weights.unlink()
     assert "only weights in safetensors are read" in error(tmp_path / "llama")
+
+
+@pytest.mark.parametrize("file", ["config.json", "mm_lightning.json", "model.safetensors.index.json"])
+def test_damaged_files_of_an_export_are_named(file, tmp_path, capsys):
+    llama(tmp_path / "llama")
+    import_command(str(tmp_path / "llama"), str(tmp_path / "run"))
+    out = tmp_path / "out"
+    assert main(["export", "--checkpoint", str(tmp_path / "run"), "--output", str(out), "--max_shard_size", "5KB"]) == 0
+    capsys.readouterr()
+    for content, said in (('{"wei', "is damaged: Unterminated"), ("[1]", "is damaged: it is not an object")):
+        (out / file).write_text(content)
+        assert main(["import", "--source", str(out), "--output", str(tmp_path / "again")]) == 2
+        assert f"{file} {said}" in capsys.readouterr().err
+    assert not list(tmp_path.glob("again*"))
 
 
 def test_llama_through_our_export_and_back(tmp_path):

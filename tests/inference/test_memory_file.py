@@ -68,15 +68,25 @@ def test_the_fingerprint_is_of_the_weights(network):
 def test_a_memory_of_something_else_is_refused(network, tokenizer, tmp_path):
     path = tmp_path / "a.memory"
     saved(path, network, tokenizer)
-    with pytest.raises(UserError, match="another network: MemoryMosaicConfig instead of TransformerConfig"):
+    with pytest.raises(UserError, match="another network, MemoryMosaicConfig instead of TransformerConfig: use the "):
         load_memory(path, build("transformer"), tokenizer)
-    with pytest.raises(UserError, match=r"another network: .*keys gated instead of leaky"):
+    with pytest.raises(UserError, match=r"another network, .*keys gated instead of leaky"):
         load_memory(path, build("v1"), tokenizer)
     with pytest.raises(UserError, match="other weights, such as another checkpoint"):
         load_memory(path, build("v2", seed=1), tokenizer)
     other = train_tokenizer(["a b c"], 258, tmp_path / "t.json", progress=False)
-    with pytest.raises(UserError, match="another tokenizer"):
+    with pytest.raises(UserError, match="another tokenizer: use the checkpoint it was made with"):
         load_memory(path, network, other)
+
+
+def test_a_memory_that_cannot_be_written_leaves_nothing(network, tokenizer, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(UserError, match=r"cannot write the memory file .*No space left"):
+        saved(tmp_path / "a.memory", network, tokenizer)
+    assert not list(tmp_path.iterdir())
 
 
 def test_files_that_are_no_memory(network, tokenizer, tmp_path):
@@ -94,6 +104,8 @@ def test_files_that_are_no_memory(network, tokenizer, tmp_path):
     assert text.read_text() == "hello"
     with pytest.raises(UserError, match="is a folder"):
         saved(folder, network, tokenizer)
+    with pytest.raises(UserError, match="is a file, not a folder"):
+        saved(text / "a.memory", network, tokenizer)
     with pytest.raises(UserError, match="there is no memory file"):
         load_memory(tmp_path / "none", network, tokenizer)
 

@@ -1,0 +1,43 @@
+"""Files that commands write: whether they can be, before the work that fills them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+from mm_lightning.errors import UserError
+
+
+def check_output(path: str | os.PathLike) -> Path:
+    """The file that an option names, which may be there and whose folders need not be.
+
+    Raises:
+        UserError: it is a folder, or cannot be written.
+    """
+    target = Path(path).expanduser()
+    folder = next(parent for parent in target.parents if os.path.exists(parent))
+    if target.is_dir():
+        raise UserError(f"{target} is a folder: name a file")
+    if not folder.is_dir():
+        raise UserError(f"cannot write {target}: {folder} is a file, not a folder")
+    if not os.access(target if target.exists() else folder, os.W_OK):
+        raise UserError(f"cannot write {target}: no permission to")
+    return target
+
+
+@contextlib.contextmanager
+def opened(target: Path | None) -> Iterator[TextIO]:
+    """A file to write to, with its folders; standard output for none."""
+    if target is None:
+        yield sys.stdout
+        return
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with open(target, "w", encoding="utf-8") as file:
+            yield file
+    except OSError as error:
+        raise UserError(f"cannot write {target}: {error.strerror}") from error
