@@ -36,6 +36,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data verify": ("mm_lightning.data.commands:verify", "find missing, truncated or foreign shards"),
     "tokenizer train": ("mm_lightning.data.commands:train_tokenizer", "train a byte-level BPE on text files"),
     "cost": ("mm_lightning.experiments.cost:cost_command", "parameters, FLOPs and memory of a config, none allocated"),
+    "launch": ("mm_lightning.experiments.launch:launch_command", "train on many nodes: Slurm or torchrun"),
     "sweep": (
         "mm_lightning.experiments.sweep:sweep_command",
         "train all variants and seeds of a sweep file",
@@ -132,7 +133,7 @@ def slurm_job() -> str | None:
 
 def run_function(name: str, args: list[str]) -> None:
     """Runs a command that is a typed function: its parameters are the options."""
-    if name == "cost":  # takes the options of `mm fit`, so it reads them itself
+    if name in ("cost", "launch"):  # take the options of `mm fit`, so they read them themselves
         load(COMMANDS[name][0])(args)
         return
     from jsonargparse import ArgumentError, auto_cli, capture_parser

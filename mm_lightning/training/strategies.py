@@ -159,6 +159,7 @@ class DeepSpeed(DeepSpeedStrategy):
 
 def register() -> None:
     """Makes Lightning's DeepSpeed names mean :class:`DeepSpeed`."""
+    calm_deepspeed()  # reading the options of a strategy imports it
     for name, entry in StrategyRegistry.items():
         if entry["strategy"] is DeepSpeedStrategy:
             entry["strategy"] = DeepSpeed

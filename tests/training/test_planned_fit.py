@@ -5,6 +5,7 @@ import os
 import pytest
 import torch
 import yaml
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from mm_lightning.cli import main
 from mm_lightning.networks import MemoryMosaicConfig
@@ -20,15 +21,20 @@ def plan(tiny, *args: str, **settings) -> int:
 
 
 def environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith("PL_")}  # Lightning's seed
+    seeds_and_accelerators = ("PL_", "DS_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(seeds_and_accelerators)}
 
 
 @pytest.mark.parametrize(
     "strategy", ["ddp", "deepspeed_stage_3", pytest.param("deepspeed_stage_2", marks=pytest.mark.slow)]
 )
 def test_it_goes_as_far_as_the_first_forward_pass(strategy, tiny, tmp_path, capsys):
-    before = environment()
+    before, types = environment(), set()
+    hook = register_module_parameter_registration_hook(lambda module, name, p: types.add(p.dtype))
     assert plan(tiny, **{"trainer.strategy": strategy}) == 0
+    hook.remove()
+    # under DeepSpeed the network is never there in float32, which keeps its shares of that apart
+    assert types == {torch.float32 if strategy == "ddp" else torch.bfloat16}
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
     assert "8 devices on 2 nodes" in lines["plan"]
     assert "8 sequences = 8 devices x 1 x 1 accumulated" in lines["batch"]

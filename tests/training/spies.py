@@ -1,0 +1,71 @@
+"""Callbacks that write down what a run in another process does, for tests to read."""
+
+import json
+import weakref
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Callback
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+
+class StepSpy(Callback):
+    """Saves weights and first moments by name after the first optimisation step, as `file`."""
+
+    def __init__(self, file: str):
+        self.file = file
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step != 1 or Path(self.file).exists():
+            return
+        found = {name: self.weight_and_moment(trainer, p) for name, p in pl_module.network.named_parameters()}
+        if trainer.is_global_zero:
+            torch.save(found, self.file)
+
+    def weight_and_moment(self, trainer, parameter):
+        if not hasattr(parameter, "_hp_mapping") and not hasattr(parameter, "ds_id"):
+            return parameter.detach().clone(), trainer.optimizers[0].state[parameter]["exp_avg"].clone()
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        weight = safe_get_full_fp32_param(parameter).clone()
+        if hasattr(parameter, "ds_id"):
+            return weight, safe_get_full_optimizer_state(parameter, "exp_avg").clone()
+        return weight, moment_of_partitions(trainer.optimizers[0].optimizer, parameter)
+
+
+def moment_of_partitions(optimizer, parameter):
+    """A parameter's first moment, put together from each process's part of the flat states of stages 1 and 2."""
+    moment = torch.zeros(parameter.shape)
+    here = parameter._hp_mapping
+    if here is not None:
+        place, memory = here.hp_fragment_address, here.hp_fragment.untyped_storage().data_ptr()
+        flats = [flat for group in optimizer.param_groups for flat in group["params"]]
+        flat = next(flat for flat in flats if flat.untyped_storage().data_ptr() == memory)
+        part = optimizer.state[flat]["exp_avg"].narrow(0, place.start, place.numel)
+        moment.view(-1).narrow(0, here.lp_fragment_address.start, place.numel).copy_(part)
+    torch.distributed.all_reduce(moment)
+    return moment
+
+
+class HeldSpy(Callback):
+    """Writes to `file` + rank the most numbers of parameters that this process held while the network was built."""
+
+    def __init__(self, file: str):
+        self.file = file
+        self.alive = weakref.WeakSet()
+        self.most = self.largest = 0
+
+    def setup(self, trainer, pl_module, stage):
+        self.hook = register_module_parameter_registration_hook(self.count)
+
+    def count(self, module, name, parameter):
+        self.alive.add(parameter)
+        self.largest = max(self.largest, parameter.numel())
+        self.most = max(
+            self.most, sum(p.numel() + (p.ds_tensor.numel() if hasattr(p, "ds_tensor") else 0) for p in self.alive)
+        )
+
+    def on_fit_start(self, trainer, pl_module):
+        self.hook.remove()
+        numbers = {"most": self.most, "largest": self.largest, "all": pl_module.parameter_count}
+        Path(f"{self.file}.{trainer.global_rank}").write_text(json.dumps(numbers))
