@@ -45,6 +45,25 @@ def test_the_overlay_watch_adds_callbacks_to_those_that_are_there():
     assert names == ["Checkpoints", "MemoryStatistics", "Samples", "Summary", "Evaluation", "RetrievalProfile"]
 
 
+@pytest.mark.parametrize(
+    ("name", "stage", "weights", "states"),
+    [(None, 3, 2 / 64, 12 / 64), ("zero_2", 2, 2, 12 / 64), ("offload", 3, 2 / 64, 0)],
+)
+def test_the_large_model_is_divided_among_64_gpus(name, stage, weights, states):
+    from mm_lightning.training.cli import parse_fit
+    from mm_lightning.training.memory_plan import bytes_per_device, layout_of
+
+    overlay = ["--config", str(FOLDER / f"overlays/{name}.yaml")] if name else []
+    config = parse_fit(["--config", str(FOLDER / "8b.yaml"), *overlay])
+    layout = layout_of(config)
+    needed, count = bytes_per_device(config.model.network, layout), parameters(config.model.network)
+    assert (layout.devices, layout.zero_stage, layout.bucket) == (64, stage, 300_000_000)
+    assert needed["weights"] == pytest.approx(weights * count, rel=1e-6)
+    assert needed["optimizer states"] == pytest.approx(states * count, rel=1e-6)
+    assert config.communication_timeout == 600
+    assert sum(needed.values()) < 0.9 * 80e9
+
+
 def test_all_are_known():
     assert sorted(MILLIONS) == RUNS
 

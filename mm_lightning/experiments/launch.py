@@ -56,7 +56,7 @@ if [[ -n $(find {run}/*/checkpoints -maxdepth 1 -name '*.ckpt' -newer "$begun" -
 fi
 
 # A process for each GPU, each with a log of its own. One that fails ends all.
-srun --kill-on-bad-exit=1 --open-mode=append --output="{logs}/$SLURM_JOB_ID-%t.log" \\
+srun --kill-on-bad-exit=1 --open-mode=append --output={logs}/"$SLURM_JOB_ID"-%t.log \\
     {command} "${{start[@]}}"
 """
 
@@ -131,7 +131,9 @@ class Launch:
             "signal": "two minutes to save before the time is up",
             "requeue": "when a node dies or the job is pre-empted",
         }
-        lines = [f"#SBATCH --{key}{'=' if value else ''}{value}" for key, value in chosen.items()]
+        lines = [
+            f"#SBATCH --{key}{'=' if value else ''}{value and shlex.quote(value)}" for key, value in chosen.items()
+        ]
         lines = [f"{line:<34}# {why[key]}" if key in why else line for key, line in zip(chosen, lines, strict=True)]
         command = "mm fit " + " ".join(shlex.quote(word) for word in self.arguments)
         start = " ".join(shlex.quote(word) for word in self.start)

@@ -76,7 +76,18 @@ def test_it_submits_what_runs_and_goes_on(config, cluster, capsys):
         subprocess.run(["bash", "submitted"], env=environment, check=True)
         return Path("words").read_text().splitlines()
 
-    fit = ["mm", "fit", "--config", config, "--data.num_workers", "3", "--trainer.num_nodes", "2", "--trainer.devices", "2"]
+    fit = [
+        "mm",
+        "fit",
+        "--config",
+        config,
+        "--data.num_workers",
+        "3",
+        "--trainer.num_nodes",
+        "2",
+        "--trainer.devices",
+        "2",
+    ]
     first = run()
     assert first[:3] == ["--kill-on-bad-exit=1", "--open-mode=append", "--output=runs/a run/launch/4711-%t.log"]
     assert first[3:] == [*fit, "--ckpt_path", "old run"]
