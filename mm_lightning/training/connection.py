@@ -12,6 +12,7 @@ _SIGNS = (
     r"timed? ?out.{0,20} (after|waiting|for)",
     r"connection (closed|reset|refused)",
     r"broken pipe",
+    r"timeout caused pair closure",
     r"no route to host",
     r"network is unreachable",
     r"clients joined",
