@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data regbench": ("mm_lightning.data.commands:regbench", "generate the synthetic benchmark of learning in context"),
     "data facts": ("mm_lightning.data.commands:facts", "generate made-up facts with questions about them"),
     "data inspect": ("mm_lightning.data.commands:inspect", "show a manifest, document lengths and decoded samples"),
+    "data show": ("mm_lightning.data.commands:show", "show what a step of a run was trained on, or its bad steps"),
     "data verify": ("mm_lightning.data.commands:verify", "find missing, truncated or foreign shards"),
     "tokenizer train": ("mm_lightning.data.commands:train_tokenizer", "train a byte-level BPE on text files"),
     "cost": ("mm_lightning.experiments.cost:cost_command", "parameters, FLOPs and memory of a config, none allocated"),

@@ -130,6 +130,25 @@ def inspect(path: str, samples: int = 3, seed: int = 0) -> None:
     room.inspect(path, samples, seed)
 
 
+def show(path: str, step: int | None = None, sequences: int = 3, tokens: int = 200, data: str | None = None) -> None:
+    """Show what an optimisation step was trained on: shards, documents, decoded text; or list a run's bad steps.
+
+    The batch of a bad step was kept when it happened; that of any other follows from the run's config and data.
+
+    Args:
+        path: a run folder, a root of numbered ones (the newest), or the kept folder of a bad step.
+        step: which step, counted from 1 as in metrics.jsonl; without one the bad steps are listed.
+        sequences: how many sequences of it to show.
+        tokens: how many tokens of each to decode.
+        data: where the run's data lie now, if no longer where its config says.
+    """
+    from mm_lightning.data import bad_steps as room
+
+    if sequences < 0 or tokens < 0:
+        raise UserError(f"sequences {sequences} and tokens {tokens} must be at least 0")
+    room.show(path, step, sequences, tokens, data)
+
+
 def verify(path: str, checksums: bool = True) -> None:
     """Check a prepared folder for missing, truncated, damaged or foreign files.
 

@@ -1,0 +1,172 @@
+"""What an optimisation step was trained on: kept for bad steps, found again for any other.
+
+`bad_steps/step=N/` in a run folder holds step.json (why, the settings that decide the batch, and where each of its
+sequences lies) and tokens.R.npy, (sequences, context) the tokens that process R was given.
+
+`rollbacks.jsonl` in the run folder tells where the data do not follow from the step alone: from `step` on, the next
+step begins with sequence `first` of the whole run's order.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from torch import Tensor
+
+from mm_lightning.data.inspect import read_shard
+from mm_lightning.data.manifest import FILE, Manifest
+from mm_lightning.data.sequences import TrainingOrder
+from mm_lightning.data.tokenizer import Tokenizer, load_tokenizer
+from mm_lightning.errors import UserError
+
+FOLDER = "bad_steps"
+RETURNS = "rollbacks.jsonl"
+STEP = "step.json"
+
+
+def place(path: Path, context_length: int, global_batch_size: int, seed: int) -> dict[str, Any]:
+    """The settings that decide which sequences a step gets."""
+    decides = {"context_length": context_length, "global_batch_size": global_batch_size, "seed": seed}
+    return {"data": str(path), **decides}
+
+
+def numbers(about: dict[str, Any], manifest: Manifest, first: int) -> list[dict[str, Any]]:
+    """Where the sequences of a step lie: the number of each, its shard, and its first token there.
+
+    Args:
+        about: of :func:`place`.
+        manifest: of the data.
+        first: how many sequences the run had served to all devices before.
+    """
+    length = about["context_length"] + 1
+    shards = manifest.splits["train"].shards
+    counts = [shard.tokens // length for shard in shards]
+    size = about["global_batch_size"]
+    order = TrainingOrder(counts, size, size, about["seed"])
+    order.start = first
+    ends = np.cumsum(counts)
+    found = []
+    for number in islice(order, size):
+        n = int(np.searchsorted(ends, number, side="right"))
+        token = (number - int(ends[n]) + counts[n]) * length
+        found.append({"sequence": number, "shard": shards[n].file, "token": token})
+    return found
+
+
+def keep_tokens(folder: Path, rank: int, batches: Sequence[Tensor]) -> None:
+    """Writes the tokens of a process, (B, T) a batch."""
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / f"tokens.{rank}.npy", np.concatenate([b.cpu().numpy().astype(np.int32) for b in batches]))
+
+
+def first_sequence(run: Path, step: int, global_batch_size: int) -> int:
+    """How many sequences a run had served to all devices before a step (the first is 1)."""
+    since, first = 0, 0
+    if (run / RETURNS).is_file():
+        for line in map(json.loads, (run / RETURNS).read_text(encoding="utf-8").splitlines()):
+            if line["step"] < step:
+                since, first = line["step"], line["first"]
+    return first + (step - 1 - since) * global_batch_size
+
+
+def note_place(run: Path, step: int, first: int, global_batch_size: int, **more: Any) -> None:
+    """Writes into rollbacks.jsonl with which sequence the step after `step` begins, if that does not follow."""
+    if first_sequence(run, step + 1, global_batch_size) != first:
+        with open(run / RETURNS, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "first": first, **more}) + "\n")
+
+
+def show(path: str, step: int | None, sequences: int, tokens: int, data: str | None) -> None:
+    """Prints what a step was trained on; see :func:`mm_lightning.data.commands.show`."""
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"there is no run folder {folder}")
+    if not (folder / STEP).is_file():
+        folder = _run_folder(folder)
+        kept = sorted((folder / FOLDER).glob("step=*"), key=lambda p: int(p.name.removeprefix("step=")))
+        if step is None:
+            _list(folder, kept)
+            return
+        about = _computed(folder, step)
+        folder = folder / FOLDER / f"step={step}"
+    if (folder / STEP).is_file():
+        about = json.loads((folder / STEP).read_text(encoding="utf-8"))
+        print(f"step {about['step']}: {about['why']}")
+    source = Path(data or about["data"]).expanduser()
+    manifest, tokenizer = Manifest.load(source), load_tokenizer(source)
+    rows = about.get("sequences") or numbers(about, manifest, about["first"])
+    given = _given(folder, about)
+    for n, row in enumerate(rows[:sequences]):
+        _show_sequence(source, manifest, tokenizer, row, about["context_length"], tokens, given and given[n])
+    print(f"{min(sequences, len(rows))} of {len(rows)} sequences of step {about['step']}, data {source}")
+
+
+def _run_folder(folder: Path) -> Path:
+    """Itself, or the newest of a root of numbered run folders."""
+    if (folder / "config.yaml").is_file():
+        return folder
+    runs = [p for p in folder.iterdir() if p.name.isdigit() and (p / "config.yaml").is_file()]
+    if not runs:
+        raise UserError(f"{folder} is no run folder: it has no config.yaml")
+    return max(runs, key=lambda p: int(p.name))
+
+
+def _list(run: Path, kept: list[Path]) -> None:
+    for path in kept:
+        print(f"{path.name.removeprefix('step='):>8}  {json.loads((path / STEP).read_text(encoding='utf-8'))['why']}")
+    print(f"{run}: {len(kept)} bad steps kept; --step N shows the batch of any step")
+
+
+def _computed(run: Path, step: int) -> dict[str, Any]:
+    """The settings of a run, and where a step begins."""
+    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    data = config["data"]
+    if step < 1:
+        raise UserError(f"step {step}: the first is 1")
+    about = place(data["path"], data["context_length"], data["global_batch_size"], config["seed_everything"])
+    return {**about, "step": step, "first": first_sequence(run, step, data["global_batch_size"])}
+
+
+def _given(folder: Path, about: dict[str, Any]) -> list[np.ndarray] | None:
+    """The kept tokens of each sequence of the step, in its order; None where not all processes' are there."""
+    files = [folder / f"tokens.{rank}.npy" for rank in range(about.get("world_size", 0))]
+    if not files or not all(file.is_file() for file in files):
+        return None
+    ranks = [np.load(file, allow_pickle=False) for file in files]
+    size = about["micro_batch_size"]
+    return [row for at in range(0, len(ranks[0]), size) for rank in ranks for row in rank[at : at + size]]
+
+
+def _show_sequence(
+    source: Path,
+    manifest: Manifest,
+    tokenizer: Tokenizer,
+    row: dict[str, Any],
+    context_length: int,
+    shown: int,
+    given: np.ndarray | None,
+) -> None:
+    shard = next((s for s in manifest.splits["train"].shards if s.file == row["shard"]), None)
+    if shard is None:
+        raise UserError(f"{source / FILE} names no shard {row['shard']}: the data are others than the run's")
+    stored = read_shard(source / "train" / shard.file, manifest.dtype, shard.tokens)
+    begin, end = row["token"], row["token"] + context_length
+    here = np.asarray(stored[begin:end]).astype(np.int64)
+    before = int(np.count_nonzero(stored[:begin] == tokenizer.bos))
+    starts = np.flatnonzero(here == tokenizer.bos)
+    bounds = np.unique([0, *starts.tolist(), len(here)])
+    first = before + (1 if len(starts) and starts[0] == 0 else 0)
+    print(
+        f"\nsequence {row['sequence']:,}: {shard.file}, tokens {begin:,} to {end - 1:,}, documents {first:,} to "
+        f"{before + len(starts):,} of the shard, with {', '.join(map(str, np.diff(bounds).tolist()))} tokens"
+    )
+    if given is not None and not np.array_equal(given, here):
+        print("the run was given other tokens than lie there now; these are the run's:")
+        here = given
+    print(tokenizer.decode(here[:shown].tolist(), special=True))
