@@ -9,6 +9,7 @@ trainer:
 from mm_lightning.callbacks.checkpoints import Checkpoints
 from mm_lightning.callbacks.evaluation import Evaluation
 from mm_lightning.callbacks.gradient_norm import GradientNorm
+from mm_lightning.callbacks.guard import Guard
 from mm_lightning.callbacks.memory_statistics import MemoryStatistics
 from mm_lightning.callbacks.preemption import Preemption
 from mm_lightning.callbacks.progress import Progress
@@ -22,6 +23,7 @@ __all__ = [
     "Checkpoints",
     "Evaluation",
     "GradientNorm",
+    "Guard",
     "MemoryStatistics",
     "Preemption",
     "Progress",

@@ -50,6 +50,8 @@ class Throughput(Callback):
         now = time.perf_counter()
         self._seconds, self._mark = self._seconds + now - self._mark, now
         step = trainer.global_step
+        if step < self._logged_step:  # gone back to a checkpoint
+            self._logged_step, self._seconds = step, 0.0
         if step == self._logged_step or step % trainer.log_every_n_steps:
             return
         self.tokens_per_second = (step - self._logged_step) * self._step_tokens / max(self._seconds, 1e-9)

@@ -142,19 +142,27 @@ class LanguageModule(LightningModule):
         self._step_loss.append(torch.stack([loss.detach() * predicted, predicted]))
         return loss * (predicted / batch.targets.numel())
 
+    def step_sums(self) -> Tensor:
+        """(2,) of this process and the step so far: the loss summed over predicted tokens, and their number."""
+        return torch.stack(self._step_loss).sum(0)
+
     def on_train_start(self) -> None:
         """Starts counting at the step that a resumed run has reached; first, the validation it owes."""
-        self._finished_steps = self.global_step
-        self._step_loss = []
+        self.begin_step()
         if self._validation_open:
             validate_if_due(self.trainer)
+
+    def begin_step(self) -> None:
+        """The next batch is the first of a step, whatever went before."""
+        self._finished_steps = self.global_step
+        self._step_loss = []
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Logs a finished optimisation step; between log steps nothing waits for the device."""
         if self.global_step == self._finished_steps:
             return  # accumulating
         self._finished_steps = self.global_step
-        sums = torch.stack(self._step_loss).sum(0)
+        sums = self.step_sums()
         self._step_loss = []
         if self.global_step % self.trainer.log_every_n_steps == 0:
             total, tokens = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()

@@ -139,7 +139,9 @@ class Run:
 
     def __init__(self, tiny, folder, *more, launcher=(), code=None):
         program = ["-c", code] if code else ["-m", "mm_lightning.cli"]
-        arguments = ["fit", "--config", str(tiny), "--run", str(folder), *ENDLESS, *more]
+        overlay = folder.with_suffix(".yaml")  # torchrun would take --run for an option of its own
+        overlay.write_text(f"run: {folder}\n")
+        arguments = ["fit", "--config", str(tiny), "--config", str(overlay), *ENDLESS, *more]
         self.folder = folder / "0"
         self.output = folder.with_suffix(".txt")
         with self.output.open("w") as file:

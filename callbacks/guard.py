@@ -1,0 +1,241 @@
+"""Steps whose numbers go wrong: noticed on the device, left out, kept to look at."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DeepSpeedStrategy
+from torch import Tensor
+from torch.optim import Optimizer
+
+from mm_lightning.callbacks.checkpoints import Checkpoints
+from mm_lightning.callbacks.step_numbers import LossWindow, Step
+from mm_lightning.data.bad_steps import FOLDER, keep_tokens, note_place, numbers, place
+from mm_lightning.data.batch import Batch
+from mm_lightning.errors import UserError
+
+
+class Guard(Callback):
+    """Keeps the update of a bad step away from the weights: one whose loss or gradient is not finite, or whose loss
+    lies more than `sigma` standard deviations above the mean of the last `window` good steps.
+
+    Whether a step is bad is decided on the device, from the loss and the gradient over all processes, before the
+    optimiser's update, which then leaves weights, moments and their step counts as they are on every process, whatever
+    `on_bad_step` says. The step counts as one: schedule, randomness and data go on. Nothing waits for the device: its
+    numbers are read one step later. (DeepSpeed itself waits for the norm of every step.)
+
+    `train/bad_steps` counts them, from the first one on. One step after a bad one the run folder gets
+    `bad_steps/step=N/`, which `mm data show` reads: why, the numbers, the tokens that every process was given and where
+    they lie. A run that ends in between has not got it.
+
+    Args:
+        on_bad_step: `skip` goes on. `rollback` goes back to the newest checkpoint from before the step, with the
+            schedule, and trains on with the data that come next: what lay in between is not read again; without such
+            a checkpoint it goes on like skip, and so do bad steps of which training ends before they are looked at.
+            `stop` ends the run with an error.
+        sigma: how many standard deviations make a spike; 0 asks for finite numbers only.
+        window: of how many good steps; spikes are looked for when half of it is filled.
+        patience: so many bad steps in a row, or returns to one checkpoint, end the run: it is not the batch.
+    """
+
+    def __init__(
+        self,
+        on_bad_step: Literal["skip", "rollback", "stop"] = "skip",
+        sigma: float = 6.0,
+        window: int = 128,
+        patience: int = 10,
+    ) -> None:
+        if sigma < 0 or window < 4 or patience < 1:
+            raise UserError(
+                f"Guard: sigma {sigma} must be at least 0, window {window} at least 4, patience {patience} at least 1"
+            )
+        self.on_bad_step, self.sigma, self.window, self.patience = on_bad_step, sigma, window, patience
+        self._losses = LossWindow(sigma, window)
+        self._now = Step()
+        self._before: Step | None = None  # the step whose numbers are on their way
+        self._in_a_row = 0
+        self._bad_steps = 0
+        self._back: Path | None = None  # the checkpoint to go back to
+        self._returns = ("", 0)  # the last one, how often
+
+    # What happens on the device
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Moves the window to the device."""
+        self._losses.to(pl_module.device)
+        self._note_place(trainer, pl_module, 0)
+        if isinstance(trainer.strategy, DeepSpeedStrategy):
+            optimizer = trainer.strategy.deepspeed_engine.optimizer
+            if hasattr(optimizer, "check_grad_overflow"):  # ZeRO 1 and 2; 3 always does
+                optimizer.check_grad_overflow = True
+        elif not all(optimizer.defaults.get("fused") for optimizer in trainer.optimizers):
+            raise UserError("Guard needs a fused optimiser, which can leave out an update without being asked to wait")
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
+        """Goes back to a checkpoint, if that was decided; remembers the batch."""
+        if self._back is not None:
+            self._go_back(trainer, pl_module)
+        self._now.tokens.append(batch.tokens)
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Judges the step's loss, as soon as all of it is known."""
+        if trainer.fit_loop._should_accumulate():
+            return
+        sums = pl_module.step_sums().double()
+        if trainer.world_size > 1:
+            dist.all_reduce(sums)
+        self._now.judge(self._losses, sums[0] / sums[1].clamp(min=1))
+        if isinstance(trainer.strategy, DeepSpeedStrategy):  # it leaves out updates whose gradient is not finite
+            factor = torch.where(self._now.bad, torch.nan, 1.0).to(loss.dtype)
+            loss.register_hook(lambda gradient: gradient * factor)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Tells the optimiser, which asks on the device whether to do anything."""
+        if isinstance(trainer.strategy, DeepSpeedStrategy):
+            return
+        norm = torch.nn.utils.get_total_norm([p.grad for p in pl_module.parameters() if p.grad is not None])
+        self._now.norm = norm.double()
+        self._now.bad = self._now.bad | ~norm.isfinite()
+        optimizer.found_inf = self._now.bad.float()
+
+    # What is looked at one step later
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Sends the step's numbers on their way and looks at those of the step before."""
+        if trainer.fit_loop._should_accumulate():
+            return
+        if isinstance(trainer.strategy, DeepSpeedStrategy):
+            engine = trainer.strategy.deepspeed_engine
+            overflow = engine.optimizer.overflow
+            norm = torch.nan if overflow else engine.get_global_grad_norm()
+            self._now.norm = torch.as_tensor(norm, dtype=torch.float64, device=pl_module.device)
+            self._now.bad = self._now.bad | overflow
+        self._now.send(trainer.global_step, served(trainer))
+        looked_at, self._before, self._now = self._before, self._now, Step()
+        if looked_at is not None:
+            self._look(trainer, pl_module, looked_at)
+        if self._bad_steps and trainer.global_step % trainer.log_every_n_steps == 0:
+            pl_module.log_train({"train/bad_steps": float(self._bad_steps)})
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Looks at the last step."""
+        if self._before is not None:
+            self._look(trainer, pl_module, self._before)
+            self._before = None
+
+    def _look(self, trainer: Trainer, pl_module: LightningModule, step: Step) -> None:
+        from mm_lightning.training.loggers import say
+
+        bad, loss, norm, mean, deviation = step.read()
+        self._in_a_row = self._in_a_row + 1 if bad else 0
+        if not bad:
+            return
+        self._bad_steps += 1
+        why = f"loss {loss:.6g}, gradient norm {norm:.6g}"
+        if math.isfinite(loss) and self.sigma and loss > mean + self.sigma * deviation:
+            why += (
+                f", {(loss - mean) / max(deviation, 1e-12):.1f} standard deviations above the last losses ({mean:.6g})"
+            )
+        folder = self._keep(trainer, pl_module, step, why)
+        found = f"step {step.number} was bad: {why}. Its update was left out; `mm data show {folder}` shows its batch"
+        if self.on_bad_step == "stop":
+            raise UserError(
+                f"{found}. The run ends here because Guard has on_bad_step: stop. --resume goes on from the newest "
+                f"checkpoint; with on_bad_step: skip it passes over such a batch"
+            )
+        if self._in_a_row >= self.patience:
+            raise UserError(
+                f"{found}. It was the {self._in_a_row}th in a row (patience of Guard): it is not the batch. Try a "
+                f"lower model.learning_rate from an earlier checkpoint"
+            )
+        say(found)
+        if self.on_bad_step == "rollback" and self._back is None:
+            self._plan_return(trainer, pl_module, step.number)
+
+    def _keep(self, trainer: Trainer, pl_module: LightningModule, step: Step, why: str) -> Path:
+        """Writes down the batch; every process its own tokens."""
+        from mm_lightning.data.manifest import write_json
+
+        data = trainer.datamodule
+        folder = Path(pl_module.run_folder.path) / FOLDER / f"step={step.number}"
+        keep_tokens(folder, trainer.global_rank, step.tokens)
+        if trainer.is_global_zero:
+            about = place(data.path, data.context_length, data.global_batch_size, data.seed)
+            first = None if step.served is None else step.served - data.global_batch_size
+            shape = {"micro_batch_size": data.micro_batch_size, "world_size": trainer.world_size}
+            policy = {"on_bad_step": self.on_bad_step, "sigma": self.sigma, "window": self.window}
+            values = {"step": step.number, "why": why, **policy, **shape, **about, "first": first}
+            if first is not None:
+                values["sequences"] = numbers(about, data.manifest, first)
+            write_json(folder / "step.json", values)
+        return folder
+
+    # Going back
+
+    def _plan_return(self, trainer: Trainer, pl_module: LightningModule, bad: int) -> None:
+        from mm_lightning.training.checkpoint import is_whole, step_of
+        from mm_lightning.training.loggers import say
+
+        path = None
+        if trainer.is_global_zero:
+            files = (Path(pl_module.run_folder.path) / "checkpoints").glob("*.ckpt")
+            path = max((p for p in files if is_whole(p) and step_of(p) < bad), key=step_of, default=None)
+        path = trainer.strategy.broadcast(path)
+        if path is None:
+            say(f"there is no checkpoint from before step {bad} to go back to: the run goes on")
+            return
+        self._returns = (path.name, self._returns[1] + 1 if path.name == self._returns[0] else 1)
+        if self._returns[1] > self.patience:
+            raise UserError(
+                f"step {bad} is bad, and the run has gone back to {path} {self.patience} times (patience of Guard): it "
+                f"is not the batch. Try a lower model.learning_rate from an earlier checkpoint"
+            )
+        self._back = path
+
+    def _go_back(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Everything is as in the checkpoint but for the data, which go on."""
+        from mm_lightning.training.loggers import say
+        from mm_lightning.training.rollback import restore
+
+        path, self._back = self._back, None
+        left = trainer.global_step
+        own = (self._returns, self._bad_steps)
+        restore(trainer, path)
+        self._returns, self._bad_steps = own
+        self._in_a_row, self._before, self._now = 0, None, Step()
+        pl_module.begin_step()
+        for callback in trainer.callbacks:
+            if isinstance(callback, Checkpoints):
+                callback.on_train_start(trainer, pl_module)
+        step, data = trainer.global_step, trainer.datamodule
+        self._note_place(trainer, pl_module, data.micro_batch_size * trainer.world_size, left=left)
+        say(f"went back from step {left} to {path}; the data of {left - step} steps are passed over")
+
+    def _note_place(self, trainer: Trainer, pl_module: LightningModule, taken: int, **more: Any) -> None:
+        """Lets `mm data show` know where in the data the next step begins, of which so many sequences are taken."""
+        first = served(trainer)
+        if trainer.is_global_zero and first is not None:
+            size = trainer.datamodule.global_batch_size
+            note_place(Path(pl_module.run_folder.path), trainer.global_step, first - taken, size, **more)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The losses that spikes are measured by."""
+        return {**self._losses.state(), "bad_steps": self._bad_steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The opposite."""
+        self._losses.load(state)
+        self._bad_steps = state["bad_steps"]
+
+
+def served(trainer: Trainer) -> int | None:
+    """How many sequences all devices were given; None where the loader does not count (overfit_batches)."""
+    loader = trainer.train_dataloader
+    return loader.state_dict()["sequences"] if hasattr(loader, "state_dict") else None
