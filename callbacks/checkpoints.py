@@ -1,64 +1,223 @@
-"""Saves checkpoints: every so many optimisation steps and at the end."""
+"""Saves checkpoints: every so many optimisation steps or minutes, the best ones, and at the end."""
 
 from __future__ import annotations
 
+import json
+import math
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from mm_lightning.errors import UserError
 
+BEST = "best.json"
+
 
 class Checkpoints(Checkpoint):
     """Saves `checkpoints/step=N.ckpt` in the run folder, always after a whole optimisation step.
 
-    The old checkpoint is deleted after the new one is complete.
+    An old checkpoint is deleted only when a newer one is complete.
 
     Args:
         every_n_steps: optimisation steps between checkpoints; 0 saves at the end only.
         keep: how many of the newest stay; 0 keeps all.
+        keep_every_n_steps: checkpoints of multiples of so many steps stay for ever; 0 for none.
+        every_n_minutes: save also when so much time has passed since the last checkpoint (with several processes the
+            clock is looked at every trainer.log_every_n_steps steps); 0 for never.
+        best: a metric of validation, as in validation/loss: whenever it is better than ever, that step is saved and
+            stays until another is better. checkpoints/best.json says which it is.
+        best_mode: whether the smallest or the largest value is the best.
+        asynchronous: copy what is saved to the CPU's memory and write it while training goes on. At most one checkpoint
+            is being written at a time, and the copy takes its size in memory.
+        on_failure: what to do when a checkpoint cannot be written, the disk being full, for one. The one before stays
+            as it is. `stop` ends training; `continue` says so once and tries again when the next one is due, and
+            ends with an error only if the last step could not be saved.
     """
 
-    def __init__(self, every_n_steps: int = 1000, keep: int = 2) -> None:
-        if every_n_steps < 0 or keep < 0:
-            raise UserError(f"Checkpoints: every_n_steps {every_n_steps} and keep {keep} must not be negative")
+    def __init__(
+        self,
+        every_n_steps: int = 1000,
+        keep: int = 2,
+        keep_every_n_steps: int = 0,
+        every_n_minutes: float = 0.0,
+        best: str | None = None,
+        best_mode: Literal["min", "max"] = "min",
+        asynchronous: bool = False,
+        on_failure: Literal["stop", "continue"] = "stop",
+    ) -> None:
+        numbers = {
+            "every_n_steps": every_n_steps,
+            "keep": keep,
+            "keep_every_n_steps": keep_every_n_steps,
+            "every_n_minutes": every_n_minutes,
+        }
+        for name, value in numbers.items():
+            if value < 0:
+                raise UserError(f"Checkpoints: {name} is {value}, it must not be negative")
         self.every_n_steps = every_n_steps
         self.keep = keep
-        self._saved_step = -1
+        self.keep_every_n_steps = keep_every_n_steps
+        self.every_n_minutes = every_n_minutes
+        self.best = best
+        self.best_mode = best_mode
+        self.asynchronous = asynchronous
+        self.on_failure = on_failure
+        self._saved_step = self._seen_step = -1
+        self._saved_at = 0.0
+        self._best: dict[str, Any] | None = None
+        self._warned = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The step that a resumed run begins with is saved already."""
-        self._saved_step = trainer.global_step
+        self._saved_step = self._seen_step = trainer.global_step
+        self._saved_at = time.monotonic()
+        writer = self._writer(trainer)
+        writer.asynchronous, writer.keeps_errors = self.asynchronous, True
+        found = self._read_best(self._folder(pl_module)) if self.best and trainer.is_global_zero else None
+        self._best = trainer.strategy.broadcast(found)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Saves where it is time."""
         step = trainer.global_step
+        if step == self._seen_step:
+            return  # accumulating
+        self._seen_step = step
         due = self.every_n_steps > 0 and step % self.every_n_steps == 0
         # The last step is saved here, not when training has ended: its loop state can go on with more steps.
-        if step != self._saved_step and (due or step == trainer.max_steps):
+        if self._time_is_up(trainer) or due or step == trainer.max_steps:
             self._save(trainer, pl_module)
 
-    def save_now(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves now, unless this step is saved; when it returns, the checkpoint is whole (all processes call it)."""
-        if trainer.global_step != self._saved_step:
-            self._save(trainer, pl_module)
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves what is better than ever."""
+        if self.best is None or trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        metrics = trainer.callback_metrics
+        if self.best not in metrics:
+            raise UserError(f"Checkpoints: best is {self.best!r}, there are {', '.join(sorted(map(str, metrics)))}")
+        value = float(metrics[self.best])
+        sign = 1 if self.best_mode == "min" else -1
+        if not math.isfinite(value) or (self._best and sign * value >= sign * self._best["value"]):
+            return
+        self._best = {"step": trainer.global_step, "metric": self.best, "value": value}
+        self._save(trainer, pl_module)
+        if trainer.is_global_zero:
+            self._record_best(self._folder(pl_module))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves what an early stop left unsaved."""
+        """Saves what an early stop left unsaved, and waits until all is written."""
         self.save_now(trainer, pl_module)
 
-    def _save(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        from mm_lightning.training.checkpoint import is_whole, step_of
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Waits for what is being written."""
+        error = self._writer(trainer).finish()
+        if error is not None:
+            print(error, flush=True)
 
-        self._saved_step = trainer.global_step
-        folder = Path(pl_module.run_folder.path) / "checkpoints"
-        newest = folder / f"step={trainer.global_step}.ckpt"
-        trainer.save_checkpoint(newest)
-        whole = sorted((p for p in folder.glob("*.ckpt") if is_whole(p)), key=step_of) if self.keep else []
-        old = [p for p in whole[: -self.keep] if p != newest] if self.keep else []
-        for path in trainer.strategy.broadcast(old):
-            trainer.strategy.remove_checkpoint(path)
+    def save_now(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves the finished step, unless that was done, and returns when it is written (all processes call it).
+
+        Raises:
+            UserError: it cannot be written, whatever `on_failure` says.
+        """
+        writer = self._writer(trainer)
+        try:
+            self._check(trainer, writer.finish(), final=False)
+            if trainer.global_step != self._saved_step:
+                writer.asynchronous = False
+                self._save(trainer, pl_module, final=True)
+        finally:
+            writer.asynchronous = self.asynchronous
+        self._prune(trainer, pl_module)
+
+    @staticmethod
+    def _folder(pl_module: LightningModule) -> Path:
+        return Path(pl_module.run_folder.path) / "checkpoints"
+
+    @staticmethod
+    def _writer(trainer: Trainer) -> Any:
+        """What writes, with `asynchronous`, `keeps_errors` and `finish`: the strategy under DeepSpeed."""
+        return trainer.strategy if hasattr(trainer.strategy, "finish") else trainer.strategy.checkpoint_io
+
+    def _time_is_up(self, trainer: Trainer) -> bool:
+        if not self.every_n_minutes or (trainer.world_size > 1 and trainer.global_step % trainer.log_every_n_steps):
+            return False
+        # clocks differ: the first process's counts
+        return trainer.strategy.broadcast(time.monotonic() - self._saved_at >= 60 * self.every_n_minutes)
+
+    def _save(self, trainer: Trainer, pl_module: LightningModule, final: bool = False) -> None:
+        if trainer.global_step == self._saved_step:
+            return
+        writer = self._writer(trainer)
+        if self.asynchronous and self._check(trainer, writer.finish(), final):
+            self._prune(trainer, pl_module)
+        target = self._folder(pl_module) / f"step={trainer.global_step}.ckpt"
+        try:
+            if trainer.strategy.broadcast(not target.parent.parent.is_dir()):
+                raise UserError(f"cannot write the checkpoint {target}: the run folder is not there any more")
+            trainer.save_checkpoint(target)
+            error = None if writer.asynchronous else writer.finish()
+        except UserError as failed:
+            error = failed
+        self._saved_at = time.monotonic()
+        if self._check(trainer, error, final):
+            self._saved_step = trainer.global_step
+            self._prune(trainer, pl_module)
+
+    def _check(self, trainer: Trainer, error: Exception | None, final: bool) -> bool:
+        """Whether the first process has written; if not, all stop or go on as the setting says."""
+        message = trainer.strategy.broadcast(error and str(error))
+        if message is None:
+            self._warned = False
+            return True
+        self._saved_step = -1
+        if final or self.on_failure == "stop":
+            raise UserError(message)
+        if not self._warned and trainer.is_global_zero:
+            print(f"training goes on, with no new checkpoint: {message}", flush=True)
+        self._warned = True
+        return False
+
+    def _prune(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Deletes what need not stay; what is newer than this step, of a run that was resumed before it, is let be."""
+        from mm_lightning.training.checkpoint import checkpoints_of, is_whole, remove, step_of
+
+        if not trainer.is_global_zero:
+            return
+        folder = self._folder(pl_module)
+        self._record_best(folder)
+        if not self.keep:
+            return
+        whole = [p for p in checkpoints_of(folder.parent) if step_of(p) <= trainer.global_step and is_whole(p)]
+        best = self._read_best(folder) if self.best else None
+        for path in reversed(whole[self.keep :]):
+            milestone = self.keep_every_n_steps and step_of(path) % self.keep_every_n_steps == 0
+            if not milestone and step_of(path) != (best and best["step"]):
+                remove(path)
+
+    def _record_best(self, folder: Path) -> None:
+        """Writes best.json once the best checkpoint is complete: until then the one before counts."""
+        from mm_lightning.data.manifest import write_json
+        from mm_lightning.training.checkpoint import is_whole
+
+        if (
+            self._best
+            and is_whole(folder / f"step={self._best['step']}.ckpt")
+            and self._best != self._read_best(folder)
+        ):
+            write_json(folder / BEST, self._best)
+
+    def _read_best(self, folder: Path) -> dict[str, Any] | None:
+        """What best.json says, if it is of the same metric and its checkpoint is there."""
+        from mm_lightning.training.checkpoint import is_whole
+
+        try:
+            found = json.loads((folder / BEST).read_text(encoding="utf-8"))
+            same = found["metric"] == self.best and isinstance(found["value"], float)
+            return found if same and is_whole(folder / f"step={found['step']}.ckpt") else None
+        except (OSError, ValueError, KeyError):
+            return None

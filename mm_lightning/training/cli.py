@@ -14,6 +14,7 @@ from jsonargparse import ArgumentError, Namespace, set_parsing_settings
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies import DeepSpeedStrategy
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from mm_lightning import callbacks as watchers
@@ -22,7 +23,14 @@ from mm_lightning.errors import UserError
 from mm_lightning.networks import NetworkConfig
 from mm_lightning.training import strategies
 from mm_lightning.training.batches import accumulated
-from mm_lightning.training.checkpoint import WholeCheckpointIO, check_architecture, find_checkpoint, read_about, step_of
+from mm_lightning.training.checkpoint import (
+    WholeCheckpointIO,
+    check_architecture,
+    find_checkpoint,
+    read_about,
+    remove_leftovers,
+    step_of,
+)
 from mm_lightning.training.config_files import ConfigFile, explain, read_chain, split_configs
 from mm_lightning.training.connection import lost_contact, set_timeout
 from mm_lightning.training.loggers import MetricsFile, ProgressLines, TensorBoard, say
@@ -180,7 +188,13 @@ class TrainingCLI(LightningCLI):
             return find_checkpoint(named) if named else None
         if named:
             raise UserError("--resume and --ckpt_path both name a checkpoint: give one of them")
-        path = find_checkpoint(config.run if config.resume is True else str(config.resume))
+        # The first process compares checksums, and its choice is what all of them load.
+        first = rank_zero_only.rank == 0
+        path = find_checkpoint(config.run if config.resume is True else str(config.resume), checksums=first)
+        if not first:
+            return path
+        for partial in remove_leftovers(path.parent):
+            say(f"removed {partial}: saving it was cut off")
         if step_of(path) >= config.trainer.max_steps > 0:
             raise UserError(
                 f"nothing to resume: {path} is at step {step_of(path)} and trainer.max_steps is "
@@ -195,8 +209,11 @@ class TrainingCLI(LightningCLI):
         return self.checkpoint.parent.parent
 
     def _use_checkpoint(self) -> None:
-        check_architecture(self.checkpoint, self.model.config, fewer_levels=self.command != "fit")
         init = self.config_init[self.command]
+        if self.command == "fit" and rank_zero_only.rank != 0:
+            init["ckpt_path"] = str(self.checkpoint)  # what the first process has checked is loaded in its place
+            return
+        check_architecture(self.checkpoint, self.model.config, fewer_levels=self.command != "fit")
         init["ckpt_path"] = None
         if self.command != "fit":
             # weights alone are wanted: one way for plain files and DeepSpeed folders, on any number of devices

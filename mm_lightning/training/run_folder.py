@@ -121,13 +121,13 @@ class RecordRun(Callback):
             return
         path = self.folder.path
         (path / "finished.json").unlink(missing_ok=True)  # a finished run may be resumed for more steps
-        (path / "config.yaml").write_text(self.config, encoding="utf-8")
+        write_text(path / "config.yaml", self.config)
         past = []
         if (path / "environment.json").is_file():
             before = json.loads((path / "environment.json").read_text(encoding="utf-8"))
             past = [*before.pop("earlier", []), before]
         environment = {**describe_environment(), "earlier": past}
-        (path / "environment.json").write_text(json.dumps(environment, indent=2) + "\n", encoding="utf-8")
+        write_text(path / "environment.json", json.dumps(environment, indent=2) + "\n")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Says where an interrupted run can go on."""
@@ -168,6 +168,13 @@ class RecordRun(Callback):
             f"accumulated"
         )
         say(f"reads by    {backend(device, dtype)}")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file so that a killed run leaves it whole, as it was before or as it is now."""
+    beside = path.with_name(path.name + ".tmp")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)
 
 
 def describe_environment() -> dict[str, Any]:

@@ -20,7 +20,17 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, Strateg
 from torch import Tensor
 
 from mm_lightning.errors import UserError
-from mm_lightning.training.checkpoint import KEY, PARTIAL, calm_deepspeed, check_space, commit_folder, is_full, no_space
+from mm_lightning.training.checkpoint import (
+    KEY,
+    PARTIAL,
+    agreed,
+    calm_deepspeed,
+    cannot_write,
+    check_space,
+    commit_folder,
+    only_weights,
+    write_synced,
+)
 
 
 class DeepSpeed(DeepSpeedStrategy):
@@ -120,36 +130,57 @@ class DeepSpeed(DeepSpeedStrategy):
         """Every process writes its shard to `filepath.partial`; when all have, it becomes `filepath`.
 
         Raises:
-            UserError: there is no space for it.
+            UserError: a process cannot write it (on all processes).
         """
         target = Path(self.broadcast(str(filepath)))
         partial = target.with_name(target.name + PARTIAL)
+        self._together(lambda: self._make_way(target, partial), target)
+        sums: dict[str, int] = {}
+
+        def write_shard(state_dict: Any, path: str) -> None:
+            sums[str(Path(path).relative_to(partial))] = write_synced(state_dict, Path(path))
+
+        self.deepspeed_engine.checkpoint_engine.save = write_shard
+        self._together(lambda: super(DeepSpeed, self).save_checkpoint(checkpoint, partial, storage_options), target)
+        everyone: list[dict[str, int]] = [{}] * self.world_size
+        torch.distributed.all_gather_object(everyone, sums)
+        together = {name: value for some in everyone for name, value in some.items()}
+        about = checkpoint.get(KEY, {})
+        if self.is_global_zero:
+            self._together(lambda: commit_folder(partial, target, self.world_size, about, together), target)
+        else:
+            self._together(lambda: None, target)
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """Restores a checkpoint, on all processes the one that the first has chosen. Nothing in it is ever run.
+
+        Raises:
+            UserError: it cannot be read, or holds more than tensors and plain values.
+        """
+        path = agreed(checkpoint_path)
+        with only_weights(path):
+            return super().load_checkpoint(path, weights_only)
+
+    def finish(self) -> None:
+        """Nothing is being written when :meth:`save_checkpoint` has returned."""
+
+    def _make_way(self, target: Path, partial: Path) -> None:
         if self.is_global_zero:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(partial, ignore_errors=True)
-        self.barrier()
-        self._together(lambda: check_space(target, self._shard_bytes()), target)
-        self._together(lambda: super(DeepSpeed, self).save_checkpoint(checkpoint, partial, storage_options), target)
-        if self.is_global_zero:
-            commit_folder(partial, target, self.world_size, checkpoint.get(KEY, {}))
-        self.barrier()
+            check_space(target, self._shard_bytes())
 
     def _together(self, action: Any, target: Path) -> None:
         """Runs an action; if it fails on one process, all of them end, instead of waiting for it for ever."""
-        error: Exception | None = None
+        error: UserError | None = None
         try:
             action()
         except (OSError, RuntimeError, UserError) as caught:
-            error = caught
+            error = cannot_write(target, caught)
         everywhere: list[str | None] = [None] * self.world_size
-        full = isinstance(error, Exception) and is_full(error, target)
-        torch.distributed.all_gather_object(everywhere, error and ("full" if full else str(error)))
-        if "full" in everywhere:
-            raise no_space(target) from error
-        if error is not None:
-            raise error
+        torch.distributed.all_gather_object(everywhere, error and str(error))
         if any(everywhere):
-            raise RuntimeError(f"another process failed to write {target}: {next(filter(None, everywhere))}")
+            raise error or UserError(next(filter(None, everywhere)))
 
     def _shard_bytes(self) -> int:
         """About what this node's processes write: parameters, and float32 master copy and two moments by ZeRO."""

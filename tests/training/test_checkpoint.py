@@ -53,7 +53,7 @@ def test_a_folder_is_whole_when_committed_and_complete(tmp_path):
         commit_folder(partial, target, 2, {"network": {}})
         assert find_checkpoint(target) == target
         assert os.listdir(tmp_path) == ["step=5.ckpt"]
-    assert json.loads((target / COMMIT).read_text())["files"] == {"shard": 5}
+    assert json.loads((target / COMMIT).read_text())["files"] == {"shard": {"bytes": 5, "crc32": "cbf53a1c"}}
     (target / "shard").write_bytes(b"123")
     with pytest.raises(UserError, match="not a whole checkpoint"):
         find_checkpoint(target)

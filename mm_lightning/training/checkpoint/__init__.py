@@ -1,0 +1,75 @@
+"""Checkpoints: written whole or not at all, verified, found, described and turned back into networks.
+
+A plain checkpoint is one file, `step=200.ckpt`; DeepSpeed's is a folder of that name holding every rank's shard and a
+`commit.json` written last. Both appear under their names only when they are complete: until then they are called
+`....partial`. Both carry checksums, which are compared whenever one is loaded. Each describes its network under the
+key `mm_lightning`:
+
+    {"version": "0.1.0", "network": {"class": "MemoryMosaicConfig", "fields": {...}},
+     "tokenizer": {"name": ..., "sha256": ..., "json": the text of tokenizer.json}, "context_length": 512}
+
+A file of it is read by `torch.load(path, weights_only=True)["mm_lightning"]`; in a folder it is in commit.json; in a
+.safetensors file, which `mm checkpoint consolidate` writes, it is JSON text in the header.
+
+    whole.py     what makes a checkpoint whole: checksums, commit.json, what is wrong with one
+    writing.py   plain files, at once or by a thread; what is said when writing fails
+    finding.py   the newest whole checkpoint of a run; leftovers of saves that were cut off
+    weights.py   weights by name, one at a time, from each kind of checkpoint
+    network.py   networks and tokenizers from checkpoints
+"""
+
+from mm_lightning.training.checkpoint.finding import checkpoints_of, find_checkpoint, remove_leftovers, step_of
+from mm_lightning.training.checkpoint.network import (
+    FREE,
+    check_architecture,
+    describe_network,
+    describe_tokenizer,
+    keep_levels,
+    load_network,
+    load_weights,
+    network_config,
+    restore_tokenizer,
+)
+from mm_lightning.training.checkpoint.weights import (
+    calm_deepspeed,
+    only_weights,
+    open_weights,
+    read_about,
+    read_weights,
+)
+from mm_lightning.training.checkpoint.whole import COMMIT, KEY, PARTIAL, TAG, commit_folder, damage, is_whole, remove
+from mm_lightning.training.checkpoint.writing import WholeCheckpointIO, agreed, cannot_write, check_space, write_synced
+
+__all__ = [
+    "COMMIT",
+    "FREE",
+    "KEY",
+    "PARTIAL",
+    "TAG",
+    "WholeCheckpointIO",
+    "agreed",
+    "calm_deepspeed",
+    "cannot_write",
+    "check_architecture",
+    "check_space",
+    "checkpoints_of",
+    "commit_folder",
+    "damage",
+    "describe_network",
+    "describe_tokenizer",
+    "find_checkpoint",
+    "is_whole",
+    "keep_levels",
+    "load_network",
+    "load_weights",
+    "network_config",
+    "only_weights",
+    "open_weights",
+    "read_about",
+    "read_weights",
+    "remove",
+    "remove_leftovers",
+    "restore_tokenizer",
+    "step_of",
+    "write_synced",
+]

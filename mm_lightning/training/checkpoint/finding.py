@@ -1,0 +1,72 @@
+"""Which checkpoint is meant: the newest whole one of a run."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+from mm_lightning.errors import UserError
+from mm_lightning.training.checkpoint.whole import COMMIT, PARTIAL, SAFETENSORS, damage, discard
+from mm_lightning.training.run_folder import numbered
+
+
+def step_of(path: Path) -> int:
+    """The step in a name like `step=200.ckpt`; -1 where there is none."""
+    found = re.search(r"step=(\d+)", path.name)
+    return int(found[1]) if found else -1
+
+
+def checkpoints_of(run_folder: Path) -> list[Path]:
+    """The checkpoints of one run folder, whole or not, the newest first."""
+    found = list((run_folder / "checkpoints").glob("*.ckpt"))
+    return sorted(found, key=lambda p: (step_of(p), p.stat().st_mtime), reverse=True)
+
+
+def find_checkpoint(run_or_file: str | Path, checksums: bool = True) -> Path:
+    """The checkpoint meant by a path: itself, or the newest whole one of a run folder.
+
+    What is newer but damaged is named on stderr.
+
+    Args:
+        run_or_file: a checkpoint (file, or DeepSpeed folder), a run folder (`runs/quickstart/0`), or a root of
+            numbered run folders (`runs/quickstart`: the newest run that has a checkpoint).
+        checksums: whether the checkpoint is read and its checksums compared.
+
+    Raises:
+        UserError: there is no whole checkpoint.
+    """
+    path = Path(run_or_file)
+    if not path.exists():
+        raise UserError(f"there is no checkpoint or run folder {path}")
+    if path.is_file() or (path / COMMIT).is_file() or path.suffix == ".ckpt":
+        problem = damage(path, checksums)
+        if path.is_file() and path.suffix not in (".ckpt", SAFETENSORS):
+            problem = problem or "is no .ckpt or .safetensors file"
+        if problem:
+            raise UserError(
+                f"{path} is not a whole checkpoint: it {problem}. Name another, or its run folder to take the newest"
+            )
+        return path
+    for folder in [path, *reversed(numbered(path))]:
+        for candidate in checkpoints_of(folder):
+            problem = damage(candidate, checksums)
+            if problem is None:
+                return candidate
+            _say(f"passing over {candidate}: it {problem}")
+    raise UserError(f"{path} holds no whole checkpoint: train first (mm fit), or name a checkpoint file")
+
+
+@rank_zero_only
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def remove_leftovers(folder: Path) -> list[Path]:
+    """Deletes what cut-off saves have left in a folder of checkpoints; returns what it was."""
+    found = sorted(folder.glob(f"*{PARTIAL}"))
+    for partial in found:
+        discard(partial)
+    return found

@@ -1,0 +1,161 @@
+"""Networks and tokenizers from checkpoints, and what a checkpoint says of them."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mm_lightning.errors import UserError
+from mm_lightning.training.checkpoint.finding import find_checkpoint
+from mm_lightning.training.checkpoint.weights import open_weights, read_about
+
+if TYPE_CHECKING:
+    from mm_lightning.data import Tokenizer
+    from mm_lightning.networks import Network, NetworkConfig
+
+
+def describe_network(config: NetworkConfig, tokenizer: dict[str, Any] | None, context_length: int | None) -> dict:
+    """What a checkpoint says of its network, in plain types, under the key `mm_lightning`."""
+    from mm_lightning import __version__
+
+    fields = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
+    network = {"class": type(config).__name__, "fields": fields}
+    return {"version": __version__, "network": network, "tokenizer": tokenizer, "context_length": context_length}
+
+
+def describe_tokenizer(tokenizer: Tokenizer) -> dict[str, str]:
+    """What a checkpoint says of the tokenizer: enough to make it again."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "tokenizer.json"
+        tokenizer.save(file)
+        text = file.read_text(encoding="utf-8")
+    return {"name": tokenizer.name, "sha256": tokenizer.sha256, "json": text}
+
+
+def network_config(about: dict[str, Any]) -> NetworkConfig:
+    """The configuration of the network that a checkpoint holds.
+
+    Raises:
+        UserError: it names something else than a network of this package.
+    """
+    from mm_lightning import networks
+
+    name = about["network"]["class"]
+    found = getattr(networks, name, None)
+    if not (isinstance(found, type) and issubclass(found, networks.NetworkConfig)):
+        raise UserError(f"a checkpoint's network is described by {name!r}, which this version does not know")
+    return found(**about["network"]["fields"])
+
+
+FREE = frozenset(
+    {"norm_eps", "dropout", "short_term_window", "long_term_delay", "inference_delay", "rope_base", "balance_weight"}
+)
+"""Settings that change what a network computes but not which parameters it has: fine-tuning may change them."""
+
+
+def check_architecture(path: Path, config: NetworkConfig, fewer_levels: bool = False) -> None:
+    """Holds a checkpoint's network against the configured one.
+
+    Args:
+        path: the checkpoint.
+        config: the configured network.
+        fewer_levels: whether the configured one may lack memory levels that the checkpoint has.
+
+    Raises:
+        UserError: they differ; it names how.
+    """
+    saved, wanted = read_about(path)["network"], describe_network(config, None, None)["network"]
+    if saved["class"] != wanted["class"]:
+        raise UserError(
+            f"checkpoint {path} holds a {saved['class'].removesuffix('Config')} but the config asks for a "
+            f"{wanted['class'].removesuffix('Config')}: use the config of its run folder, or another checkpoint"
+        )
+    # A field younger than the checkpoint had what is now its default.
+    before = describe_network(network_config({"network": saved}), None, None)["network"]["fields"]
+    now = wanted["fields"]
+    different = [f"{k} {before.get(k)} instead of {v}" for k, v in now.items() if k not in FREE and before.get(k) != v]
+    removed = set(before.get("levels", [])) > set(now["levels"])
+    if fewer_levels and removed:
+        different = [line for line in different if not line.startswith("levels ")]
+    if different:
+        raise UserError(
+            f"checkpoint {path} holds a network of another architecture: {', '.join(different)}. "
+            f"Use the config of its run folder, or another checkpoint"
+        )
+
+
+def load_weights(network: Network, path: Path, rank: int = 0) -> None:
+    """Fills a network with a checkpoint's weights, also one that ZeRO-3 has partitioned (all ranks call it).
+
+    Raises:
+        UserError: the checkpoint's network has other parameters.
+    """
+    check_architecture(path, network.config, fewer_levels=True)
+    partitioned = any(hasattr(p, "ds_id") for p in network.parameters())
+    weights = open_weights(path) if rank == 0 or not partitioned else None
+    levels = read_about(path)["network"]["fields"].get("levels", [])
+    for name, parameter in network.named_parameters():
+        with _gathered(parameter) if partitioned else contextlib.nullcontext(), torch.no_grad():
+            if weights is not None:
+                if name not in weights:
+                    raise UserError(f"checkpoint {path} lacks the parameter {name}: it is of another network")
+                parameter.copy_(keep_levels(name, weights[name], levels, network.config))
+
+
+def keep_levels(name: str, weight: Tensor, levels: list[str], config: NetworkConfig) -> Tensor:
+    """A weight without the memory levels that `config` lacks: W_o loses their columns, others are as they were.
+
+    Args:
+        name: of the parameter.
+        weight: its value in the checkpoint.
+        levels: of the network that it is from.
+        config: of the network that it goes into.
+    """
+    if list(config.levels) == list(levels) or not name.endswith(".W_o.weight"):
+        return weight
+    columns = weight.chunk(len(levels), 1)
+    return torch.cat([columns[levels.index(level)] for level in config.levels], 1)
+
+
+def _gathered(parameter: torch.nn.Parameter) -> Any:
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(parameter, modifier_rank=0)
+
+
+def load_network(
+    run_or_file: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+) -> tuple[Network, Tokenizer]:
+    """The trained network and its tokenizer, from a checkpoint alone.
+
+    Args:
+        run_or_file: as for :func:`find_checkpoint`.
+        device: where the network goes.
+        dtype: the type of its parameters; None keeps float32.
+
+    Returns:
+        The network in evaluation mode, and the tokenizer that its data was made with.
+    """
+    path = find_checkpoint(run_or_file)
+    about = read_about(path)
+    network = network_config(about).build()
+    load_weights(network, path)
+    return network.to(device=device, dtype=dtype).eval(), restore_tokenizer(about, path)
+
+
+def restore_tokenizer(about: dict[str, Any], path: Path) -> Tokenizer:
+    """The tokenizer that a checkpoint carries."""
+    from mm_lightning.data import load_tokenizer
+
+    if not about["tokenizer"]:
+        raise UserError(f"checkpoint {path} carries no tokenizer: it was trained without prepared data")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "tokenizer.json"
+        file.write_text(about["tokenizer"]["json"], encoding="utf-8")
+        return load_tokenizer(str(file))

@@ -1,0 +1,56 @@
+"""A tiny run that saves at every step: most of its time passes in saving."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
+
+TRAINER = {"max_steps": 60, "log_every_n_steps": 1, "accelerator": "cpu", "enable_progress_bar": False}
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory) -> Path:
+    """A folder of bytes of counted numbers."""
+    from mm_lightning.cli import main
+
+    folder = tmp_path_factory.mktemp("text")
+    for n in range(24):
+        (folder / f"{n}.txt").write_text(" ".join(str(k * (n + 1)) for k in range(60 + 5 * n)))
+    options = ["--validation_fraction", "0.3", "--progress", "false", "--workers", "1"]
+    assert main(["data", "prepare", str(folder), "--output", str(folder / "prepared"), *options]) == 0
+    return folder / "prepared"
+
+
+@pytest.fixture
+def config(tmp_path, prepared):
+    """Writes the config of a run: `config(max_steps=8, keep=1)`."""
+
+    def write(max_steps: int = 60, **checkpoints) -> list[str]:
+        settings = {"every_n_steps": 1, "keep": 2, **checkpoints}
+        callbacks = [{"class_path": "Checkpoints", "init_args": settings}]
+        network = {"vocab_size": 258, "layers": 1, "dim": 16, "heads": 2, "persistent_dim": 32}
+        network |= {"short_term_window": 8, "long_term_delay": [2, 6], "inference_delay": 2}
+        values = {
+            "trainer": {**TRAINER, "max_steps": max_steps, "val_check_interval": 20, "callbacks": callbacks},
+            "model": {
+                "network": {"class_path": "MemoryMosaicConfig", "init_args": network},
+                "learning_rate": 0.01,
+                "warmup_steps": 2,
+            },
+            "data": {
+                "path": str(prepared),
+                "context_length": 32,
+                "global_batch_size": 4,
+                "micro_batch_size": 2,
+                "num_workers": 0,
+                "validation_sequences": 4,
+            },
+        }
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump(values))
+        return ["fit", "--config", str(path)]
+
+    return write

@@ -1,0 +1,83 @@
+"""Killed at chosen points of a save, a run goes on from its newest whole checkpoint as if nothing had happened."""
+
+import functools
+import os
+import signal
+
+from harness import Run, losses, same_state
+
+
+def die_at(step: int, point: str) -> None:
+    """Makes this process kill -9 itself at a point of saving a step."""
+    import torch
+
+    from mm_lightning.training.checkpoint import whole, writing
+
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    write, save, replace, seal = writing.write, torch.save, os.replace, whole.SummedFile.seal
+    now = []
+
+    def watched_write(checkpoint, target):
+        now[:] = [step] if target.name == f"step={step}.ckpt" else []
+        write(checkpoint, target)
+
+    def half(content, file, **options):
+        class Half:
+            def write(self, data):
+                if file.file.tell() > 20_000 and now:
+                    file.flush()
+                    die()
+                return file.write(data)
+
+            def flush(self):
+                file.flush()
+
+        save(content, Half(), **options)
+
+    def sealed(file):
+        seal(file)
+        if now:
+            die()
+
+    def replaced(source, target):
+        replace(source, target)
+        if now and str(target).endswith({"named": f"step={step}.ckpt", "deleting": ".old.partial"}[point]):
+            die()
+
+    writing.write = watched_write
+    if point == "half":
+        torch.save = half
+    elif point == "sealed":
+        whole.SummedFile.seal = sealed
+    else:
+        os.replace = replaced
+
+
+def test_points_of_a_save(config, tmp_path):
+    args, log = config(max_steps=6, keep=1), tmp_path / "log.txt"
+    Run([*args, "--run", str(tmp_path / "calm")], log).finish()
+    calm, killed = tmp_path / "calm" / "0", tmp_path / "killed" / "0"
+    args = [*args, "--run", str(tmp_path / "killed")]
+    lives = [(2, "half"), (3, "sealed"), (4, "named"), (5, "deleting")]
+    for step, point in lives:
+        resume = ["--resume"] if step > 2 else []
+        assert Run([*args, *resume], log, hook=functools.partial(die_at, step, point)).wait() == [-signal.SIGKILL]
+        names = sorted(os.listdir(killed / "checkpoints"))
+        assert (
+            names
+            == {
+                "half": ["step=1.ckpt", "step=2.ckpt.partial"],
+                "sealed": ["step=2.ckpt", "step=3.ckpt.partial"],
+                "named": ["step=3.ckpt", "step=4.ckpt"],
+                "deleting": ["step=3.ckpt.old.partial", "step=4.ckpt", "step=5.ckpt"],
+            }[point]
+        )
+    Run([*args, "--resume"], log).finish()
+    said = log.read_text()
+    assert [said.count(f"resuming {killed}/checkpoints/step={n}.ckpt") for n in range(1, 6)] == [1, 1, 0, 1, 1]
+    assert said.count("saving it was cut off") == 3
+    assert losses(killed) == losses(calm)
+    assert os.listdir(killed / "checkpoints") == ["step=6.ckpt"]
+    same_state(killed / "checkpoints" / "step=6.ckpt", calm / "checkpoints" / "step=6.ckpt")
