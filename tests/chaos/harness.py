@@ -101,6 +101,13 @@ def losses(folder: Path) -> dict[int, float]:
     return {line["step"]: line["train/loss"] for line in lines if "train/loss" in line}
 
 
+def assert_same_losses(killed: Path, calm: Path, kills: int) -> None:
+    """Every loss is the undisturbed run's, bit for bit; a kill between saving a step and logging it loses its line."""
+    found, wanted = losses(killed), losses(calm)
+    assert found == {step: loss for step, loss in wanted.items() if step in found}
+    assert len(wanted) - kills <= len(found)
+
+
 def kill_until(
     args: list[str], folder: Path, log: Path, world_size: int, kills: int, seed: int, seconds: float = 0
 ) -> int:

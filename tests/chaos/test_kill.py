@@ -7,7 +7,7 @@ import json
 import os
 
 import pytest
-from harness import Run, kill_until, losses, same_state
+from harness import Run, assert_same_losses, kill_until, same_state
 
 KILLS = 20
 
@@ -34,7 +34,7 @@ def test_killed_at_random_moments(config, tmp_path, name, record_property):
     record_property("kills", kills)
     print(f"{name}: {kills} kills, {log.read_text().count('saving it was cut off')} of them while saving")
     assert kills >= KILLS
-    assert losses(killed) == losses(calm)
+    assert_same_losses(killed, calm, kills)
     assert sorted(os.listdir(killed / "checkpoints")) == ["step=59.ckpt", "step=60.ckpt"]
     same_state(killed / "checkpoints" / "step=60.ckpt", calm / "checkpoints" / "step=60.ckpt")
     assert len(json.loads((killed / "environment.json").read_text())["earlier"]) <= kills

@@ -4,7 +4,7 @@ import functools
 import os
 import signal
 
-from harness import Run, losses, same_state
+from harness import Run, assert_same_losses, same_state
 
 
 def die_at(step: int, point: str) -> None:
@@ -78,6 +78,6 @@ def test_points_of_a_save(config, tmp_path):
     said = log.read_text()
     assert [said.count(f"resuming {killed}/checkpoints/step={n}.ckpt") for n in range(1, 6)] == [1, 1, 0, 1, 1]
     assert said.count("saving it was cut off") == 3
-    assert losses(killed) == losses(calm)
+    assert_same_losses(killed, calm, kills=2)  # those of steps 4 and 5 were not written yet
     assert os.listdir(killed / "checkpoints") == ["step=6.ckpt"]
     same_state(killed / "checkpoints" / "step=6.ckpt", calm / "checkpoints" / "step=6.ckpt")

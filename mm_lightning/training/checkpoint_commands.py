@@ -1,0 +1,195 @@
+"""`mm checkpoint list | verify | consolidate | convert | compare`."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from mm_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from mm_lightning.training.checkpoint.weights import Weights
+
+
+def find_all(path: str) -> list[Path]:
+    """The checkpoints meant by a path, oldest first: one, or all of a run folder or of the runs below a root."""
+    from mm_lightning.training.checkpoint import COMMIT, PARTIAL, checkpoints_of
+    from mm_lightning.training.run_folder import numbered
+
+    place = Path(path)
+    if not place.exists():
+        raise UserError(f"there is no checkpoint or run folder {place}")
+    if place.is_file() or place.suffix == ".ckpt" or (place / COMMIT).is_file():
+        return [place]
+    folders = [place, *numbered(place)]
+    found = [p for folder in folders for p in reversed(checkpoints_of(folder))]
+    found += [p for folder in folders for p in sorted((folder / "checkpoints").glob(f"*{PARTIAL}"))]
+    if not found:
+        raise UserError(f"{place} holds no checkpoints: name a run folder, as in runs/mine/0")
+    return found
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
+    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.stat().st_size
+
+
+def age(seconds: float) -> str:
+    """A duration in its largest unit: 3 h"""
+    for name, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {name}"
+    return f"{seconds:.0f} s"
+
+
+def list_command(run: str, checksums: bool = False) -> None:
+    """List checkpoints with their step, size, age and state.
+
+    Args:
+        run: a run folder, a root of numbered run folders, or a checkpoint.
+        checksums: read all of them and compare checksums; otherwise only look whether all of each is there.
+    """
+    from mm_lightning.training.checkpoint import PARTIAL, damage, step_of
+
+    rows = []
+    for path in find_all(run):
+        problem = damage(path, checksums)
+        state = "partial" if path.name.endswith(PARTIAL) else f"damaged: {problem}" if problem else "whole"
+        seconds = time.time() - path.stat().st_mtime
+        kind = "folder of shards" if path.is_dir() else "file"
+        rows.append((f"{step_of(path)}", f"{size_of(path) / 1e6:,.1f} MB", age(seconds), kind, f"{path}", state))
+    head = ("step", "size", "age", "kind", "checkpoint", "state")
+    widths = [max(len(row[n]) for row in [head, *rows]) for n in range(len(head))]
+    for row in [head, *rows]:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    for folder in sorted({path.parent for path in find_all(run)}):
+        if (folder / "best.json").is_file():
+            best = json.loads((folder / "best.json").read_text(encoding="utf-8"))
+            print(f"best of {folder}: step {best['step']}, {best['metric']} {best['value']:.6g}")
+
+
+def verify_command(run: str) -> None:
+    """Read checkpoints and compare all their checksums; exit with an error if one is not whole.
+
+    Args:
+        run: a run folder, a root of numbered run folders, or a checkpoint.
+    """
+    from mm_lightning.training.checkpoint import damage
+
+    bad = []
+    for path in find_all(run):
+        problem = damage(path)
+        print(f"{path} {problem or 'is whole'}", flush=True)
+        bad += [path] if problem else []
+    if bad:
+        raise UserError(f"{len(bad)} of the checkpoints in {run} cannot be used: --resume passes over them")
+
+
+def consolidate_command(
+    checkpoint: str, output: str, dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+) -> None:
+    """Write the weights of a checkpoint as one safetensors file.
+
+    Shards are put together tensor by tensor: memory holds one tensor at a time. Tied weights are stored once.
+    The file describes its network and tokenizer: wherever a checkpoint is asked for, it will do (but not to resume).
+
+    Args:
+        checkpoint: a checkpoint, or a run folder (its newest whole checkpoint is taken).
+        output: the .safetensors file to write.
+        dtype: of the weights in it.
+    """
+    import torch
+
+    from mm_lightning.training.checkpoint import find_checkpoint, open_weights, read_about
+    from mm_lightning.training.checkpoint.safetensors_file import write_safetensors
+
+    target = Path(output)
+    if target.suffix != ".safetensors":
+        raise UserError(f"--output {output} must end in .safetensors")
+    if target.exists():
+        raise UserError(f"{target} exists: name another --output, or remove it")
+    path = find_checkpoint(checkpoint)
+    about = read_about(path)
+    weights = open_weights(path)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_safetensors(weights, target, about, tied_names(about, weights), getattr(torch, dtype))
+    except OSError as error:
+        raise UserError(f"cannot write {target}: {error.strerror}") from error
+    print(f"{target}: {len(weights)} tensors in {dtype}, {target.stat().st_size:,} bytes, from {path}")
+
+
+def tied_names(about: dict[str, Any], weights: Weights) -> dict[str, str]:
+    """Names of a network's weights that stand for the same tensor, with the name it is stored under."""
+    import torch
+
+    from mm_lightning.training.checkpoint import network_config
+
+    with torch.device("meta"):
+        network = network_config(about).build()
+    first: dict[int, str] = {}
+    tied = {}
+    for name, parameter in network.named_parameters(remove_duplicate=False):
+        stored = first.setdefault(id(parameter), name)
+        if stored != name and stored in weights:
+            tied[name] = stored
+    return tied
+
+
+def convert_command(checkpoint: str, output: str) -> None:
+    """Convert a DeepSpeed checkpoint to its universal form, which another number of GPUs can go on from.
+
+    Args:
+        checkpoint: a DeepSpeed checkpoint, or a run folder (its newest whole checkpoint is taken).
+        output: the folder to write, as in runs/mine/0/checkpoints/step=200.universal.
+    """
+    from mm_lightning.training.checkpoint import find_checkpoint
+    from mm_lightning.training.checkpoint.universal import to_universal
+
+    path = find_checkpoint(checkpoint)
+    if not path.is_dir():
+        raise UserError(f"{path} is a plain checkpoint, which any number of devices can resume as it is")
+    if Path(output).exists():
+        raise UserError(f"{output} exists: name another --output, or remove it")
+    to_universal(path, Path(output))
+    print(f"{output}: {size_of(Path(output)):,} bytes, from {path}")
+
+
+def compare_command(checkpoints: list[str], tolerance: float = 0.0) -> None:
+    """Compare the weights of two checkpoints: which tensors differ, and by how much.
+
+    Exits with an error if one differs by more than the tolerance.
+
+    Args:
+        checkpoints: two of them; of a run folder its newest whole checkpoint is taken.
+        tolerance: the largest absolute difference that does not count.
+    """
+    from mm_lightning.training.checkpoint import find_checkpoint, open_weights
+
+    if len(checkpoints) != 2:
+        raise UserError(f"mm checkpoint compare takes two checkpoints, {len(checkpoints)} are named")
+    paths = [find_checkpoint(name) for name in checkpoints]
+    one, two = (open_weights(path) for path in paths)
+    missing = [f"{name} is in {paths[name not in one]} only" for name in sorted(one.keys() ^ two.keys())]
+    lines = [difference(name, one, two, tolerance) for name in one if name in two]
+    different = [*missing, *filter(None, lines)]
+    print("\n".join(different or [f"{len(one)} tensors are the same"]))
+    if different:
+        raise UserError(f"{len(different)} of {len(one.keys() | two.keys())} tensors differ")
+
+
+def difference(name: str, one: Weights, two: Weights, tolerance: float) -> str | None:
+    """How a tensor of two checkpoints differs; None if it does not."""
+    if one.shapes[name] != two.shapes[name]:
+        return f"{name} has the shape {one.shapes[name]} and {two.shapes[name]}"
+    a, b = one[name].double(), two[name].double()
+    apart = (a - b).abs()
+    apart = apart.where(apart == apart, float("inf")) if not (a.equal(b)) else apart
+    largest = float(apart.max()) if apart.numel() else 0.0
+    if a.equal(b) or largest <= tolerance:
+        return None
+    mean = float(apart.mean())
+    scale = float(a.abs().max())
+    return f"{name} {one.shapes[name]}: largest difference {largest:.3g}, mean {mean:.3g}, largest value {scale:.3g}"
