@@ -19,6 +19,7 @@ from typing import Any
 from mm_lightning import __version__
 from mm_lightning.errors import UserError
 from mm_lightning.options import flags, name_words, option_error, word_lists
+from mm_lightning.redaction import redact
 
 TRAINING: dict[str, str] = {
     "fit": "train a network, or continue a run (--resume)",
@@ -219,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as done:  # --help and --print_config end this way
         return done.code if isinstance(done.code, int) else 0
     except UserError as error:
-        print(f"mm: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"mm: {redact(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("mm: interrupted", file=sys.stderr)

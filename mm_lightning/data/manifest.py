@@ -130,11 +130,26 @@ class Manifest:
                 name: Split(**{**split, "shards": [Shard(**shard) for shard in split["shards"]]})
                 for name, split in content.pop("splits").items()
             }
-            return cls(splits=splits, **content)
+            manifest = cls(splits=splits, **content)
         except (ValueError, KeyError, TypeError) as error:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"{path} is damaged ({error}): prepare the data again") from error
+        shards = [f"{name}/{shard.file}" for name, split in splits.items() for shard in split.shards]
+        for file in [*shards, *manifest.files]:
+            check_inside(path.parent, file)
+        return manifest
+
+
+def check_inside(folder: Path, file: str) -> None:
+    """Holds a path that a file names against the folder that it has to lie in.
+
+    Raises:
+        UserError: it leads out of it, by `..`, an absolute path or a symbolic link.
+    """
+    home = folder.resolve()
+    if not (home / file).resolve().is_relative_to(home):
+        raise UserError(f"{folder / FILE} names {file}, which is outside of {folder}: it is not used")
 
 
 def entropy(counts: np.ndarray) -> float:

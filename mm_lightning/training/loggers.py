@@ -8,13 +8,14 @@ from typing import Any
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from mm_lightning.redaction import redact
 from mm_lightning.training.run_folder import RunFolder
 
 
 @rank_zero_only
 def say(message: str) -> None:
     """Prints one line on the first process only."""
-    print(message, flush=True)
+    print(redact(message), flush=True)
 
 
 class MetricsFile(Logger):

@@ -31,6 +31,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
 from mm_lightning.errors import UserError
+from mm_lightning.redaction import redact, redact_words
 
 PACKAGES = (
     "mm-lightning",
@@ -121,7 +122,7 @@ class RecordRun(Callback):
             return
         path = self.folder.path
         (path / "finished.json").unlink(missing_ok=True)  # a finished run may be resumed for more steps
-        write_text(path / "config.yaml", self.config)
+        write_text(path / "config.yaml", redact(self.config))
         past = []
         if (path / "environment.json").is_file():
             before = json.loads((path / "environment.json").read_text(encoding="utf-8"))
@@ -181,7 +182,7 @@ def describe_environment() -> dict[str, Any]:
     """Time, versions, code state, command line and hardware of this process."""
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": redact_words([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "python": platform.python_version(),
         "system": platform.platform(),
         "host": platform.node(),

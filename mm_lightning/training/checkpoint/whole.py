@@ -193,6 +193,8 @@ def _folder_damage(folder: Path, checksums: bool) -> str | None:
     def problem(name: str) -> str | None:
         size, value = (files[name], None) if isinstance(files[name], int) else files[name].values()
         path = folder / name
+        if not path.resolve().is_relative_to(folder.resolve()):
+            return f"is damaged ({name} is outside of it)"
         if not path.is_file():
             return f"is damaged ({name} is missing)"
         if path.stat().st_size != size:
