@@ -133,7 +133,7 @@ def tied_names(about: dict[str, Any], weights: Weights) -> dict[str, str]:
     tied = {}
     for name, parameter in network.named_parameters(remove_duplicate=False):
         stored = first.setdefault(id(parameter), name)
-        if stored != name and stored in weights:
+        if stored != name and name in weights and stored in weights:
             tied[name] = stored
     return tied
 

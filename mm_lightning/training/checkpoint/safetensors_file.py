@@ -69,7 +69,9 @@ def problem(path: Path, checksums: bool = True) -> str | None:
         return f"cannot be read ({error})"
     if path.stat().st_size != end:
         return f"is truncated or damaged ({path.stat().st_size} bytes instead of {end})"
-    if not checksums or "crc32" not in about:
+    if "crc32" not in about:
+        return "is damaged (it lacks its checksum)" if KEY in about else None  # of another program: it has none
+    if not checksums:
         return None
     place = 8 + _place(raw, about["crc32"])
     before = zlib.crc32(_ZEROS.encode(), crc32(path, place))

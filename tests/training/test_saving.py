@@ -1,0 +1,170 @@
+"""When checkpoints are saved, which stay, and what happens when one cannot be written."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+import yaml
+from runs import metrics
+
+from mm_lightning.callbacks import Checkpoints, checkpoints
+from mm_lightning.cli import main
+from mm_lightning.errors import UserError
+from mm_lightning.training.checkpoint import damage, writing
+from mm_lightning.training.checkpoint.writing import WholeCheckpointIO, snapshot
+
+
+def fit(tiny, *more: str, steps: int = 8, **settings) -> int:
+    values = yaml.safe_load(tiny.read_text())
+    values["trainer"] |= {"max_steps": steps, "val_check_interval": 2}
+    values["trainer"]["callbacks"] = [{"class_path": "Checkpoints", "init_args": settings}]
+    tiny.write_text(yaml.safe_dump(values))
+    return main(["fit", "--config", str(tiny), *more])
+
+
+def saved(folder) -> list[int]:
+    names = os.listdir(folder / "checkpoints")
+    return sorted(int(name[5:-5]) for name in names if name.startswith("step="))
+
+
+def test_what_stays_and_an_asynchronous_run_goes_on_exactly(tiny, tmp_path):
+    # the first validation has the largest loss
+    settings = {"every_n_steps": 1, "keep": 2, "keep_every_n_steps": 4, "best": "validation/loss", "best_mode": "max"}
+    assert fit(tiny, **settings) == 0
+    assert fit(tiny, **settings, asynchronous=True) == 0
+    folders = [tmp_path / "run" / name for name in "01"]
+    for folder in folders:
+        assert saved(folder) == [2, 4, 7, 8]
+        best = json.loads((folder / "checkpoints" / "best.json").read_text())
+        assert best == {"step": 2, "metric": "validation/loss", "value": metrics(folder, "validation/loss")[2]}
+    states = [torch.load(folder / "checkpoints" / "step=7.ckpt", weights_only=True) for folder in folders]
+    for name, value in states[0]["state_dict"].items():
+        assert torch.equal(value, states[1]["state_dict"][name]), name
+    loss = metrics(folders[1])
+    assert loss == metrics(folders[0])
+    for step in (7, 8):
+        (folders[1] / "checkpoints" / f"step={step}.ckpt").unlink()
+    assert fit(tiny, "--resume", str(folders[1]), **settings, asynchronous=True) == 0
+    assert metrics(folders[1]) == loss
+    assert saved(folders[1]) == [2, 4, 7, 8]
+
+
+def test_saving_by_the_clock(tiny, tmp_path, monkeypatch):
+    minutes = iter(range(1000))
+    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: 60.0 * next(minutes))
+    assert fit(tiny, every_n_steps=0, keep=0, every_n_minutes=3) == 0
+    # each look at the clock takes a minute, and so does each save
+    assert saved(tmp_path / "run" / "0") == [3, 6, 8]
+
+
+def fail_at(monkeypatch, *steps: int):
+    """The disk is full while these steps are written."""
+    save, tried = torch.save, []
+
+    def full(content, file, **options):
+        if isinstance(content, dict) and content.get("global_step") in steps:
+            tried.append(content["global_step"])
+            file.write(b"half")
+            raise OSError(28, "No space left on device")
+        save(content, file, **options)
+
+    monkeypatch.setattr(torch, "save", full)
+    return tried
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_full_disk_stops_training(tiny, tmp_path, monkeypatch, capsys, asynchronous):
+    fail_at(monkeypatch, 4)
+    assert fit(tiny, every_n_steps=2, asynchronous=asynchronous) == 2
+    error = capsys.readouterr().err
+    assert error.count("no space left to write the checkpoint") == 1
+    assert "Earlier checkpoints are untouched" in error
+    folder = tmp_path / "run" / "0"
+    assert os.listdir(folder / "checkpoints") == ["step=2.ckpt"]
+    assert damage(folder / "checkpoints" / "step=2.ckpt") is None
+
+
+def test_a_full_disk_is_waited_out(tiny, tmp_path, monkeypatch, capsys):
+    tried = fail_at(monkeypatch, 3, 4, 5)
+    assert fit(tiny, every_n_steps=1, keep=1, on_failure="continue") == 0
+    assert tried == [3, 4, 5]
+    folder = tmp_path / "run" / "0"
+    assert capsys.readouterr().out.count("training goes on, with no new checkpoint: no space left") == 1
+    assert os.listdir(folder / "checkpoints") == ["step=8.ckpt"]
+    assert list(metrics(folder)) == list(range(1, 9))
+
+
+def test_the_last_step_has_to_be_saved(tiny, tmp_path, monkeypatch, capsys):
+    tried = fail_at(monkeypatch, 8)
+    assert fit(tiny, every_n_steps=4, on_failure="continue", asynchronous=True) == 2
+    assert tried == [8, 8]
+    assert saved(tmp_path / "run" / "0") == [4]
+
+
+def test_at_most_one_is_being_written(tmp_path, monkeypatch):
+    writing_now, most, begun = [], [], threading.Event()
+
+    def slow(checkpoint, target):
+        writing_now.append(target)
+        most.append(len(writing_now))
+        begun.wait(0.05)
+        writing_now.remove(target)
+
+    monkeypatch.setattr(writing, "write", slow)
+    io = WholeCheckpointIO()
+    io.asynchronous = True
+    for step in range(4):
+        io.save_checkpoint({}, tmp_path / f"{step}.ckpt")
+    assert io.finish() is None
+    assert most == [1, 1, 1, 1]
+
+
+def test_a_snapshot_stays_as_it_was_and_shares_what_was_shared():
+    weight = torch.arange(6.0).view(2, 3)
+    state = {"a": weight, "tied": weight, "part": weight[1], "list": [1, {"b": 2}], "scalar": torch.tensor(3)}
+    copied = snapshot(state)
+    weight += 1
+    state["list"][1]["b"] = 5
+    assert copied["a"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert copied["part"].tolist() == [3, 4, 5]
+    assert copied["list"] == [1, {"b": 2}]
+    assert copied["a"].data_ptr() == copied["tied"].data_ptr()
+    assert copied["scalar"].item() == 3
+
+
+def test_permission_and_a_vanished_folder(tmp_path):
+    io = WholeCheckpointIO()
+    (tmp_path / "checkpoints").write_text("a file in the way")
+    with pytest.raises(
+        UserError, match=r"cannot write the checkpoint .*File exists.*Earlier checkpoints are untouched"
+    ):
+        io.save_checkpoint({"x": 1}, tmp_path / "checkpoints" / "step=1.ckpt")
+
+
+def test_mistakes_in_settings(tiny, capsys):
+    with pytest.raises(UserError, match="every_n_minutes is -1"):
+        Checkpoints(every_n_minutes=-1)
+    assert fit(tiny, steps=2, best="validation/los") == 2
+    assert "best is 'validation/los', there are" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", [[], ["--trainer.strategy", "deepspeed_stage_2", "--trainer.devices", "2"]])
+def test_a_limit_on_the_size_of_files(tiny, tmp_path, strategy):
+    """The operating system itself refuses to write: the error is one line, and nothing partial keeps a name."""
+    fit(tiny, steps=2, every_n_steps=1)
+
+    def limited():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+
+    more = ["--run", str(tmp_path / "limited"), "--data.micro_batch_size", "2", *strategy]
+    command = [sys.executable, "-m", "mm_lightning.cli", "fit", "--config", str(tiny), *more]
+    done = subprocess.run(command, preexec_fn=limited, capture_output=True, text=True, timeout=280)
+    assert done.returncode != 0
+    assert "no space left to write the checkpoint" in done.stderr
+    assert not list((tmp_path / "limited" / "0" / "checkpoints").glob("*.ckpt"))
