@@ -6,6 +6,7 @@ import resource
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -56,7 +57,7 @@ def test_what_stays_and_an_asynchronous_run_goes_on_exactly(tiny, tmp_path):
 
 def test_saving_by_the_clock(tiny, tmp_path, monkeypatch):
     minutes = iter(range(1000))
-    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: 60.0 * next(minutes))
+    monkeypatch.setattr(checkpoints, "time", SimpleNamespace(monotonic=lambda: 60.0 * next(minutes)))
     assert fit(tiny, every_n_steps=0, keep=0, every_n_minutes=3) == 0
     # each look at the clock takes a minute, and so does each save
     assert saved(tmp_path / "run" / "0") == [3, 6, 8]
