@@ -7,6 +7,11 @@ settings.register_profile("plain", deadline=None, derandomize=True, suppress_hea
 settings.load_profile("plain")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--soak_minutes", type=float, default=30.0, help="how long -m soak kills a run again and again")
+    parser.addoption("--soak_log", default=None, help="a file to which -m soak adds its summary")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
     """The tensors of these tests are small: more threads only wait for each other."""

@@ -88,9 +88,9 @@ class Run:
             raise TimeoutError(f"a run did not end: {self.log.read_text()[-3000:]}")
         return [process.exitcode for process in self.processes]
 
-    def finish(self) -> None:
+    def finish(self, timeout: float = 300) -> None:
         """Waits for a run that has to end well."""
-        statuses = self.wait()
+        statuses = self.wait(timeout)
         assert set(statuses) == {0}, f"{statuses}: {self.log.read_text()[-3000:]}"
 
 
@@ -109,7 +109,14 @@ def assert_same_losses(killed: Path, calm: Path, kills: int) -> None:
 
 
 def kill_until(
-    args: list[str], folder: Path, log: Path, world_size: int, kills: int, seed: int, seconds: float = 0
+    args: list[str],
+    folder: Path,
+    log: Path,
+    world_size: int,
+    kills: int,
+    seed: int,
+    seconds: float = 0,
+    pauses: tuple[float, float] | None = None,
 ) -> int:
     """Kills a run again and again after a few steps, at random moments, and at last lets it end.
 
@@ -121,6 +128,7 @@ def kill_until(
         kills: how often at least.
         seed: of the moments.
         seconds: go on for so long at least.
+        pauses: the shortest and the longest life in seconds; without, a life lasts a few steps.
 
     Returns:
         how often it was killed.
@@ -133,14 +141,17 @@ def kill_until(
         deadline = time.monotonic() + 120
         while run.alive() and entries(folder) < before + wanted and time.monotonic() < deadline:
             time.sleep(0.01)
-        time.sleep(draw.random() * draw.choice([0.02, 0.2, 1.0]))
+        life = draw.uniform(*pauses) if pauses else draw.random() * draw.choice([0.02, 0.2, 1.0])
+        ends = time.monotonic() + life
+        while run.alive() and time.monotonic() < ends:
+            time.sleep(min(0.05, life))
         if not run.alive():
             run.finish()  # it came to its end: a failure otherwise
             return done
         alone = draw.random() < 0.3
         run.kill([draw.randrange(world_size)] if alone else None)
         done += 1
-    Run([*args, "--resume"] if has_checkpoint(folder) else args, log, world_size).finish()
+    Run([*args, "--resume"] if has_checkpoint(folder) else args, log, world_size).finish(timeout=300 + 2 * seconds)
     return done
 
 

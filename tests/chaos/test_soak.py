@@ -1,0 +1,36 @@
+"""A run that is killed every 20 to 60 seconds for half an hour ends bit-identical to the undisturbed one.
+
+`pytest -m soak -s --soak_minutes 30`, with `--soak_log PATH` for a summary to keep.
+"""
+
+import time
+
+import pytest
+from harness import Run, assert_same_losses, kill_until, same_state
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(0)
+def test_soak(config, tmp_path, request):
+    minutes = request.config.getoption("--soak_minutes")
+    # long enough that the run does not come to its end before
+    steps = max(int(minutes * 600), 60)
+    args, log = config(max_steps=steps, every_n_steps=5, keep=3, asynchronous=True), tmp_path / "log.txt"
+    killed, calm = tmp_path / "killed" / "0", tmp_path / "calm" / "0"
+    begin = time.monotonic()
+    args_killed = [*args, "--run", str(killed.parent)]
+    kills = kill_until(args_killed, killed, log, 1, kills=1, seed=2, seconds=60 * minutes, pauses=(20, 60))
+    seconds = time.monotonic() - begin
+    Run([*args, "--run", str(calm.parent)], log).finish(timeout=60 * minutes + 600)
+    assert_same_losses(killed, calm, kills)
+    last = f"step={steps}.ckpt"
+    same_state(killed / "checkpoints" / last, calm / "checkpoints" / last)
+    said = log.read_text()
+    summary = (
+        f"{kills} kills in {seconds / 60:.1f} minutes, {said.count('saving it was cut off')} of them while saving; "
+        f"{steps} steps; weights, optimiser state and losses bit-identical to the undisturbed run\n"
+    )
+    print(summary)
+    if request.config.getoption("--soak_log"):
+        with open(request.config.getoption("--soak_log"), "a", encoding="utf-8") as file:
+            file.write(summary)
