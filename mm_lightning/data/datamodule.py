@@ -18,7 +18,7 @@ from mm_lightning.data.prepare import PrepareConfig, prepare
 from mm_lightning.data.regbench import RegBenchConfig, prepare_regbench
 from mm_lightning.data.sequences import EvaluationOrder, Sequences, TrainingLoader, TrainingOrder
 from mm_lightning.data.tokenizer import Tokenizer, load_tokenizer
-from mm_lightning.data.workers import heed_the_second, start_server
+from mm_lightning.data.workers import prepare_worker, start_server
 from mm_lightning.errors import UserError
 
 _WORKER_TIMEOUT = 300  # seconds
@@ -190,7 +190,7 @@ class TextDataModule(lightning.LightningDataModule):
             options |= {
                 "multiprocessing_context": context,
                 "persistent_workers": True,
-                "worker_init_fn": heed_the_second,
+                "worker_init_fn": prepare_worker,
                 "timeout": _WORKER_TIMEOUT,
             }
         return options

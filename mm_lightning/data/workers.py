@@ -1,4 +1,4 @@
-"""Loader workers that outlive the signals meant for the training they serve.
+"""Loader workers that outlive the signals meant for the training they serve, but not the training.
 
 Slurm, a terminal and `kill -- -GROUP` signal every process there is. Training answers by saving after the current step,
 for which it needs its workers.
@@ -6,7 +6,10 @@ for which it needs its workers.
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
+import threading
 from multiprocessing import forkserver, resource_tracker
 
 _MEANT_FOR_TRAINING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
@@ -22,7 +25,19 @@ def start_server() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def heed_the_second(worker: int) -> None:
-    """Lets a worker end at the second SIGTERM: the first may be for training, the next is from whoever cleans up."""
+def prepare_worker(worker: int) -> None:
+    """Lets a worker end with the training process, and at the second SIGTERM.
+
+    The first may be for training, the next is from whoever cleans up. The training process is not the worker's parent,
+    which torch watches: that is the server, and it stays as long as it has workers.
+    """
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+    threading.Thread(target=_end_with_training, daemon=True).start()
+
+
+def _end_with_training() -> None:
+    training = multiprocessing.parent_process()
+    if training is not None:
+        training.join()
+        os._exit(1)

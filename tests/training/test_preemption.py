@@ -204,6 +204,15 @@ def test_loader_workers_live_until_all_is_saved(tiny, tmp_path, number):
     check_resumable(tiny, run, "--data.num_workers", "2")
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_killed_run_leaves_no_loader_workers(tiny, tmp_path):
+    run = Run(tiny, tmp_path / "run", "--data.num_workers", "2")
+    run.wait_for("step      3/")
+    run.process.kill()
+    assert run.end() == -signal.SIGKILL
+
+
 STUCK = """
 import sys, time
 from mm_lightning.cli import main
