@@ -60,7 +60,7 @@ class Guard(Callback):
         self._before: Step | None = None  # the step whose numbers are on their way
         self._in_a_row = 0
         self._bad_steps = 0
-        self._back: Path | None = None  # the checkpoint to go back to
+        self._back: int | None = None  # the bad step to go back from
         self._returns = ("", 0)  # the last one, how often
 
     # What happens on the device
@@ -157,7 +157,7 @@ class Guard(Callback):
             )
         say(found)
         if self.on_bad_step == "rollback" and self._back is None:
-            self._plan_return(trainer, pl_module, step.number)
+            self._back = step.number
 
     def _keep(self, trainer: Trainer, pl_module: LightningModule, step: Step, why: str) -> Path:
         """Writes down the batch; every process its own tokens."""
@@ -179,7 +179,8 @@ class Guard(Callback):
 
     # Going back
 
-    def _plan_return(self, trainer: Trainer, pl_module: LightningModule, bad: int) -> None:
+    def _checkpoint_before(self, trainer: Trainer, pl_module: LightningModule, bad: int) -> Path | None:
+        """The newest that is there when it is needed: until then older ones may have been deleted."""
         from mm_lightning.training.checkpoint import is_whole, step_of
         from mm_lightning.training.loggers import say
 
@@ -190,21 +191,24 @@ class Guard(Callback):
         path = trainer.strategy.broadcast(path)
         if path is None:
             say(f"there is no checkpoint from before step {bad} to go back to: the run goes on")
-            return
+            return None
         self._returns = (path.name, self._returns[1] + 1 if path.name == self._returns[0] else 1)
         if self._returns[1] > self.patience:
             raise UserError(
                 f"step {bad} is bad, and the run has gone back to {path} {self.patience} times (patience of Guard): it "
                 f"is not the batch. Try a lower model.learning_rate from an earlier checkpoint"
             )
-        self._back = path
+        return path
 
     def _go_back(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Everything is as in the checkpoint but for the data, which go on."""
         from mm_lightning.training.loggers import say
         from mm_lightning.training.rollback import restore
 
-        path, self._back = self._back, None
+        assert self._back is not None
+        path, self._back = self._checkpoint_before(trainer, pl_module, self._back), None
+        if path is None:
+            return
         left = trainer.global_step
         own = (self._returns, self._bad_steps)
         restore(trainer, path)
