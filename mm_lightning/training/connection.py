@@ -34,6 +34,16 @@ def set_timeout(strategy: Any, seconds: float) -> None:
         strategy._timeout = timedelta(seconds=seconds)
 
 
+def limit_groups(limit: timedelta) -> None:
+    """Gives a time limit to all groups of processes: those made by libraries begin with torch's 10 or 30 minutes."""
+    from torch.distributed import distributed_c10d
+
+    # its name before torch 2.15 is deprecated since
+    set_group = getattr(distributed_c10d, "set_timeout", None) or distributed_c10d._set_pg_timeout
+    for group in list(distributed_c10d._world.pg_map):
+        set_group(limit, group)
+
+
 def lost_contact(error: RuntimeError, seconds: float) -> UserError | None:
     """One line for an error of the communication among processes; None for any other error."""
     from torch.distributed import DistError

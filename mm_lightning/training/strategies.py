@@ -31,6 +31,7 @@ from mm_lightning.training.checkpoint import (
     only_weights,
     write_synced,
 )
+from mm_lightning.training.connection import limit_groups
 
 
 class DeepSpeed(DeepSpeedStrategy):
@@ -102,6 +103,11 @@ class DeepSpeed(DeepSpeedStrategy):
         reset_seed()
         self.set_world_ranks()
         self._init_deepspeed_distributed()
+
+    def init_deepspeed(self) -> None:
+        """Builds the engine; its groups of processes wait no longer than the run's."""
+        super().init_deepspeed()
+        limit_groups(self._timeout)
 
     @contextmanager
     def tensor_init_context(self, empty_init: bool | None = None) -> Iterator[None]:
