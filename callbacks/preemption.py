@@ -84,7 +84,7 @@ class Preemption(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Joins the processes' CPUs."""
         if trainer.world_size > 1 and dist.get_backend() != "fake":  # of `mm fit --plan`: nobody is there
-            self._group = dist.new_group(backend="gloo")
+            self._group = dist.new_group(backend="gloo", timeout=getattr(trainer.strategy, "_timeout", None))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Leaves, if all is saved; or begins to ask the others, before the last batch of a step."""
