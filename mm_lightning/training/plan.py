@@ -30,7 +30,7 @@ from mm_lightning.memory.documents import Documents
 from mm_lightning.networks import NetworkConfig
 from mm_lightning.networks.cost import parameters
 from mm_lightning.training.batches import accumulated
-from mm_lightning.training.checkpoint import check_architecture
+from mm_lightning.training.checkpoint import check_architecture, find_checkpoint
 from mm_lightning.training.cli import TrainingCLI, network_of
 from mm_lightning.training.fake_cluster import FakeCluster, fake_processes, use_fake
 from mm_lightning.training.loggers import say
@@ -67,11 +67,9 @@ class PlannedFit(TrainingCLI):
                 self._try()
         finally:
             shutil.rmtree(self._scratch, ignore_errors=True)
+        say("not checked  connections between nodes, GPUs' memory and kernels, speed of reading and saving")
         if self._problems:
             raise UserError(f"this run would not begin: {'; '.join(self._problems)}")
-        say(
-            "not checked  the connections between nodes, GPU memory and kernels in use, the speed of reading and saving"
-        )
 
     def _run_subcommand(self, subcommand: str) -> None:
         """It has been run."""
@@ -137,7 +135,7 @@ class PlannedFit(TrainingCLI):
     def _checkpoint(self, config: Namespace) -> str:
         path = super()._find_checkpoint(config)
         if path is None and config.model.initial_weights:
-            path = Path(config.model.initial_weights)
+            path = find_checkpoint(config.model.initial_weights)
         if path is None:
             return "checkpoint   none: the run begins anew"
         check_architecture(path, self._network)

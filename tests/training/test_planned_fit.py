@@ -64,6 +64,10 @@ def test_a_checkpoint_is_held_against_the_network(tiny, tmp_path, capsys):
     assert "dim 16 instead of 32" in capsys.readouterr().err
     assert plan(tiny, "--resume", **{"trainer.max_steps": 9}) == 0
     assert "step=6.ckpt fits the network" in capsys.readouterr().out
+    run = str(tmp_path / "run")
+    assert plan(tiny, **{"model.initial_weights": run, "model.network.dim": 32}) == 2
+    assert "dim 16 instead of 32" in capsys.readouterr().err
+    assert plan(tiny, **{"model.initial_weights": run}) == 0
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["0"]
 
 
