@@ -31,7 +31,8 @@ class Checkpoints(Checkpoint):
             stays until another is better. checkpoints/best.json says which it is.
         best_mode: whether the smallest or the largest value is the best.
         asynchronous: copy what is saved to the CPU's memory and write it while training goes on. At most one checkpoint
-            is being written at a time, and the copy takes its size in memory.
+            is being written at a time, and the copy takes its size in memory. DeepSpeed's shards are saved at once all
+            the same, and the log says so.
         on_failure: what to do when a checkpoint cannot be written, the disk being full, for one. The one before stays
             as it is. `stop` ends training; `continue` says so once and tries again when the next one is due, and
             ends with an error only if the last step could not be saved.
@@ -76,6 +77,8 @@ class Checkpoints(Checkpoint):
         self._saved_at = time.monotonic()
         writer = self._writer(trainer)
         writer.asynchronous, writer.keeps_errors = self.asynchronous, True
+        if self.asynchronous and writer is trainer.strategy and trainer.is_global_zero:
+            print("Checkpoints: DeepSpeed's shards are saved at once, asynchronous is for plain files", flush=True)
         found = self._read_best(self._folder(pl_module)) if self.best and trainer.is_global_zero else None
         self._best = trainer.strategy.broadcast(found)
 

@@ -42,6 +42,11 @@ def test_zero_equals_one_process(tiny, tmp_path, stage):
     assert_same(alone, folder)
     checkpoint = find_checkpoint(folder)
     assert (checkpoint / COMMIT).is_file()
+    # DeepSpeed's universal form holds the same weights, and so does one file
+    forms = [str(tmp_path / name) for name in ("step=6.universal", "weights.safetensors")]
+    for command, form in zip(("convert", "consolidate"), forms, strict=True):
+        assert main(["checkpoint", command, str(folder), "--output", form]) == 0
+        assert main(["checkpoint", "compare", str(folder), form]) == 0
     # the consolidated weights are those of the run on one process
     one, two = load_network(alone)[0], load_network(folder)[0]
     for (name, a), b in zip(one.named_parameters(), two.parameters(), strict=True):

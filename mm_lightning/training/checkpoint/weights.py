@@ -37,7 +37,10 @@ class Weights(Mapping[str, Tensor]):
         self.readers, self.shapes, self.dtypes = readers, shapes, dtypes
 
     def __getitem__(self, name: str) -> Tensor:
-        return self.readers[name]()
+        return self.readers[name]().detach()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.readers
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.readers)
@@ -144,8 +147,10 @@ def read_shards(path: Path) -> Weights:
     """
     folder = path / TAG
     models, optimizers = (_sorted(folder.glob(f"*_{kind}_states.pt")) for kind in ("model", "optim"))
-    if not models or not optimizers:
+    if not models or not (optimizers or (folder / "zero").is_dir()):
         raise UserError(f"{path} holds no shards of ZeRO: name a checkpoint of mm fit")
+    if (folder / "zero").is_dir():
+        return _universal(path, models[0])
     with only_weights(path):
         shapes = torch.load(models[0], map_location="cpu", mmap=True)["param_shapes"]
         states = [torch.load(file, map_location="cpu", mmap=True)["optimizer_state_dict"] for file in optimizers]
@@ -157,6 +162,24 @@ def read_shards(path: Path) -> Weights:
         {name.removeprefix(PREFIX): reader for name, reader in kept.items()},
         {name.removeprefix(PREFIX): sizes[name] for name in kept},
         {name.removeprefix(PREFIX): torch.float32 for name in kept},
+    )
+
+
+def _universal(path: Path, model: Path) -> Weights:
+    """The float32 weights in DeepSpeed's universal form, where each parameter has a folder."""
+    with only_weights(path):
+        groups = torch.load(model, map_location="cpu", mmap=True)["param_shapes"]
+    shapes = {name: shape for group in groups for name, shape in group.items() if name.startswith(PREFIX)}
+
+    def read(name: str) -> Tensor:
+        found = load(path / TAG / "zero" / name / "fp32.pt", mmap=True)
+        # stages 1 and 2 write a dictionary, stage 3 the flat tensor itself
+        return (found["param"] if isinstance(found, dict) else found).view(shapes[name])
+
+    return Weights(
+        {name.removeprefix(PREFIX): lambda n=name: read(n) for name in shapes},
+        {name.removeprefix(PREFIX): tuple(shape) for name, shape in shapes.items()},
+        {name.removeprefix(PREFIX): torch.float32 for name in shapes},
     )
 
 
