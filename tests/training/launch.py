@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 
 def mm(*args: str, timeout: int = 280) -> subprocess.CompletedProcess:
@@ -12,5 +13,7 @@ def mm(*args: str, timeout: int = 280) -> subprocess.CompletedProcess:
 
 def run(*command: str, timeout: int = 280) -> subprocess.CompletedProcess:
     """The same for any command."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    # Configs may name the callbacks of spies.py.
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)
