@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from statistics import linear_regression
 
 import numpy as np
 
@@ -124,7 +126,7 @@ def _figure(
     strategies = [name for name in _axis(values, 3) if name != BEST]
     caption = (
         f"{task}: accuracy by shots. Small dots: the prompt strategies ({', '.join(strategies)}); line: the best of "
-        f"them, with its 95% interval."
+        f"them, with its 95% interval; dashed: its straight line over the logarithm of shots."
     )
     return drawing(figure, f"{task}{group.suffix}", caption, png=True)
 
@@ -158,6 +160,9 @@ def _panel(
             markeredgewidth=0,
         )
         plots.line(axes, list(best), list(best.values()), group.label(network), look)
+        if len(best) > 2:
+            fitted = fit(list(best), [100 * e.value for e in best.values()])
+            axes.plot(list(best), fitted, color=look["color"], linestyle="--", linewidth=0.9, zorder=1)
         places |= set(best)
         tops += [100 * (e.high or e.value) for e in best.values()]
     if task in CLASSES and places:
@@ -170,6 +175,12 @@ def _panel(
     axes.minorticks_off()
     axes.set_xlabel("shots")
     return tops
+
+
+def fit(shots: Sequence[int], accuracy: Sequence[float]) -> list[float]:
+    """The least-squares line of accuracy over the logarithm of shots, at each of them."""
+    slope, offset = linear_regression([math.log2(n) for n in shots], accuracy)
+    return [offset + slope * math.log2(n) for n in shots]
 
 
 def _against(

@@ -46,3 +46,11 @@ def test_quantity():
     found = quantity(Row({}, "loss", 3.0, 0.1, 4))
     assert (found.low, found.high) == pytest.approx((3 - 0.31824, 3 + 0.31824), abs=1e-4)  # t of 3 degrees: 3.1824
     assert str(found) == "3.000 [2.682, 3.318]"
+
+
+def test_the_fitted_line_over_shots():
+    from mm_lightning.experiments.evaluated.in_context import fit
+
+    assert fit([1, 2, 4, 8], [10, 20, 30, 40]) == pytest.approx([10, 20, 30, 40])
+    assert fit([1, 2, 4], [0, 3, 6]) == pytest.approx([0, 3, 6])
+    assert fit([1, 2, 4], [0, 0, 6]) == pytest.approx([-1, 2, 5])
