@@ -18,6 +18,7 @@ from mm_lightning.callbacks.retrieval_profile import RetrievalProfile
 from mm_lightning.callbacks.samples import Samples
 from mm_lightning.callbacks.summary import Summary
 from mm_lightning.callbacks.throughput import Throughput
+from mm_lightning.callbacks.watchdog import Watchdog
 
 __all__ = [
     "Checkpoints",
@@ -32,4 +33,5 @@ __all__ = [
     "Samples",
     "Summary",
     "Throughput",
+    "Watchdog",
 ]

@@ -16,7 +16,7 @@ from mm_lightning.data.folder import reuse
 from mm_lightning.data.manifest import FILE, Manifest, Split, check
 from mm_lightning.data.prepare import PrepareConfig, prepare
 from mm_lightning.data.regbench import RegBenchConfig, prepare_regbench
-from mm_lightning.data.sequences import EvaluationOrder, Sequences, TrainingLoader, TrainingOrder
+from mm_lightning.data.sequences import EvaluationOrder, PlainLoader, Sequences, TrainingLoader, TrainingOrder
 from mm_lightning.data.tokenizer import Tokenizer, load_tokenizer
 from mm_lightning.data.workers import prepare_worker, start_server
 from mm_lightning.errors import UserError
@@ -139,9 +139,10 @@ class TextDataModule(lightning.LightningDataModule):
             return self._loader("train", None)
         rank, world_size = self._place()
         length = self.context_length + 1
-        shards = [shard.tokens // length for shard in self._split("train").shards]
-        order = TrainingOrder(shards, self.micro_batch_size, self.global_batch_size, self.seed, rank, world_size)
-        sequences = Sequences(self.path / "train", length, sum(shards))
+        shards = self._split("train").shards
+        counts = [shard.tokens // length for shard in shards]
+        order = TrainingOrder(counts, self.micro_batch_size, self.global_batch_size, self.seed, rank, world_size)
+        sequences = Sequences(self.path / "train", length, shards, (rank, world_size))
         return TrainingLoader(sequences, sampler=order, **self._options())
 
     def val_dataloader(self) -> DataLoader | list:
@@ -169,7 +170,8 @@ class TextDataModule(lightning.LightningDataModule):
         if count < world_size:
             raise UserError(f"{self.path} has {count} {split} sequences for {world_size} devices: prepare more text")
         order = EvaluationOrder(count, limit and max(limit, world_size), rank, world_size)
-        return DataLoader(Sequences(self.path / split, length, count), sampler=order, **self._options())
+        sequences = Sequences(self.path / split, length, self._split(split).shards, (rank, world_size))
+        return PlainLoader(sequences, sampler=order, **self._options())
 
     def _options(self) -> dict:
         collate = partial(Batch.collate, bos=self.tokenizer.bos, eos=self.tokenizer.eos)

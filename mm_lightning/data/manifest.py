@@ -199,7 +199,7 @@ def verify(path: str | os.PathLike, checksums: bool = True) -> list[str]:
     for name, split in manifest.splits.items():
         problems += _index_problems(folder / name, split, manifest.dtype)
         for shard in split.shards:
-            problems += _shard_problems(folder / name / shard.file, shard, checksums)
+            problems += shard_problems(folder / name / shard.file, shard, checksums)
         known = {shard.file for shard in split.shards}
         for file in sorted((folder / name).glob("*.bin")) if (folder / name).is_dir() else []:
             if file.name not in known:
@@ -286,7 +286,8 @@ def _index_problems(folder: Path, split: Split, dtype: str) -> list[str]:
     return []
 
 
-def _shard_problems(path: Path, shard: Shard, checksums: bool) -> list[str]:
+def shard_problems(path: Path, shard: Shard, checksums: bool) -> list[str]:
+    """What is wrong with a shard's file: missing, of another size or, if that is asked for, of another checksum."""
     if not path.is_file():
         return [f"shard {path} is missing"]
     size = path.stat().st_size

@@ -11,13 +11,18 @@ import os
 import warnings
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from litdata import StreamingDataset, TokensLoader
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, get_worker_info
+
+from mm_lightning.data.manifest import Shard, shard_problems
+from mm_lightning.data.retry import patiently
+from mm_lightning.errors import UserError
 
 # litdata copies the tensor it makes of a read-only mapping, so that nothing can write there.
 warnings.filterwarnings("ignore", message="The given buffer is not writable")
@@ -29,22 +34,52 @@ _WINDOW = 64
 class Sequences(Dataset):
     """Sequences of `length` consecutive tokens from the litdata shards of a folder, by number.
 
+    A shard's size is checked whenever it is turned to, and its checksum once by one of the processes that read it, so
+    that damage while training runs ends it with the shard's name.
+
     Args:
         folder: of the shards and their index.json.
         length: tokens in a sequence.
-        count: how many sequences there are.
+        shards: of the manifest, in order.
+        part: which of how many training processes this one is: they share the checksums.
     """
 
-    def __init__(self, folder: str | os.PathLike, length: int, count: int) -> None:
-        self._count = count
+    def __init__(
+        self, folder: str | os.PathLike, length: int, shards: list[Shard], part: tuple[int, int] = (0, 1)
+    ) -> None:
+        self._folder, self._shards, self._part = Path(folder), shards, part
+        self._ends = np.cumsum([shard.tokens // length for shard in shards])
+        self._last = -1  # the shard of the last sequence
+        self._summed: set[int] = set()
         self._stream = StreamingDataset(str(folder), item_loader=TokensLoader(block_size=length), shuffle=False)
 
     def __len__(self) -> int:
-        return self._count
+        return int(self._ends[-1])
 
     def __getitem__(self, index: int) -> Tensor:
-        """(length,) int64"""
+        """(length,) int64
+
+        Raises:
+            UserError: the shard is missing or damaged.
+        """
+        number = int(np.searchsorted(self._ends, index, "right"))
+        if number != self._last:
+            self._check(number)
         return torch.as_tensor(self._stream[int(index)]).to(torch.int64)
+
+    def _check(self, number: int) -> None:
+        worker = get_worker_info()
+        workers, place = (worker.num_workers, worker.id) if worker else (1, 0)
+        rank, ranks = self._part
+        mine = number % (ranks * workers) == rank * workers + place
+        path = self._folder / self._shards[number].file
+        checksum = mine and number not in self._summed
+        problems = patiently(lambda: shard_problems(path, self._shards[number], checksum), str(path))
+        if problems:
+            raise UserError(f"{problems[0]}: run mm data verify {self._folder.parent}, mend it and go on with --resume")
+        if checksum:
+            self._summed.add(number)
+        self._last = number
 
 
 class TrainingOrder(DistributedSampler):
@@ -123,7 +158,17 @@ class EvaluationOrder(DistributedSampler):
         return iter(self._mine.tolist())
 
 
-class TrainingLoader(DataLoader):
+class PlainLoader(DataLoader):
+    """A loader that passes on a mistake found in a worker process without the worker's traceback."""
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            yield from super().__iter__()
+        except UserError as error:
+            raise UserError(str(error).split("UserError: ")[-1].strip()) from None
+
+
+class TrainingLoader(PlainLoader):
     """A loader over a `TrainingOrder` that saves how far it is; Lightning stores that in checkpoints.
 
     It is one endless stream: each `iter()` serves the next `len(loader)` batches after those served so far.

@@ -8,8 +8,9 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+from mm_lightning.data.retry import patiently
 from mm_lightning.errors import UserError
 
 _BLOCK = 1 << 20
@@ -57,10 +58,11 @@ def arrow(url: str) -> tuple[ModuleType, ModuleType]:
 
 @contextmanager
 def opened(url: str, codec: str | None) -> Iterator[BinaryIO]:
-    """The decompressed bytes of a file; damaged compression is a BadInput."""
+    """The decompressed bytes of a file; damaged compression is a BadInput. A store that fails is asked again."""
     import fsspec
 
-    with fsspec.open(url, "rb") as stream:
+    remote = "://" in url and not url.startswith("file:")
+    with io.BufferedReader(_Remote(url), _BLOCK) if remote else fsspec.open(url, "rb") as stream:
         if codec == "gz":
             try:
                 yield gzip.GzipFile(fileobj=stream)  # type: ignore[misc]
@@ -70,6 +72,44 @@ def opened(url: str, codec: str | None) -> Iterator[BinaryIO]:
             yield _ZstdReader(stream, url)  # type: ignore[misc]
         else:
             yield stream
+
+
+class _Remote(io.RawIOBase):
+    """A file elsewhere, read again from where it was when its store fails."""
+
+    def __init__(self, url: str) -> None:
+        import fsspec
+
+        self._url = url
+        self._file = patiently(lambda: fsspec.open(url, "rb").open(), url)
+
+    def readinto(self, buffer: Any) -> int:
+        at = self._file.tell()
+
+        def read() -> bytes:
+            self._file.seek(at)
+            return self._file.read(len(buffer))
+
+        data = patiently(read, self._url)
+        buffer[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
 
 
 class _ZstdReader:

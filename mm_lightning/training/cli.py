@@ -237,13 +237,16 @@ class TrainingCLI(LightningCLI):
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         """The trainer with our loggers, checkpoint writer and the callbacks that are always there."""
         chosen = config.get("callbacks") or []
+        chosen = chosen if isinstance(chosen, list) else [chosen]
         always: list[Callback] = []
         if self.command == "fit":
             always = [RecordRun(self.folder, self.resolved_config()), watchers.Preemption(self.slurm_job)]
             always += [watchers.Throughput(), watchers.GradientNorm()]
+            if not any(isinstance(callback, watchers.Watchdog) for callback in chosen):
+                always.append(watchers.Watchdog())
         if config.get("enable_progress_bar") is not False:
             always.append(watchers.Progress())
-        config["callbacks"] = [*always, *(chosen if isinstance(chosen, list) else [chosen]), *callbacks]
+        config["callbacks"] = [*always, *chosen, *callbacks]
         if config.get("logger") in (None, True):
             config["logger"] = self._loggers(config)
         plugins = config.get("plugins") or []

@@ -31,7 +31,10 @@ from mm_lightning.training.checkpoint import (
     only_weights,
     write_synced,
 )
+from mm_lightning.training.checkpoint.universal import to_universal
+from mm_lightning.training.checkpoint.whole import read_commit
 from mm_lightning.training.connection import limit_groups
+from mm_lightning.training.loggers import say
 
 
 class DeepSpeed(DeepSpeedStrategy):
@@ -160,12 +163,28 @@ class DeepSpeed(DeepSpeedStrategy):
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Restores a checkpoint, on all processes the one that the first has chosen. Nothing in it is ever run.
 
+        One that another number of processes wrote is read through its universal form, which is made beside it and
+        deleted again.
+
         Raises:
             UserError: it cannot be read, or holds more than tensors and plain values.
         """
         path = agreed(checkpoint_path)
+        wrote = read_commit(path)["world_size"]
         with only_weights(path):
-            return super().load_checkpoint(path, weights_only)
+            if (path / "latest_universal").is_file():
+                return self._load_universal(path, weights_only)
+            if wrote == self.world_size:
+                return super().load_checkpoint(path, weights_only)
+        say(f"{path} was written by {wrote} processes: converting it for {self.world_size}")
+        universal = path.with_suffix(".universal")
+        self._together(lambda: self.is_global_zero and to_universal(path, universal), universal)
+        with only_weights(universal):
+            state = self._load_universal(universal, weights_only)
+        self.barrier()
+        if self.is_global_zero:
+            shutil.rmtree(universal)
+        return state
 
     def finish(self) -> None:
         """Nothing is being written when :meth:`save_checkpoint` has returned."""
@@ -175,6 +194,26 @@ class DeepSpeed(DeepSpeedStrategy):
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(partial, ignore_errors=True)
             check_space(target, self._shard_bytes())
+
+    def _load_universal(self, path: Path, weights_only: bool | None) -> dict[str, Any]:
+        """Restores the universal form of a checkpoint, which any number of processes reads."""
+        engine = self.deepspeed_engine
+        before = [{key: value for key, value in group.items() if key != "params"} for group in self._groups()]
+        engine._config.load_universal_checkpoint = True
+        state = super().load_checkpoint(path, weights_only)
+        engine._config.load_universal_checkpoint = False
+        # DeepSpeed gives every group what the first one had: its weight decay, too.
+        rates = state["lr_schedulers"][0]["_last_lr"]
+        for group, values, rate in zip(self._groups(), before, rates, strict=True):
+            group.update(values, lr=rate)
+        # And all parameters one tensor that counts steps, which each of them would count up.
+        for values in engine.optimizer.optimizer.state.values():
+            if isinstance(values.get("step"), Tensor):
+                values["step"] = values["step"].clone()
+        return state
+
+    def _groups(self) -> list[dict[str, Any]]:
+        return self.deepspeed_engine.optimizer.param_groups
 
     def _together(self, action: Any, target: Path) -> None:
         """Runs an action; if it fails on one process, all of them end, instead of waiting for it for ever."""

@@ -1,13 +1,13 @@
-"""Runs of a tiny network that end in the middle of a step, as after kill -9, and go on; and what their steps saw.
-
-As a program, `python resuming.py cases.json` with RANK, WORLD_SIZE, ... as of torchrun runs many of them, one after
-the other, in one process of each rank.
-"""
+"""Runs of a tiny network that end in the middle of a step, as after kill -9, and go on; and what their steps saw."""
 
 import hashlib
 import json
+import os
+import socket
+import subprocess
 import sys
-from dataclasses import dataclass, field
+import time
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,15 +55,26 @@ class Trail(Callback):
         self._end(trainer)
         place = self.line["batch"] + 1 if self.line and self.line["step"] == trainer.global_step else 0
         tokens = [hashlib.sha256(row.numpy().tobytes()).hexdigest()[:16] for row in batch.tokens]
-        self.line = {"step": trainer.global_step, "batch": place, "tokens": tokens}
+        groups = [(group["lr"], group["weight_decay"]) for group in trainer.optimizers[0].param_groups]
+        self.line = {"step": trainer.global_step, "batch": place, "tokens": tokens, "groups": groups}
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        self.line["loss"] = float(outputs["loss"]).hex()
-        self.line["rate"] = trainer.optimizers[0].param_groups[0]["lr"]
+        self.line["loss"] = (float(outputs["loss"]) * trainer.accumulate_grad_batches).hex()
         self.out.write(json.dumps(self.line) + "\n")
 
     def on_train_end(self, trainer, pl_module):
         self.out.close()
+
+
+class Sleeper(Callback):
+    """One process falls asleep after a step."""
+
+    def __init__(self, rank: int, step: int) -> None:
+        self.rank, self.step = rank, step
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if (trainer.global_rank, trainer.global_step) == (self.rank, self.step):
+            time.sleep(300)
 
 
 @dataclass
@@ -75,12 +86,14 @@ class Case:
         settings: options of `mm fit`.
         kills: after how many steps each piece but the last one ends.
         saves: steps between checkpoints in each piece.
+        more: further callbacks.
     """
 
     name: str
     settings: dict[str, Any]
     kills: list[int] = field(default_factory=list)
     saves: list[int] = field(default_factory=list)
+    more: list[dict[str, Any]] = field(default_factory=list)
 
     def run(self, config: str, root: Path, first: int = 0, last: int | None = None) -> None:
         """Runs its pieces in this process (those from `first` to before `last`)."""
@@ -88,6 +101,7 @@ class Case:
             until = self.kills[n] if n < len(self.kills) else 10**9
             save = self.saves[n] if n < len(self.saves) else 0
             callbacks = [
+                *self.more,
                 {"class_path": "Checkpoints", "init_args": {"every_n_steps": save, "keep": 0}},
                 {"class_path": "resuming.Trail", "init_args": {"folder": f"{root / self.name}/{n}", "until": until}},
             ]
@@ -102,15 +116,15 @@ class Case:
 Step = list[dict[str, Any]]
 
 
-def steps(root: Path, case: Case, ranks: int = 1) -> dict[int, Step]:
+def steps(root: Path, case: Case) -> dict[int, Step]:
     """What the batches of each step saw and gave, over all ranks in the order of the data. Where a step was run
     again after a kill, both must be the same."""
     found: dict[int, Step] = {}
     for piece in range(len(case.kills) + 1):
         lines = [
-            {**json.loads(line), "rank": rank}
-            for rank in range(ranks)
-            for line in (root / case.name / str(piece) / f"{rank}.jsonl").read_text().splitlines()
+            {**json.loads(line), "rank": int(file.stem)}
+            for file in (root / case.name / str(piece)).iterdir()
+            for line in file.read_text().splitlines()
         ]
         run: dict[int, Step] = {}
         for line in sorted(lines, key=lambda line: (line["step"], line["batch"], line["rank"])):
@@ -125,11 +139,39 @@ def tokens(run: dict[int, Step]) -> list[str]:
     return [row for step in sorted(run) for line in run[step] for row in line["tokens"]]
 
 
-if __name__ == "__main__":
-    plan = json.loads(Path(sys.argv[1]).read_text())
-    sys.modules["resuming"] = sys.modules["__main__"]  # Trail's Killed is ours
+def together(config: str, root: Path, pieces: list, ranks: int = 2) -> list[int]:
+    """Runs pieces of cases, as (case, first, last), one after the other in so many processes; their exit statuses.
+
+    What they say is in rank0.log, rank1.log, ...
+    """
+    plan = {"config": config, "root": str(root), "cases": [(asdict(case), first, last) for case, first, last in pieces]}
+    file = root / "plan.json"
+    file.write_text(json.dumps(plan))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(ranks), "TORCHELASTIC_RUN_ID": "tests"}
+    started = []
+    for rank in map(str, range(ranks)):
+        environment = {**os.environ, **place, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"}
+        environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+        with open(root / f"rank{rank}.log", "w") as log:
+            # The file that is run is imported by loader workers: none is.
+            command = [sys.executable, "-c", "import sys, resuming; resuming.program(sys.argv[1])", str(file)]
+            started.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment))
+    try:
+        return [process.wait(2500) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+
+
+def program(file: str) -> None:
+    """Runs the pieces of a plan in one process of many."""
     import torch
 
     torch.set_num_threads(1)
+    plan = json.loads(Path(file).read_text())
     for values, first, last in plan["cases"]:
+        values["settings"]["trainer.devices"] = os.environ["WORLD_SIZE"]
         Case(**values).run(plan["config"], Path(plan["root"]), first, last)

@@ -1,0 +1,164 @@
+"""Ends a run that hangs, and says which process stands where."""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import platform
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from mm_lightning.errors import UserError
+
+EXIT_STATUS = 70
+"""Of the processes of a run that hung: EX_SOFTWARE of sysexits.h."""
+
+
+class Watchdog(Callback):
+    """When a process makes no progress for `minutes`, every process prints the step and phase that it is in and its
+    Python stack, one line names the process that is behind, and the run ends with status 70.
+
+    Progress is a batch that is loaded, goes forward or backward, or is stepped on or validated, and any forward pass of
+    the network, as in evaluations. Each process keeps a small file in `heartbeats/` of the run folder, so that a look
+    there says where a run stands. A process that is stuck outside Python is ended half as late again.
+
+    It is always there; name it in a config only to change its time.
+
+    Args:
+        minutes: longer than the slowest checkpoint takes to write, and shorter than communication_timeout.
+    """
+
+    def __init__(self, minutes: float = 20.0) -> None:
+        if minutes <= 0:
+            raise UserError(f"Watchdog: minutes must be above 0, got {minutes}")
+        self.limit = minutes * 60  # seconds
+        self.interval = min(15.0, self.limit / 4)
+        self._beats = 0  # changes of phase since the start, by which processes are compared
+        self._phase, self._step, self._time = "starting", 0, 0.0
+        self._over = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begins to watch."""
+        self._rank, self._ranks = trainer.global_rank, trainer.world_size
+        self._folder = Path(pl_module.run_folder.path) / "heartbeats"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._beat(trainer, "waiting for data")
+        self._hook = pl_module.network.register_forward_pre_hook(lambda *_: self._beat(trainer, self._phase))
+        self._over.clear()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._thread.start()
+
+    def _beat(self, trainer: Trainer, phase: str) -> None:
+        self._phase, self._step, self._time = phase, trainer.global_step, time.monotonic()
+        self._beats += 1
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """A batch came."""
+        self._beat(trainer, "in the forward pass")
+
+    def on_before_backward(self, trainer: Trainer, *args: Any) -> None:
+        """The forward pass is done."""
+        self._beat(trainer, "in the backward pass")
+
+    def on_after_backward(self, trainer: Trainer, *args: Any) -> None:
+        """The backward pass is done."""
+        self._beat(trainer, "in the optimisation step")
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """The batch is done; callbacks and the next batch are waited for."""
+        self._beat(trainer, "at the end of a batch or waiting for data")
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """A checkpoint is going to be written."""
+        self._beat(trainer, "writing a checkpoint")
+
+    def on_validation_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        """A validation batch came."""
+        self._beat(trainer, "in validation")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validation is done."""
+        self._beat(trainer, "at the end of validation or waiting for data")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stops watching."""
+        self._stop()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Stops watching."""
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._thread is None:
+            return
+        self._over.set()
+        self._thread.join()
+        self._thread = None
+        self._hook.remove()
+        faulthandler.cancel_dump_traceback_later()
+        self._file(self._rank).unlink(missing_ok=True)
+
+    def _watch(self) -> None:
+        while True:
+            # Fires from outside Python if this thread is not let in again.
+            faulthandler.dump_traceback_later(self.limit * 1.5, exit=True, file=sys.__stderr__)
+            still = time.monotonic() - self._time
+            self._write(still)
+            if still > self.limit:
+                self._give_up(still)
+            if self._over.wait(self.interval):
+                return
+
+    def _file(self, rank: int) -> Path:
+        return self._folder / f"{rank}.json"
+
+    def _write(self, still: float) -> None:
+        place = {"host": platform.node(), "beats": self._beats, "step": self._step, "phase": self._phase}
+        place["waits"] = waits_for_others()
+        beside = self._folder / f"{self._rank}.tmp"
+        beside.write_text(json.dumps({**place, "seconds": round(still, 1)}) + "\n", encoding="utf-8")
+        os.replace(beside, self._file(self._rank))
+
+    def _give_up(self, still: float) -> None:
+        """Says where this process stands, waits for the others to do so, and ends this one."""
+        tell(f"rank {self._rank} stands after step {self._step}, {self._phase}, for {still:.0f} s:")
+        faulthandler.dump_traceback(file=sys.__stderr__)
+        self._over.wait(2 * self.interval)
+        found = {rank: json.loads(self._file(rank).read_text(encoding="utf-8")) for rank in self._written()}
+        behind = min(found, key=lambda rank: (found[rank]["beats"], found[rank]["waits"]))
+        place = found[behind]
+        missing = sorted(set(range(self._ranks)) - set(found))
+        tell(
+            f"no progress for {self.limit / 60:g} minutes (Watchdog): rank {behind} on {place['host']} is behind: "
+            f"after step {place['step']}, {place['phase']}"
+            + (f"; nothing is known of ranks {missing}" if missing else "")
+            + ". The stacks above say what each process waits for; --resume goes on from the newest checkpoint"
+        )
+        os._exit(EXIT_STATUS)
+
+    def _written(self) -> list[int]:
+        return [rank for rank in range(self._ranks) if self._file(rank).is_file()]
+
+
+def waits_for_others() -> bool:
+    """Whether the main thread is in an operation among processes."""
+    frame = sys._current_frames().get(threading.main_thread().ident)
+    while frame is not None:
+        if f"{os.sep}torch{os.sep}distributed{os.sep}" in frame.f_code.co_filename:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def tell(message: str) -> None:
+    """A line on the error stream, past whatever has replaced it."""
+    print(f"mm: {message}", file=sys.__stderr__, flush=True)

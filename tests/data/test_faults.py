@@ -1,0 +1,156 @@
+"""Data that goes wrong while it is read."""
+
+import fsspec
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from mm_lightning.data import TextDataModule, retry
+from mm_lightning.data.prepare import PrepareConfig, prepare
+from mm_lightning.data.streams import opened
+from mm_lightning.errors import UserError
+
+
+def loader(folder, **settings):
+    options = {"context_length": 32, "global_batch_size": 8, "micro_batch_size": 4, "num_workers": 0, **settings}
+    module = TextDataModule(str(folder), **options)
+    module.setup("fit")
+    return module.train_dataloader()
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """A folder of several shards of training text."""
+    for n in range(6):
+        (tmp_path / f"{n}.txt").write_text(" ".join(str(k * (n + 3)) for k in range(200)))
+    sources = [str(tmp_path / f"{n}.txt") for n in range(6)]
+    config = PrepareConfig(sources, validation_fraction=0, workers=1, shard_tokens=1000)
+    prepare(config, tmp_path / "data", progress=False)
+    assert len(list((tmp_path / "data" / "train").glob("*.bin"))) > 3
+    return tmp_path / "data"
+
+
+def spoil(path, how):
+    data = path.read_bytes()
+    if how == "is missing":
+        path.unlink()
+    elif how == "is truncated":
+        path.write_bytes(data[:-100])
+    elif how == "is damaged":
+        path.write_bytes(data[:50] + bytes([data[50] ^ 4]) + data[51:])
+    elif how == "swapped":
+        other = next(p for p in path.parent.glob("*.bin") if p != path and p.stat().st_size == len(data))
+        path.write_bytes(other.read_bytes())
+
+
+@pytest.mark.parametrize("how", ["is missing", "is truncated", "is damaged", "swapped"])
+def test_a_shard_spoilt_after_the_checks_is_named(shards, how):
+    ready = loader(shards)
+    sizes = [path.stat().st_size for path in sorted((shards / "train").glob("*.bin"))]
+    number = next(n for n in range(1, len(sizes)) if sizes.count(sizes[n]) > 1)
+    spoil(shards / "train" / f"chunk-0-{number}.bin", how)
+    said = "is damaged" if how == "swapped" else how
+    with pytest.raises(UserError, match=rf"shard .*chunk-0-{number}\.bin {said}.*run mm data verify .*--resume"):
+        list(ready)
+
+
+def test_a_shard_that_vanishes_between_two_batches(shards):
+    batches = iter(loader(shards))
+    next(batches)
+    (shards / "train" / "chunk-0-2.bin").unlink()
+    with pytest.raises(UserError, match=r"shard .*chunk-0-2\.bin is missing"):
+        list(batches)
+
+
+@pytest.mark.slow
+def test_a_worker_names_it_in_one_line(shards):
+    ready = loader(shards, num_workers=2)
+    spoil(shards / "train" / "chunk-0-1.bin", "is damaged")
+    with pytest.raises(UserError) as caught:
+        list(ready)
+    assert str(caught.value).startswith("shard ")
+    assert "\n" not in str(caught.value)
+    assert "chunk-0-1.bin is damaged" in str(caught.value)
+
+
+def test_each_checksum_is_made_by_one_process(shards, monkeypatch):
+    from mm_lightning.data import sequences
+
+    made = []
+    check = sequences.shard_problems
+    monkeypatch.setattr(sequences, "shard_problems", lambda path, shard, sums: made.append((path.name, sums)) or [])
+    manifest = TextDataModule(str(shards), context_length=32)
+    manifest.setup()
+    split = manifest.manifest.splits["train"]
+    for rank in range(2):
+        read = sequences.Sequences(shards / "train", 33, split.shards, (rank, 2))
+        for index in range(len(read)):
+            read[index]
+    assert sorted(name for name, sums in made if sums) == sorted(shard.file for shard in split.shards)
+    assert check(shards / "train" / split.shards[0].file, split.shards[0], True) == []
+
+
+class Flaky(MemoryFileSystem):
+    """Fails so many times before each answer."""
+
+    protocol = "flaky"
+    failures = 2
+    failed = 0
+
+    def _open(self, path, mode="rb", **options):
+        if "r" in mode and Flaky.failed < Flaky.failures:
+            Flaky.failed += 1
+            raise OSError("503 slow down")
+        Flaky.failed = 0
+        return super()._open("/" + path.split("/")[-1], mode, **options)
+
+
+@pytest.mark.parametrize("failures", [2, 9])
+def test_a_store_that_fails_and_then_answers(monkeypatch, failures):
+    waits = []
+    monkeypatch.setattr(retry.time, "sleep", waits.append)
+    monkeypatch.setattr(Flaky, "failures", failures)
+    monkeypatch.setattr(Flaky, "failed", 0)
+    fsspec.register_implementation("flaky", Flaky, clobber=True)
+    with MemoryFileSystem().open("/text.txt", "wb") as file:
+        file.write(b"0123456789" * 1000)
+    if failures == 2:
+        with opened("flaky:///text.txt", None) as stream:
+            assert stream.read(7) == b"0123456"
+            broken = iter([OSError("reset by peer"), None])
+            inner = stream.raw._file
+            read = inner.read
+
+            def unsteady(size):
+                error = next(broken, None)
+                if error:
+                    raise error
+                return read(size)
+
+            monkeypatch.setattr(inner, "read", unsteady)
+            assert stream.read() == (b"0123456789" * 1000)[7:]
+        assert waits in ([1.0, 4.0], [1.0, 4.0, 1.0])
+    else:
+        with (
+            pytest.raises(UserError, match=r"cannot read flaky:///text\.txt: 503 slow down \(4 tries\)"),
+            opened("flaky:///text.txt", None),
+        ):
+            pass
+        assert waits == [1.0, 4.0, 16.0]
+
+
+def test_a_slow_disk_is_asked_again(shards, monkeypatch):
+    ready, waits = loader(shards), []
+    monkeypatch.setattr(retry.time, "sleep", waits.append)
+    from mm_lightning.data import sequences
+
+    check, answers = sequences.shard_problems, iter([OSError(5, "Input/output error"), OSError(110, "timed out")])
+
+    def failing(*arguments):
+        error = next(answers, None)
+        if error:
+            raise error
+        return check(*arguments)
+
+    monkeypatch.setattr(sequences, "shard_problems", failing)
+    assert len(list(ready)) == len(ready)
+    assert waits == [1.0, 4.0]
