@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import json
 import os
@@ -106,6 +107,8 @@ class Watchdog(Callback):
         self._hook.remove()
         faulthandler.cancel_dump_traceback_later()
         self._file(self._rank).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the last process finds it empty
+            self._folder.rmdir()
 
     def _watch(self) -> None:
         while True:
