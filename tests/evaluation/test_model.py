@@ -1,5 +1,6 @@
 """What a model answers, against one plain forward pass over each whole document."""
 
+import dataclasses
 import math
 
 import pytest
@@ -114,7 +115,7 @@ def test_the_long_term_memory_is_removed(tmp_path):
 def test_another_delay(tmp_path):
     path, network = save("v2", tmp_path)
     found = Model.load(path, "cpu", inference_delay=11).loglikelihood([(PREFIX, b" ends")])[0].log_prob
-    network.config.inference_delay = 11
+    network.config = dataclasses.replace(network.config, inference_delay=11)
     assert math.isclose(found, plain(network, PREFIX, b" ends")[0], abs_tol=1e-4)
 
 

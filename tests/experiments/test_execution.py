@@ -10,6 +10,7 @@ import time
 from functools import partial
 
 import pytest
+import torch
 
 from mm_lightning.errors import UserError
 from mm_lightning.experiments.execution import execute
@@ -107,7 +108,7 @@ def test_what_is_known_of_a_run(tmp_path):
     assert run.latest() == {"step": 8, "train/loss": 2, "validation/loss": 1}
     assert "--resume" not in run.command()
     for step in (4, 10):
-        (folder / "checkpoints" / f"step={step}.ckpt").write_bytes(b"")
+        torch.save({"step": step}, folder / "checkpoints" / f"step={step}.ckpt")
     # at the last step nothing is left to do but the validation that was missed
     assert run.command()[-2:] == ["--resume", str(folder / "checkpoints" / "step=4.ckpt")]
     (folder / "finished.json").write_text(json.dumps({"step": 9, "seconds": 1}))
