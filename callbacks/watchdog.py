@@ -90,8 +90,8 @@ class Watchdog(Callback):
         """Validation is done."""
         self._beat(trainer, "at the end of validation or waiting for data")
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stops watching."""
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Stops watching, also after a fit that was only planned."""
         self._stop()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -115,7 +115,8 @@ class Watchdog(Callback):
             # Fires from outside Python if this thread is not let in again.
             faulthandler.dump_traceback_later(self.limit * 1.5, exit=True, file=sys.__stderr__)
             still = time.monotonic() - self._time
-            self._write(still)
+            with contextlib.suppress(OSError):  # the folder may be out of reach for a while: the watch goes on
+                self._write(still)
             if still > self.limit:
                 self._give_up(still)
             if self._over.wait(self.interval):
