@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 from mm_lightning.errors import UserError
-from mm_lightning.outputs import check_output, opened
+from mm_lightning.experiments.benchmark_report import report
+from mm_lightning.outputs import check_output
 
 
 def step_command(
@@ -78,10 +78,8 @@ def step_command(
         "settings": dimensions | settings,
         **machine(place),
     }
-    _show(result)
-    if target:
-        with opened(target) as file:
-            file.write(json.dumps(result, indent=2) + "\n")
+    columns = ["", "parameters", "median ms", "tokens/s"]
+    report(result, "training step", columns, 1, [_lines(result)], target)
 
 
 def _opponents(network: str, dimensions: dict[str, int]) -> dict[str, Any]:
@@ -175,17 +173,10 @@ def machine(device: Any) -> dict[str, Any]:
     return {"device": name, "threads": torch.get_num_threads(), "environment": environment}
 
 
-def _show(result: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    settings = ", ".join(f"{key} {value}" for key, value in result["settings"].items())
-    caption = f"{settings}; {result['threads']} threads of {result['device']}"
-    table = Table("", "parameters", "median ms", "tokens/s", title="training step", caption=caption)
+def _lines(result: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Of the table."""
     for name, seconds in result["median_seconds"].items():
         count, speed = result["parameters"][name], result["tokens_per_second"][name]
-        table.add_row(name, f"{count:,}", f"{seconds * 1e3:,.1f}", f"{speed:,.0f}")
-    mosaic = next(iter(result["median_seconds"]))
-    table.add_row(f"{mosaic} / transformer", "", f"{result['ratio']:.2f}", "")
-    table.add_row("their FLOPs", "", f"{result['flops_ratio']:.2f}", "")
-    Console().print(table)
+        yield name, f"{count:,}", f"{seconds * 1e3:,.1f}", f"{speed:,.0f}"
+    yield f"{next(iter(result['median_seconds']))} / transformer", "", f"{result['ratio']:.2f}", ""
+    yield "their FLOPs", "", f"{result['flops_ratio']:.2f}", ""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Literal
 
 from mm_lightning.errors import UserError
 from mm_lightning.experiments.benchmark import machine, take_turns
-from mm_lightning.outputs import check_output, opened
+from mm_lightning.experiments.benchmark_report import report
+from mm_lightning.outputs import check_output
 
 TOKENS = 16
 """Decoded in a timed run."""
@@ -83,10 +83,8 @@ def decode_command(
         found = [_at_length(readers, torch.randint(vocab_size, (1, length)), repeats, place) for length in lengths]
     settings = {**dimensions, "precision": precision, "seed": seed, "repeats": repeats}
     result = {"benchmark": "decode", "contexts": found, "settings": settings, **machine(place)}
-    _show(result)
-    if target:
-        with opened(target) as file:
-            file.write(json.dumps(result, indent=2) + "\n")
+    columns = ["context", "", "ms/token", "v2 takes", "prefill s", "v2 takes", "bytes/token"]
+    report(result, "decoding", columns, 2, map(_lines, found), target)
 
 
 class OurReader:
@@ -179,28 +177,15 @@ def _at_length(readers: dict[str, Reader], tokens: Any, repeats: int, device: An
     }
 
 
-def _show(result: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    settings = ", ".join(f"{key} {value}" for key, value in result["settings"].items())
-    caption = f"{settings}; {result['threads']} threads of {result['device']}"
-    table = Table(
-        "context", "", "ms/token", "v2 takes", "prefill s", "v2 takes", "bytes/token", title="decoding", caption=caption
-    )
-    for found in result["contexts"]:
-        for name, milliseconds in found["milliseconds_per_token"].items():
-            table.add_row(
-                f"{found['context']:,}",
-                name,
-                f"{milliseconds:.2f}",
-                f"{found['ratio'][name]:.2f} x",
-                f"{found['prefill_seconds'][name]:.2f}",
-                f"{found['prefill_ratio'][name]:.2f} x",
-                f"{found['bytes_per_token'][name]:,.0f}",
-            )
-        table.add_section()
-    console = Console()
-    if not console.is_terminal:
-        console.width = 140
-    console.print(table)
+def _lines(found: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Of the table, at one context length."""
+    for name, milliseconds in found["milliseconds_per_token"].items():
+        yield (
+            f"{found['context']:,}",
+            name,
+            f"{milliseconds:.2f}",
+            f"{found['ratio'][name]:.2f} x",
+            f"{found['prefill_seconds'][name]:.2f}",
+            f"{found['prefill_ratio'][name]:.2f} x",
+            f"{found['bytes_per_token'][name]:,.0f}",
+        )

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mm_lightning.errors import UserError
 from mm_lightning.experiments.benchmark import machine
+from mm_lightning.experiments.benchmark_report import report
 from mm_lightning.experiments.faiss_index import FaissIndex
-from mm_lightning.outputs import check_output, opened
+from mm_lightning.outputs import check_output
 
 if TYPE_CHECKING:
     import torch
@@ -100,10 +100,8 @@ def retrieval_command(
         "settings": settings,
         **machine(place),
     }
-    _show(result)
-    if target:
-        with opened(target) as file:
-            file.write(json.dumps(result, indent=2) + "\n")
+    columns = ["pairs", "keys of", "read by", "share read", "error", "99th", "ms/token", "speed"]
+    report(result, "reads of a long-term memory", columns, 3, map(_lines, [*found, *result["all"]]), target)
 
 
 @dataclass
@@ -276,29 +274,16 @@ def _over_all(layers: list[dict[str, Any]]) -> dict[str, Any]:
     return {"layer": "all layers", "pairs": layers[0]["pairs"], "methods": rows}
 
 
-def _show(result: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    settings = ", ".join(f"{key} {value}" for key, value in {**result["dimensions"], **result["settings"]}.items())
-    caption = f"{settings}; {result['threads']} threads of {result['device']}"
-    table = Table(title="reads of a long-term memory", caption=caption)
-    for column in ("pairs", "keys of", "read by", "share read", "error", "99th", "ms/token", "speed"):
-        table.add_column(column, justify="left" if column in ("keys of", "read by") else "right")
-    for found in [*result["layers"], *result["all"]]:
-        for method, row in found["methods"].items():
-            table.add_row(
-                f"{found['pairs']:,}",
-                found["layer"],
-                method,
-                f"{row['share']:.1%}",
-                f"{row['error']:.2%}",
-                f"{row['error_99']:.2%}",
-                f"{row['milliseconds']:.2f}",
-                f"{row['speed']:.2f} x",
-            )
-        table.add_section()
-    console = Console()
-    if not console.is_terminal:
-        console.width = 140
-    console.print(table)
+def _lines(found: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Of the table, for one layer."""
+    for method, row in found["methods"].items():
+        yield (
+            f"{found['pairs']:,}",
+            found["layer"],
+            method,
+            f"{row['share']:.1%}",
+            f"{row['error']:.2%}",
+            f"{row['error_99']:.2%}",
+            f"{row['milliseconds']:.2f}",
+            f"{row['speed']:.2f} x",
+        )
