@@ -42,7 +42,7 @@ def cost_command(args: list[str]) -> None:
     if "--config" not in " ".join(rest):
         raise UserError("mm cost needs a config: mm cost --config configs/8b.yaml")
 
-    from mm_lightning.training.cli import parse_fit
+    from mm_lightning.training.parsing import parse_fit
 
     config = parse_fit(rest)
     found = cost_of(config.model.network, layout_of(config), own.context)

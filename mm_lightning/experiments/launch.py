@@ -219,7 +219,7 @@ def planned(args: list[str], nodes: int | None, gpus: int | None, gpu_memory: fl
     Raises:
         UserError: batch and GPUs do not fit together, or the run does not fit the GPUs' memory.
     """
-    from mm_lightning.training.cli import parse_fit
+    from mm_lightning.training.parsing import parse_fit
 
     if not any(arg.startswith("--config") for arg in args):
         raise UserError("mm launch needs a config: mm launch --config configs/8b.yaml --nodes 8 --gpus 8")

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import logging
-import warnings
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import ArgumentError, Namespace, set_parsing_settings
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -23,19 +18,14 @@ from mm_lightning.errors import UserError
 from mm_lightning.networks import NetworkConfig
 from mm_lightning.training import strategies
 from mm_lightning.training.batches import accumulated
-from mm_lightning.training.checkpoint import (
-    WholeCheckpointIO,
-    check_architecture,
-    find_checkpoint,
-    read_about,
-    remove_leftovers,
-    step_of,
-)
+from mm_lightning.training.checkpoint import WholeCheckpointIO, check_architecture
 from mm_lightning.training.config_files import ConfigFile, explain, read_chain, split_configs
 from mm_lightning.training.connection import lost_contact, set_timeout
 from mm_lightning.training.loggers import MetricsFile, ProgressLines, TensorBoard, say
 from mm_lightning.training.module import LanguageModule
+from mm_lightning.training.quiet import quiet
 from mm_lightning.training.run_folder import RecordRun, RunFolder
+from mm_lightning.training.starting_point import check_resumable, starting_point
 
 TRAINER_DEFAULTS = {
     # everything is counted in optimisation steps, never in epochs
@@ -56,16 +46,6 @@ SKIPPED = {
     "test": {"model", "dataloaders", "datamodule", "weights_only", "verbose"},
     "predict": {"model", "dataloaders", "datamodule", "weights_only", "return_predictions"},
 }
-
-NOISE = (
-    r".*given buffer is not writable.*",
-    r".*does not have many workers.*",
-    r".*IterableDataset. has `__len__` defined.*",
-    r".*Checkpoint directory .* exists and is not empty.*",
-    r".*When saving the DeepSpeed Stage 3 checkpoint.*",
-    r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
-    r".*number of training batches .* is smaller than the logging interval.*",
-)
 
 
 class TrainingCLI(LightningCLI):
@@ -178,29 +158,7 @@ class TrainingCLI(LightningCLI):
             self._use_checkpoint()
 
     def _find_checkpoint(self, config: Namespace) -> Path | None:
-        named = config.get("ckpt_path")
-        if self.command != "fit":
-            return find_checkpoint(named or config.run)
-        if not config.resume:
-            if named and config.model.initial_weights:  # fine-tuning: whose weights, and everything else begins anew
-                config.model.initial_weights, config.ckpt_path = str(find_checkpoint(named)), None
-                return None
-            return find_checkpoint(named) if named else None
-        if named:
-            raise UserError("--resume and --ckpt_path both name a checkpoint: give one of them")
-        # The first process compares checksums, and its choice is what all of them load.
-        first = rank_zero_only.rank == 0
-        path = find_checkpoint(config.run if config.resume is True else str(config.resume), checksums=first)
-        if not first:
-            return path
-        for partial in remove_leftovers(path.parent):
-            say(f"removed {partial}: saving it was cut off")
-        if step_of(path) >= config.trainer.max_steps > 0:
-            raise UserError(
-                f"nothing to resume: {path} is at step {step_of(path)} and trainer.max_steps is "
-                f"{config.trainer.max_steps}; raise it to train on"
-            )
-        return path
+        return starting_point(self.command, config)
 
     def _continued_folder(self, config: Namespace) -> Path | None:
         """The run folder of a checkpoint that is resumed or evaluated; None for a fresh run."""
@@ -219,18 +177,7 @@ class TrainingCLI(LightningCLI):
             # weights alone are wanted: one way for plain files and DeepSpeed folders, on any number of devices
             self.model.initial_weights = str(self.checkpoint)
             return
-        sharded = isinstance(self.trainer.strategy, DeepSpeedStrategy)
-        if sharded != self.checkpoint.is_dir():
-            was, now = ("DeepSpeed", "another strategy") if self.checkpoint.is_dir() else ("one file", "DeepSpeed")
-            raise UserError(
-                f"checkpoint {self.checkpoint} ({was}) cannot be resumed by a run with {now}: keep the strategy, "
-                f"or begin anew with its weights: --model.initial_weights {self.checkpoint}"
-            )
-        if "imported" in read_about(self.checkpoint):
-            raise UserError(
-                f"{self.checkpoint} was imported and has no optimiser state to resume: begin anew with its weights: "
-                f"--model.initial_weights {self.checkpoint}"
-            )
+        check_resumable(self.checkpoint, self.trainer.strategy)
         init["ckpt_path"] = str(self.checkpoint)
         say(f"resuming {self.checkpoint}")
 
@@ -329,54 +276,6 @@ class TrainingCLI(LightningCLI):
         predicted = sum(document["predicted"] for document in documents)
         mean = sum(document["loss"] * document["predicted"] for document in documents) / max(predicted, 1)
         say(f"{output}: {len(documents):,} documents, {predicted:,} predicted tokens, mean loss {mean:.4f}")
-
-
-def quiet() -> None:
-    """Silences what Lightning tells every user about every run."""
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    for message in NOISE:
-        warnings.filterwarnings("ignore", message=message)
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning_utilities"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-
-
-class ParsedFit(TrainingCLI):
-    """An `mm fit` command line that is read but not run."""
-
-    def instantiate_classes(self) -> None:
-        """Builds the dimensions of the network, nothing else."""
-        self.resolved = self.resolved_config()
-        self.config.fit.model.network = network_of(self.config.fit)
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        pass
-
-
-def network_of(config: Namespace) -> NetworkConfig:
-    """The dimensions of the network that a parsed config names."""
-    network = config.model.network
-    module, name = network.class_path.rsplit(".", 1)
-    return getattr(importlib.import_module(module), name)(**network.init_args.as_dict())
-
-
-def parse_fit(args: list[str]) -> Namespace:
-    """The resolved config of an `mm fit` command line, with `model.network` as a NetworkConfig.
-
-    Raises:
-        UserError: for any mistake of the user's.
-    """
-    return resolve_fit(args)[0]
-
-
-def resolve_fit(args: list[str]) -> tuple[Namespace, dict[str, Any]]:
-    """As :func:`parse_fit`, and the same config as the plain values that a config file of it would hold.
-
-    Raises:
-        UserError: for any mistake of the user's.
-    """
-    prepare()
-    parsed = ParsedFit("fit", args)
-    return parsed.config.fit, yaml.safe_load(parsed.resolved)
 
 
 def run_training(command: str, args: list[str], slurm_job: str | None = None) -> None:

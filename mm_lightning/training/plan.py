@@ -31,10 +31,12 @@ from mm_lightning.networks import NetworkConfig
 from mm_lightning.networks.cost import parameters
 from mm_lightning.training.batches import accumulated
 from mm_lightning.training.checkpoint import check_architecture, find_checkpoint
-from mm_lightning.training.cli import TrainingCLI, network_of
+from mm_lightning.training.cli import TrainingCLI
 from mm_lightning.training.fake_cluster import FakeCluster, fake_processes, use_fake
 from mm_lightning.training.loggers import say
 from mm_lightning.training.memory_plan import Layout, bytes_per_device, layout_of
+from mm_lightning.training.parsing import network_of
+from mm_lightning.training.starting_point import starting_point
 
 _LAYERS, _HEAD_DIM, _TOKENS = 2, 4, 256
 
@@ -133,7 +135,7 @@ class PlannedFit(TrainingCLI):
         return f"disk         a checkpoint takes {size / 1e9:.1f} GB; {free / 1e9:.1f} GB are free for {config.run}"
 
     def _checkpoint(self, config: Namespace) -> str:
-        path = super()._find_checkpoint(config)
+        path = starting_point("fit", config)
         if path is None and config.model.initial_weights:
             path = find_checkpoint(config.model.initial_weights)
         if path is None:

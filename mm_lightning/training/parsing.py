@@ -1,0 +1,51 @@
+"""`mm fit` command lines that are read but not run."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import yaml
+from jsonargparse import Namespace
+
+from mm_lightning.networks import NetworkConfig
+from mm_lightning.training.cli import TrainingCLI, prepare
+
+
+class ParsedFit(TrainingCLI):
+    """An `mm fit` command line that is read but not run."""
+
+    def instantiate_classes(self) -> None:
+        """Builds the dimensions of the network, nothing else."""
+        self.resolved = self.resolved_config()
+        self.config.fit.model.network = network_of(self.config.fit)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+
+def network_of(config: Namespace) -> NetworkConfig:
+    """The dimensions of the network that a parsed config names."""
+    network = config.model.network
+    module, name = network.class_path.rsplit(".", 1)
+    return getattr(importlib.import_module(module), name)(**network.init_args.as_dict())
+
+
+def parse_fit(args: list[str]) -> Namespace:
+    """The resolved config of an `mm fit` command line, with `model.network` as a NetworkConfig.
+
+    Raises:
+        UserError: for any mistake of the user's.
+    """
+    return resolve_fit(args)[0]
+
+
+def resolve_fit(args: list[str]) -> tuple[Namespace, dict[str, Any]]:
+    """As :func:`parse_fit`, and the same config as the plain values that a config file of it would hold.
+
+    Raises:
+        UserError: for any mistake of the user's.
+    """
+    prepare()
+    parsed = ParsedFit("fit", args)
+    return parsed.config.fit, yaml.safe_load(parsed.resolved)

@@ -1,0 +1,25 @@
+"""What Lightning tells every user about every run."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+NOISE = (
+    r".*given buffer is not writable.*",
+    r".*does not have many workers.*",
+    r".*IterableDataset. has `__len__` defined.*",
+    r".*Checkpoint directory .* exists and is not empty.*",
+    r".*When saving the DeepSpeed Stage 3 checkpoint.*",
+    r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
+    r".*number of training batches .* is smaller than the logging interval.*",
+)
+
+
+def quiet() -> None:
+    """Silences it."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    for message in NOISE:
+        warnings.filterwarnings("ignore", message=message)
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning_utilities"):
+        logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,0 +1,66 @@
+"""The checkpoint that a training command begins with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jsonargparse import Namespace
+from lightning.pytorch.strategies import DeepSpeedStrategy, Strategy
+from lightning.pytorch.utilities import rank_zero_only
+
+from mm_lightning.errors import UserError
+from mm_lightning.training.checkpoint import find_checkpoint, read_about, remove_leftovers, step_of
+from mm_lightning.training.loggers import say
+
+
+def starting_point(command: str, config: Namespace) -> Path | None:
+    """The checkpoint that a config means; None to begin with new weights.
+
+    A config that fine-tunes a checkpoint by --ckpt_path gets it as `model.initial_weights`.
+
+    Raises:
+        UserError: there is none, two are named, or it is at the run's last step.
+    """
+    named = config.get("ckpt_path")
+    if command != "fit":
+        return find_checkpoint(named or config.run)
+    if not config.resume:
+        if named and config.model.initial_weights:  # fine-tuning: whose weights, and everything else begins anew
+            config.model.initial_weights, config.ckpt_path = str(find_checkpoint(named)), None
+            return None
+        return find_checkpoint(named) if named else None
+    if named:
+        raise UserError("--resume and --ckpt_path both name a checkpoint: give one of them")
+    # The first process compares checksums, and its choice is what all of them load.
+    first = rank_zero_only.rank == 0
+    path = find_checkpoint(config.run if config.resume is True else str(config.resume), checksums=first)
+    if not first:
+        return path
+    for partial in remove_leftovers(path.parent):
+        say(f"removed {partial}: saving it was cut off")
+    if step_of(path) >= config.trainer.max_steps > 0:
+        raise UserError(
+            f"nothing to resume: {path} is at step {step_of(path)} and trainer.max_steps is "
+            f"{config.trainer.max_steps}; raise it to train on"
+        )
+    return path
+
+
+def check_resumable(checkpoint: Path, strategy: Strategy) -> None:
+    """Whether a run with this strategy can go on from a checkpoint.
+
+    Raises:
+        UserError: it was saved by another strategy, or holds weights alone.
+    """
+    sharded = isinstance(strategy, DeepSpeedStrategy)
+    if sharded != checkpoint.is_dir():
+        was, now = ("DeepSpeed", "another strategy") if checkpoint.is_dir() else ("one file", "DeepSpeed")
+        raise UserError(
+            f"checkpoint {checkpoint} ({was}) cannot be resumed by a run with {now}: keep the strategy, "
+            f"or begin anew with its weights: --model.initial_weights {checkpoint}"
+        )
+    if "imported" in read_about(checkpoint):
+        raise UserError(
+            f"{checkpoint} was imported and has no optimiser state to resume: begin anew with its weights: "
+            f"--model.initial_weights {checkpoint}"
+        )
