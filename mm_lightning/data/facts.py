@@ -12,22 +12,20 @@ prepared for training like that of RegBench: texts are never cut.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import numpy as np
 
-from mm_lightning.data.folder import begin, claimed, reuse
-from mm_lightning.data.manifest import FILE, FORMAT_VERSION, Manifest, used_versions
-from mm_lightning.data.progress import PrepareProgress, say
+from mm_lightning.data.folder import token_type
+from mm_lightning.data.generated import generate_folder
+from mm_lightning.data.manifest import Manifest, Split
+from mm_lightning.data.progress import PrepareProgress
 from mm_lightning.data.rows import write_split
 from mm_lightning.data.tokenizer import BEGIN, END, Tokenizer, load_tokenizer
 from mm_lightning.errors import UserError
@@ -166,57 +164,31 @@ def prepare_facts(
     Raises:
         UserError: the context is too short, there is no space, or the folder holds something else.
     """
-    folder = Path(output).expanduser()
-    settings = {"sources": ["facts"], **asdict(config), "context_length": context_length}
     named = OWN if config.tokenizer == OWN else load_tokenizer(config.tokenizer).sha256
-    identity = hashlib.sha256(json.dumps([FORMAT_VERSION, settings, named], sort_keys=True).encode()).hexdigest()
-    with claimed(folder):
-        if (folder / FILE).exists():
-            return reuse(folder, settings, identity)
-        # At most two bytes a token for most tokenizers, twice while shards are written.
-        needed = 4 * (context_length + 1) * (config.documents + config.test_documents)
-        work = begin(folder, identity, needed)
-        return _make(folder, work, config, settings, identity, progress)
+    # At most two bytes a token for most tokenizers, twice while shards are written.
+    needed = 4 * (context_length + 1) * (config.documents + config.test_documents)
+    return generate_folder("facts", config, output, context_length, needed, partial(_fill, config, progress), (named,))
 
 
-def _make(
-    folder: Path, work: Path, config: FactsConfig, settings: dict[str, Any], identity: str, progress: bool
-) -> Manifest:
+def _fill(
+    config: FactsConfig, progress: bool, folder: Path, work: Path, row: int
+) -> tuple[Tokenizer, dict[str, Split]]:
     path = work / "tokenizer.json"
     if config.tokenizer == OWN:
         tokenizer = syllable_tokenizer(path)
     else:
         tokenizer = load_tokenizer(config.tokenizer)
         tokenizer.save(path)
-    dtype = np.dtype("uint16" if tokenizer.vocab_size <= 1 << 16 else "int32")
-    row = settings["context_length"] + 1
     splits = {}
     with PrepareProgress(config.documents + config.test_documents, progress, "generating") as bar:
         for split in ("train", "validation"):
             parts, text_bytes = [], 0
             for text in generate(config, split, tokenizer, row):
-                parts.append(np.array([tokenizer.bos, *tokenizer.encode(text), tokenizer.eos], dtype))
+                parts.append(np.array([tokenizer.bos, *tokenizer.encode(text), tokenizer.eos], token_type(tokenizer)))
                 text_bytes += len(text)
                 bar.report(1, len(parts[-1]), 1)
             splits[split] = write_split(folder, work, split, parts, row, tokenizer.bos, text_bytes)
-    made = Manifest(
-        tokenizer={key: getattr(tokenizer, key) for key in ("name", "sha256", "vocab_size", "bos", "eos")},
-        dtype=dtype.name,
-        splits=splits,
-        sources=[{"source": "facts", "files": 0, "bytes": sum(split.bytes for split in splits.values())}],
-        settings=settings,
-        fingerprint=identity,
-        versions=used_versions(),
-        context_length=settings["context_length"],
-    )
-    os.replace(path, folder / "tokenizer.json")
-    made.save(folder)
-    shutil.rmtree(work)
-    for name, split in made.splits.items():
-        rows = split.sequences(row)
-        say(f"{name}: {split.documents:,} texts, {split.tokens:,} tokens in {rows:,} rows of {row - 1:,}")
-    say(f"prepared {folder}")
-    return made
+    return tokenizer, splits
 
 
 def syllable_tokenizer(path: Path) -> Tokenizer:

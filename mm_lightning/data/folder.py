@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mm_lightning.data.manifest import Manifest, write_json
+from mm_lightning.data.manifest import Manifest, used_versions, write_json
 from mm_lightning.data.progress import say
 from mm_lightning.data.shards import free_bytes
+from mm_lightning.data.tokenizer import Tokenizer
 from mm_lightning.errors import UserError
 
 UNFINISHED = ".unfinished"
@@ -67,6 +70,31 @@ def begin(folder: Path, identity: str, needed: int) -> Path:
     plan.parent.mkdir(exist_ok=True)
     write_json(plan, {"fingerprint": identity})
     return plan.parent
+
+
+def finish(folder: Path, tokenizer: Tokenizer, **contents: Any) -> Manifest:
+    """Writes the manifest of a folder whose shards are written: now it is prepared.
+
+    Args:
+        folder: with tokenizer.json among its unfinished work.
+        tokenizer: of the shards.
+        contents: what else the manifest says.
+    """
+    made = Manifest(
+        tokenizer={key: getattr(tokenizer, key) for key in ("name", "sha256", "vocab_size", "bos", "eos")},
+        dtype=token_type(tokenizer),
+        versions=used_versions(),
+        **contents,
+    )
+    os.replace(folder / UNFINISHED / "tokenizer.json", folder / "tokenizer.json")
+    made.save(folder)
+    shutil.rmtree(folder / UNFINISHED)
+    return made
+
+
+def token_type(tokenizer: Tokenizer) -> str:
+    """Of the tokens in the shards."""
+    return "uint16" if tokenizer.vocab_size <= 1 << 16 else "int32"
 
 
 def reuse(folder: Path, settings: dict[str, Any], identity: str | None = None) -> Manifest:

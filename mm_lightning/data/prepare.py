@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,8 +18,8 @@ from typing import Any, Literal
 import numpy as np
 
 from mm_lightning.data.corpora import Piece, ReadSettings, SourceFile, list_files, plan_units
-from mm_lightning.data.folder import begin, claimed, reuse
-from mm_lightning.data.manifest import FILE, FORMAT_VERSION, SPLITS, Manifest, Split, entropy, used_versions
+from mm_lightning.data.folder import begin, claimed, finish, reuse, token_type
+from mm_lightning.data.manifest import FILE, FORMAT_VERSION, SPLITS, Manifest, Split, entropy
 from mm_lightning.data.progress import PrepareProgress, say
 from mm_lightning.data.shards import write_shards
 from mm_lightning.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
@@ -117,7 +116,7 @@ def _make(
     total = sum(file.size for file in files)
     units = plan_units(files, config.reading(), max(_UNIT_BYTES, total >> 12))
     tokenizer = _tokenizer(config, files, work, progress)
-    dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "int32"
+    dtype = token_type(tokenizer)
     job = Job(files, units, config.reading(), work / "tokenizer.json", dtype, config.validation_fraction, work)
     names = [UnitFiles(work, number) for number in range(len(units))]
     missing = [number for number, unit in enumerate(names) if not unit.record.exists()]
@@ -128,20 +127,16 @@ def _make(
         run_units(job, missing, workers, bar.report)
     records = [UnitRecord.load(unit.record) for unit in names]
     splits = _splits(config, folder, names, records, tokenizer, dtype, workers)
-    made = Manifest(
-        tokenizer={key: getattr(tokenizer, key) for key in ("name", "sha256", "vocab_size", "bos", "eos")},
-        dtype=dtype,
+    made = finish(
+        folder,
+        tokenizer,
         splits=splits,
         sources=_sources(config, files),
         settings=config.identity(),
         fingerprint=identity,
         skipped=[line for record in records for line in record.skipped],
         empty_documents=sum(record.empty for record in records),
-        versions=used_versions(),
     )
-    os.replace(work / "tokenizer.json", folder / "tokenizer.json")
-    made.save(folder)
-    shutil.rmtree(work)
     for line in _summary(folder, made):
         say(line)
     return made

@@ -8,22 +8,19 @@ says which letters the automaton allows next, and `baselines.json` how well simp
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import numpy as np
 
 from mm_lightning.data.automata import LETTERS, Automaton, Word, draw_automaton, draw_words
-from mm_lightning.data.folder import begin, claimed, reuse
-from mm_lightning.data.manifest import FILE, FORMAT_VERSION, Manifest, crc32, used_versions, write_json
-from mm_lightning.data.progress import PrepareProgress, say
+from mm_lightning.data.generated import generate_folder
+from mm_lightning.data.manifest import Manifest, Split, write_json
+from mm_lightning.data.progress import PrepareProgress
 from mm_lightning.data.rows import lay_out, pack, write_split
 from mm_lightning.data.tokenizer import BEGIN, END, Tokenizer, load_tokenizer
 from mm_lightning.errors import UserError
@@ -110,25 +107,18 @@ def prepare_regbench(
     """
     if context_length + 1 < LONGEST:
         raise UserError(f"context_length {context_length} is too short for RegBench: at least {LONGEST - 1}")
-    folder = Path(output).expanduser()
-    settings = {"sources": ["regbench"], **asdict(config), "context_length": context_length}
-    identity = hashlib.sha256(json.dumps([FORMAT_VERSION, settings], sort_keys=True).encode()).hexdigest()
-    with claimed(folder):
-        if (folder / FILE).exists():
-            return reuse(folder, settings, identity)
-        # About 400 tokens of two bytes a sequence, twice while shards are written, and masks of four bytes.
-        needed = 400 * (4 * config.train_sequences + 8 * config.test_sequences)
-        work = begin(folder, identity, needed)
-        return _make(folder, work, config, settings, identity, progress)
+    # About 400 tokens of two bytes a sequence, twice while shards are written, and masks of four bytes.
+    needed = 400 * (4 * config.train_sequences + 8 * config.test_sequences)
+    fill = partial(_fill, config, progress)
+    return generate_folder("regbench", config, output, context_length, needed, fill, files=(ALLOWED, BASELINES))
 
 
-def _make(
-    folder: Path, work: Path, config: RegBenchConfig, settings: dict[str, Any], identity: str, progress: bool
-) -> Manifest:
+def _fill(
+    config: RegBenchConfig, progress: bool, folder: Path, work: Path, row: int
+) -> tuple[Tokenizer, dict[str, Split]]:
     from mm_lightning.data.regbench_metrics import baselines
 
     tokenizer = letter_tokenizer(work / "tokenizer.json")
-    row = settings["context_length"] + 1
     taken: set[Automaton] = set()
     splits = {}
     with PrepareProgress(config.train_sequences + config.test_sequences, progress, "generating") as bar:
@@ -145,25 +135,7 @@ def _make(
                 rows = pack([len(part) for part in parts], row)
                 np.save(folder / ALLOWED, lay_out(rows, masks, row, 0)[:, :-1])
                 write_json(folder / BASELINES, baselines(parts, masks))
-    made = Manifest(
-        tokenizer={key: getattr(tokenizer, key) for key in ("name", "sha256", "vocab_size", "bos", "eos")},
-        dtype="uint16",
-        splits={name: splits[name] for name in ("train", "validation")},
-        sources=[{"source": "regbench", "files": 0, "bytes": sum(split.bytes for split in splits.values())}],
-        settings=settings,
-        fingerprint=identity,
-        versions=used_versions(),
-        context_length=settings["context_length"],
-        files={name: crc32(folder / name) for name in (ALLOWED, BASELINES)},
-    )
-    os.replace(work / "tokenizer.json", folder / "tokenizer.json")
-    made.save(folder)
-    shutil.rmtree(work)
-    for name, split in made.splits.items():
-        rows_made = split.sequences(row)
-        say(f"{name}: {split.documents:,} sequences, {split.tokens:,} tokens in {rows_made:,} rows of {row - 1:,}")
-    say(f"prepared {folder}")
-    return made
+    return tokenizer, {name: splits[name] for name in ("train", "validation")}
 
 
 def letter_tokenizer(path: Path) -> Tokenizer:

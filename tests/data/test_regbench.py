@@ -8,7 +8,7 @@ import torch
 from corpus_samples import make_texts, write_lines
 
 from mm_lightning.cli import main
-from mm_lightning.data import regbench as room
+from mm_lightning.data import generated
 from mm_lightning.data import regbench_metrics as metrics
 from mm_lightning.data import rows as whole_rows
 from mm_lightning.data.datamodule import TextDataModule
@@ -67,7 +67,7 @@ def test_a_sequence_depends_on_seed_split_and_number():
 
 def test_the_same_again_gives_the_same_files(bench, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
-        patch.setattr(room, "crc32", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(generated, "crc32", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             prepare_regbench(CONFIG, tmp_path / "cut", 1000, progress=False)
     with pytest.raises(UserError, match="no prepared data"):
