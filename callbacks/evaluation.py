@@ -40,25 +40,24 @@ class Evaluation(Callback):
     Under ZeRO-3 each process holds a whole copy of the network while it lasts.
 
     Args:
-        tasks: names of tasks or groups of them; `mm evaluate --help` lists them.
+        tasks: names of tasks or groups of them, a list or separated by commas; `mm evaluate --help` lists them.
         every_n_steps: optimisation steps from one evaluation to the next; 0 for none in between.
         every_n_tokens: the same in tokens, at the first step that reaches a multiple; give one of the two.
         at_end: whether also after the last step.
-        settings: options of the tasks by name, as of `mm evaluate`: limit, contexts, shots, data_dir, seed, ...
+        settings: options of the tasks by name, as of `mm evaluate`: {contexts: [4k, 8k], limit: 50, data_dir: data}.
         batch_size: questions side by side at most.
     """
 
     def __init__(
         self,
-        tasks: list[str],
+        tasks: list[str] | str,
         every_n_steps: int = 0,
         every_n_tokens: int = 0,
         at_end: bool = True,
         settings: dict[str, Any] | None = None,
         batch_size: int = 16,
     ) -> None:
-        from mm_lightning.evaluation.command import make_tasks
-        from mm_lightning.evaluation.task import task_names
+        from mm_lightning.evaluation.settings import make_tasks
 
         if min(every_n_steps, every_n_tokens) < 0 or (every_n_steps and every_n_tokens):
             raise UserError(
@@ -67,7 +66,7 @@ class Evaluation(Callback):
             )
         if batch_size < 1:
             raise UserError(f"Evaluation: batch_size must be at least 1, got {batch_size}")
-        self.tasks = make_tasks(task_names(tasks), dict(settings or {}))
+        self.tasks = make_tasks(tasks, settings or {})
         self.every_n_steps, self.every_n_tokens, self.at_end = every_n_steps, every_n_tokens, at_end
         self.batch_size = batch_size
         self._step = -1  # up to which everything is done

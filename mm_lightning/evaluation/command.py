@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from mm_lightning.errors import UserError
-from mm_lightning.evaluation.task import Task, find_task, task_names
+from mm_lightning.evaluation.settings import make_tasks
 
 if TYPE_CHECKING:
     from mm_lightning.evaluation.run import Job, Subject
@@ -117,16 +116,16 @@ def evaluate_command(
         local_rank: which process of this machine this is, and so which GPU it takes; LOCAL_RANK says it.
     """
     given = {
-        "contexts": sizes("contexts", contexts),
+        "contexts": contexts,
         "limit": limit,
         "text": text,
         "data_dir": data_dir,
         "essays": essays,
         "gold_position": gold_position,
         "seed": seed,
-        "shots": numbers("shots", shots),
-        "labels": split(labels),
-        "strategies": split(strategies),
+        "shots": shots,
+        "labels": labels,
+        "strategies": strategies,
         "demonstration_seeds": demonstration_seeds,
         "longest_prompt": longest_prompt,
         "dataset": dataset,
@@ -135,7 +134,7 @@ def evaluate_command(
         "max_length": max_length,
         "run_code": run_code or None,
     }
-    chosen = make_tasks(task_names(tasks), given)
+    chosen = make_tasks(tasks, given)
     if not 0 <= rank < world_size:
         raise UserError(f"rank must be at least 0 and below world_size {world_size}, got {rank}")
     if processes < 1 or (processes > 1 and world_size > 1):
@@ -178,23 +177,6 @@ def evaluate(job: Job, processes: int, overwrite: bool) -> None:
         raise UserError(f"cannot write to {job.output}: {error.strerror or error}") from error
 
 
-def make_tasks(names: list[str], given: dict[str, Any]) -> list[Task]:
-    """The tasks of these names, with the settings that were given.
-
-    Raises:
-        UserError: there is no such task, or a setting that none of them has.
-    """
-    if not names:
-        raise UserError("--tasks names nothing to ask")
-    kinds = [find_task(name) for name in names]
-    given = {name: value for name, value in given.items() if value is not None}
-    fields = {kind: {field.name for field in dataclasses.fields(kind)} for kind in kinds}  # type: ignore[arg-type]
-    for name in given:
-        if not any(name in known for known in fields.values()):
-            raise UserError(f"--{name} is for none of the tasks {', '.join(kind.name for kind in kinds)}: leave it out")
-    return [kind(**{name: value for name, value in given.items() if name in fields[kind]}) for kind in kinds]
-
-
 def make_subjects(
     checkpoints: list[str], names: list[str] | None, long_term: bool, inference_delay: int | None, precision: str
 ) -> list[Subject]:
@@ -232,30 +214,3 @@ def place_of(device: str, local_rank: int) -> str:
     import torch
 
     return f"cuda:{local_rank}" if device in ("auto", "cuda") and torch.cuda.is_available() else device
-
-
-def sizes(option: str, words: list[str] | None) -> list[int] | None:
-    """4k -> 4096."""
-    if words is None:
-        return None
-    found = []
-    for word in ",".join(words).split(","):
-        number, unit = (word[:-1], 1024) if word[-1:] in "kK" else (word, 1)
-        if not number.isdigit() or int(number) < 1:
-            raise UserError(f"--{option} takes whole numbers of tokens, such as 4k or 4096, got {word!r}")
-        found.append(int(number) * unit)
-    return found
-
-
-def numbers(option: str, words: list[str] | None) -> list[int] | None:
-    """8 -> 8"""
-    parts = split(words)
-    for word in parts or ():
-        if not word.isdigit():
-            raise UserError(f"--{option} takes whole numbers, got {word!r}")
-    return parts and [int(word) for word in parts]
-
-
-def split(words: list[str] | None) -> list[str] | None:
-    """At commas too."""
-    return words and [part for word in words for part in word.split(",")]

@@ -221,8 +221,8 @@ class Nothing(task.Task):
     ("more", "message"),
     [
         (["--tasks", "loss_by_positon"], "there is no task 'loss_by_positon': did you mean loss_by_position?"),
-        (["--tasks", "nothing"], "--contexts is for none of the tasks nothing"),
-        (["--contexts", "4q"], "--contexts takes whole numbers of tokens, such as 4k or 4096, got '4q'"),
+        (["--tasks", "nothing"], "contexts is for none of the tasks nothing"),
+        (["--contexts", "4q"], "contexts takes whole numbers, such as 4096 or 4k, got '4q'"),
         (["--contexts", "4k", "64k"], "not enough for a sequence of 65,536"),
         (["--contexts", "8"], "begin with 64 tokens"),
         (["--limit", "0"], "limit must be at least 1"),

@@ -119,7 +119,8 @@ def test_evaluation_by_tokens_is_due_at_the_first_step_that_reaches_a_multiple()
     [
         ({"every_n_tokens": 100}, "give one of every_n_steps and every_n_tokens"),
         ({"tasks": ["loss_by_positio"]}, "did you mean loss_by_position"),
-        ({"settings": {"shots": 3}}, "--shots is for none of the tasks"),
+        ({"settings": {"contexts": ["4q"]}}, "contexts takes whole numbers, such as 4096 or 4k, got '4q'"),
+        ({"settings": {"shots": 3}}, "shots is for none of the tasks"),
     ],
 )
 def test_mistakes_are_told_before_training(watched, tmp_path, capsys, change, message):

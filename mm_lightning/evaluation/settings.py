@@ -1,0 +1,62 @@
+"""The settings of tasks, as words of a command line or as YAML has them."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from mm_lightning.errors import UserError
+from mm_lightning.evaluation.task import Task, find_task, task_names
+
+
+def make_tasks(names: str | Sequence[str], given: dict[str, Any]) -> list[Task]:
+    """The tasks of these names, with the settings that were given: None stands for the default.
+
+    Args:
+        names: of tasks and groups of them, separated by commas too.
+        given: by name. Whole numbers may be words such as 4k, lists may be one value or words separated by commas.
+
+    Raises:
+        UserError: there is no such task, a setting that none of them has, or one that is of another type.
+    """
+    kinds = [find_task(name) for name in task_names([names] if isinstance(names, str) else names)]
+    if not kinds:
+        raise UserError("tasks names nothing to ask")
+    given = {name: value for name, value in given.items() if value is not None}
+    types = {kind: {field.name: str(field.type) for field in dataclasses.fields(kind)} for kind in kinds}  # type: ignore[arg-type]
+    for name in given:
+        if not any(name in own for own in types.values()):
+            raise UserError(f"{name} is for none of the tasks {', '.join(kind.name for kind in kinds)}: leave it out")
+    return [
+        kind(**{name: typed(name, given[name], own[name]) for name in given if name in own})
+        for kind, own in types.items()
+    ]
+
+
+def typed(name: str, value: Any, kind: str) -> Any:
+    """A setting as the task takes it.
+
+    Args:
+        name: of the setting.
+        value: as it was given.
+        kind: the annotation of the task's field.
+
+    Raises:
+        UserError: it is no such thing.
+    """
+    if kind.startswith("list"):
+        values = list(value) if isinstance(value, list | tuple) else [value]
+        if name != "text":  # paths may hold commas
+            values = [part for one in values for part in (one.split(",") if isinstance(one, str) else [one])]
+        return [typed(name, one, kind.removeprefix("list[")) for one in values]
+    if kind.startswith("int"):
+        found = re.fullmatch(r"(-?\d+)([kK]?)", "" if isinstance(value, bool) else str(value))
+        if not found:
+            raise UserError(f"{name} takes whole numbers, such as 4096 or 4k, got {value!r}")
+        return int(found[1]) * (1024 if found[2] else 1)
+    wanted, words = (bool, "true or false") if kind == "bool" else (str, "words")
+    if not isinstance(value, wanted):
+        raise UserError(f"{name} takes {words}, got {value!r}")
+    return value

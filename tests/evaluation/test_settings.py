@@ -1,0 +1,44 @@
+"""Settings of tasks as `mm evaluate` and as YAML have them."""
+
+import pytest
+import yaml
+
+from mm_lightning.callbacks import Evaluation
+from mm_lightning.errors import UserError
+from mm_lightning.evaluation.settings import make_tasks
+
+SETTINGS = """
+- {contexts: [4k, 8192, 16K], shots: 3, labels: anonymous, strategies: "space,newline", limit: 50, text: "a,b"}
+- {contexts: "4k,8192,16k", shots: [3], labels: [anonymous], strategies: [space, newline], limit: "50", text: ["a,b"]}
+- {contexts: [4096, 8k, "16384"], shots: ["3"], labels: anonymous, strategies: ["space,newline"], limit: 50, text: ["a,b"]}
+"""
+
+
+@pytest.mark.parametrize("settings", yaml.safe_load(SETTINGS))
+@pytest.mark.parametrize("tasks", ["loss_by_position,goemotions", ["loss_by_position", "goemotions"]])
+def test_forms_of_settings(settings, tasks):
+    loss, classes = Evaluation(tasks, settings=settings).tasks
+    assert (loss.contexts, loss.limit, loss.text) == ([4096, 8192, 16384], 50, ["a,b"])
+    assert (classes.shots, classes.labels, classes.strategies) == ([3], ["anonymous"], ["space", "newline"])
+
+
+@pytest.mark.parametrize(
+    ("tasks", "settings", "message"),
+    [
+        ([], {}, "tasks names nothing"),
+        ("qa_1", {"limit": "many"}, "limit takes whole numbers, such as 4096 or 4k, got 'many'"),
+        ("qa_1", {"limit": True}, "limit takes whole numbers"),
+        ("qa_1", {"contexts": [[4096]]}, "contexts takes whole numbers"),
+        ("qa_1", {"contexts": {"4k": 1}}, "contexts takes whole numbers"),
+        ("qa_1", {"contexts": []}, "contexts must be one or more numbers"),
+        ("qa_1", {"limit": 0}, "limit must be at least 1"),
+        ("qa_1", {"data_dir": 3}, "data_dir takes words, got 3"),
+        ("goemotions", {"labels": [1]}, "labels takes words, got 1"),
+        ("goemotions", {"shots": 0}, "shots must be at least 1"),
+        ("mbpp", {"run_code": "yes"}, "run_code takes true or false, got 'yes'"),
+        ("qa_1", {"gold_position": "first"}, "gold_position"),
+    ],
+)
+def test_mistakes(tasks, settings, message):
+    with pytest.raises(UserError, match=message):
+        make_tasks(tasks, settings)
