@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from mm_lightning.callbacks.validation_rows import ValidationRows
 from mm_lightning.errors import UserError
+from mm_lightning.networks import Network
 
 
-class MemoryStatistics(Callback):
+class MemoryStatistics(ValidationRows):
     """Writes TensorBoard histograms `memory/LEVEL/NAME`, over all blocks and heads:
 
     - alpha, beta_0, beta_1, gamma and alpha_psi: the learned scalars, on a schedule; a transformer has none,
@@ -32,8 +33,8 @@ class MemoryStatistics(Callback):
                 f"MemoryStatistics: every_n_steps must be at least 1 and sequences at least 0, got {every_n_steps} and "
                 f"{sequences}"
             )
+        super().__init__(sequences)
         self.every_n_steps = every_n_steps
-        self._rows = ValidationRows(sequences)
         self._written = -1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -53,28 +54,11 @@ class MemoryStatistics(Callback):
             if trainer.is_global_zero:
                 write(trainer, pl_module.network.memory_scalars())
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Keeps the first sequences."""
-        self._rows.take(batch, batch_idx)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes the histograms of what the memories do with them."""
+    def look(self, trainer: Trainer, network: Network) -> None:
+        """Writes the histograms of what the memories do with some sequences."""
         from mm_lightning.inspection.statistics import memory_distributions
-        from mm_lightning.training.at_rest import at_rest
 
-        if self._rows.batch is None or trainer.state.fn != "fit" or trainer.sanity_checking:
-            return
-        with at_rest(trainer, pl_module) as network:
-            if trainer.is_global_zero:
-                write(trainer, memory_distributions(network, self._rows.batch.tokens, self._rows.batch.documents))
+        write(trainer, memory_distributions(network, self.batch.tokens, self.batch.documents))
 
 
 def write(trainer: Trainer, values: dict[str, Tensor]) -> None:

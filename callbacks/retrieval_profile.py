@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from mm_lightning.callbacks.validation_rows import ValidationRows
 from mm_lightning.errors import UserError
+from mm_lightning.networks import Network
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from mm_lightning.inspection.profile import Profile
 
 
-class RetrievalProfile(Callback):
+class RetrievalProfile(ValidationRows):
     """After each validation, the mean retrieval weight by distance, as TensorBoard figure `retrieval_profile/LEVEL`: a
     line for each block, the mean over its heads.
 
@@ -37,35 +38,17 @@ class RetrievalProfile(Callback):
             )
         if importlib.util.find_spec("matplotlib") is None:
             raise UserError('RetrievalProfile needs matplotlib: pip install -e ".[report]", or leave it out')
+        super().__init__(sequences)
         self.distances = distances
-        self._rows = ValidationRows(sequences)
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Keeps the first sequences."""
-        self._rows.take(batch, batch_idx)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def look(self, trainer: Trainer, network: Network) -> None:
         """Draws."""
         from mm_lightning.inspection.profile import retrieval_profile
-        from mm_lightning.training.at_rest import at_rest
         from mm_lightning.training.loggers import say
 
-        batch = self._rows.batch
-        if batch is None or trainer.state.fn != "fit" or trainer.sanity_checking:
-            return
+        batch = self.batch
         distances = self.distances or max(2, batch.tokens.shape[1] // 2)
-        with at_rest(trainer, pl_module) as network:
-            if not trainer.is_global_zero:
-                return
-            profile = retrieval_profile(network, batch.tokens, batch.documents, distances)
+        profile = retrieval_profile(network, batch.tokens, batch.documents, distances)
         if not profile.queries:
             say(
                 f"no retrieval profile: the first {len(batch)} validation sequences have no document of {distances} "

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from mm_lightning.callbacks.validation_rows import AfterValidation
 from mm_lightning.inference.sampling import Sampling
+from mm_lightning.networks import Network
 
 
-class Samples(Callback):
+class Samples(AfterValidation):
     """Continues a prompt after each validation, as TensorBoard text `samples`; Summary shows the last one.
 
     The same seed every time, so that samples differ by what was learned. Under ZeRO-3 every process holds a whole copy
@@ -37,17 +39,11 @@ class Samples(Callback):
         self.sampling = Sampling(temperature, top_k, top_p, seed=seed)
         self.last: str | None = None
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Samples on the first process."""
+    def look(self, trainer: Trainer, network: Network) -> None:
+        """Writes a sample."""
         from mm_lightning.inference.generate import generate
-        from mm_lightning.training.at_rest import at_rest
 
-        if trainer.sanity_checking or trainer.state.fn != "fit":
-            return
-        with at_rest(trainer, pl_module) as network:
-            if not trainer.is_global_zero:
-                return
-            self.last = generate(network, trainer.datamodule.tokenizer, self.prompt, self.sampling, self.tokens)
+        self.last = generate(network, trainer.datamodule.tokenizer, self.prompt, self.sampling, self.tokens)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 quoted = "\n".join("    " + line for line in (self.prompt + self.last).splitlines())

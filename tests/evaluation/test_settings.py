@@ -8,9 +8,9 @@ from mm_lightning.errors import UserError
 from mm_lightning.evaluation.settings import make_tasks
 
 SETTINGS = """
-- {contexts: [4k, 8192, 16K], shots: 3, labels: anonymous, strategies: ["space,newline"], limit: 50, text: "a,b"}
-- {contexts: "4k,8192,16k", shots: [3], labels: [anonymous], strategies: [space, newline], limit: "50", text: ["a,b"]}
-- {contexts: [4096, 8k, "16384"], shots: ["3"], labels: anonymous, strategies: "space,newline", limit: 50, text: ["a,b"]}
+- {contexts: [4k, 8192, 16K], shots: 3, labels: anonymous, strategies: [space, newline], limit: 50, text: "a,b"}
+- {contexts: "4k,8192,16k", shots: [3], labels: [anonymous], strategies: "space,newline", limit: "50", text: ["a,b"]}
+- {contexts: [4k, "8k,16k"], shots: ["3"], labels: [anonymous], strategies: [space, newline], limit: 50, text: "a,b"}
 """
 
 

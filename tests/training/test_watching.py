@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from mm_lightning.cli import main
 from mm_lightning.inspection.statistics import effective_pairs, memory_distributions
 from mm_lightning.networks import MemoryMosaicConfig
+from mm_lightning.training import at_rest
 
 EVALUATION = {
     "class_path": "Evaluation",
@@ -51,9 +52,15 @@ def board(folder: Path) -> EventAccumulator:
     return events
 
 
-def test_watching_changes_nothing_and_writes_everything(tiny, watched, tmp_path):
+def test_watching_changes_nothing_and_writes_everything(tiny, watched, tmp_path, monkeypatch):
+    lent = []
+    lend = at_rest.at_rest
+    monkeypatch.setattr(
+        at_rest, "at_rest", lambda trainer, module: (lent.append(trainer.global_step), lend(trainer, module))[1]
+    )
     assert main(["fit", "--config", str(tiny), "--run", str(tmp_path / "alone")]) == 0
     assert main(["fit", "--config", str(watched), "--run", str(tmp_path / "seen")]) == 0
+    assert lent == [3, 3, 6, 6]  # for Evaluation, and for all others together
     alone, seen = tmp_path / "alone" / "0", tmp_path / "seen" / "0"
     for name in ("train/loss", "validation/loss"):
         assert metrics(seen, name) == metrics(alone, name)
