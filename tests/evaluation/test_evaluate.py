@@ -4,7 +4,9 @@ import csv
 import dataclasses
 import json
 import math
+import os
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from mm_lightning.evaluation import loss_by_position, task
 from mm_lightning.evaluation.documents import Documents, stretches
 from mm_lightning.evaluation.loss_by_position import LossByPosition, edges, relative_bins
 from mm_lightning.evaluation.model import Model
+from mm_lightning.evaluation.processes import run_processes
 from mm_lightning.evaluation.run import Job, Subject, run
 from mm_lightning.training.checkpoint import load_network
 from tests.evaluation.conftest import save
@@ -113,16 +116,20 @@ def test_an_interrupted_run_goes_on(evaluate, tmp_path, monkeypatch):
     assert len(asked) == 2 * 2
 
 
-def test_two_processes_find_what_one_finds(evaluate, tmp_path):
+def test_two_processes_find_what_one_finds(evaluate, tmp_path, monkeypatch):
     """The second one first, so that the first has nothing to wait for."""
     assert evaluate("v2", output="one")[0] == 0
     assert evaluate("v2", more=["--rank", "1", "--world_size", "2"])[0] == 0
     folder = tmp_path / "out" / "v2-0-step1" / "loss_by_position"
     assert sorted(path.name for path in folder.iterdir()) == ["samples.1.jsonl"]
+    (second,) = [json.loads(line)["key"] for line in (folder / "samples.1.jsonl").read_text().splitlines()]
+    ask, asked = LossByPosition.ask, []
+    monkeypatch.setattr(LossByPosition, "ask", lambda *a: asked.extend(a[2]) or ask(*a))
     assert evaluate("v2", more=["--rank", "0", "--world_size", "2"])[0] == 0
+    (first,) = [item.key for item in asked]
     assert sorted(p.name for p in folder.iterdir()) == ["results.json", "samples.jsonl", "settings.json"]
     (rows, samples), (wanted_rows, wanted) = read(folder), read(tmp_path / "one" / "v2-0-step1" / "loss_by_position")
-    assert [sample["key"] for sample in samples] == [sample["key"] for sample in wanted]
+    assert [sample["key"] for sample in samples] == [sample["key"] for sample in wanted] == [first, second]
     assert [row["value"] for row in rows] == pytest.approx([row["value"] for row in wanted_rows], abs=1e-5)
 
 
@@ -202,6 +209,32 @@ def test_sequences_of_documents():
     assert found[4].tokens.tolist() == [0, 1, 0, 1, 2]
     assert [x.documents for x in stretches(Documents("numbers", parts), 5, 2)] == [[0], [3]]
     assert stretches(Documents("numbers", parts), 50, 2) == []
+
+
+@dataclasses.dataclass
+class Tallied(task.Task):
+    """Each process notes in a file of its own what it is asked."""
+
+    name = "tallied"
+    folder: str = ""
+
+    def items(self, model):
+        return [task.Item(str(n), {}) for n in range(7)]
+
+    def ask(self, model, items):
+        with open(Path(self.folder) / f"{os.getpid()}.txt", "a") as file:
+            file.writelines(f"{item.key}\n" for item in items)
+        return (item.record({"score": 1}) for item in items)
+
+
+@pytest.mark.slow
+def test_real_processes_ask_each_question_once(runs, tmp_path):
+    (tmp_path / "asked").mkdir()
+    subject = Subject(runs / "v2" / "0" / "checkpoints" / "step=1.ckpt", "v2", {"precision": "32"})
+    run_processes(Job([subject], [Tallied(str(tmp_path / "asked"))], tmp_path / "out", device="cpu"), 2)
+    parts = sorted(path.read_text().split() for path in (tmp_path / "asked").iterdir())
+    assert parts == [["0", "2", "4", "6"], ["1", "3", "5"]]
+    assert [sample["key"] for sample in read(tmp_path / "out" / "v2" / "tallied")[1]] == list("0123456")
 
 
 @dataclasses.dataclass

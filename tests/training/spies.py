@@ -8,6 +8,8 @@ import torch
 from lightning.pytorch import Callback
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from mm_lightning.callbacks import Evaluation
+
 
 class StepSpy(Callback):
     """Saves weights and first moments by name after the first optimisation step, as `file`."""
@@ -69,3 +71,22 @@ class HeldSpy(Callback):
         self.hook.remove()
         numbers = {"most": self.most, "largest": self.largest, "all": pl_module.parameter_count}
         Path(f"{self.file}.{trainer.global_rank}").write_text(json.dumps(numbers))
+
+
+class AskedSpy(Callback):
+    """Writes down what each process is asked in an evaluation, a line of keys each, as RANK.jsonl in `folder`."""
+
+    def __init__(self, folder: str):
+        self.folder = Path(folder)
+
+    def on_train_start(self, trainer, pl_module):
+        (task,) = next(callback for callback in trainer.callbacks if isinstance(callback, Evaluation)).tasks
+        ask = task.ask
+
+        def spied(model, items):
+            self.folder.mkdir(exist_ok=True)
+            with open(self.folder / f"{trainer.global_rank}.jsonl", "a") as file:
+                file.write(json.dumps([item.key for item in items]) + "\n")
+            return ask(model, items)
+
+        task.ask = spied

@@ -30,6 +30,7 @@ WATCHERS = [
     {"class_path": "MemoryStatistics", "init_args": {"every_n_steps": 3}},
     {"class_path": "Samples", "init_args": {"prompt": "1 2", "tokens": 4}},
 ]
+KEPT = "evaluations/step={}/loss_by_position/samples.jsonl"
 
 
 @pytest.fixture
@@ -44,6 +45,10 @@ def watched(tiny, tmp_path) -> Path:
 
 def evaluations(folder: Path) -> dict[int, float]:
     return metrics(folder, "evaluation/loss_by_position/context=128/loss")
+
+
+def lines(path: Path) -> list:
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def board(folder: Path) -> EventAccumulator:
@@ -88,12 +93,22 @@ def test_the_callback_finds_what_the_command_finds(watched, tmp_path):
         assert one["group"] == two["group"]
         assert one["value"] == pytest.approx(two["value"], rel=1e-5)
     assert within["network"]["tokens"] == 6 * 8 * 32
-    assert len((folder / "evaluations/step=3/loss_by_position/samples.jsonl").read_text().splitlines()) == 4
+    assert len(lines(folder / KEPT.format(3))) == 4
 
 
 def test_two_processes_share_the_questions(watched, tmp_path):
     assert main(["fit", "--config", str(watched)]) == 0
+    values = yaml.safe_load(watched.read_text())
+    spy = {"class_path": "spies.AskedSpy", "init_args": {"folder": str(tmp_path / "asked")}}
+    values["trainer"]["callbacks"].append(spy)
+    watched.write_text(yaml.safe_dump(values))
     together(watched, tmp_path, "ddp")
+    one, other = (lines(tmp_path / "asked" / f"{rank}.jsonl") for rank in (0, 1))
+    for step, parts in zip((3, 6), zip(one, other, strict=True), strict=True):
+        kept = [sample["key"] for sample in lines(tmp_path / "together" / "0" / KEPT.format(step))]
+        assert len(kept) == 4
+        assert all(parts)
+        assert sorted(key for part in parts for key in part) == sorted(kept)
 
 
 @pytest.mark.slow

@@ -126,7 +126,7 @@ def test_by_command(runs, tmp_path):
 def test_options_that_no_task_has(runs, capsys):
     options = ["--tasks", "generated_facts", "--gold_position", "even"]
     assert main(["evaluate", "--checkpoint", str(runs / "v2"), *options]) == 2
-    assert "--gold_position is for none of the tasks generated_facts" in capsys.readouterr().err
+    assert "gold_position is for none of the tasks generated_facts" in capsys.readouterr().err
 
 
 def test_groups():
