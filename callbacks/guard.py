@@ -167,13 +167,13 @@ class Guard(Callback):
         folder = Path(pl_module.run_folder.path) / FOLDER / f"step={step.number}"
         keep_tokens(folder, trainer.global_rank, step.tokens)
         if trainer.is_global_zero:
-            about = place(data.path, data.context_length, data.global_batch_size, data.seed)
+            about = place(data.weights, data.context_length, data.global_batch_size, data.seed)
             first = None if step.served is None else step.served - data.global_batch_size
             shape = {"micro_batch_size": data.micro_batch_size, "world_size": trainer.world_size}
             policy = {"on_bad_step": self.on_bad_step, "sigma": self.sigma, "window": self.window}
             values = {"step": step.number, "why": why, **policy, **shape, **about, "first": first}
             if first is not None:
-                values["sequences"] = numbers(about, data.manifest, first)
+                values["sequences"] = numbers(about, data.sets, first)
             write_json(folder / "step.json", values)
         return folder
 

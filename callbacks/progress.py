@@ -78,7 +78,7 @@ class Progress(ProgressBar):
     ) -> None:
         """Moves the bar."""
         if trainer.state.fn != "fit":
-            self._set(batch_idx + 1)
+            self._set(sum(trainer.num_val_batches[:dataloader_idx]) + batch_idx + 1)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes the bar away."""

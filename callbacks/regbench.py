@@ -35,8 +35,8 @@ class RegBench(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Reads what the automata allow."""
         data = trainer.datamodule
-        if data is None or ALLOWED not in data.manifest.files:
-            path = "this" if data is None else data.path
+        if data is None or len(data.sets) > 1 or ALLOWED not in data.manifest.files:
+            path = "this" if data is None else " and ".join(map(str, data.weights))
             raise UserError(f"callback RegBench: {path} is not RegBench data: set data.regbench, or leave it out")
         self._allowed = read_truth(data.path, data.manifest)
 

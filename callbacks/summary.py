@@ -8,6 +8,7 @@ import time
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from mm_lightning.callbacks.samples import Samples
+from mm_lightning.data.mixture import bits_per_byte, mean
 
 
 class Summary(Callback):
@@ -59,12 +60,16 @@ class Summary(Callback):
         found = {name: float(value) for name, value in trainer.callback_metrics.items()}
         if "validation/loss" not in found:
             return ["no validation was run"]
-        rows = [("this network", found["validation/loss"])]
-        split = trainer.datamodule.manifest.splits.get("validation")
-        if split is not None:
-            rows.append(("unigram baseline", split.unigram_entropy))
+        sets = trainer.datamodule.validated
+        rows = [("this network", found["validation/loss"], sets)]
+        if sets:
+            baselines = [s.manifest.splits["validation"].unigram_entropy for s in sets]
+            rows.append(("unigram baseline", mean(sets, baselines), sets))
+            if len(sets) > 1:
+                rows += [(f"on {s.name}", found[f"validation/loss/{s.name}"], [s]) for s in sets]
+                rows += [(f"unigram on {s.name}", loss, [s]) for s, loss in zip(sets, baselines, strict=True)]
         lines = [f"{'on validation documents':<24} {'loss':>8} {'perplexity':>11} {'bits per byte':>14}"]
-        for name, loss in rows:
-            bits = split.bits_per_byte(loss) if split is not None else math.nan
+        for name, loss, of in rows:
+            bits = bits_per_byte(of, loss) if of else math.nan
             lines.append(f"  {name:<22} {loss:>8.3f} {math.exp(min(loss, 700)):>11.1f} {bits:>14.3f}")
         return lines

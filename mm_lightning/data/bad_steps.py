@@ -19,9 +19,10 @@ import numpy as np
 import yaml
 from torch import Tensor
 
+from mm_lightning.data import mixture
 from mm_lightning.data.inspect import read_shard
-from mm_lightning.data.manifest import FILE, Manifest
-from mm_lightning.data.sequences import TrainingOrder
+from mm_lightning.data.manifest import FILE
+from mm_lightning.data.mixture import DataSet
 from mm_lightning.data.tokenizer import Tokenizer, load_tokenizer
 from mm_lightning.errors import UserError
 
@@ -30,32 +31,33 @@ RETURNS = "rollbacks.jsonl"
 STEP = "step.json"
 
 
-def place(path: Path, context_length: int, global_batch_size: int, seed: int) -> dict[str, Any]:
+def place(weights: dict[Path, float], context_length: int, global_batch_size: int, seed: int) -> dict[str, Any]:
     """The settings that decide which sequences a step gets."""
     decides = {"context_length": context_length, "global_batch_size": global_batch_size, "seed": seed}
-    return {"data": str(path), **decides}
+    return {"data": {str(folder): weight for folder, weight in weights.items()}, **decides}
 
 
-def numbers(about: dict[str, Any], manifest: Manifest, first: int) -> list[dict[str, Any]]:
-    """Where the sequences of a step lie: the number of each, its shard, and its first token there.
+def numbers(about: dict[str, Any], sets: list[DataSet], first: int) -> list[dict[str, Any]]:
+    """Where the sequences of a step lie: the data set of each, its number there, its shard, and its first token there.
 
     Args:
         about: of :func:`place`.
-        manifest: of the data.
+        sets: the data.
         first: how many sequences the run had served to all devices before.
     """
-    length = about["context_length"] + 1
-    shards = manifest.splits["train"].shards
-    counts = [shard.tokens // length for shard in shards]
-    size = about["global_batch_size"]
-    order = TrainingOrder(counts, size, size, about["seed"])
-    order.start = first
-    ends = np.cumsum(counts)
+    size, context_length = about["global_batch_size"], about["context_length"]
+    order = mixture.training_order(sets, context_length, size, size, about["seed"])
+    counts = [s.counts(context_length) for s in sets]
+    begins = np.cumsum([0, *map(sum, counts)])
     found = []
-    for number in islice(order, size):
+    for number in islice(order.since(first), size):
+        k = int(np.searchsorted(begins, number, side="right")) - 1
+        number -= int(begins[k])
+        ends = np.cumsum(counts[k])
         n = int(np.searchsorted(ends, number, side="right"))
-        token = (number - int(ends[n]) + counts[n]) * length
-        found.append({"sequence": number, "shard": shards[n].file, "token": token})
+        token = (number - int(ends[n]) + counts[k][n]) * (context_length + 1)
+        shard = sets[k].split("train").shards[n].file
+        found.append({"set": k, "sequence": number, "shard": shard, "token": token})
     return found
 
 
@@ -82,7 +84,7 @@ def note_place(run: Path, step: int, first: int, global_batch_size: int, **more:
             file.write(json.dumps({"step": step, "first": first, **more}) + "\n")
 
 
-def show(path: str, step: int | None, sequences: int, tokens: int, data: str | None) -> None:
+def show(path: str, step: int | None, sequences: int, tokens: int, data: list[str] | str | None) -> None:
     """Prints what a step was trained on; see :func:`mm_lightning.data.commands.show`."""
     folder = Path(path).expanduser()
     if not folder.is_dir():
@@ -98,13 +100,25 @@ def show(path: str, step: int | None, sequences: int, tokens: int, data: str | N
     if (folder / STEP).is_file():
         about = json.loads((folder / STEP).read_text(encoding="utf-8"))
         print(f"step {about['step']}: {about['why']}")
-    source = Path(data or about["data"]).expanduser()
-    manifest, tokenizer = Manifest.load(source), load_tokenizer(source)
-    rows = about.get("sequences") or numbers(about, manifest, about["first"])
+    sets = mixture.read(_now(about["data"], data))
+    tokenizer = load_tokenizer(sets[0].folder)
+    rows = about.get("sequences") or numbers(about, sets, about["first"])
     given = _given(folder, about)
     for n, row in enumerate(rows[:sequences]):
-        _show_sequence(source, manifest, tokenizer, row, about["context_length"], tokens, given and given[n])
-    print(f"{min(sequences, len(rows))} of {len(rows)} sequences of step {about['step']}, data {source}")
+        one = sets[row.get("set", 0)]
+        where = f"{one.folder}, " if len(sets) > 1 else ""
+        _show_sequence(one, where, tokenizer, row, about["context_length"], tokens, given and given[n])
+    sources = ", ".join(str(s.folder) for s in sets)
+    print(f"{min(sequences, len(rows))} of {len(rows)} sequences of step {about['step']}, data {sources}")
+
+
+def _now(weights: dict[str, float] | str, moved: list[str] | str | None) -> dict[Path, float]:
+    """The folders and weights of a run's data, where they lie now."""
+    was = mixture.folders(weights)
+    now = [moved] if isinstance(moved, str) else moved or [str(folder) for folder in was]
+    if len(now) != len(was):
+        raise UserError(f"--data names {len(now)} folders, the run has {len(was)}: {', '.join(map(str, was))}")
+    return mixture.folders(dict(zip(now, was.values(), strict=True)))
 
 
 def _run_folder(folder: Path) -> Path:
@@ -129,7 +143,8 @@ def _computed(run: Path, step: int) -> dict[str, Any]:
     data = config["data"]
     if step < 1:
         raise UserError(f"step {step}: the first is 1")
-    about = place(data["path"], data["context_length"], data["global_batch_size"], config["seed_everything"])
+    weights = mixture.folders(data["path"])
+    about = place(weights, data["context_length"], data["global_batch_size"], config["seed_everything"])
     return {**about, "step": step, "first": first_sequence(run, step, data["global_batch_size"])}
 
 
@@ -144,18 +159,18 @@ def _given(folder: Path, about: dict[str, Any]) -> list[np.ndarray] | None:
 
 
 def _show_sequence(
-    source: Path,
-    manifest: Manifest,
+    data: DataSet,
+    where: str,
     tokenizer: Tokenizer,
     row: dict[str, Any],
     context_length: int,
     shown: int,
     given: np.ndarray | None,
 ) -> None:
-    shard = next((s for s in manifest.splits["train"].shards if s.file == row["shard"]), None)
+    shard = next((s for s in data.split("train").shards if s.file == row["shard"]), None)
     if shard is None:
-        raise UserError(f"{source / FILE} names no shard {row['shard']}: the data are others than the run's")
-    stored = read_shard(source / "train" / shard.file, manifest.dtype, shard.tokens)
+        raise UserError(f"{data.folder / FILE} names no shard {row['shard']}: the data are others than the run's")
+    stored = read_shard(data.folder / "train" / shard.file, data.manifest.dtype, shard.tokens)
     begin, end = row["token"], row["token"] + context_length
     here = np.asarray(stored[begin:end]).astype(np.int64)
     before = int(np.count_nonzero(stored[:begin] == tokenizer.bos))
@@ -163,7 +178,7 @@ def _show_sequence(
     bounds = np.unique([0, *starts.tolist(), len(here)])
     first = before + (1 if len(starts) and starts[0] == 0 else 0)
     print(
-        f"\nsequence {row['sequence']:,}: {shard.file}, tokens {begin:,} to {end - 1:,}, documents {first:,} to "
+        f"\nsequence {row['sequence']:,}: {where}{shard.file}, tokens {begin:,} to {end - 1:,}, documents {first:,} to "
         f"{before + len(starts):,} of the shard, with {', '.join(map(str, np.diff(bounds).tolist()))} tokens"
     )
     if given is not None and not np.array_equal(given, here):

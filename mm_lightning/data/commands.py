@@ -130,7 +130,13 @@ def inspect(path: str, samples: int = 3, seed: int = 0) -> None:
     room.inspect(path, samples, seed)
 
 
-def show(path: str, step: int | None = None, sequences: int = 3, tokens: int = 200, data: str | None = None) -> None:
+def show(
+    path: str,
+    step: int | None = None,
+    sequences: int = 3,
+    tokens: int = 200,
+    data: list[str] | str | None = None,
+) -> None:
     """Show what an optimisation step was trained on: shards, documents, decoded text; or list a run's bad steps.
 
     The batch of a bad step was kept when it happened; that of any other follows from the run's config and data.
@@ -140,7 +146,7 @@ def show(path: str, step: int | None = None, sequences: int = 3, tokens: int = 2
         step: which step, counted from 1 as in metrics.jsonl; without one the bad steps are listed.
         sequences: how many sequences of it to show.
         tokens: how many tokens of each to decode.
-        data: where the run's data lie now, if no longer where its config says.
+        data: where the run's data lie now, if no longer where its config says; of several folders all, as [a, b].
     """
     from mm_lightning.data import bad_steps as room
 

@@ -8,15 +8,17 @@ from pathlib import Path
 
 import lightning
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import ConcatDataset, DataLoader
 
+from mm_lightning.data import mixture
 from mm_lightning.data.batch import Batch
 from mm_lightning.data.facts import FactsConfig, prepare_facts
 from mm_lightning.data.folder import reuse
-from mm_lightning.data.manifest import FILE, Manifest, Split, check
+from mm_lightning.data.manifest import FILE, Manifest
+from mm_lightning.data.mixture import DataSet
 from mm_lightning.data.prepare import PrepareConfig, prepare
 from mm_lightning.data.regbench import RegBenchConfig, prepare_regbench
-from mm_lightning.data.sequences import EvaluationOrder, PlainLoader, Sequences, TrainingLoader, TrainingOrder
+from mm_lightning.data.sequences import EvaluationOrder, PlainLoader, Sequences, TrainingLoader
 from mm_lightning.data.tokenizer import Tokenizer, load_tokenizer
 from mm_lightning.data.workers import prepare_worker, start_server
 from mm_lightning.errors import UserError
@@ -25,35 +27,38 @@ _WORKER_TIMEOUT = 300  # seconds
 
 
 class TextDataModule(lightning.LightningDataModule):
-    """Serves the documents of a prepared folder, packed into sequences.
+    """Serves the documents of a prepared folder, or of several in given proportions, packed into sequences.
 
     Which sequences an optimisation step trains on depends on `seed` and `global_batch_size` alone, whatever the
     number of devices and workers.
 
     Args:
-        path: the prepared folder (`mm data prepare`).
+        path: the prepared folder (`mm data prepare`), or several with weights, as in {data/web: 0.7, data/code: 0.3}:
+            the share of the training sequences that each gives (weights need not add up to 1). Each is shuffled and
+            read to its end before any of it comes again; all must have the same tokenizer. Validation is of each that
+            has a validation split, apart and as the mean by weight.
         context_length: tokens in a sequence.
         global_batch_size: sequences in an optimisation step, over all devices.
         micro_batch_size: sequences in a forward pass of one device.
         num_workers: processes that load data for each device; 0 loads in the training process.
         seed: of the order of training sequences.
-        validation_sequences: evaluate only so many sequences, evenly spaced over the validation split.
-        prepare: what to prepare in `path` if nothing is there yet.
+        validation_sequences: evaluate only so many sequences of a folder, evenly spaced over its validation split.
+        prepare: what to prepare in `path`, which is one folder then, if nothing is there yet.
         regbench: generate RegBench, the synthetic benchmark of learning in context, in `path` if nothing is there yet,
             in rows for `context_length`; instead of `prepare`.
         facts: generate made-up facts with questions about them in `path`, likewise.
 
     Attributes:
-        manifest: of the prepared folder, after `setup`.
-        tokenizer: of the prepared folder, after `setup`.
+        sets: the prepared folders with their weights and manifests, after `setup`.
+        tokenizer: of all of them, after `setup`.
     """
 
-    manifest: Manifest
+    sets: list[DataSet]
     tokenizer: Tokenizer
 
     def __init__(
         self,
-        path: str,
+        path: str | dict[str, float],
         context_length: int = 1024,
         global_batch_size: int = 8,
         micro_batch_size: int = 8,
@@ -84,12 +89,29 @@ class TextDataModule(lightning.LightningDataModule):
         named = [name for name, maker in makers.items() if maker is not None]
         if len(named) > 1:
             raise UserError(f"data: {' and '.join(named)} both say what to prepare: set one of them to null")
-        self.path = Path(path).expanduser()
+        self.weights = mixture.folders(path)
+        if named and len(self.weights) > 1:
+            raise UserError(f"data: {named[0]} prepares one folder, and path names {len(self.weights)}: set it to null")
         self.context_length = context_length
         self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
         self.num_workers, self.seed = num_workers, seed
         self.validation_sequences = validation_sequences
         self.prepare, self.regbench, self.facts = prepare, regbench, facts
+
+    @property
+    def path(self) -> Path:
+        """The prepared folder, or the first of several."""
+        return next(iter(self.weights))
+
+    @property
+    def manifest(self) -> Manifest:
+        """Of the prepared folder, or of the first of several, after `setup`."""
+        return self.sets[0].manifest
+
+    @property
+    def validated(self) -> list[DataSet]:
+        """Those of `sets` that validation reads: the ones with a validation split."""
+        return [s for s in self.sets if "validation" in s.manifest.splits]
 
     def prepare_data(self) -> None:
         """Prepares the folder on first use. (Lightning calls this in one process of each node.)"""
@@ -105,12 +127,12 @@ class TextDataModule(lightning.LightningDataModule):
             prepare(self.prepare, self.path)
 
     def setup(self, stage: str | None = None) -> None:
-        """Reads the manifest and checks that training can start from the folder.
+        """Reads the manifests and checks that training can start from the folders.
 
         Raises:
-            UserError: the folder is missing, damaged, or too small for the context or the batch.
+            UserError: a folder is missing, damaged, too small for the context or the batch, or has another tokenizer.
         """
-        self.manifest = check(self.path, context_length=self.context_length)
+        self.sets = mixture.read(self.weights, self.context_length)
         self.tokenizer = load_tokenizer(self.path)
         if stage in ("fit", None):
             self._check_batches()
@@ -123,55 +145,58 @@ class TextDataModule(lightning.LightningDataModule):
                 f"data: global_batch_size {self.global_batch_size} is not a multiple of {together}, micro_batch_size "
                 f"{self.micro_batch_size} on {world_size} devices"
             )
-        count = self._split("train").sequences(self.context_length + 1)
+        count = sum(sum(s.counts(self.context_length)) for s in self.sets)
         if count < self.global_batch_size:
             raise UserError(
-                f"{self.path} has {count} training sequences of {self.context_length} tokens, fewer than "
-                f"global_batch_size {self.global_batch_size}: prepare more text, or a smaller batch or context"
+                f"{' + '.join(map(str, self.weights))} has {count} training sequences of {self.context_length} tokens, "
+                f"fewer than global_batch_size {self.global_batch_size}: prepare more text, or a smaller batch or "
+                f"context"
             )
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled batches, each epoch anew, all of `micro_batch_size` sequences.
 
-        An epoch is a whole number of optimisation steps. With `overfit_batches` the order is fixed.
+        An epoch is a whole number of optimisation steps. With `overfit_batches` the order is fixed, and the first
+        folder alone is read.
         """
         if self.trainer is not None and self.trainer.overfit_batches:
-            return self._loader("train", None)
-        rank, world_size = self._place()
-        length = self.context_length + 1
-        shards = self._split("train").shards
-        counts = [shard.tokens // length for shard in shards]
-        order = TrainingOrder(counts, self.micro_batch_size, self.global_batch_size, self.seed, rank, world_size)
-        sequences = Sequences(self.path / "train", length, shards, (rank, world_size))
+            return self._loader(self.sets[0], "train", None)
+        place = self._place()
+        batches = (self.micro_batch_size, self.global_batch_size)
+        order = mixture.training_order(self.sets, self.context_length, *batches, self.seed, *place)
+        sequences = ConcatDataset([self._sequences(s, "train", place) for s in self.sets])
         return TrainingLoader(sequences, sampler=order, **self._options())
 
-    def val_dataloader(self) -> DataLoader | list:
-        """Batches of the validation split in order; nothing if there is no such split."""
-        if "validation" not in self.manifest.splits:
-            return []
-        return self._loader("validation", self.validation_sequences)
+    def val_dataloader(self) -> DataLoader | list[DataLoader]:
+        """Batches of the validation split in order, of each of `validated` if they are several."""
+        return self._evaluation(self.validation_sequences) if self.validated else []
 
-    def test_dataloader(self) -> DataLoader:
-        """Batches of the whole validation split in order."""
-        return self._loader("validation", None)
+    def test_dataloader(self) -> DataLoader | list[DataLoader]:
+        """The same of whole validation splits."""
+        return self._evaluation(None)
 
-    def predict_dataloader(self) -> DataLoader:
+    def predict_dataloader(self) -> DataLoader | list[DataLoader]:
         """The batches of `val_dataloader`."""
-        return self._loader("validation", self.validation_sequences)
+        return self._evaluation(self.validation_sequences)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Copies a batch to the device, asynchronously where its memory allows."""
         return batch.to(device, non_blocking=True)
 
-    def _loader(self, split: str, limit: int | None) -> DataLoader:
+    def _evaluation(self, limit: int | None) -> DataLoader | list[DataLoader]:
+        loaders = [self._loader(s, "validation", limit) for s in self.validated or self.sets]
+        return loaders if len(loaders) > 1 else loaders[0]
+
+    def _loader(self, data: DataSet, split: str, limit: int | None) -> DataLoader:
         rank, world_size = self._place()
-        length = self.context_length + 1
-        count = self._split(split).sequences(length)
+        count = data.split(split).sequences(self.context_length + 1)
         if count < world_size:
-            raise UserError(f"{self.path} has {count} {split} sequences for {world_size} devices: prepare more text")
+            raise UserError(f"{data.folder} has {count} {split} sequences for {world_size} devices: prepare more text")
         order = EvaluationOrder(count, limit and max(limit, world_size), rank, world_size)
-        sequences = Sequences(self.path / split, length, self._split(split).shards, (rank, world_size))
-        return PlainLoader(sequences, sampler=order, **self._options())
+        return PlainLoader(self._sequences(data, split, (rank, world_size)), sampler=order, **self._options())
+
+    def _sequences(self, data: DataSet, split: str, place: tuple[int, int]) -> Sequences:
+        return Sequences(data.folder / split, self.context_length + 1, data.split(split).shards, place)
 
     def _options(self) -> dict:
         collate = partial(Batch.collate, bos=self.tokenizer.bos, eos=self.tokenizer.eos)
@@ -196,11 +221,6 @@ class TextDataModule(lightning.LightningDataModule):
                 "timeout": _WORKER_TIMEOUT,
             }
         return options
-
-    def _split(self, name: str) -> Split:
-        if name not in self.manifest.splits:
-            raise UserError(f"{self.path} has no {name} split: prepare it with a validation_fraction above 0")
-        return self.manifest.splits[name]
 
     def _place(self) -> tuple[int, int]:
         """This device's rank and the number of devices."""

@@ -111,13 +111,16 @@ class TrainingOrder(DistributedSampler):
         return self.total // self.world_size
 
     def __iter__(self) -> Iterator[int]:
-        position, stop = self.start, self.start + self.total
-        while position < stop:
-            epoch, offset = divmod(position, self.total)
-            for index in islice(self._epoch(epoch, offset), min(self.total - offset, stop - position)):
-                if position // self._batch % self.world_size == self._rank:
-                    yield index
-                position += 1
+        for position, number in enumerate(islice(self.since(self.start), self.total), self.start):
+            if position // self._batch % self.world_size == self._rank:
+                yield number
+
+    def since(self, position: int) -> Iterator[int]:
+        """The endless list of the whole run from a position on."""
+        epoch, offset = divmod(position, self.total)
+        while True:
+            yield from islice(self._epoch(epoch, offset), self.total - offset)
+            epoch, offset = epoch + 1, 0
 
     def _epoch(self, epoch: int, offset: int) -> Iterator[int]:
         """The list of an epoch from `offset` on."""

@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 
 from mm_lightning.data.inspect import read_shard
-from mm_lightning.data.manifest import FILE, check
+from mm_lightning.data.manifest import FILE, Manifest, check
 from mm_lightning.errors import UserError
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def text_files(path: str) -> list[str]:
 
 
 def of_run(checkpoint: Path | None, tokenizer: Tokenizer) -> Documents:
-    """The validation documents of the data that a network was trained on.
+    """The validation documents of the data that a network was trained on, of all data sets that have some.
 
     Raises:
         UserError: its run folder or its data is not there.
@@ -117,9 +117,13 @@ def of_run(checkpoint: Path | None, tokenizer: Tokenizer) -> Documents:
             f"{checkpoint} lies in no run folder that says what data it was trained on: name files by --text"
         )
     path = yaml.safe_load(config.read_text(encoding="utf-8"))["data"]["path"]
-    if not (Path(path).expanduser() / FILE).is_file():
-        raise UserError(f"the data of {config}, {path}, is not there: name files, or its folder, by --text")
-    return of_folder(Path(path), tokenizer)
+    folders = [Path(folder) for folder in (path if isinstance(path, dict) else [path])]
+    for folder in folders:
+        if not (folder.expanduser() / FILE).is_file():
+            raise UserError(f"the data of {config}, {folder}, is not there: name files, or its folder, by --text")
+    held_out = [folder for folder in folders if "validation" in Manifest.load(folder).splits]
+    found = [of_folder(folder, tokenizer) for folder in held_out or folders]
+    return Documents(", ".join(one.source for one in found), [part for one in found for part in one.parts])
 
 
 def of_folder(folder: Path, tokenizer: Tokenizer) -> Documents:

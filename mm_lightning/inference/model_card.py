@@ -149,19 +149,23 @@ def _data(about: dict[str, Any], config: dict[str, Any]) -> str:
     rows: list[tuple[str, Any]] = []
     if tokenizer:
         rows += [("tokenizer", Path(tokenizer["name"]).name), ("tokenizer sha256", f"`{tokenizer['sha256']}`")]
-    folder = config.get("data", {}).get("path")
+    path = config.get("data", {}).get("path")
+    weights = path if isinstance(path, dict) else {path: 1.0} if path else {}
     try:
-        manifest = Manifest.load(folder) if folder else None
+        manifests = [(weight, Manifest.load(folder)) for folder, weight in weights.items()]
     except UserError as error:
         return "\n\n".join([table(rows, ("what", "value")), f"The data's manifest could not be read: {error}."])
-    if manifest is None:
+    if not manifests:
         return table(rows, ("what", "value")) if rows else "Nothing is known of it."
-    for name, split in manifest.splits.items():
-        rows.append((f"{name} documents", f"{split.documents:,}"))
-        rows.append((f"{name} tokens", f"{split.tokens:,}"))
-        rows.append((f"{name} bytes", f"{split.bytes:,}"))
-    rows.append(("fingerprint", f"`{manifest.fingerprint}`"))
-    rows += [(f"source {n}", _source(source)) for n, source in enumerate(manifest.sources, 1)]
+    for number, (weight, manifest) in enumerate(manifests, 1):
+        if len(manifests) > 1:
+            rows.append((f"data set {number}", f"{weight / sum(weights.values()):.1%} of the training sequences"))
+        for name, split in manifest.splits.items():
+            rows.append((f"{name} documents", f"{split.documents:,}"))
+            rows.append((f"{name} tokens", f"{split.tokens:,}"))
+            rows.append((f"{name} bytes", f"{split.bytes:,}"))
+        rows.append(("fingerprint", f"`{manifest.fingerprint}`"))
+        rows += [(f"source {n}", _source(source)) for n, source in enumerate(manifest.sources, 1)]
     return table(rows, ("what", "value"))
 
 

@@ -259,7 +259,7 @@ class TrainingCLI(LightningCLI):
             return
         found = self.trainer.callback_metrics.items()
         values = {name: float(value) for name, value in found if name.startswith(f"{split}/")}
-        say(f"{self.checkpoint}: " + "  ".join(f"{n.split('/')[-1]} {v:.4f}" for n, v in values.items()))
+        say(f"{self.checkpoint}: " + "  ".join(f"{n.removeprefix(f'{split}/')} {v:.4f}" for n, v in values.items()))
         if (self.folder.path / "config.yaml").is_file():
             with open(self.folder.path / "evaluation.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps({"checkpoint": self.checkpoint.name, **values}) + "\n")
@@ -269,6 +269,8 @@ class TrainingCLI(LightningCLI):
         if self.trainer.world_size > 1:
             raise UserError("mm predict runs on one device: add --trainer.devices 1")
         batches = self.trainer.predict(**kwargs)
+        if len(self.datamodule.validated) > 1:
+            batches = [batch for of_a_set in batches for batch in of_a_set]
         documents = [document for batch in batches for document in batch]
         output = Path(self.config[self.command].output or self.folder.path / "predictions.jsonl")
         with open(output, "w", encoding="utf-8") as file:

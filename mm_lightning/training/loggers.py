@@ -108,7 +108,7 @@ class ProgressLines(Logger):
             if "validation/bits_per_byte" in metrics:
                 parts += [f"bits per byte {metrics['validation/bits_per_byte']:.3f}"]
             others = [name for name in metrics if name.startswith("validation/") and name not in self._SPELLED]
-            parts += [f"{name.split('/')[1].replace('_', ' ')} {metrics[name]:.4f}" for name in others]
+            parts += [f"{name.removeprefix('validation/').replace('_', ' ')} {metrics[name]:.4f}" for name in others]
             say(f"{head}  {'  '.join(parts)}")
 
     def _pace(self, metrics: dict[str, float], step: int) -> str:

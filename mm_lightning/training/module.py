@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
 from mm_lightning.data import Batch
+from mm_lightning.data.mixture import bits_per_byte, mean
 from mm_lightning.errors import UserError
 from mm_lightning.networks import NetworkConfig
 from mm_lightning.training.checkpoint import (
@@ -29,6 +30,11 @@ from mm_lightning.training.resume import fit_progress, validate_if_due
 from mm_lightning.training.run_folder import RunFolder
 
 IGNORED = -100
+
+
+def evaluation_loss() -> MeanMetric:
+    """A mean in float64, because float32 loses count after 2^24 tokens."""
+    return MeanMetric().set_dtype(torch.float64)
 
 
 class LanguageModule(LightningModule):
@@ -76,8 +82,7 @@ class LanguageModule(LightningModule):
         self.initial_weights = initial_weights
         self.seed = seed
         self.network: torch.nn.Module | None = None
-        # float64, because float32 loses count after 2^24 tokens
-        self.evaluation_loss = MeanMetric().set_dtype(torch.float64)
+        self.evaluation_losses = torch.nn.ModuleList([evaluation_loss()])  # a mean for each data set
         self.run_folder: RunFolder | None = None  # given by the CLI
         self._step_loss: list[Tensor] = []
         self._finished_steps = 0
@@ -118,6 +123,8 @@ class LanguageModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Holds the network's vocabulary against the data's."""
         data = self.trainer.datamodule
+        if data is not None:
+            self.evaluation_losses = torch.nn.ModuleList([evaluation_loss() for _ in data.validated or data.sets])
         if data is not None and data.tokenizer.vocab_size > self.config.vocab_size:
             raise UserError(
                 f"the tokenizer {data.tokenizer.name} has {data.tokenizer.vocab_size} tokens but "
@@ -200,18 +207,19 @@ class LanguageModule(LightningModule):
 
     # Evaluation
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Adds a batch to the mean loss over tokens."""
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Adds a batch to the mean loss over tokens of its data set."""
         loss = self.network(batch.tokens, batch.documents, batch.targets)
         predicted = (batch.targets != IGNORED).sum()
-        self.evaluation_loss.update(loss.double(), weight=predicted)
+        self.evaluation_losses[dataloader_idx].update(loss.double(), weight=predicted)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """As in validation."""
-        self.validation_step(batch, batch_idx)
+        self.validation_step(batch, batch_idx, dataloader_idx)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs loss, perplexity and bits per byte over all ranks."""
+        """Logs loss, perplexity and bits per byte over all ranks: of several data sets the means by weight, and the
+        loss of each."""
         self._log_evaluation("validation")
 
     def on_test_epoch_end(self) -> None:
@@ -219,37 +227,47 @@ class LanguageModule(LightningModule):
         self._log_evaluation("test")
 
     def _log_evaluation(self, split: str) -> None:
-        loss = self.evaluation_loss.compute().item()  # summed over ranks
-        self.evaluation_loss.reset()
+        losses = [metric.compute().item() for metric in self.evaluation_losses]  # summed over ranks
+        for metric in self.evaluation_losses:
+            metric.reset()
+        data, loss = self.trainer.datamodule, losses[0]
+        if data is not None:
+            loss = mean(data.validated, losses)
         values = {f"{split}/loss": loss, f"{split}/perplexity": math.exp(min(loss, 700))}
-        if self.trainer.datamodule is not None:
+        if data is not None:
             # `mm test` reads the validation documents too, all of them
-            values[f"{split}/bits_per_byte"] = self.trainer.datamodule.manifest.bits_per_byte(loss)
+            values[f"{split}/bits_per_byte"] = bits_per_byte(data.validated, loss)
+            if len(losses) > 1:
+                values |= {f"{split}/loss/{s.name}": one for s, one in zip(data.validated, losses, strict=True)}
         self.log_dict({**values, "step": float(self.global_step)}, sync_dist=True)
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
         """The loss of every document of a batch, a part of a document counting as one.
 
         Returns:
-            For each document in stream order: the sequence it lies in, its number of tokens, how many of them were
-            predicted, the mean loss in nats per predicted token (0 where there was none), and how its text begins.
+            For each document in stream order: the data set if they are several, the sequence it lies in, its
+            number of tokens, how many of them were predicted, the mean loss in nats per predicted token (0 where there
+            was none), and how its text begins.
         """
         logits = self.network(batch.tokens, batch.documents).float()
         targets = batch.targets.flatten()
         losses = F.cross_entropy(logits.flatten(0, 1), targets, ignore_index=IGNORED, reduction="none")
         lengths = batch.documents.lengths
-        first = batch_idx * self.trainer.datamodule.micro_batch_size
+        data = self.trainer.datamodule
+        first = batch_idx * data.micro_batch_size
+        named = {"set": data.validated[dataloader_idx].name} if len(data.validated) > 1 else {}
         rows, begin = [], 0
         for loss, mask in zip(losses.split(lengths), (targets != IGNORED).split(lengths), strict=True):
             head = batch.tokens.flatten()[begin : begin + min(len(loss), 24)].tolist()
             predicted = int(mask.sum())
             rows.append(
                 {
+                    **named,
                     "sequence": first + begin // batch.tokens.shape[1],
                     "tokens": len(loss),
                     "predicted": predicted,
                     "loss": float(loss.sum()) / max(predicted, 1),
-                    "text": self.trainer.datamodule.tokenizer.decode(head),
+                    "text": data.tokenizer.decode(head),
                 }
             )
             begin += len(loss)

@@ -111,11 +111,14 @@ class PlannedFit(TrainingCLI):
                 f"model.network.vocab_size is {vocabulary}: make it at least as large"
             )
         self._data_is_there = True
-        count = data.manifest.splits["train"].sequences(data.context_length + 1)
-        epochs = config.trainer.max_steps * data.global_batch_size / count
-        return (
-            f"data         {data.path}: {count:,} training sequences of {data.context_length}, read {epochs:.2f} times"
-        )
+        lines = []
+        for s in data.sets:
+            count, share = sum(s.counts(data.context_length)), s.weight / sum(data.weights.values())
+            epochs = config.trainer.max_steps * data.global_batch_size * share / count
+            part = f"{share:.1%} " if len(data.sets) > 1 else ""
+            read = f"{count:,} training sequences of {data.context_length}, read {epochs:.2f} times"
+            lines.append(f"data         {part}{s.folder}: {read}")
+        return "\n".join(lines)
 
     def _memory(self, config: Namespace) -> str:
         self._layout = dataclasses.replace(layout_of(config), devices=self._devices)

@@ -2,7 +2,7 @@
 
     runs/quickstart/0/
         config.yaml        every setting, resolved: `mm fit --config` of this file does the same again
-        environment.json   command line, code and package versions, hardware
+        environment.json   command line, code and package versions, hardware, data
         metrics.jsonl      one JSON object a line: step, train/..., validation/...
         finished.json      once training has come to its end: the last step, and the seconds since the last (re)start
         tensorboard/       the same and more for TensorBoard
@@ -117,6 +117,9 @@ class RecordRun(Callback):
         """Shares the folder; writes on the first process."""
         if stage != "fit":
             return
+        from mm_lightning.data.mixture import describe
+        from mm_lightning.training.loggers import say
+
         self.folder.share(trainer)
         if not trainer.is_global_zero:
             return
@@ -127,7 +130,13 @@ class RecordRun(Callback):
         if (path / "environment.json").is_file():
             before = json.loads((path / "environment.json").read_text(encoding="utf-8"))
             past = [*before.pop("earlier", []), before]
-        environment = {**describe_environment(), "earlier": past}
+        data = describe(trainer.datamodule.sets)
+        if past and past[-1].get("data", data) != data:
+            say(
+                f"the data or their weights are others than before ({path / 'environment.json'}): the run goes on in "
+                f"their order, in which sequences that it has read may come again"
+            )
+        environment = {**describe_environment(), "data": data, "earlier": past}
         write_text(path / "environment.json", json.dumps(environment, indent=2) + "\n")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -168,6 +177,9 @@ class RecordRun(Callback):
             f"{trainer.world_size} devices x {data.micro_batch_size} sequences x {trainer.accumulate_grad_batches} "
             f"accumulated"
         )
+        for s in data.sets if len(data.sets) > 1 else ():
+            share = s.weight / sum(data.weights.values())
+            say(f"data        {share:.1%} {s.folder}: {sum(s.counts(data.context_length)):,} sequences")
         say(f"reads by    {backend(device, dtype)}")
 
 

@@ -1,23 +1,29 @@
 """A run that is killed and resumed, once or twice, is the run that nothing happened to: bit for bit."""
 
+import hashlib
 import itertools
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from resuming import Case, steps, together, tokens
 from runs import metrics
 
+from mm_lightning.cli import main
 from mm_lightning.data import Manifest
+from mm_lightning.data.inspect import read_shard
+from mm_lightning.data.mixture import folders
 
-STEPS = 40
+STEPS, CONTEXT = 40, 48
 SETTINGS = {
     "trainer.max_steps": STEPS,
     "trainer.val_check_interval": 10,
     "model.network.layers": 1,
     "model.network.dropout": 0.1,
-    "data.context_length": 48,
+    "data.context_length": CONTEXT,
     "data.global_batch_size": 4,
     "data.validation_sequences": 2,
 }
@@ -32,11 +38,24 @@ def config(tiny) -> str:
     return str(tiny)
 
 
+@pytest.fixture
+def mixed(config, tmp_path) -> str:
+    """The same with a second, small data set for 0.4 of the sequences."""
+    for n in range(5):
+        (tmp_path / f"{n}.txt").write_text(" ".join(f"{k * (n + 2)}." for k in range(50)))
+    other = tmp_path / "other"
+    assert main(["data", "prepare", str(tmp_path), "--output", str(other), "--validation_fraction", "0.5"]) == 0
+    values = yaml.safe_load(Path(config).read_text())
+    values["data"]["path"] = {values["data"]["path"]: 0.6, str(other): 0.4}
+    Path(config).write_text(yaml.safe_dump(values))
+    return config
+
+
 def epoch_steps(config: str) -> int:
     """Steps of an epoch."""
-    folder = yaml.safe_load(Path(config).read_text())["data"]["path"]
-    split = Manifest.load(folder).splits["train"]
-    return split.sequences(SETTINGS["data.context_length"] + 1) // SETTINGS["data.global_batch_size"]
+    weights = folders(yaml.safe_load(Path(config).read_text())["data"]["path"])
+    count = sum(Manifest.load(folder).splits["train"].sequences(CONTEXT + 1) for folder in weights)
+    return count // SETTINGS["data.global_batch_size"]
 
 
 def cases(epoch: int, **settings) -> list[Case]:
@@ -99,6 +118,42 @@ def test_one_process_every_way(config, tmp_path):
     assert compare(tmp_path, made) == 8
 
 
+def test_a_mixture(mixed, tmp_path):
+    short = {**SETTINGS, "data.micro_batch_size": 2, "trainer.max_steps": 16, "trainer.val_check_interval": 8}
+    made = [Case("whole", short), Case("5+3+8, killed late", short, [7, 10], [5, 3])]
+    for case in made:
+        case.run(mixed, tmp_path)
+    assert compare(tmp_path, made) == 1
+    # of the sequences of the small set, which is 0.4 of all, each comes as often as each other, and again and again
+    seen = Counter(tokens(steps(tmp_path, made[0])))
+    small = [seen[row] for row in rows(tmp_path / "other")]
+    assert abs(sum(small) - 0.4 * 4 * 16) <= 2
+    assert max(small) - 1 <= min(small) > 1
+    for line in ("validation/loss", "validation/loss/prepared", "validation/loss/other"):
+        whole, cut = (metrics(tmp_path / case.name / "run" / "0", line) for case in made)
+        assert whole == cut
+        assert list(whole) == [8, 16]
+
+
+def rows(folder: Path) -> list[str]:
+    """The hashes of a folder's training sequences, read from its shard."""
+    (shard,) = Manifest.load(folder).splits["train"].shards
+    stored = read_shard(folder / "train" / shard.file, "uint16", shard.tokens).astype(np.int64)
+    cut = stored[: len(stored) // (CONTEXT + 1) * (CONTEXT + 1)].reshape(-1, CONTEXT + 1)[:, :-1]
+    return [hashlib.sha256(row.tobytes()).hexdigest()[:16] for row in cut]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2600)
+def test_a_mixture_every_way(mixed, tmp_path):
+    epoch = epoch_steps(mixed)
+    assert 22 < epoch < STEPS - 3
+    made = cases(epoch)
+    for case in made:
+        case.run(mixed, tmp_path)
+    assert compare(tmp_path, made) == 8
+
+
 def test_ddp(config, tmp_path):
     short = {"trainer.max_steps": 8, "trainer.val_check_interval": 4, "data.micro_batch_size": 1}
     whole = Case("whole", {**SETTINGS, "trainer.strategy": "ddp", **short})
@@ -120,6 +175,16 @@ def test_two_processes_every_way(config, tmp_path, strategy):
 @pytest.mark.timeout(2600)
 @pytest.mark.parametrize("strategy", ["ddp", "deepspeed_stage_1", "deepspeed_stage_2", "deepspeed_stage_3"])
 def test_another_number_of_processes(config, tmp_path, strategy):
+    change_processes(config, tmp_path, strategy)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2600)
+def test_a_mixture_on_another_number_of_processes(mixed, tmp_path):
+    change_processes(mixed, tmp_path, "ddp")
+
+
+def change_processes(config: str, tmp_path: Path, strategy: str) -> None:
     """From 2 to 1 and back to 2, or from 1 to 2: the same sequences in the same order, losses equal to rounding."""
     settings = {**SETTINGS, "trainer.strategy": strategy, "data.micro_batch_size": 2, "model.network.dropout": 0}
     whole = Case("whole", settings)
