@@ -34,9 +34,9 @@ class TextDataModule(lightning.LightningDataModule):
 
     Args:
         path: the prepared folder (`mm data prepare`), or several with weights, as in {data/web: 0.7, data/code: 0.3}:
-            the share of the training sequences that each gives (weights need not add up to 1). Each is shuffled and
-            read to its end before any of it comes again; all must have the same tokenizer. Validation is of each that
-            has a validation split, apart and as the mean by weight.
+            the share of the training sequences that each gives (weights need not add up to 1). Each is read to its
+            end before any of it comes again, shuffled anew; all must have the same tokenizer. Validation is of each
+            that has a validation split, apart and as the mean by weight.
         context_length: tokens in a sequence.
         global_batch_size: sequences in an optimisation step, over all devices.
         micro_batch_size: sequences in a forward pass of one device.
@@ -49,7 +49,7 @@ class TextDataModule(lightning.LightningDataModule):
         facts: generate made-up facts with questions about them in `path`, likewise.
 
     Attributes:
-        sets: the prepared folders with their weights and manifests, after `setup`.
+        sets: the prepared folders with their shares and manifests, after `setup`.
         tokenizer: of all of them, after `setup`.
     """
 
@@ -105,7 +105,7 @@ class TextDataModule(lightning.LightningDataModule):
 
     @property
     def manifest(self) -> Manifest:
-        """Of the prepared folder, or of the first of several, after `setup`."""
+        """Of the prepared folder, or of one of several, after `setup`."""
         return self.sets[0].manifest
 
     @property
@@ -156,7 +156,7 @@ class TextDataModule(lightning.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Shuffled batches, each epoch anew, all of `micro_batch_size` sequences.
 
-        An epoch is a whole number of optimisation steps. With `overfit_batches` the order is fixed, and the first
+        An epoch is a whole number of optimisation steps. With `overfit_batches` the order is fixed, and one
         folder alone is read.
         """
         if self.trainer is not None and self.trainer.overfit_batches:

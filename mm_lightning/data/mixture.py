@@ -1,7 +1,7 @@
 """Data sets that are trained on together, each with its share of the sequences.
 
 As with one data set, the order of training is one list for the whole run that follows from the seed alone: which set
-and which of its sequences the n-th one is depends on nothing but n.
+and which of its sequences the n-th one is depends on nothing but n. In which order the sets are named does not matter.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ class DataSet:
     Attributes:
         folder: the folder.
         name: the end of its path that no other set has.
-        weight: as the user has given it.
+        share: of the training sequences of all sets together.
         manifest: of the folder.
     """
 
     folder: Path
     name: str
-    weight: float
+    share: Fraction
     manifest: Manifest
 
     def split(self, name: str) -> Split:
@@ -91,16 +91,17 @@ def exact_shares(weights: list[float]) -> list[Fraction]:
 
 
 def read(weights: dict[Path, float], context_length: int | None = None) -> list[DataSet]:
-    """The sets with their manifests; for training with a context, after the quick checks to make before.
+    """The sets with their manifests, by fingerprint; with a context after the quick checks to make before training.
 
     Raises:
         UserError: a folder is missing, damaged or too small for the context, or has another tokenizer than the first.
     """
     names = short_names(list(weights))
     sets = []
-    for (folder, weight), name in zip(weights.items(), names, strict=True):
+    for folder, name, share in zip(weights, names, exact_shares(list(weights.values())), strict=True):
         manifest = check(folder, context_length=context_length) if context_length else Manifest.load(folder)
-        sets.append(DataSet(folder, name, weight, manifest))
+        sets.append(DataSet(folder, name, share, manifest))
+    sets.sort(key=lambda s: s.manifest.fingerprint)
     first = sets[0]
     for other in sets[1:]:
         one, two = first.manifest.tokenizer, other.manifest.tokenizer
@@ -120,8 +121,9 @@ def short_names(paths: list[Path]) -> list[str]:
 
 
 def mean(sets: list[DataSet], values: list[float]) -> float:
-    """The mean of a value of each set by weight."""
-    return math.fsum(s.weight * value for s, value in zip(sets, values, strict=True)) / sum(s.weight for s in sets)
+    """The mean of a value of each set by share."""
+    total = math.fsum(s.share * value for s, value in zip(sets, values, strict=True))
+    return total / float(sum(s.share for s in sets))
 
 
 def bits_per_byte(sets: list[DataSet], loss: float) -> float:
@@ -142,7 +144,7 @@ def training_order(
     counts = [s.counts(context_length) for s in sets]
     if len(sets) == 1:
         return TrainingOrder(counts[0], batch, multiple, seed, rank, world_size)
-    return MixedOrder(counts, [s.weight for s in sets], batch, multiple, seed, rank, world_size)
+    return MixedOrder(counts, [s.share for s in sets], batch, multiple, seed, rank, world_size)
 
 
 class MixedOrder(TrainingOrder):
@@ -154,7 +156,7 @@ class MixedOrder(TrainingOrder):
 
     Args:
         sets: the number of sequences in each shard of each set.
-        weights: of the sets.
+        shares: of the sets; they add up to 1.
         batch: sequences in a batch of one device.
         multiple: an epoch is cut to a multiple of so many sequences.
         seed: of the shuffling.
@@ -165,7 +167,7 @@ class MixedOrder(TrainingOrder):
     def __init__(
         self,
         sets: list[list[int]],
-        weights: list[float],
+        shares: list[Fraction],
         batch: int,
         multiple: int,
         seed: int,
@@ -176,7 +178,7 @@ class MixedOrder(TrainingOrder):
         seeds = [int(np.random.RandomState([seed, n]).randint(2**31)) for n in range(len(sets))]
         self._sets = [TrainingOrder(counts, 1, 1, own) for counts, own in zip(sets, seeds, strict=True)]
         self._begins = [0, *accumulate(order.total for order in self._sets)]
-        self._cuts = list(accumulate(exact_shares(weights)))
+        self._cuts = list(accumulate(shares))
 
     def since(self, position: int) -> Iterator[int]:
         """The endless list of the whole run from a position on."""
@@ -204,4 +206,4 @@ class MixedOrder(TrainingOrder):
 
 def describe(sets: list[DataSet]) -> list[dict[str, Any]]:
     """What a run records of its data."""
-    return [{"path": str(s.folder), "weight": s.weight, "fingerprint": s.manifest.fingerprint} for s in sets]
+    return [{"fingerprint": s.manifest.fingerprint, "share": str(s.share), "path": str(s.folder)} for s in sets]

@@ -113,9 +113,9 @@ class PlannedFit(TrainingCLI):
         self._data_is_there = True
         lines = []
         for s in data.sets:
-            count, share = sum(s.counts(data.context_length)), s.weight / sum(data.weights.values())
-            epochs = config.trainer.max_steps * data.global_batch_size * share / count
-            part = f"{share:.1%} " if len(data.sets) > 1 else ""
+            count = sum(s.counts(data.context_length))
+            epochs = config.trainer.max_steps * data.global_batch_size * float(s.share) / count
+            part = f"{float(s.share):.1%} " if len(data.sets) > 1 else ""
             read = f"{count:,} training sequences of {data.context_length}, read {epochs:.2f} times"
             lines.append(f"data         {part}{s.folder}: {read}")
         return "\n".join(lines)

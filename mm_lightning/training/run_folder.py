@@ -131,7 +131,8 @@ class RecordRun(Callback):
             before = json.loads((path / "environment.json").read_text(encoding="utf-8"))
             past = [*before.pop("earlier", []), before]
         data = describe(trainer.datamodule.sets)
-        if past and past[-1].get("data", data) != data:
+        before = past[-1].get("data", data) if past else data
+        if [(s["fingerprint"], s["share"]) for s in before] != [(s["fingerprint"], s["share"]) for s in data]:
             say(
                 f"the data or their weights are others than before ({path / 'environment.json'}): the run goes on in "
                 f"their order, in which sequences that it has read may come again"
@@ -178,8 +179,7 @@ class RecordRun(Callback):
             f"accumulated"
         )
         for s in data.sets if len(data.sets) > 1 else ():
-            share = s.weight / sum(data.weights.values())
-            say(f"data        {share:.1%} {s.folder}: {sum(s.counts(data.context_length)):,} sequences")
+            say(f"data        {float(s.share):.1%} {s.folder}: {sum(s.counts(data.context_length)):,} sequences")
         say(f"reads by    {backend(device, dtype)}")
 
 
