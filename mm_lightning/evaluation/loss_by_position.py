@@ -6,15 +6,13 @@ the same sequences serve every shorter context: what comes after a position does
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mm_lightning.errors import UserError
-from mm_lightning.evaluation.documents import Documents, of_files, of_run, stretches
-from mm_lightning.evaluation.task import Item, Record, Result, Row, Task, mean_row
+from mm_lightning.evaluation.reading import ReadingTask
+from mm_lightning.evaluation.task import Item, Record, Result, Row, mean_row
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,57 +26,19 @@ BREAKS = 0.1
 
 
 @dataclass
-class LossByPosition(Task):
-    """The task `loss_by_position`.
-
-    Args:
-        contexts: lengths in tokens; None for 1, 2, 4 and 8 times the training context.
-        limit: sequences at most.
-        text: text files, or a folder of prepared data; None for the network's own validation documents.
-    """
+class LossByPosition(ReadingTask):
+    """The task `loss_by_position`, by default up to 8 times the training context."""
 
     name: ClassVar[str] = "loss_by_position"
-    contexts: list[int] | None = None
-    limit: int | None = 32
-    text: list[str] | None = None
-
-    def __post_init__(self) -> None:
-        if self.contexts is not None:
-            self.contexts = sorted(set(self.contexts))
-            if not self.contexts or self.contexts[0] < 2 * FIRST:
-                raise UserError(f"contexts of loss_by_position begin with {2 * FIRST} tokens, got {self.contexts}")
-        if self.limit is not None and self.limit < 1:
-            raise UserError(f"limit must be at least 1, got {self.limit}")
-
-    def lengths(self, model: Model) -> list[int]:
-        """The contexts that are asked for."""
-        if self.contexts is not None:
-            return self.contexts
-        if model.context_length is None or model.context_length < 2 * FIRST:
-            raise UserError(f"the training context is unknown or below {2 * FIRST}: say --contexts")
-        return [times * model.context_length for times in (1, 2, 4, 8)]
-
-    def documents(self, model: Model) -> Documents:
-        """What is read."""
-        return of_files(self.text, model.tokenizer) if self.text else of_run(model.checkpoint, model.tokenizer)
+    least: ClassVar[int] = 2 * FIRST
+    multiples: ClassVar[tuple[int, ...]] = (1, 2, 4, 8)
 
     def items(self, model: Model) -> list[Item]:
         """The sequences, of the longest context."""
-        length = self.lengths(model)[-1]
         documents = self.documents(model)
-        found = stretches(documents, length, self.limit or len(documents.parts))
-        if not found:
-            raise UserError(
-                f"{documents.source} has {documents.tokens:,} tokens, not enough for a sequence of {length:,}: "
-                f"shorter --contexts, or more files by --text"
-            )
         return [
-            Item(
-                f"{length} tokens of document {stretch.documents[0]}, {zlib.crc32(stretch.tokens.tobytes()):08x}",
-                {"documents": "joined" if len(stretch.documents) > 1 else "whole"},
-                (documents.source, stretch),
-            )
-            for stretch in found
+            Item(key, {"documents": "joined" if len(stretch.documents) > 1 else "whole"}, (documents.source, stretch))
+            for key, stretch in self.sequences(documents, self.lengths(model)[-1]).items()
         ]
 
     def ask(self, model: Model, items: list[Item]) -> Iterator[Record]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from statistics import fmean
 from typing import TYPE_CHECKING, ClassVar
 
-from mm_lightning.errors import UserError
-from mm_lightning.evaluation.documents import of_files, of_run, stretches
-from mm_lightning.evaluation.task import Item, Record, Row, Task, mean_row
+from mm_lightning.evaluation.reading import ReadingTask
+from mm_lightning.evaluation.task import Item, Record, Row, mean_row
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,40 +20,21 @@ STEPS = 4  # bins in a doubling of the distance
 
 
 @dataclass
-class RetrievalProfile(Task):
-    """The task `retrieval_profile`.
-
-    Args:
-        contexts: the length of the documents in tokens, one number; None for the training context.
-        limit: documents.
-        text: text files, or a folder of prepared data; None for the network's own validation documents.
-    """
+class RetrievalProfile(ReadingTask):
+    """The task `retrieval_profile`, by default at the training context."""
 
     name: ClassVar[str] = "retrieval_profile"
-    contexts: list[int] | None = None
-    limit: int | None = 32
-    text: list[str] | None = None
-
-    def __post_init__(self) -> None:
-        if self.contexts is not None and (len(self.contexts) != 1 or self.contexts[0] < 2):
-            raise UserError(f"contexts of retrieval_profile is one length of at least 2 tokens, got {self.contexts}")
-        if self.limit is not None and self.limit < 1:
-            raise UserError(f"limit must be at least 1, got {self.limit}")
+    version: ClassVar[int] = 2
+    least: ClassVar[int] = 2
 
     def items(self, model: Model) -> list[Item]:
-        """The documents; neighbouring ones are joined where there are not enough long ones.
-
-        Raises:
-            UserError: the length is unknown, or there is too little text.
-        """
-        length = self.contexts[0] if self.contexts else model.context_length
-        if length is None:
-            raise UserError("the training context is unknown: say --contexts")
-        documents = of_files(self.text, model.tokenizer) if self.text else of_run(model.checkpoint, model.tokenizer)
-        found = stretches(documents, length - 1, self.limit or len(documents.parts))
-        if not found:
-            raise UserError(f"{documents.source} has no {length:,} tokens: shorter --contexts, or more files by --text")
-        return [Item(f"{length} tokens, {n}, {documents.source}", {}, stretch) for n, stretch in enumerate(found)]
+        """The documents of each length; neighbouring ones are joined where there are not enough long ones."""
+        documents = self.documents(model)
+        return [
+            Item(key, {"context": length}, stretch)
+            for length in self.lengths(model)
+            for key, stretch in self.sequences(documents, length - 1).items()
+        ]
 
     def ask(self, model: Model, items: list[Item]) -> Iterator[Record]:
         """Reads one document after the other."""
@@ -72,13 +53,16 @@ class RetrievalProfile(Task):
     def rows(self, records: list[Record]) -> list[Row]:
         """The mean weight of a pair over blocks and heads, by level and distance; attention reads its own place too."""
         found = []
-        for level, places in records[0]["blocks"].items():
-            for place in places:
-                values = [sum(r["blocks"][level][place]) / len(r["blocks"][level][place]) for r in records]
-                found.append(mean_row({"level": level, "distance": place}, "weight", values))
-            if any(record["own_position"][level] for record in records):
-                values = [record["own_position"][level] for record in records]
-                found.append(mean_row({"level": level}, "weight of its own position", values))
+        for context in dict.fromkeys(record["group"]["context"] for record in records):
+            same = [record for record in records if record["group"]["context"] == context]
+            for level, places in same[0]["blocks"].items():
+                group = {"context": context, "level": level}
+                for place in places:
+                    values = [fmean(record["blocks"][level][place]) for record in same]
+                    found.append(mean_row({**group, "distance": place}, "weight", values))
+                own = [record["own_position"][level] for record in same]
+                if any(own):
+                    found.append(mean_row(group, "weight of its own position", own))
         return found
 
 

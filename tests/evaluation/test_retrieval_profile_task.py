@@ -33,9 +33,9 @@ def test_it_is_the_profile_of_the_last_tokens(config, tmp_path):
     tokens = torch.tensor([[model.bos, *text.encode()[:47]]])
     mean = retrieval_profile(model.network, tokens).mean()
     for level, weights in mean.items():
-        first = next(row for row in rows if row.group == {"level": level, "distance": "1-1"})
+        first = next(row for row in rows if row.group == {"context": 48, "level": level, "distance": "1-1"})
         assert first.value == pytest.approx(float(weights[..., 1].mean()), abs=1e-6)
-        own = [row.value for row in rows if row.group == {"level": level}]
+        own = [row.value for row in rows if row.group == {"context": 48, "level": level}]
         binned_rows = [row for row in rows if row.group.get("level") == level and "distance" in row.group]
         bounds = [tuple(map(int, row.group["distance"].split("-"))) for row in binned_rows]
         total = sum(row.value * (high - low + 1) for row, (low, high) in zip(binned_rows, bounds, strict=True))
@@ -43,6 +43,17 @@ def test_it_is_the_profile_of_the_last_tokens(config, tmp_path):
         assert bool(own) == (level == "full")
 
 
-def test_one_length_only():
-    with pytest.raises(UserError, match="one length"):
-        RetrievalProfile(contexts=[64, 128])
+def test_several_lengths(tmp_path):
+    torch.manual_seed(0)
+    (tmp_path / "a.txt").write_text("one two three four five six seven eight nine")
+    model = Model(MemoryMosaicConfig(**SMALL, inference_delay=4).build().eval(), load_tokenizer("bytes"))
+    rows = {}
+    for contexts in ([32, 16], [16], [32]):
+        task = RetrievalProfile(contexts, text=[str(tmp_path / "a.txt")])
+        rows[tuple(contexts)] = task.rows(list(task.ask(model, task.items(model))))
+    assert rows[32, 16] == rows[16,] + rows[32,]
+    assert {row.group["context"] for row in rows[16,]} == {16}
+    with pytest.raises(UserError, match="begin with 2 tokens"):
+        RetrievalProfile([1, 64])
+    with pytest.raises(UserError, match="the training context is unknown"):
+        RetrievalProfile().lengths(model)

@@ -1,0 +1,66 @@
+"""Tasks that read long texts."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from mm_lightning.errors import UserError
+from mm_lightning.evaluation.documents import Documents, Stretch, of_files, of_run, stretches
+from mm_lightning.evaluation.task import Task
+
+if TYPE_CHECKING:
+    from mm_lightning.evaluation.model import Model
+
+
+@dataclass
+class ReadingTask(Task):
+    """A task about sequences of documents.
+
+    Args:
+        contexts: lengths in tokens; None for some multiples of the training context.
+        limit: sequences of each length at most; None for all.
+        text: text files, or a folder of prepared data; None for the network's own validation documents.
+    """
+
+    least: ClassVar[int]  # tokens of a context
+    multiples: ClassVar[tuple[int, ...]] = (1,)  # of the training context
+
+    contexts: list[int] | None = None
+    limit: int | None = 32
+    text: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.contexts is not None:
+            self.contexts = sorted(set(self.contexts))
+            if not self.contexts or self.contexts[0] < self.least:
+                raise UserError(f"contexts of {self.name} begin with {self.least} tokens, got {self.contexts}")
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"limit must be at least 1, got {self.limit}")
+
+    def lengths(self, model: Model) -> list[int]:
+        """The contexts that are asked for."""
+        if self.contexts is not None:
+            return self.contexts
+        if model.context_length is None or model.context_length < self.least:
+            raise UserError(f"the training context is unknown or below {self.least}: say --contexts")
+        return [times * model.context_length for times in self.multiples]
+
+    def documents(self, model: Model) -> Documents:
+        """What is read."""
+        return of_files(self.text, model.tokenizer) if self.text else of_run(model.checkpoint, model.tokenizer)
+
+    def sequences(self, documents: Documents, length: int) -> dict[str, Stretch]:
+        """Sequences of so many tokens, by what names them for ever.
+
+        Raises:
+            UserError: there is too little text.
+        """
+        found = stretches(documents, length, self.limit or len(documents.parts))
+        if not found:
+            raise UserError(
+                f"{documents.source} has {documents.tokens:,} tokens, not enough for a sequence of {length:,}: "
+                f"shorter --contexts, or more files by --text"
+            )
+        return {f"{length} tokens of document {x.documents[0]}, {zlib.crc32(x.tokens.tobytes()):08x}": x for x in found}
