@@ -10,7 +10,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from mm_lightning.callbacks.validation_rows import ValidationRows
 from mm_lightning.errors import UserError
+from mm_lightning.evaluation.figures import profile_axes
 from mm_lightning.networks import Network
+from mm_lightning.style import figure_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -64,21 +66,19 @@ class RetrievalProfile(ValidationRows):
 def draw(profile: Profile) -> dict[str, Figure]:
     """By level, a line for each block; distances with a weight only."""
     from matplotlib import colormaps
-    from matplotlib.figure import Figure
 
     figures = {}
     for level, mean in profile.mean().items():  # (L, H, distances)
-        figure = Figure(figsize=(6, 4), layout="constrained")
-        axes = figure.subplots()
+        figure, axes = figure_of(6, 4)
         blocks = mean.mean(1)
         for layer, weights in enumerate(blocks):
             read = weights.nonzero()[:, 0]
             colour = colormaps["viridis"](layer / max(1, len(blocks) - 1) * 0.9)
-            axes.loglog(read.clamp(min=0.5), weights[read], color=colour, linewidth=1.2, label=f"block {layer}")
-        axes.set_xlabel("distance, tokens (0.5: the query itself)" if blocks[:, 0].any() else "distance, tokens")
-        axes.set_ylabel("mean retrieval weight")
+            axes.plot(read.clamp(min=0.5), weights[read], color=colour, linewidth=1.2, label=f"block {layer}")
+        profile_axes(axes, mean.shape[-1])
+        if blocks[:, 0].any():
+            axes.set_xlabel("tokens back (0.5: the query itself)")
         axes.set_title(f"{level}: mean over {profile.queries:,} queries and {mean.shape[1]} heads", fontsize=10)
-        axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=7, ncols=2)
         figures[level] = figure
     return figures

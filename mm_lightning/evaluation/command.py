@@ -75,8 +75,9 @@ def evaluate_command(
         tasks: what to ask, separated by spaces or commas.
         output: the folder for results; what it holds of other networks and tasks stays.
         names: what to call the networks, one for each checkpoint; by default after run folder, step and options.
-        contexts: lengths in tokens, 4k being 4,096. By default 1, 2, 4 and 8 times the training context
-            (loss_by_position); 4k, 8k, 16k, 32k (new_knowledge, needles); 256, 512, 1k, 2k (generated_facts).
+        contexts: lengths in tokens, 4k being 4,096. By default the training context (retrieval_profile), also 2, 4 and
+            8 times as many (loss_by_position); 4k, 8k, 16k, 32k (new_knowledge, needles); 256, 512, 1k, 2k
+            (generated_facts).
         limit: questions of each length (in_context: of each data set) at most, by default 500 (loss_by_position:
             sequences, by default 32; persistent, other: the first documents of each task, by default all).
         text: text files or folders of them, or a folder of prepared data, instead of the validation documents of the

@@ -125,11 +125,18 @@ class LossByPosition(ReadingTask):
         return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
     def figures(self, results: Sequence[Result]) -> dict[str, Figure]:
-        """Loss against position."""
-        from mm_lightning.evaluation.loss_figure import draw
+        """Loss against position, with standard errors."""
+        from mm_lightning.evaluation.figures import Curve, loss_by_position
+        from mm_lightning.style import look_of
 
-        curves = {r.run: [(bounds(row.group["position"]), row) for row in losses(r)] for r in results}
-        return {self.name: draw(curves, {r.run: r.about["context_length"] for r in results})}
+        curves = []
+        for n, result in enumerate(results):
+            rows = losses(result)
+            bins = [(low + 1, high) for low, high in (bounds(row.group["position"]) for row in rows)]
+            ends = ([row.value + sign * (row.stderr or 0.0) for row in rows] for sign in (-1, 1))
+            values = [row.value for row in rows]
+            curves.append(Curve(result.run, look_of(n), bins, values, *ends, result.about["context_length"]))
+        return {self.name: loss_by_position(curves)}
 
 
 def edges(lengths: Sequence[int], trained: int | None) -> list[int]:

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import io
-import math
 import re
 from typing import TYPE_CHECKING, Any
 
 from mm_lightning.experiments.page import Figure as Drawing
 from mm_lightning.experiments.study import Study
+from mm_lightning.style import COLOURS, INK, MARKERS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-GREY = "#808890"
-INK = "#24292f"  # replaced by the page's colour where the page may be dark
 GROUND = '<rect width="100%" height="100%" fill="#ffffff"/>'
-# After Okabe and Ito, less what is pale on white or dark on black: told apart by colour-blind readers on both.
-COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#999933")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 DASHES = ("-", "--", ":", "-.")
-# grey lines to hold a metric against
-REFERENCES = ("--", ":", "-.", (0, (10, 2)), (0, (1, 4)), (0, (6, 2, 1, 2, 1, 2)))
 
 
 def word(metric: str) -> str:
@@ -52,32 +45,6 @@ def styles(study: Study) -> dict[str, dict[str, Any]]:
         for n, variant in enumerate(others)
     }
     return {study.baseline or "": {"color": INK, "marker": MARKERS[0], "linestyle": "-"}, **styles}
-
-
-def figure_of(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Figure, Any]:
-    """An empty figure, its size in inches, with one or more axes: as `Figure.subplots` gives them."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    grid = figure.subplots(rows, columns)
-    for axes in figure.axes:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(color=GREY, alpha=0.25, linewidth=0.6)
-        axes.set_axisbelow(True)
-        axes.spines[:].set_color(INK)
-        axes.tick_params(colors=INK, labelsize=9)
-        axes.xaxis.label.set_color(INK)
-        axes.yaxis.label.set_color(INK)
-        axes.title.set_color(INK)
-    return figure, grid
-
-
-def frame(axes: Axes, values: list[float]) -> None:
-    """Frames what is framed with a little room."""
-    finite = [value for value in values if math.isfinite(value)]
-    if finite:
-        room = 0.06 * (max(finite) - min(finite)) or 0.05 * abs(finite[0]) or 1.0
-        axes.set_ylim(min(finite) - room, max(finite) + room)
 
 
 def scale_tokens(axes: Axes, figure: Figure) -> None:

@@ -189,7 +189,8 @@ def _cell(tag: str, text: str, table: Table, row: int | None, column: int) -> st
 
 def _inline(svg: str, caption: str) -> str:
     """The drawing as part of a page: on the page's ground, in the page's colour."""
-    from mm_lightning.experiments.drawing import GROUND, INK
+    from mm_lightning.experiments.drawing import GROUND
+    from mm_lightning.style import INK
 
     drawing = svg[svg.index("<svg") :].replace(GROUND, "", 1).replace(INK, "currentColor")
     return drawing.replace("<svg ", f'<svg role="img" aria-label="{html.escape(caption)}" ', 1).strip()

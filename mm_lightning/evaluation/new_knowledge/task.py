@@ -149,9 +149,17 @@ class LongTextTask(Task):
 
     def figures(self, results: Sequence[Result]) -> dict[str, Figure]:
         """A heat map of each network: accuracy by length and depth."""
-        from mm_lightning.evaluation.new_knowledge.heat_map import heat_maps
+        from mm_lightning.evaluation.figures import heat_maps
 
-        return {f"{self.name}-depth": heat_maps(self.name, results, [_bin_name(n) for n in range(BINS)])}
+        maps = {
+            result.run: {
+                (row.group["length"], row.group["depth"]): row.value for row in result.rows if "depth" in row.group
+            }
+            for result in results
+        }
+        figure = heat_maps(maps)
+        figure.suptitle(self.name)
+        return {f"{self.name}-depth": figure}
 
     def markdown(self, results: Sequence[Result]) -> str:
         """The table by length; depths are in the heat map and in results.csv."""

@@ -7,12 +7,13 @@ from typing import Any
 
 from mm_lightning.evaluation.task import Row
 from mm_lightning.experiments import page
-from mm_lightning.experiments.drawing import drawing, figure_of, frame, word
+from mm_lightning.experiments.drawing import drawing, word
 from mm_lightning.experiments.evaluated import plots
 from mm_lightning.experiments.evaluated.estimates import Estimate, quantity, share
 from mm_lightning.experiments.evaluated.forms import Form, Part
 from mm_lightning.experiments.evaluated.grid import Grid
 from mm_lightning.experiments.evaluated.groups import Group, Network, last_ones
+from mm_lightning.style import figure_of, frame, legend_height, lengths_axis, side_legend
 
 SHARES = ("accuracy", "exact_match", "acc", "acc_norm", "f1")
 """Metrics that are shares: in percent, with Wilson's interval."""
@@ -66,7 +67,7 @@ def _curve(
     if len(places) < 2:
         return None
     curves = {network: curves[network] for network in last_ones(list(curves))}
-    figure, axes = figure_of(8.4, 4.0 + plots.legend_height([group.label(n) for n in curves]))
+    figure, axes = figure_of(8.4, 4.0 + legend_height([group.label(n) for n in curves]))
     values = []
     for network, found in curves.items():
         if found:
@@ -74,10 +75,10 @@ def _curve(
             plots.line(axes, there, [found[n] for n in there], group.label(network), looks[network])
             values += [e.scale * end for e in found.values() for end in (e.low, e.high, e.value) if end is not None]
     if places[0] > 0 and places[-1] > 4 * places[0]:
-        plots.lengths_axis(axes, places, word(key))
+        lengths_axis(axes, places, word(key))
     axes.set(xlabel=word(key), ylabel=word(metric) + (", %" if metric in SHARES else ""))
     frame(axes, values)
-    plots.side_legend(figure, [axes])
+    side_legend(figure, [axes])
     caption = f"{task}: {word(metric)} by {word(key)}, with 95% intervals."
     return drawing(figure, f"{task}-{metric}-by-{key}{group.suffix}".replace("_", "-"), caption, png=True)
 

@@ -12,8 +12,9 @@ from mm_lightning.experiments.evaluated import anything, in_context, long_texts,
 from mm_lightning.experiments.evaluated.forms import Form, Part
 from mm_lightning.experiments.evaluated.grid import Grid
 from mm_lightning.experiments.evaluated.groups import Gathered, Network
-from mm_lightning.experiments.evaluated.plots import looks_of, tokens
+from mm_lightning.experiments.evaluated.plots import looks_of
 from mm_lightning.experiments.provenance import commit, counted, hardware
+from mm_lightning.style import tokens
 
 FORMS: tuple[Form, ...] = (
     persistent.FORM,

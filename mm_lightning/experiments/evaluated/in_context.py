@@ -10,13 +10,14 @@ import numpy as np
 
 from mm_lightning.evaluation.task import Row
 from mm_lightning.experiments import page
-from mm_lightning.experiments.drawing import GREY, drawing, figure_of
+from mm_lightning.experiments.drawing import drawing
 from mm_lightning.experiments.evaluated import plots, published
 from mm_lightning.experiments.evaluated.estimates import Estimate, share
 from mm_lightning.experiments.evaluated.forms import Form, Part, counts
 from mm_lightning.experiments.evaluated.grid import Grid
 from mm_lightning.experiments.evaluated.groups import Evaluation, Group, Network, last_ones
 from mm_lightning.experiments.evaluated.measures import Measure, by_step, scaling
+from mm_lightning.style import GREY, figure_of, legend_height, side_legend
 
 WAYS = {
     "greedy": "exact match of greedy decoding",
@@ -111,7 +112,7 @@ def _figure(
     if not kinds or not ways:
         return None
     values = {network: values[network] for network in last_ones(list(values))}
-    height = 0.4 + 3.2 * len(ways) + plots.legend_height([group.label(network) for network in values])
+    height = 0.4 + 3.2 * len(ways) + legend_height([group.label(network) for network in values])
     figure, grid = figure_of(4.2 + 3 * len(kinds), height, len(kinds), len(ways))
     panels = np.reshape(grid, (len(ways), len(kinds)))
     tops = []
@@ -122,7 +123,7 @@ def _figure(
     for axes in panels.flat:
         plots.percent_axis(axes, tops)
         axes.label_outer()
-    plots.side_legend(figure, figure.axes)
+    side_legend(figure, figure.axes)
     strategies = [name for name in _axis(values, 3) if name != BEST]
     caption = (
         f"{task}: accuracy by shots. Small dots: the prompt strategies ({', '.join(strategies)}); line: the best of "

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+from mm_lightning.evaluation.figures import heat_maps
 from mm_lightning.experiments import page
+from mm_lightning.experiments.drawing import drawing
 from mm_lightning.experiments.evaluated import plots, published
 from mm_lightning.experiments.evaluated.estimates import Estimate, mean_of_shares, share
 from mm_lightning.experiments.evaluated.forms import Form, Part, counts
@@ -13,6 +15,7 @@ from mm_lightning.experiments.evaluated.grid import Grid
 from mm_lightning.experiments.evaluated.groups import Evaluation, Group, Network, last_ones
 from mm_lightning.experiments.evaluated.measures import Measure, by_step, scaling
 from mm_lightning.experiments.evaluated.published import NEW_KNOWLEDGE, SINGLE_NEEDLE, ByLength
+from mm_lightning.style import tokens
 
 QA = ("qa_1", "qa_2")
 MEAN = "mean of qa_1 and qa_2"
@@ -50,14 +53,14 @@ def table(
     if not lengths:
         return None
     columns = sorted({*lengths, *(n for row in printed for n in row.accuracy)})
-    heads = ["network", "trained at", "questions", *map(plots.tokens, columns)]
+    heads = ["network", "trained at", "questions", *map(tokens, columns)]
     grid = Grid(f"{name}{group.suffix}", heads, 3)
     for network, found in values.items():
         context = network.about.get("context_length")
         asked = counts([e.count for e in found.values()])
-        grid.add(group.label(network), plots.tokens(context) if context else "unknown", asked, *map(found.get, columns))
+        grid.add(group.label(network), tokens(context) if context else "unknown", asked, *map(found.get, columns))
     for row in printed:
-        context = plots.tokens(row.network.context) if row.network.context else ""
+        context = tokens(row.network.context) if row.network.context else ""
         grid.add(row.network.label, context, "", *map(row.accuracy.get, columns), published=True)
     return grid
 
@@ -73,7 +76,7 @@ def measures(
     for n in lengths:
         theirs = [(row.network, row.accuracy[n]) for row in printed if isinstance(row.accuracy.get(n), float)]
         ours = {network: values[network][n] for network in values if n in values[network]}
-        found.append(Measure(f"{what} at {plots.tokens(n)}", ours, theirs))
+        found.append(Measure(f"{what} at {tokens(n)}", ours, theirs))
     return found
 
 
@@ -109,7 +112,8 @@ def heat_map(group: Group, task: str) -> page.Figure | None:
     """Length and depth, a map for each network."""
     maps = {group.label(network): by_depth(group, network, task) for network in last_ones(group.networks)}
     caption = f"{task}: accuracy by length and depth of the answer, in percent. Grey: not asked."
-    return plots.heat_maps(f"{task}-depth{group.suffix}", caption, {name: m for name, m in maps.items() if m})
+    maps = {name: found for name, found in maps.items() if found}
+    return drawing(heat_maps(maps), f"{task}-depth{group.suffix}", caption, png=True) if maps else None
 
 
 def new_knowledge(group: Group, looks: plots.Looks) -> list[Part | None]:
@@ -140,7 +144,7 @@ def needles(group: Group, looks: plots.Looks) -> list[Part | None]:
     values = {key: found for key, found in values.items() if found}
     lengths = sorted({n for found in values.values() for n in found})
     columns = sorted({*lengths, *(n for row in SINGLE_NEEDLE for n in row.accuracy)})
-    grid = Grid(f"needles{group.suffix}", ["task", "network", "questions", *map(plots.tokens, columns)], 3)
+    grid = Grid(f"needles{group.suffix}", ["task", "network", "questions", *map(tokens, columns)], 3)
     for (network, task), by in values.items():
         grid.add(task, group.label(network), counts([e.count for e in by.values()]), *map(by.get, columns))
     for row in SINGLE_NEEDLE:

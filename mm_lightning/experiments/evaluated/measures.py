@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mm_lightning.experiments.drawing import GREY, INK, MARKERS, drawing, figure_of, short
+from mm_lightning.experiments.drawing import drawing, short
 from mm_lightning.experiments.evaluated import plots
 from mm_lightning.experiments.evaluated.estimates import Estimate
 from mm_lightning.experiments.evaluated.groups import Network, last_ones
 from mm_lightning.experiments.evaluated.published import PublishedNetwork
 from mm_lightning.experiments.page import Figure as Drawing
+from mm_lightning.style import GREY, INK, MARKERS, figure_of, legend_height, side_legend, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,7 +56,7 @@ def scaling(name: str, what: str, measures: Sequence[Measure], looks: plots.Look
     if not chosen:
         return None
     labels = [network.name for network in networks] + [measure.name for measure in measures]
-    height = 3.6 + plots.legend_height(labels)
+    height = 3.6 + legend_height(labels)
     figure, grid = figure_of(3.4 + 2.6 * len(chosen), height, len(chosen))
     panels = [grid] if len(chosen) == 1 else list(grid)
     tops: list[float] = []
@@ -70,7 +71,7 @@ def scaling(name: str, what: str, measures: Sequence[Measure], looks: plots.Look
         axes.label_outer()
         _names(axes, measures[0], theirs)
     _keys(panels[0], networks, measures, looks)
-    plots.side_legend(figure, panels)
+    side_legend(figure, panels)
     caption = (
         f"{what} against what the networks are. Bars: 95% intervals. Lines join networks that differ in this only."
     )
@@ -164,7 +165,7 @@ def by_step(
     titles = {key: Path(key[0]).as_posix() + ("" if key[-1] else ", long-term memory removed") for key in several}
     columns = min(3, len(several))
     lines = -(-len(several) // columns)
-    height = 3.5 * lines + plots.legend_height([measure.name for measure in measures])
+    height = 3.5 * lines + legend_height([measure.name for measure in measures])
     figure, _ = figure_of(min(10.5, 4.4 + 3 * columns), height, columns, lines)
     panels = figure.axes[:]
     tops: list[float] = []
@@ -181,14 +182,14 @@ def by_step(
             axes.set_xscale("symlog", linthresh=max(1, min(place for place in places if place)))
             axes.minorticks_off()
         axes.set_xticks(places, [short(place).replace(" ", "") for place in places])
-        axes.set_title(plots.wrapped(titles[key], 40), fontsize=9)
+        axes.set_title(wrapped(titles[key], 40), fontsize=9)
         axes.set_xlabel("optimisation steps")
     for axes in panels[len(several) :]:
         axes.set_visible(False)
     for axes in panels:
         plots.percent_axis(axes, tops)
         axes.label_outer()
-    plots.side_legend(figure, panels)
+    side_legend(figure, panels)
     return drawing(figure, name, f"{what} by checkpoint, 95% intervals. {note}".strip(), png=True)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from mm_lightning.evaluation.persistent.definitions import DEFINITIONS, VARIANTS
 from mm_lightning.evaluation.task import Row
 from mm_lightning.experiments import page
-from mm_lightning.experiments.drawing import GREY, INK, MARKERS, drawing, figure_of
+from mm_lightning.experiments.drawing import drawing
 from mm_lightning.experiments.evaluated import plots, published
 from mm_lightning.experiments.evaluated.estimates import Estimate, mean_of_shares, share
 from mm_lightning.experiments.evaluated.forms import Form, Part
@@ -15,6 +15,7 @@ from mm_lightning.experiments.evaluated.grid import Grid
 from mm_lightning.experiments.evaluated.groups import Evaluation, Group, Network
 from mm_lightning.experiments.evaluated.measures import Measure, scaling
 from mm_lightning.experiments.evaluated.published import MEAN_6, MEAN_13, MEAN_19, NETWORKS, OTHER_6, PERSISTENT_13
+from mm_lightning.style import GREY, INK, MARKERS, figure_of, legend_height, side_legend
 
 # By the paper's name of a benchmark, the task that stands for it and the one score that counts.
 BENCHMARKS: dict[str, tuple[str, str]] = {
@@ -120,7 +121,7 @@ def _dots(
     if not lines:
         return None
     labels = [group.label(network) for network in ours] + [network.label for network in NETWORKS[2:]]
-    figure, axes = figure_of(8.4, 1.2 + 0.3 * len(lines) + plots.legend_height(labels))
+    figure, axes = figure_of(8.4, 1.2 + 0.3 * len(lines) + legend_height(labels))
     step = 0.5 / max(len(ours), 2)
     for number, (network, found) in enumerate(ours.items()):
         there = [(place, found[line]) for place, line in enumerate(lines) if line in found]
@@ -136,7 +137,7 @@ def _dots(
     axes.set_ylim(len(lines) - 0.4, -0.6)
     axes.set_xlim(left=0)
     axes.set_xlabel("score, %")
-    plots.side_legend(figure, [axes])
+    side_legend(figure, [axes])
     caption = "The benchmarks with 95% intervals; above the line the 13 that measure persistent knowledge. "
     return drawing(figure, name, caption + "Hollow and grey: published, large networks.", png=True)
 

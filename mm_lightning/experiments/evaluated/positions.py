@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 
+from mm_lightning.evaluation.figures import Curve, loss_by_position, profile_axes
 from mm_lightning.evaluation.task import Row
 from mm_lightning.experiments import page
-from mm_lightning.experiments.drawing import GREY, REFERENCES, drawing, figure_of, frame
+from mm_lightning.experiments.drawing import drawing
 from mm_lightning.experiments.evaluated import plots, published
 from mm_lightning.experiments.evaluated.estimates import Estimate, quantity
 from mm_lightning.experiments.evaluated.forms import Form, Part, counts
 from mm_lightning.experiments.evaluated.grid import Grid
 from mm_lightning.experiments.evaluated.groups import Group, Network, last_ones
+from mm_lightning.style import figure_of, legend_height, side_legend, tokens
 
 
 def _bounds(place: str | int) -> tuple[int, int]:
@@ -29,14 +31,12 @@ def loss(group: Group, looks: plots.Looks) -> list[Part | None]:
     """Loss by context, and the curve by position."""
     by_context = {network: _curve(group, network, "context", "loss") for network in group.networks}
     contexts = sorted({n for found in by_context.values() for n in found})
-    heads = ["network", "trained at", "sequences", *(plots.tokens(high) for _, high in contexts)]
+    heads = ["network", "trained at", "sequences", *(tokens(high) for _, high in contexts)]
     grid = Grid(f"loss-by-position{group.suffix}", heads, 3)
     for network, found in by_context.items():
         trained = network.about.get("context_length")
         asked = counts([e.count for e in found.values()])
-        grid.add(
-            group.label(network), plots.tokens(trained) if trained else "unknown", asked, *map(found.get, contexts)
-        )
+        grid.add(group.label(network), tokens(trained) if trained else "unknown", asked, *map(found.get, contexts))
     text = "Mean loss over a context, in nats a token, with 95% intervals (Student) over sequences. Lower is better."
     return [page.Text(text), grid, _loss_figure(group, looks)]
 
@@ -46,38 +46,32 @@ def _loss_figure(group: Group, looks: plots.Looks) -> page.Figure | None:
     curves = {network: curves[network] for network in last_ones(list(curves)) if curves[network]}
     if not curves:
         return None
-    labels = [group.label(network) for network in curves]
-    figure, axes = figure_of(8.4, 4.2 + plots.legend_height(labels))
-    for network, found in curves.items():
-        x = [math.sqrt(low * high) for low, high in found]
-        plots.line(axes, x, list(found.values()), group.label(network), looks[network])
-    trained = sorted({n for network in curves if (n := network.about.get("context_length"))})
-    for n, context in enumerate(trained):
-        style = REFERENCES[n % len(REFERENCES)]
-        axes.axvline(context, color=GREY, linestyle=style, linewidth=1, label=f"trained at {plots.tokens(context)}")
-    frame(
-        axes, [end for found in curves.values() for e in found.values() for end in (e.low, e.high) if end is not None]
+    figure = loss_by_position(
+        [
+            Curve(
+                group.label(network),
+                looks[network],
+                list(found),
+                *plots.band(list(found.values())),
+                network.about.get("context_length"),
+            )
+            for network, found in curves.items()
+        ]
     )
-    top = max(high for found in curves.values() for _, high in found)
-    places = [2**n for n in range(3, 40) if 2**n <= top]
-    places = places[1 - len(places) % 2 :: 2] if len(places) > 12 else places
-    plots.lengths_axis(axes, places, "position: tokens read before the predicted one")
-    axes.set_ylabel("loss, nats a token")
-    plots.side_legend(figure, [axes])
     caption = "Loss by position, with 95% intervals; vertical: training contexts."
     return drawing(figure, f"loss-by-position{group.suffix}", caption, png=True)
 
 
 def profile(group: Group, looks: plots.Looks) -> list[Part | None]:
-    """The mean retrieval weight of queries over distances: a panel for each level of memory."""
-    rows: dict[str, dict[Network, list[Row]]] = {}
+    """The mean retrieval weight of queries over distances: a panel for each context and level of memory."""
+    rows: dict[tuple[int, str], dict[Network, list[Row]]] = {}
     for network in group.networks:
         for row in (row for e in group.of(network) for row in e.rows if _of_profile(row)):
-            rows.setdefault(row.group["level"], {}).setdefault(network, []).append(row)
+            rows.setdefault((row.group["context"], row.group["level"]), {}).setdefault(network, []).append(row)
     labels = [group.label(network) for network in group.networks]
-    figure, _ = figure_of(3.2 + 3 * len(rows), 3.6 + plots.legend_height(labels), len(rows))
+    figure, _ = figure_of(3.2 + 3 * len(rows), 3.6 + legend_height(labels), len(rows))
     heights = [row.value for found in rows.values() for own in found.values() for row in own if row.value > 0]
-    for axes, (level, found) in zip(figure.axes, rows.items(), strict=True):
+    for axes, ((context, level), found) in zip(figure.axes, rows.items(), strict=True):
         tops = []
         for network, own in found.items():
             # a distance that no query may read has no place on the axis of logarithms
@@ -85,20 +79,19 @@ def profile(group: Group, looks: plots.Looks) -> list[Part | None]:
             x = [math.sqrt(low * high) for low, high in (_bounds(row.group["distance"]) for row in own)]
             plots.line(axes, x, [quantity(row) for row in own], group.label(network), looks[network])
             tops += x
-        plots.lengths_axis(axes, [4**n for n in range(20) if 4**n <= max(tops)], "tokens back")
-        axes.set_yscale("log")
+        profile_axes(axes, max(tops))
         axes.set_ylim(0.7 * min(heights, default=0.7), 1.4 * max(heights, default=1.0))
-        axes.set_title({"full": "all pairs (level full)"}.get(level, f"{level}-term"), fontsize=10)
-        axes.set_ylabel("mean retrieval weight of a pair")
+        name = {"full": "all pairs (level full)"}.get(level, f"{level}-term")
+        axes.set_title(f"{name}, {tokens(context)} tokens", fontsize=10)
         axes.label_outer()
-    plots.side_legend(figure, figure.axes)
+    side_legend(figure, figure.axes)
     caption = "Mean weight with which the last tokens read a pair, by how far back it lies; over blocks and heads."
     shown = drawing(figure, f"retrieval-profile{group.suffix}", caption, png=True)
     return [page.Text(published.RETRIEVAL_PROFILE), shown]
 
 
 def _of_profile(row: Row) -> bool:
-    return row.metric == "weight" and row.group.keys() == {"level", "distance"}
+    return row.metric == "weight" and row.group.keys() == {"context", "level", "distance"}
 
 
 FORMS = (

@@ -98,9 +98,9 @@ def test_the_heat_map(own):
     assert [axes.get_title() for axes in (first, second)] == ["one", "two"]
     assert [label.get_text() for label in first.get_xticklabels()] == ["256", "1k"]
     assert [label.get_text() for label in first.get_yticklabels()][::9] == ["0-10%", "90-100%"]
-    shown = first.images[0].get_array()
+    shown = first.collections[0].get_array()
     assert shown.shape == (10, 2)
-    assert (shown[:, 1] == 1).all()
+    assert (shown[:, 1] == 100).all()
     figure.canvas.draw()
 
 

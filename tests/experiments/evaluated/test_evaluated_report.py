@@ -260,7 +260,7 @@ def test_whole_report(tmp_path, capsys):
     write(tmp_path, "v2", "arc_easy", [share(50, 200, "acc_norm")], V2, limit=200)
     places = [row(4.0 - n, 0.1, 8, "loss", position=p) for n, p in enumerate(("1-32", "33-64"))]
     write(tmp_path, "v2", "loss_by_position", [row(3.5, 0.1, 8, "loss", context=64), *places], V2, contexts=[64])
-    profile = [row(1 / n, 0.01, 8, "weight", level="short", distance=f"{n}-{n}") for n in (1, 2, 4)]
+    profile = [row(1 / n, 0.01, 8, "weight", context=64, level="short", distance=f"{n}-{n}") for n in (1, 2, 4)]
     write(tmp_path, "v2", "retrieval_profile", profile, V2)
     write(tmp_path, "v2", "regbench", [share(8 + n, 16, strings=n) for n in (1, 2, 4)], V2)
     assert main(["report", str(tmp_path)]) == 0

@@ -1,0 +1,122 @@
+"""How figures look."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+GREY = "#808890"
+INK = "#24292f"  # replaced by the page's colour where the page may be dark
+# After Okabe and Ito, less what is pale on white or dark on black: told apart by colour-blind readers on both.
+COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#999933")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
+# grey lines to hold a metric against
+REFERENCES = ("--", ":", "-.", (0, (10, 2)), (0, (1, 4)), (0, (6, 2, 1, 2, 1, 2)))
+
+
+def figure_of(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Figure, Any]:
+    """An empty figure, its size in inches, with one or more axes: as `Figure.subplots` gives them."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    grid = figure.subplots(rows, columns)
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color=GREY, alpha=0.25, linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines[:].set_color(INK)
+        axes.tick_params(colors=INK, labelsize=9)
+        axes.xaxis.label.set_color(INK)
+        axes.yaxis.label.set_color(INK)
+        axes.title.set_color(INK)
+    return figure, grid
+
+
+def look_of(number: int) -> dict[str, Any]:
+    """Colour and marker of one of several lines."""
+    return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+
+
+def frame(axes: Axes, values: list[float]) -> None:
+    """Frames what is framed with a little room."""
+    finite = [value for value in values if math.isfinite(value)]
+    if finite:
+        room = 0.06 * (max(finite) - min(finite)) or 0.05 * abs(finite[0]) or 1.0
+        axes.set_ylim(min(finite) - room, max(finite) + room)
+
+
+def line(
+    axes: Axes,
+    x: Sequence[float],
+    y: Sequence[float],
+    low: Sequence[float],
+    high: Sequence[float],
+    label: str,
+    look: Mapping[str, Any],
+) -> None:
+    """A line with its intervals as a band; a single point with a bar.
+
+    Args:
+        axes: where to draw.
+        x: places.
+        y: values.
+        low: where their intervals begin.
+        high: where they end.
+        label: in the legend.
+        look: colour, marker and dashes.
+    """
+    axes.plot(x, y, label=label, markersize=5, linewidth=1.6, **look)
+    if len(x) > 1:
+        axes.fill_between(x, low, high, color=look["color"], alpha=0.13, linewidth=0)
+    else:
+        axes.errorbar(x, y, [[y[0] - low[0]], [high[0] - y[0]]], color=look["color"], capsize=3, linewidth=1)
+
+
+def lengths_axis(axes: Axes, lengths: Sequence[float], label: str) -> None:
+    """A logarithmic axis with the wanted places on it."""
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(list(lengths), [tokens(n) for n in lengths])
+    axes.minorticks_off()
+    axes.set_xlabel(label)
+
+
+def tokens(number: float) -> str:
+    """4096 -> 4k"""
+    return f"{number / 1024:g}k" if number >= 1024 and number % 256 == 0 else f"{number:g}"
+
+
+def side_legend(figure: Figure, panels: Sequence[Axes]) -> None:
+    """One legend for several panels, each name once, beside or below them: where the names need less room."""
+    entries: dict[str, Any] = {}
+    for axes in panels:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    if not entries:
+        return
+    entries = dict(sorted(entries.items(), key=lambda entry: entry[0].startswith("published")))
+    look = {"frameon": False, "fontsize": 9, "labelcolor": INK}
+    if max(map(len, entries)) > 26:
+        columns = 2 if max(map(len, entries)) < 60 and len(entries) > 2 else 1
+        figure.legend(entries.values(), entries.keys(), loc="outside lower left", ncols=columns, **look)
+    else:
+        figure.legend(entries.values(), entries.keys(), loc="outside right upper", **look)
+
+
+def legend_height(labels: Sequence[str]) -> float:
+    """Inches that a legend below a figure takes."""
+    if max(map(len, labels), default=0) <= 26:
+        return 0.0
+    columns = 2 if max(map(len, labels)) < 60 and len(labels) > 2 else 1
+    return 0.22 * math.ceil(len(labels) / columns)
+
+
+def wrapped(text: str, width: int) -> str:
+    """Broken into lines."""
+    import textwrap
+
+    return "\n".join(textwrap.wrap(text, width, break_long_words=True))
