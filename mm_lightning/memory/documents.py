@@ -72,6 +72,11 @@ class Documents:
         """Tokens of the longest document."""
         return max(self.lengths)
 
+    @cached_property
+    def starts(self) -> Tensor:
+        """(B, T) bool, whether a document begins there."""
+        return self.position == 0
+
     def without_last(self, count: int) -> tuple[Tensor, Tensor]:
         """The stream without the last `count` tokens of each document.
 

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from mm_lightning.memory.bandwidth import frozen_bandwidth
-from mm_lightning.memory.features import frozen_values
 from mm_lightning.memory.pairs import Chunk
 from mm_lightning.memory.recurrence import gated_step, unit
 from mm_lightning.memory.retrieval import Span
 from mm_lightning.memory.state import Memory
 from mm_lightning.memory.units import ContextualMemory, frozen_gates
+from mm_lightning.memory.values import frozen_values
 
 
 class JointMemories:

@@ -102,14 +102,24 @@ def watched(watcher: Watcher) -> Iterator[None]:
 
 
 def read(
-    q: Tensor, k: Tensor, v: Tensor, span: Span, documents: Documents, scale: float = 1.0, dropout: float = 0.0
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    span: Span,
+    documents: Documents,
+    scale: float = 1.0,
+    dropout: float = 0.0,
+    reference: bool = False,
 ) -> Tensor:
     """Equation (4) through fused kernels: no T x T matrix, and O(T size) work for a span of limited size.
 
     Same arguments and result as :func:`read_reference`; with `dropout`, that share of the weights is dropped.
+    `reference` asks for that function itself, and leaves dropout out.
     """
     for watcher in _watchers:
         watcher(q, k, v, span, documents, scale)
+    if reference:
+        return read_reference(q, k, v, span, documents, scale)
     if documents.longest <= span.delay:
         # Nothing to read; the zeros still depend on the inputs, so that every parameter has a gradient.
         everything = q.sum() + k.sum() + v.sum()

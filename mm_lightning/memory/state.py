@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mm_lightning.memory.features import FrozenValues
 from mm_lightning.memory.pairs import Chunk, Pairs
 from mm_lightning.memory.recurrence import gated_average_from, gated_step, unit
 from mm_lightning.memory.retrieval import Span
+from mm_lightning.memory.values import FrozenValues
 
 if TYPE_CHECKING:
     from mm_lightning.memory.joint import JointMemories

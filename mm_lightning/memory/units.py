@@ -12,12 +12,12 @@ from torch.nn import functional as F
 from mm_lightning.memory.bandwidth import AdaptiveBandwidth, FixedBandwidth, frozen_bandwidth
 from mm_lightning.memory.blocks import BlockStore
 from mm_lightning.memory.documents import Documents
-from mm_lightning.memory.features import Values, frozen_values
+from mm_lightning.memory.kernels import Kernels, gated_keys
 from mm_lightning.memory.layers import TIMES, Linear
 from mm_lightning.memory.pairs import Chunk, Pairs
-from mm_lightning.memory.recurrence import gated_average
 from mm_lightning.memory.retrieval import Span, read
 from mm_lightning.memory.state import Memory
+from mm_lightning.memory.values import Values, frozen_values
 
 Keys = Literal["gated", "leaky"]
 Bandwidth = Literal["adaptive", "fixed"]
@@ -92,14 +92,6 @@ def frozen_gates(keys: Sequence[GatedKeys | LeakyKeys]) -> Callable[[Tensor], tu
     return gates
 
 
-def averaged(features: tuple[Tensor, Tensor, Tensor], documents: Documents | Chunk, memory: Memory | None) -> Tensor:
-    """(B, T, H, D) keys from the features of :class:`GatedKeys` or :class:`LeakyKeys`; a chunk goes on from a state."""
-    if isinstance(documents, Chunk):
-        assert memory is not None
-        return memory.average.extend(*features, documents)
-    return gated_average(*features, documents)
-
-
 class ContextualMemory(nn.Module):
     """H associative memories over the documents' own past, one a head.
 
@@ -115,7 +107,12 @@ class ContextualMemory(nn.Module):
         values: how values are made; see :class:`Values`.
         dropout: share of the retrieval weights dropped in training.
         bias: whether leaky keys and values have a bias.
+
+    Attributes:
+        kernels: what computes keys and values; see :func:`mm_lightning.memory.kernels.set_kernels`.
     """
+
+    kernels: Kernels = "auto"
 
     def __init__(
         self,
@@ -137,20 +134,30 @@ class ContextualMemory(nn.Module):
 
     def forward(self, x: Tensor, span: Span, documents: Documents | Chunk, memory: Memory | None = None) -> Tensor:
         """(B, T, d) retrieved values from (B, T, d) inputs: whole documents, or a chunk that goes on from a state."""
-        k = averaged(self.keys(x), documents, memory)
+        ktilde, gate, decay = self.keys(x)
         raw = self.W_psi(x).unflatten(-1, (self.heads, -1))
-        if isinstance(documents, Chunk):
-            assert memory is not None
-            assert memory.pairs is not None
-            if documents.begin > 0:
-                return memory.ask(k, raw, span, documents).flatten(-2)
-            documents = documents.documents  # nothing is stored yet: read as in training
-        v = self.values(raw, documents)
-        if memory is not None and memory.pairs is not None:
-            memory.pairs.write_first(k, v, raw)
+        if memory is not None and isinstance(documents, Chunk):
+            k = memory.average.extend(ktilde, gate, decay, documents)
+            return self._continued(k, raw, span, documents, memory).flatten(-2)
+        assert isinstance(documents, Documents)
         beta = self.bandwidth(span.count(documents.position))
-        q = k * beta[..., None].to(k.dtype)
-        return read(q, k, v, span, documents, dropout=self.dropout if self.training else 0.0).flatten(-2)
+        q, k = gated_keys(ktilde, gate, decay, beta, documents, self.kernels)
+        v = self.values(raw, documents, self.kernels)
+        return self._read(q, k, v, span, documents).flatten(-2)
+
+    def _read(self, q: Tensor, k: Tensor, v: Tensor, span: Span, documents: Documents) -> Tensor:
+        dropout = self.dropout if self.training else 0.0
+        return read(q, k, v, span, documents, dropout=dropout, reference=self.kernels == "reference")
+
+    def _continued(self, k: Tensor, raw: Tensor, span: Span, chunk: Chunk, memory: Memory) -> Tensor:
+        """(B, T, H, D) answers to a chunk, which is stored."""
+        assert memory.pairs is not None
+        if chunk.begin > 0:
+            return memory.ask(k, raw, span, chunk)
+        v = self.values(raw, chunk.documents, self.kernels)  # nothing is stored yet: read as in training
+        memory.pairs.write_first(k, v, raw)
+        beta = self.bandwidth(chunk.count(span))
+        return self._read(k * beta[..., None].to(k.dtype), k, v, span, chunk.documents)
 
     def new_state(self, span: Span, capacity: int, store: BlockStore | None = None) -> Memory:
         """Of an empty memory, with room for so many pairs at first; read by blocks if there is a store for it."""
@@ -179,7 +186,12 @@ class SlotMemory(nn.Module):
         banks: C.
         std: of the two matrices' initial values; slots begin with 1/sqrt(D).
         bias: whether the two linear maps have one.
+
+    Attributes:
+        kernels: what computes the keys.
     """
+
+    kernels: Kernels = "auto"
 
     def __init__(self, dim: int, heads: int, slots: int, banks: int, std: float, bias: bool = False):
         super().__init__()
@@ -203,8 +215,13 @@ class SlotMemory(nn.Module):
 
     def forward(self, x: Tensor, documents: Documents | Chunk, memory: Memory | None = None) -> Tensor:
         """(B, T, d) from (B, T, d)."""
-        k = averaged(self.keys(x), documents, memory)
-        q = k * self.bandwidth.beta[:, None].to(k.dtype)
+        ktilde, gate, decay = self.keys(x)
+        if memory is not None and isinstance(documents, Chunk):
+            k = memory.average.extend(ktilde, gate, decay, documents)
+            q = k * self.bandwidth.beta[:, None].to(k.dtype)
+        else:
+            assert isinstance(documents, Documents)
+            q, k = gated_keys(ktilde, gate, decay, self.bandwidth.beta, documents, self.kernels)
         # The batch is folded into the rows: every token reads the same slots.
         rows = q.flatten(0, 1).transpose(0, 1)[None]  # (1, H, B T, D)
         slot_keys, slot_values = self.slot_keys.to(k.dtype), self.slot_values.to(k.dtype)

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mm_lightning.errors import UserError
-from mm_lightning.memory.features import Scale, Values
 from mm_lightning.memory.joint import JointMemories
 from mm_lightning.memory.layers import Linear, Norm
 from mm_lightning.memory.pairs import Chunk
 from mm_lightning.memory.persistent import Experts, SwiGLU
 from mm_lightning.memory.units import Bandwidth, ContextualMemory, Keys, SlotMemory
+from mm_lightning.memory.values import Scale, Values
 from mm_lightning.networks.base import Context, Network, NetworkConfig, depth_std
 
 Persistent = Literal["swiglu", "key_value", "experts", "none"]

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from mm_lightning.errors import UserError
 from mm_lightning.memory.documents import Documents
+from mm_lightning.memory.kernels import Kernels
 from mm_lightning.memory.layers import Linear, Norm
 from mm_lightning.memory.pairs import Chunk, Pairs
 from mm_lightning.memory.persistent import SwiGLU
@@ -65,7 +66,13 @@ def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Multi-head attention within documents, before its output projection."""
+    """Multi-head attention within documents, before its output projection.
+
+    Attributes:
+        kernels: reference, or anything else for fused reads.
+    """
+
+    kernels: Kernels = "auto"
 
     def __init__(self, dim: int, heads: int, kv_heads: int, std: float, dropout: float):
         super().__init__()
@@ -90,7 +97,8 @@ class Attention(nn.Module):
             assert pairs is not None
             return pairs.ask(q, k, v, span, documents, q.shape[-1] ** -0.5).flatten(-2)
         dropout = self.dropout if self.training else 0.0
-        return read(q, k, v, span, documents, q.shape[-1] ** -0.5, dropout).flatten(-2)
+        reference = self.kernels == "reference"
+        return read(q, k, v, span, documents, q.shape[-1] ** -0.5, dropout, reference).flatten(-2)
 
     def new_state(self, span: Span, capacity: int) -> Pairs:
         """Of an attention that has seen nothing, with room for so many keys and values at first."""

@@ -17,6 +17,7 @@ from torchmetrics import MeanMetric
 from mm_lightning.data import Batch
 from mm_lightning.data.mixture import bits_per_byte, mean
 from mm_lightning.errors import UserError
+from mm_lightning.memory.kernels import Kernels, resolve, set_kernels
 from mm_lightning.networks import NetworkConfig
 from mm_lightning.training.checkpoint import (
     KEY,
@@ -49,6 +50,8 @@ class LanguageModule(LightningModule):
         betas: AdamW's decay rates of the two moments.
         activation_checkpointing: recompute each block in the backward pass instead of keeping its activations: about
             a third more time for far less memory.
+        kernels: what computes keys and values: readable references, torch, native (one pass on a CPU, compiled by
+            numba), or auto, the fastest that is there. All agree to rounding.
         initial_weights: a checkpoint or run folder whose weights training begins with (fine-tuning): the step
             count, the optimiser and the data begin anew.
         seed: of the initial weights and of what is random about a step. Set by `seed_everything`.
@@ -63,6 +66,7 @@ class LanguageModule(LightningModule):
         weight_decay: float = 0.1,
         betas: tuple[float, float] = (0.9, 0.95),
         activation_checkpointing: bool = False,
+        kernels: Kernels = "auto",
         initial_weights: str | None = None,
         seed: int = 1,
     ) -> None:
@@ -79,6 +83,7 @@ class LanguageModule(LightningModule):
         self.weight_decay = weight_decay
         self.betas = betas
         self.activation_checkpointing = activation_checkpointing
+        self.kernels = kernels
         self.initial_weights = initial_weights
         self.seed = seed
         self.network: torch.nn.Module | None = None
@@ -97,6 +102,8 @@ class LanguageModule(LightningModule):
             torch.manual_seed(self.seed)
             self.network = self.config.build()
         self.network.activation_checkpointing = self.activation_checkpointing
+        set_kernels(self.network, self.kernels)
+        say(f"kernels {resolve(self.kernels, self.trainer.strategy.root_device)}")
         resuming = self.trainer.state.fn == "fit" and self.trainer.ckpt_path
         if self.initial_weights and not resuming:
             path = find_checkpoint(self.initial_weights)

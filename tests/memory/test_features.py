@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from mm_lightning.memory.documents import Documents
-from mm_lightning.memory.features import Values, look_ahead, look_ahead_reference
+from mm_lightning.memory.features import look_ahead, look_ahead_reference
+from mm_lightning.memory.values import Values
 
 
 def test_reference_by_hand():

@@ -1,0 +1,196 @@
+"""Which code computes keys and values, equations (8) and (9): readable references, torch, or one compiled pass.
+
+All agree in values and gradients. The compiled ones are operators of torch, so that torch.compile leaves them alone.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mm_lightning.errors import UserError
+from mm_lightning.memory.documents import Documents
+from mm_lightning.memory.features import look_ahead, look_ahead_reference
+from mm_lightning.memory.recurrence import gated_average, gated_average_reference, unit
+
+Kernels = Literal["auto", "reference", "torch", "native"]
+
+_TYPES = (torch.float32, torch.float64, torch.bfloat16)
+
+
+@cache
+def resolve(kernels: Kernels, device: torch.device, dtype: torch.dtype = torch.float32) -> Kernels:
+    """What `auto` means here, native on a CPU where numba is installed and torch elsewhere; others are checked.
+
+    Raises:
+        UserError: the kernels that were asked for cannot run here.
+    """
+    fits = device.type == "cpu" and dtype in (torch.float32, torch.float64, torch.bfloat16)
+    if kernels == "auto":
+        return "native" if fits and find_spec("numba") else "torch"
+    if kernels == "native":
+        if not find_spec("numba"):
+            raise UserError("kernels native need numba: pip install numba, or choose auto or torch")
+        if not fits:
+            raise UserError(
+                "kernels native compute in float32, float64 and bfloat16 on a CPU, "
+                f"not in {dtype} on {device}: choose auto"
+            )
+    return kernels
+
+
+def set_kernels(network: nn.Module, kernels: Kernels) -> None:
+    """Has all memories of a network computed by these."""
+    for module in network.modules():
+        if isinstance(getattr(module, "kernels", None), str):
+            if kernels == "reference" and getattr(module, "dropout", None):
+                raise UserError("kernels reference have no dropout of retrieval weights: set dropout 0 or choose torch")
+            setattr(module, "kernels", kernels)  # noqa: B010
+
+
+def gated_keys(
+    ktilde: Tensor, gate: Tensor, decay: Tensor, beta: Tensor, documents: Documents, kernels: Kernels = "auto"
+) -> tuple[Tensor, Tensor]:
+    """Queries and keys: k of equation (8), and q = beta k.
+
+    Args:
+        ktilde: (B, T, H, D) raw keys W_phi x.
+        gate: (B, T, H) log g.
+        decay: (B, T, H) log lambda, at most 0.
+        beta: bandwidths, (B, T, H) or (H,).
+        documents: where to restart.
+        kernels: what computes them.
+
+    Returns:
+        q and k, (B, T, H, D) each in ktilde's type.
+    """
+    kernels = resolve(kernels, ktilde.device, ktilde.dtype)
+    if kernels in ("reference", "torch"):
+        average = gated_average if kernels == "torch" else gated_average_reference
+        k = average(ktilde, gate, decay, documents)
+        return k * beta[..., None].to(k.dtype), k
+    exact = torch.promote_types(ktilde.dtype, torch.float32)
+    scalars = [x.to(exact).expand_as(gate).contiguous() for x in (gate, decay, beta)]
+    return _GatedKeys.apply(_with_rows(ktilde), *scalars, documents.starts)
+
+
+def ahead_values(
+    vtilde: Tensor, gamma: Tensor | None, alpha: Tensor, documents: Documents, kernels: Kernels = "auto"
+) -> Tensor:
+    """Equation (9): alpha Norm(gamma vtilde_t + (1 - gamma) vtilde_{t+1}), (B, T, H, D) in vtilde's type.
+
+    Args:
+        vtilde: (B, T, H, D) raw values W_psi x.
+        gamma: (H,) weight of the present token; None: 1.
+        alpha: (H,) norm of the values, above 0.
+        documents: a document's last token has no next one, which counts as 0.
+        kernels: what computes them.
+    """
+    kernels = resolve(kernels, vtilde.device, vtilde.dtype)
+    exact = torch.promote_types(vtilde.dtype, torch.float32)
+    if kernels in ("reference", "torch"):
+        if gamma is None:
+            values = unit(vtilde.to(exact)).to(vtilde.dtype)
+        else:
+            values = (look_ahead if kernels == "torch" else look_ahead_reference)(vtilde, gamma, documents)
+        return values * alpha[:, None].to(values.dtype)
+    gamma = torch.ones_like(alpha) if gamma is None else gamma
+    return _AheadValues.apply(_with_rows(vtilde), gamma.to(exact), alpha.to(exact), documents.starts)
+
+
+def _with_rows(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _compiled(x: Tensor) -> ModuleType:
+    """The module with the kernels for this device."""
+    from mm_lightning.memory import native
+
+    return native
+
+
+class _GatedKeys(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, raw: Tensor, gate: Tensor, decay: Tensor, beta: Tensor, starts: Tensor) -> tuple:
+        q, k, kept = _keys(raw, gate, decay, beta, starts)
+        ctx.save_for_backward(raw, beta, starts, k, kept)
+        return q, k
+
+    @staticmethod
+    def backward(ctx: Any, d_q: Tensor, d_k: Tensor) -> tuple:  # type: ignore[override]
+        return *_keys_backward(*ctx.saved_tensors, d_q, d_k), None
+
+
+class _AheadValues(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, raw: Tensor, gamma: Tensor, alpha: Tensor, starts: Tensor) -> Tensor:
+        v, norm = _values(raw, gamma, alpha, starts)
+        ctx.save_for_backward(raw, gamma, alpha, starts, v, norm)
+        return v
+
+    @staticmethod
+    def backward(ctx: Any, d_v: Tensor) -> tuple:  # type: ignore[override]
+        return *_values_backward(*ctx.saved_tensors, d_v), None
+
+
+@torch.library.custom_op("mm_lightning::gated_keys", mutates_args=())
+def _keys(raw: Tensor, gate: Tensor, decay: Tensor, beta: Tensor, starts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    batch, _, heads, dim = raw.shape
+    total = gate.new_zeros(batch, heads, dim)
+    scale = torch.full((batch, heads), -torch.inf, dtype=torch.float64, device=raw.device)
+    return _compiled(raw).keys(raw, gate, decay, beta, starts, total, scale)
+
+
+@torch.library.custom_op("mm_lightning::gated_keys_backward", mutates_args=())
+def _keys_backward(
+    raw: Tensor, beta: Tensor, starts: Tensor, k: Tensor, kept: Tensor, d_q: Tensor, d_k: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _compiled(raw).keys_backward(raw, beta, starts, k, kept, d_q, d_k)
+
+
+@torch.library.custom_op("mm_lightning::ahead_values", mutates_args=())
+def _values(raw: Tensor, gamma: Tensor, alpha: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
+    return _compiled(raw).values(raw, gamma, alpha, starts)
+
+
+@torch.library.custom_op("mm_lightning::ahead_values_backward", mutates_args=())
+def _values_backward(
+    raw: Tensor, gamma: Tensor, alpha: Tensor, starts: Tensor, v: Tensor, norm: Tensor, d_v: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _compiled(raw).values_backward(raw, gamma, alpha, starts, v, norm, d_v)
+
+
+# Shapes, types and strides of the results, by which torch.compile plans.
+
+
+def _like(raw: Tensor) -> Tensor:
+    """(B, T, H, D), stored heads first on a CPU."""
+    batch, time, heads, dim = raw.shape
+    if raw.device.type == "cpu":
+        return raw.new_empty(batch, heads, time, dim).transpose(1, 2)
+    return raw.new_empty(raw.shape)
+
+
+@_keys.register_fake
+def _(raw, gate, decay, beta, starts):  # type: ignore[no-untyped-def]
+    return _like(raw), _like(raw), gate.new_empty(3, *gate.shape)
+
+
+@_keys_backward.register_fake
+def _(raw, beta, starts, k, kept, d_q, d_k):  # type: ignore[no-untyped-def]
+    return raw.new_empty(raw.shape), *(beta.new_empty(beta.shape) for _ in range(3))
+
+
+@_values.register_fake
+def _(raw, gamma, alpha, starts):  # type: ignore[no-untyped-def]
+    return _like(raw), gamma.new_empty(raw.shape[:3])
+
+
+@_values_backward.register_fake
+def _(raw, gamma, alpha, starts, v, norm, d_v):  # type: ignore[no-untyped-def]
+    return raw.new_empty(raw.shape), torch.empty_like(gamma), torch.empty_like(alpha)
