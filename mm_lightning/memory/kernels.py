@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.util import find_spec
-from types import ModuleType
 from typing import Any, Literal
 
 import torch
@@ -21,6 +20,10 @@ from mm_lightning.memory.recurrence import gated_average, gated_average_referenc
 Kernels = Literal["auto", "reference", "torch", "native"]
 
 _TYPES = (torch.float32, torch.float64, torch.bfloat16)
+
+
+_LIBRARY = __name__.replace(".", "_")
+"""Of our operators: an exported folder holds a copy of this module."""
 
 
 @cache
@@ -107,13 +110,6 @@ def _with_rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _compiled(x: Tensor) -> ModuleType:
-    """The module with the kernels for this device."""
-    from mm_lightning.memory import native
-
-    return native
-
-
 class _GatedKeys(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, raw: Tensor, gate: Tensor, decay: Tensor, beta: Tensor, starts: Tensor) -> tuple:
@@ -138,31 +134,39 @@ class _AheadValues(torch.autograd.Function):
         return *_values_backward(*ctx.saved_tensors, d_v), None
 
 
-@torch.library.custom_op("mm_lightning::gated_keys", mutates_args=())
+@torch.library.custom_op(_LIBRARY + "::gated_keys", mutates_args=(), device_types="cpu")
 def _keys(raw: Tensor, gate: Tensor, decay: Tensor, beta: Tensor, starts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     batch, _, heads, dim = raw.shape
     total = gate.new_zeros(batch, heads, dim)
     scale = torch.full((batch, heads), -torch.inf, dtype=torch.float64, device=raw.device)
-    return _compiled(raw).keys(raw, gate, decay, beta, starts, total, scale)
+    from mm_lightning.memory.native import keys
+
+    return keys(raw, gate, decay, beta, starts, total, scale)
 
 
-@torch.library.custom_op("mm_lightning::gated_keys_backward", mutates_args=())
+@torch.library.custom_op(_LIBRARY + "::gated_keys_backward", mutates_args=(), device_types="cpu")
 def _keys_backward(
     raw: Tensor, beta: Tensor, starts: Tensor, k: Tensor, kept: Tensor, d_q: Tensor, d_k: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _compiled(raw).keys_backward(raw, beta, starts, k, kept, d_q, d_k)
+    from mm_lightning.memory.native import keys_backward
+
+    return keys_backward(raw, beta, starts, k, kept, d_q, d_k)
 
 
-@torch.library.custom_op("mm_lightning::ahead_values", mutates_args=())
+@torch.library.custom_op(_LIBRARY + "::ahead_values", mutates_args=(), device_types="cpu")
 def _values(raw: Tensor, gamma: Tensor, alpha: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
-    return _compiled(raw).values(raw, gamma, alpha, starts)
+    from mm_lightning.memory.native import values
+
+    return values(raw, gamma, alpha, starts)
 
 
-@torch.library.custom_op("mm_lightning::ahead_values_backward", mutates_args=())
+@torch.library.custom_op(_LIBRARY + "::ahead_values_backward", mutates_args=(), device_types="cpu")
 def _values_backward(
     raw: Tensor, gamma: Tensor, alpha: Tensor, starts: Tensor, v: Tensor, norm: Tensor, d_v: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _compiled(raw).values_backward(raw, gamma, alpha, starts, v, norm, d_v)
+    from mm_lightning.memory.native import values_backward
+
+    return values_backward(raw, gamma, alpha, starts, v, norm, d_v)
 
 
 # Shapes, types and strides of the results, by which torch.compile plans.

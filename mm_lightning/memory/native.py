@@ -12,20 +12,32 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
-import numba
 import numpy as np
 import torch
-from numba import types
-from numba.extending import intrinsic, overload
 from torch import Tensor
 
+from mm_lightning.errors import UserError
 from mm_lightning.memory.recurrence import EPS
+
+try:
+    import numba
+    from numba import types
+    from numba.extending import intrinsic, overload
+except ImportError as error:
+    raise UserError("kernels native need numba: pip install numba, or choose torch") from error
 
 STRIP = 16
 """Tokens of one head in a row, so that what they read and write lies close together."""
 
-# Sums may be reordered, which vector instructions need; infinities and signed zeros keep their meaning.
-_compiled = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract"})
+
+def _compiled(kernel: Callable[..., None]) -> Callable[..., None]:
+    """By numba, when it is first called; kept on disk for later processes where there is a place for it."""
+    # Sums may be reordered, which vector instructions need; infinities and signed zeros keep their meaning.
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract"}}
+    try:
+        return numba.njit(cache=True, **options)(kernel)
+    except RuntimeError:  # no folder that can be written
+        return numba.njit(**options)(kernel)
 
 
 @intrinsic

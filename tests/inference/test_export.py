@@ -269,7 +269,7 @@ def test_elsewhere_without_and_with_the_package(v2, tmp_path):
     found = subprocess.run(command, capture_output=True, text=True, env=environment)
     first, second = found.stdout.splitlines() or [found.stderr, ""]
     assert "transformers_modules" in first
-    assert "mm_lightning.inference.modeling" in second
+    assert "mm_lightning.inference.modeling" in second, found.stderr
     tokens = torch.tensor([[256, *b"mosaic"]])
     expected = load(folders["plain"]).generate(tokens, max_new_tokens=12, num_beams=2)[0].tolist()
     assert first.split("]")[0] == second.split("]")[0] == str(expected)[:-1]
