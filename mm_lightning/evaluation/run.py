@@ -108,9 +108,9 @@ def answer(job: Job, subject: Subject, task: Task, model: Model) -> None:
 
     begin = time.monotonic()
     samples = job.samples(subject, task)
+    items = task.items(model)  # what is wrong with the settings is said before they are written down
     session = describe_environment() if job.rank == 0 else None
     samples.claim(job.identity(subject, task), session)
-    items = task.items(model)
     keys = [item.key for item in items]
     if len(set(keys)) < len(keys):
         raise ValueError(f"{task.name} has items of the same key")

@@ -278,6 +278,13 @@ def test_mistakes(evaluate, more, message, monkeypatch):
     assert message in said.splitlines()[-1]
 
 
+def test_a_mistake_leaves_nothing_behind(evaluate, tmp_path):
+    """The same command without it needs no other folder."""
+    status, said = evaluate("v2", more=["--text", "nowhere.txt"])
+    assert (status, said.count("\n")) == (2, 1)
+    assert not list(tmp_path.glob("out/**/*.json"))
+
+
 def test_no_long_term_memory_to_remove(evaluate):
     status, said = evaluate("v1", more=["--long_term", "off"])
     assert status == 2

@@ -26,7 +26,7 @@ def read_text(path: Path) -> str:
         UserError: there is no such file, or it is not UTF-8.
     """
     if not path.is_file():
-        raise UserError(f"there is no file {path}: put it there, or name another folder with --data_dir")
+        raise UserError(f"there is no file {path}: put it there, or name another place (--data_dir, --dataset)")
     try:
         return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:

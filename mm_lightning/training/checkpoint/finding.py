@@ -42,9 +42,8 @@ def find_checkpoint(run_or_file: str | Path, checksums: bool = True) -> Path:
     if not path.exists():
         raise UserError(f"there is no checkpoint or run folder {path}")
     if path.is_file() or (path / COMMIT).is_file() or path.suffix == ".ckpt":
-        problem = damage(path, checksums)
-        if path.is_file() and path.suffix not in (".ckpt", SAFETENSORS):
-            problem = problem or "is no .ckpt or .safetensors file"
+        known = path.is_dir() or path.suffix in (".ckpt", SAFETENSORS)
+        problem = damage(path, checksums) if known else "is no .ckpt or .safetensors file"
         if problem:
             raise UserError(
                 f"{path} is not a whole checkpoint: it {problem}. Name another, or its run folder to take the newest"

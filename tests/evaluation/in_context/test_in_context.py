@@ -91,6 +91,10 @@ def test_likelihoods_of_whole_prompts(tokenizer):
                 logs = network(torch.tensor([tokens]))[0].log_softmax(-1)
             own = range(len(tokens) - len(answer), len(tokens))
             assert found == pytest.approx(sum(float(logs[n - 1, tokens[n]]) for n in own), abs=2e-5)
+        names, by_token = list(style.names.values()), zip(record["log_likelihoods"], style.answers, strict=True)
+        means = [found / len(answer) for found, answer in by_token]
+        assert record["likely"] == names[record["log_likelihoods"].index(max(record["log_likelihoods"]))]
+        assert record["likely_by_length"] == names[means.index(max(means))]
 
 
 def test_forward_tokens(tokenizer):

@@ -30,7 +30,8 @@ class Answering:
     def greedy(self, prompts, max_new_tokens, stop=(), prefix=None):
         self.calls.append((len(prompts), max_new_tokens, tuple(stop)))
         assert all(prompt[0] == self.bos and self.bos not in prompt[1:] for prompt in prompts)
-        return [self.answer(self.tokenizer.decode(prompt[1:])) for prompt in prompts]
+        answers = [self.answer(self.tokenizer.decode(prompt[1:])) for prompt in prompts]
+        return [min((answer.split(end)[0] for end in stop), key=len, default=answer) for answer in answers]
 
 
 def run(task, answer, tokenizer="bytes"):

@@ -1,10 +1,11 @@
 import re
 from collections import Counter
+from random import Random
 
 import pytest
 
 from mm_lightning.errors import UserError
-from mm_lightning.evaluation.new_knowledge import needles
+from mm_lightning.evaluation.new_knowledge import haystack, needles
 from mm_lightning.evaluation.new_knowledge.haystack import NOISE, needle, needle_prompt
 from mm_lightning.evaluation.new_knowledge.words import ADJECTIVES, NOUNS
 from mm_lightning.evaluation.task import TASKS, find_task
@@ -113,6 +114,24 @@ def test_needles_stand_at_the_forty_published_depths(essays):
     nearest = Counter(min(points, key=lambda point: abs(point - 100 * record["depth"])) for record in records)
     assert set(nearest) == set(points)
     assert max(nearest.values()) <= 4
+
+
+def test_every_needle_stands_where_it_is_said_to(essays):
+    for record in run(needles.MultiQuery(contexts=[3072], limit=5, essays=essays), copying)[0]:
+        pieces = re.findall(r"(Sentence \d+ of book \d|special magic numbers for [\w-]+ is)", record["prompt"])
+        hay = sum(piece.startswith("Sentence") for piece in pieces)
+        before = [sum(p.startswith("Sentence") for p in pieces[:n]) for n, p in enumerate(pieces) if "magic" in p]
+        assert [x / hay for x in before] == pytest.approx(sorted(gold["depth"] for gold in record["gold"]), abs=1e-5)
+
+
+def test_no_key_stands_twice(monkeypatch):
+    monkeypatch.setattr(haystack, "ADJECTIVES", ["calm", "wild"])
+    monkeypatch.setattr(haystack, "NOUNS", ["river", "hill"])
+    source = haystack.NeedleSource(haystack.NeedleKind("noise"), None, 0, 0, None)
+    taken, random = set(), Random(0)
+    assert len({source._key(random, taken) for _ in range(4)}) == 4
+    with pytest.raises(UserError, match="only 4 different keys"):
+        source._key(Random(0), taken)
 
 
 def test_prose_begins_somewhere_else_each_time(essays):

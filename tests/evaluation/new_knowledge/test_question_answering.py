@@ -130,6 +130,19 @@ def test_a_text_is_its_paragraph_with_others_of_its_article_first(squad):
         assert all(len(f"Document 100:\n{text}\n\n") > spare for text in article_texts if text not in documents)
 
 
+def test_every_text_is_drawn_and_shuffled_by_itself(squad):
+    records, _ = run(Squad(contexts=[3000], limit=8, data_dir=str(squad)), copying)
+    far = []
+    for record in records:
+        own = record["question"].split("-")[0][1:]
+        articles = re.findall(r"The color of thing(\d+)x", record["prompt"])
+        is_far = [article != own for article in articles]
+        assert is_far != sorted(is_far)
+        far.append(set(re.findall(rf"The color of (thing(?!{own}x)\w+) is", record["prompt"])))
+    assert min(map(len, far)) > 5
+    assert not set.intersection(*far)
+
+
 def test_a_constant_answer_is_right_as_often_as_it_is_true(squad):
     task = Squad(contexts=[1024], data_dir=str(squad), limit=240)
     records, rows = run(task, lambda prompt: "RED-13, blue-10 or black-16, but not white")
