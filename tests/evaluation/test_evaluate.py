@@ -18,7 +18,8 @@ from mm_lightning.evaluation.documents import Documents, stretches
 from mm_lightning.evaluation.loss_by_position import LossByPosition, edges, relative_bins
 from mm_lightning.evaluation.model import Model
 from mm_lightning.evaluation.processes import run_processes
-from mm_lightning.evaluation.run import Job, Subject, run
+from mm_lightning.evaluation.run import Job, Subject, fingerprint, run
+from mm_lightning.evaluation.samples import Samples
 from mm_lightning.training.checkpoint import load_network
 from tests.evaluation.conftest import save
 
@@ -307,6 +308,25 @@ def test_other_settings_and_other_weights_are_not_continued(evaluate, runs, tmp_
     status, said = evaluate("v1", more=["--names", "v2-0-step1"])
     assert status == 2
     assert "samples.jsonl, line 3 is damaged" in said
+
+
+def test_every_byte_of_small_weights_counts(tmp_path):
+    path = tmp_path / "weights"
+    found = set()
+    for place in range(4):
+        path.write_bytes(bytes(place) + b"x" + bytes(3 - place))
+        found.add(fingerprint(path))
+    assert len(found) == 4
+
+
+def test_gathered_records_are_in_the_order_of_the_items(tmp_path):
+    samples = Samples(tmp_path)
+    for rank, keys in enumerate(("ca", "db")):
+        with samples.writer(rank, 2) as write:
+            for key in keys:
+                write({"key": key})
+    assert [record["key"] for record in samples.gather("abcd", samples.read())] == list("abcd")
+    assert [json.loads(line)["key"] for line in (tmp_path / "samples.jsonl").read_text().splitlines()] == list("abcd")
 
 
 def test_a_network_without_its_run_folder(tmp_path, capsys):

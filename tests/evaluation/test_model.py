@@ -128,3 +128,14 @@ def test_what_cannot_be_changed(tmp_path, options):
     if "long_term" in options:
         with pytest.raises(UserError, match="nothing is left"):
             Model.load(path, "cpu", **options)
+
+
+def test_long_documents_are_taken_fewer_at_a_time(model):
+    assert [model.rows_of(tokens) for tokens in (1, 1 << 14, 1 << 15, 1 << 16, 1 << 20)] == [3, 3, 2, 1, 1]
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_precision(tokenizer, bf16):
+    with Model(build("v2"), tokenizer, bf16=bf16).computing():
+        assert torch.is_autocast_enabled("cpu") == bf16
+        assert torch.is_inference_mode_enabled()

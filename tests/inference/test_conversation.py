@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from mm_lightning.errors import UserError
+from mm_lightning.inference import conversation
 from mm_lightning.inference.chat import converse
 from mm_lightning.inference.conversation import Conversation, Turns
 from mm_lightning.inference.generate import read_prompts
 from mm_lightning.inference.sampling import Sampling
-from tests.inference.conftest import Recites
+from tests.inference.conftest import Recites, build
 
 DIALOGUE = Turns("\nUser: {}", "\nBot:", ["\nUser:"])
 SCRIPT = "\nUser: hi\nBot: hello\nUser: more {}?\nBot: no → yes\nUser: end"
@@ -169,3 +170,15 @@ def test_ctrl_c_ends_an_answer_only(tokenizer, monkeypatch, capsys):
     assert 1 <= len(shown) < 5
     assert stats.startswith(f"{len(shown) + 2} tokens")
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_every_answer_has_random_numbers_of_its_own(tokenizer, monkeypatch):
+    numbers = []
+    sampler = conversation.Sampler
+    monkeypatch.setattr(conversation, "Sampler", lambda *a: numbers.append(a[2]) or sampler(*a))
+    talk = Conversation(build("v2"), tokenizer, max_new_tokens=1)
+    for turn in "abc":
+        list(talk.answer(turn))
+    talk.reset()
+    list(talk.answer("a"))
+    assert numbers == [[0], [1], [2], [0]]

@@ -68,6 +68,11 @@ def test_a_text_does_not_depend_on_its_neighbours(network, tokenizer):
     reader = read_prompts(network, tokenizer, PROMPTS[2:], 2)
     assert collect(write(reader, tokenizer, sampling, 12, first=4), 2) == together[2]
     assert generate(network, tokenizer, PROMPTS[0], sampling, 12) == together[0][0]
+    # documents that end early leave the others their random numbers
+    stop = [texts[0][1] for texts in together[:2]]
+    short = generate_batch(network, tokenizer, PROMPTS, 2, sampling, 12, stop)
+    ended = [[min((text.split(end)[0] for end in stop), key=len) for text in texts] for texts in together]
+    assert short == ended
     other = Sampling(temperature=1.0, seed=6, repetition_penalty=1.2)
     assert generate(network, tokenizer, PROMPTS[0], other, 12) != together[0][0]
 
