@@ -117,6 +117,7 @@ def kill_until(
     seed: int,
     seconds: float = 0,
     pauses: tuple[float, float] | None = None,
+    hook: Callable | None = None,
 ) -> int:
     """Kills a run again and again after a few steps, at random moments, and at last lets it end.
 
@@ -129,6 +130,7 @@ def kill_until(
         seed: of the moments.
         seconds: go on for so long at least.
         pauses: the shortest and the longest life in seconds; without, a life lasts a few steps.
+        hook: called in each process that is to be killed, before it begins.
 
     Returns:
         how often it was killed.
@@ -136,7 +138,7 @@ def kill_until(
     draw = random.Random(seed)
     begin, done = time.monotonic(), 0
     while done < kills or time.monotonic() - begin < seconds:
-        run = Run([*args, "--resume"] if has_checkpoint(folder) else args, log, world_size)
+        run = Run([*args, "--resume"] if has_checkpoint(folder) else args, log, world_size, hook)
         before, wanted = entries(folder), draw.randrange(3)
         deadline = time.monotonic() + 120
         while run.alive() and entries(folder) < before + wanted and time.monotonic() < deadline:

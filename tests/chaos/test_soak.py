@@ -9,19 +9,36 @@ import pytest
 from harness import Run, assert_same_losses, kill_until, same_state
 
 
+BATCH_SECONDS = 0.1  # two make a step
+
+
+def slowly() -> None:
+    """Makes batches last at least so long, so that half an hour of kills is worth a few minutes undisturbed."""
+    from mm_lightning.training.module import LanguageModule
+
+    step = LanguageModule.training_step
+
+    def training_step(*args):
+        time.sleep(BATCH_SECONDS)
+        return step(*args)
+
+    LanguageModule.training_step = training_step
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(0)
 def test_soak(config, tmp_path, request):
     minutes = request.config.getoption("--soak_minutes")
     # long enough that the run does not come to its end before
-    steps = max(int(minutes * 600), 60)
-    args, log = config(max_steps=steps, every_n_steps=5, keep=3, asynchronous=True), tmp_path / "log.txt"
+    steps = max(int(minutes * 60 / (2 * BATCH_SECONDS)), 60)
+    args, log = config(max_steps=steps, keep=3, asynchronous=True), tmp_path / "log.txt"
     killed, calm = tmp_path / "killed" / "0", tmp_path / "calm" / "0"
     begin = time.monotonic()
     args_killed = [*args, "--run", str(killed.parent)]
-    kills = kill_until(args_killed, killed, log, 1, kills=1, seed=2, seconds=60 * minutes, pauses=(20, 60))
+    kills = kill_until(args_killed, killed, log, 1, 1, 2, 60 * minutes, (20, 60), slowly)
     seconds = time.monotonic() - begin
     Run([*args, "--run", str(calm.parent)], log).finish(timeout=60 * minutes + 600)
+    assert seconds > 60 * minutes, "the run came to its end before"
     assert_same_losses(killed, calm, kills)
     last = f"step={steps}.ckpt"
     same_state(killed / "checkpoints" / last, calm / "checkpoints" / last)
