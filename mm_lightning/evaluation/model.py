@@ -99,7 +99,7 @@ class Model:
         place = choose_device(device)
         path = find_checkpoint(checkpoint)
         about = read_about(path)
-        config = changed(network_config(about), path, long_term, inference_delay)
+        config = changed(network_config(about, path), path, long_term, inference_delay)
         network = config.build()
         load_weights(network, path)
         bf16 = precision == "bf16" or (precision == "auto" and place.type == "cuda")

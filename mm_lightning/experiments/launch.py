@@ -122,13 +122,13 @@ class Launch:
             "time": "1-00:00:00",
             "output": f"{self.logs}/%j.log",
             "open-mode": "append",
-            "signal": "USR1@120",
+            "signal": "USR1@300",
             "requeue": "",
             **options,
         }
         why = {
             "mem": "all of each node",
-            "signal": "two minutes to save before the time is up",
+            "signal": "five minutes to save before the time is up",
             "requeue": "when a node dies or the job is pre-empted",
         }
         lines = [

@@ -136,7 +136,7 @@ def export_command(
     partial = fresh_folder(output)
     logging.disable_progress_bar()
     with kept_if_whole(partial):
-        network = network_config(about).build()
+        network = network_config(about, path).build()
         load_weights(network, path)
         network = network.to(getattr(torch, dtype))
         export(network, tokenizer, partial, about.get("context_length"), self_contained, max_shard_size)

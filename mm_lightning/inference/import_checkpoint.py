@@ -97,7 +97,7 @@ def _read_exported(path: Path, config: dict[str, Any]) -> Imported:
     about = read_json(path / ABOUT) if (path / ABOUT).is_file() else {}
     tokenizer = about.get("tokenizer") if about else _tokenizer(path)
     source = about.get("imported") or f"{path.resolve().name}, an export of mm-lightning"
-    return Imported(network_config(config), weights, source, tokenizer, config.get("context_length"))
+    return Imported(network_config(config, path), weights, source, tokenizer, config.get("context_length"))
 
 
 def _tokenizer(path: Path) -> dict[str, Any] | None:

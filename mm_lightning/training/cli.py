@@ -25,7 +25,7 @@ from mm_lightning.training.loggers import MetricsFile, ProgressLines, TensorBoar
 from mm_lightning.training.module import LanguageModule
 from mm_lightning.training.quiet import quiet
 from mm_lightning.training.run_folder import RecordRun, RunFolder
-from mm_lightning.training.starting_point import check_resumable, starting_point
+from mm_lightning.training.starting_point import check_resumable, starting_point, take_over
 
 TRAINER_DEFAULTS = {
     # everything is counted in optimisation steps, never in epochs
@@ -64,16 +64,20 @@ class TrainingCLI(LightningCLI):
         self.files: list[ConfigFile] = [file for path in configs for file in read_chain(path)]
         texts = [f"--config={json.dumps(file.values)}" for file in self.files if file.values]
         settings = {"exit_on_error": False, "allow_abbrev": False}
-        super().__init__(
-            LanguageModule,
-            TextDataModule,
-            save_config_callback=None,
-            seed_everything_default=1,
-            trainer_defaults=TRAINER_DEFAULTS,
-            parser_kwargs={**settings, "prog": "mm", command: settings},
-            auto_configure_optimizers=False,
-            args=[command, *texts, *others],
-        )
+        try:
+            super().__init__(
+                LanguageModule,
+                TextDataModule,
+                save_config_callback=None,
+                seed_everything_default=1,
+                trainer_defaults=TRAINER_DEFAULTS,
+                parser_kwargs={**settings, "prog": "mm", command: settings},
+                auto_configure_optimizers=False,
+                args=[command, *texts, *others],
+            )
+        finally:
+            if hasattr(self, "folder"):
+                self.folder.release()
 
     def subcommands(self) -> dict[str, set[str]]:
         """Only the command that was asked for: building a parser takes a while."""
@@ -146,6 +150,8 @@ class TrainingCLI(LightningCLI):
             )
         self.checkpoint = self._find_checkpoint(config)
         self.folder = RunFolder(config.run, self._continued_folder(config))
+        if self.command == "fit" and self.folder.resumed and rank_zero_only.rank == 0:
+            take_over(self.folder, self.checkpoint)
         try:
             super().instantiate_classes()
         except (ArgumentError, ValueError) as error:

@@ -27,7 +27,7 @@ from mm_lightning.training.checkpoint import (
     load_weights,
 )
 from mm_lightning.training.loggers import say
-from mm_lightning.training.resume import fit_progress, validate_if_due
+from mm_lightning.training.resume import changes, decides_the_data, fit_progress, validate_if_due
 from mm_lightning.training.run_folder import RunFolder
 
 IGNORED = -100
@@ -288,7 +288,17 @@ class LanguageModule(LightningModule):
         tokenizer = None if data is None else describe_tokenizer(data.tokenizer)
         context = None if data is None else data.context_length
         checkpoint[KEY] = describe_network(self.config, tokenizer, context)
+        if data is not None:
+            checkpoint[KEY]["data"] = decides_the_data(data)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Goes on with the accumulation of this run, and with a validation that was due."""
+        """Goes on with the accumulation of this run, and with a validation that was due.
+
+        Raises:
+            UserError: the data have another tokenizer.
+        """
+        if self.trainer.datamodule is not None and KEY in checkpoint:
+            changed = changes(checkpoint[KEY], self.trainer.datamodule)
+            if changed:
+                say(changed)
         self._validation_open = fit_progress(checkpoint, self.trainer.accumulate_grad_batches)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningDataModule, Trainer
+
+from mm_lightning.errors import UserError
 
 
 def fit_progress(checkpoint: dict[str, Any], accumulate: int) -> bool:
@@ -28,6 +30,48 @@ def fit_progress(checkpoint: dict[str, Any], accumulate: int) -> bool:
         counts["ready"] = counts["started"] = counts["processed"] = counts["ready"] * steps * accumulate // before
         counts["completed"] = counts["processed"] - unfinished
     return unfinished > 0
+
+
+OPTIONS = {
+    "fingerprint": "data.path of fingerprint",
+    "context_length": "data.context_length",
+    "global_batch_size": "data.global_batch_size",
+    "seed": "seed_everything",
+}
+"""What decides which tokens a step gets, and the options that say it."""
+
+
+def decides_the_data(data: LightningDataModule) -> dict[str, Any]:
+    """The values of what decides which tokens a step gets, as checkpoints keep them."""
+    return {name: getattr(data.manifest if name == "fingerprint" else data, name) for name in OPTIONS}
+
+
+def changes(about: dict[str, Any], data: LightningDataModule) -> str | None:
+    """What is said of a resumed run that cannot go on as if nothing had happened; None where it can.
+
+    Args:
+        about: what the checkpoint says of itself.
+        data: of this run.
+
+    Raises:
+        UserError: the tokens mean something else than what the network has learned.
+    """
+    was, now = about["tokenizer"], data.tokenizer
+    if was and was["sha256"] != now.sha256:
+        raise UserError(
+            f"the checkpoint was trained with the tokenizer {was['name']} ({was['sha256'][:8]}), {data.path} was "
+            f"prepared with {now.name} ({now.sha256[:8]}): resume with data of the first, or begin anew with the "
+            f"checkpoint's weights: --model.initial_weights"
+        )
+    wanted = decides_the_data(data)
+    before = about.get("data") or wanted  # earlier versions kept nothing
+    told = [f"{OPTIONS[n]} {x} instead of {before[n]}" for n, x in wanted.items() if before.get(n, x) != x]
+    if not told:
+        return None
+    return (
+        f"WARNING: resuming with {', '.join(told)}: weights, optimiser and step go on, but the data come in another "
+        f"order from here, so that this epoch may repeat or miss some of them"
+    )
 
 
 def validate_if_due(trainer: Trainer) -> None:

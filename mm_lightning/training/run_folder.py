@@ -3,6 +3,7 @@
     runs/quickstart/0/
         config.yaml        every setting, resolved: `mm fit --config` of this file does the same again
         environment.json   command line, code and package versions, hardware, data
+        .lock              held while a process trains here: which one
         metrics.jsonl      one JSON object a line: step, train/..., validation/...
         finished.json      once training has come to its end: the last step, and the seconds since the last (re)start
         tensorboard/       the same and more for TensorBoard
@@ -32,6 +33,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from mm_lightning.errors import UserError
 from mm_lightning.redaction import redact, redact_words
+from mm_lightning.training.run_lock import RunLock
 
 PACKAGES = (
     "mm-lightning",
@@ -66,6 +68,7 @@ class RunFolder:
         self.root = Path(root)
         self.resumed = path is not None
         self._path = path
+        self._lock: RunLock | None = None
 
     @property
     def path(self) -> Path:
@@ -86,6 +89,23 @@ class RunFolder:
             except OSError as error:
                 raise UserError(f"cannot make the run folder {candidate}: {error.strerror}") from error
         return self._path
+
+    def take(self) -> None:
+        """Keeps every other run out of the folder, until :meth:`release` or the end of this process.
+
+        Raises:
+            UserError: another process trains there.
+        """
+        if self._lock is None:
+            lock = RunLock(self.path)
+            lock.take()
+            self._lock = lock
+
+    def release(self) -> None:
+        """Lets others in."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def discard_unused(self) -> None:
         """Removes a fresh folder in which nothing was measured or saved."""
@@ -123,6 +143,7 @@ class RecordRun(Callback):
         self.folder.share(trainer)
         if not trainer.is_global_zero:
             return
+        self.folder.take()
         path = self.folder.path
         (path / "finished.json").unlink(missing_ok=True)  # a finished run may be resumed for more steps
         write_text(path / "config.yaml", redact(self.config))

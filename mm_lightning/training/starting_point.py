@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from mm_lightning.errors import UserError
 from mm_lightning.training.checkpoint import find_checkpoint, read_about, remove_leftovers, step_of
 from mm_lightning.training.loggers import say
+from mm_lightning.training.run_folder import RunFolder
 
 
 def starting_point(command: str, config: Namespace) -> Path | None:
@@ -36,14 +37,23 @@ def starting_point(command: str, config: Namespace) -> Path | None:
     path = find_checkpoint(config.run if config.resume is True else str(config.resume), checksums=first)
     if not first:
         return path
-    for partial in remove_leftovers(path.parent):
-        say(f"removed {partial}: saving it was cut off")
     if step_of(path) >= config.trainer.max_steps > 0:
         raise UserError(
             f"nothing to resume: {path} is at step {step_of(path)} and trainer.max_steps is "
             f"{config.trainer.max_steps}; raise it to train on"
         )
     return path
+
+
+def take_over(folder: RunFolder, checkpoint: Path) -> None:
+    """Makes a run's folder this process's own, and removes what cut-off saves have left beside its checkpoint.
+
+    Raises:
+        UserError: another process trains in it.
+    """
+    folder.take()
+    for partial in remove_leftovers(checkpoint.parent):
+        say(f"removed {partial}: saving it was cut off")
 
 
 def check_resumable(checkpoint: Path, strategy: Strategy) -> None:

@@ -65,7 +65,7 @@ def test_it_submits_what_runs_and_goes_on(config, cluster, capsys):
         "--ntasks-per-node=2",
         "--partition=h100",
         "--time=2:00:00",
-        "--signal=USR1@120",
+        "--signal=USR1@300",
         "--requeue",
     ):
         assert f"#SBATCH {line}" in script, line

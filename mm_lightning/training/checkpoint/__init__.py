@@ -6,7 +6,8 @@ A plain checkpoint is one file, `step=200.ckpt`; DeepSpeed's is a folder of that
 key `mm_lightning`:
 
     {"version": "0.1.0", "network": {"class": "MemoryMosaicConfig", "fields": {...}},
-     "tokenizer": {"name": ..., "sha256": ..., "json": the text of tokenizer.json}, "context_length": 512}
+     "tokenizer": {"name": ..., "sha256": ..., "json": the text of tokenizer.json}, "context_length": 512,
+     "data": {"fingerprint": ..., "context_length": 512, "global_batch_size": 4, "seed": 1}}
 
 A file of it is read by `torch.load(path, weights_only=True)["mm_lightning"]`; in a folder it is in commit.json; in a
 .safetensors file, which `mm checkpoint consolidate` writes, it is JSON text in the header.

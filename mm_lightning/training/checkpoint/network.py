@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +24,8 @@ def describe_network(config: NetworkConfig, tokenizer: dict[str, Any] | None, co
     """What a checkpoint says of its network, in plain types, under the key `mm_lightning`."""
     from mm_lightning import __version__
 
-    fields = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
-    network = {"class": type(config).__name__, "fields": fields}
+    settings = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
+    network = {"class": type(config).__name__, "fields": settings}
     return {"version": __version__, "network": network, "tokenizer": tokenizer, "context_length": context_length}
 
 
@@ -38,19 +38,31 @@ def describe_tokenizer(tokenizer: Tokenizer) -> dict[str, str]:
     return {"name": tokenizer.name, "sha256": tokenizer.sha256, "json": text}
 
 
-def network_config(about: dict[str, Any]) -> NetworkConfig:
+def network_config(about: dict[str, Any], path: Path | None = None) -> NetworkConfig:
     """The configuration of the network that a checkpoint holds.
 
-    Raises:
-        UserError: it names something else than a network of this package.
-    """
-    from mm_lightning import networks
+    Args:
+        about: what it says of itself.
+        path: of the checkpoint, for errors.
 
-    name = about["network"]["class"]
+    Raises:
+        UserError: it names a network, or a setting of it, that this version does not know.
+    """
+    from mm_lightning import __version__, networks
+
+    name, settings = about["network"]["class"], about["network"]["fields"]
     found = getattr(networks, name, None)
-    if not (isinstance(found, type) and issubclass(found, networks.NetworkConfig)):
-        raise UserError(f"a checkpoint's network is described by {name!r}, which this version does not know")
-    return found(**about["network"]["fields"])
+    unknown = f"a network {name!r}"
+    if isinstance(found, type) and issubclass(found, networks.NetworkConfig):
+        strange = [setting for setting in settings if setting not in {f.name for f in fields(found)}]
+        if not strange:
+            return found(**settings)
+        unknown = f"a {name.removesuffix('Config')} with {', '.join(strange)}"
+    raise UserError(
+        f"{path or 'a checkpoint'}, written by mm-lightning {about.get('version', 'of another version')}, holds "
+        f"{unknown}, which mm-lightning {__version__} does not know: install the version it was written by, or a newer "
+        f"one"
+    )
 
 
 FREE = frozenset(
@@ -77,7 +89,7 @@ def check_architecture(path: Path, config: NetworkConfig, fewer_levels: bool = F
             f"{wanted['class'].removesuffix('Config')}: use the config of its run folder, or another checkpoint"
         )
     # A field younger than the checkpoint had what is now its default.
-    before = describe_network(network_config({"network": saved}), None, None)["network"]["fields"]
+    before = describe_network(network_config(read_about(path), path), None, None)["network"]["fields"]
     now = wanted["fields"]
     different = [f"{k} {before.get(k)} instead of {v}" for k, v in now.items() if k not in FREE and before.get(k) != v]
     removed = set(before.get("levels", [])) > set(now["levels"])
@@ -144,7 +156,7 @@ def load_network(
     """
     path = find_checkpoint(run_or_file)
     about = read_about(path)
-    network = network_config(about).build()
+    network = network_config(about, path).build()
     load_weights(network, path)
     return network.to(device=device, dtype=dtype).eval(), restore_tokenizer(about, path)
 
@@ -154,6 +166,11 @@ def restore_tokenizer(about: dict[str, Any], path: Path) -> Tokenizer:
     from mm_lightning.data import load_tokenizer
 
     if not about["tokenizer"]:
+        if "imported" in about:
+            raise UserError(
+                f"checkpoint {path} carries no tokenizer: what it was imported from ({about['imported']}) came without "
+                f"one. Import it again with --tokenizer"
+            )
         raise UserError(f"checkpoint {path} carries no tokenizer: it was trained without prepared data")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "tokenizer.json"

@@ -1,0 +1,98 @@
+"""One `mm fit` at a time in a run folder."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import platform
+import time
+from pathlib import Path
+from typing import TextIO
+
+from mm_lightning.errors import UserError
+
+LOCK = ".lock"
+UNLOCKABLE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+"""What file systems without locks say."""
+
+
+class RunLock:
+    """A lock that the operating system holds for the first process of a run, and frees however that ends.
+
+    Args:
+        folder: the run folder.
+        patience: seconds to wait for a process of another machine: a server of files learns only after a while (NFS: 90
+            seconds) that a machine is dead.
+    """
+
+    def __init__(self, folder: Path, patience: float = 120) -> None:
+        self.folder, self.patience = folder, patience
+        self._file: TextIO | None = None
+
+    def take(self) -> None:
+        """Takes the lock; where the file system has none, says so and goes on.
+
+        Raises:
+            UserError: another process trains in the folder, or it cannot be written to.
+        """
+        from mm_lightning.training.loggers import say
+
+        try:
+            file = (self.folder / LOCK).open("a+", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"cannot write to the run folder {self.folder}: {error.strerror}") from error
+        deadline = time.monotonic() + self.patience
+        waiting = False
+        try:
+            while not self._try(file):
+                holder = self._holder(file)
+                if holder.get("host") in (None, platform.node()) or time.monotonic() >= deadline:
+                    raise self._taken(holder)
+                if not waiting:
+                    say(f"waiting up to {self.patience:.0f} s for process {holder['process']} on {holder['host']}")
+                waiting = True
+                time.sleep(min(1.0, self.patience))
+        except BaseException:
+            file.close()
+            raise
+        self._file = file
+        file.truncate(0)
+        file.write(json.dumps({"process": os.getpid(), "host": platform.node()}) + "\n")
+        file.flush()
+
+    def _try(self, file: TextIO) -> bool:
+        from mm_lightning.training.loggers import say
+
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno not in UNLOCKABLE:
+                raise UserError(f"cannot lock the run folder {self.folder}: {error.strerror}") from error
+            say(f"{self.folder} cannot be locked ({error.strerror}): let no second mm fit --resume run in it")
+        return True
+
+    @staticmethod
+    def _holder(file: TextIO) -> dict[str, str | int]:
+        """Who holds it, as far as that is written down already."""
+        file.seek(0)
+        try:
+            return dict(json.loads(file.read()))
+        except ValueError:
+            return {}
+
+    def _taken(self, holder: dict[str, str | int]) -> UserError:
+        who = f"process {holder['process']} on {holder['host']}" if "process" in holder else "another process"
+        return UserError(
+            f"{who} is training in {self.folder}: wait for it or stop it, then --resume; a run without --resume takes "
+            f"a folder of its own"
+        )
+
+    def release(self) -> None:
+        """Frees the lock."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
