@@ -156,7 +156,7 @@ class Checkpoints(Checkpoint):
         if trainer.global_step == self._saved_step:
             return
         writer = self._writer(trainer)
-        if self.asynchronous and self._check(trainer, writer.finish(), final):
+        if self.asynchronous and self._saved_step >= 0 and self._check(trainer, writer.finish(), final):
             self._prune(trainer, pl_module)
         target = self._folder(pl_module) / f"step={trainer.global_step}.ckpt"
         try:
@@ -167,15 +167,15 @@ class Checkpoints(Checkpoint):
         except UserError as failed:
             error = failed
         self._saved_at = time.monotonic()
-        if self._check(trainer, error, final):
+        if self._check(trainer, error, final, written=not writer.asynchronous):
             self._saved_step = trainer.global_step
             self._prune(trainer, pl_module)
 
-    def _check(self, trainer: Trainer, error: Exception | None, final: bool) -> bool:
-        """Whether the first process has written; if not, all stop or go on as the setting says."""
+    def _check(self, trainer: Trainer, error: Exception | None, final: bool, written: bool = True) -> bool:
+        """Whether the first process has written, or begun to; if not, all stop or go on as the setting says."""
         message = trainer.strategy.broadcast(error and str(error))
         if message is None:
-            self._warned = False
+            self._warned = self._warned and not written
             return True
         self._saved_step = -1
         if final or self.on_failure == "stop":

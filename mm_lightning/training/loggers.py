@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
@@ -21,12 +24,14 @@ def say(message: str) -> None:
 class MetricsFile(Logger):
     """Appends metrics to metrics.jsonl, one JSON object a line: {"step": 20, "train/loss": 5.1, ...}.
 
-    `step` counts finished optimisation steps. After a resume a step may appear again: the later line counts.
+    `step` counts finished optimisation steps. After a resume a step may appear again: the later line counts. Lines that
+    cannot be written, the disk being full, for one, wait until they can.
     """
 
     def __init__(self, folder: RunFolder) -> None:
         super().__init__()
         self.folder = folder
+        self._waiting: list[str] = []
 
     @property
     def name(self) -> str:
@@ -41,16 +46,60 @@ class MetricsFile(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Writes one line and closes the file, so that a killed run loses nothing."""
-        line = json.dumps({"step": step, **metrics})
-        with open(self.folder.path / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        self._waiting.append(json.dumps({"step": step, **metrics}) + "\n")
+        path = self.folder.path / "metrics.jsonl"
+        try:
+            append(path, "".join(self._waiting))
+        except OSError as error:
+            if len(self._waiting) == 1:
+                say(f"cannot write {path} ({error.strerror}): its lines are kept in memory until that is possible")
+            return
+        self._waiting = []
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """Settings are in config.yaml."""
 
 
+def append(path: Path, text: str) -> None:
+    """Adds text to a file, all of it or nothing.
+
+    Raises:
+        OSError: nothing.
+    """
+    with open(path, "ab", buffering=0) as file:
+        before, data = file.tell(), text.encode()
+        try:
+            if file.write(data) < len(data):
+                file.write(data[file.tell() - before :])  # what keeps it from being written
+        finally:
+            if file.tell() < before + len(data):
+                os.truncate(path, before)
+
+
+class Patient:
+    """A file of TensorBoard's that does not end the run when it cannot be written."""
+
+    def __init__(self, file: Any) -> None:
+        self.file = file
+
+    def write(self, data: bytes) -> None:
+        """Writes a record, if that is possible."""
+        with contextlib.suppress(OSError):  # metrics.jsonl has the same, and says so
+            self.file.write(data)
+
+    def flush(self) -> None:
+        """As the file's."""
+        with contextlib.suppress(OSError):
+            self.file.flush()
+
+    def close(self) -> None:
+        """As the file's."""
+        with contextlib.suppress(OSError):
+            self.file.close()
+
+
 class TensorBoard(TensorBoardLogger):
-    """TensorBoard files in the run folder's tensorboard/."""
+    """TensorBoard files in the run folder's tensorboard/. What cannot be written there is only in metrics.jsonl."""
 
     def __init__(self, folder: RunFolder) -> None:
         super().__init__(save_dir=str(folder.root), name="", version="", default_hp_metric=False)
@@ -65,6 +114,17 @@ class TensorBoard(TensorBoardLogger):
     def log_dir(self) -> str:
         """The folder of the event files."""
         return str(self.folder.path / "tensorboard")
+
+    @property
+    def experiment(self) -> Any:
+        """TensorBoard's writer, whose thread would end the run after an error of the disk."""
+        experiment = super().experiment
+        files = getattr(experiment, "all_writers", None)
+        for file in files.values() if isinstance(files, dict) else ():  # other processes have none
+            queue = file.event_writer._async_writer
+            if not isinstance(queue._writer, Patient):
+                queue._writer = queue._worker._record_writer = Patient(queue._writer)
+        return experiment
 
     @rank_zero_only
     def save(self) -> None:

@@ -8,7 +8,6 @@ import time
 import pytest
 from harness import Run, assert_same_losses, kill_until, same_state
 
-
 BATCH_SECONDS = 0.1  # two make a step
 
 

@@ -1,11 +1,14 @@
 """When checkpoints are saved, which stay, and what happens when one cannot be written."""
 
+import contextlib
+import errno
 import json
 import os
 import resource
 import subprocess
 import sys
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -18,6 +21,9 @@ from mm_lightning.cli import main
 from mm_lightning.errors import UserError
 from mm_lightning.training.checkpoint import damage, writing
 from mm_lightning.training.checkpoint.writing import WholeCheckpointIO, snapshot
+from mm_lightning.training.loggers import TensorBoard, append
+from mm_lightning.training.module import LanguageModule
+from mm_lightning.training.run_folder import RunFolder
 
 
 def fit(tiny, *more: str, steps: int = 8, **settings) -> int:
@@ -169,3 +175,136 @@ def test_a_limit_on_the_size_of_files(tiny, tmp_path, strategy):
     assert done.returncode != 0
     assert "no space left to write the checkpoint" in done.stderr
     assert not list((tmp_path / "limited" / "0" / "checkpoints").glob("*.ckpt"))
+
+
+def at_step(monkeypatch, actions: dict):
+    """Does something when the first batch after so many steps comes."""
+    step = LanguageModule.training_step
+
+    def training_step(self, *args):
+        actions.pop(self.global_step, lambda: None)()
+        return step(self, *args)
+
+    monkeypatch.setattr(LanguageModule, "training_step", training_step)
+
+
+def deny(patch, number: int):
+    """No file can be made (EACCES), or none be named (EROFS), in a folder of checkpoints."""
+
+    def refuse(*args, **options):
+        raise OSError(number, os.strerror(number))
+
+    if number == errno.EACCES:
+        patch.setattr(writing, "open", refuse, raising=False)
+    else:
+        patch.setattr(writing, "os", SimpleNamespace(**{**vars(os), "replace": refuse}))
+
+
+@pytest.mark.parametrize(("number", "asynchronous"), [(errno.EACCES, False), (errno.EROFS, True)])
+def test_permission_lost(tiny, tmp_path, monkeypatch, capsys, number, asynchronous):
+    folder = tmp_path / "run" / "0" / "checkpoints"
+    before = []
+    with monkeypatch.context() as patch:
+        # step 4 is written once step 5 has begun, also by a thread, which step 6 waits for
+        at_step(patch, {5: lambda: (before.append(written(folder / "step=4.ckpt")), deny(patch, number))})
+        settings = {"every_n_steps": 2, "keep": 1, "asynchronous": asynchronous}
+        assert fit(tiny, **settings) == 2
+    error = capsys.readouterr().err
+    assert error.count("cannot write the checkpoint") == 1
+    assert f"step=6.ckpt: {os.strerror(number)}. Earlier checkpoints are untouched" in error
+    assert os.listdir(folder) == ["step=4.ckpt"]
+    assert (folder / "step=4.ckpt").read_bytes() == before[0]
+
+
+def written(path) -> bytes:
+    """A file that a thread may still be writing."""
+    while not path.exists():
+        time.sleep(0.01)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("vanished", "asynchronous", "on_failure"),
+    [
+        ("checkpoints", False, "continue"),
+        (".", True, "continue"),
+        ("checkpoints", True, "stop"),
+        (".", False, "stop"),
+    ],
+)
+def test_a_path_that_vanishes(tiny, tmp_path, monkeypatch, capsys, vanished, asynchronous, on_failure):
+    """From step 3 to 6 the run folder is not there, or a file lies in the place of its checkpoints."""
+    run, aside = tmp_path / "run" / "0", tmp_path / "aside"
+    place, rescued = run / vanished, aside / "." / ("checkpoints" if vanished == "." else ".")
+
+    def vanish():
+        os.rename(place, aside)
+        if vanished == "checkpoints":
+            place.write_text("in the way")
+
+    def come_back():
+        assert os.listdir(rescued) == ["step=2.ckpt"]
+        place.unlink(missing_ok=True)
+        os.rename(aside, place)
+
+    at_step(monkeypatch, {3: vanish, 6: come_back})
+    status = fit(tiny, every_n_steps=2, asynchronous=asynchronous, keep=0, on_failure=on_failure)
+    told = capsys.readouterr()
+    if on_failure == "stop":
+        assert status == 2
+        assert told.err.count("\n") == 1
+        assert "cannot write the checkpoint" in told.err
+        assert damage(rescued / "step=2.ckpt") is None
+        return
+    assert status == 0
+    assert told.out.count("training goes on, with no new checkpoint: cannot write the checkpoint") == 1
+    assert saved(run) == [2, 8]
+    assert damage(run / "checkpoints" / "step=2.ckpt") is None
+    assert list(metrics(run)) == list(range(1, 9))
+    assert told.out.count("its lines are kept in memory until that is possible") == (vanished == ".")
+
+
+def test_a_disk_that_is_full_for_a_while(tiny, tmp_path, monkeypatch, capsys):
+    """A file system of 2 MB, filled by others from step 3 to step 6: nothing is missing at the end."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("a file system of its own cannot be mounted here")
+    ballast = disk / "ballast"
+
+    def fill():
+        with open(ballast, "wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(b"x" * 4096)
+
+    try:
+        at_step(monkeypatch, {3: fill, 6: ballast.unlink})
+        settings = {"every_n_steps": 2, "keep": 1, "on_failure": "continue"}
+        assert fit(tiny, "--run", str(disk / "run"), **settings) == 0
+        folder = disk / "run" / "0"
+        assert saved(folder) == [8]
+        assert list(metrics(folder)) == list(range(1, 9))
+        assert capsys.readouterr().out.count("no space left to write the checkpoint") == 1
+        fill()
+        with pytest.raises(OSError, match="No space left"):
+            append(folder / "metrics.jsonl", "x" * 9000 + "\n")
+        assert list(metrics(folder)) == list(range(1, 9))  # all lines are whole
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_tensorboard_does_not_end_a_run(tmp_path):
+    folder = RunFolder(tmp_path)
+    logger = TensorBoard(folder)
+    logger.log_metrics({"x": 1.0}, 1)
+    queue = logger.experiment.file_writer.event_writer._async_writer
+
+    def refuse(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    queue._worker._record_writer.file.write = refuse
+    for step in range(2, 5):
+        logger.log_metrics({"x": 1.0}, step)
+        logger.experiment.flush()
+    assert queue._worker.is_alive()
+    logger.finalize("success")
