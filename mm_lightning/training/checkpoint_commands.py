@@ -141,16 +141,24 @@ def tied_names(about: dict[str, Any], weights: Weights) -> dict[str, str]:
 def convert_command(checkpoint: str, output: str) -> None:
     """Convert a DeepSpeed checkpoint to its universal form, which another number of GPUs can go on from.
 
+    There is no way back but a run: `mm fit --resume` of a universal checkpoint goes on from it with any number of
+    processes, whose own checkpoints are ordinary ones.
+
     Args:
         checkpoint: a DeepSpeed checkpoint, or a run folder (its newest whole checkpoint is taken).
         output: the folder to write, as in runs/mine/0/checkpoints/step=200.universal.
     """
-    from mm_lightning.training.checkpoint import find_checkpoint
+    from mm_lightning.training.checkpoint import TAG, find_checkpoint
     from mm_lightning.training.checkpoint.universal import to_universal
 
     path = find_checkpoint(checkpoint)
     if not path.is_dir():
         raise UserError(f"{path} is a plain checkpoint, which any number of devices can resume as it is")
+    if (path / TAG / "zero").is_dir():
+        raise UserError(
+            f"{path} is in the universal form already: mm fit --resume {path} goes on from it, with any number of "
+            f"processes, and saves ordinary checkpoints"
+        )
     if Path(output).exists():
         raise UserError(f"{output} exists: name another --output, or remove it")
     to_universal(path, Path(output))

@@ -170,6 +170,11 @@ class TrainingCLI(LightningCLI):
         """The run folder of a checkpoint that is resumed or evaluated; None for a fresh run."""
         if self.checkpoint is None or (self.command == "fit" and not config.resume):
             return None
+        if self.command == "fit" and self.checkpoint.parent.name != "checkpoints":
+            raise UserError(
+                f"{self.checkpoint} lies in no run folder, in which --resume goes on: --ckpt_path goes on from it in a "
+                f"fresh one"
+            )
         return self.checkpoint.parent.parent
 
     def _use_checkpoint(self) -> None:
@@ -195,8 +200,9 @@ class TrainingCLI(LightningCLI):
         if self.command == "fit":
             always = [RecordRun(self.folder, self.resolved_config()), watchers.Preemption(self.slurm_job)]
             always += [watchers.Throughput(), watchers.GradientNorm()]
-            if not any(isinstance(callback, watchers.Watchdog) for callback in chosen):
-                always.append(watchers.Watchdog())
+            # fp16 has a guard of its own, which looks for gradients that are not finite to find its loss scale
+            guards = [watchers.Watchdog] + [watchers.Guard] * (not str(config.get("precision")).startswith("16"))
+            always += [guard() for guard in guards if not any(isinstance(callback, guard) for callback in chosen)]
         if config.get("enable_progress_bar") is not False:
             always.append(watchers.Progress())
         config["callbacks"] = [*always, *chosen, *callbacks]

@@ -57,9 +57,11 @@ def bytes_per_device(config: NetworkConfig, layout: Layout) -> dict[str, int]:
     activations = activation_bytes_per_token(
         config, 2 if short else 4, 2 if true_short else 4, layout.activation_checkpointing
     )
+    # stages 2 and 3 add up their share of the gradients in float32
+    sums = 4 if layout.deepspeed and layout.zero_stage > 1 else number
     needed = {
         "weights": 0 if layout.offload_parameters else count * number // share[3],
-        "gradients": count * number // share[2],
+        "gradients": count * sums // share[2],
         "optimizer states": 0 if layout.offload else count * states // share[1],
         "activations": activations * tokens,
     }

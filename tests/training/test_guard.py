@@ -98,6 +98,13 @@ def test_a_bad_step_changes_nothing_but_the_count(tiny, tmp_path, poison, capsys
     assert metrics(folder, "train/bad_steps") == {4: 1.0, 5: 1.0, 6: 1.0}
 
 
+def test_it_is_part_of_every_run(tiny, tmp_path, poison, capsys):
+    poison(3)
+    assert main(["fit", "--config", str(tiny)]) == 0
+    assert "step 3 was bad: loss nan" in capsys.readouterr().out
+    assert metrics(tmp_path / "run" / "0", "train/bad_steps") == {4: 1.0, 5: 1.0, 6: 1.0}
+
+
 def test_what_was_bad_is_shown(tiny, tmp_path, prepared, poison, capsys):
     poison(3)
     assert main(["fit", "--config", config(tiny, tmp_path)]) == 0
@@ -263,6 +270,31 @@ if __name__ == "__main__":
 """
 
 
+def written(tmp_path, gradient):
+    """The program of two processes."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(POISON=POISON, step=3, gradient=gradient))
+    return script
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("stage", [2, 3])
+def test_bf16_under_zero(tiny, tmp_path, stage):
+    """Where gradients are added up in float32, too, an update with an infinite one is left out."""
+    from launch import run
+
+    path = config(tiny, tmp_path)
+    more = ["--trainer.devices", "2", "--data.micro_batch_size", "2", "--trainer.precision", "bf16-mixed"]
+    more += ["--trainer.strategy", f"deepspeed_stage_{stage}", "--trainer.max_steps", "4"]
+    done = run(sys.executable, str(written(tmp_path, gradient=True)), "fit", "--config", path, *more)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "step 3 was bad" in done.stdout
+    saved = [str(tmp_path / "run" / "0" / "checkpoints" / f"step={step}.ckpt") for step in (2, 3, 4)]
+    assert main(["checkpoint", "compare", *saved[:2]]) == 0
+    assert main(["checkpoint", "compare", *saved[1:]]) == 2
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("policy", ["skip", "rollback", "stop"])
@@ -273,8 +305,7 @@ def test_two_processes_do_as_one(tiny, tmp_path, poison, strategy, gradient, pol
     from launch import run
 
     path = config(tiny, tmp_path, every=2, on_bad_step=policy)
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT.format(POISON=POISON, step=3, gradient=gradient))
+    script = written(tmp_path, gradient)
     more = ["--trainer.devices", "2", "--trainer.strategy", strategy, "--data.micro_batch_size", "2"]
     done = run(sys.executable, str(script), "fit", "--config", path, "--run", str(tmp_path / "two"), *more)
     poison(3, gradient=gradient)

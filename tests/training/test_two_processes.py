@@ -47,6 +47,13 @@ def test_zero_equals_one_process(tiny, tmp_path, stage):
     for command, form in zip(("convert", "consolidate"), forms, strict=True):
         assert main(["checkpoint", command, str(folder), "--output", form]) == 0
         assert main(["checkpoint", "compare", str(folder), form]) == 0
+    assert main(["checkpoint", "convert", forms[0], "--output", str(tmp_path / "again")]) == 2
+    # back from the universal form: a run of any number of processes goes on from it and saves its own
+    more = ["--trainer.devices", "1", "--trainer.strategy", f"deepspeed_stage_{stage}", "--trainer.max_steps", "8"]
+    done = mm("fit", "--config", str(tiny), "--run", str(tmp_path / "back"), "--ckpt_path", forms[0], *more)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert list(metrics(tmp_path / "back" / "0")) == [7, 8]
+    assert list((tmp_path / "back" / "0" / "checkpoints" / "step=8.ckpt" / "checkpoint").glob("*optim_states.pt"))
     # the consolidated weights are those of the run on one process
     one, two = load_network(alone)[0], load_network(folder)[0]
     for (name, a), b in zip(one.named_parameters(), two.parameters(), strict=True):

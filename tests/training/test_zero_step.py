@@ -83,6 +83,34 @@ def test_one_step(settings, tiny, tmp_path):
         assert all(numbers["most"] == numbers["all"] for numbers in held)
 
 
+@pytest.mark.parametrize(
+    ("stage", "precision", "sums"),
+    [(1, "bf16-mixed", None), (2, "bf16-mixed", "fp32"), (3, "bf16-true", "fp32"), (3, "32-true", None)],
+)
+def test_what_deepspeed_is_told_of_gradients(stage, precision, sums):
+    from lightning.pytorch.plugins.precision import DeepSpeedPrecision
+
+    from mm_lightning.training.strategies import DeepSpeed
+
+    strategy = DeepSpeed(stage=stage, precision_plugin=DeepSpeedPrecision(precision))
+    strategy._format_config()
+    assert strategy.config.get("data_types", {}).get("grad_accum_dtype") == sums
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+def test_gradients_in_bf16_are_added_up_in_float32(stage, tiny, tmp_path):
+    """Gradients of 4 batches are no numbers of bf16 in sum, and about those of float32."""
+    more = {"gradient_clip_val": None, "precision": "bf16-mixed", "devices": 2}
+    config = overlay(tmp_path, strategy=f"deepspeed_stage_{stage}", **more)
+    done = mm("fit", "--config", str(tiny), "--config", config, "--data.micro_batch_size", "1")
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = torch.cat([moment.flatten() for _, moment in torch.load(tmp_path / "step.pt").values()]) / (1 - BETA)
+    found = found[found != 0]
+    rounded = (found - found.bfloat16()).abs() > 1e-5 * found.abs()
+    assert rounded.float().mean() > 0.5
+
+
 def test_decay_is_of_matrices_alone(tiny, tmp_path, monkeypatch):
     """Of a step of one process: a weight without gradient shrinks by rate x decay, a norm without one stays."""
     found = alone(tiny, tmp_path)
