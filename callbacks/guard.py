@@ -29,8 +29,8 @@ class Guard(Callback):
     `on_bad_step` says. The step counts as one: schedule, randomness and data go on. Nothing waits for the device: its
     numbers are read one step later. (DeepSpeed itself waits for the norm of every step.)
 
-    Part of every `mm fit`, with these defaults; `trainer.callbacks` may name one with other settings. (Not of one in fp16,
-    whose loss scale is found by leaving out updates.)
+    Part of every `mm fit`, with these defaults; `trainer.callbacks` may name one with other settings. (Not of one in
+    fp16, whose loss scale is found by leaving out updates.)
 
     `train/bad_steps` counts them, from the first one on. One step after a bad one the run folder gets
     `bad_steps/step=N/`, which `mm data show` reads: why, the numbers, the tokens that every process was given and where

@@ -71,9 +71,9 @@ class DeepSpeed(DeepSpeedStrategy):
             self.config.setdefault("zero_force_ds_cpu_optimizer", False)
 
     def _format_config(self) -> None:
-        """Adds up gradients that come in bf16 in float32, which DeepSpeed does when asked: the sum of 16 batches in 8 bits
-        would lose what a single one says. (Stage 1 is left in bf16: with float32 it becomes another optimiser, with other
-        checkpoints. Stage 2 does the same and needs less memory.)
+        """Has DeepSpeed add up gradients that come in bf16 in float32: in bf16 a sum of 16 batches would lose the last
+        four of the eight bits of each. (Stage 1 does add up in bf16: told otherwise, DeepSpeed takes another optimiser
+        with checkpoints of its own. Stage 2 communicates the same and needs less memory.)
         """
         super()._format_config()
         if self.precision_plugin.precision.startswith("bf16") and self.config["zero_optimization"]["stage"] > 1:

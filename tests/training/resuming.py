@@ -3,14 +3,13 @@
 import hashlib
 import json
 import os
-import socket
-import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import launch
 from lightning.pytorch import Callback
 
 from mm_lightning.training.cli import run_training
@@ -147,23 +146,9 @@ def together(config: str, root: Path, pieces: list, ranks: int = 2) -> list[int]
     plan = {"config": config, "root": str(root), "cases": [(asdict(case), first, last) for case, first, last in pieces]}
     file = root / "plan.json"
     file.write_text(json.dumps(plan))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(ranks), "TORCHELASTIC_RUN_ID": "tests"}
-    started = []
-    for rank in map(str, range(ranks)):
-        environment = {**os.environ, **place, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"}
-        environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-        with open(root / f"rank{rank}.log", "w") as log:
-            # The file that is run is imported by loader workers: none is.
-            command = [sys.executable, "-c", "import sys, resuming; resuming.program(sys.argv[1])", str(file)]
-            started.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment))
-    try:
-        return [process.wait(2500) for process in started]
-    finally:
-        for process in started:
-            process.kill()
+    # The file that is run is imported by loader workers: none is.
+    command = [sys.executable, "-c", "import sys, resuming; resuming.program(sys.argv[1])", str(file)]
+    return launch.ranks(*command, folder=root, count=ranks)
 
 
 def program(file: str) -> None:

@@ -1,5 +1,6 @@
 """Steps with numbers gone wrong leave a run as it was, are kept, and are shown."""
 
+import itertools
 import json
 import shutil
 import statistics
@@ -256,7 +257,7 @@ def test_a_good_step_is_the_one_without_a_guard():
 # Two processes
 
 SCRIPT = """
-import hashlib, pathlib, sys
+import hashlib, json, pathlib, sys
 {POISON}
 def on_train_end(self):
     digest = hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in self.network.parameters())).hexdigest()
@@ -265,16 +266,25 @@ def on_train_end(self):
 if __name__ == "__main__":
     from mm_lightning.cli import main
     LanguageModule.on_train_end = on_train_end
-    poison({step}, rank=1, gradient={gradient})
-    sys.exit(main(sys.argv[1:]))
+    good = LanguageModule.training_step
+    for gradient, args, status in json.loads(sys.argv[1]):
+        LanguageModule.training_step = good
+        poison(3, rank=1, gradient=gradient)
+        assert main(args) == status
 """
+TWO = ["--trainer.devices", "2", "--data.micro_batch_size", "2", "--trainer.strategy"]
 
 
-def written(tmp_path, gradient):
-    """The program of two processes."""
+def together(tmp_path, runs) -> str:
+    """Runs, as (bad gradient, arguments, exit status), in one pair of processes; what the first one says."""
+    from launch import ranks
+
     script = tmp_path / "script.py"
-    script.write_text(SCRIPT.format(POISON=POISON, step=3, gradient=gradient))
-    return script
+    script.write_text(SCRIPT.format(POISON=POISON))
+    statuses = ranks(sys.executable, str(script), json.dumps(runs), folder=tmp_path, timeout=800)
+    said = (tmp_path / "rank0.log").read_text()
+    assert statuses == [0, 0], said[-3000:]
+    return said
 
 
 @pytest.mark.slow
@@ -282,14 +292,9 @@ def written(tmp_path, gradient):
 @pytest.mark.parametrize("stage", [2, 3])
 def test_bf16_under_zero(tiny, tmp_path, stage):
     """Where gradients are added up in float32, too, an update with an infinite one is left out."""
-    from launch import run
-
-    path = config(tiny, tmp_path)
-    more = ["--trainer.devices", "2", "--data.micro_batch_size", "2", "--trainer.precision", "bf16-mixed"]
-    more += ["--trainer.strategy", f"deepspeed_stage_{stage}", "--trainer.max_steps", "4"]
-    done = run(sys.executable, str(written(tmp_path, gradient=True)), "fit", "--config", path, *more)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "step 3 was bad" in done.stdout
+    more = [*TWO, f"deepspeed_stage_{stage}", "--trainer.precision", "bf16-mixed", "--trainer.max_steps", "4"]
+    said = together(tmp_path, [(True, ["fit", "--config", config(tiny, tmp_path), *more], 0)])
+    assert "step 3 was bad" in said
     saved = [str(tmp_path / "run" / "0" / "checkpoints" / f"step={step}.ckpt") for step in (2, 3, 4)]
     assert main(["checkpoint", "compare", *saved[:2]]) == 0
     assert main(["checkpoint", "compare", *saved[1:]]) == 2
@@ -297,28 +302,36 @@ def test_bf16_under_zero(tiny, tmp_path, stage):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("policy", ["skip", "rollback", "stop"])
-@pytest.mark.parametrize("gradient", [False, True])
 @pytest.mark.parametrize("strategy", ["ddp", "deepspeed_stage_1", "deepspeed_stage_2", "deepspeed_stage_3"])
-def test_two_processes_do_as_one(tiny, tmp_path, poison, strategy, gradient, policy):
+def test_two_processes_do_as_one(tiny, tmp_path, poison, monkeypatch, strategy):
     """The numbers of the second process alone go wrong; both do what one process does."""
-    from launch import run
+    cases = list(itertools.product([False, True], ["skip", "rollback", "stop"]))
+    runs = []
+    for gradient, policy in cases:
+        folder = tmp_path / f"{policy} {gradient}"
+        folder.mkdir()
+        path, status = config(tiny, folder, every=2, on_bad_step=policy), 2 if policy == "stop" else 0
+        args = ["fit", "--config", path, "--run"]
+        runs.append((gradient, [*args, str(folder / "two"), *TWO, strategy], status))
+        with monkeypatch.context() as patch:
+            patch.setattr(LanguageModule, "training_step", LanguageModule.training_step)
+            poison(3, gradient=gradient)
+            assert main([*args, str(folder / "one")]) == status
+    assert together(tmp_path, runs).count("step 3 was bad") == len(cases)
+    for gradient, policy in cases:
+        folder = tmp_path / f"{policy} {gradient}"
+        assert_alike(folder / "one" / "0", folder / "two" / "0")
+        if policy != "stop" and strategy != "deepspeed_stage_3":
+            digests = [(folder / "two" / "0" / f"weights.{rank}").read_text() for rank in (0, 1)]
+            assert digests[0] == digests[1]
 
-    path = config(tiny, tmp_path, every=2, on_bad_step=policy)
-    script = written(tmp_path, gradient)
-    more = ["--trainer.devices", "2", "--trainer.strategy", strategy, "--data.micro_batch_size", "2"]
-    done = run(sys.executable, str(script), "fit", "--config", path, "--run", str(tmp_path / "two"), *more)
-    poison(3, gradient=gradient)
-    assert main(["fit", "--config", path, "--run", str(tmp_path / "one")]) == (2 if policy == "stop" else 0)
-    one, two = tmp_path / "one" / "0", tmp_path / "two" / "0"
-    assert "step 3 was bad" in done.stdout + done.stderr
-    assert done.returncode == (2 if policy == "stop" else 0), done.stderr[-3000:]
+
+def assert_alike(one, two):
+    """The losses and the bad step that two processes have kept are those of one."""
     for name in ("train/loss", "train/learning_rate"):
         mine, theirs = metrics(one, name), metrics(two, name)
         assert mine.keys() == theirs.keys()
         assert list(theirs.values()) == pytest.approx(list(mine.values()), rel=2e-5, nan_ok=True), name
-    if policy != "stop" and strategy != "deepspeed_stage_3":
-        assert (two / "weights.0").read_text() == (two / "weights.1").read_text()
     kept = [json.loads((folder / "bad_steps" / "step=3" / "step.json").read_text()) for folder in (one, two)]
     assert kept[0]["sequences"] == kept[1]["sequences"]
     rows = [np.load(two / "bad_steps" / "step=3" / f"tokens.{rank}.npy") for rank in (0, 1)]
