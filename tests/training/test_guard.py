@@ -260,7 +260,7 @@ SCRIPT = """
 import hashlib, json, pathlib, sys
 {POISON}
 def on_train_end(self):
-    digest = hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in self.network.parameters())).hexdigest()
+    digest = hashlib.sha256(b"".join(p.detach().float().numpy().tobytes() for p in self.network.parameters())).hexdigest()
     pathlib.Path(self.run_folder.path, f"weights.{{self.global_rank}}").write_text(digest)
 
 if __name__ == "__main__":
