@@ -43,7 +43,9 @@ OPTIONS = {
 
 def decides_the_data(data: LightningDataModule) -> dict[str, Any]:
     """The values of what decides which tokens a step gets, as checkpoints keep them."""
-    return {name: getattr(data.manifest if name == "fingerprint" else data, name) for name in OPTIONS}
+    shares = [f"{s.share} x " if s.share < 1 else "" for s in data.sets]
+    prints = " + ".join(share + s.manifest.fingerprint[:12] for share, s in zip(shares, data.sets, strict=True))
+    return {name: prints if name == "fingerprint" else getattr(data, name) for name in OPTIONS}
 
 
 def changes(about: dict[str, Any], data: LightningDataModule) -> str | None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from fractions import Fraction
 from types import SimpleNamespace
 
 import pytest
@@ -11,14 +12,14 @@ from mm_lightning.cli import main
 from mm_lightning.data import Manifest
 from mm_lightning.errors import UserError
 from mm_lightning.training.checkpoint import KEY
-from mm_lightning.training.resume import changes
+from mm_lightning.training.resume import changes, decides_the_data
 
 
 def test_what_has_changed_is_named(tiny, tmp_path, prepared, capsys):
     assert main(["fit", "--config", str(tiny)]) == 0
     checkpoint = tmp_path / "run" / "0" / "checkpoints" / "step=6.ckpt"
     about = torch.load(checkpoint, weights_only=True)[KEY]["data"]
-    fingerprint = Manifest.load(prepared).fingerprint
+    fingerprint = Manifest.load(prepared).fingerprint[:12]
     assert about == {"fingerprint": fingerprint, "context_length": 32, "global_batch_size": 8, "seed": 1}
     capsys.readouterr()
 
@@ -45,11 +46,14 @@ def test_what_has_changed_is_named(tiny, tmp_path, prepared, capsys):
 
 def test_another_tokenizer_is_refused_and_old_checkpoints_are_taken():
     tokenizer = SimpleNamespace(name="bpe", sha256="b" * 64)
-    manifest = SimpleNamespace(fingerprint="f")
-    data = SimpleNamespace(
-        tokenizer=tokenizer, manifest=manifest, path="data", context_length=8, global_batch_size=2, seed=1
-    )
+    one = SimpleNamespace(share=Fraction(1), manifest=SimpleNamespace(fingerprint="f" * 64))
+    data = SimpleNamespace(tokenizer=tokenizer, sets=[one], path="data", context_length=8, global_batch_size=2, seed=1)
     with pytest.raises(UserError, match=r"tokenizer bytes \(aaaaaaaa\), data was prepared with bpe \(bbbbbbbb\)"):
         changes({"tokenizer": {"name": "bytes", "sha256": "a" * 64}}, data)
     assert changes({"tokenizer": {"name": "bpe", "sha256": "b" * 64}}, data) is None
     assert changes({"tokenizer": None}, data) is None
+    before = {"tokenizer": None, "data": decides_the_data(data)}
+    other = SimpleNamespace(share=Fraction(1, 4), manifest=SimpleNamespace(fingerprint="e" * 64))
+    data.sets = [SimpleNamespace(share=Fraction(3, 4), manifest=one.manifest), other]
+    told = f"data.path of fingerprint 3/4 x {'f' * 12} + 1/4 x {'e' * 12} instead of {'f' * 12}:"
+    assert told in changes(before, data)

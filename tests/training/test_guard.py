@@ -260,7 +260,8 @@ SCRIPT = """
 import hashlib, json, pathlib, sys
 {POISON}
 def on_train_end(self):
-    digest = hashlib.sha256(b"".join(p.detach().float().numpy().tobytes() for p in self.network.parameters())).hexdigest()
+    weights = [p.detach().float().numpy().tobytes() for p in self.network.parameters()]
+    digest = hashlib.sha256(b"".join(weights)).hexdigest()
     pathlib.Path(self.run_folder.path, f"weights.{{self.global_rank}}").write_text(digest)
 
 if __name__ == "__main__":
