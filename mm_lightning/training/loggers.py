@@ -67,13 +67,13 @@ def append(path: Path, text: str) -> None:
         OSError: nothing.
     """
     with open(path, "ab", buffering=0) as file:
-        before, data = file.tell(), text.encode()
+        before, data, written = file.tell(), text.encode(), 0
         try:
-            if file.write(data) < len(data):
-                file.write(data[file.tell() - before :])  # what keeps it from being written
-        finally:
-            if file.tell() < before + len(data):
-                os.truncate(path, before)
+            while written < len(data):
+                written += file.write(data[written:])
+        except OSError:
+            os.truncate(path, before)
+            raise
 
 
 class Patient:
