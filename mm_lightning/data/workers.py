@@ -6,23 +6,39 @@ for which it needs its workers.
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import signal
 import threading
 from multiprocessing import forkserver, resource_tracker
+from multiprocessing.util import Finalize
 
 _MEANT_FOR_TRAINING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def start_server() -> None:
     """Starts the process that workers are forked from, deaf to these signals, as its workers are then."""
+    _end_workers_at_exit()
     resource_tracker.ensure_running()  # first, because it lets two of the signals through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _MEANT_FOR_TRAINING)
     try:
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@functools.cache
+def _end_workers_at_exit() -> None:
+    """Lets this process end while it has workers, as after an error: multiprocessing sends each a SIGTERM, which they take
+    for one that is meant for training, and would then wait for them for ever."""
+    Finalize(None, _end_workers, exitpriority=100)
+
+
+def _end_workers() -> None:
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
 
 
 def prepare_worker(worker: int) -> None:
