@@ -30,8 +30,10 @@ def start_server() -> None:
 
 @functools.cache
 def _end_workers_at_exit() -> None:
-    """Lets this process end while it has workers, as after an error: multiprocessing sends each a SIGTERM, which they take
-    for one that is meant for training, and would then wait for them for ever."""
+    """Lets this process end while it has workers, as after an error.
+
+    Multiprocessing sends each a SIGTERM, which they take for one that is meant for training, and waits for them.
+    """
     Finalize(None, _end_workers, exitpriority=100)
 
 
