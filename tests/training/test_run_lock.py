@@ -5,8 +5,6 @@ import fcntl
 import json
 import os
 import signal
-import subprocess
-import sys
 
 import pytest
 
@@ -15,15 +13,6 @@ from mm_lightning.errors import UserError
 from mm_lightning.training import run_lock
 from mm_lightning.training.module import LanguageModule
 from mm_lightning.training.run_lock import LOCK, RunLock
-
-HOLD = """
-import pathlib, sys, time
-from mm_lightning.training.run_lock import RunLock
-lock = RunLock(pathlib.Path(sys.argv[1]))
-lock.take()
-print("held", flush=True)
-time.sleep(100)
-"""
 
 
 def test_a_second_fit_is_refused_and_touches_nothing(tiny, tmp_path, monkeypatch, capsys):
@@ -52,14 +41,23 @@ def test_a_second_fit_is_refused_and_touches_nothing(tiny, tmp_path, monkeypatch
 
 
 def test_kill_frees_it(tmp_path):
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    ready, done = os.pipe()
+    holder = os.fork()
+    if holder == 0:
+        try:
+            lock = RunLock(tmp_path)
+            lock.take()
+            os.write(done, b"!")
+            signal.pause()
+        finally:
+            os._exit(1)
     try:
-        assert holder.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match=f"process {holder.pid} on .* is training in {tmp_path}"):
+        assert os.read(ready, 1) == b"!"
+        with pytest.raises(UserError, match=f"process {holder} on .* is training in {tmp_path}"):
             RunLock(tmp_path).take()
     finally:
-        holder.send_signal(signal.SIGKILL)
-        holder.wait()
+        os.kill(holder, signal.SIGKILL)
+        os.waitpid(holder, 0)
     lock = RunLock(tmp_path)
     lock.take()
     assert json.loads((tmp_path / LOCK).read_text())["process"] == os.getpid()
