@@ -40,9 +40,9 @@ def flatten(*modules: str) -> dict[str, str]:
         assert not _OTHER.search(text), f"{name} imports the package itself"
         found[file] = f"# mm-lightning {__version__} (Apache-2.0): {name.replace('.', '/')}.py\n{text}"
     asked = {f"{flat_name(module)}.py" for module in modules}
-    needed = "".join(
-        f"from .{file.removesuffix('.py')} import __doc__ as _  # noqa\n" for file in sorted(found.keys() - asked)
+    needed = "if False:\n" + "".join(
+        f"    from .{file.removesuffix('.py')} import __doc__ as _  # noqa\n" for file in sorted(found.keys() - asked)
     )
-    for file in asked:
+    for file in asked:  # named, not imported: some need packages that are not everywhere
         found[file] += f"\n# Older versions of transformers fetch only the files that this one names.\n{needed}"
     return found

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,33 +17,59 @@ from mm_lightning.memory.documents import Documents
 from mm_lightning.memory.features import look_ahead, look_ahead_reference
 from mm_lightning.memory.recurrence import gated_average, gated_average_reference, unit
 
-Kernels = Literal["auto", "reference", "torch", "native"]
+Kernels = Literal["auto", "reference", "torch", "native", "triton"]
 
-_TYPES = (torch.float32, torch.float64, torch.bfloat16)
 
+class _Compiled(NamedTuple):
+    """Where compiled kernels run."""
+
+    package: str
+    device: str
+    types: tuple[torch.dtype, ...]
+    largest_head: int = 2**31
+
+    def fits(self, device: torch.device, dtype: torch.dtype, dim: int) -> bool:
+        return device.type == self.device and dtype in self.types and dim <= self.largest_head
+
+
+_COMPILED: dict[Kernels, _Compiled] = {
+    "native": _Compiled("numba", "cpu", (torch.float32, torch.float64, torch.bfloat16)),
+    "triton": _Compiled("triton", "cuda", (torch.float32, torch.float16, torch.bfloat16), largest_head=256),
+}
 
 _LIBRARY = __name__.replace(".", "_")
 """Of our operators: an exported folder holds a copy of this module."""
 
 
 @cache
-def resolve(kernels: Kernels, device: torch.device, dtype: torch.dtype = torch.float32) -> Kernels:
-    """What `auto` means here, native on a CPU where numba is installed and torch elsewhere; others are checked.
+def resolve(kernels: Kernels, device: torch.device, dtype: torch.dtype = torch.float32, dim: int = 1) -> Kernels:
+    """What `auto` means here: native on a CPU with numba, triton on CUDA with triton, torch elsewhere.
+
+    Args:
+        kernels: what was asked for; other than auto, checked and returned.
+        device, dtype, dim: of raw keys and values, dim = D.
 
     Raises:
         UserError: the kernels that were asked for cannot run here.
     """
-    fits = device.type == "cpu" and dtype in (torch.float32, torch.float64, torch.bfloat16)
     if kernels == "auto":
-        return "native" if fits and find_spec("numba") else "torch"
-    if kernels == "native":
-        if not find_spec("numba"):
-            raise UserError("kernels native need numba: pip install numba, or choose auto or torch")
-        if not fits:
+        for name, form in _COMPILED.items():
+            if form.fits(device, dtype, dim) and find_spec(form.package):
+                return name
+        return "torch"
+    if kernels in _COMPILED:
+        form = _COMPILED[kernels]
+        if not find_spec(form.package):
             raise UserError(
-                "kernels native compute in float32, float64 and bfloat16 on a CPU, "
-                f"not in {dtype} on {device}: choose auto"
+                f"kernels {kernels} need {form.package}: pip install {form.package}, or choose auto or torch"
             )
+        if not form.fits(device, dtype, dim):
+            *types, last = (str(x).removeprefix("torch.") for x in form.types)
+            known = f"{', '.join(types)} and {last} on {form.device}"
+            here = f"{dtype} on {device}".removeprefix("torch.")
+            if dim > form.largest_head:
+                known, here = f"{known}, with heads of at most {form.largest_head} numbers", f"{here} with {dim}"
+            raise UserError(f"kernels {kernels} compute in {known}, not in {here}: choose auto")
     return kernels
 
 
@@ -72,7 +98,7 @@ def gated_keys(
     Returns:
         q and k, (B, T, H, D) each in ktilde's type.
     """
-    kernels = resolve(kernels, ktilde.device, ktilde.dtype)
+    kernels = resolve(kernels, ktilde.device, ktilde.dtype, ktilde.shape[-1])
     if kernels in ("reference", "torch"):
         average = gated_average if kernels == "torch" else gated_average_reference
         k = average(ktilde, gate, decay, documents)
@@ -94,7 +120,7 @@ def ahead_values(
         documents: a document's last token has no next one, which counts as 0.
         kernels: what computes them.
     """
-    kernels = resolve(kernels, vtilde.device, vtilde.dtype)
+    kernels = resolve(kernels, vtilde.device, vtilde.dtype, vtilde.shape[-1])
     exact = torch.promote_types(vtilde.dtype, torch.float32)
     if kernels in ("reference", "torch"):
         if gamma is None:
@@ -169,6 +195,34 @@ def _values_backward(
     return values_backward(raw, gamma, alpha, starts, v, norm, d_v)
 
 
+@_keys.register_kernel("cuda")
+def _(raw, gate, decay, beta, starts):  # type: ignore[no-untyped-def]
+    from mm_lightning.memory.triton_kernels import keys
+
+    return keys(raw, gate, decay, beta, starts)
+
+
+@_keys_backward.register_kernel("cuda")
+def _(raw, beta, starts, k, kept, d_q, d_k):  # type: ignore[no-untyped-def]
+    from mm_lightning.memory.triton_kernels import keys_backward
+
+    return keys_backward(raw, beta, starts, k, kept, d_q, d_k)
+
+
+@_values.register_kernel("cuda")
+def _(raw, gamma, alpha, starts):  # type: ignore[no-untyped-def]
+    from mm_lightning.memory.triton_kernels import values
+
+    return values(raw, gamma, alpha, starts)
+
+
+@_values_backward.register_kernel("cuda")
+def _(raw, gamma, alpha, starts, v, norm, d_v):  # type: ignore[no-untyped-def]
+    from mm_lightning.memory.triton_kernels import values_backward
+
+    return values_backward(raw, gamma, alpha, starts, v, norm, d_v)
+
+
 # Shapes, types and strides of the results, by which torch.compile plans.
 
 
@@ -182,7 +236,9 @@ def _like(raw: Tensor) -> Tensor:
 
 @_keys.register_fake
 def _(raw, gate, decay, beta, starts):  # type: ignore[no-untyped-def]
-    return _like(raw), _like(raw), gate.new_empty(3, *gate.shape)
+    batch, time, heads = gate.shape
+    kept = (batch, time, heads) if raw.device.type == "cpu" else (batch, heads, time)
+    return _like(raw), _like(raw), gate.new_empty(3, *kept)
 
 
 @_keys_backward.register_fake

@@ -51,7 +51,7 @@ class LanguageModule(LightningModule):
         activation_checkpointing: recompute each block in the backward pass instead of keeping its activations: about
             a third more time for far less memory.
         kernels: what computes keys and values: readable references, torch, native (one pass on a CPU, compiled by
-            numba), or auto, the fastest that is there. All agree to rounding.
+            numba), triton (on a GPU), or auto, the fastest that is there. All agree to rounding.
         initial_weights: a checkpoint or run folder whose weights training begins with (fine-tuning): the step
             count, the optimiser and the data begin anew.
         seed: of the initial weights and of what is random about a step. Set by `seed_everything`.
