@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mm_lightning.memory.bandwidth import frozen_bandwidth
+from mm_lightning.memory.kernels import resolve
 from mm_lightning.memory.pairs import Chunk
 from mm_lightning.memory.recurrence import gated_step, unit
 from mm_lightning.memory.retrieval import Span
@@ -36,6 +37,7 @@ class JointMemories:
         self.gates = frozen_gates([memory.keys for memory in memories])
         self.bandwidth = frozen_bandwidth([memory.bandwidth for memory in memories])
         self.values = frozen_values([memory.values for memory in memories])
+        self._scalars: tuple[Tensor, ...] = ()  # gamma and alpha_psi
         self._joined: tuple[Tensor, ...] = ()
         self._given: tuple[Tensor, ...] = ()
 
@@ -45,8 +47,11 @@ class JointMemories:
         total, scale, before = self._carried()
         if chunk.starts is not None:
             scale = scale.masked_fill(chunk.starts, -torch.inf)
-        ktilde = torch.cat([memory.keys.W_phi(x) for memory in self.memories], -1).view(total.shape)
-        raw = torch.cat([memory.W_psi(x) for memory in self.memories], -1).view(total.shape)
+        keys = [memory.keys.W_phi(x) for memory in self.memories]
+        values = [memory.W_psi(x) for memory in self.memories]
+        if self._native(x):
+            return self._native_step(keys, values, *self.gates(x), total, scale, before, chunk)
+        ktilde, raw = (torch.cat(parts, -1).view(total.shape) for parts in (keys, values))
         total, scale = gated_step(ktilde, *self.gates(x), total, scale)
         self._carry(total, scale, raw)
         k = unit(total).to(x.dtype)
@@ -59,6 +64,39 @@ class JointMemories:
             pairs.write(key, value, 1)
             answers.append(pairs.read(query, span, chunk))
         return torch.cat(answers, 2).flatten(-2)
+
+    def _native(self, x: Tensor) -> bool:
+        """Whether one compiled call does it all."""
+        if any(pairs.blocks is not None for pairs in self.pairs):
+            return False
+        return resolve(self.memories[0].kernels, x.device, x.dtype) == "native"
+
+    def _native_step(
+        self,
+        keys: list[Tensor],
+        values: list[Tensor],
+        gate: Tensor,
+        decay: Tensor,
+        total: Tensor,
+        scale: Tensor,
+        before: Tensor,
+        chunk: Chunk,
+    ) -> Tensor:
+        from mm_lightning.memory.native_step import step
+
+        exact = total.dtype
+        if not self._scalars:
+            gamma, alpha = self.values.gamma, self.values.alpha_psi
+            self._scalars = ((torch.ones_like(alpha) if gamma is None else gamma).to(exact), alpha.to(exact))
+        beta = self.bandwidth(chunk.counts(self.spans, self.heads)).to(exact).expand_as(scale).contiguous()
+        at = [pairs.place(1, before) for pairs in self.pairs]
+        ranges = [pairs.range(span, chunk) for pairs, span in zip(self.pairs, self.spans, strict=True)]
+        low, high = torch.stack([first for first, _ in ranges], 1), [end for _, end in ranges]
+        buffers = [(p.keys, p.values) for p in self.pairs]
+        scalars = gate.to(exact), decay.to(exact), beta, *self._scalars
+        *carried, answer = step(keys, values, before, scalars, total, scale, at, low, high, buffers)
+        self._carry(*carried)
+        return answer.flatten(1)[:, None]
 
     def _carried(self) -> tuple[Tensor, ...]:
         """total, scale and the newest raw values of all heads."""

@@ -315,10 +315,11 @@ def _in_parallel(kernel: Callable[..., None], raw: Tensor, strides: tuple[int, .
         for job in jobs:
             kernel(job, strides, *arrays)
     else:
-        for future in [_pool(threads).submit(kernel, job, strides, *arrays) for job in jobs]:
+        for future in [pool(threads).submit(kernel, job, strides, *arrays) for job in jobs]:
             future.result()
 
 
 @cache
-def _pool(threads: int) -> ThreadPoolExecutor:
+def pool(threads: int) -> ThreadPoolExecutor:
+    """Of so many threads, for code that lets Python go on."""
     return ThreadPoolExecutor(threads, "numba")

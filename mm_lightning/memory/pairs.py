@@ -106,13 +106,22 @@ class Pairs:
             late: 0 or 1.
         """
         time = keys.shape[1]
-        self._make_room(time, keys)
+        at = self.place(time, keys)
         assert self.keys is not None
         assert self.values is not None
-        at = self.end - self.offset
         self.keys.narrow(2, at, time).copy_(keys.transpose(1, 2))
         self.values.narrow(2, at - late, values.shape[1]).copy_(values.transpose(1, 2))
+
+    def place(self, time: int, like: Tensor) -> int:
+        """Where in the buffers the next `time` pairs, (B, ..., G, D) as `like`, go; makes room for them."""
+        self._make_room(time, like)
         self.end += time
+        return self.end - time - self.offset
+
+    def range(self, span: Span, chunk: Chunk) -> tuple[Tensor, int]:
+        """The pairs in the buffers that a single token reads: the first of each row, (B,) int64, and the end of all."""
+        low = 0 if span.size is None else max(0, chunk.begin - span.delay - span.size + 1)
+        return chunk.first[:, 0].clamp(min=low) - self.offset, chunk.begin + 1 - span.delay - self.offset
 
     def tensors(self) -> dict[str, Tensor]:
         """What it holds, rows first; the last axis but one of keys and values ends with the newest pair."""
@@ -154,9 +163,9 @@ class Pairs:
             wanted = time if self.keep is None else max(time, self.keep) + self.keep
             shape = (
                 like.shape[0],
-                like.shape[2],
+                like.shape[-2],
                 -(-max(wanted, self.capacity if self.keep is None else 0) // whole) * whole,
-                like.shape[3],
+                like.shape[-1],
             )
             self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)
             return

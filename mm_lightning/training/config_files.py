@@ -129,7 +129,7 @@ def explain(message: str, files: list[ConfigFile], known: list[str]) -> str:
 
 
 def _unknown(kind: str, key: str, known: list[str], where: str, owner: str) -> str:
-    near = difflib.get_close_matches(key, known, 1, 0.5)
+    near = [name for name in known if name.startswith(key)] or difflib.get_close_matches(key, known, 1, 0.5)
     if not near:  # right name, wrong section
         near = [name for name in known if name.split(".")[-1] == key.split(".")[-1]][:1]
     prefix = "--" if kind.endswith("--") else ""
