@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mm_lightning.memory.bandwidth import frozen_bandwidth
 from mm_lightning.memory.kernels import resolve
-from mm_lightning.memory.pairs import Chunk
+from mm_lightning.memory.pairs import Chunk, Pairs
 from mm_lightning.memory.recurrence import gated_step, unit
 from mm_lightning.memory.retrieval import Span
 from mm_lightning.memory.state import Memory
@@ -66,8 +66,8 @@ class JointMemories:
         return torch.cat(answers, 2).flatten(-2)
 
     def _native(self, x: Tensor) -> bool:
-        """Whether one compiled call does it all."""
-        if any(pairs.blocks is not None for pairs in self.pairs):
+        """Whether one compiled call does it all: where the pairs lie in plain buffers."""
+        if any(type(pairs) is not Pairs or pairs.blocks is not None for pairs in self.pairs):
             return False
         return resolve(self.memories[0].kernels, x.device, x.dtype) == "native"
 

@@ -243,6 +243,7 @@ def keys(
         scale: (B, H) of the token before, in float64; left likewise.
     """
     batch, time, heads, dim = raw.shape
+    starts = starts.contiguous()
     q, k = (raw.new_empty(batch, heads, time, dim) for _ in range(2))
     kept = gate.new_empty(3, batch, time, heads)
     arrays = [_flat(x) for x in (raw, gate, decay, starts, beta, q, k, *kept)]

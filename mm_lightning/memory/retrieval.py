@@ -186,11 +186,15 @@ def _windowed(q: Tensor, k: Tensor, v: Tensor, size: int, scale: float, gqa: boo
     """Causal reads of the last `size` keys, (B, H, T, D): each block of queries against the blocks it can see."""
     back = -(-(size - 1) // BLOCK)  # blocks of keys before a query's own
     mask = _band(size, back, q.dtype, q.device)
-    keys, values = k.split(BLOCK, 2), v.split(BLOCK, 2)
+    # One `split` for all blocks, because its derivative is one concatenation, where each slice's is as large as k.
+    keys, values = (x.split(BLOCK, 2) if x.requires_grad else None for x in (k, v))
     outputs = []
     for i, block in enumerate(q.split(BLOCK, 2)):
         first = max(i - back, 0)
-        near_k, near_v = torch.cat(keys[first : i + 1], 2), torch.cat(values[first : i + 1], 2)
+        near_k, near_v = (
+            x[:, :, first * BLOCK : (i + 1) * BLOCK] if parts is None else torch.cat(parts[first : i + 1], 2)
+            for x, parts in ((k, keys), (v, values))
+        )
         seen = mask[: block.shape[2], (back - i + first) * BLOCK :][:, : near_k.shape[2]]
         outputs.append(
             F.scaled_dot_product_attention(block, near_k, near_v, seen, dropout, scale=scale, enable_gqa=gqa)

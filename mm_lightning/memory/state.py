@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mm_lightning.memory.kernels import Kernels, resolve
 from mm_lightning.memory.pairs import Chunk, Pairs
 from mm_lightning.memory.recurrence import gated_average_from, gated_step, unit
 from mm_lightning.memory.retrieval import Span
@@ -32,8 +33,33 @@ class Average:
         self.total: Tensor | None = None
         self.scale: Tensor | None = None
 
-    def extend(self, ktilde: Tensor, gate: Tensor, decay: Tensor, chunk: Chunk) -> Tensor:
-        """The keys of a chunk, (B, T, H, D); arguments as for :func:`gated_average`."""
+    def extend(
+        self, ktilde: Tensor, gate: Tensor, decay: Tensor, beta: Tensor, chunk: Chunk, kernels: Kernels
+    ) -> tuple[Tensor, Tensor]:
+        """Queries and keys of a chunk, (B, T, H, D) each; arguments as for :func:`gated_keys`."""
+        if chunk.time > 1 and resolve(kernels, ktilde.device, ktilde.dtype) == "native":
+            return self._extend_natively(ktilde, gate, decay, beta, chunk)
+        k = self._extend(ktilde, gate, decay, chunk)
+        return k * beta[..., None].to(k.dtype), k
+
+    def _extend_natively(
+        self, ktilde: Tensor, gate: Tensor, decay: Tensor, beta: Tensor, chunk: Chunk
+    ) -> tuple[Tensor, Tensor]:
+        from mm_lightning.memory.native import keys
+
+        batch, _, heads, dim = ktilde.shape
+        exact = torch.promote_types(ktilde.dtype, torch.float32)
+        if self.total is None or self.scale is None:
+            total, scale = ktilde.new_zeros(batch, heads, dim, dtype=exact), gate.new_full((batch, heads), -torch.inf)
+        else:
+            total, scale = self.total.to(exact, copy=True), self.scale
+        self.total, self.scale = total, scale.to(torch.float64, copy=True)  # which the call changes
+        starts = torch.zeros_like(chunk.first, dtype=torch.bool) if chunk.starts is None else chunk.starts
+        gate, decay, beta = (x.to(exact).expand_as(gate).contiguous() for x in (gate, decay, beta))
+        q, k, _ = keys(ktilde, gate, decay, beta, starts, self.total, self.scale)
+        return q, k
+
+    def _extend(self, ktilde: Tensor, gate: Tensor, decay: Tensor, chunk: Chunk) -> Tensor:
         if self.total is None or self.scale is None:
             keys, self.total, self.scale = gated_average_from(ktilde, gate, decay, chunk.documents)
             return keys
@@ -103,10 +129,11 @@ class Memory:
         if self.pairs is not None:
             self.pairs.rewind(pairs)
 
-    def ask(self, k: Tensor, raw: Tensor, span: Span, chunk: Chunk) -> Tensor:
-        """Stores the pairs of a chunk that is not the first, and answers its keys.
+    def ask(self, q: Tensor, k: Tensor, raw: Tensor, span: Span, chunk: Chunk) -> Tensor:
+        """Stores the pairs of a chunk that is not the first, and answers its queries.
 
         Args:
+            q: (B, T, H, D) queries.
             k: (B, T, H, D) keys.
             raw: (B, T, H, D) raw values.
             span: what a query reads.
@@ -118,14 +145,12 @@ class Memory:
         pairs = self.pairs
         assert pairs is not None
         assert pairs.raw is not None
-        assert self.bandwidth is not None
         assert self.values is not None
         # The last pair's value is not complete yet; that of a document's last token never is, and nothing reads it.
         before = torch.cat([pairs.raw[:, None], raw[:, :-1]], 1)
         pairs.write(k, self.values.of(before, raw), 1)
         pairs.raw = raw[:, -1]
-        beta = self.bandwidth(chunk.count(span)[..., None])
-        return pairs.read(k * beta[..., None].to(k.dtype), span, chunk)
+        return pairs.read(q, span, chunk)
 
 
 class State:

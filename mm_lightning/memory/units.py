@@ -136,11 +136,11 @@ class ContextualMemory(nn.Module):
         """(B, T, d) retrieved values from (B, T, d) inputs: whole documents, or a chunk that goes on from a state."""
         ktilde, gate, decay = self.keys(x)
         raw = self.W_psi(x).unflatten(-1, (self.heads, -1))
-        if memory is not None and isinstance(documents, Chunk):
-            k = memory.average.extend(ktilde, gate, decay, documents)
-            return self._continued(k, raw, span, documents, memory).flatten(-2)
-        assert isinstance(documents, Documents)
         beta = self.bandwidth(span.count(documents.position))
+        if memory is not None and isinstance(documents, Chunk):
+            q, k = memory.average.extend(ktilde, gate, decay, beta, documents, self.kernels)
+            return self._continued(q, k, raw, span, documents, memory).flatten(-2)
+        assert isinstance(documents, Documents)
         q, k = gated_keys(ktilde, gate, decay, beta, documents, self.kernels)
         v = self.values(raw, documents, self.kernels)
         return self._read(q, k, v, span, documents).flatten(-2)
@@ -149,15 +149,14 @@ class ContextualMemory(nn.Module):
         dropout = self.dropout if self.training else 0.0
         return read(q, k, v, span, documents, dropout=dropout, reference=self.kernels == "reference")
 
-    def _continued(self, k: Tensor, raw: Tensor, span: Span, chunk: Chunk, memory: Memory) -> Tensor:
+    def _continued(self, q: Tensor, k: Tensor, raw: Tensor, span: Span, chunk: Chunk, memory: Memory) -> Tensor:
         """(B, T, H, D) answers to a chunk, which is stored."""
         assert memory.pairs is not None
         if chunk.begin > 0:
-            return memory.ask(k, raw, span, chunk)
+            return memory.ask(q, k, raw, span, chunk)
         v = self.values(raw, chunk.documents, self.kernels)  # nothing is stored yet: read as in training
         memory.pairs.write_first(k, v, raw)
-        beta = self.bandwidth(chunk.count(span))
-        return self._read(k * beta[..., None].to(k.dtype), k, v, span, chunk.documents)
+        return self._read(q, k, v, span, chunk.documents)
 
     def new_state(self, span: Span, capacity: int, store: BlockStore | None = None) -> Memory:
         """Of an empty memory, with room for so many pairs at first; read by blocks if there is a store for it."""
@@ -216,19 +215,19 @@ class SlotMemory(nn.Module):
     def forward(self, x: Tensor, documents: Documents | Chunk, memory: Memory | None = None) -> Tensor:
         """(B, T, d) from (B, T, d)."""
         ktilde, gate, decay = self.keys(x)
+        beta = self.bandwidth.beta
         if memory is not None and isinstance(documents, Chunk):
-            k = memory.average.extend(ktilde, gate, decay, documents)
-            q = k * self.bandwidth.beta[:, None].to(k.dtype)
+            q, _ = memory.average.extend(ktilde, gate, decay, beta, documents, self.kernels)
         else:
             assert isinstance(documents, Documents)
-            q, k = gated_keys(ktilde, gate, decay, self.bandwidth.beta, documents, self.kernels)
+            q, _ = gated_keys(ktilde, gate, decay, beta, documents, self.kernels)
         # The batch is folded into the rows: every token reads the same slots.
         rows = q.flatten(0, 1).transpose(0, 1)[None]  # (1, H, B T, D)
-        slot_keys, slot_values = self.slot_keys.to(k.dtype), self.slot_values.to(k.dtype)
+        slot_keys, slot_values = self.slot_keys.to(q.dtype), self.slot_values.to(q.dtype)
         answers = [
             F.scaled_dot_product_attention(rows, pk[None], pv[None], scale=1.0)
             for pk, pv in zip(slot_keys, slot_values, strict=True)
         ]
         answer = sum(answers) / len(answers)  # (1, H, B T, D)
-        answer = answer * (TIMES * self.answer_scale).exp()[:, None, None].to(k.dtype)
+        answer = answer * (TIMES * self.answer_scale).exp()[:, None, None].to(q.dtype)
         return self.W_c(answer[0].transpose(0, 1).reshape(x.shape))
