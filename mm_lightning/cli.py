@@ -75,16 +75,36 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "report": ("mm_lightning.experiments.report:report_command", "table, curves and page of a sweep, or of any runs"),
     "benchmark step": (
-        "mm_lightning.experiments.benchmark:step_command",
-        "time training steps, mosaic against transformer",
+        "mm_lightning.experiments.benchmark.step:step_command",
+        "time training steps, a mosaic against other networks",
+    ),
+    "benchmark recurrence": (
+        "mm_lightning.experiments.benchmark.recurrence:recurrence_command",
+        "time keys and values against a linear layer, at growing contexts",
+    ),
+    "benchmark reads": (
+        "mm_lightning.experiments.benchmark.reads:reads_command",
+        "time short-term and long-term reads against full causal ones",
+    ),
+    "benchmark roofline": (
+        "mm_lightning.experiments.benchmark.roofline:roofline_command",
+        "time each operation of a step beside the least it could take",
     ),
     "benchmark decode": (
-        "mm_lightning.experiments.benchmark_decode:decode_command",
-        "time prefill and decoding, mosaic against transformers",
+        "mm_lightning.experiments.benchmark.decode:decode_command",
+        "time prefill and decoding, a mosaic against transformers",
     ),
     "benchmark retrieval": (
-        "mm_lightning.experiments.benchmark_retrieval:retrieval_command",
-        "time and error of sub-linear reads of the long-term memory",
+        "mm_lightning.experiments.benchmark.retrieval:retrieval_command",
+        "time sub-linear reads of the long-term memory, with their error",
+    ),
+    "benchmark data": (
+        "mm_lightning.experiments.benchmark.data:data_command",
+        "time the loader against plain reading and against the network",
+    ),
+    "benchmark startup": (
+        "mm_lightning.experiments.benchmark.startup:startup_command",
+        "time mm --help, and mm fit up to its first step",
     ),
 }
 
@@ -158,20 +178,21 @@ def run_function(name: str, args: list[str]) -> None:
     if name in ("cost", "launch"):  # take the options of `mm fit`, so they read them themselves
         load(COMMANDS[name][0])(args)
         return
-    from jsonargparse import ArgumentError, auto_cli, capture_parser
+    from jsonargparse import ArgumentError, ArgumentParser
 
     function = load(COMMANDS[name][0])
     arguments = places(function, flags(function, word_lists(function, name_words(function, args))))
-    settings = {"as_positional": False, "prog": f"mm {name}", "exit_on_error": False, "allow_abbrev": False}
+    # not auto_cli, which has a --config of its own and keeps a command's from it
+    parser = ArgumentParser(prog=f"mm {name}", exit_on_error=False, allow_abbrev=False)
+    parser.add_function_arguments(function, as_group=False)
     if {"-h", "--help"} & set(args):
-        parser = capture_parser(lambda: auto_cli(function, args=[], **settings))
         print(help_of(name, function, parser.format_help()))
         return
     try:
-        auto_cli(function, args=arguments, **settings)
+        values = parser.parse_args(arguments)
     except ArgumentError as error:
-        options = capture_parser(lambda: auto_cli(function, args=[], **settings)).get_defaults().keys()
-        raise UserError(option_error(str(error), name, options)) from error
+        raise UserError(option_error(str(error), name, parser.get_defaults().keys())) from error
+    function(**parser.instantiate(values))
 
 
 def help_of(name: str, function: Callable[..., Any], options: str) -> str:
@@ -180,8 +201,7 @@ def help_of(name: str, function: Callable[..., Any], options: str) -> str:
     several = " ..." if "list" in str(first.annotation) else ""
     word = f" {first.name.upper()}{several}" if first.default is first.empty else ""
     about = (inspect.getdoc(function) or "").split("\n\nArgs:")[0]
-    # without the parser's own --config and --print_config, which these commands have no use for
-    listed = re.split(r"\n  --print_config.*?(?=\n  --)", options, maxsplit=1, flags=re.DOTALL)[-1]
+    listed = re.split(r"\n  -h, --help.*?(?=\n  --)", options, maxsplit=1, flags=re.DOTALL)[-1]  # which comes first
     # lists take words (word_lists)
     listed = re.sub(
         r"(--(\w+)) (?:\[ITEM,\.\.\.\]|[A-Z_]+), --\2\+ (?:\[ITEM,\.\.\.\]|[A-Z_]+)", r"\1 A [B ...]", listed

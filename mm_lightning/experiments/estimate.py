@@ -112,8 +112,10 @@ def run_seconds(run: Run, jobs: int) -> float | None:
 
 def step_seconds(network: Any, micro_batch_size: int, context: int, precision: str, device: Any) -> float:
     """The median of three training steps on one micro batch of random tokens, after one to warm up."""
-    from mm_lightning.experiments.benchmark import take_turns, training_step
+    from mm_lightning.experiments.benchmark.setup import Setup
+    from mm_lightning.experiments.benchmark.step import TrainingStep
+    from mm_lightning.experiments.benchmark.timing import take_turns
 
     kind = "bf16" if precision.startswith("bf16") else "fp32"
-    step = training_step(network, context, micro_batch_size, kind, device, seed=0)
+    step = TrainingStep(network, Setup(network, context, micro_batch_size, kind), device, seed=0)
     return statistics.median(take_turns({"": step}, 3, device)[""])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 
 NOISE = (
@@ -23,3 +24,8 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", message=message)
     for name in ("lightning.pytorch", "lightning.fabric", "lightning_utilities"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def quiet_profiler() -> None:
+    """Keeps torch's profiler from printing what it is about to do; to be called before its first use."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")

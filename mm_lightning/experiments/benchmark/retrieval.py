@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mm_lightning.errors import UserError
-from mm_lightning.experiments.benchmark import machine
-from mm_lightning.experiments.benchmark_report import report
-from mm_lightning.experiments.faiss_index import FaissIndex
+from mm_lightning.experiments.benchmark.faiss_index import FaissIndex
+from mm_lightning.experiments.benchmark.report import report
+from mm_lightning.experiments.benchmark.timing import machine
 from mm_lightning.outputs import check_output
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""`mm cost` and `mm benchmark`, as typed."""
+"""`mm cost`, as typed."""
 
 import json
 from pathlib import Path
@@ -48,29 +48,3 @@ def test_cost_in_tables(capsys):
 def test_cost_without_a_config(capsys):
     assert main(["cost"]) == 2
     assert "mm cost --config" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("network", ["v2", "v1"])
-def test_benchmark_of_a_step(network, tmp_path, capsys):
-    output = tmp_path / "result.json"
-    args = ["--dim", "16", "--layers", "1", "--heads", "2", "--context_length", "32", "--repeats", "2"]
-    args += ["--precision", "fp32", "--network", network, "--output", str(output)]
-    assert main(["benchmark", "step", *args]) == 0
-    assert f"{network} / transformer" in capsys.readouterr().out
-    result = json.loads(output.read_text())
-    assert [len(seconds) for seconds in result["seconds"].values()] == [2, 2]
-    assert result["environment"]["packages"]["torch"]
-    if network == "v1":
-        assert result["parameters"]["v1"] == pytest.approx(result["parameters"]["transformer"], rel=0.01)
-
-
-def test_benchmark_of_decoding(tmp_path, capsys):
-    output = tmp_path / "result.json"
-    small = ["--dim", "16", "--layers", "1", "--heads", "2", "--vocab_size", "20", "--repeats", "1", "--llama", "false"]
-    assert main(["benchmark", "decode", "--contexts", "[300]", *small, "--output", str(output)]) == 0
-    assert "ms/token" in capsys.readouterr().out
-    (found,) = json.loads(output.read_text())["contexts"]
-    assert set(found["ratio"]) == {"v2", "transformer"}
-    # keys and values of d numbers; a mosaic's short-term memory and averages come on top of the long-term one's
-    assert found["bytes_per_token"]["transformer"] == pytest.approx(2 * 16 * 4, rel=0.01)
-    assert found["bytes"]["v2"] >= 300 * 2 * 16 * 4 + 256 * 2 * 16 * 4

@@ -9,7 +9,7 @@ import torch
 
 from mm_lightning.cli import main
 from mm_lightning.data.tokenizer import load_tokenizer
-from mm_lightning.experiments.benchmark_retrieval import fill, read_tokens
+from mm_lightning.experiments.benchmark.retrieval import fill, read_tokens
 from mm_lightning.networks import MemoryMosaicConfig
 
 

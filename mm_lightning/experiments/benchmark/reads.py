@@ -1,0 +1,175 @@
+"""Reads of a memory, forward and backward: windowed and delayed ones beside a full causal read."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+from mm_lightning.errors import UserError
+from mm_lightning.experiments.benchmark.report import report
+from mm_lightning.experiments.benchmark.setup import Precision, Setup, setup
+from mm_lightning.experiments.benchmark.timing import begin, machine, medians, numbers, peak_bytes, ratio, take_turns
+
+LENGTHS = [1024, 2048, 4096, 8192]
+
+DEFAULTS = {
+    "dim": 256,
+    "layers": 1,
+    "heads": 4,
+    "vocab_size": 2,
+    "context_length": 1,
+    "batch_size": 1,
+    "precision": "bf16",
+}
+
+PLAIN = "plain causal attention"
+
+
+def reads_command(
+    lengths: list[int] | int | None = None,
+    documents: int = 1,
+    config: str | list[str] | None = None,
+    dim: int | None = None,
+    heads: int | None = None,
+    batch_size: int | None = None,
+    window: int | None = None,
+    precision: Precision | None = None,
+    reference: bool = False,
+    device: str = "cpu",
+    threads: int | None = None,
+    repeats: int = 7,
+    seed: int = 0,
+    output: str | None = None,
+) -> None:
+    """Time the reads of short-term and long-term memory against a full causal read of the same tokens.
+
+    Forward and backward, in turns: scaled_dot_product_attention as torch has it, whole rows causally; and our reads of
+    everything, of the short-term window, and of what is older than the long-term delay m, which is drawn anew for every
+    call. The table gives medians, the time of a token, the median ratio to plain attention in neighbouring runs, the
+    FLOPs of the pairs that are read by second, and the most memory that a token holds.
+
+    Args:
+        lengths: tokens of a sequence: [1024, 2048, 4096, 8192] by default.
+        documents: in each sequence, of random lengths; plain attention takes no notice of them.
+        config: a training config with d, H, the spans, the micro batch and the precision (and overlays of it); what
+            follows wins over it.
+        dim: hidden size d; 256 by default.
+        heads: heads H; 4 by default.
+        batch_size: sequences; 1 by default.
+        window: short-term window h; 256 by default.
+        precision: of queries, keys and values; bf16 by default.
+        reference: read by the T x T reference in the place of fused kernels.
+        device: cpu, cuda, cuda:1, ...
+        threads: CPU threads; torch's choice by default.
+        repeats: timed runs of each.
+        seed: of the numbers, the lengths of documents and the delays m.
+        output: a JSON file for the result.
+    """
+    from dataclasses import replace
+
+    place, target = begin(device, threads, repeats, output)
+    what = setup(config, DEFAULTS, dim=dim, heads=heads, batch_size=batch_size, precision=precision)
+    if window is not None:
+        what = replace(what, network=replace(what.network, short_term_window=window))
+    sizes = numbers(lengths, LENGTHS, "lengths")
+    if not 1 <= documents <= min(sizes):
+        raise UserError(f"documents must be at least 1 and at most the {min(sizes)} tokens of a row, got {documents}")
+    found = [_at_length(length, documents, what, place, repeats, seed, reference) for length in sizes]
+    network = what.network
+    result = {
+        "benchmark": "reads",
+        "lengths": found,
+        "settings": {
+            **{name: what.settings[name] for name in ("dim", "heads", "batch_size", "precision")},
+            "documents": documents,
+            "short_term_window": network.short_term_window,
+            "long_term_delay": list(network.long_term_delay),
+            "reference": reference,
+            "repeats": repeats,
+            "seed": seed,
+        },
+        **machine(place),
+    }
+    columns = ["T", "", "ms", "us/token", "by plain attention", "GFLOP/s", "peak bytes/token"]
+    report(result, "reads, forward and backward", columns, 2, map(_lines, found), target)
+
+
+def _at_length(
+    length: int, documents: int, what: Setup, device: Any, repeats: int, seed: int, reference: bool
+) -> dict[str, Any]:
+    runs, pairs = _runs(length, documents, what, device, seed, reference)
+    seconds = take_turns(runs, repeats, device, least=0.01)
+    tokens = what.batch_size * length
+    median = medians(seconds)
+    # q.k and the sum over values, 2 d each in the forward pass and twice that in the backward pass
+    flops = {name: 12 * what.network.dim * count for name, count in pairs.items()}
+    return {
+        "length": length,
+        "median_seconds": median,
+        "seconds_per_token": {name: value / tokens for name, value in median.items()},
+        "by_plain": {name: ratio(seconds, name, PLAIN) for name in runs},
+        "pairs": pairs,
+        "flops_per_second": {name: flops[name] / value for name, value in median.items()},
+        "peak_bytes_per_token": {name: peak_bytes(run, device) / tokens for name, run in runs.items()},
+        "seconds": seconds,
+    }
+
+
+def _runs(
+    length: int, count: int, what: Setup, device: Any, seed: int, reference: bool
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """Forward and backward of every read at one length, and how many pairs each reads; with a delay, at the mean m."""
+    import torch
+    from torch.nn import functional as F
+
+    from mm_lightning.memory.documents import Documents
+    from mm_lightning.memory.retrieval import Span, read
+
+    torch.manual_seed(seed)
+    draw = random.Random(seed)
+    network, batch = what.network, what.batch_size
+    starts = torch.zeros(batch, length, dtype=torch.bool)
+    for row in starts:
+        row[[0, *draw.sample(range(1, length), count - 1)]] = True
+    documents = Documents.from_starts(starts).to(device)
+    shape = (batch, length, network.heads, network.head_dim)
+    dtype = torch.bfloat16 if what.precision == "bf16" else torch.float32
+    with device:
+        q, k, v, down = (torch.randn(shape, dtype=dtype) for _ in range(4))
+    k = F.normalize(k, dim=-1)
+    inputs = [x.requires_grad_() for x in (q, k, v)]
+
+    def plain() -> None:
+        rows = (x.transpose(1, 2) for x in inputs)
+        out = F.scaled_dot_product_attention(*rows, is_causal=True, scale=1.0)
+        torch.autograd.grad(out, inputs, down.transpose(1, 2))
+
+    def ours(span: Span) -> None:
+        torch.autograd.grad(read(*inputs, span, documents, reference=reference), inputs, down)
+
+    low, high = network.long_term_delay
+    short = network.span("short", low)
+    runs = {
+        PLAIN: plain,
+        "full read": lambda: ours(Span(1)),
+        "short-term read": lambda: ours(short),
+        "long-term read": lambda: ours(network.span("long", draw.randint(low, high))),
+    }
+    spans = {"full read": Span(1), "short-term read": short, "long-term read": Span((low + high) // 2)}
+    pairs = {name: int(span.count(documents.position).sum()) for name, span in spans.items()}
+    return runs, {PLAIN: batch * length * (length + 1) // 2, **pairs}
+
+
+def _lines(found: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Of the table, at one length."""
+    for name, seconds in found["median_seconds"].items():
+        yield (
+            f"{found['length']:,}",
+            name,
+            f"{seconds * 1e3:,.2f}",
+            f"{found['seconds_per_token'][name] * 1e6:,.3f}",
+            f"{found['by_plain'][name]:.2f} x",
+            f"{found['flops_per_second'][name] / 1e9:,.1f}",
+            f"{found['peak_bytes_per_token'][name]:,.0f}",
+        )
