@@ -12,6 +12,7 @@ from mm_lightning.callbacks.gradient_norm import GradientNorm
 from mm_lightning.callbacks.guard import Guard
 from mm_lightning.callbacks.memory_statistics import MemoryStatistics
 from mm_lightning.callbacks.preemption import Preemption
+from mm_lightning.callbacks.profiler import Profiler
 from mm_lightning.callbacks.progress import Progress
 from mm_lightning.callbacks.regbench import RegBench
 from mm_lightning.callbacks.retrieval_profile import RetrievalProfile
@@ -27,6 +28,7 @@ __all__ = [
     "Guard",
     "MemoryStatistics",
     "Preemption",
+    "Profiler",
     "Progress",
     "RegBench",
     "RetrievalProfile",

@@ -1,0 +1,116 @@
+"""Where the time of a step goes: a trace of a few steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from mm_lightning.errors import UserError
+from mm_lightning.training.loggers import say
+from mm_lightning.training.quiet import quiet_profiler
+
+MEMORY_ENTRIES = 200_000
+"""Allocations that the CUDA allocator remembers, the newest."""
+
+
+class Profiler(Callback):
+    """Traces a few optimisation steps with torch's profiler, into the run folder's `profile/`:
+
+    - `steps-10-12_rank-0.pt.trace.json.gz`: every operation and kernel, for https://ui.perfetto.dev, or for TensorBoard
+      with the plugin torch-tb-profiler,
+    - `steps-10-12_rank-0.memory.pickle`, on CUDA: every allocation with where it was made, for
+      https://pytorch.org/memory_viz.
+
+    The step before the first is traced as well, and thrown away: the profiler is slow at first. Traced steps take
+    longer than others; all others are left alone.
+
+    Args:
+        first: number of the first traced step, counted from 1.
+        steps: how many are traced, one after the other. A trace of one takes some MB.
+        memory: also trace what is allocated and freed.
+        shapes: also keep the shapes of every operation's inputs.
+        stacks: also keep the lines of Python that every operation comes from.
+        every_process: trace all processes, each to a file of its own, in the place of the first alone.
+    """
+
+    def __init__(
+        self,
+        first: int = 10,
+        steps: int = 3,
+        memory: bool = True,
+        shapes: bool = False,
+        stacks: bool = False,
+        every_process: bool = False,
+    ) -> None:
+        if first < 1 or steps < 1:
+            raise UserError(f"Profiler: first and steps must be at least 1, got {first} and {steps}")
+        self.first, self.steps, self.memory, self.every_process = first, steps, memory, every_process
+        self._options = {"profile_memory": memory, "record_shapes": shapes, "with_stack": stacks}
+        self._profile: torch.profiler.profile | None = None
+        self._finished_steps = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Says when there will be no trace."""
+        if trainer.global_step >= self.first or 0 < trainer.max_steps < self.first:
+            say(
+                f"Profiler: step {self.first} is not among the steps {trainer.global_step + 1} to {trainer.max_steps}: "
+                "no trace"
+            )
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Begins in time."""
+        mine = self.every_process or trainer.is_global_zero
+        warm_up = min(self.first - 1, 1)
+        if self._profile is not None or not mine or trainer.global_step != self.first - 1 - warm_up:
+            return
+        quiet_profiler()
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        if pl_module.device.type == "cuda":
+            activities.append(torch.profiler.ProfilerActivity.CUDA)
+            if self.memory:
+                torch.cuda.memory._record_memory_history(max_entries=MEMORY_ENTRIES)
+        self._finished_steps = trainer.global_step
+        self._profile = torch.profiler.profile(
+            activities=activities,
+            schedule=torch.profiler.schedule(wait=0, warmup=warm_up, active=self.steps, repeat=1),
+            on_trace_ready=lambda profile: self._write(profile, trainer, pl_module),
+            **self._options,
+        )
+        self._profile.start()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Goes on to the next step; after the last one it writes the trace."""
+        if self._profile is None or trainer.global_step == self._finished_steps:
+            return  # not tracing, or accumulating
+        self._finished_steps = trainer.global_step
+        self._profile.step()
+        if trainer.global_step >= self.first - 1 + self.steps:
+            self._stop()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes what there is of a trace that the end of training cuts short."""
+        self._stop()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """The same when it fails."""
+        self._stop()
+
+    def _stop(self) -> None:
+        profile, self._profile = self._profile, None
+        if profile is not None:
+            profile.stop()  # writes, if nothing is written yet
+
+    def _write(self, profile: torch.profiler.profile, trainer: Trainer, module: Any) -> None:
+        folder = module.run_folder.path / "profile"
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"steps-{self.first}-{trainer.global_step}_rank-{trainer.global_rank}"
+        trace = folder / f"{name}.pt.trace.json.gz"
+        profile.export_chrome_trace(str(trace))
+        if self.memory and module.device.type == "cuda":
+            torch.cuda.memory._dump_snapshot(str(folder / f"{name}.memory.pickle"))
+            torch.cuda.memory._record_memory_history(enabled=None)
+        say(f"trace of steps {self.first} to {trainer.global_step}: {trace}")
