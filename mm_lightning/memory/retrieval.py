@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from inspect import signature
 from typing import Any
 
 import torch
@@ -124,7 +125,7 @@ def read(
         # Nothing to read; the zeros still depend on the inputs, so that every parameter has a gradient.
         everything = q.sum() + k.sum() + v.sum()
         return torch.zeros_like(q) + everything.masked_fill(torch.ones_like(everything, dtype=torch.bool), 0)
-    if backend(q.device, q.dtype) == VARLEN and not dropout:
+    if backend(q.device, q.dtype, q.shape[-1]) == VARLEN and not dropout:
         return _read_varlen(q, k, v, span, documents, scale)
     shape, lengths = q.shape, documents.lengths
     if documents.single:  # all rows at once
@@ -141,10 +142,16 @@ VARLEN = "variable-length flash attention"
 SPLIT = "scaled_dot_product_attention, one document at a time"
 
 
-def backend(device: torch.device, dtype: torch.dtype) -> str:
-    """How memories are read on this device in this type: one of `VARLEN`, `SPLIT`."""
+def backend(device: torch.device, dtype: torch.dtype, dim: int = 8) -> str:
+    """How memories with heads of dim numbers are read on this device in this type: one of `VARLEN`, `SPLIT`."""
     flash = varlen_attn is not None and device.type == "cuda" and dtype in (torch.float16, torch.bfloat16)
-    return VARLEN if flash else SPLIT
+    # Numbers that flash attention has kernels for, on devices that have its instructions.
+    return VARLEN if flash and dim % 8 == 0 and dim <= 256 and _capability(device) >= (8, 0) else SPLIT
+
+
+@lru_cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
 
 
 def _cut(
@@ -217,11 +224,18 @@ def _read_varlen(q: Tensor, k: Tensor, v: Tensor, span: Span, documents: Documen
 
     The kernel aligns queries and keys at a document's end, so the shorter list of keys is the delay.
     """
-    kept, offsets = documents.without_last(span.delay)
-    k, v = (x.flatten(0, 1).index_select(0, kept) if span.delay else x.flatten(0, 1) for x in (k, v))
+    k, v, offsets = k.flatten(0, 1), v.flatten(0, 1), documents.offsets
+    if span.delay:  # without one, q and k share the very same offsets, by which torch knows the plain causal read
+        kept, offsets = documents.without_last(span.delay)
+        k, v = k.index_select(0, kept), v.index_select(0, kept)
     left = -1 if span.size is None else span.size - 1
     longest = documents.longest
-    grouped: dict[str, Any] = {} if q.shape[2] == k.shape[1] else {"enable_gqa": True}
+    grouped: dict[str, Any] = {}
+    if (shared := q.shape[2] // k.shape[1]) > 1:
+        if "enable_gqa" in signature(varlen_attn).parameters:
+            grouped["enable_gqa"] = True
+        else:  # torch < 2.12
+            k, v = k.repeat_interleave(shared, 1), v.repeat_interleave(shared, 1)
     out: Any = varlen_attn(
         q.flatten(0, 1),
         k,

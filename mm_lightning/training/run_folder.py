@@ -201,7 +201,7 @@ class RecordRun(Callback):
         )
         for s in data.sets if len(data.sets) > 1 else ():
             say(f"data        {float(s.share):.1%} {s.folder}: {sum(s.counts(data.context_length)):,} sequences")
-        say(f"reads by    {backend(device, dtype)}")
+        say(f"reads by    {backend(device, dtype, pl_module.network.config.head_dim)}")
 
 
 def write_text(path: Path, text: str) -> None:

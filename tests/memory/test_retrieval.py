@@ -91,13 +91,16 @@ def test_bf16_is_within_its_rounding(span):
     assert error(found, expected) < 0.15
 
 
-@pytest.mark.parametrize("span", [Span(3), Span(1, 255)], ids=["long", "short"])
+@pytest.mark.parametrize("heads", [2, 4])
+@pytest.mark.parametrize("span", [Span(3), Span(1, 255), Span(0)], ids=["long", "short", "attention"])
 @pytest.mark.parametrize("chance", [0.0, 0.02, 0.5])
-def test_the_stream_handed_to_variable_length_kernels(span, chance, monkeypatch):
+def test_the_stream_handed_to_variable_length_kernels(span, chance, heads, monkeypatch):
     """The kernel itself needs a GPU; here a slow one with its documented meaning stands in for it."""
 
     def varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k, *, scale, window_size):
         out = torch.zeros_like(q)
+        assert k.shape[1:] == q.shape[1:]  # the oldest kernel knows no groups
+        assert (cu_q is cu_k) == (span.delay == 0)
         assert max_q >= int(cu_q.diff().max())
         assert max_k >= int(cu_k.diff().max())
         for n in range(len(cu_q) - 1):
@@ -110,12 +113,25 @@ def test_the_stream_handed_to_variable_length_kernels(span, chance, monkeypatch)
                     out[row] = torch.einsum("hc,chd->hd", scores.softmax(-1), v[seen])
         return out
 
-    arguments, documents = inputs(80), random_documents(80, chance)
+    arguments, documents = inputs(80, heads), random_documents(80, chance)
     expected = read_reference(*arguments, span, documents)
     monkeypatch.setattr(retrieval, "varlen_attn", varlen_attn)
-    monkeypatch.setattr(retrieval, "backend", lambda device, dtype: retrieval.VARLEN)
+    monkeypatch.setattr(retrieval, "backend", lambda *_: retrieval.VARLEN)
     with torch.no_grad():
         assert (read(*arguments, span, documents) - expected).abs().max() < 1e-12
+
+
+def test_where_variable_length_kernels_run(monkeypatch):
+    cuda = torch.device("cuda")
+    monkeypatch.setattr(retrieval, "varlen_attn", len)
+    monkeypatch.setattr(retrieval, "_capability", lambda device: (9, 0))
+    for dim, dtype in ((8, torch.bfloat16), (96, torch.float16), (256, torch.bfloat16)):
+        assert retrieval.backend(cuda, dtype, dim) == retrieval.VARLEN
+        assert retrieval.backend(torch.device("cpu"), dtype, dim) == retrieval.SPLIT
+    for dim, dtype in ((20, torch.bfloat16), (264, torch.bfloat16), (64, torch.float32)):
+        assert retrieval.backend(cuda, dtype, dim) == retrieval.SPLIT
+    monkeypatch.setattr(retrieval, "_capability", lambda device: (7, 5))
+    assert retrieval.backend(cuda, torch.float16, 64) == retrieval.SPLIT
 
 
 def test_nothing_to_read_still_gives_every_input_a_gradient():
