@@ -6,6 +6,7 @@ All agree in values and gradients. The compiled ones are operators of torch, so 
 from __future__ import annotations
 
 from functools import cache
+from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any, Literal, NamedTuple
 
@@ -71,6 +72,14 @@ def resolve(kernels: Kernels, device: torch.device, dtype: torch.dtype = torch.f
                 known, here = f"{known}, with heads of at most {form.largest_head} numbers", f"{here} with {dim}"
             raise UserError(f"kernels {kernels} compute in {known}, not in {here}: choose auto")
     return kernels
+
+
+def describe(kernels: Kernels) -> str:
+    """Their name, and which package's version compiles them."""
+    if kernels not in _COMPILED:
+        return kernels
+    package = _COMPILED[kernels].package
+    return f"{kernels} ({package} {version(package)})"
 
 
 def set_kernels(network: nn.Module, kernels: Kernels) -> None:

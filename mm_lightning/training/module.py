@@ -103,7 +103,7 @@ class LanguageModule(LightningModule):
             self.network = self.config.build()
         self.network.activation_checkpointing = self.activation_checkpointing
         set_kernels(self.network, self.kernels)
-        say(f"kernels {resolve(self.kernels, self.trainer.strategy.root_device)}")
+        resolve(self.kernels, self.trainer.strategy.root_device)  # says so now if they cannot run there
         resuming = self.trainer.state.fn == "fit" and self.trainer.ckpt_path
         if self.initial_weights and not resuming:
             path = find_checkpoint(self.initial_weights)

@@ -184,6 +184,7 @@ class RecordRun(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Says once what is going to be trained, on what, and how."""
+        from mm_lightning.memory.kernels import describe, resolve
         from mm_lightning.memory.retrieval import backend
         from mm_lightning.training.loggers import say
 
@@ -201,7 +202,9 @@ class RecordRun(Callback):
         )
         for s in data.sets if len(data.sets) > 1 else ():
             say(f"data        {float(s.share):.1%} {s.folder}: {sum(s.counts(data.context_length)):,} sequences")
-        say(f"reads by    {backend(device, dtype, pl_module.network.config.head_dim)}")
+        dim = pl_module.network.config.head_dim
+        say(f"reads by    {backend(device, dtype, dim)}")
+        say(f"keys by     {describe(resolve(pl_module.kernels, device, dtype, dim))}")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -15,7 +15,9 @@ STRATEGIES = {
     "one process": (1, []),
     "one process, asynchronous": (1, []),
     "DDP x 2": (2, ["--trainer.strategy", "ddp"]),
+    "ZeRO-1 x 2": (2, ["--trainer.strategy", "deepspeed_stage_1"]),
     "ZeRO-2 x 2": (2, ["--trainer.strategy", "deepspeed_stage_2"]),
+    "ZeRO-3 x 2": (2, ["--trainer.strategy", "deepspeed_stage_3"]),
 }
 
 

@@ -42,7 +42,7 @@ def find_checkpoint(run_or_file: str | Path, checksums: bool = True) -> Path:
     if not path.exists():
         raise UserError(f"there is no checkpoint or run folder {path}")
     if path.is_file() or (path / COMMIT).is_file() or path.suffix == ".ckpt":
-        known = path.is_dir() or path.suffix in (".ckpt", SAFETENSORS)
+        known = path.is_dir() or path.suffix in (".ckpt", SAFETENSORS, PARTIAL)
         problem = damage(path, checksums) if known else "is no .ckpt or .safetensors file"
         if problem:
             raise UserError(
