@@ -225,6 +225,9 @@ def dispatch(args: Sequence[str]) -> None:
         return
     name, rest = find_command(args)
     if name in TRAINING:
+        from mm_lightning.training.lean import import_torchmetrics
+
+        import_torchmetrics()
         from mm_lightning.training.cli import run_training
 
         run_training(name, rest, slurm_job())

@@ -17,6 +17,7 @@ from mm_lightning.memory.persistent import Experts, SwiGLU
 from mm_lightning.memory.units import Bandwidth, ContextualMemory, Keys, SlotMemory
 from mm_lightning.memory.values import Scale, Values
 from mm_lightning.networks.base import Context, Network, NetworkConfig, depth_std
+from mm_lightning.networks.block import Block
 
 Persistent = Literal["swiglu", "key_value", "experts", "none"]
 
@@ -79,7 +80,7 @@ class MemoryMosaicConfig(NetworkConfig):
         return MemoryMosaic(self)
 
 
-class MosaicBlock(nn.Module):
+class MosaicBlock(Block):
     """x += W_o [long(norm(x)), short(norm(x))];  x += persistent(norm(x))"""
 
     def __init__(self, config: MemoryMosaicConfig, index: int):
@@ -109,17 +110,15 @@ class MosaicBlock(nn.Module):
 
     def forward(self, x: Tensor, context: Context) -> tuple[Tensor, ...]:
         """The residual stream after this block, and its load-balancing loss if it has one."""
-        y = self.contextual_norm(x)
-        x = x + F.dropout(self.W_o(self._answers(y, context)), self.dropout, self.training)
-        if self.persistent_norm is None or self.persistent is None:
-            return (x,)
+        answers = self._answers(self.enter(x), context)
+        if self.persistent_norm is None or not isinstance(self.persistent, SlotMemory | Experts):
+            return (self.leave(x, answers),)
+        x = self.add(x, answers)
         y, balance = self.persistent_norm(x), ()
         if isinstance(self.persistent, SlotMemory):
             answer = self.persistent(y, context.documents, context.part(self.persistent))
-        elif isinstance(self.persistent, Experts):
-            answer, *balance = self.persistent(y)
         else:
-            answer = self.persistent(y)
+            answer, *balance = self.persistent(y)
         return x + F.dropout(answer, self.dropout, self.training), *balance
 
     def _answers(self, y: Tensor, context: Context) -> Tensor:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mm_lightning.errors import UserError
 from mm_lightning.memory.documents import Documents
@@ -16,6 +15,7 @@ from mm_lightning.memory.pairs import Chunk, Pairs
 from mm_lightning.memory.persistent import SwiGLU
 from mm_lightning.memory.retrieval import Span, read
 from mm_lightning.networks.base import Context, Level, Network, NetworkConfig, depth_std
+from mm_lightning.networks.block import Block, token_by_token
 
 
 @dataclass
@@ -70,9 +70,11 @@ class Attention(nn.Module):
 
     Attributes:
         kernels: reference, or anything else for fused reads.
+        compiled: see :func:`token_by_token`.
     """
 
     kernels: Kernels = "auto"
+    compiled = False
 
     def __init__(self, dim: int, heads: int, kv_heads: int, std: float, dropout: float):
         super().__init__()
@@ -90,9 +92,7 @@ class Attention(nn.Module):
         pairs: Pairs | None = None,
     ) -> Tensor:
         """(B, T, d) retrieved values from (B, T, d) inputs: whole documents, or a chunk that goes on from a state."""
-        q = rotate(self.W_q(x).unflatten(-1, (self.heads, -1)), rotation)
-        k = rotate(self.W_k(x).unflatten(-1, (self.kv_heads, -1)), rotation)
-        v = self.W_v(x).unflatten(-1, (self.kv_heads, -1))
+        q, k, v = self.project(x, rotation)
         if isinstance(documents, Chunk):
             assert pairs is not None
             return pairs.ask(q, k, v, span, documents, q.shape[-1] ** -0.5).flatten(-2)
@@ -100,12 +100,19 @@ class Attention(nn.Module):
         reference = self.kernels == "reference"
         return read(q, k, v, span, documents, q.shape[-1] ** -0.5, dropout, reference).flatten(-2)
 
+    @token_by_token
+    def project(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, T, H, D) queries, and keys and values of their own number of heads."""
+        q = rotate(self.W_q(x).unflatten(-1, (self.heads, -1)), rotation)
+        k = rotate(self.W_k(x).unflatten(-1, (self.kv_heads, -1)), rotation)
+        return q, k, self.W_v(x).unflatten(-1, (self.kv_heads, -1))
+
     def new_state(self, span: Span, capacity: int) -> Pairs:
         """Of an attention that has seen nothing, with room for so many keys and values at first."""
         return Pairs(None if span.size is None else span.delay + span.size, capacity)
 
 
-class TransformerBlock(nn.Module):
+class TransformerBlock(Block):
     """x += W_o attention(norm(x));  x += SwiGLU(norm(x))"""
 
     def __init__(self, config: TransformerConfig, index: int):
@@ -124,13 +131,12 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x: Tensor, context: Context) -> tuple[Tensor]:
         """The residual stream after this block."""
-        y = self.contextual_norm(x)
+        y = self.enter(x)
         answers = [
             a(y, context.spans[n], context.documents, context.rotation, context.part(a))
             for n, a in self.contextual.items()
         ]
-        x = x + F.dropout(self.W_o(torch.cat(answers, -1)), self.dropout, self.training)
-        return (x + F.dropout(self.persistent(self.persistent_norm(x)), self.dropout, self.training),)
+        return (self.leave(x, torch.cat(answers, -1)),)
 
 
 class Transformer(Network):

@@ -19,6 +19,7 @@ from mm_lightning.data.mixture import bits_per_byte, mean
 from mm_lightning.errors import UserError
 from mm_lightning.memory.kernels import Kernels, resolve, set_kernels
 from mm_lightning.networks import NetworkConfig
+from mm_lightning.networks.block import set_compiled
 from mm_lightning.training.checkpoint import (
     KEY,
     describe_network,
@@ -26,6 +27,7 @@ from mm_lightning.training.checkpoint import (
     find_checkpoint,
     load_weights,
 )
+from mm_lightning.training.compiler import check_compiler
 from mm_lightning.training.loggers import say
 from mm_lightning.training.resume import changes, decides_the_data, fit_progress, validate_if_due
 from mm_lightning.training.run_folder import RunFolder
@@ -52,6 +54,9 @@ class LanguageModule(LightningModule):
             a third more time for far less memory.
         kernels: what computes keys and values: readable references, torch, native (one pass on a CPU, compiled by
             numba), triton (on a GPU), or auto, the fastest that is there. All agree to rounding.
+        compile: have torch.compile join norms, linear maps, rotations and SwiGLU of each block in training, which
+            needs a C++ compiler on a CPU and takes about a minute at the start. Reads, keys and values have kernels of
+            their own: neither documents nor the delay m compile anything anew. Not for ZeRO-3.
         initial_weights: a checkpoint or run folder whose weights training begins with (fine-tuning): the step
             count, the optimiser and the data begin anew.
         seed: of the initial weights and of what is random about a step. Set by `seed_everything`.
@@ -67,6 +72,7 @@ class LanguageModule(LightningModule):
         betas: tuple[float, float] = (0.9, 0.95),
         activation_checkpointing: bool = False,
         kernels: Kernels = "auto",
+        compile: bool = False,
         initial_weights: str | None = None,
         seed: int = 1,
     ) -> None:
@@ -84,6 +90,7 @@ class LanguageModule(LightningModule):
         self.betas = betas
         self.activation_checkpointing = activation_checkpointing
         self.kernels = kernels
+        self.compiled = compile
         self.initial_weights = initial_weights
         self.seed = seed
         self.network: torch.nn.Module | None = None
@@ -104,6 +111,9 @@ class LanguageModule(LightningModule):
         self.network.activation_checkpointing = self.activation_checkpointing
         set_kernels(self.network, self.kernels)
         resolve(self.kernels, self.trainer.strategy.root_device)  # says so now if they cannot run there
+        if self.compiled:
+            check_compiler(self.trainer.strategy)
+            set_compiled(self.network)
         resuming = self.trainer.state.fn == "fit" and self.trainer.ckpt_path
         if self.initial_weights and not resuming:
             path = find_checkpoint(self.initial_weights)

@@ -22,6 +22,11 @@ from mm_lightning.experiments.benchmark.timing import begin, machine
 
 MM = [sys.executable, "-m", "mm_lightning.cli"]
 
+IMPORTS = (
+    "from mm_lightning.training.lean import import_torchmetrics; import_torchmetrics();"
+    "from mm_lightning.training.cli import prepare; prepare()"
+)
+
 PATIENCE = 600.0
 """Seconds until a process is given up."""
 
@@ -65,7 +70,7 @@ def startup_command(
     short = {
         "mm --help": [*MM, "--help"],
         "Python alone": [sys.executable, "-c", "pass"],
-        "imports of mm fit": [sys.executable, "-c", "import mm_lightning.training.cli as c; c.prepare()"],
+        "imports of mm fit": [sys.executable, "-c", IMPORTS],
     }
     seconds: dict[str, list[float]] = defaultdict(list)
     for _ in range(repeats):

@@ -40,6 +40,7 @@ def step_command(
     precision: Precision | None = None,
     kernels: Kernels = "auto",
     checkpointing: bool = False,
+    compile: bool = False,
     apart: bool = False,
     device: str = "cpu",
     threads: int | None = None,
@@ -70,6 +71,7 @@ def step_command(
         precision: bf16 under autocast, or fp32; bf16 by default.
         kernels: what computes keys and values, as model.kernels of a training config.
         checkpointing: recompute blocks in the backward pass, in our networks.
+        compile: as model.compile of a training config for our networks, torch.compile for a Llama.
         apart: build, time and free one network after the other, where not all fit the device's memory: ratios are of
             medians then.
         device: cpu, cuda, cuda:1, ...
@@ -94,7 +96,7 @@ def step_command(
     resolve(kernels, place)
     what = setup(config, DEFAULTS, **given)
     configs = opponents(network, against or ["transformer"], what)
-    options = {"kernels": kernels, "checkpointing": checkpointing}
+    options = {"kernels": kernels, "checkpointing": checkpointing, "compile": compile}
 
     def make(name: str) -> TrainingStep:
         return TrainingStep(configs[name], what, place, seed, **options)
@@ -135,6 +137,7 @@ class TrainingStep:
         seed: of weights, tokens and delays.
         kernels: of our networks.
         checkpointing: of our networks.
+        compile: by torch.
     """
 
     def __init__(
@@ -145,10 +148,12 @@ class TrainingStep:
         seed: int,
         kernels: Kernels = "auto",
         checkpointing: bool = False,
+        compile: bool = False,
     ) -> None:
         import torch
 
         from mm_lightning.memory.kernels import set_kernels
+        from mm_lightning.networks.block import set_compiled
 
         torch.manual_seed(seed)
         with device:
@@ -156,7 +161,11 @@ class TrainingStep:
             shape = (what.batch_size, what.context_length + 1)
             tokens = torch.randint(what.network.vocab_size, shape)
         self.tokens, self.targets = tokens[:, :-1], tokens[:, 1:].contiguous()
-        if not isinstance(config, LlamaOf):
+        if isinstance(config, LlamaOf):
+            if compile:
+                self.network.llama.compile()
+        else:
+            set_compiled(self.network, compile)
             set_kernels(self.network, kernels)
             self.network.activation_checkpointing = checkpointing
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-4, fused=True)
