@@ -46,6 +46,9 @@ PACKAGES = (
     "tokenizers",
     "tensorboard",
     "numpy",
+    "numba",
+    "triton",
+    "transformers",
 )
 
 

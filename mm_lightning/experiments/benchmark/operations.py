@@ -15,6 +15,12 @@ from mm_lightning.memory.documents import Documents
 from mm_lightning.memory.kernels import Kernels, gated_keys, set_kernels
 from mm_lightning.memory.retrieval import read
 
+KEYS_MOVE = 8
+"""Numbers of a token's d that keys read and write at least: raw to q and k; raw, k and two gradients to one."""
+
+VALUES_MOVE = 6
+"""The same of values: raw to v; raw, v and a gradient to one."""
+
 
 @dataclass(frozen=True)
 class Operation:
@@ -121,7 +127,7 @@ class Operations:
                 [],
                 times,
                 24 * n * d,
-                8 * n * d * self.number,  # raw to q and k; then raw, k and two gradients to one
+                KEYS_MOVE * n * d * self.number,
             ),
             "values": self._operation(
                 lambda: memory.values(raw, documents, memory.kernels),
@@ -129,7 +135,7 @@ class Operations:
                 [memory.values],
                 times,
                 24 * n * d,
-                5 * n * d * self.number,
+                VALUES_MOVE * n * d * self.number,
             ),
         }
 

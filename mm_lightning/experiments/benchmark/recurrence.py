@@ -7,9 +7,19 @@ from functools import partial
 from typing import Any, get_args
 
 from mm_lightning.errors import UserError
+from mm_lightning.experiments.benchmark.operations import KEYS_MOVE, VALUES_MOVE
 from mm_lightning.experiments.benchmark.report import report
 from mm_lightning.experiments.benchmark.setup import Precision, Setup, setup
-from mm_lightning.experiments.benchmark.timing import begin, machine, medians, numbers, peak_bytes, ratio, take_turns
+from mm_lightning.experiments.benchmark.timing import (
+    begin,
+    machine,
+    measure_peaks,
+    medians,
+    numbers,
+    peak_bytes,
+    ratio,
+    take_turns,
+)
 from mm_lightning.memory.kernels import Kernels, ahead_values, gated_keys, resolve
 
 LENGTHS = [1024, 2048, 4096, 8192, 16384, 32768]
@@ -45,7 +55,9 @@ def recurrence_command(
 
     Forward and backward, in turns: a d x d linear layer, the gated keys, and keys and values together, by every kind of
     kernels that runs here. The table gives medians, the time of a token, the median ratio to the linear layer in
-    neighbouring runs, the time of a token relative to that at the first length, and the most memory that a token holds.
+    neighbouring runs, the time of a token relative to that at the first length, the most memory that a token holds, and
+    the share of the device's bandwidth, measured by a large copy, that goes into what has to move: 8 d numbers a token
+    for keys, 14 d with values.
 
     Args:
         lengths: tokens of a sequence: [1024, 2048, 4096, 8192, 16384, 32768] by default.
@@ -67,17 +79,19 @@ def recurrence_command(
     what = setup(config, DEFAULTS, dim=dim, heads=heads, batch_size=batch_size, precision=precision)
     sizes = numbers(lengths, LENGTHS, "lengths")
     chosen = forms(kernels, what, place)
+    peaks = measure_peaks(place, what.precision, repeats)
     found = [_at_length(length, chosen, what, place, repeats, seed) for length in sizes]
     settings = {name: what.settings[name] for name in ("dim", "heads", "batch_size", "precision")}
     result = {
         "benchmark": "recurrence",
+        "peaks": peaks,
         "lengths": found,
         "flatness": _flatness(found),
         "settings": {**settings, "kernels": " ".join(chosen), "repeats": repeats, "seed": seed},
         **machine(place),
     }
-    columns = ["T", "", "ms", "us/token", "linear layers", "per token, by first T", "peak bytes/token", "of d numbers"]
-    sections = (_lines(one, result["flatness"], what) for one in found)
+    columns = ["T", "", "ms", "us/token", "linear layers", "per token, by first T", "peak bytes/token", "of bandwidth"]
+    sections = (_lines(one, result["flatness"], peaks["bytes_per_second"]) for one in found)
     report(result, "keys and values, forward and backward", columns, 2, sections, target)
 
 
@@ -113,12 +127,15 @@ def _at_length(
     seconds = take_turns(runs, repeats, device, least=0.01)
     tokens = what.batch_size * length
     median = medians(seconds)
+    number = what.network.dim * (2 if what.precision == "bf16" else 4)
+    moved = {name: tokens * number * (KEYS_MOVE + VALUES_MOVE * ("values" in name)) for name in runs if name != LINEAR}
     return {
         "length": length,
         "median_seconds": median,
         "seconds_per_token": {name: value / tokens for name, value in median.items()},
         "in_linear_layers": {name: ratio(seconds, name, LINEAR) for name in runs},
         "peak_bytes_per_token": {name: peak_bytes(run, device) / tokens for name, run in runs.items()},
+        "bytes_per_second": {name: count / median[name] for name, count in moved.items()},
         "seconds": seconds,
     }
 
@@ -172,11 +189,10 @@ def _flatness(found: list[dict[str, Any]]) -> dict[str, dict[int, float]]:
     return {name: {one["length"]: one["seconds_per_token"][name] / first[name] for one in found} for name in first}
 
 
-def _lines(found: dict[str, Any], flatness: dict[str, dict[int, float]], what: Setup) -> Iterator[tuple[str, ...]]:
+def _lines(found: dict[str, Any], flatness: dict[str, dict[int, float]], bandwidth: float) -> Iterator[tuple[str, ...]]:
     """Of the table, at one length."""
-    number = (2 if what.precision == "bf16" else 4) * what.network.dim
     for name, seconds in found["median_seconds"].items():
-        held = found["peak_bytes_per_token"][name]
+        speed = found["bytes_per_second"].get(name)
         yield (
             f"{found['length']:,}",
             name,
@@ -184,6 +200,6 @@ def _lines(found: dict[str, Any], flatness: dict[str, dict[int, float]], what: S
             f"{found['seconds_per_token'][name] * 1e6:,.3f}",
             f"{found['in_linear_layers'][name]:.2f}",
             f"{flatness[name][found['length']]:.2f}",
-            f"{held:,.0f}",
-            f"{held / number:.1f}",
+            f"{found['peak_bytes_per_token'][name]:,.0f}",
+            "" if speed is None else f"{speed / bandwidth:.1%}",
         )

@@ -10,7 +10,7 @@ from mm_lightning.experiments.benchmark.operations import Operations, optimizati
 from mm_lightning.experiments.benchmark.report import report
 from mm_lightning.experiments.benchmark.setup import Precision, setup
 from mm_lightning.experiments.benchmark.step import DEFAULTS, TrainingStep
-from mm_lightning.experiments.benchmark.timing import begin, machine, medians, take_turns
+from mm_lightning.experiments.benchmark.timing import begin, machine, measure_peaks, medians, take_turns
 from mm_lightning.memory.kernels import Kernels
 
 STEP = "whole step"
@@ -98,24 +98,6 @@ def roofline_command(
     title = f"operations of a training step; peaks {tflops:.2f} TFLOP/s and {gigabytes:.1f} GB/s"
     columns = ["", "times", "GFLOP", "MB", "ms", "of the step", "floor ms", "floor of it"]
     report(result, title, columns, 1, [_lines(result), _sums(result)], target)
-
-
-def measure_peaks(device: Any, precision: Precision, repeats: int) -> dict[str, float]:
-    """FLOP/s of a large matrix product, and bytes/s of a large copy, each the median of some."""
-    import torch
-
-    large = device.type == "cuda"
-    size, count = (8192, 1 << 28) if large else (1024, 1 << 26)
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    source = torch.randn(count, device=device)
-    copy = torch.empty_like(source)
-    runs = {"product": lambda: a @ b, "copy": lambda: copy.copy_(source)}
-    found = medians(take_turns(runs, repeats, device, least=0.02))
-    return {
-        "flops_per_second": 2 * size**3 / found["product"],
-        "bytes_per_second": 2 * source.nbytes / found["copy"],
-    }
 
 
 def _lines(result: dict[str, Any]) -> Iterator[tuple[str, ...]]:

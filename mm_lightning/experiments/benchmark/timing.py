@@ -128,6 +128,24 @@ def peak_bytes(run: Run, device: Any) -> int:
     return most
 
 
+def measure_peaks(device: Any, precision: str, repeats: int) -> dict[str, float]:
+    """FLOP/s of a large matrix product, and bytes/s of a large copy, each the median of some."""
+    import torch
+
+    large = device.type == "cuda"
+    size, count = (8192, 1 << 28) if large else (1024, 1 << 26)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    source = torch.randn(count, device=device)
+    copy = torch.empty_like(source)
+    runs = {"product": lambda: a @ b, "copy": lambda: copy.copy_(source)}
+    found = medians(take_turns(runs, repeats, device, least=0.02))
+    return {
+        "flops_per_second": 2 * size**3 / found["product"],
+        "bytes_per_second": 2 * source.nbytes / found["copy"],
+    }
+
+
 def machine(device: Any) -> dict[str, Any]:
     """What a timing was taken on, with which versions and code."""
     import torch
