@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from mm_lightning.memory.documents import Documents
 from mm_lightning.memory.dropped import read_dropped
+from mm_lightning.memory.near import read_near
 
 try:
     from torch.nn.attention.varlen import varlen_attn
@@ -184,6 +185,8 @@ def _read_rows(
         outputs = [read_dropped(q, k, v, span.size, scale, dropout)]
     elif span.size is None or q.shape[2] <= span.size:
         outputs = [F.scaled_dot_product_attention(q, k, v, None, dropout, is_causal=True, scale=scale, enable_gqa=gqa)]
+    elif q.device.type == "cpu":
+        outputs = [read_near(q, k, v, span.size, scale)]
     else:
         outputs = _windowed(q, k, v, span.size, scale, gqa, dropout)
     return [*parts, *(x.transpose(1, 2) for x in outputs)]
@@ -193,15 +196,11 @@ def _windowed(q: Tensor, k: Tensor, v: Tensor, size: int, scale: float, gqa: boo
     """Causal reads of the last `size` keys, (B, H, T, D): each block of queries against the blocks it can see."""
     back = -(-(size - 1) // BLOCK)  # blocks of keys before a query's own
     mask = _band(size, back, q.dtype, q.device)
-    # One `split` for all blocks, because its derivative is one concatenation, where each slice's is as large as k.
-    keys, values = (x.split(BLOCK, 2) if x.requires_grad else None for x in (k, v))
+    keys, values = k.split(BLOCK, 2), v.split(BLOCK, 2)
     outputs = []
     for i, block in enumerate(q.split(BLOCK, 2)):
         first = max(i - back, 0)
-        near_k, near_v = (
-            x[:, :, first * BLOCK : (i + 1) * BLOCK] if parts is None else torch.cat(parts[first : i + 1], 2)
-            for x, parts in ((k, keys), (v, values))
-        )
+        near_k, near_v = torch.cat(keys[first : i + 1], 2), torch.cat(values[first : i + 1], 2)
         seen = mask[: block.shape[2], (back - i + first) * BLOCK :][:, : near_k.shape[2]]
         outputs.append(
             F.scaled_dot_product_attention(block, near_k, near_v, seen, dropout, scale=scale, enable_gqa=gqa)
