@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from mm_lightning.memory.kernels import set_kernels
 from mm_lightning.networks.memory_mosaic import MosaicBlock
+from tests.networks.conftest import CONFIGS
 
 SPLITS = {"prefill": [43, *[1] * 27], "chunks": [7, 30, 1, 1, 31]}
 
@@ -21,24 +23,43 @@ def run(network, tokens, pieces, starts=None, state=None, capacity=0):
     return torch.cat(found, 1)
 
 
+@pytest.mark.parametrize("kernels", ["auto", "torch"])
 @pytest.mark.parametrize("split", SPLITS)
-def test_any_split_equals_the_whole(config, build, packed, split):
+def test_any_split_equals_the_whole(config, build, packed, split, kernels):
     network = build(config, torch.float64).eval()
+    set_kernels(network, kernels)
     tokens, _ = packed(config, 2, 70, 0)
     with torch.no_grad():
         whole = network(tokens)
     assert torch.allclose(run(network, tokens, SPLITS[split]), whole, atol=1e-9, rtol=0)
 
 
-def test_documents_end_and_begin_anywhere(config, build, packed):
+@pytest.mark.parametrize("kernels", ["auto", "torch"])
+def test_documents_end_and_begin_anywhere(config, build, packed, kernels):
     """Also rows of unequal lengths: what is before a row's document is a document of its own."""
     network = build(config, torch.float64).eval()
+    set_kernels(network, kernels)
     tokens, documents = packed(config, 3, 70, 0.06)
     starts = documents.position == 0
     with torch.no_grad():
         whole = network(tokens, documents)
     for pieces in ([1] * 70, [20, 1, 1, 28, 20]):
         assert torch.allclose(run(network, tokens, pieces, starts), whole, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("threads", [1, 3, 16])
+def test_threads_share_the_heads(build, packed, threads):
+    network = build(CONFIGS["v2"], torch.float64).eval()
+    tokens, documents = packed(CONFIGS["v2"], 2, 50, 0.06)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        with torch.no_grad():
+            whole = network(tokens, documents)
+        found = run(network, tokens, [30, *[1] * 20], documents.position == 0)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.allclose(found, whole, atol=1e-9, rtol=0)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.05)])
