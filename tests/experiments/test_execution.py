@@ -79,8 +79,12 @@ def test_an_interrupt_ends_the_runs(work, capsys):
     timer = threading.Timer(0.6, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     launcher = LocalProcesses(1)
-    with pytest.raises(KeyboardInterrupt):
-        execute(works, launcher, 0.02)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a script runs in the background
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            execute(works, launcher, 0.02)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert "the same command goes on" in capsys.readouterr().out
     assert launcher._places[0].poll() is not None
     assert not works["b"].run_folder
