@@ -165,7 +165,9 @@ def test_ddp(config, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(2600)
 @pytest.mark.parametrize("strategy", ["ddp", "deepspeed_stage_1", "deepspeed_stage_2", "deepspeed_stage_3"])
-def test_two_processes_every_way(config, tmp_path, strategy):
+@pytest.mark.parametrize("data", ["config", "mixed"])
+def test_two_processes_every_way(request, data, tmp_path, strategy):
+    config = request.getfixturevalue(data)
     made = cases(epoch_steps(config), **{"trainer.strategy": strategy})
     assert not any(together(config, tmp_path, [(case, 0, None) for case in made]))
     assert compare(tmp_path, made) == 8
