@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 from transformers import PretrainedConfig
@@ -23,6 +23,9 @@ class MMLightningConfig(PretrainedConfig):
             configuration describes it. A field that is missing has its default.
         context_length: tokens of a training sequence; longer ones may be given.
         kwargs: of every model of transformers.
+
+    Raises:
+        UserError: the network, or a setting of it, is unknown.
     """
 
     model_type = "mm_lightning"
@@ -31,9 +34,17 @@ class MMLightningConfig(PretrainedConfig):
         network = network or {"class": MemoryMosaicConfig.__name__, "fields": {}}
         if network["class"] not in CLASSES:
             raise UserError(f"transformers cannot be given a {network['class']}: only {' and '.join(CLASSES)}")
-        config = CLASSES[network["class"]](**network["fields"])
-        fields = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
-        self.network = {"class": network["class"], "fields": fields}
+        known = CLASSES[network["class"]]
+        strange = set(network["fields"]) - {field.name for field in fields(known)}
+        if strange:
+            raise UserError(
+                f"config.json describes a {known.__name__.removesuffix('Config')} with {', '.join(sorted(strange))}, "
+                f"which this version of mm-lightning does not know: a newer one wrote it, so upgrade to that "
+                f"(pip install --upgrade mm-lightning)"
+            )
+        config = known(**network["fields"])
+        settings = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
+        self.network = {"class": network["class"], "fields": settings}
         self.context_length = context_length
         kwargs["tie_word_embeddings"] = config.tied
         super().__init__(**kwargs)

@@ -155,6 +155,14 @@ def test_what_does_not_fit_is_refused(v2, tokens):
         MMLightningConfig({"class": "Perceptron", "fields": {}})
 
 
+def test_a_folder_of_a_newer_version_is_told(tmp_path):
+    config = MMLightningConfig()
+    config.network["fields"] |= {"warp": 9, "folds": 2}
+    config.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"^config.json describes a MemoryMosaic with folds, warp, which .* upgrade"):
+        transformers.AutoConfig.from_pretrained(tmp_path)
+
+
 def test_experts_are_kept_balanced_in_training(tokens):
     torch.manual_seed(0)
     small = {**conftest.SMALL, "layers": 1, "experts": 3}
