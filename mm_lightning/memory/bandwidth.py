@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -86,17 +86,27 @@ class FixedBandwidth(nn.Module):
         return self.beta
 
 
-def frozen_bandwidth(bandwidths: Sequence[AdaptiveBandwidth | FixedBandwidth]) -> Callable[[Tensor], Tensor]:
-    """Of the heads of several memories of one kind, with the present parameters, for inference.
+@dataclass(frozen=True)
+class FrozenBandwidth:
+    """beta_1 n^alpha + beta_0 with parameters that no longer change, (H,) each, for inference."""
 
-    Returns:
-        A function of (..., 1 or H) numbers of stored pairs, with H heads in all, to (..., H) or (H,) bandwidths.
-    """
+    alpha: Tensor
+    beta_0: Tensor
+    beta_1: Tensor
+
+    def __call__(self, pairs: Tensor) -> Tensor:
+        """(..., H) of (..., 1 or H) numbers of stored pairs."""
+        return adaptive(pairs, self.alpha, self.beta_0, self.beta_1)
+
+
+def frozen_bandwidth(bandwidths: Sequence[AdaptiveBandwidth | FixedBandwidth]) -> FrozenBandwidth:
+    """Of the heads of several memories of one kind, with the present parameters."""
     found = [bandwidth.scalars() for bandwidth in bandwidths]
     joined = {name: torch.cat([scalars[name] for scalars in found]).detach() for name in found[0]}
-    if isinstance(bandwidths[0], FixedBandwidth):
-        return lambda pairs: joined["beta"]
-    return partial(adaptive, **joined)
+    if "beta" not in joined:
+        return FrozenBandwidth(**joined)
+    fixed = joined["beta"]
+    return FrozenBandwidth(torch.zeros_like(fixed), fixed, torch.zeros_like(fixed))
 
 
 def _full(theta: Tensor) -> Tensor:

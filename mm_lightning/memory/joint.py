@@ -7,6 +7,7 @@ the heads of all levels go through equations (6), (8) and (9) side by side.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,6 +20,11 @@ from mm_lightning.memory.retrieval import Span
 from mm_lightning.memory.state import Memory
 from mm_lightning.memory.units import ContextualMemory, frozen_gates
 from mm_lightning.memory.values import frozen_values
+
+if TYPE_CHECKING:
+    from mm_lightning.memory.native_step import Step
+
+Carried = tuple[Tensor, Tensor, Tensor]
 
 
 class JointMemories:
@@ -37,26 +43,27 @@ class JointMemories:
         self.gates = frozen_gates([memory.keys for memory in memories])
         self.bandwidth = frozen_bandwidth([memory.bandwidth for memory in memories])
         self.values = frozen_values([memory.values for memory in memories])
-        self._scalars: tuple[Tensor, ...] = ()  # gamma and alpha_psi
-        self._joined: tuple[Tensor, ...] = ()
-        self._given: tuple[Tensor, ...] = ()
+        self._joined: Carried | None = None
+        self._parts: tuple[Tensor, ...] = ()
+        self._step: Step | None = None
 
     def step(self, x: Tensor, chunk: Chunk) -> Tensor:
         """Stores a token in every memory and answers it: (B, 1, n d) from (B, 1, d)."""
         x = x[:, 0]
-        total, scale, before = self._carried()
+        total, scale, before = carried = self._carried()
         if chunk.starts is not None:
-            scale = scale.masked_fill(chunk.starts, -torch.inf)
+            scale.masked_fill_(chunk.starts, -torch.inf)
         keys = [memory.keys.W_phi(x) for memory in self.memories]
         values = [memory.W_psi(x) for memory in self.memories]
         if self._native(x):
-            return self._native_step(keys, values, *self.gates(x), total, scale, before, chunk)
+            return self._native_step(keys, values, *self.gates(x), carried, chunk)
         ktilde, raw = (torch.cat(parts, -1).view(total.shape) for parts in (keys, values))
-        total, scale = gated_step(ktilde, *self.gates(x), total, scale)
-        self._carry(total, scale, raw)
-        k = unit(total).to(x.dtype)
+        new_total, new_scale = gated_step(ktilde, *self.gates(x), total, scale)
+        k = unit(new_total).to(x.dtype)
         # The last pair's value is not complete yet; that of a document's last token never is, and nothing reads it.
         v = self.values.of(before, raw)
+        for kept, new in zip(carried, (new_total, new_scale, raw), strict=True):
+            kept.copy_(new)
         q = k * self.bandwidth(chunk.counts(self.spans, self.heads)).to(k.dtype)[..., None]
         parts = zip(*(y[:, None].chunk(len(self.pairs), 2) for y in (q, k, v)), strict=True)
         answers = []
@@ -77,38 +84,30 @@ class JointMemories:
         values: list[Tensor],
         gate: Tensor,
         decay: Tensor,
-        total: Tensor,
-        scale: Tensor,
-        before: Tensor,
+        carried: Carried,
         chunk: Chunk,
     ) -> Tensor:
-        from mm_lightning.memory.native_step import step
+        if self._step is None:
+            from mm_lightning.memory.native_step import Step
 
-        exact = total.dtype
-        if not self._scalars:
-            gamma, alpha = self.values.gamma, self.values.alpha_psi
-            self._scalars = ((torch.ones_like(alpha) if gamma is None else gamma).to(exact), alpha.to(exact))
-        beta = self.bandwidth(chunk.counts(self.spans, self.heads)).to(exact).expand_as(scale).contiguous()
-        at = [pairs.place(1, before) for pairs in self.pairs]
-        ranges = [pairs.range(span, chunk) for pairs, span in zip(self.pairs, self.spans, strict=True)]
-        low, high = torch.stack([first for first, _ in ranges], 1), [end for _, end in ranges]
-        buffers = [(p.keys, p.values) for p in self.pairs]
-        scalars = gate.to(exact), decay.to(exact), beta, *self._scalars
-        *carried, answer = step(keys, values, before, scalars, total, scale, at, low, high, buffers)
-        self._carry(*carried)
-        return answer.flatten(1)[:, None]
+            gamma, alpha_psi = self.values.gamma, self.values.alpha_psi
+            gamma = torch.ones_like(alpha_psi) if gamma is None else gamma
+            self._step = Step(self.bandwidth, gamma, alpha_psi, carried)
+        memories = []
+        for pairs, span in zip(self.pairs, self.spans, strict=True):
+            at, end = pairs.place(1, carried[2]), chunk.begin + 1 - span.delay
+            low = 0 if span.size is None else max(0, end - span.size)
+            memories.append((pairs.keys, pairs.values, (at, low, end, pairs.offset)))
+        return self._step(keys, values, gate, decay, chunk.first[:, 0], memories).flatten(1)[:, None]
 
-    def _carried(self) -> tuple[Tensor, ...]:
-        """total, scale and the newest raw values of all heads."""
+    def _carried(self) -> Carried:
+        """total, scale and the newest raw values of all heads, of which each memory's are parts, to change in place."""
         totals = [average.total for average in self.averages]
-        if not self._given or any(x is not y for x, y in zip(totals, self._given, strict=True)):
-            parts = [(a.total, a.scale, p.raw) for a, p in zip(self.averages, self.pairs, strict=True)]
-            self._joined = tuple(torch.cat(x, 1) for x in zip(*parts, strict=True))
+        if self._joined is None or any(x is not y for x, y in zip(totals, self._parts, strict=True)):
+            own = [(a.total, a.scale, p.raw) for a, p in zip(self.averages, self.pairs, strict=True)]
+            total, scale, raw = (torch.cat(parts, 1) for parts in zip(*own, strict=True))
+            self._joined, self._step = (total, scale, raw), None
+            self._parts, scales, raws = (x.chunk(len(self.pairs), 1) for x in self._joined)
+            for average, pairs, *views in zip(self.averages, self.pairs, self._parts, scales, raws, strict=True):
+                average.total, average.scale, pairs.raw = views
         return self._joined
-
-    def _carry(self, *joined: Tensor) -> None:
-        """Gives each memory its part of what :meth:`_carried` will be asked for."""
-        self._joined = joined
-        self._given, scales, raws = (x.chunk(len(self.pairs), 1) for x in joined)
-        for average, pairs, *carried in zip(self.averages, self.pairs, self._given, scales, raws, strict=True):
-            average.total, average.scale, pairs.raw = carried

@@ -74,6 +74,16 @@ def resolve(kernels: Kernels, device: torch.device, dtype: torch.dtype = torch.f
     return kernels
 
 
+def takes_token(kernels: Kernels, x: Tensor, weight: Tensor) -> bool:
+    """Whether x is one token, and native kernels take it through these weights: while text is generated on a CPU."""
+    if x.numel() != x.shape[-1] or torch.is_grad_enabled() or not (x.is_cpu and weight.is_cpu):
+        return False
+    if x.dtype != weight.dtype or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
+        return False
+    ordered = weight.is_contiguous() and x.stride(-1) == 1
+    return ordered and resolve(kernels, x.device, x.dtype) == "native"
+
+
 def describe(kernels: Kernels) -> str:
     """Their name, and which package's version compiles them."""
     if kernels not in _COMPILED:

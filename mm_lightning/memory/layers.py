@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mm_lightning.memory.kernels import Kernels, takes_token
+
 TIMES = 10.0
 """v1 stores its scalars divided by this and multiplies them in use, which speeds their learning tenfold under Adam."""
 
@@ -23,7 +25,13 @@ def clipped_normal_(tensor: Tensor, std: float) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """A linear map, initialised with standard deviation `std`; without bias unless asked for."""
+    """A linear map, initialised with standard deviation `std`; without bias unless asked for.
+
+    Attributes:
+        kernels: what takes single tokens through it when text is generated; see :func:`takes_token`.
+    """
+
+    kernels: Kernels = "auto"
 
     def __init__(self, in_features: int, out_features: int, std: float, bias: bool = False):
         self.std = std  # before nn.Linear's constructor, which calls reset_parameters
@@ -33,6 +41,14 @@ class Linear(nn.Linear):
         clipped_normal_(self.weight, self.std)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not takes_token(self.kernels, x, self.weight):
+            return super().forward(x)
+        from mm_lightning.memory.native_token import product
+
+        y = product(x, self.weight)
+        return y if self.bias is None else y + self.bias
 
 
 class Embedding(nn.Embedding):
@@ -50,7 +66,12 @@ class Norm(nn.Module):
     """RMSNorm, x / rms(x) * weight, or LayerNorm, which also takes the mean away and may have a bias.
 
     Returned in the type the next matrix product wants.
+
+    Attributes:
+        kernels: as of :class:`Linear`.
     """
+
+    kernels: Kernels = "auto"
 
     def __init__(self, dim: int, eps: float, kind: Literal["rms", "layer"] = "rms", bias: bool = False):
         super().__init__()
@@ -66,6 +87,10 @@ class Norm(nn.Module):
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "rms" and takes_token(self.kernels, x, self.weight):
+            from mm_lightning.memory.native_token import rms_norm
+
+            return rms_norm(x, self.weight, self.eps)
         weight, shape = self.weight.to(x.dtype), (x.shape[-1],)
         if self.kind == "rms":
             y = F.rms_norm(x, shape, weight, self.eps)

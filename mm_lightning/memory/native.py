@@ -1,99 +1,23 @@
-"""Keys and values on a CPU, equations (8) and (9): one pass over the tokens, compiled by numba.
-
-Importing this module imports numba; the first call compiles, which later processes find done.
-"""
+"""Keys and values on a CPU, equations (8) and (9): one pass over the tokens, compiled by numba."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mm_lightning.errors import UserError
+from mm_lightning.memory.compiled import compiled, flat, get, pool, put
 from mm_lightning.memory.recurrence import EPS
-
-try:
-    import numba
-    from numba import types
-    from numba.extending import intrinsic, overload
-except ImportError as error:
-    raise UserError("kernels native need numba: pip install numba, or choose torch") from error
 
 STRIP = 16
 """Tokens of one head in a row, so that what they read and write lies close together."""
 
 
-def _compiled(kernel: Callable[..., None]) -> Callable[..., None]:
-    """By numba, when it is first called; kept on disk for later processes where there is a place for it."""
-    # Sums may be reordered, which vector instructions need; infinities and signed zeros keep their meaning.
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract"}}
-    try:
-        return numba.njit(cache=True, **options)(kernel)
-    except RuntimeError:  # no folder that can be written
-        return numba.njit(**options)(kernel)
-
-
-@intrinsic
-def _as_float(typing_context: Any, bits: Any) -> Any:
-    """float32 with these 32 bits."""
-
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.bitcast(args[0], context.get_value_type(types.float32))
-
-    return types.float32(types.uint32), code
-
-
-@intrinsic
-def _as_bits(typing_context: Any, number: Any) -> Any:
-    """The 32 bits of a float32."""
-
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.bitcast(args[0], context.get_value_type(types.uint32))
-
-    return types.uint32(types.float32), code
-
-
-def _get(x, i):  # type: ignore[no-untyped-def]
-    """x[i], where 16 bits are a bfloat16."""
-
-
-def _put(x, i, number):  # type: ignore[no-untyped-def]
-    """x[i] = number, which bfloat16 rounds to the nearest."""
-
-
-@overload(_get)
-def _typed_get(x, i):  # type: ignore[no-untyped-def]
-    if x.dtype == types.uint16:
-        return lambda x, i: _as_float(np.uint32(x[i]) << np.uint32(16))
-    return lambda x, i: x[i]
-
-
-@overload(_put)
-def _typed_put(x, i, number):  # type: ignore[no-untyped-def]
-    if x.dtype != types.uint16:
-
-        def put(x, i, number):  # type: ignore[no-untyped-def]
-            x[i] = number
-
-        return put
-
-    def put_short(x, i, number):  # type: ignore[no-untyped-def]
-        bits = _as_bits(np.float32(number))
-        even = (bits >> np.uint32(16)) & np.uint32(1)
-        rounded = (bits + np.uint32(0x7FFF) + even) >> np.uint32(16)
-        x[i] = np.uint16(rounded if number == number else np.uint32(0x7FC0))
-
-    return put_short
-
-
-@_compiled
+@compiled
 def _keys(sizes, strides, raw, gate, decay, starts, beta, qs, ks, fresh, fade, norm, total, scale):  # type: ignore[no-untyped-def]
     """Of the heads low to high - 1 of a row: q = beta k, k = S / |S| and S_t = fade_t S_{t-1} + fresh_t ktilde_t."""
     row, low, high, time, heads, dim = sizes
@@ -110,7 +34,7 @@ def _keys(sizes, strides, raw, gate, decay, starts, beta, qs, ks, fresh, fade, n
             x, s = raw[at : at + dim], total[row, h]
             squares = zero
             for d in range(dim):
-                s[d] = kept * s[d] + new * _get(x, d)
+                s[d] = kept * s[d] + new * get(x, d)
                 squares += s[d] * s[d]
             norm[i] = max(total.dtype.type(math.sqrt(squares)), eps)
             inverse = one / norm[i]
@@ -118,11 +42,11 @@ def _keys(sizes, strides, raw, gate, decay, starts, beta, qs, ks, fresh, fade, n
             at = ((row * heads + h) * time + t) * dim
             q, k = qs[at : at + dim], ks[at : at + dim]
             for d in range(dim):
-                _put(k, d, s[d] * inverse)
-                _put(q, d, s[d] * sharp)
+                put(k, d, s[d] * inverse)
+                put(q, d, s[d] * sharp)
 
 
-@_compiled
+@compiled
 def _keys_back(
     sizes, strides, raw, starts, beta, ks, fresh, fade, norm, d_qs, d_ks, d_raw, d_gate, d_decay, d_beta, later
 ):  # type: ignore[no-untyped-def]
@@ -142,8 +66,8 @@ def _keys_back(
             d_k = d_ks[at : at + dim]
             asked, given = zero, zero
             for d in range(dim):
-                asked += _get(d_q, d) * _get(k, d)
-                given += _get(d_k, d) * _get(k, d)
+                asked += get(d_q, d) * get(k, d)
+                given += get(d_k, d) * get(k, d)
             d_beta[i] = asked
             sharp, along, inverse = beta[i], beta[i] * asked + given, one / norm[i]
             new, kept = fresh[i], zero if t == time - 1 else fade[i + heads]
@@ -153,15 +77,15 @@ def _keys_back(
             d_x = d_raw[at : at + dim]
             enters, stays = zero, zero
             for d in range(dim):
-                r[d] = kept * r[d] + (_get(d_k, d) + sharp * _get(d_q, d) - along * _get(k, d)) * inverse
-                enters += r[d] * _get(x, d)
-                stays += r[d] * _get(k, d)
-                _put(d_x, d, new * r[d])
+                r[d] = kept * r[d] + (get(d_k, d) + sharp * get(d_q, d) - along * get(k, d)) * inverse
+                enters += r[d] * get(x, d)
+                stays += r[d] * get(k, d)
+                put(d_x, d, new * r[d])
             d_gate[i] = new * enters
             d_decay[i] = zero if starts[row * time + t] else stays * norm[i] - new * enters
 
 
-@_compiled
+@compiled
 def _values(sizes, strides, raw, starts, gamma, alpha, vs, norm):  # type: ignore[no-untyped-def]
     """Of the heads low to high - 1 of a row: v = alpha u / |u| with u_t = gamma x_t + (1 - gamma) x_{t+1}."""
     row, low, high, time, heads, dim = sizes
@@ -177,7 +101,7 @@ def _values(sizes, strides, raw, starts, gamma, alpha, vs, norm):  # type: ignor
             y = raw[at : at + dim]
             squares = zero
             for d in range(dim):
-                u = now * _get(x, d) + ahead * _get(y, d)
+                u = now * get(x, d) + ahead * get(y, d)
                 squares += u * u
             i = (row * time + t) * heads + h
             norm[i] = max(gamma.dtype.type(math.sqrt(squares)), eps)
@@ -185,10 +109,10 @@ def _values(sizes, strides, raw, starts, gamma, alpha, vs, norm):  # type: ignor
             at = ((row * heads + h) * time + t) * dim
             v = vs[at : at + dim]
             for d in range(dim):
-                _put(v, d, (now * _get(x, d) + ahead * _get(y, d)) * scaled)
+                put(v, d, (now * get(x, d) + ahead * get(y, d)) * scaled)
 
 
-@_compiled
+@compiled
 def _values_back(sizes, strides, raw, starts, gamma, alpha, vs, norm, d_vs, d_raw, d_gamma, d_alpha, du):  # type: ignore[no-untyped-def]
     """Derivatives of :func:`_values`; du is that of the token after, whose own is complete with this one's share."""
     row, low, high, time, heads, dim = sizes
@@ -205,7 +129,7 @@ def _values_back(sizes, strides, raw, starts, gamma, alpha, vs, norm, d_vs, d_ra
             d_v = d_vs[at : at + dim]
             along = zero
             for d in range(dim):
-                along += _get(d_v, d) * _get(v, d)
+                along += get(d_v, d) * get(v, d)
             d_alpha[row, h] += along / alpha[h]
             along /= alpha[h] * alpha[h]
             scaled, now, ahead = alpha[h] / norm[i], gamma[h], zero if ends else one - gamma[h]
@@ -218,16 +142,16 @@ def _values_back(sizes, strides, raw, starts, gamma, alpha, vs, norm, d_vs, d_ra
             d_y = d_raw[at : at + dim]
             towards = zero
             for d in range(dim):
-                here = (_get(d_v, d) - along * _get(v, d)) * scaled
-                towards += here * (_get(x, d) - differs * _get(y, d))
-                _put(d_y, d, now * u[d] + ahead * here)
+                here = (get(d_v, d) - along * get(v, d)) * scaled
+                towards += here * (get(x, d) - differs * get(y, d))
+                put(d_y, d, now * u[d] + ahead * here)
                 u[d] = here
             d_gamma[row, h] += towards
             if t == 0:
                 at = (row * time * heads + h) * dim
                 d_x = d_raw[at : at + dim]
                 for d in range(dim):
-                    _put(d_x, d, now * u[d])
+                    put(d_x, d, now * u[d])
 
 
 def keys(
@@ -246,7 +170,7 @@ def keys(
     starts = starts.contiguous()
     q, k = (raw.new_empty(batch, heads, time, dim) for _ in range(2))
     kept = gate.new_empty(3, batch, time, heads)
-    arrays = [_flat(x) for x in (raw, gate, decay, starts, beta, q, k, *kept)]
+    arrays = [flat(x) for x in (raw, gate, decay, starts, beta, q, k, *kept)]
     _in_parallel(_keys, raw, raw.stride()[:3], *arrays, total.numpy(), scale.numpy())
     return q.transpose(1, 2), k.transpose(1, 2), kept
 
@@ -259,7 +183,7 @@ def keys_backward(
     d_raw, sizes = raw.new_empty(raw.shape), beta.shape
     d_gate, d_decay, d_beta = (beta.new_empty(sizes) for _ in range(3))
     d_q, d_k = _with_rows(d_q), _with_rows(d_k)
-    arrays = [_flat(x) for x in (raw, starts, beta, k, *kept, d_q, d_k, d_raw, d_gate, d_decay, d_beta)]
+    arrays = [flat(x) for x in (raw, starts, beta, k, *kept, d_q, d_k, d_raw, d_gate, d_decay, d_beta)]
     strides = *raw.stride()[:3], *d_q.stride()[:3], *d_k.stride()[:3]
     _in_parallel(_keys_back, raw, strides, *arrays, beta.new_zeros(batch, heads, dim).numpy())
     return d_raw, d_gate, d_decay, d_beta
@@ -275,7 +199,7 @@ def values(raw: Tensor, gamma: Tensor, alpha: Tensor, starts: Tensor) -> tuple[T
     """
     batch, time, heads, dim = raw.shape
     v, norm = raw.new_empty(batch, heads, time, dim), gamma.new_empty(batch, time, heads)
-    _in_parallel(_values, raw, raw.stride()[:3], *(_flat(x) for x in (raw, starts, gamma, alpha, v, norm)))
+    _in_parallel(_values, raw, raw.stride()[:3], *(flat(x) for x in (raw, starts, gamma, alpha, v, norm)))
     return v.transpose(1, 2), norm
 
 
@@ -286,7 +210,7 @@ def values_backward(
     batch, _, heads, dim = raw.shape
     d_raw, d_v = raw.new_empty(raw.shape), _with_rows(d_v)
     sums = [gamma.new_zeros(batch, heads) for _ in range(2)]
-    arrays = [_flat(x) for x in (raw, starts, gamma, alpha, v, norm, d_v, d_raw)]
+    arrays = [flat(x) for x in (raw, starts, gamma, alpha, v, norm, d_v, d_raw)]
     strides = *raw.stride()[:3], *d_v.stride()[:3]
     state = gamma.new_zeros(batch, heads, dim)
     _in_parallel(_values_back, raw, strides, *arrays, *(x.numpy() for x in (*sums, state)))
@@ -296,13 +220,6 @@ def values_backward(
 
 def _with_rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def _flat(x: Tensor) -> np.ndarray:
-    """All the memory from a tensor's first number to its last, as one row; bfloat16 as 16 bits."""
-    extent = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True)) if x.numel() else 0
-    x = x.detach().as_strided((extent,), (1,))
-    return (x.view(torch.uint16) if x.dtype == torch.bfloat16 else x).numpy()
 
 
 def _in_parallel(kernel: Callable[..., None], raw: Tensor, strides: tuple[int, ...], *arrays: np.ndarray) -> None:
@@ -318,9 +235,3 @@ def _in_parallel(kernel: Callable[..., None], raw: Tensor, strides: tuple[int, .
     else:
         for future in [pool(threads).submit(kernel, job, strides, *arrays) for job in jobs]:
             future.result()
-
-
-@cache
-def pool(threads: int) -> ThreadPoolExecutor:
-    """Of so many threads, for code that lets Python go on."""
-    return ThreadPoolExecutor(threads, "numba")

@@ -118,11 +118,6 @@ class Pairs:
         self.end += time
         return self.end - time - self.offset
 
-    def range(self, span: Span, chunk: Chunk) -> tuple[Tensor, int]:
-        """The pairs in the buffers that a single token reads: the first of each row, (B,) int64, and the end of all."""
-        low = 0 if span.size is None else max(0, chunk.begin - span.delay - span.size + 1)
-        return chunk.first[:, 0].clamp(min=low) - self.offset, chunk.begin + 1 - span.delay - self.offset
-
     def tensors(self) -> dict[str, Tensor]:
         """What it holds, rows first; the last axis but one of keys and values ends with the newest pair."""
         if self.keys is None or self.values is None:
@@ -145,7 +140,8 @@ class Pairs:
         """For :meth:`rewind`. Only a window's pairs are copied: a store that grows loses nothing by what is added."""
         window = None if self.keep is None or self.keys is None or self.values is None else (self.keys, self.values)
         in_blocks = 0 if self.blocks is None else self.blocks.end
-        return self.offset, self.end, self.raw, window and tuple(x.clone() for x in window), in_blocks
+        raw = None if self.raw is None else self.raw.clone()
+        return self.offset, self.end, raw, window and tuple(x.clone() for x in window), in_blocks
 
     def rewind(self, mark: Any) -> None:
         """See :meth:`State.rewind`."""

@@ -83,7 +83,7 @@ class Average:
 
     def mark(self) -> Any:
         """For :meth:`rewind`."""
-        return self.total, self.scale  # never changed in place
+        return [None if x is None else x.clone() for x in (self.total, self.scale)]  # changed in place
 
     def rewind(self, mark: Any) -> None:
         """See :meth:`State.rewind`."""
