@@ -157,6 +157,8 @@ class Context:
         rotation: cos and sin of the rotary positions, for attention.
         balance: load-balancing losses that mixtures of experts leave here.
         state: of inference.
+        last: in the last block, how many of the newest tokens are asked for: once the memories have taken in all, the
+            others need not go on. None: all.
     """
 
     documents: Documents | Chunk
@@ -164,6 +166,11 @@ class Context:
     rotation: tuple[Tensor, Tensor] | None = None
     balance: list[Tensor] = field(default_factory=list)
     state: State | None = None
+    last: int | None = None
+
+    def asked(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Of (B, T, ...) tensors, what belongs to the tokens that are asked for."""
+        return tensors if self.last is None else tuple(x[:, -self.last :] for x in tensors)
 
     def part(self, module: nn.Module) -> Any:
         """The state of a memory or attention; None without one."""
@@ -251,6 +258,8 @@ class Network(nn.Module):
         context.state = state
         x = self.embedding(tokens)
         for block in self.blocks:
+            if state is not None and block is self.blocks[-1]:
+                context.last = last
             if self.activation_checkpointing and torch.is_grad_enabled():
                 x, *balance = checkpoint(block, x, context, use_reentrant=False)
             else:

@@ -111,6 +111,8 @@ class MosaicBlock(Block):
     def forward(self, x: Tensor, context: Context) -> tuple[Tensor, ...]:
         """The residual stream after this block, and its load-balancing loss if it has one."""
         answers = self._answers(self.enter(x), context)
+        if not isinstance(self.persistent, SlotMemory):  # whose average takes in every token
+            x, answers = context.asked(x, answers)
         if self.persistent_norm is None or not isinstance(self.persistent, SlotMemory | Experts):
             return (self.leave(x, answers),)
         x = self.add(x, answers)

@@ -136,7 +136,7 @@ class TransformerBlock(Block):
             a(y, context.spans[n], context.documents, context.rotation, context.part(a))
             for n, a in self.contextual.items()
         ]
-        return (self.leave(x, torch.cat(answers, -1)),)
+        return (self.leave(*context.asked(x, torch.cat(answers, -1))),)
 
 
 class Transformer(Network):

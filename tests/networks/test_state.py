@@ -147,6 +147,19 @@ def test_a_single_token_goes_through_the_memories_of_a_block_together(build, pac
     assert torch.allclose(found, expected[:, 20:], atol=1e-12, rtol=0)
 
 
+def test_the_last_tokens_alone_are_those_of_all(config, build, packed):
+    """And those that nobody asked for were taken in all the same."""
+    network = build(config, torch.float64).eval()
+    tokens, documents = packed(config, 2, 40, 0.1)
+    starts = documents.position == 0
+    with torch.inference_mode():
+        whole = network(tokens, documents)
+        state = network.new_state(2)
+        for begin, end, last in ((0, 20, 1), (20, 33, 5), (33, 34, 1), (34, 40, 6)):
+            found = network(tokens[:, begin:end], state=state, starts=starts[:, begin:end], last=last)
+            assert torch.allclose(found, whole[:, end - last : end], atol=1e-9, rtol=0)
+
+
 def test_a_state_is_for_inference(build):
     from tests.networks.conftest import CONFIGS
 
