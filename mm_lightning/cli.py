@@ -67,7 +67,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "checkpoint convert": (
         "mm_lightning.training.checkpoint_commands:convert_command",
-        "DeepSpeed's shards in their universal form, for another number of GPUs",
+        "DeepSpeed's shards in their universal form, for another number of GPUs, or as a plain checkpoint",
     ),
     "checkpoint compare": (
         "mm_lightning.training.checkpoint_commands:compare_command",

@@ -64,9 +64,15 @@ def check_resumable(checkpoint: Path, strategy: Strategy) -> None:
     """
     sharded = isinstance(strategy, DeepSpeedStrategy)
     if sharded != checkpoint.is_dir():
-        was, now = ("DeepSpeed", "another strategy") if checkpoint.is_dir() else ("one file", "DeepSpeed")
+        if checkpoint.is_dir():
+            file = checkpoint.with_name(f"plain-step={step_of(checkpoint)}.ckpt")
+            raise UserError(
+                f"checkpoint {checkpoint} (DeepSpeed) cannot be resumed by a run with another strategy: keep the "
+                f"strategy, or make a plain checkpoint of it and resume that: mm checkpoint convert {checkpoint} "
+                f"--output {file}"
+            )
         raise UserError(
-            f"checkpoint {checkpoint} ({was}) cannot be resumed by a run with {now}: keep the strategy, "
+            f"checkpoint {checkpoint} (one file) cannot be resumed by a run with DeepSpeed: keep the strategy, "
             f"or begin anew with its weights: --model.initial_weights {checkpoint}"
         )
     if "imported" in read_about(checkpoint):

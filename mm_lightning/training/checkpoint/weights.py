@@ -147,12 +147,12 @@ def read_shards(path: Path) -> Weights:
     """
     folder = path / TAG
     models, optimizers = (_sorted(folder.glob(f"*_{kind}_states.pt")) for kind in ("model", "optim"))
-    if not models or not (optimizers or (folder / "zero").is_dir()):
+    if not models or not (optimizers or is_universal(path)):
         raise UserError(f"{path} holds no shards of ZeRO: name a checkpoint of mm fit")
-    if (folder / "zero").is_dir():
-        return _universal(path, models[0])
+    if is_universal(path):
+        return read_universal(path)
+    shapes = read_states(path)["param_shapes"]
     with only_weights(path):
-        shapes = torch.load(models[0], map_location="cpu", mmap=True)["param_shapes"]
         states = [torch.load(file, map_location="cpu", mmap=True)["optimizer_state_dict"] for file in optimizers]
     read = _stage_3 if int(states[0]["zero_stage"]) == 3 else _stage_2
     readers = read(shapes, states)
@@ -165,14 +165,18 @@ def read_shards(path: Path) -> Weights:
     )
 
 
-def _universal(path: Path, model: Path) -> Weights:
-    """The float32 weights in DeepSpeed's universal form, where each parameter has a folder."""
-    with only_weights(path):
-        groups = torch.load(model, map_location="cpu", mmap=True)["param_shapes"]
+def read_universal(path: Path, kind: str = "fp32") -> Weights:
+    """What DeepSpeed's universal form, where each parameter has a folder, holds of all parameters.
+
+    Args:
+        path: the checkpoint.
+        kind: fp32 for the weights, exp_avg or exp_avg_sq for their moments.
+    """
+    groups = read_states(path)["param_shapes"]
     shapes = {name: shape for group in groups for name, shape in group.items() if name.startswith(PREFIX)}
 
     def read(name: str) -> Tensor:
-        found = load(path / TAG / "zero" / name / "fp32.pt", mmap=True)
+        found = load(path / TAG / "zero" / name / f"{kind}.pt", mmap=True)
         # stages 1 and 2 write a dictionary, stage 3 the flat tensor itself
         return (found["param"] if isinstance(found, dict) else found).view(shapes[name])
 
@@ -181,6 +185,17 @@ def _universal(path: Path, model: Path) -> Weights:
         {name.removeprefix(PREFIX): tuple(shape) for name, shape in shapes.items()},
         {name.removeprefix(PREFIX): torch.float32 for name in shapes},
     )
+
+
+def read_states(path: Path) -> dict[str, Any]:
+    """What the first process of a DeepSpeed checkpoint has saved beside its shards, and the run's progress."""
+    with only_weights(path):
+        return torch.load(_sorted((path / TAG).glob("*_model_states.pt"))[0], map_location="cpu", mmap=True)
+
+
+def is_universal(path: Path) -> bool:
+    """Whether a folder is a checkpoint in DeepSpeed's universal form."""
+    return (path / TAG / "zero").is_dir()
 
 
 def _sorted(files: Any) -> list[Path]:
