@@ -8,8 +8,17 @@ from typing import Any
 
 from mm_lightning.errors import UserError
 from mm_lightning.experiments.benchmark.report import report
-from mm_lightning.experiments.benchmark.setup import Precision, Setup, setup
-from mm_lightning.experiments.benchmark.timing import begin, machine, medians, numbers, peak_bytes, ratio, take_turns
+from mm_lightning.experiments.benchmark.setup import Precision, Setup, filled, setup
+from mm_lightning.experiments.benchmark.timing import (
+    begin,
+    flatness,
+    machine,
+    medians,
+    numbers,
+    peak_bytes,
+    ratio,
+    take_turns,
+)
 
 LENGTHS = [1024, 2048, 4096, 8192]
 
@@ -33,6 +42,7 @@ def reads_command(
     dim: int | None = None,
     heads: int | None = None,
     batch_size: int | None = None,
+    tokens: int | None = None,
     window: int | None = None,
     precision: Precision | None = None,
     reference: bool = False,
@@ -47,7 +57,8 @@ def reads_command(
     Forward and backward, in turns: scaled_dot_product_attention as torch has it, whole rows causally; and our reads of
     everything, of the short-term window, and of what is older than the long-term delay m, which is drawn anew for every
     call. The table gives medians, the time of a token, the median ratio to plain attention in neighbouring runs, the
-    FLOPs of the pairs that are read by second, and the most memory that a token holds.
+    time of a token relative to that at the first length, the FLOPs of the pairs that are read by second, and the most
+    memory that a token holds.
 
     Args:
         lengths: tokens of a sequence: [1024, 2048, 4096, 8192] by default.
@@ -57,6 +68,8 @@ def reads_command(
         dim: hidden size d; 256 by default.
         heads: heads H; 4 by default.
         batch_size: sequences; 1 by default.
+        tokens: of all sequences together, in the place of batch_size: at every length as many sequences as make them
+            up, so that what is compared is the length alone and not the size of tensors.
         window: short-term window h; 256 by default.
         precision: of queries, keys and values; bf16 by default.
         reference: read by the T x T reference in the place of fused kernels.
@@ -75,13 +88,17 @@ def reads_command(
     sizes = numbers(lengths, LENGTHS, "lengths")
     if not 1 <= documents <= min(sizes):
         raise UserError(f"documents must be at least 1 and at most the {min(sizes)} tokens of a row, got {documents}")
-    found = [_at_length(length, documents, what, place, repeats, seed, reference) for length in sizes]
+    found = [
+        _at_length(n, documents, one, place, repeats, seed, reference) for n, one in filled(what, sizes, tokens).items()
+    ]
     network = what.network
     result = {
         "benchmark": "reads",
         "lengths": found,
+        "flatness": flatness(found),
         "settings": {
-            **{name: what.settings[name] for name in ("dim", "heads", "batch_size", "precision")},
+            **{name: what.settings[name] for name in ("dim", "heads", "precision")},
+            **({"batch_size": what.batch_size} if tokens is None else {"tokens": tokens}),
             "documents": documents,
             "short_term_window": network.short_term_window,
             "long_term_delay": list(network.long_term_delay),
@@ -91,8 +108,9 @@ def reads_command(
         },
         **machine(place),
     }
-    columns = ["T", "", "ms", "us/token", "by plain attention", "GFLOP/s", "peak bytes/token"]
-    report(result, "reads, forward and backward", columns, 2, map(_lines, found), target)
+    columns = ["T", "", "ms", "us/token", "by plain attention", "per token, by first T", "GFLOP/s", "peak bytes/token"]
+    lines = (_lines(one, result["flatness"]) for one in found)
+    report(result, "reads, forward and backward", columns, 2, lines, target)
 
 
 def _at_length(
@@ -161,7 +179,7 @@ def _runs(
     return runs, {PLAIN: batch * length * (length + 1) // 2, **pairs}
 
 
-def _lines(found: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+def _lines(found: dict[str, Any], flatness: dict[str, dict[int, float]]) -> Iterator[tuple[str, ...]]:
     """Of the table, at one length."""
     for name, seconds in found["median_seconds"].items():
         yield (
@@ -170,6 +188,7 @@ def _lines(found: dict[str, Any]) -> Iterator[tuple[str, ...]]:
             f"{seconds * 1e3:,.2f}",
             f"{found['seconds_per_token'][name] * 1e6:,.3f}",
             f"{found['by_plain'][name]:.2f} x",
+            f"{flatness[name][found['length']]:.2f}",
             f"{found['flops_per_second'][name] / 1e9:,.1f}",
             f"{found['peak_bytes_per_token'][name]:,.0f}",
         )

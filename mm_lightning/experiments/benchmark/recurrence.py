@@ -9,9 +9,10 @@ from typing import Any, get_args
 from mm_lightning.errors import UserError
 from mm_lightning.experiments.benchmark.operations import KEYS_MOVE, VALUES_MOVE
 from mm_lightning.experiments.benchmark.report import report
-from mm_lightning.experiments.benchmark.setup import Precision, Setup, setup
+from mm_lightning.experiments.benchmark.setup import Precision, Setup, filled, setup
 from mm_lightning.experiments.benchmark.timing import (
     begin,
+    flatness,
     machine,
     measure_peaks,
     medians,
@@ -44,6 +45,7 @@ def recurrence_command(
     dim: int | None = None,
     heads: int | None = None,
     batch_size: int | None = None,
+    tokens: int | None = None,
     precision: Precision | None = None,
     device: str = "cpu",
     threads: int | None = None,
@@ -68,6 +70,8 @@ def recurrence_command(
         dim: hidden size d; 256 by default.
         heads: heads H; 4 by default.
         batch_size: sequences; 1 by default.
+        tokens: of all sequences together, in the place of batch_size: at every length as many sequences as make them
+            up, so that what is compared is the length alone and not the size of tensors.
         precision: bf16 (the linear layer under autocast), or fp32; bf16 by default.
         device: cpu, cuda, cuda:1, ...
         threads: CPU threads; torch's choice by default.
@@ -80,13 +84,14 @@ def recurrence_command(
     sizes = numbers(lengths, LENGTHS, "lengths")
     chosen = forms(kernels, what, place)
     peaks = measure_peaks(place, what.precision, repeats)
-    found = [_at_length(length, chosen, what, place, repeats, seed) for length in sizes]
-    settings = {name: what.settings[name] for name in ("dim", "heads", "batch_size", "precision")}
+    found = [_at_length(n, chosen, one, place, repeats, seed) for n, one in filled(what, sizes, tokens).items()]
+    settings = {name: what.settings[name] for name in ("dim", "heads", "precision")}
+    settings |= {"batch_size": what.batch_size} if tokens is None else {"tokens": tokens}
     result = {
         "benchmark": "recurrence",
         "peaks": peaks,
         "lengths": found,
-        "flatness": _flatness(found),
+        "flatness": flatness(found),
         "settings": {**settings, "kernels": " ".join(chosen), "repeats": repeats, "seed": seed},
         **machine(place),
     }
@@ -181,12 +186,6 @@ def _runs(length: int, kernels: list[Kernels], what: Setup, device: Any, seed: i
         found[f"keys, {one}"] = partial(keys, one)
         found[f"keys and values, {one}"] = partial(both, one)
     return found
-
-
-def _flatness(found: list[dict[str, Any]]) -> dict[str, dict[int, float]]:
-    """Seconds per token relative to those at the first length, by name and length."""
-    first = found[0]["seconds_per_token"]
-    return {name: {one["length"]: one["seconds_per_token"][name] / first[name] for one in found} for name in first}
 
 
 def _lines(found: dict[str, Any], flatness: dict[str, dict[int, float]], bandwidth: float) -> Iterator[tuple[str, ...]]:

@@ -79,6 +79,18 @@ def setup(config: str | list[str] | None, otherwise: dict[str, Any], **given: An
     return Setup(_mosaic(network, values), **of_setup, fit=fit)
 
 
+def filled(what: Setup, sizes: list[int], tokens: int | None) -> dict[int, Setup]:
+    """For each length of a sequence, as many sequences as make up so many tokens; by default those of the setup.
+
+    Raises:
+        UserError: a length is no part of the tokens.
+    """
+    for length in sizes:
+        if tokens is not None and (tokens < length or tokens % length):
+            raise UserError(f"tokens must be a multiple of every length, got {tokens} tokens and a length of {length}")
+    return {n: what if tokens is None else replace(what, batch_size=tokens // n) for n in sizes}
+
+
 def _mosaic(network: NetworkConfig | None, dimensions: dict[str, int]) -> MemoryMosaicConfig:
     """The mosaic of a config with other dimensions, or the one like a config's transformer."""
     if network is None:

@@ -155,3 +155,9 @@ def machine(device: Any) -> dict[str, Any]:
     environment = describe_environment()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else environment["cpu"]["model"]
     return {"device": name, "threads": torch.get_num_threads(), "environment": environment}
+
+
+def flatness(found: list[dict[str, Any]]) -> dict[str, dict[int, float]]:
+    """Seconds per token relative to those at the first length, by name and length."""
+    first = found[0]["seconds_per_token"]
+    return {name: {one["length"]: one["seconds_per_token"][name] / first[name] for one in found} for name in first}

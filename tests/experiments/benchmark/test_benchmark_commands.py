@@ -114,6 +114,17 @@ def test_reads(run):
     assert run("reads", *SMALL, "--lengths", "40", "--documents", "4")[0]["lengths"][0]["pairs"]["full read"] < 780
 
 
+@pytest.mark.parametrize("name", ["recurrence", "reads"])
+def test_lengths_with_the_same_tokens(run, name):
+    """So that only the length differs: 4 sequences of 16 hold as much as 1 of 64."""
+    result, _ = run(name, *SMALL, "--lengths", "16", "64", "--tokens", "64")
+    assert "batch_size" not in result["settings"]
+    for one in result["lengths"]:
+        for median, each in zip(one["median_seconds"].values(), one["seconds_per_token"].values(), strict=True):
+            assert median == pytest.approx(64 * each)
+    assert all(by_length["16"] == 1 for by_length in result["flatness"].values())
+
+
 def test_roofline(run):
     sizes = ["--layers", "2", "--vocab_size", "40", "--context_length", "32", "--batch_size", "2", "--kernels", "torch"]
     result, text = run("roofline", *SMALL, *sizes)
@@ -183,6 +194,7 @@ def test_turns_and_bytes():
         ("step --against v1 v1", "names one twice"),
         ("step --config nowhere.yaml", "nowhere.yaml"),
         ("step --device quantum", "there is no device 'quantum'"),
+        ("recurrence --lengths 4 8 --tokens 12", "got 12 tokens and a length of 8"),
         ("recurrence --lengths 0", "lengths must be at least 1, got [0]"),
         ("reads --lengths 8 --documents 9", "at most the 8 tokens of a row, got 9"),
         ("decode --contexts 0", "contexts must be at least 1"),
