@@ -34,6 +34,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mm_lightning.errors import UserError
+from mm_lightning.memory.kernels import Kernels, resolve
 from mm_lightning.memory.summaries import LONG, full, nearby, summarize
 
 GAIN = 1.5
@@ -75,6 +76,7 @@ class Blocks:
 
     Args:
         settings: of the store.
+        kernels: native, on a CPU, read blocks where they lie; others copy them together first.
 
     Attributes:
         begin: the first sorted pair; every row's document begins there or before.
@@ -83,8 +85,8 @@ class Blocks:
         share: of all readable pairs, those that the last query read one by one.
     """
 
-    def __init__(self, settings: BlockStore) -> None:
-        self.settings = settings
+    def __init__(self, settings: BlockStore, kernels: Kernels = "auto") -> None:
+        self.settings, self.kernels = settings, kernels
         self.begin = self.end = self.low = self.latest = 0
         self.sizes: list[int] = []
         self.order: Tensor | None = None
@@ -188,11 +190,7 @@ class Blocks:
             answer = answer.to(values.dtype)
             for part, weight in zip(near, parts, strict=False):
                 answer = answer + torch.bmm(weight[:, None].to(values.dtype), values[:, :, part].flatten(0, 1))[:, 0]
-            weight = torch.cat(parts[len(near) :], 1).to(values.dtype)
-            size = self.settings.block
-            pairs = (index[..., None] * size + torch.arange(size, device=q.device)).flatten(1)
-            flat = values.view(-1, q.shape[-1])
-            answer = answer + F.embedding_bag(pairs, flat, per_sample_weights=weight, mode="sum")
+            answer = answer + self._weighted(torch.cat(parts[len(near) :], 1), values, index).to(values.dtype)
         self.share = sum(x.shape[1] for x in scores) / (readable - self.low)
         return answer.view(q.shape)
 
@@ -207,11 +205,10 @@ class Blocks:
         """
         size, capacity = self.settings.block, keys.shape[2]
         place = torch.arange(len(q), device=q.device)[:, None] * (capacity // size) + self.begin // size
-        blocks = keys.view(-1, size * q.shape[1])
 
         def take(chosen: Tensor) -> Tensor:
             index = chosen + place
-            scores.append(_scores(q, blocks.index_select(0, index.flatten()).view(len(q), -1, q.shape[1])))
+            scores.append(self._scores(q, keys, index))
             rest.scatter_(1, chosen, -torch.inf)
             return index
 
@@ -225,6 +222,27 @@ class Blocks:
             return first, rest + (variance / 2).clamp(max=GAIN), (moved, variance)
         more = take(self._needed(full, centre, rest, scores))
         return torch.cat([first, more], 1), rest, None
+
+    def _scores(self, q: Tensor, keys: Tensor, index: Tensor) -> Tensor:
+        """(N, K block) products of (N, D) with the keys of blocks (N, K) of the buffer."""
+        size = self.settings.block
+        if resolve(self.kernels, keys.device, keys.dtype) == "native":
+            from mm_lightning.memory.native_blocks import scores
+
+            return scores(q.to(full(q.dtype)), keys, index, size)
+        blocks = keys.view(-1, size * q.shape[1]).index_select(0, index.flatten())
+        return _scores(q, blocks.view(len(q), -1, q.shape[1]))
+
+    def _weighted(self, weight: Tensor, values: Tensor, index: Tensor) -> Tensor:
+        """(N, D) sums by weights (N, K block) of the values of blocks (N, K) of the buffer."""
+        size = self.settings.block
+        if resolve(self.kernels, values.device, values.dtype) == "native":
+            from mm_lightning.memory.native_blocks import weighted
+
+            return weighted(weight, values, index, size)
+        pairs = (index[..., None] * size + torch.arange(size, device=index.device)).flatten(1)
+        flat = values.view(-1, values.shape[-1])
+        return F.embedding_bag(pairs, flat, per_sample_weights=weight.to(values.dtype), mode="sum")
 
     def _regression(self, weight: Tensor, moved: Tensor, variance: Tensor) -> Tensor:
         """(N, D) what Cov(v, k) q adds to the mean values of blocks of these weights (N, blocks)."""

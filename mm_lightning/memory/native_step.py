@@ -161,6 +161,38 @@ def _step(job, types, sizes, shared, memories):  # type: ignore[no-untyped-def]
             put(out, d, found[d])
 
 
+@compiled
+def _read_rows(types, sizes, places):  # type: ignore[no-untyped-def]
+    """Every row's read of its own pairs."""
+    rows, count, capacity, dim = sizes
+    queries, all_keys, all_values, answers = places
+    kind = types[1].dtype
+    scores, query, found = np.empty(STRIP, kind), np.empty(dim, kind), np.empty(dim, kind)
+    for n in range(rows):
+        q, out = _row(queries, types[0], n, dim), _row(answers, types[0], n, dim)
+        keys, values = _row(all_keys, types[0], n, capacity * dim), _row(all_values, types[0], n, capacity * dim)
+        for d in range(dim):
+            query[d] = get(q, d)
+        _read(query, keys, values, 0, count, scores, found)
+        for d in range(dim):
+            put(out, d, found[d])
+
+
+def read(q: Tensor, keys: Tensor, values: Tensor, count: int) -> Tensor:
+    """Equation (4) as a step computes it, on one thread: answers (B, H, D) to one query a row and head.
+
+    Args:
+        q: (B, H, D) with the bandwidth, contiguous, as are the others.
+        keys: (B, H, capacity, D).
+        values: the same.
+        count: how many pairs are read.
+    """
+    out = torch.empty_like(q)
+    places = tuple(x.data_ptr() for x in (q, keys, values, out))
+    _read_rows(kinds(q.dtype), (q.shape[0] * q.shape[1], count, *keys.shape[2:]), places)
+    return out
+
+
 class Step:
     """Single tokens through n memories of H heads, in place.
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from mm_lightning.memory.blocks import Blocks, BlockStore
 from mm_lightning.memory.documents import Documents
+from mm_lightning.memory.kernels import Kernels
 from mm_lightning.memory.retrieval import BLOCK, Span, read
 
 
@@ -81,6 +82,7 @@ class Pairs:
         keep: how many of the newest pairs can ever be read again; None for all.
         capacity: pairs to make room for at first.
         store: how single queries read many pairs by blocks; the keys must have a norm of 1. None: every pair.
+        kernels: what reads those blocks.
 
     Attributes:
         blocks: the part that is sorted for it, None without a store.
@@ -89,9 +91,11 @@ class Pairs:
         raw: (B, G, D), the raw value that waits for its look-ahead.
     """
 
-    def __init__(self, keep: int | None, capacity: int, store: BlockStore | None = None) -> None:
+    def __init__(
+        self, keep: int | None, capacity: int, store: BlockStore | None = None, kernels: Kernels = "auto"
+    ) -> None:
         self.keep, self.capacity = keep, capacity
-        self.blocks = None if store is None else Blocks(store)
+        self.blocks = None if store is None else Blocks(store, kernels)
         self.offset = self.end = 0
         self.keys: Tensor | None = None
         self.values: Tensor | None = None

@@ -160,7 +160,7 @@ class ContextualMemory(nn.Module):
 
     def new_state(self, span: Span, capacity: int, store: BlockStore | None = None) -> Memory:
         """Of an empty memory, with room for so many pairs at first; read by blocks if there is a store for it."""
-        pairs = Pairs(None if span.size is None else span.delay + span.size, capacity, store)
+        pairs = Pairs(None if span.size is None else span.delay + span.size, capacity, store, self.kernels)
         return Memory(pairs, frozen_bandwidth([self.bandwidth]), frozen_values([self.values]))
 
     def scalars(self) -> dict[str, Tensor]:

@@ -40,9 +40,9 @@ def exact(q, keys, values, seen=None):
     return torch.einsum("bhn,bhnd->bhd", scores.softmax(-1), values)
 
 
-def by_blocks(q, keys, values, store):
+def by_blocks(q, keys, values, store, kernels="auto"):
     """The answer of a store that is filled at once, with pairs that lie sorted afterwards."""
-    blocks = Blocks(store)
+    blocks = Blocks(store, kernels)
     room = -(-keys.shape[2] // store.block) * store.block + store.block
     buffers = [F.pad(x, (0, 0, 0, room - x.shape[2]), value=float("nan")) for x in (keys, values)]
     blocks.extend(*buffers, keys.shape[2])
@@ -61,6 +61,26 @@ def test_the_proven_error_holds(kind, seed, beta, epsilon):
     largest = values.norm(dim=-1).amax(-1)
     error = (found - exact(q, keys, values)).norm(dim=-1)
     assert (error <= epsilon * (largest + found.norm(dim=-1)) + 1e-9).all()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("epsilon", [None, 0.01])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.02)]
+)
+def test_blocks_read_where_they_lie_are_those_copied_together(dtype, tolerance, epsilon, threads):
+    keys, values = (x.to(dtype) for x in draw("clusters", 150, rows=2))
+    q = (3 * F.normalize(torch.randn(2, 2, 8, dtype=torch.float64), dim=-1)).to(dtype)
+    store = BlockStore(budget=32, epsilon=epsilon, block=4, segment=16)
+    expected, blocks, buffers = by_blocks(q, keys, values, store, "torch")
+    blocks.kernels = "native"
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        found = blocks.read(q, *buffers, 150, torch.zeros(2, dtype=torch.long))
+    finally:
+        torch.set_num_threads(before)
+    assert (found - expected).abs().max() <= tolerance * expected.abs().max()
 
 
 @settings(max_examples=25, deadline=None)

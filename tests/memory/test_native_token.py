@@ -8,9 +8,9 @@ pytest.importorskip("numba")
 
 import numpy as np
 
+from mm_lightning.memory import native_step
 from mm_lightning.memory.compiled import flat
 from mm_lightning.memory.layers import Linear, Norm
-from mm_lightning.memory.native_step import _read
 from mm_lightning.memory.native_token import product, rms_norm
 
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-6, torch.bfloat16: 4e-3}
@@ -63,7 +63,7 @@ def test_layers_take_single_tokens_through_them_without_gradients_only():
 
 def read(q, keys, values, first, end):
     scores, found = np.empty(256, flat(q).dtype), np.empty(q.numel(), flat(q).dtype)
-    _read(flat(q), flat(keys), flat(values), first, end, scores, found)
+    native_step._read(flat(q), flat(keys), flat(values), first, end, scores, found)
     return torch.from_numpy(found)
 
 
@@ -78,6 +78,13 @@ def test_a_read_is_a_softmax(dtype, beta, first, end):
     # A score's own rounding is what tells float32 from float64 at large bandwidths.
     tolerance = 1e-13 if dtype == torch.float64 else 1e-6
     assert (read(q, keys, values, first, end) - expected).abs().max() <= tolerance * max(1, beta)
+
+
+def test_rows_are_read_as_a_step_reads_them():
+    q, keys, values = drawn(2, 3, 9), drawn(2, 3, 20, 9, seed=1), drawn(2, 3, 20, 9, seed=2)
+    weights = torch.einsum("bhd,bhnd->bhn", q, keys[:, :, :17]).softmax(-1)
+    expected = torch.einsum("bhn,bhnd->bhd", weights, values[:, :, :17])
+    assert torch.allclose(native_step.read(q, keys, values, 17), expected, atol=1e-13)
 
 
 def test_a_read_does_not_hide_what_is_not_a_number():

@@ -194,6 +194,7 @@ def _measure(
     from torch.nn import functional as F
 
     from mm_lightning.memory.blocks import Blocks
+    from mm_lightning.memory.kernels import resolve
 
     blocks = Blocks(next(iter(stores.values())))
     room = -(-count // blocks.settings.block) * blocks.settings.block
@@ -209,9 +210,15 @@ def _measure(
         blocks.settings = store
         return blocks.read(q, *buffers, count, first)
 
-    runs: dict[str, Callable[[Any], Any]] = {
-        "exact": lambda q: F.scaled_dot_product_attention(q[:, :, None], keys, values, scale=1.0)[:, :, 0]
-    }
+    def exactly(q: Any) -> Any:
+        """As decoding reads all pairs here."""
+        if resolve("auto", q.device, q.dtype) == "native" and torch.get_num_threads() == 1:
+            from mm_lightning.memory.native_step import read
+
+            return read(q, *buffers, count)
+        return F.scaled_dot_product_attention(q[:, :, None], keys, values, scale=1.0)[:, :, 0]
+
+    runs: dict[str, Callable[[Any], Any]] = {"exact": exactly}
     runs |= {method: partial(by_blocks, store) for method, store in stores.items()}
     runs |= {f"faiss {kind}": other.read for kind, other in others.items()}
     beta = filled.bandwidth(torch.tensor([[count]], device=keys.device)).reshape(-1, 1).to(keys.dtype)

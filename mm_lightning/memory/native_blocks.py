@@ -1,0 +1,87 @@
+"""Reads of chosen blocks of pairs on a CPU, where they lie: no copy of what is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mm_lightning.memory.compiled import array_at, compiled, get, kinds, pool
+
+
+@compiled
+def _score(n, types, sizes, places):  # type: ignore[no-untyped-def]
+    """Of row n: q.k of all pairs of its blocks."""
+    chosen, block, dim, room = sizes
+    queries, buffer, indices, results = places
+    query = array_at(queries + n * dim * types[1].itemsize, types[1], dim)
+    keys = array_at(buffer, types[0], room)
+    index = array_at(indices + n * chosen * 8, types[2], chosen)
+    out = array_at(results + n * chosen * block * types[1].itemsize, types[1], chosen * block)
+    for c in range(chosen):
+        begin = index[c] * block * dim
+        for i in range(block):
+            k, score = keys[begin + i * dim : begin + (i + 1) * dim], types[1].dtype.type(0)
+            for d in range(dim):
+                score += query[d] * get(k, d)
+            out[c * block + i] = score
+
+
+@compiled
+def _add(n, types, sizes, places):  # type: ignore[no-untyped-def]
+    """Of row n: the sum of all pairs' values by their weights."""
+    chosen, block, dim, room = sizes
+    weights, buffer, indices, results = places
+    weight = array_at(weights + n * chosen * block * types[1].itemsize, types[1], chosen * block)
+    values = array_at(buffer, types[0], room)
+    index = array_at(indices + n * chosen * 8, types[2], chosen)
+    out = array_at(results + n * dim * types[1].itemsize, types[1], dim)
+    for c in range(chosen):
+        begin = index[c] * block * dim
+        for i in range(block):
+            v, w = values[begin + i * dim : begin + (i + 1) * dim], weight[c * block + i]
+            for d in range(dim):
+                out[d] += w * get(v, d)
+
+
+def scores(q: Tensor, keys: Tensor, index: Tensor, block: int) -> Tensor:
+    """(N, K block) products of queries with the keys of their blocks.
+
+    Args:
+        q: (N, D), in the type that is computed in.
+        keys: (..., D), contiguous, in which each `block` of keys is a block.
+        index: (N, K) int64, which blocks each query reads.
+        block: keys of a block.
+    """
+    out = q.new_empty(len(q), index.shape[1] * block)
+    _by_rows(_score, q, keys, index, block, out)
+    return out
+
+
+def weighted(weight: Tensor, values: Tensor, index: Tensor, block: int) -> Tensor:
+    """(N, D) sums of the values of chosen blocks; weights (N, K block), otherwise as for :func:`scores`."""
+    out = weight.new_zeros(len(weight), values.shape[-1])
+    _by_rows(_add, weight, values, index, block, out)
+    return out
+
+
+def _by_rows(kernel: Callable[..., None], x: Tensor, buffer: Tensor, index: Tensor, block: int, out: Tensor) -> None:
+    x, index = x.contiguous(), index.contiguous()
+    sizes = index.shape[1], block, buffer.shape[-1], buffer.numel()
+    arguments = _types(buffer.dtype), sizes, tuple(y.data_ptr() for y in (x, buffer, index, out))
+    if torch.get_num_threads() == 1:
+        for n in range(len(x)):
+            kernel(n, *arguments)
+    else:
+        workers = pool(torch.get_num_threads())
+        for future in [workers.submit(kernel, n, *arguments) for n in range(len(x))]:
+            future.result()
+
+
+@cache
+def _types(dtype: torch.dtype) -> tuple[Any, ...]:
+    return *kinds(dtype), np.empty(0, np.int64)
