@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,19 +28,25 @@ class Batch:
     documents: Documents
 
     @classmethod
-    def from_sequences(cls, sequences: Tensor, bos: int, eos: int) -> Batch:
-        """The batch that (B, T + 1) int64 consecutive tokens of the stream make."""
+    def from_sequences(cls, sequences: np.ndarray, bos: int, eos: int) -> Batch:
+        """The batch that (B, T + 1) consecutive tokens of the stream, of any integer type, make."""
         begins = sequences == bos
         if bos == eos:  # documents are not empty, so of two in a row the first is an end and the second a beginning
-            begins[:, 1:] &= begins[:, :-1].clone()
-        tokens, targets = sequences[:, :-1].contiguous(), sequences[:, 1:].clone()
+            begins[:, 1:] &= begins[:, :-1].copy()
+        tokens, targets = sequences[:, :-1].astype(np.int64), sequences[:, 1:].astype(np.int64)
         targets[begins[:, 1:]] = IGNORED
-        return cls(tokens, targets, Documents.from_starts(begins[:, :-1]))
-
-    @classmethod
-    def collate(cls, sequences: list[Tensor], bos: int, eos: int) -> Batch:
-        """The batch of a list of (T + 1,) int64 sequences."""
-        return cls.from_sequences(torch.stack(sequences), bos, eos)
+        # As Documents.from_starts, with numpy, which takes a fraction of the time for so few numbers.
+        begins[:, 0] = True
+        offsets = np.append(begins[:, :-1], True).nonzero()[0]
+        lengths = offsets[1:] - offsets[:-1]
+        position = np.arange(tokens.size)
+        position -= np.repeat(offsets[:-1], lengths)
+        documents = Documents(
+            tuple(lengths.tolist()),
+            torch.from_numpy(position.reshape(tokens.shape)),
+            torch.from_numpy(offsets.astype(np.int32)),
+        )
+        return cls(torch.from_numpy(tokens), torch.from_numpy(targets), documents)
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
@@ -52,3 +59,15 @@ class Batch:
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory, for asynchronous copies to a GPU."""
         return Batch(self.tokens.pin_memory(), self.targets.pin_memory(), self.documents.pin_memory())
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """Sequences that arrive in another process as their batch: they are a tenth of its bytes, and need no copies."""
+
+    sequences: np.ndarray
+    bos: int
+    eos: int
+
+    def __reduce__(self) -> tuple:
+        return Batch.from_sequences, (self.sequences, self.bos, self.eos)

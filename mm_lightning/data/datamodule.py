@@ -8,10 +8,10 @@ from pathlib import Path
 
 import lightning
 import torch
-from torch.utils.data import ConcatDataset, DataLoader
+from torch.utils.data import DataLoader
 
 from mm_lightning.data import mixture
-from mm_lightning.data.batch import Batch
+from mm_lightning.data.batch import Batch, Packed
 from mm_lightning.data.facts import FactsConfig, prepare_facts
 from mm_lightning.data.folder import reuse
 from mm_lightning.data.manifest import FILE, Manifest
@@ -164,8 +164,7 @@ class TextDataModule(lightning.LightningDataModule):
         place = self._place()
         batches = (self.micro_batch_size, self.global_batch_size)
         order = mixture.training_order(self.sets, self.context_length, *batches, self.seed, *place)
-        sequences = ConcatDataset([self._sequences(s, "train", place) for s in self.sets])
-        return TrainingLoader(sequences, sampler=order, **self._options())
+        return TrainingLoader(self._sequences(self.sets, "train", place), sampler=order, **self._options())
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         """Batches of the validation split in order, of each of `validated` if they are several."""
@@ -193,13 +192,16 @@ class TextDataModule(lightning.LightningDataModule):
         if count < world_size:
             raise UserError(f"{data.folder} has {count} {split} sequences for {world_size} devices: prepare more text")
         order = EvaluationOrder(count, limit and max(limit, world_size), rank, world_size)
-        return PlainLoader(self._sequences(data, split, (rank, world_size)), sampler=order, **self._options())
+        return PlainLoader(self._sequences([data], split, (rank, world_size)), sampler=order, **self._options())
 
-    def _sequences(self, data: DataSet, split: str, place: tuple[int, int]) -> Sequences:
-        return Sequences(data.folder / split, self.context_length + 1, data.split(split).shards, place)
+    def _sequences(self, sets: list[DataSet], split: str, place: tuple[int, int]) -> Sequences:
+        shards = [(s.folder / split / shard.file, shard) for s in sets for shard in s.split(split).shards]
+        return Sequences(shards, self.context_length + 1, sets[0].manifest.dtype, place)
 
     def _options(self) -> dict:
-        collate = partial(Batch.collate, bos=self.tokenizer.bos, eos=self.tokenizer.eos)
+        collate = partial(
+            Packed if self.num_workers else Batch.from_sequences, bos=self.tokenizer.bos, eos=self.tokenizer.eos
+        )
         options = {
             "batch_size": self.micro_batch_size,
             "collate_fn": collate,

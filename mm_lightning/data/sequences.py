@@ -8,78 +8,98 @@ an interruption needs only the number of sequences served.
 from __future__ import annotations
 
 import os
-import warnings
+from bisect import bisect_right
 from collections.abc import Iterator
-from itertools import islice
+from functools import partial
+from io import FileIO
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from litdata import StreamingDataset, TokensLoader
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, get_worker_info
 
 from mm_lightning.data.manifest import Shard, shard_problems
 from mm_lightning.data.retry import patiently
 from mm_lightning.errors import UserError
 
-# litdata copies the tensor it makes of a read-only mapping, so that nothing can write there.
-warnings.filterwarnings("ignore", message="The given buffer is not writable")
-
 # Shards that are shuffled together: enough to mix sources, few enough to stay near each other on a disk.
 _WINDOW = 64
 
+_OPEN = 2 * _WINDOW  # files of a process
+
 
 class Sequences(Dataset):
-    """Sequences of `length` consecutive tokens from the litdata shards of a folder, by number.
+    """Sequences of `length` consecutive tokens from litdata shards, by number, read a batch at a time.
 
-    A shard's size is checked whenever it is turned to, and its checksum once by one of the processes that read it, so
-    that damage while training runs ends it with the shard's name.
+    A shard's size is checked when it is opened and with each read, and its checksum once by one of the processes that
+    read it, so that damage while training runs ends it with the shard's name. Files are read, not mapped: where
+    storage fails under a mapping, the process is killed without a word.
 
     Args:
-        folder: of the shards and their index.json.
+        shards: the files, and what their manifest says of them, in order.
         length: tokens in a sequence.
-        shards: of the manifest, in order.
+        dtype: of the tokens in the files.
         part: which of how many training processes this one is: they share the checksums.
     """
 
     def __init__(
-        self, folder: str | os.PathLike, length: int, shards: list[Shard], part: tuple[int, int] = (0, 1)
+        self, shards: list[tuple[Path, Shard]], length: int, dtype: str, part: tuple[int, int] = (0, 1)
     ) -> None:
-        self._folder, self._shards, self._part = Path(folder), shards, part
-        self._ends = np.cumsum([shard.tokens // length for shard in shards])
-        self._last = -1  # the shard of the last sequence
+        self._shards, self._length, self._dtype, self._part = shards, length, np.dtype(dtype), part
+        self._ends = list(accumulate(shard.tokens // length for _, shard in shards))
+        token = self._dtype.itemsize
+        self._size = length * token
+        # Where sequence 0 would lie in each file, were all sequences before the file's own in it too. What a file
+        # has beyond its tokens is litdata's header.
+        self._origins = [
+            shard.bytes - shard.tokens * token - begin * self._size
+            for (_, shard), begin in zip(shards, [0, *self._ends], strict=False)
+        ]
+        self._files: dict[int, FileIO] = {}  # by shard, the first opened first
         self._summed: set[int] = set()
-        self._stream = StreamingDataset(str(folder), item_loader=TokensLoader(block_size=length), shuffle=False)
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return self._ends[-1]
 
-    def __getitem__(self, index: int) -> Tensor:
-        """(length,) int64
+    def __getitems__(self, indices: list[int]) -> np.ndarray:
+        """(len(indices), length), of the files' dtype
 
         Raises:
-            UserError: the shard is missing or damaged.
+            UserError: a shard is missing or damaged, or cannot be read.
         """
-        number = int(np.searchsorted(self._ends, index, "right"))
-        if number != self._last:
-            self._check(number)
-        return torch.as_tensor(self._stream[int(index)]).to(torch.int64)
+        data = b"".join(map(self._read, indices))
+        return np.frombuffer(data, self._dtype).reshape(len(indices), self._length)
 
-    def _check(self, number: int) -> None:
+    def _read(self, index: int) -> bytes:
+        number = bisect_right(self._ends, index)
+        file = self._files.get(number) or self._open(number)
+        at = self._origins[number] + index * self._size
+        data = patiently(partial(os.pread, file.fileno(), self._size, at), file.name)
+        if len(data) < self._size:
+            raise UserError(f"shard {file.name} is truncated (after it was opened): {_mend(file.name)}")
+        return data
+
+    def _open(self, number: int) -> FileIO:
         worker = get_worker_info()
         workers, place = (worker.num_workers, worker.id) if worker else (1, 0)
         rank, ranks = self._part
+        path, shard = self._shards[number]
         mine = number % (ranks * workers) == rank * workers + place
-        path = self._folder / self._shards[number].file
         checksum = mine and number not in self._summed
-        problems = patiently(lambda: shard_problems(path, self._shards[number], checksum), str(path))
+        problems = patiently(lambda: shard_problems(path, shard, checksum), str(path))
         if problems:
-            raise UserError(f"{problems[0]}: run mm data verify {self._folder.parent}, mend it and go on with --resume")
+            raise UserError(f"{problems[0]}: {_mend(path)}")
         if checksum:
             self._summed.add(number)
-        self._last = number
+        if len(self._files) == _OPEN:
+            del self._files[next(iter(self._files))]
+        self._files[number] = patiently(partial(FileIO, str(path)), str(path))
+        return self._files[number]
+
+
+def _mend(shard: str | Path) -> str:
+    return f"run mm data verify {Path(shard).parent.parent}, mend it and go on with --resume"
 
 
 class TrainingOrder(DistributedSampler):
@@ -162,13 +182,24 @@ class EvaluationOrder(DistributedSampler):
 
 
 class PlainLoader(DataLoader):
-    """A loader that passes on a mistake found in a worker process without the worker's traceback."""
+    """A loader over `Sequences` that passes on a mistake found in a worker without the worker's traceback."""
 
     def __iter__(self) -> Iterator[Any]:
+        if not self.num_workers:
+            yield from self._alone()
+            return
         try:
             yield from super().__iter__()
         except UserError as error:
             raise UserError(str(error).split("UserError: ")[-1].strip()) from None
+
+    def _alone(self) -> Iterator[Any]:
+        """What DataLoader does without workers, except that it announces each batch to torch's profiler: that takes
+        as long as loading a small one."""
+        assert self.batch_sampler
+        for indices in self.batch_sampler:
+            batch = self.collate_fn(self.dataset.__getitems__(indices))  # type: ignore[attr-defined]
+            yield batch.pin_memory() if self.pin_memory else batch
 
 
 class TrainingLoader(PlainLoader):

@@ -61,6 +61,25 @@ def test_a_shard_that_vanishes_between_two_batches(shards):
         list(batches)
 
 
+def test_a_shard_that_is_cut_while_it_is_open(shards):
+    batches = iter(loader(shards, context_length=8))
+    for _ in range(20):  # until all are open
+        next(batches)
+    spoil(shards / "train" / "chunk-0-2.bin", "is truncated")
+    with pytest.raises(UserError, match=r"^shard .*chunk-0-2\.bin is truncated.*: run mm data verify .*--resume$"):
+        list(batches)
+
+
+def test_few_files_are_open_at_a_time(shards, monkeypatch):
+    from mm_lightning.data import sequences
+
+    expected = [batch.tokens.tolist() for batch in loader(shards)]
+    monkeypatch.setattr(sequences, "_OPEN", 2)
+    ready = loader(shards)
+    assert [batch.tokens.tolist() for batch in ready] == expected
+    assert len(ready.dataset._files) == 2
+
+
 @pytest.mark.slow
 def test_a_worker_names_it_in_one_line(shards):
     ready = loader(shards, num_workers=2)
@@ -82,9 +101,9 @@ def test_each_checksum_is_made_by_one_process(shards, monkeypatch):
     manifest.setup()
     split = manifest.manifest.splits["train"]
     for rank in range(2):
-        read = sequences.Sequences(shards / "train", 33, split.shards, (rank, 2))
+        read = sequences.Sequences([(shards / "train" / s.file, s) for s in split.shards], 33, "uint16", (rank, 2))
         for index in range(len(read)):
-            read[index]
+            read.__getitems__([index])
     assert sorted(name for name, sums in made if sums) == sorted(shard.file for shard in split.shards)
     assert check(shards / "train" / split.shards[0].file, split.shards[0], True) == []
 
@@ -154,3 +173,20 @@ def test_a_slow_disk_is_asked_again(shards, monkeypatch):
     monkeypatch.setattr(sequences, "shard_problems", failing)
     assert len(list(ready)) == len(ready)
     assert waits == [1.0, 4.0]
+
+
+def test_a_read_that_fails_is_tried_again(shards, monkeypatch):
+    from mm_lightning.data import sequences
+
+    expected, waits = [batch.tokens.tolist() for batch in loader(shards)], []
+    monkeypatch.setattr(retry.time, "sleep", waits.append)
+    read, failures = sequences.os.pread, iter([OSError(5, "Input/output error")])
+
+    def failing(*arguments):
+        for error in failures:
+            raise error
+        return read(*arguments)
+
+    monkeypatch.setattr(sequences.os, "pread", failing)
+    assert [batch.tokens.tolist() for batch in loader(shards)] == expected
+    assert waits == [1.0]
