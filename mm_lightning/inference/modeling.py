@@ -14,7 +14,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from mm_lightning.inference.configuration import MMLightningConfig
 from mm_lightning.memory.documents import Documents
 from mm_lightning.memory.state import State
-from mm_lightning.networks.base import IGNORE, Network
+from mm_lightning.networks.base import Network
+from mm_lightning.networks.loss import IGNORE
 
 
 class MemoryCache(Cache):

@@ -9,23 +9,17 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from mm_lightning.errors import UserError
 from mm_lightning.memory.blocks import BlockStore
 from mm_lightning.memory.documents import Documents
-from mm_lightning.memory.layers import Embedding, Linear, Norm
+from mm_lightning.memory.layers import Embedding, Norm
 from mm_lightning.memory.pairs import Chunk, Pairs
 from mm_lightning.memory.retrieval import Span
 from mm_lightning.memory.state import Memory, State
 from mm_lightning.memory.units import ContextualMemory
-from mm_lightning.networks.loss import IGNORE, linear_cross_entropy
-
-try:
-    from torch.nn import LinearCrossEntropyOptions  # torch >= 2.15
-except ImportError:
-    LinearCrossEntropyOptions = None  # type: ignore[assignment, misc]
+from mm_lightning.networks.classifier import Classifier
 
 Level = Literal["long", "short", "full"]
 
@@ -121,30 +115,6 @@ class NetworkConfig:
 def depth_std(fan_in: int, block: int) -> float:
     """sigma = 1 / sqrt(2 fan_in (l + 1)) of Table 6 for a matrix in block l, counted from 0."""
     return 1 / math.sqrt(2 * fan_in * (block + 1))
-
-
-class Classifier(Linear):
-    """The linear map onto the vocabulary, and the loss: with many tokens, without having all logits at once."""
-
-    def forward(self, x: Tensor, targets: Tensor | None = None) -> Tensor:  # type: ignore[override]
-        """(B, T, V) logits; or the mean cross-entropy in nats over (B, T) targets other than -100, a float32 scalar."""
-        if targets is None:
-            return super().forward(x)
-        x, targets = x.flatten(0, -2), targets.flatten()
-        tokens, dim = x.shape
-        if tokens < dim or self.out_features <= dim:
-            return F.cross_entropy(super().forward(x).float(), targets, ignore_index=IGNORE)
-        if LinearCrossEntropyOptions is None or (x.is_cuda and self._short(x)):
-            return linear_cross_entropy(x, self.weight, targets)
-        # In a shorter type torch's would return the loss itself rounded to that type.
-        with torch.autocast(x.device.type, enabled=False):
-            return F.linear_cross_entropy(
-                x.float(), self.weight.float(), targets, ignore_index=IGNORE, options=LinearCrossEntropyOptions()
-            )
-
-    def _short(self, x: Tensor) -> bool:
-        """Whether matrix products are computed in 16 bits, which on a GPU are many times faster."""
-        return torch.is_autocast_enabled(x.device.type) or self.weight.dtype in (torch.bfloat16, torch.float16)
 
 
 @dataclass

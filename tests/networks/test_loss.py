@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mm_lightning.networks import base, loss
-from mm_lightning.networks.base import Classifier
+from mm_lightning.networks import classifier as classifier_module
+from mm_lightning.networks import loss
+from mm_lightning.networks.classifier import Classifier
 from mm_lightning.networks.loss import _in_chunks, linear_cross_entropy
 
 TOKENS, DIM, VOCABULARY = 37, 8, 51
@@ -99,8 +100,10 @@ def test_a_classifier_where_torch_has_none(monkeypatch, tokens):
     classifier = Classifier(DIM, VOCABULARY, 1.0)
     expected = with_gradients(lambda *a: classifier(a[0][None], a[2][None]), x, classifier.weight, targets)
     calls = []
-    monkeypatch.setattr(base, "LinearCrossEntropyOptions", None)
-    monkeypatch.setattr(base, "linear_cross_entropy", lambda *a: calls.append(1) or linear_cross_entropy(*a))
+    monkeypatch.setattr(classifier_module, "LinearCrossEntropyOptions", None)
+    monkeypatch.setattr(
+        classifier_module, "linear_cross_entropy", lambda *a: calls.append(1) or linear_cross_entropy(*a)
+    )
     found = with_gradients(lambda *a: classifier(a[0][None], a[2][None]), x, classifier.weight, targets)
     torch.testing.assert_close(found, expected)
     assert len(calls) == (tokens >= DIM)  # few tokens have few logits

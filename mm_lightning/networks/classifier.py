@@ -1,0 +1,39 @@
+"""The map from the last hidden vectors to logits, or straight to the loss."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mm_lightning.memory.layers import Linear
+from mm_lightning.networks.loss import IGNORE, linear_cross_entropy
+
+try:
+    from torch.nn import LinearCrossEntropyOptions  # torch >= 2.15
+except ImportError:
+    LinearCrossEntropyOptions = None  # type: ignore[assignment, misc]
+
+
+class Classifier(Linear):
+    """The linear map onto the vocabulary, and the loss: with many tokens, without having all logits at once."""
+
+    def forward(self, x: Tensor, targets: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        """(B, T, V) logits; or the mean cross-entropy in nats over (B, T) targets other than -100, a float32 scalar."""
+        if targets is None:
+            return super().forward(x)
+        x, targets = x.flatten(0, -2), targets.flatten()
+        tokens, dim = x.shape
+        if tokens < dim or self.out_features <= dim:
+            return F.cross_entropy(super().forward(x).float(), targets, ignore_index=IGNORE)
+        if LinearCrossEntropyOptions is None or (x.is_cuda and self._short(x)):
+            return linear_cross_entropy(x, self.weight, targets)
+        # In a shorter type torch's would return the loss itself rounded to that type.
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear_cross_entropy(
+                x.float(), self.weight.float(), targets, ignore_index=IGNORE, options=LinearCrossEntropyOptions()
+            )
+
+    def _short(self, x: Tensor) -> bool:
+        """Whether matrix products are computed in 16 bits, which on a GPU are many times faster."""
+        return torch.is_autocast_enabled(x.device.type) or self.weight.dtype in (torch.bfloat16, torch.float16)
