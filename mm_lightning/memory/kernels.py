@@ -74,6 +74,16 @@ def resolve(kernels: Kernels, device: torch.device, dtype: torch.dtype = torch.f
     return kernels
 
 
+def chosen(kernels: Kernels, device: torch.device, dtype: torch.dtype, dim: int) -> Kernels:
+    """:func:`resolve`, but where `auto` would mean kernels for a GPU, they must pass a small trial on it first."""
+    found = resolve(kernels, device, dtype, dim)
+    if kernels == "auto" and found == "triton":
+        from mm_lightning.memory.trial import problem
+
+        return "torch" if problem(found, device, dtype, dim) else found
+    return found
+
+
 def takes_token(kernels: Kernels, x: Tensor, weight: Tensor) -> bool:
     """Whether x is one token, and native kernels take it through these weights: while text is generated on a CPU."""
     if x.numel() != x.shape[-1] or torch.is_grad_enabled() or not (x.is_cpu and weight.is_cpu):
@@ -117,7 +127,7 @@ def gated_keys(
     Returns:
         q and k, (B, T, H, D) each in ktilde's type.
     """
-    kernels = resolve(kernels, ktilde.device, ktilde.dtype, ktilde.shape[-1])
+    kernels = chosen(kernels, ktilde.device, ktilde.dtype, ktilde.shape[-1])
     if kernels in ("reference", "torch"):
         average = gated_average if kernels == "torch" else gated_average_reference
         k = average(ktilde, gate, decay, documents)
@@ -139,7 +149,7 @@ def ahead_values(
         documents: a document's last token has no next one, which counts as 0.
         kernels: what computes them.
     """
-    kernels = resolve(kernels, vtilde.device, vtilde.dtype, vtilde.shape[-1])
+    kernels = chosen(kernels, vtilde.device, vtilde.dtype, vtilde.shape[-1])
     exact = torch.promote_types(vtilde.dtype, torch.float32)
     if kernels in ("reference", "torch"):
         if gamma is None:

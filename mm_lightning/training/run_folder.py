@@ -187,7 +187,7 @@ class RecordRun(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Says once what is going to be trained, on what, and how."""
-        from mm_lightning.memory.kernels import describe, resolve
+        from mm_lightning.memory.kernels import chosen, describe
         from mm_lightning.memory.retrieval import backend
         from mm_lightning.training.loggers import say
 
@@ -207,7 +207,7 @@ class RecordRun(Callback):
             say(f"data        {float(s.share):.1%} {s.folder}: {sum(s.counts(data.context_length)):,} sequences")
         dim = pl_module.network.config.head_dim
         say(f"reads by    {backend(device, dtype, dim)}")
-        say(f"keys by     {describe(resolve(pl_module.kernels, device, dtype, dim))}")
+        say(f"keys by     {describe(chosen(pl_module.kernels, device, dtype, dim))}")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,0 +1,62 @@
+"""A trial of kernels compiled for a GPU, on that GPU, before `auto` trusts them."""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from mm_lightning.memory.documents import Documents
+from mm_lightning.memory.kernels import Kernels, ahead_values, gated_keys
+
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+"""Of the largest number, for values and gradients."""
+
+
+@cache
+def problem(kernels: Kernels, device: torch.device, dtype: torch.dtype, dim: int) -> str | None:
+    """Why kernels cannot be trusted with heads of `dim` numbers on a device; None if they give what torch gives.
+
+    A warning says so the first time.
+    """
+    try:
+        found, expected = (_results(one, device, dtype, dim) for one in (kernels, "torch"))
+        worst = max(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(found, expected, strict=True))
+    except Exception as error:  # whatever a compiler or a driver raises
+        why = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+    else:
+        if worst <= TOLERANCE[dtype]:
+            return None
+        why = f"their results differ from torch's by {worst:.1%}"
+    warnings.warn(
+        f"kernels {kernels} fail a small trial on {device} with heads of {dim} numbers in "
+        f"{str(dtype).removeprefix('torch.')} ({why}): torch computes keys and values instead, more slowly. "
+        f"pytest -m gpu tests/memory tells more; model.kernels: {kernels} insists on them.",
+        stacklevel=2,
+    )
+    return why
+
+
+def _results(kernels: Kernels, device: torch.device, dtype: torch.dtype, dim: int) -> list[Tensor]:
+    """Keys, queries, values and gradients of two documents in two rows, in float32."""
+    draw = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=draw).to(device)
+
+    time, heads = 70, 2  # more than two chunks, and a part of one
+    shape = (2, time, heads, dim)
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        starts = torch.zeros(2, time, dtype=torch.bool)
+        starts[:, 0] = starts[1, 40] = True
+        documents = Documents.from_starts(starts).to(device)
+        raw, ahead = (random(*shape).to(dtype).requires_grad_() for _ in range(2))
+        gate, decay, beta = random(2, time, heads), -random(2, time, heads).abs(), 1 + random(2, time, heads).abs()
+        gamma, alpha = random(heads).sigmoid(), 1 + random(heads).abs()
+        inputs = [raw, ahead, *(x.requires_grad_() for x in (gate, decay, beta, gamma, alpha))]
+        q, k = gated_keys(raw, gate, decay, beta, documents, kernels)
+        outputs = [q, k, ahead_values(ahead, gamma, alpha, documents, kernels)]
+        gradients = torch.autograd.grad(outputs, inputs, [random(*shape).to(dtype) for _ in outputs])
+        return [x.detach().float() for x in (*outputs, *gradients)]

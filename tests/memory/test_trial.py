@@ -1,0 +1,53 @@
+"""Kernels for a GPU that fail there are not what `auto` means."""
+
+import pytest
+import torch
+
+from mm_lightning.memory import kernels as kernels_module
+from mm_lightning.memory import trial
+from mm_lightning.memory.kernels import chosen, gated_keys
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    trial.problem.cache_clear()
+    yield
+    trial.problem.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", trial.TOLERANCE)
+def test_kernels_that_agree_are_trusted(dtype):
+    assert trial.problem("torch", CPU, dtype, 8) is None
+
+
+def test_native_kernels_agree():
+    pytest.importorskip("numba")
+    with torch.inference_mode():
+        assert trial.problem("native", CPU, torch.float32, 24) is None
+
+
+def test_kernels_that_fail_are_not():
+    with pytest.warns(UserWarning, match="triton fail a small trial on cpu with heads of 8 numbers in float32"):
+        assert "UserError" in trial.problem("triton", CPU, torch.float32, 8)
+
+
+def test_kernels_that_differ_are_not(monkeypatch):
+    def wrong(raw, gate, decay, beta, documents, kernels):
+        q, k = gated_keys(raw, gate, decay, beta, documents, "torch")
+        return (q * 1.01, k) if kernels == "native" else (q, k)
+
+    monkeypatch.setattr(trial, "gated_keys", wrong)
+    monkeypatch.setattr(trial, "ahead_values", lambda v, *rest: v * 1)
+    monkeypatch.setattr(trial.torch.autograd, "grad", lambda outputs, inputs, down: ())
+    with pytest.warns(UserWarning, match=r"differ from torch's by 1\.\d%"):
+        assert trial.problem("native", CPU, torch.float32, 8)
+
+
+@pytest.mark.parametrize(("why", "meant"), [(None, "triton"), ("off", "torch")])
+def test_auto_asks_and_an_order_does_not(monkeypatch, why, meant):
+    monkeypatch.setattr(kernels_module, "resolve", lambda *arguments: "triton")
+    monkeypatch.setattr(trial, "problem", lambda *arguments: why)
+    assert chosen("auto", CPU, torch.float32, 8) == meant
+    assert chosen("triton", CPU, torch.float32, 8) == "triton"
