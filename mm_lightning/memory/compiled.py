@@ -5,7 +5,7 @@ Importing this module imports numba; a kernel's first call compiles it, which la
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
@@ -110,7 +110,7 @@ def _typed_array_at(address, like, count):  # type: ignore[no-untyped-def]
 def kinds(dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray]:
     """Empty arrays of a tensor type as kernels see it, and of the type that is computed in."""
     exact = torch.promote_types(dtype, torch.float32)
-    return flat(torch.empty(0, dtype=dtype)), flat(torch.empty(0, dtype=exact))
+    return tuple(flat(torch.empty(0, dtype=x, device="cpu")) for x in (dtype, exact))  # type: ignore[return-value]
 
 
 def flat(x: Tensor) -> np.ndarray:
@@ -118,6 +118,25 @@ def flat(x: Tensor) -> np.ndarray:
     extent = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True)) if x.numel() else 0
     x = x.detach().as_strided((extent,), (1,))
     return (x.view(torch.uint16) if x.dtype == torch.bfloat16 else x).numpy()
+
+
+def in_threads(threads: int, kernel: Callable[..., None], jobs: Iterable[Any], *arguments: Any, held: Any) -> None:
+    """Runs a kernel on all jobs.
+
+    Args:
+        threads: at most so many at a time.
+        kernel: of a job and the other arguments.
+        jobs: the first arguments.
+        arguments: the others.
+        held: tensors whose addresses are among them. Whoever waits here may be interrupted, and lets go of them while
+            the kernel still writes there.
+    """
+    for future in [pool(threads).submit(_run, held, kernel, job, *arguments) for job in jobs]:
+        future.result()
+
+
+def _run(held: Any, kernel: Callable[..., None], *arguments: Any) -> None:
+    kernel(*arguments)
 
 
 @cache

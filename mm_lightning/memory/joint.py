@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mm_lightning.memory.bandwidth import frozen_bandwidth
-from mm_lightning.memory.kernels import resolve
+from mm_lightning.memory.kernels import plain, resolve
 from mm_lightning.memory.pairs import Chunk, Pairs
 from mm_lightning.memory.recurrence import gated_step, unit
 from mm_lightning.memory.retrieval import Span
@@ -55,7 +55,7 @@ class JointMemories:
             scale.masked_fill_(chunk.starts, -torch.inf)
         keys = [memory.keys.W_phi(x) for memory in self.memories]
         values = [memory.W_psi(x) for memory in self.memories]
-        if self._native(x):
+        if self._native(keys[0]):
             return self._native_step(keys, values, *self.gates(x), carried, chunk)
         ktilde, raw = (torch.cat(parts, -1).view(total.shape) for parts in (keys, values))
         new_total, new_scale = gated_step(ktilde, *self.gates(x), total, scale)
@@ -73,8 +73,14 @@ class JointMemories:
         return torch.cat(answers, 2).flatten(-2)
 
     def _native(self, x: Tensor) -> bool:
-        """Whether one compiled call does it all: where the pairs lie in plain buffers."""
+        """Whether one compiled call does it all: where the pairs lie in plain buffers, of the type of what comes in.
+
+        (They are of another where autocast was switched on or off meanwhile.)
+        """
         if any(type(pairs) is not Pairs or pairs.blocks is not None for pairs in self.pairs):
+            return False
+        held = [y for pairs in self.pairs for y in (pairs.keys, pairs.raw)]
+        if not plain(x) or any(y is None or y.dtype != x.dtype for y in held):
             return False
         return resolve(self.memories[0].kernels, x.device, x.dtype) == "native"
 

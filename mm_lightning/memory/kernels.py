@@ -90,8 +90,15 @@ def takes_token(kernels: Kernels, x: Tensor, weight: Tensor) -> bool:
         return False
     if x.dtype != weight.dtype or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
         return False
+    if not (plain(x) and plain(weight)) or x.shape[-1] != weight.shape[-1]:  # of which torch says what is wrong
+        return False
     ordered = weight.is_contiguous() and x.stride(-1) == 1
     return ordered and resolve(kernels, x.device, x.dtype) == "native"
+
+
+def plain(x: Tensor) -> bool:
+    """Whether its numbers lie where `data_ptr()` says: those of quantised, sharded or imagined tensors do not."""
+    return type(x) in (Tensor, nn.Parameter)
 
 
 def describe(kernels: Kernels) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mm_lightning.memory.compiled import array_at, compiled, get, kinds, pool
+from mm_lightning.memory.compiled import array_at, compiled, get, in_threads, kinds
 
 
 @compiled
@@ -77,9 +77,7 @@ def _by_rows(kernel: Callable[..., None], x: Tensor, buffer: Tensor, index: Tens
         for n in range(len(x)):
             kernel(n, *arguments)
     else:
-        workers = pool(torch.get_num_threads())
-        for future in [workers.submit(kernel, n, *arguments) for n in range(len(x))]:
-            future.result()
+        in_threads(torch.get_num_threads(), kernel, range(len(x)), *arguments, held=(x, buffer, index, out))
 
 
 @cache

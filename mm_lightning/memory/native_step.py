@@ -14,7 +14,7 @@ from numba.extending import overload
 from torch import Tensor
 
 from mm_lightning.memory.bandwidth import FrozenBandwidth
-from mm_lightning.memory.compiled import array_at, as_float, compiled, get, kinds, pool, put
+from mm_lightning.memory.compiled import array_at, as_float, compiled, get, in_threads, kinds, put
 from mm_lightning.memory.recurrence import EPS
 
 STRIP = 256
@@ -251,8 +251,8 @@ class Step:
         else:
             # Every other head in a job, because those of a memory with a window have less to read
             jobs = [(row, h, h + 1) for row in range(batch) for h in range(count)]
-            for future in [pool(threads).submit(_run, jobs[i::threads], arguments) for i in range(threads)]:
-                future.result()
+            shares = [jobs[i::threads] for i in range(threads)]
+            in_threads(threads, _run, shares, arguments, held=(ktilde, raw, inputs, memories))
         return answer
 
 

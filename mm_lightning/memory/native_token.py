@@ -12,14 +12,14 @@ import math
 import torch
 from torch import Tensor
 
-from mm_lightning.memory.compiled import array_at, compiled, get, kinds, pool, put
+from mm_lightning.memory.compiled import array_at, compiled, get, in_threads, kinds, put
 
 SHARE = 2**19
 """Weights that are worth a thread of their own."""
 
 
 @compiled
-def _product(types, rows, columns, weights, vector, result):  # type: ignore[no-untyped-def]
+def _product(rows, types, columns, weights, vector, result):  # type: ignore[no-untyped-def]
     """Of the rows first to last - 1: W x."""
     first, last = rows
     weight, x, out = (
@@ -57,11 +57,10 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
     threads = min(torch.get_num_threads(), rows * columns // SHARE)
     arguments = columns, weight.data_ptr(), x.data_ptr(), out.data_ptr()
     if threads < 2:
-        _product(kinds(x.dtype), (0, rows), *arguments)
+        _product((0, rows), kinds(x.dtype), *arguments)
         return out
     parts = itertools.pairwise(rows * n // threads for n in range(threads + 1))
-    for future in [pool(threads).submit(_product, kinds(x.dtype), part, *arguments) for part in parts]:
-        future.result()
+    in_threads(threads, _product, parts, kinds(x.dtype), *arguments, held=(weight, x, out))
     return out
 
 

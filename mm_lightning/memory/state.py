@@ -193,7 +193,7 @@ class State:
         self._first, self._latest = chunk.first[:, -1], chunk.latest
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything in it by name, rows first: what a file of it holds."""
+        """Everything in it by name, rows first: what a file of it holds. The next token changes them in place."""
         found = {f"{name}.{key}": x for name, part in self.parts.items() for key, x in part.tensors().items()}
         return {**found, "first": self._first, "length": torch.full_like(self._first, self.length)}
 

@@ -6,10 +6,14 @@ from torch.nn import functional as F
 
 pytest.importorskip("numba")
 
+import weakref
+from concurrent.futures import Future
+from threading import Event, Semaphore
+
 import numpy as np
 
-from mm_lightning.memory import native_step
-from mm_lightning.memory.compiled import flat
+from mm_lightning.memory import native_step, native_token
+from mm_lightning.memory.compiled import flat, kinds
 from mm_lightning.memory.layers import Linear, Norm
 from mm_lightning.memory.native_token import product, rms_norm
 
@@ -59,6 +63,79 @@ def test_layers_take_single_tokens_through_them_without_gradients_only():
         for layer in (linear, norm):
             layer.kernels = "torch"
         assert torch.equal(linear(norm(x)), trained)
+
+
+class Halved(torch.Tensor):
+    """A weight without memory of its own, as quantised ones are: the layer sees twice what is stored."""
+
+    @staticmethod
+    def __new__(cls, stored):
+        return torch.Tensor._make_wrapper_subclass(cls, stored.shape, dtype=stored.dtype)
+
+    def __init__(self, stored):
+        self.stored = stored
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if function is F.linear:
+            return F.linear(args[0], 2 * args[1].stored)
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        assert function is torch.ops.aten.detach.default
+        return cls(args[0].stored)
+
+
+def test_weights_that_are_not_where_they_seem_are_left_to_torch():
+    linear, x = Linear(16, 24, 1.0), drawn(1, 1, 16).float()
+    linear.weight = torch.nn.Parameter(Halved(linear.weight.detach()), requires_grad=False)
+    with torch.no_grad():
+        assert torch.equal(linear(x), F.linear(x, 2 * linear.weight.stored))
+
+
+@pytest.mark.parametrize("layer", [Linear(16, 24, 1.0), Norm(16, 1e-6)])
+@pytest.mark.parametrize("size", [1, 15, 17])
+def test_a_token_of_another_size_is_refused(layer, size):
+    with torch.no_grad(), pytest.raises(RuntimeError, match="shape"):
+        layer(torch.ones(1, 1, size))
+
+
+def test_another_default_device_does_not_matter():
+    kinds.cache_clear()
+    linear, x = Linear(16, 24, 1.0), torch.ones(1, 1, 16)
+    with torch.no_grad(), torch.device("meta"):
+        assert linear(x).shape == (1, 1, 24)
+
+
+def test_memory_is_held_until_threads_are_done_with_it(monkeypatch):
+    """Also if what waits for them is interrupted, as by Ctrl-C."""
+    begun, go_on, done, held = Event(), Event(), Semaphore(0), []
+    x, weight = torch.ones(1, 1, 16), torch.ones(24, 16)
+    tensors = [weakref.ref(x), weakref.ref(weight)]
+
+    def kernel(*arguments):
+        begun.set()
+        go_on.wait(10)
+        held.append([y() is not None for y in tensors])
+        done.release()
+
+    def interrupted(future):
+        begun.wait(10)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(native_token, "SHARE", 1)
+    monkeypatch.setattr(native_token, "_product", kernel)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    with monkeypatch.context() as patched:
+        patched.setattr(Future, "result", interrupted)
+        try:
+            product(x, weight)
+        except KeyboardInterrupt:
+            del x, weight
+    go_on.set()
+    assert all(done.acquire(timeout=10) for _ in range(2))
+    assert held == [[True, True], [True, True]]
 
 
 def read(q, keys, values, first, end):

@@ -62,6 +62,19 @@ def test_threads_share_the_heads(build, packed, threads):
     assert torch.allclose(found, whole, atol=1e-9, rtol=0)
 
 
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_autocast_may_begin_after_the_prompt(build, packed, chunk):
+    """What is stored is then of another type than what comes; after a chunk, all but the newest raw values."""
+    network = build(CONFIGS["v2"]).eval()
+    tokens, _ = packed(CONFIGS["v2"], 1, 30, 0)
+    state, whole = network.new_state(), run(network, tokens, [30])
+    prompt = run(network, tokens[:, :16], [16], state=state)
+    with torch.autocast("cpu", torch.bfloat16):
+        decoded = run(network, tokens[:, 16:], [chunk, *[1] * (14 - chunk)], state=state)
+    assert torch.allclose(prompt, whole[:, :16], atol=1e-4)
+    assert (decoded - whole[:, 16:]).abs().max() <= 0.05 * whole.abs().max()
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.05)])
 def test_precision(config, packed, dtype, tolerance):
     """The largest difference of a logit, relative to the largest logit, at the initial scalars."""
