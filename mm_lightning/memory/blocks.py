@@ -147,14 +147,15 @@ class Blocks:
         for size in sizes[kept:]:
             place = slice(self.begin + at, self.begin + at + size)
             k, v = keys[:, :, place], values[:, :, place]
-            sorting = nearby(k.flatten(0, 1), self.settings.block).view(k.shape[:3])
+            with torch.autocast(k.device.type, enabled=False):  # which would sum in 16 bits
+                sorting = nearby(k.flatten(0, 1), self.settings.block).view(k.shape[:3])
+                index = sorting[..., None].expand(k.shape)
+                k[:], v[:] = k.gather(2, index), v.gather(2, index)
+                parts.append(summarize(k.flatten(0, 1), v.flatten(0, 1), self.settings.block, unit))
             time = torch.arange(at, at + size, device=k.device).expand(k.shape[:3])
             if self.order is not None and at < before:  # sorted before, in smaller segments
                 time = torch.cat([self.order[:, :, at : at + size], time[:, :, before - at :]], 2)
             orders.append(time.gather(2, sorting))
-            index = sorting[..., None].expand(k.shape)
-            k[:], v[:] = k.gather(2, index), v.gather(2, index)
-            parts.append(summarize(k.flatten(0, 1), v.flatten(0, 1), self.settings.block, unit))
             at += size
         self.order = torch.cat(orders, 2)
         self.summary = {name: torch.cat([x[name] for x in parts if x], axis) for name, axis in LONG.items()}

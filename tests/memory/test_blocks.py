@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from mm_lightning.errors import UserError
 from mm_lightning.memory.blocks import Blocks, BlockStore
+from mm_lightning.memory.kernels import set_kernels
 from mm_lightning.memory.summaries import nearby, summarize
 from mm_lightning.networks import MemoryMosaicConfig, TransformerConfig
 
@@ -221,6 +222,22 @@ def test_in_bfloat16():
     assert found.dtype == torch.bfloat16
     expected = exact(*(x.double() for x in low))
     assert (found - expected).norm() <= 0.03 * expected.norm()
+
+
+@pytest.mark.parametrize("kernels", ["auto", "torch"])
+@pytest.mark.parametrize("prompt", [torch.bfloat16, torch.float32])
+def test_under_autocast(prompt, kernels):
+    """As commands compute on a GPU; it may also begin after the prompt."""
+    model = network().float()
+    set_kernels(model, kernels)
+    tokens = torch.randint(40, (1, 110))
+    found = []
+    for state in (model.new_state(long_store=STORE), model.new_state()):
+        with torch.inference_mode(), torch.autocast("cpu", enabled=prompt == torch.bfloat16):
+            model(tokens[:, :80], state=state)
+        with torch.autocast("cpu"):
+            found.append(decode(model, state, tokens[:, 80:]))
+    assert (found[0] - found[1]).abs().max() <= 0.06 * found[1].abs().max()
 
 
 def test_mistakes():
