@@ -93,7 +93,7 @@ class Sequences(Dataset):
         if checksum:
             self._summed.add(number)
         if len(self._files) == _OPEN:
-            del self._files[next(iter(self._files))]
+            self._files.pop(next(iter(self._files))).close()
         self._files[number] = patiently(partial(FileIO, str(path)), str(path))
         return self._files[number]
 

@@ -1,5 +1,7 @@
 """Data that goes wrong while it is read."""
 
+import warnings
+
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
@@ -76,8 +78,11 @@ def test_few_files_are_open_at_a_time(shards, monkeypatch):
     expected = [batch.tokens.tolist() for batch in loader(shards)]
     monkeypatch.setattr(sequences, "_OPEN", 2)
     ready = loader(shards)
-    assert [batch.tokens.tolist() for batch in ready] == expected
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        assert [batch.tokens.tolist() for batch in ready] == expected
     assert len(ready.dataset._files) == 2
+    assert not [w for w in warned if w.category is ResourceWarning]  # the others are closed
 
 
 @pytest.mark.slow
