@@ -185,7 +185,7 @@ class Blocks:
             index, rest, moved = self._choose(rows, keys, scores)
             weights = torch.cat([*scores, rest], 1).softmax(-1)
             *parts, rest = weights.split([*(x.shape[1] for x in scores), rest.shape[1]], 1)
-            answer = torch.bmm(rest[:, None], self.summary["values"])[:, 0]
+            answer = self._mean(rest)
             if moved is not None:
                 answer = answer + self._regression(rest, *moved)
             answer = answer.to(values.dtype)
@@ -233,6 +233,17 @@ class Blocks:
             return scores(q.to(full(q.dtype)), keys, index, size)
         blocks = keys.view(-1, size * q.shape[1]).index_select(0, index.flatten())
         return _scores(q, blocks.view(len(q), -1, q.shape[1]))
+
+    def _mean(self, weight: Tensor) -> Tensor:
+        """(N, D) sums by weights (N, blocks) of the blocks' mean values."""
+        values = self.summary["values"]
+        size = self.settings.segment // self.settings.block  # blocks of a segment, of which there are some
+        if resolve(self.kernels, values.device, values.dtype) == "native":
+            from mm_lightning.memory.native_blocks import weighted
+
+            index = torch.arange(weight.numel() // size).view(len(weight), -1)
+            return weighted(weight, values.contiguous(), index, size)
+        return torch.bmm(weight[:, None], values)[:, 0]
 
     def _weighted(self, weight: Tensor, values: Tensor, index: Tensor) -> Tensor:
         """(N, D) sums by weights (N, K block) of the values of blocks (N, K) of the buffer."""
