@@ -18,7 +18,9 @@ from mm_lightning.errors import UserError
 
 try:
     import numba
+    from llvmlite import ir
     from numba import types
+    from numba.core import cgutils
     from numba.extending import intrinsic, overload
 except ImportError as error:
     raise UserError("kernels native need numba: pip install numba, or choose torch") from error
@@ -104,6 +106,22 @@ def array_at(address, like, count):  # type: ignore[no-untyped-def]
 @overload(array_at, inline="always")
 def _typed_array_at(address, like, count):  # type: ignore[no-untyped-def]
     return lambda address, like, count: numba.carray(_pointer(address, like), count)
+
+
+@intrinsic
+def prefetch(typing_context: Any, address: Any) -> Any:
+    """Asks for 64 bytes of memory that will be read soon."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        integer, pointer = ir.IntType(32), ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [pointer, integer, integer, integer])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch")
+        builder.call(
+            function, [builder.inttoptr(args[0], pointer), *(integer(x) for x in (0, 3, 1))]
+        )  # read, keep, data
+        return context.get_dummy_value()
+
+    return types.none(types.int64), code
 
 
 @cache

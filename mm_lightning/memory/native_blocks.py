@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mm_lightning.memory.compiled import array_at, compiled, get, in_threads, kinds
+from mm_lightning.memory.compiled import array_at, compiled, get, in_threads, kinds, prefetch
 
 
 @compiled
@@ -22,9 +22,12 @@ def _score(n, types, sizes, places):  # type: ignore[no-untyped-def]
     keys = array_at(buffer, types[0], room)
     index = array_at(indices + n * chosen * 8, types[2], chosen)
     out = array_at(results + n * chosen * block * types[1].itemsize, types[1], chosen * block)
+    size = block * dim * types[0].itemsize
     for c in range(chosen):
-        begin = index[c] * block * dim
+        begin, ahead = index[c] * block * dim, buffer + index[min(c + 2, chosen - 1)] * size
         for i in range(block):
+            for at in range(i * dim * types[0].itemsize, (i + 1) * dim * types[0].itemsize, 64):
+                prefetch(ahead + at)
             k, score = keys[begin + i * dim : begin + (i + 1) * dim], types[1].dtype.type(0)
             for d in range(dim):
                 score += query[d] * get(k, d)
@@ -40,8 +43,11 @@ def _add(n, types, sizes, places):  # type: ignore[no-untyped-def]
     values = array_at(buffer, types[0], room)
     index = array_at(indices + n * chosen * 8, types[2], chosen)
     out = array_at(results + n * dim * types[1].itemsize, types[1], dim)
+    size = block * dim * types[0].itemsize
     for c in range(chosen):
-        begin = index[c] * block * dim
+        begin, ahead = index[c] * block * dim, buffer + index[min(c + 2, chosen - 1)] * size
+        for at in range(0, size if block <= 64 else 0, 64):
+            prefetch(ahead + at)
         # Four pairs at a time spare reading and writing the sum for each.
         for i in range(0, block - 3, 4):
             at = c * block + i

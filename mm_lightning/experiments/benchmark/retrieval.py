@@ -45,8 +45,9 @@ def retrieval_command(
     """Time sub-linear reads of the long-term memory, and measure their error.
 
     A memory is filled with what a trained network stores of a text, and asked with the keys of the text that follows,
-    at the bandwidth of so many pairs: by the exact read, by blocks (an option of the state of inference) with several
-    budgets and with proven errors, and through an index of faiss, whose nearest neighbours are read and renormalised.
+    at the bandwidth of so many pairs: by the exact read of decoding (and torch's, where numba compiles the former), by
+    blocks (an option of the state of inference) with several budgets and with proven errors, and through an index of
+    faiss, whose nearest neighbours are read and renormalised.
     All take turns, one token at a time. Errors are norms of differences, relative to the norm of the exact answer.
 
     Args:
@@ -210,15 +211,14 @@ def _measure(
         blocks.settings = store
         return blocks.read(q, *buffers, count, first)
 
-    def exactly(q: Any) -> Any:
-        """As decoding reads all pairs here."""
-        if resolve("auto", q.device, q.dtype) == "native" and torch.get_num_threads() == 1:
-            from mm_lightning.memory.native_step import read
-
-            return read(q, *buffers, count)
+    def by_torch(q: Any) -> Any:
         return F.scaled_dot_product_attention(q[:, :, None], keys, values, scale=1.0)[:, :, 0]
 
-    runs: dict[str, Callable[[Any], Any]] = {"exact": exactly}
+    runs: dict[str, Callable[[Any], Any]] = {"exact": by_torch}
+    if resolve("auto", keys.device, keys.dtype) == "native" and torch.get_num_threads() == 1:
+        from mm_lightning.memory.native_step import read
+
+        runs = {"exact": lambda q: read(q, *buffers, count), "exact, torch": by_torch}  # the first as decoding reads
     runs |= {method: partial(by_blocks, store) for method, store in stores.items()}
     runs |= {f"faiss {kind}": other.read for kind, other in others.items()}
     beta = filled.bandwidth(torch.tensor([[count]], device=keys.device)).reshape(-1, 1).to(keys.dtype)
