@@ -108,6 +108,15 @@ def _typed_array_at(address, like, count):  # type: ignore[no-untyped-def]
     return lambda address, like, count: numba.carray(_pointer(address, like), count)
 
 
+def row_at(address, like, i, size):  # type: ignore[no-untyped-def]
+    """The i-th of rows of so many numbers that lie one after the other, from an address on."""
+
+
+@overload(row_at, inline="always")
+def _typed_row_at(address, like, i, size):  # type: ignore[no-untyped-def]
+    return lambda address, like, i, size: array_at(address + i * size * like.itemsize, like, size)
+
+
 @intrinsic
 def prefetch(typing_context: Any, address: Any) -> Any:
     """Asks for 64 bytes of memory that will be read soon."""

@@ -10,7 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mm_lightning.memory.compiled import array_at, compiled, get, in_threads, kinds, prefetch
+from mm_lightning.memory.compiled import array_at, compiled, get, in_threads, kinds, prefetch, row_at
+
+FAR = 64
+"""Values of a block up to which the next ones are asked for ahead: longer rows processors foresee."""
 
 
 @compiled
@@ -18,10 +21,10 @@ def _score(n, types, sizes, places):  # type: ignore[no-untyped-def]
     """Of row n: q.k of all pairs of its blocks."""
     chosen, block, dim, room = sizes
     queries, buffer, indices, results = places
-    query = array_at(queries + n * dim * types[1].itemsize, types[1], dim)
+    query = row_at(queries, types[1], n, dim)
     keys = array_at(buffer, types[0], room)
-    index = array_at(indices + n * chosen * 8, types[2], chosen)
-    out = array_at(results + n * chosen * block * types[1].itemsize, types[1], chosen * block)
+    index = row_at(indices, types[2], n, chosen)
+    out = row_at(results, types[1], n, chosen * block)
     size = block * dim * types[0].itemsize
     for c in range(chosen):
         begin, ahead = index[c] * block * dim, buffer + index[min(c + 2, chosen - 1)] * size
@@ -39,14 +42,14 @@ def _add(n, types, sizes, places):  # type: ignore[no-untyped-def]
     """Of row n: the sum of all pairs' values by their weights."""
     chosen, block, dim, room = sizes
     weights, buffer, indices, results = places
-    weight = array_at(weights + n * chosen * block * types[1].itemsize, types[1], chosen * block)
+    weight = row_at(weights, types[1], n, chosen * block)
     values = array_at(buffer, types[0], room)
-    index = array_at(indices + n * chosen * 8, types[2], chosen)
-    out = array_at(results + n * dim * types[1].itemsize, types[1], dim)
+    index = row_at(indices, types[2], n, chosen)
+    out = row_at(results, types[1], n, dim)
     size = block * dim * types[0].itemsize
     for c in range(chosen):
         begin, ahead = index[c] * block * dim, buffer + index[min(c + 2, chosen - 1)] * size
-        for at in range(0, size if block <= 64 else 0, 64):
+        for at in range(0, size if block <= FAR else 0, 64):
             prefetch(ahead + at)
         # Four pairs at a time spare reading and writing the sum for each.
         for i in range(0, block - 3, 4):

@@ -14,7 +14,7 @@ from numba.extending import overload
 from torch import Tensor
 
 from mm_lightning.memory.bandwidth import FrozenBandwidth
-from mm_lightning.memory.compiled import array_at, as_float, compiled, get, in_threads, kinds, put
+from mm_lightning.memory.compiled import array_at, as_float, compiled, get, in_threads, kinds, put, row_at
 from mm_lightning.memory.recurrence import EPS
 
 STRIP = 256
@@ -53,15 +53,6 @@ def _weigh_float32(scores, count, most):  # type: ignore[no-untyped-def]
         scores[i] = (one + y * series) * as_float(np.uint32(np.int32(n) + np.int32(127)) << np.uint32(23))
         total += scores[i]
     return total
-
-
-def _row(address, like, i, size):  # type: ignore[no-untyped-def]
-    """The i-th of rows of so many numbers that lie one after the other."""
-
-
-@overload(_row, inline="always")
-def _typed_row(address, like, i, size):  # type: ignore[no-untyped-def]
-    return lambda address, like, i, size: array_at(address + i * size * like.itemsize, like, size)
 
 
 @compiled
@@ -126,9 +117,10 @@ def _step(job, types, sizes, shared, memories):  # type: ignore[no-untyped-def]
     for h in range(begin, end):
         ktildes, raws, all_keys, all_values, capacity, at, lowest, highest, offset = memories[h // heads]
         i, here = row * count + h, row * heads + h % heads
-        x, ahead = _row(ktildes, stored, here, dim), _row(raws, stored, here, dim)
-        total, before, out = _row(totals, exact, i, dim), _row(befores, stored, i, dim), _row(answers, stored, i, dim)
-        keys, values = _row(all_keys, stored, here, capacity * dim), _row(all_values, stored, here, capacity * dim)
+        x, ahead = row_at(ktildes, stored, here, dim), row_at(raws, stored, here, dim)
+        total, before = row_at(totals, exact, i, dim), row_at(befores, stored, i, dim)
+        out = row_at(answers, stored, i, dim)
+        keys, values = row_at(all_keys, stored, here, capacity * dim), row_at(all_values, stored, here, capacity * dim)
         # Equation (8), relative to the largest weight
         old = scale[i] + decay[i]
         level = max(old, gate[i])
@@ -169,8 +161,8 @@ def _read_rows(types, sizes, places):  # type: ignore[no-untyped-def]
     kind = types[1].dtype
     scores, query, found = np.empty(STRIP, kind), np.empty(dim, kind), np.empty(dim, kind)
     for n in range(rows):
-        q, out = _row(queries, types[0], n, dim), _row(answers, types[0], n, dim)
-        keys, values = _row(all_keys, types[0], n, capacity * dim), _row(all_values, types[0], n, capacity * dim)
+        q, out = row_at(queries, types[0], n, dim), row_at(answers, types[0], n, dim)
+        keys, values = row_at(all_keys, types[0], n, capacity * dim), row_at(all_values, types[0], n, capacity * dim)
         for d in range(dim):
             query[d] = get(q, d)
         _read(query, keys, values, 0, count, scores, found)
