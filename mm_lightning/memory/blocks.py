@@ -16,7 +16,7 @@ Z (f - f') = sum over unread pairs of L/n (exp(y_i) - 1) (v_i - f'), hence
 
 with V the largest norm of a value, and Z' <= Z what f' was divided by. With an epsilon blocks are read until the
 sum is at most epsilon; with epsilon 0, until it is below rounding. In many dimensions blocks are wide: that takes a
-large share of them, and often longer than reading all.
+large share of them.
 
 Without an epsilon `budget` pairs are read, and the second moments of the keys, and of values with keys, inside a group
 of neighbouring blocks correct the summaries of the rest, as if what lies around a block's mean were Gaussian: exp(y) is
@@ -76,7 +76,7 @@ class Blocks:
 
     Args:
         settings: of the store.
-        kernels: native, on a CPU, read blocks where they lie; others copy them together first.
+        kernels: native, on a CPU, read in one compiled call blocks where they lie; others copy them together first.
 
     Attributes:
         begin: the first sorted pair; every row's document begins there or before.
@@ -175,6 +175,8 @@ class Blocks:
             (B, H, D)
         """
         with torch.autocast(q.device.type, enabled=False):
+            if resolve(self.kernels, q.device, keys.dtype) == "native":
+                return self._native_read(q, keys, values, readable, first)
             rows = q.flatten(0, 1)  # (N, D), N = B H
             near = [slice(self.end, readable)] + [slice(self.low, self.begin)] * (self.begin > self.low)
             scores = [_scores(rows, keys[:, :, part].flatten(0, 1)) for part in near]
@@ -185,7 +187,7 @@ class Blocks:
             index, rest, moved = self._choose(rows, keys, scores)
             weights = torch.cat([*scores, rest], 1).softmax(-1)
             *parts, rest = weights.split([*(x.shape[1] for x in scores), rest.shape[1]], 1)
-            answer = self._mean(rest)
+            answer = torch.bmm(rest[:, None], self.summary["values"])[:, 0]
             if moved is not None:
                 answer = answer + self._regression(rest, *moved)
             answer = answer.to(values.dtype)
@@ -194,6 +196,16 @@ class Blocks:
             answer = answer + self._weighted(torch.cat(parts[len(near) :], 1), values, index).to(values.dtype)
         self.share = sum(x.shape[1] for x in scores) / (readable - self.low)
         return answer.view(q.shape)
+
+    def _native_read(self, q: Tensor, keys: Tensor, values: Tensor, readable: int, first: Tensor) -> Tensor:
+        from mm_lightning.memory.native_blocks import read
+
+        chosen = self.settings
+        sizes = chosen.block, chosen.budget // chosen.block, self.begin, self.end, readable, self.low
+        options = chosen.epsilon, LOOK, GAIN
+        answer, number = read(q.to(full(q.dtype)), keys, values, self.summary, first, sizes, options)
+        self.share = number / (readable - self.low)
+        return answer.to(values.dtype)
 
     def _choose(
         self, q: Tensor, keys: Tensor, scores: list[Tensor]
@@ -226,32 +238,12 @@ class Blocks:
 
     def _scores(self, q: Tensor, keys: Tensor, index: Tensor) -> Tensor:
         """(N, K block) products of (N, D) with the keys of blocks (N, K) of the buffer."""
-        size = self.settings.block
-        if resolve(self.kernels, keys.device, keys.dtype) == "native":
-            from mm_lightning.memory.native_blocks import scores
-
-            return scores(q.to(full(q.dtype)), keys, index, size)
-        blocks = keys.view(-1, size * q.shape[1]).index_select(0, index.flatten())
+        blocks = keys.view(-1, self.settings.block * q.shape[1]).index_select(0, index.flatten())
         return _scores(q, blocks.view(len(q), -1, q.shape[1]))
-
-    def _mean(self, weight: Tensor) -> Tensor:
-        """(N, D) sums by weights (N, blocks) of the blocks' mean values."""
-        values = self.summary["values"]
-        size = self.settings.segment // self.settings.block  # blocks of a segment, of which there are some
-        if resolve(self.kernels, values.device, values.dtype) == "native":
-            from mm_lightning.memory.native_blocks import weighted
-
-            index = torch.arange(weight.numel() // size).view(len(weight), -1)
-            return weighted(weight, values.contiguous(), index, size)
-        return torch.bmm(weight[:, None], values)[:, 0]
 
     def _weighted(self, weight: Tensor, values: Tensor, index: Tensor) -> Tensor:
         """(N, D) sums by weights (N, K block) of the values of blocks (N, K) of the buffer."""
         size = self.settings.block
-        if resolve(self.kernels, values.device, values.dtype) == "native":
-            from mm_lightning.memory.native_blocks import weighted
-
-            return weighted(weight, values, index, size)
         pairs = (index[..., None] * size + torch.arange(size, device=index.device)).flatten(1)
         flat = values.view(-1, values.shape[-1])
         return F.embedding_bag(pairs, flat, per_sample_weights=weight.to(values.dtype), mode="sum")

@@ -1,101 +1,286 @@
-"""Reads of chosen blocks of pairs on a CPU, where they lie: no copy of what is read."""
+"""The sub-linear read of a memory on a CPU: one compiled call for each row, which reads pairs where they lie.
+
+The same as `Blocks.read` in torch, by threshold instead of by sorting: the blocks that promise most are those above
+the rank that just so many exceed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
-from typing import Any
+import math
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mm_lightning.memory.compiled import array_at, compiled, get, in_threads, kinds, prefetch, row_at
+from mm_lightning.memory.compiled import array_at, compiled, get, in_threads, kinds, prefetch, put, row_at
+from mm_lightning.memory.native_step import weigh
+
+STRIP = 2048
+"""Columns of a product that are summed up at a time, in the nearest cache."""
 
 FAR = 64
-"""Values of a block up to which the next ones are asked for ahead: longer rows processors foresee."""
+"""Pairs of a run up to which the next ones are asked for ahead: longer ones processors foresee."""
+
+INDEX = np.empty(0, np.int64)
+"""Like the places of pairs and blocks."""
+
+HALVINGS = 64
+"""Of the range in which a threshold is sought: more than numbers close together take."""
 
 
 @compiled
-def _score(n, types, sizes, places):  # type: ignore[no-untyped-def]
-    """Of row n: q.k of all pairs of its blocks."""
-    chosen, block, dim, room = sizes
-    queries, buffer, indices, results = places
-    query = row_at(queries, types[1], n, dim)
-    keys = array_at(buffer, types[0], room)
-    index = row_at(indices, types[2], n, chosen)
-    out = row_at(results, types[1], n, chosen * block)
-    size = block * dim * types[0].itemsize
-    for c in range(chosen):
-        begin, ahead = index[c] * block * dim, buffer + index[min(c + 2, chosen - 1)] * size
-        for i in range(block):
-            for at in range(i * dim * types[0].itemsize, (i + 1) * dim * types[0].itemsize, 64):
-                prefetch(ahead + at)
-            k, score = keys[begin + i * dim : begin + (i + 1) * dim], types[1].dtype.type(0)
+def _product(vector, matrix, columns, out):  # type: ignore[no-untyped-def]
+    """out = vector @ matrix, whose rows have so many columns."""
+    dim = len(vector)
+    for begin in range(0, columns, STRIP):
+        end = min(begin + STRIP, columns)
+        part = out[begin:end]
+        part[:] = 0
+        for d in range(0, dim - 3, 4):
+            v0, v1, v2, v3 = vector[d], vector[d + 1], vector[d + 2], vector[d + 3]
+            m0, m1 = matrix[d * columns + begin :], matrix[(d + 1) * columns + begin :]
+            m2, m3 = matrix[(d + 2) * columns + begin :], matrix[(d + 3) * columns + begin :]
+            for i in range(end - begin):
+                part[i] += v0 * m0[i] + v1 * m1[i] + v2 * m2[i] + v3 * m3[i]
+        for d in range(dim // 4 * 4, dim):
+            v0, m0 = vector[d], matrix[d * columns + begin :]
+            for i in range(end - begin):
+                part[i] += v0 * m0[i]
+
+
+@compiled
+def _largest(rank, wanted, places):  # type: ignore[no-untyped-def]
+    """Writes the places of the `wanted` largest in rising order; returns how many they are, fewer only with NaN."""
+    kind, count = rank.dtype.type, len(rank)
+    low, below, high, last, above = kind(-np.inf), rank.min(), rank.max(), kind(np.inf), 0  # `above` exceed `high`
+    for _ in range(HALVINGS):
+        middle, exceed = below + (high - below) / kind(2), kind(0)
+        for i in range(count):
+            exceed += kind(1) if rank[i] > middle else kind(0)
+        if exceed <= wanted:
+            high, above = middle, int(exceed)
+        else:
+            low = below = middle
+        if above == wanted or middle == last:
+            break
+        last = middle
+    equal, found = wanted - above, 0
+    for i in range(count):
+        if rank[i] > high or (equal > 0 and rank[i] > low):
+            if not rank[i] > high:
+                equal -= 1
+            places[found] = i
+            found += 1
+    return found
+
+
+@compiled
+def _score(query, keys, like, starts, ends, begin, count, scores, at):  # type: ignore[no-untyped-def]
+    """The products of a query with the keys of the runs begin to count - 1, from scores[at] on; returns its end."""
+    dim, zero = len(query), scores.dtype.type(0)
+    row = dim * like.itemsize
+    for c in range(begin, count):
+        start, length, ahead = starts[c], ends[c] - starts[c], keys + starts[min(c + 2, count - 1)] * row
+        for i in range(length):
+            for byte in range(i * row, (i + 1) * row if length <= FAR else 0, 64):
+                prefetch(ahead + byte)
+            k, score = array_at(keys + (start + i) * row, like, dim), zero
             for d in range(dim):
                 score += query[d] * get(k, d)
-            out[c * block + i] = score
+            scores[at + i] = score
+        at += length
+    return at
 
 
 @compiled
-def _add(n, types, sizes, places):  # type: ignore[no-untyped-def]
-    """Of row n: the sum of all pairs' values by their weights."""
-    chosen, block, dim, room = sizes
-    weights, buffer, indices, results = places
-    weight = row_at(weights, types[1], n, chosen * block)
-    values = array_at(buffer, types[0], room)
-    index = row_at(indices, types[2], n, chosen)
-    out = row_at(results, types[1], n, dim)
-    size = block * dim * types[0].itemsize
-    for c in range(chosen):
-        begin, ahead = index[c] * block * dim, buffer + index[min(c + 2, chosen - 1)] * size
-        for at in range(0, size if block <= FAR else 0, 64):
-            prefetch(ahead + at)
-        # Four pairs at a time spare reading and writing the sum for each.
-        for i in range(0, block - 3, 4):
-            at = c * block + i
-            w0, w1, w2, w3 = weight[at], weight[at + 1], weight[at + 2], weight[at + 3]
-            v = values[begin + i * dim : begin + (i + 4) * dim]
+def _add(weights, values, like, starts, ends, count, found):  # type: ignore[no-untyped-def]
+    """Adds the values of so many runs by their weights."""
+    dim, at = len(found), 0
+    row = dim * like.itemsize
+    for c in range(count):
+        start, length, ahead = starts[c], ends[c] - starts[c], values + starts[min(c + 1, count - 1)] * row
+        # Four values at a time spare reading and writing the sum for each.
+        for i in range(0, length - 3, 4):
+            for byte in range(i * row, (i + 4) * row if length <= FAR else 0, 64):
+                prefetch(ahead + byte)
+            v, weight = array_at(values + (start + i) * row, like, 4 * dim), weights[at + i : at + i + 4]
             for d in range(dim):
-                out[d] += w0 * get(v, d) + w1 * get(v, dim + d) + w2 * get(v, 2 * dim + d) + w3 * get(v, 3 * dim + d)
-        for i in range(block // 4 * 4, block):
-            v, w0 = values[begin + i * dim : begin + (i + 1) * dim], weight[c * block + i]
+                total = found[d]
+                for j in range(4):
+                    total += weight[j] * get(v, j * dim + d)
+                found[d] = total
+        for i in range(length // 4 * 4, length):
+            v, weight = array_at(values + (start + i) * row, like, dim), weights[at + i]
             for d in range(dim):
-                out[d] += w0 * get(v, d)
+                found[d] += weight * get(v, d)
+        at += length
 
 
-def scores(q: Tensor, keys: Tensor, index: Tensor, block: int) -> Tensor:
-    """(N, K block) products of queries with the keys of their blocks.
+@compiled
+def _needed(query, centre, norms, cosines, unread, total, block, epsilon, places):  # type: ignore[no-untyped-def]
+    """Of the unread blocks those that the bound of `blocks.py` asks for, into `places`; returns how many.
+
+    `total` is log Z'. Unread stay those whose terms of the bound are at most a threshold; their sum is at most epsilon.
+    """
+    kind, count = centre.dtype.type, len(centre)
+    tiny, rounding = kind(np.finfo(centre.dtype).tiny), kind(block * np.finfo(centre.dtype).eps)
+    one, zero, norm = kind(1), kind(0), kind(math.sqrt((query * query).sum()))
+    gaps = np.zeros(count, centre.dtype)
+    for i in range(count):
+        if unread[i] > kind(-np.inf):
+            cosine, limit = min(max(centre[i] / max(norm * norms[i], tiny), -one), one), cosines[i]
+            tilted = cosine * limit + kind(math.sqrt((one - cosine * cosine) * (one - limit * limit)))
+            b = max(norm * ((one if cosine >= limit else tilted) + rounding) - centre[i], zero)
+            if b > zero:
+                gaps[i] = math.exp(centre[i] + math.log(2 * block) + b + math.log(-math.expm1(-b)) - total)
+    # A term above epsilon is one too many, and `count` of epsilon / count are not.
+    low, high, threshold = kind(epsilon / count), epsilon, epsilon
+    for _ in range(HALVINGS):
+        left = zero
+        for i in range(count):
+            left += gaps[i] if gaps[i] <= threshold else zero
+        if left <= epsilon:
+            low = threshold
+        else:
+            high = threshold
+        last, threshold = threshold, low + (high - low) / kind(2)
+        if threshold == last:
+            break
+    found = 0
+    for i in range(count):
+        if gaps[i] > low:
+            places[found] = i
+            found += 1
+    return found
+
+
+@compiled
+def _log_sum(scores, count):  # type: ignore[no-untyped-def]
+    most, total = scores[:count].max(), 0.0
+    for i in range(count):
+        total += math.exp(scores[i] - most)
+    return most + math.log(total)
+
+
+@compiled
+def _row(n, types, sizes, options, places):  # type: ignore[no-untyped-def]
+    """Of row n: what blocks promise, the scores of pairs that are read, and the sum of values by all weights.
+
+    Scores, and then weights, are those of all blocks, then of the pairs of runs: those outside blocks, in runs as long
+    as one, and the blocks that are read.
+    """
+    heads, dim, capacity, block, blocks, groups, wanted, begin, end, readable, low = sizes
+    epsilon, look, gain = options
+    queries, firsts, keys, values, means, averages, moments, shares, norms, cosines, answers, numbers = places
+    stored, exact, kind = types[0], types[1], types[1].dtype.type
+    proven, zero, one, size = epsilon >= 0, kind(0), kind(1), groups * 2 * dim
+    query, share = row_at(queries, exact, n, dim), row_at(shares, exact, n, blocks)
+    keys += n * capacity * dim * stored.itemsize
+    values += n * capacity * dim * stored.itemsize
+    # What the summaries say
+    centre, moved = np.empty(blocks, exact.dtype), np.empty(size, exact.dtype)
+    _product(query, row_at(means, exact, n, dim * blocks), blocks, centre)
+    _product(query, row_at(moments, exact, n, dim * size), size, moved)
+    variance, rank = np.empty(blocks, exact.dtype), np.empty(blocks, exact.dtype)
+    each = blocks // groups
+    for g in range(groups):
+        spread, moment = zero, moved[2 * g * dim : (2 * g + 1) * dim]
+        for d in range(dim):
+            spread += moment[d] * query[d]
+        spread = max(spread, zero)
+        for i in range(g * each, (g + 1) * each):
+            variance[i] = spread * share[i]
+            rank[i] = centre[i] + min(kind(look) * np.sqrt(variance[i]), variance[i])
+    chosen = np.empty(blocks, np.int64)
+    count = _largest(rank, wanted, chosen)
+    # Pairs that are read in any case, and those of chosen blocks
+    first = max(low, array_at(firsts, types[2], n // heads + 1)[n // heads])
+    outside = max(begin - first, 0) + readable - end
+    runs = -(-outside // block) + 1 + (blocks if proven else count)
+    starts, ends = np.empty(runs, np.int64), np.empty(runs, np.int64)
+    scores = np.empty(blocks + outside + (blocks if proven else count) * block, exact.dtype)
+    used = 0
+    for at, to in ((first, begin), (end, readable)):
+        for start in range(at, to, block):
+            starts[used], ends[used] = start, min(start + block, to)
+            used += 1
+    for c in range(count):
+        starts[used], ends[used] = begin + chosen[c] * block, begin + (chosen[c] + 1) * block
+        used += 1
+    for i in range(blocks):
+        scores[i] = centre[i] + kind(math.log(block))
+        if not proven:
+            scores[i] += min(variance[i] / kind(2), kind(gain))
+    for c in range(count):
+        scores[chosen[c]] = kind(-np.inf)
+    filled = _score(query, keys, stored, starts, ends, 0, used, scores, blocks)
+    if proven:
+        total = kind(_log_sum(scores, filled))
+        norm, cosine = row_at(norms, exact, n, blocks), row_at(cosines, exact, n, blocks)
+        more, before = _needed(query, centre, norm, cosine, scores, total, block, kind(epsilon), chosen), used
+        for c in range(more):
+            starts[used], ends[used] = begin + chosen[c] * block, begin + (chosen[c] + 1) * block
+            scores[chosen[c]] = kind(-np.inf)
+            used += 1
+        filled = _score(query, keys, stored, starts, ends, before, used, scores, filled)
+    # Sums by weights
+    total = weigh(scores, filled, scores[:filled].max())
+    found = np.zeros(dim, exact.dtype)
+    whole = np.array([0, blocks])
+    _add(scores, averages + n * blocks * dim * exact.itemsize, exact, whole[:1], whole[1:], 1, found)
+    _add(scores[blocks:], values, stored, starts, ends, used, found)
+    for g in range(groups if not proven else 0):
+        weight, moment = zero, moved[(2 * g + 1) * dim : (2 * g + 2) * dim]
+        for i in range(g * each, (g + 1) * each):
+            weight += scores[i] * share[i] / max(variance[i] / kind(2 * gain), one)
+        for d in range(dim):
+            found[d] += weight * moment[d]
+    answer = row_at(answers, exact, n, dim)
+    for d in range(dim):
+        put(answer, d, found[d] / total)
+    put(array_at(numbers, types[2], n + 1), n, filled - blocks)
+
+
+def read(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    summary: dict[str, Tensor],
+    first: Tensor,
+    sizes: tuple[int, int, int, int, int, int],
+    options: tuple[float | None, float, float],
+) -> tuple[Tensor, float]:
+    """A query's answer for each row and head, and how many pairs were read for it on average.
 
     Args:
-        q: (N, D), in the type that is computed in.
-        keys: (..., D), contiguous, in which each `block` of keys is a block.
-        index: (N, K) int64, which blocks each query reads.
-        block: keys of a block.
+        q: (B, H, D), in the type that is computed in.
+        keys: (B, H, capacity, D), contiguous, as are the others.
+        values: the same.
+        summary: of all blocks, see :func:`summarize`.
+        first: (B,) beginnings of the rows' documents.
+        sizes: pairs of a block; blocks to read; the first pair and the end of what lies in blocks; the end of what can
+            be read; and the first pair that any row can read.
+        options: the error that must be proven, None to read no more blocks; `LOOK` and `GAIN` of `blocks.py`.
     """
-    out = q.new_empty(len(q), index.shape[1] * block)
-    _by_rows(_score, q, keys, index, block, out)
-    return out
-
-
-def weighted(weight: Tensor, values: Tensor, index: Tensor, block: int) -> Tensor:
-    """(N, D) sums of the values of chosen blocks; weights (N, K block), otherwise as for :func:`scores`."""
-    out = weight.new_zeros(len(weight), values.shape[-1])
-    _by_rows(_add, weight, values, index, block, out)
-    return out
-
-
-def _by_rows(kernel: Callable[..., None], x: Tensor, buffer: Tensor, index: Tensor, block: int, out: Tensor) -> None:
-    x, index = x.contiguous(), index.contiguous()
-    sizes = index.shape[1], block, buffer.shape[-1], buffer.numel()
-    arguments = _types(buffer.dtype), sizes, tuple(y.data_ptr() for y in (x, buffer, index, out))
+    block, wanted, *ends = sizes
+    rows, (blocks, dim) = q.shape[0] * q.shape[1], summary["values"].shape[1:]
+    epsilon, *others = options
+    if epsilon is not None:
+        epsilon = max(epsilon, torch.finfo(q.dtype).eps / 2)
+    groups = summary["moments"].shape[2] // (2 * dim)
+    answer, numbers = torch.empty_like(q), torch.empty(rows, dtype=torch.int64, device="cpu")
+    tensors = [x.contiguous() for x in (q, first)] + [keys, values]
+    tensors += [summary[name].contiguous() for name in ("keys", "values", "moments", "share", "norm", "cosine")]
+    tensors += [answer, numbers]
+    arguments = (
+        (*kinds(keys.dtype), INDEX),
+        (q.shape[1], dim, keys.shape[2], block, blocks, groups, min(wanted, blocks), *ends),
+        (-1.0 if epsilon is None else epsilon, *others),
+        tuple(x.data_ptr() for x in tensors),
+    )
     if torch.get_num_threads() == 1:
-        for n in range(len(x)):
-            kernel(n, *arguments)
+        for n in range(rows):
+            _row(n, *arguments)
     else:
-        in_threads(torch.get_num_threads(), kernel, range(len(x)), *arguments, held=(x, buffer, index, out))
-
-
-@cache
-def _types(dtype: torch.dtype) -> tuple[Any, ...]:
-    return *kinds(dtype), np.empty(0, np.int64)
+        in_threads(torch.get_num_threads(), _row, range(rows), *arguments, held=tensors)
+    return answer, numbers.double().mean().item()

@@ -21,11 +21,11 @@ STRIP = 256
 """Pairs whose scores are held at a time."""
 
 
-def _weigh(scores, count, most):  # type: ignore[no-untyped-def]
+def weigh(scores, count, most):  # type: ignore[no-untyped-def]
     """Turns scores, none above `most`, into weights exp(score - most), and returns their sum."""
 
 
-@overload(_weigh)
+@overload(weigh)
 def _typed_weigh(scores, count, most):  # type: ignore[no-untyped-def]
     return _weigh_float64 if scores.dtype == numba_types.float64 else _weigh_float32
 
@@ -75,7 +75,7 @@ def _read(query, keys, values, first, end, scores, found):  # type: ignore[no-un
             most = max(most, score)
         fade = kind(math.exp(highest - most))
         highest = most
-        weight = weight * fade + _weigh(scores, count, most)
+        weight = weight * fade + weigh(scores, count, most)
         for d in range(dim):
             found[d] *= fade
         # Four pairs at a time spare reading and writing `found` for each.

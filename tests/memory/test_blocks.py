@@ -52,16 +52,64 @@ def by_blocks(q, keys, values, store, kernels="auto"):
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.sampled_from(KINDS), st.integers(0, 10**6), st.floats(0.1, 300), st.sampled_from([0, 0.001, 0.1, 1.0]))
-def test_the_proven_error_holds(kind, seed, beta, epsilon):
+@given(
+    st.sampled_from(KINDS),
+    st.integers(0, 10**6),
+    st.floats(0.1, 300),
+    st.sampled_from([0, 0.001, 0.1, 1.0]),
+    st.sampled_from(["torch", "native"]),
+)
+def test_the_proven_error_holds(kind, seed, beta, epsilon, kernels):
     keys, values = draw(kind, 150, seed=seed)
     q = beta * F.normalize(torch.randn(1, 2, 8, dtype=torch.float64), dim=-1)
     if seed % 2:
         q = beta * keys[:, :, seed % 150]
-    found, _, _ = by_blocks(q, keys, values, BlockStore(budget=8, epsilon=epsilon, block=4, segment=16))
+    found, _, _ = by_blocks(q, keys, values, BlockStore(budget=8, epsilon=epsilon, block=4, segment=16), kernels)
     largest = values.norm(dim=-1).amax(-1)
     error = (found - exact(q, keys, values)).norm(dim=-1)
     assert (error <= epsilon * (largest + found.norm(dim=-1)) + 1e-9).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from(KINDS),
+    st.integers(0, 10**6),
+    st.floats(0.1, 300),
+    st.integers(48, 200),
+    st.integers(3, 9),
+    st.integers(3, 6),
+    st.integers(1, 60),
+)
+def test_the_compiled_read_is_that_of_torch(kind, seed, beta, count, dim, block, chosen):
+    """Where blocks promise the same, either may read other ones; they hold the same keys here."""
+    keys, values = draw(kind, count, dim, seed, heads=1)
+    q = beta * F.normalize(torch.randn(1, 1, dim, dtype=torch.float64), dim=-1)
+    store = BlockStore(budget=block * chosen, block=block, segment=block * 8)
+    expected, one, _ = by_blocks(q, keys, values, store, "torch")
+    found, other, _ = by_blocks(q, keys, values, store, "native")
+    assert torch.allclose(found, expected, atol=1e-9)
+    assert one.share == other.share
+
+
+@pytest.mark.parametrize("wanted", [1, 2, 7, 39, 40])
+@pytest.mark.parametrize("ties", [1, 3, 100])
+def test_the_largest_by_a_threshold(ties, wanted):
+    from mm_lightning.memory.native_blocks import _largest
+
+    rank = torch.randn(40, generator=torch.Generator().manual_seed(ties)).mul(100 / ties).round()
+    places = torch.zeros(40, dtype=torch.long)
+    assert _largest(rank.numpy(), wanted, places.numpy()) == wanted
+    found = places[:wanted]
+    assert torch.equal(found, found.unique())
+    assert torch.equal(rank[found].sort(descending=True).values, rank.topk(wanted).values)
+
+
+def test_a_query_that_is_not_a_number():
+    keys, values = draw("random", 100)
+    q = torch.full((1, 2, 8), float("nan"), dtype=torch.float64)
+    for epsilon in (None, 0.01):
+        store = BlockStore(budget=16, epsilon=epsilon, block=4, segment=16)
+        assert by_blocks(q, keys, values, store, "native")[0].isnan().all()
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -73,8 +121,10 @@ def test_blocks_read_where_they_lie_are_those_copied_together(dtype, tolerance, 
     keys, values = (x.to(dtype) for x in draw("clusters", 150, rows=2))
     q = (3 * F.normalize(torch.randn(2, 2, 8, dtype=torch.float64), dim=-1)).to(dtype)
     store = BlockStore(budget=32, epsilon=epsilon, block=4, segment=16)
-    expected, blocks, buffers = by_blocks(q, keys, values, store, "torch")
-    blocks.kernels = "native"
+    # One by one, for torch reads as many blocks for all as one of them needs for a proven error
+    each = [[[x[b : b + 1, h : h + 1] for x in (q, keys, values)] for h in range(2)] for b in range(2)]
+    expected = torch.cat([torch.cat([by_blocks(*x, store, "torch")[0] for x in row], 1) for row in each])
+    _, blocks, buffers = by_blocks(q, keys, values, store, "native")
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
