@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from mm_lightning.memory import kernels as kernels_module
 from mm_lightning.memory import trial
@@ -43,6 +44,30 @@ def test_kernels_that_differ_are_not(monkeypatch):
     monkeypatch.setattr(trial.torch.autograd, "grad", lambda outputs, inputs, down: ())
     with pytest.warns(UserWarning, match=r"differ from torch's by 1\.\d%"):
         assert trial.problem("native", CPU, torch.float32, 8)
+
+
+def test_nan_is_not_overlooked(monkeypatch):
+    monkeypatch.setattr(trial, "ahead_values", lambda v, *rest: v * (torch.nan if rest[-1] == "native" else 1))
+    monkeypatch.setattr(trial, "gated_keys", lambda raw, *rest: (raw * 1, raw * 2))
+    monkeypatch.setattr(trial.torch.autograd, "grad", lambda outputs, inputs, down: ())
+    with pytest.warns(UserWarning, match="differ from torch's by nan%"):
+        assert trial.problem("native", CPU, torch.float32, 8)
+
+
+def test_a_trial_in_the_middle_of_something_else():
+    """A checkpointed block asks first, which must not be computed again then; nor does a default device matter."""
+    x = torch.ones(3, requires_grad=True)
+    found = []
+
+    def block(x):
+        y = x.exp()
+        with torch.device("meta"):
+            found.append(trial.problem("torch", CPU, torch.float32, 8))
+        return y.sin()
+
+    checkpoint(block, x, use_reentrant=False).sum().backward()
+    assert found == [None, None]
+    torch.testing.assert_close(x.grad, x.exp().cos() * x.exp())
 
 
 @pytest.mark.parametrize(("why", "meant"), [(None, "triton"), ("off", "torch")])
