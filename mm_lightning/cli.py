@@ -251,6 +251,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # `mm data inspect | head` closes the pipe early
         sys.stderr.close()
+    except Exception as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, imported only by commands that compute
+            raise
+        said = ". ".join(" ".join(str(error).split()).split(". ")[:3])
+        print(
+            f"mm: {said}. Take less at a time: a smaller batch (data.micro_batch_size, --batch_size), shorter sequences,"
+            " activation checkpointing, or networks one after the other (mm benchmark step --apart)",
+            file=sys.stderr,
+        )
+        return 2
     return 0
 
 

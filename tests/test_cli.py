@@ -99,6 +99,19 @@ def test_a_user_error_is_one_line(monkeypatch, capsys):
     assert capsys.readouterr().err == "mm: first second\n"
 
 
+def test_a_full_gpu_is_one_line(monkeypatch, capsys):
+    from torch import OutOfMemoryError
+
+    def fail(args):
+        raise OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1.50 GiB free. Of the rest")
+
+    monkeypatch.setattr("mm_lightning.cli.dispatch", fail)
+    assert main([]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("mm: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1.50 GiB free. Take less")
+    assert said.count("\n") == 1
+
+
 WITHOUT = ("cost", "launch", *(f"benchmark {name}" for name in ("step", "recurrence", "reads", "roofline", "decode")))
 
 

@@ -105,12 +105,13 @@ class LanguageModule(LightningModule):
         if self.network is not None:
             return
         # the weights depend on the seed alone, whatever drew random numbers before
-        with torch.random.fork_rng():
+        device = self.trainer.strategy.root_device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):  # by default, of all GPUs of the machine
             torch.manual_seed(self.seed)
             self.network = self.config.build()
         self.network.activation_checkpointing = self.activation_checkpointing
         set_kernels(self.network, self.kernels)
-        resolve(self.kernels, self.trainer.strategy.root_device)  # says so now if they cannot run there
+        resolve(self.kernels, device)  # says so now if they cannot run there
         if self.compiled:
             check_compiler(self.trainer.strategy)
             set_compiled(self.network)

@@ -1,6 +1,7 @@
 """Training as a user does it, in one process."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from mm_lightning.cli import main
 from mm_lightning.memory.documents import Documents
 from mm_lightning.networks import MemoryMosaicConfig
 from mm_lightning.training.checkpoint import find_checkpoint, load_network
+from mm_lightning.training.module import LanguageModule
 
 
 def fit(config, *more: str) -> None:
@@ -151,3 +153,16 @@ def test_samples_and_statistics_reach_tensorboard(tiny, tmp_path, capsys):
     text = capsys.readouterr().out
     assert "unigram baseline" in text
     assert "mm generate --checkpoint" in text
+
+
+def test_building_a_network_asks_no_other_gpu_for_its_random_numbers(monkeypatch):
+    """Which would warn on every machine with several."""
+    asked = []
+    fork = torch.random.fork_rng
+    monkeypatch.setattr(torch.random, "fork_rng", lambda devices=None: asked.append(devices) or fork([]))
+    module = LanguageModule(MemoryMosaicConfig(vocab_size=7, layers=1, dim=8, heads=2))
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    trainer = SimpleNamespace(strategy=strategy, state=SimpleNamespace(fn="fit"), ckpt_path=None)
+    module.trainer = trainer
+    module.configure_model()
+    assert asked == [[]]

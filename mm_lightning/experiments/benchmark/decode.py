@@ -77,7 +77,8 @@ def decode_command(
 
     from mm_lightning.memory.kernels import resolve
 
-    place, target = begin(device, threads, min(repeats, prefills), output)
+    place, target = begin(device, threads, repeats, output)
+    numbers(prefills, [], "prefills")
     lengths = numbers(contexts, [1024, 8192], "contexts")
     given = {"dim": dim, "layers": layers, "heads": heads, "persistent_dim": persistent_dim, "vocab_size": vocab_size}
     what = setup(config, DEFAULTS, **given, precision=precision or "fp32")
