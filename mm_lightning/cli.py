@@ -256,8 +256,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         said = ". ".join(" ".join(str(error).split()).split(". ")[:3])
         print(
-            f"mm: {said}. Take less at a time: a smaller batch (data.micro_batch_size, --batch_size), shorter sequences,"
-            " activation checkpointing, or networks one after the other (mm benchmark step --apart)",
+            f"mm: {said}. Take less at once: a smaller batch (data.micro_batch_size, --batch_size), shorter sequences, "
+            "activation checkpointing, or networks one after the other (mm benchmark step --apart)",
             file=sys.stderr,
         )
         return 2
