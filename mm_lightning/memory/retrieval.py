@@ -218,6 +218,21 @@ def _band(size: int, back: int, dtype: torch.dtype, device: torch.device) -> Ten
     return mask.masked_fill_((age < 0) | (age >= size), -torch.inf)
 
 
+class _Rows(torch.autograd.Function):
+    """Rows of a tensor, each at most once: `index_select`, whose derivative would add them up by atomic operations."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        ctx.count = len(x)
+        return x.index_select(0, rows)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (rows,) = ctx.saved_tensors
+        return grad.new_zeros(ctx.count, *grad.shape[1:]).index_copy_(0, rows, grad), None
+
+
 def _read_varlen(q: Tensor, k: Tensor, v: Tensor, span: Span, documents: Documents, scale: float) -> Tensor:
     """The whole batch as one stream of documents; keys without each document's last `delay` ones.
 
@@ -226,7 +241,7 @@ def _read_varlen(q: Tensor, k: Tensor, v: Tensor, span: Span, documents: Documen
     k, v, offsets = k.flatten(0, 1), v.flatten(0, 1), documents.offsets
     if span.delay:  # without one, q and k share the very same offsets, by which torch knows the plain causal read
         kept, offsets = documents.without_last(span.delay)
-        k, v = k.index_select(0, kept), v.index_select(0, kept)
+        k, v = _Rows.apply(k, kept), _Rows.apply(v, kept)
     left = -1 if span.size is None else span.size - 1
     longest = documents.longest
     grouped: dict[str, Any] = {}
