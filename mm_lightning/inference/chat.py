@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from mm_lightning.errors import UserError
-from mm_lightning.inference.commands import ReadingBar, read_text
+from mm_lightning.inference.commands import ReadingBar, long_store, read_text
 from mm_lightning.inference.sampling import Sampling
 from mm_lightning.inference.text import unescape
 
@@ -36,6 +36,7 @@ def chat_command(
     answer: str = "",
     stop: str | list[str] | None = None,
     max_new_tokens: int = 200,
+    long_budget: int | None = None,
     device: str = "auto",
     **sampling: Any,
 ) -> None:
@@ -52,6 +53,8 @@ def chat_command(
         answer: what stands before an answer.
         stop: an answer ends before this string, or any of these: '["END", "STOP"]'.
         max_new_tokens: tokens of an answer at most.
+        long_budget: how many pairs of a long memory are read one by one for each token of an answer, and all others by
+            summaries: faster from four times as many on (docs/performance.md). By default all are read one by one.
         device: cpu, cuda, ...; auto takes a GPU if there is one.
     """
     chosen = Sampling(**sampling)
@@ -65,7 +68,7 @@ def chat_command(
     place = choose_device(device)
     network, tokenizer = load_network(checkpoint, place)
     with inference_on(place):
-        talk = Conversation(network, tokenizer, chosen, turns, max_new_tokens)
+        talk = Conversation(network, tokenizer, chosen, turns, max_new_tokens, long_store(long_budget))
         if memory is not None:
             talk.load(memory)
         converse(talk)

@@ -17,6 +17,7 @@ from mm_lightning.outputs import check_output, opened
 if TYPE_CHECKING:
     from mm_lightning.data.tokenizer import Tokenizer
     from mm_lightning.inference.reader import Reader
+    from mm_lightning.memory.blocks import BlockStore
     from mm_lightning.networks import Network
 
 
@@ -30,6 +31,7 @@ def generate_command(
     batch_size: int = 8,
     max_new_tokens: int = 200,
     stop: str | list[str] | None = None,
+    long_budget: int | None = None,
     overwrite: bool = False,
     device: str = "auto",
     **sampling: Any,
@@ -49,6 +51,8 @@ def generate_command(
         batch_size: prompts that are answered side by side; with a memory it is one.
         max_new_tokens: how many tokens to draw at most; the end of the text ends it earlier.
         stop: end before this string, or any of these: --stop END or --stop '["END", "STOP"]'; \n is a line end.
+        long_budget: how many pairs of a long memory are read one by one for each token that is drawn, and all others by
+            summaries: faster from four times as many on (docs/performance.md). By default all are read one by one.
         overwrite: replace an existing output.
         device: cpu, cuda, ...; auto takes a GPU if there is one.
     """
@@ -70,9 +74,10 @@ def generate_command(
 
     place = choose_device(device)
     network, tokenizer = load_network(checkpoint, place)
+    store = long_store(long_budget)
     with inference_on(place):
-        known = None if memory is None else load_memory(memory, network, tokenizer)
-        readers = _readers(network, tokenizer, asked, known, samples, max_new_tokens, batch_size)
+        known = None if memory is None else load_memory(memory, network, tokenizer, long_store=store)
+        readers = _readers(network, tokenizer, asked, known, samples, max_new_tokens, batch_size, store)
         speed = Speed()
         written = (
             (part, speed.counted(write(reader, tokenizer, chosen, max_new_tokens, stops, first * samples)))
@@ -105,6 +110,7 @@ def _readers(
     samples: int,
     max_new_tokens: int,
     batch_size: int,
+    store: BlockStore | None,
 ) -> Iterator[tuple[int, list[str], Reader]]:
     """Of each batch of prompts: the first one's number, the prompts and who has read them."""
     from mm_lightning.inference.generate import copies, read_prompts
@@ -113,13 +119,22 @@ def _readers(
     for first in range(0, len(prompts), size):
         part = prompts[first : first + size]
         if memory is None:
-            yield first, part, read_prompts(network, tokenizer, part, samples, max_new_tokens)
+            yield first, part, read_prompts(network, tokenizer, part, samples, max_new_tokens, store)
         else:
             tokens = tokenizer.encode(part[0])
             room = memory.state.length + len(tokens) + max_new_tokens
             reader = memory if len(prompts) == 1 else memory.fork([0], room)
             reader.read([tokens])
             yield first, part, copies(reader, samples, room)
+
+
+def long_store(budget: int | None) -> BlockStore | None:
+    """The store of a long memory for a `--long_budget`."""
+    if budget is None:
+        return None
+    from mm_lightning.memory.blocks import BlockStore
+
+    return BlockStore(budget)
 
 
 def _print_samples(prompt: str, written: Written, samples: int) -> None:

@@ -15,6 +15,7 @@ from mm_lightning.inference.text import TextStream, check_stop
 
 if TYPE_CHECKING:
     from mm_lightning.data.tokenizer import Tokenizer
+    from mm_lightning.memory.blocks import BlockStore
     from mm_lightning.networks import Network
 
 
@@ -49,6 +50,7 @@ class Conversation:
         sampling: how tokens are drawn; may be changed between turns.
         turns: what is written around them.
         max_new_tokens: of an answer; may be changed between turns.
+        long_store: as for :class:`Reader`.
     """
 
     def __init__(
@@ -58,21 +60,22 @@ class Conversation:
         sampling: Sampling = DEFAULTS,
         turns: Turns | None = None,
         max_new_tokens: int = 200,
+        long_store: BlockStore | None = None,
     ) -> None:
-        self.network, self.tokenizer = network, tokenizer
+        self.network, self.tokenizer, self.long_store = network, tokenizer, long_store
         self.sampling, self.turns, self.max_new_tokens = sampling, turns or Turns(), max_new_tokens
         self._stopping = False
         self.reset()
 
     def reset(self) -> None:
         """Forgets everything."""
-        self.reader = Reader(self.network)
+        self.reader = Reader(self.network, long_store=self.long_store)
         self._answers = 0
         self.read([self.tokenizer.bos])
 
     def load(self, path: str | Path) -> None:
         """Forgets everything but the document of a memory file."""
-        self.reader = load_memory(path, self.network, self.tokenizer)
+        self.reader = load_memory(path, self.network, self.tokenizer, long_store=self.long_store)
         self._answers = 0
 
     def save(self, path: str | Path) -> None:

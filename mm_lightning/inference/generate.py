@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from mm_lightning.data.tokenizer import Tokenizer
     from mm_lightning.inference.reader import Reader
+    from mm_lightning.memory.blocks import BlockStore
     from mm_lightning.networks import Network
 
 
@@ -92,7 +93,12 @@ def collect(pieces: Iterable[tuple[int, str]], documents: int) -> list[str]:
 
 
 def read_prompts(
-    network: Network, tokenizer: Tokenizer, prompts: Sequence[str], samples: int = 1, capacity: int = 0
+    network: Network,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    samples: int = 1,
+    capacity: int = 0,
+    long_store: BlockStore | None = None,
 ) -> Reader:
     """A reader that has read documents that begin with these prompts.
 
@@ -102,6 +108,7 @@ def read_prompts(
         prompts: of any lengths.
         samples: copies of each document, side by side.
         capacity: tokens beyond the prompt to make room for at once.
+        long_store: as for :class:`Reader`.
 
     Raises:
         UserError: no sample is asked for.
@@ -110,7 +117,7 @@ def read_prompts(
 
     documents = [[tokenizer.bos, *ids] for ids in tokenizer.encode_batch(prompts)]
     room = max(map(len, documents)) + capacity
-    reader = Reader(network, len(documents), room)
+    reader = Reader(network, len(documents), room, long_store=long_store)
     reader.read(documents)
     return copies(reader, samples, room)
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from mm_lightning.data.tokenizer import Tokenizer
     from mm_lightning.inference.reader import Reader
+    from mm_lightning.memory.blocks import BlockStore
     from mm_lightning.networks import Network
 
 FORMAT, VERSION = "mm-lightning memory", 1
@@ -78,7 +79,12 @@ def check_target(path: str | Path) -> None:
 
 
 def load_memory(
-    path: str | Path, network: Network, tokenizer: Tokenizer, capacity: int = 0, together: int | None = None
+    path: str | Path,
+    network: Network,
+    tokenizer: Tokenizer,
+    capacity: int = 0,
+    together: int | None = None,
+    long_store: BlockStore | None = None,
 ) -> Reader:
     """A reader that remembers the document of a memory file.
 
@@ -87,7 +93,7 @@ def load_memory(
         network: the one that wrote it, in evaluation mode.
         tokenizer: that of the document.
         capacity: tokens beyond the document to make room for at once.
-        together: as for :class:`Reader`.
+        together, long_store: as for :class:`Reader`.
 
     Raises:
         UserError: it cannot be read, or is of another network or tokenizer.
@@ -104,7 +110,7 @@ def load_memory(
     try:
         with safe_open(path, "pt", str(device)) as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        reader = Reader(network, 1, int(about["tokens"]) + capacity, together or READ_TOKENS)
+        reader = Reader(network, 1, int(about["tokens"]) + capacity, together or READ_TOKENS, long_store)
         reader.documents = [tensors.pop("document").tolist()]
         reader.logits = tensors.pop("logits")[None]
         dtype = _computed_in(network, device)

@@ -10,6 +10,7 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from mm_lightning.memory.blocks import BlockStore
     from mm_lightning.networks import Network
 
 READ_TOKENS = 2048
@@ -24,6 +25,7 @@ class Reader:
         batch: documents, B.
         capacity: tokens of a document to make room for at once.
         together: tokens, over all documents, that go through the network together.
+        long_store: how long memories are read when text is written; whole if not given.
 
     Attributes:
         state: what the network remembers.
@@ -31,9 +33,16 @@ class Reader:
         logits: (B, V) for the token after each document; None before anything was read.
     """
 
-    def __init__(self, network: Network, batch: int = 1, capacity: int = 0, together: int = READ_TOKENS) -> None:
-        self.network, self.together = network, together
-        self.state = network.new_state(batch, capacity)
+    def __init__(
+        self,
+        network: Network,
+        batch: int = 1,
+        capacity: int = 0,
+        together: int = READ_TOKENS,
+        long_store: BlockStore | None = None,
+    ) -> None:
+        self.network, self.together, self.long_store = network, together, long_store
+        self.state = network.new_state(batch, capacity, long_store)
         self.documents: list[list[int]] = [[] for _ in range(batch)]
         self.logits: Tensor | None = None
 
@@ -72,7 +81,7 @@ class Reader:
             rows: which.
             capacity: tokens of a document to make room for at once.
         """
-        reader = Reader(self.network, len(rows), capacity, self.together)
+        reader = Reader(self.network, len(rows), capacity, self.together, self.long_store)
         reader.documents = [list(self.documents[row]) for row in rows]
         if self.logits is not None:
             with torch.inference_mode():

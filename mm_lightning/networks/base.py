@@ -267,7 +267,7 @@ class Network(nn.Module):
                     parts[name] = module.new_state(span, capacity) if span else module.new_state()
         if long_store and not stored:
             raise UserError(
-                "long_store is for contextual memories without a window, levels long or full of a memory mosaic: "
+                "a long store is for contextual memories without a window, levels long or full of a memory mosaic: "
                 "this network has none, leave it out"
             )
         return State(parts, batch, next(self.parameters()).device)

@@ -43,7 +43,7 @@ class Recites(torch.nn.Module):
         self.next = [*text.encode(), end]
         self.unused = torch.nn.Parameter(torch.zeros(1))
 
-    def new_state(self, batch=1, capacity=0):
+    def new_state(self, batch=1, capacity=0, long_store=None):
         return Places(batch)
 
     def forward(self, tokens, state, starts=None, last=1):

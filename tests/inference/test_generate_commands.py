@@ -134,3 +134,26 @@ def test_mistakes(capsys, args, message):
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_a_long_memory_read_by_blocks(load, tokenizer, network, capsys, tmp_path, monkeypatch):
+    """By every command, from a prompt and from a file, also where a document is written on several times."""
+    from mm_lightning.memory.blocks import Blocks
+
+    read, by_blocks = [], Blocks.read
+    monkeypatch.setattr(Blocks, "read", lambda *a: read.append(a[0].settings.budget) or by_blocks(*a))
+    load(network, tokenizer)
+    text, memory = "so long that blocks are worth it " * 140, tmp_path / "m"
+    (tmp_path / "t.txt").write_text(text)
+    assert run("remember", "--text", tmp_path / "t.txt", "--output", memory) == 0
+    for settings in (["--prompt", text], ["--memory", memory, "--prompt", "on", "--samples", 2]):
+        for budget in ([], ["--long_budget", 1000]):
+            read.clear()
+            assert run("generate", *settings, *budget, "--max_new_tokens", 3) == 0
+            assert set(read) == set(budget[1:])
+    read.clear()
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"/load {memory}\non\n"))
+    assert run("chat", "--long_budget", 1000, "--max_new_tokens", 3) == 0
+    assert set(read) == {1000}
+    assert run("generate", "--long_budget", 3) == 2
+    assert "budget at least a block" in capsys.readouterr().err
