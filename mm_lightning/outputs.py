@@ -29,6 +29,13 @@ def check_output(path: str | os.PathLike) -> Path:
     return target
 
 
+def share(path: Path) -> None:
+    """Gives a file the permissions of any new one: safetensors writes files that only their owner can read."""
+    mask = os.umask(0)  # the only way to ask for it
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
+
+
 @contextlib.contextmanager
 def opened(target: Path | None) -> Iterator[TextIO]:
     """A file to write to, with its folders; standard output for none."""

@@ -6,7 +6,11 @@ import re
 
 HIDDEN = "***"
 
-_WORD = r"[\w.\-]*(?:token|secret|passw(?:or)?d|api_?key|access_?key|private_?key|signature|credential|x-amz-\w+)s?"
+# not of `tokens`, which are counted here
+_WORD = (
+    r"[\w.\-]*(?:token|"
+    r"(?:secret|passw(?:or)?d|api_?key|access_?key|private_?key|signature|credential|x-amz-\w+)s?)"
+)
 # one slash: what pathlib leaves of a URL
 _USER = re.compile(r"(\b[a-z][a-z0-9+.\-]*:/{1,2})[^\s/@\"'?#]+@", re.IGNORECASE)
 _QUERY = re.compile(rf"([?&;](?:{_WORD}|sig|key|auth)=)[^&\s\"'#]+", re.IGNORECASE)

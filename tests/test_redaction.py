@@ -16,6 +16,7 @@ from mm_lightning.redaction import redact, redact_words
         ('path: "https://host/a?sig=abc"', 'path: "https://host/a?sig=***"'),
         ("mm fit --hub_token abc --run x", "mm fit --hub_token *** --run x"),
         ("tokens: 5, --data.path runs/a@b --tokenizer bytes", "tokens: 5, --data.path runs/a@b --tokenizer bytes"),
+        ("mm generate --max_new_tokens 40", "mm generate --max_new_tokens 40"),
         ("https://host/path/a@b", "https://host/path/a@b"),
     ],
 )

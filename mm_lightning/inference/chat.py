@@ -153,7 +153,7 @@ def set_option(talk: Conversation, words: str) -> None:
     """`/set temperature 0.7`; alone, shows the settings."""
     settings = {**dataclasses.asdict(talk.sampling), "max_new_tokens": talk.max_new_tokens}
     if not words:
-        print("\n".join(f"{name} {value}" for name, value in settings.items()))
+        print("\n".join(f"{name} {'none' if value is None else value}" for name, value in settings.items()))
         return
     name, _, text = words.partition(" ")
     if name not in settings:

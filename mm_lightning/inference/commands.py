@@ -167,7 +167,7 @@ def remember_command(checkpoint: str, text: str, output: str, device: str = "aut
     Args:
         checkpoint: a run folder (its newest whole checkpoint is taken) or a checkpoint.
         text: the document, a text file.
-        output: the memory file to write. It also holds the document's text, as tokens.
+        output: the memory file to write; an older one is replaced. It also holds the document's text, as tokens.
         device: cpu, cuda, ...; auto takes a GPU if there is one.
     """
     document = read_text(text)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mm_lightning.errors import UserError
+from mm_lightning.outputs import share
 
 if TYPE_CHECKING:
     from mm_lightning.data.tokenizer import Tokenizer
@@ -88,6 +89,8 @@ def export(
     model.network = network
     model.generation_config = GenerationConfig(**ends, pad_token_id=ends.get("eos_token_id"))
     model.save_pretrained(folder, max_shard_size=max_shard_size)
+    for file in folder.glob("*.safetensors"):
+        share(file)
     if tokenizer is not None:
         transformers_tokenizer(tokenizer).save_pretrained(folder)
 

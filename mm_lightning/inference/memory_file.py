@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mm_lightning.errors import UserError
-from mm_lightning.outputs import check_output
+from mm_lightning.outputs import check_output, share
 
 if TYPE_CHECKING:
     import torch
@@ -61,6 +61,7 @@ def save_memory(path: str | Path, reader: Reader, tokenizer: Tokenizer) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, partial, about | _describe(reader.network, tokenizer))
+        share(partial)
         os.replace(partial, target)
     except (OSError, SafetensorError) as error:
         with contextlib.suppress(OSError):

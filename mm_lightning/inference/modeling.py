@@ -215,9 +215,10 @@ class MMLightningForCausalLM(PreTrainedModel, GenerationMixin):
         return output.to_tuple() if return_dict is False else output
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """As for every model, without None and the places in the cache, which older versions of transformers add."""
+        """As for every model, without None and what the loop of transformers passes on that no network reads."""
         inputs = super().prepare_inputs_for_generation(*args, **kwargs)
-        return {name: value for name, value in inputs.items() if value is not None and name != "cache_position"}
+        loops = ("cache_position", "tokenizer")  # of older versions; of stop_strings
+        return {name: value for name, value in inputs.items() if value is not None and name not in loops}
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:

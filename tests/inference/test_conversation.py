@@ -120,7 +120,7 @@ def test_commands(network, tokenizer, monkeypatch, capsys, tmp_path):
     chat(talk, monkeypatch, *before, *settings, "/help")
     out, err = capsys.readouterr()
     assert err == ""
-    assert "temperature 0.8\n" in out
+    assert "temperature 0.8\ntop_k none\n" in out
     assert "\n1 tokens remembered" in out
     assert "\n15 tokens remembered" in out
     assert "/read FILE" in out

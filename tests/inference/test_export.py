@@ -74,6 +74,8 @@ def same(a, b):
 def test_there_and_back_again(run, tmp_path):
     saved = load_network(run)[0].state_dict()
     export_command(str(run), str(tmp_path / "out"))
+    with pytest.raises(UserError, match=r"a folder of transformers: .* mm import --source"):
+        find_checkpoint(tmp_path / "out")
     assert same(load(tmp_path / "out").network.state_dict(), saved)
     import_command(str(tmp_path / "out"), str(tmp_path / "back"))
     network, tokenizer = load_network(tmp_path / "back")
@@ -87,6 +89,7 @@ def test_there_and_back_again(run, tmp_path):
 def test_half_as_many_bytes_in_several_files(v2, tmp_path):
     export_command(str(v2), str(tmp_path / "out"), "bfloat16", max_shard_size="20KB")
     assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 2
+    assert len({file.stat().st_mode for file in (tmp_path / "out").iterdir()}) == 1
     expected = load_network(v2, dtype=torch.bfloat16)[0].state_dict()
     assert same(load(tmp_path / "out").network.state_dict(), expected)
     (tmp_path / "out" / ABOUT).unlink()  # as after save_pretrained in transformers

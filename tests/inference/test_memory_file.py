@@ -46,6 +46,8 @@ def test_a_memory_holds_no_more_than_the_state(network, tokenizer, tmp_path):
     header = int.from_bytes(path.read_bytes()[:8], "little") + 8
     assert path.stat().st_size == size + header
     assert [p.name for p in tmp_path.iterdir()] == ["a.memory"]
+    (tmp_path / "other").touch()
+    assert path.stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
 def test_a_memory_of_bf16_goes_on_in_float32(tokenizer, tmp_path):

@@ -6,6 +6,7 @@ from dataclasses import asdict
 import pytest
 import torch
 
+from mm_lightning.data.tokenizer import load_tokenizer
 from mm_lightning.errors import UserError
 from mm_lightning.networks import MemoryMosaicConfig
 from tests.inference import conftest
@@ -13,6 +14,7 @@ from tests.inference import conftest
 transformers = pytest.importorskip("transformers")
 
 from mm_lightning.inference.configuration import MMLightningConfig  # noqa: E402
+from mm_lightning.inference.export_tokenizer import transformers_tokenizer  # noqa: E402
 from mm_lightning.inference.modeling import MMLightningForCausalLM, document_starts  # noqa: E402
 
 GREEDY = {"max_new_tokens": 14, "do_sample": False}
@@ -53,6 +55,13 @@ def test_greedy_is_ours_with_cache_without_and_in_chunks(model, tokens):
     expected = greedy(model.network, tokens)
     for settings in ({}, {"use_cache": False}, {"prefill_chunk_size": 5}):
         assert torch.equal(model.generate(tokens, **GREEDY, **settings), expected)
+
+
+def test_a_stop_string_ends_a_text(v2, tokens):
+    expected = greedy(v2.network, tokens[:1])
+    place = next(n for n in range(tokens.shape[1], expected.shape[1]) if 32 < expected[0, n] < 127)
+    settings = {"stop_strings": [chr(expected[0, place])], "tokenizer": transformers_tokenizer(load_tokenizer("bytes"))}
+    assert torch.equal(v2.generate(tokens[:1], **GREEDY, **settings), expected[:, : place + 1])
 
 
 def test_beams_and_seeded_samples_do_not_depend_on_the_cache(model, tokens):

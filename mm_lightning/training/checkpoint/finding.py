@@ -55,6 +55,8 @@ def find_checkpoint(run_or_file: str | Path, checksums: bool = True) -> Path:
             if problem is None:
                 return candidate
             _say(f"passing over {candidate}: it {problem}")
+    if (path / "config.json").is_file():
+        raise UserError(f"{path} is a folder of transformers: make a checkpoint of it with mm import --source {path}")
     raise UserError(f"{path} holds no whole checkpoint: train first (mm fit), or name a checkpoint file")
 
 
