@@ -48,7 +48,11 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text, without the tokens around a document."""
+        """Ids of each text, without the tokens around a document.
+
+        Raises:
+            UserError: a text holds something that is no character.
+        """
 
     @abstractmethod
     def decode(self, ids: Iterable[int], special: bool = False) -> str:
@@ -72,7 +76,7 @@ class ByteTokenizer(Tokenizer):
         self.sha256 = _digest({"tokenizer": "bytes"})
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        return [list(text.encode()) for text in texts]
+        return [list(_utf8(text)) for text in texts]
 
     def decode(self, ids: Iterable[int], special: bool = False) -> str:
         names = {self.bos: BEGIN.encode(), self.eos: END.encode()} if special else {}
@@ -118,7 +122,12 @@ class FileTokenizer(Tokenizer):
         raise UserError(f"{self.name} has no tokens that begin and end a document (looked for {wanted})")
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        return [e.ids for e in self._inner.encode_batch_fast(list(texts), add_special_tokens=False)]
+        try:
+            return [e.ids for e in self._inner.encode_batch_fast(list(texts), add_special_tokens=False)]
+        except TypeError:
+            for text in texts:
+                _utf8(text)
+            raise
 
     def decode(self, ids: Iterable[int], special: bool = False) -> str:
         known = [int(i) for i in ids if 0 <= i < self.vocab_size]
@@ -126,6 +135,14 @@ class FileTokenizer(Tokenizer):
 
     def save(self, path: str | os.PathLike) -> None:
         Path(path).write_text(json.dumps(self._content, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:  # bytes of a command line that are no UTF-8, \ud83d alone in JSON
+        around = text[max(0, error.start - 20) : error.end]
+        raise UserError(f"the text cannot be written in UTF-8: half a character ends {around!r}") from error
 
 
 def load_tokenizer(spec: str | os.PathLike) -> Tokenizer:

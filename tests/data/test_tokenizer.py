@@ -40,6 +40,13 @@ def test_bytes_are_utf8():
     assert tokenizer.decode([0xC3, 65]) == "\ufffdA"
 
 
+def test_half_a_character_is_named(trained):
+    for tokenizer in (trained, load_tokenizer("bytes")):
+        for half in ("\ud83d", "\udcff"):
+            with pytest.raises(UserError, match=r"half a character ends 'good text\\ud"):
+                tokenizer.encode_batch(["", f"good text{half} and more"])
+
+
 def test_trained_vocabulary_has_the_size_asked_for_and_layout(trained):
     assert trained.vocab_size == 320
     pieces = {trained.decode([i]) for i in range(trained.vocab_size)}
