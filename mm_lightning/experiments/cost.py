@@ -107,7 +107,9 @@ def show(found: dict[str, Any]) -> None:
         "GB",
         title=f"memory: {layout['precision']}, {sharding}",
         caption=f"{layout['micro_batch_size']} x {layout['context_length']:,} tokens at a time"
-        + (", blocks recomputed" if layout["activation_checkpointing"] else "")
+        + {False: "", True: ", blocks recomputed", "selective": ", blocks recomputed but for products and reads"}[
+            layout["activation_checkpointing"]
+        ]
         + (", optimizer states in host memory" if layout["offload"] else "")
         + "; without fragmentation and kernels' scratch space",
     )

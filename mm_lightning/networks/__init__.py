@@ -1,11 +1,12 @@
 """Language models built from memories, the transformer they are compared with, and what they cost. Plain torch."""
 
-from mm_lightning.networks.base import Network, NetworkConfig
+from mm_lightning.networks.base import Checkpointing, Network, NetworkConfig
 from mm_lightning.networks.memory_mosaic import V1, MemoryMosaic, MemoryMosaicConfig
 from mm_lightning.networks.transformer import Transformer, TransformerConfig
 
 __all__ = [
     "V1",
+    "Checkpointing",
     "MemoryMosaic",
     "MemoryMosaicConfig",
     "Network",

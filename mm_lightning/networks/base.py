@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from mm_lightning.errors import UserError
 from mm_lightning.memory.blocks import BlockStore
@@ -147,13 +147,28 @@ class Context:
         return None if self.state is None else self.state.parts[str(module.state_name)]
 
 
+Checkpointing = bool | Literal["selective"]
+"""What is recomputed in the backward pass: nothing, blocks, or of blocks what costs little."""
+
+
+def _keep_products() -> tuple[Any, Any]:
+    """Contexts of a forward pass, and of its repetition in the backward pass, that keep what costs most to repeat."""
+    return create_selective_checkpoint_contexts(_policy)
+
+
+def _policy(context: Any, operation: Any, *args: Any, **settings: Any) -> CheckpointPolicy:
+    name = operation.__name__.split(".")[0]
+    kept = name in ("mm", "addmm") or "attention" in name or "attn" in name
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+
 class Network(nn.Module):
     """A language model: embedding, blocks, norm, classifier.
 
     Attributes:
         config: what it was built from.
         activation_checkpointing: whether to recompute each block in the backward pass instead of keeping its
-            activations.
+            activations; selective keeps those that matrix products and reads gave.
     """
 
     balance_weight = 0.0
@@ -162,7 +177,7 @@ class Network(nn.Module):
     def __init__(self, config: NetworkConfig, blocks: list[nn.Module]):
         super().__init__()
         self.config = config
-        self.activation_checkpointing = False
+        self.activation_checkpointing: Checkpointing = False
         std = 1 / math.sqrt(2 * config.dim)
         self.embedding = Embedding(config.vocab_size, config.dim, std)
         self.blocks = nn.ModuleList(blocks)
@@ -231,7 +246,9 @@ class Network(nn.Module):
             if state is not None and block is self.blocks[-1]:
                 context.last = last
             if self.activation_checkpointing and torch.is_grad_enabled():
-                x, *balance = checkpoint(block, x, context, use_reentrant=False)
+                selective = self.activation_checkpointing == "selective"
+                contexts: dict[str, Any] = {"context_fn": _keep_products} if selective else {}
+                x, *balance = checkpoint(block, x, context, use_reentrant=False, **contexts)
             else:
                 x, *balance = block(x, context)
             context.balance += balance

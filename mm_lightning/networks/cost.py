@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mm_lightning.networks.base import Level, NetworkConfig
+from mm_lightning.networks.base import Checkpointing, Level, NetworkConfig
 from mm_lightning.networks.memory_mosaic import MemoryMosaicConfig
 from mm_lightning.networks.transformer import TransformerConfig
 
@@ -98,7 +98,7 @@ def training_flops_per_token(config: NetworkConfig, context: int) -> int:
 
 
 def activation_bytes_per_token(
-    config: NetworkConfig, compute_bytes: int, residual_bytes: int, checkpointing: bool = False
+    config: NetworkConfig, compute_bytes: int, residual_bytes: int, checkpointing: Checkpointing = False
 ) -> int:
     """Bytes that a forward pass keeps for the backward pass, per token; the loss's logits not included.
 
@@ -109,7 +109,8 @@ def activation_bytes_per_token(
         config: the network.
         compute_bytes: of a number that goes into a matrix product: 2 in bf16, 4 in float32.
         residual_bytes: of a number of the residual stream: 4, or 2 where parameters themselves are in bf16.
-        checkpointing: whether blocks are recomputed: then each keeps its input, and one at a time the rest.
+        checkpointing: whether blocks are recomputed: then each keeps its input, and one at a time the rest; selective
+            keeps what matrix products and reads gave as well.
     """
     d = config.dim
     if isinstance(config, MemoryMosaicConfig):
@@ -124,9 +125,25 @@ def activation_bytes_per_token(
         contextual = (len(config.levels) * each + delayed) * compute_bytes
     block = contextual + (2 * d + _persistent_activations(config)) * compute_bytes + 2 * d * residual_bytes
     ends = d * (2 * residual_bytes + 8)  # embedding, last norm, and the classifier's float32 input and its gradient
-    if checkpointing:
-        return config.layers * d * residual_bytes + block + ends
-    return config.layers * block + ends
+    if not checkpointing:
+        return config.layers * block + ends
+    kept = _products(config) * compute_bytes if checkpointing == "selective" else 0
+    return config.layers * (d * residual_bytes + kept) + max(block - kept, 0) + ends
+
+
+def _products(config: NetworkConfig) -> int:
+    """Numbers that the matrix products and the reads of a block give for each token, gates aside."""
+    d, f, kind = config.dim, config.persistent_dim, getattr(config, "persistent", "swiglu")
+    if isinstance(config, MemoryMosaicConfig):
+        contextual = 3 * d * len(config.levels)  # raw keys, raw values, the answer
+    else:
+        assert isinstance(config, TransformerConfig)
+        contextual = len(config.levels) * (2 * d + 2 * d * (config.kv_heads or config.heads) // config.heads)
+    if kind == "key_value":
+        return contextual + 4 * d  # W_o; raw keys, the answer of the slots, and its map
+    if isinstance(config, MemoryMosaicConfig) and kind == "experts":
+        return contextual + d + config.experts_per_token * (2 * f + d)
+    return contextual + d + (0 if kind == "none" else 2 * f + d)
 
 
 def _persistent_activations(config: NetworkConfig) -> int:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from mm_lightning.errors import UserError
-from mm_lightning.networks import NetworkConfig
+from mm_lightning.networks import Checkpointing, NetworkConfig
 from mm_lightning.networks.cost import activation_bytes_per_token, parameters
+from mm_lightning.networks.loss import LOGITS
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Layout:
         live_parameters: the most that stage 3 gathers at a time.
         micro_batch_size: sequences of one forward pass on one device.
         context_length: tokens of a sequence.
-        activation_checkpointing: whether blocks are recomputed in the backward pass.
+        activation_checkpointing: whether blocks are recomputed in the backward pass, or selective.
     """
 
     devices: int = 1
@@ -39,11 +40,11 @@ class Layout:
     live_parameters: int = 1_000_000_000
     micro_batch_size: int = 1
     context_length: int = 4096
-    activation_checkpointing: bool = False
+    activation_checkpointing: Checkpointing = False
 
 
 def bytes_per_device(config: NetworkConfig, layout: Layout) -> dict[str, int]:
-    """Bytes on each device of the weights, gradients, optimizer states (AdamW) and activations of a training step.
+    """Bytes on each device of a training step: weights, gradients, optimizer states (AdamW), activations, the loss.
 
     What a framework adds (fragmentation, kernels' scratch space, NCCL's buffers) is not in it.
     """
@@ -64,7 +65,10 @@ def bytes_per_device(config: NetworkConfig, layout: Layout) -> dict[str, int]:
         "gradients": count * sums // share[2],
         "optimizer states": 0 if layout.offload else count * states // share[1],
         "activations": activations * tokens,
+        "loss": _loss_bytes(config, tokens, 2 if short else 4),
     }
+    if short and not true_short:
+        needed["weights in 16 bits"] = count * 2  # which autocast keeps
     if layout.zero_stage == 3 and layout.devices > 1:
         needed["weights gathered for use"] = min(count, layout.live_parameters) * number
     if layout.deepspeed and layout.devices > 1:
@@ -72,6 +76,12 @@ def bytes_per_device(config: NetworkConfig, layout: Layout) -> dict[str, int]:
         buckets = 1 if layout.zero_stage == 3 else 2
         needed["communication buckets"] = buckets * min(count, layout.bucket) * number
     return needed
+
+
+def _loss_bytes(config: NetworkConfig, tokens: int, number: int) -> int:
+    """Of the logits that exist at a time, and of the classifier's gradient beside them."""
+    logits = min(max(tokens, 1) * config.vocab_size, LOGITS)
+    return logits * (4 + number) + config.vocab_size * config.dim * (4 + 2 * number)
 
 
 def layout_of(config: Any) -> Layout:

@@ -18,7 +18,7 @@ from mm_lightning.data import Batch
 from mm_lightning.data.mixture import bits_per_byte, mean
 from mm_lightning.errors import UserError
 from mm_lightning.memory.kernels import Kernels, resolve, set_kernels
-from mm_lightning.networks import NetworkConfig
+from mm_lightning.networks import Checkpointing, NetworkConfig
 from mm_lightning.networks.block import set_compiled
 from mm_lightning.training.checkpoint import (
     KEY,
@@ -50,8 +50,9 @@ class LanguageModule(LightningModule):
         final_learning_rate: where the cosine ends at trainer.max_steps, as a fraction of the peak.
         weight_decay: of matrices; norms and scalars have none.
         betas: AdamW's decay rates of the two moments.
-        activation_checkpointing: recompute each block in the backward pass instead of keeping its activations: about
-            a third more time for far less memory.
+        activation_checkpointing: recompute each block in the backward pass instead of keeping its activations (true):
+            about a third more time for far less memory. Selective keeps what matrix products and reads gave, and
+            recomputes the rest: a few percent more time for about two thirds of the memory.
         kernels: what computes keys and values: readable references, torch, native (one pass on a CPU, compiled by
             numba), triton (on a GPU), or auto, the fastest that is there. All agree to rounding.
         compile: have torch.compile join norms, linear maps, rotations and SwiGLU of each block in training, which
@@ -70,7 +71,7 @@ class LanguageModule(LightningModule):
         final_learning_rate: float = 0.01,
         weight_decay: float = 0.1,
         betas: tuple[float, float] = (0.9, 0.95),
-        activation_checkpointing: bool = False,
+        activation_checkpointing: Checkpointing = False,
         kernels: Kernels = "auto",
         compile: bool = False,
         initial_weights: str | None = None,

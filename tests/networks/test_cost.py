@@ -1,10 +1,13 @@
 """The cost model against the paper's table and against networks counted on the meta device."""
 
+from functools import partial
+from inspect import signature
+
 import pytest
 import torch
 
 from mm_lightning.memory import retrieval
-from mm_lightning.networks import MemoryMosaicConfig, NetworkConfig, TransformerConfig
+from mm_lightning.networks import MemoryMosaicConfig, NetworkConfig, TransformerConfig, base
 from mm_lightning.networks.cost import (
     activation_bytes_per_token,
     forward_flops_per_token,
@@ -51,27 +54,29 @@ def test_unknown_networks_have_no_cost():
         parameters(NetworkConfig())
 
 
-class _Kernel(torch.autograd.Function):
+@torch.library.custom_op("tests_of_cost::attention", mutates_args=())
+def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """Keeps what a flash kernel keeps."""
+    return torch.zeros_like(q)
 
-    @staticmethod
-    def forward(ctx, q, k, v):
-        out = torch.zeros_like(q)
-        ctx.save_for_backward(q, k, v, out)
-        return out
 
-    @staticmethod
-    def backward(ctx, grad):
-        return None, None, None
+_attention.register_autograd(
+    lambda ctx, grad: (None, None, None),
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs, output),
+)
 
 
 @pytest.mark.parametrize("network", [MemoryMosaicConfig, TransformerConfig])
 @pytest.mark.parametrize("bf16", [True, False])
-@pytest.mark.parametrize("checkpointing", [True, False])
+@pytest.mark.parametrize("checkpointing", [True, False, "selective"])
 def test_activations_agree_with_what_autograd_keeps(network, bf16, checkpointing, monkeypatch):
     """Bytes of each block beyond the first, with the kernels of CUDA replaced by one that keeps the same."""
     monkeypatch.setattr(retrieval, "backend", lambda *_: retrieval.VARLEN)
-    monkeypatch.setattr(retrieval, "varlen_attn", lambda q, k, v, *rest, **settings: _Kernel.apply(q, k, v))
+    monkeypatch.setattr(retrieval, "varlen_attn", lambda q, k, v, *rest, **settings: _attention(q, k, v))
+    if checkpointing == "selective":
+        if "respect_saved_tensors_hooks" not in signature(base.checkpoint).parameters:
+            pytest.skip("this torch does not show what it keeps")
+        monkeypatch.setattr(base, "checkpoint", partial(base.checkpoint, respect_saved_tensors_hooks=True))
     tokens, dim = 512, 64
     kept, estimated = [], []
     for layers in (1, 3):

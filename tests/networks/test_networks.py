@@ -52,10 +52,11 @@ def test_loss_counts_targets_only(config, build, packed):
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_activation_checkpointing_changes_nothing(config, build, packed):
+@pytest.mark.parametrize("checkpointing", [True, "selective"])
+def test_activation_checkpointing_changes_nothing(config, build, packed, checkpointing):
     network, (tokens, documents) = build(config), packed(config, 2, 60, 0.05)
     gradients = []
-    for network.activation_checkpointing in (False, True):
+    for network.activation_checkpointing in (False, checkpointing):
         network.zero_grad()
         network(tokens, documents, tokens).backward()
         gradients.append(torch.cat([p.grad.flatten() for p in network.parameters()]))

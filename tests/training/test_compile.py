@@ -58,7 +58,7 @@ def losses(config, on: bool, checkpointing: bool) -> list[float]:
     ],
     ids=["mosaic", "transformer", "experts"],
 )
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, True, "selective"])
 def test_blocks_share_graphs_that_documents_and_delays_do_not_add_to(quick, config, graphs, checkpointing):
     eager = losses(config, False, checkpointing)
     counters.clear()

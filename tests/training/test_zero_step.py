@@ -58,11 +58,15 @@ def assert_clipped(found) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [{"stage": 3}, {"stage": 2}, {"stage": 3, "offload_optimizer": True}], ids=str)
-def test_one_step(settings, tiny, tmp_path):
+@pytest.mark.parametrize(
+    ("settings", "checkpointing"),
+    [({"stage": 3}, "true"), ({"stage": 2}, "selective"), ({"stage": 3, "offload_optimizer": True}, "selective")],
+    ids=str,
+)
+def test_one_step(settings, checkpointing, tiny, tmp_path):
     strategy = {"class_path": "DeepSpeed", "init_args": {**SIZES, **settings}}
     config = overlay(tmp_path, strategy=strategy, devices=2)
-    done = mm("fit", "--config", str(tiny), "--config", config)
+    done = mm("fit", "--config", str(tiny), "--config", config, "--model.activation_checkpointing", checkpointing)
     assert done.returncode == 0, done.stderr[-3000:]
     one, two = alone(tiny, tmp_path), torch.load(tmp_path / "step.pt")
     assert_clipped(one)

@@ -14,6 +14,7 @@ from mm_lightning.experiments.benchmark.report import report
 from mm_lightning.experiments.benchmark.setup import Opponent, Precision, Setup, setup, transformer_like, v1_like
 from mm_lightning.experiments.benchmark.timing import begin, machine, medians, peak_bytes, ratio, take_turns
 from mm_lightning.memory.kernels import Kernels
+from mm_lightning.networks import Checkpointing
 
 DEFAULTS = {
     "dim": 256,
@@ -37,9 +38,10 @@ def step_command(
     vocab_size: int | None = None,
     context_length: int | None = None,
     batch_size: int | None = None,
+    accumulate: int = 1,
     precision: Precision | None = None,
     kernels: Kernels = "auto",
-    checkpointing: bool = False,
+    checkpointing: Checkpointing = False,
     compile: bool = False,
     apart: bool = False,
     device: str = "cpu",
@@ -67,10 +69,11 @@ def step_command(
         persistent_dim: hidden size f of the persistent memory; 3 d by default.
         vocab_size: vocabulary V; 4096 by default.
         context_length: tokens of a sequence; 1024 by default.
-        batch_size: sequences of a step; 4 by default.
+        batch_size: sequences of a forward pass; 4 by default.
+        accumulate: forward and backward passes of a step.
         precision: bf16 under autocast, or fp32; bf16 by default.
         kernels: what computes keys and values, as model.kernels of a training config.
-        checkpointing: recompute blocks in the backward pass, in our networks.
+        checkpointing: as model.activation_checkpointing of a training config, for our networks.
         compile: as model.compile of a training config for our networks, torch.compile for a Llama.
         apart: build, time and free one network after the other, where not all fit the device's memory: ratios are of
             medians then.
@@ -83,6 +86,8 @@ def step_command(
     from mm_lightning.memory.kernels import resolve
 
     place, target = begin(device, threads, repeats, output)
+    if accumulate < 1:
+        raise UserError(f"accumulate must be at least 1, got {accumulate}")
     given = {
         "dim": dim,
         "layers": layers,
@@ -96,14 +101,14 @@ def step_command(
     resolve(kernels, place)
     what = setup(config, DEFAULTS, **given)
     configs = opponents(network, against or ["transformer"], what)
-    options = {"kernels": kernels, "checkpointing": checkpointing, "compile": compile}
+    options = {"kernels": kernels, "checkpointing": checkpointing, "compile": compile, "accumulate": accumulate}
 
     def make(name: str) -> TrainingStep:
         return TrainingStep(configs[name], what, place, seed, **options)
 
     seconds, peaks = _one_by_one(configs, make, repeats, place) if apart else _in_turns(configs, make, repeats, place)
     result = {
-        **_compared(configs, seconds, what),
+        **_compared(configs, seconds, what, accumulate),
         "peak_bytes": peaks,
         "settings": {**what.settings, **options, "apart": apart, "repeats": repeats, "seed": seed},
         **machine(place),
@@ -138,6 +143,7 @@ class TrainingStep:
         kernels: of our networks.
         checkpointing: of our networks.
         compile: by torch.
+        accumulate: forward and backward passes.
     """
 
     def __init__(
@@ -147,8 +153,9 @@ class TrainingStep:
         device: Any,
         seed: int,
         kernels: Kernels = "auto",
-        checkpointing: bool = False,
+        checkpointing: Checkpointing = False,
         compile: bool = False,
+        accumulate: int = 1,
     ) -> None:
         import torch
 
@@ -169,16 +176,17 @@ class TrainingStep:
             set_kernels(self.network, kernels)
             self.network.activation_checkpointing = checkpointing
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-4, fused=True)
-        self.numbers, self.seed = itertools.count(), seed
+        self.numbers, self.seed, self.accumulate = itertools.count(), seed, accumulate
         self.autocast = {"device_type": device.type, "dtype": torch.bfloat16, "enabled": what.precision == "bf16"}
 
     def __call__(self) -> None:
         import torch
 
-        with torch.autocast(**self.autocast):
-            draw = self.network.draw_step(self.seed, next(self.numbers))
-            loss = self.network(self.tokens, targets=self.targets, **draw)
-        loss.backward()
+        draw = self.network.draw_step(self.seed, next(self.numbers))
+        for _ in range(self.accumulate):
+            with torch.autocast(**self.autocast):
+                loss = self.network(self.tokens, targets=self.targets, **draw)
+            (loss / self.accumulate).backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -211,15 +219,16 @@ def _one_by_one(configs: dict[str, Any], make: Any, repeats: int, device: Any) -
     return seconds, peaks
 
 
-def _compared(configs: dict[str, Any], seconds: dict[str, list[float]], what: Setup) -> dict[str, Any]:
+def _compared(configs: dict[str, Any], seconds: dict[str, list[float]], what: Setup, accumulate: int) -> dict[str, Any]:
     """Medians, speeds and ratios; the first is divided by each of the others."""
     first, *others = configs
     median, flops = medians(seconds), {name: flops_per_token(c, what.context_length) for name, c in configs.items()}
+    tokens = accumulate * what.batch_size * what.context_length
     return {
         "benchmark": "step",
         "median_seconds": median,
         "seconds": seconds,
-        "tokens_per_second": {n: what.batch_size * what.context_length / s for n, s in median.items()},
+        "tokens_per_second": {name: tokens / s for name, s in median.items()},
         "ratio": {name: ratio(seconds, first, name) for name in others},
         "flops_ratio": {name: flops[first] / flops[name] for name in others},
         "parameters": {name: _parameters(config) for name, config in configs.items()},

@@ -68,8 +68,8 @@ def test_a_step_against_all(run):
 
 
 def test_a_step_of_v1_one_network_after_the_other(run):
-    args = ["--layers", "1", "--context_length", "32", "--network", "v1", "--apart", "--checkpointing"]
-    result, text = run("step", *SMALL, *args)
+    args = ["--layers", "1", "--context_length", "32", "--network", "v1", "--apart"]
+    result, text = run("step", *SMALL, *args, "--checkpointing", "selective", "--accumulate", "2")
     assert result["parameters"]["v1"] == pytest.approx(result["parameters"]["transformer"], rel=0.01)
     assert "v1 / transformer" in text
 
