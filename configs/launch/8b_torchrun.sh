@@ -4,7 +4,7 @@
 #   NODE_RANK=0 ADDRESS=first-node bash THIS_FILE        on each node, counted from 0
 #
 # A step: 1024 sequences = 64 GPUs x 4 x 4 accumulated.
-# Each GPU: about 15.4 GB of 80.
+# Each GPU: about 21.2 GB of 80.
 set -euo pipefail
 
 torchrun --nnodes=8 --nproc-per-node=8 --node-rank=$NODE_RANK --master-addr=$ADDRESS --master-port=29500 \
