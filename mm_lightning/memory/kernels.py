@@ -76,6 +76,8 @@ def resolve(kernels: Kernels, device: torch.device, dtype: torch.dtype = torch.f
 
 def chosen(kernels: Kernels, device: torch.device, dtype: torch.dtype, dim: int) -> Kernels:
     """:func:`resolve`, but where `auto` would mean kernels for a GPU, they must pass a small trial on it first."""
+    if kernels in ("reference", "torch"):  # so that torch.compile meets nothing that is cached
+        return kernels
     found = resolve(kernels, device, dtype, dim)
     if kernels == "auto" and found == "triton":
         from mm_lightning.memory.trial import problem

@@ -27,7 +27,7 @@ from mm_lightning.training.checkpoint import (
     find_checkpoint,
     load_weights,
 )
-from mm_lightning.training.compiler import check_compiler
+from mm_lightning.training.compiler import check_strategy
 from mm_lightning.training.loggers import say
 from mm_lightning.training.resume import changes, decides_the_data, fit_progress, validate_if_due
 from mm_lightning.training.run_folder import RunFolder
@@ -114,7 +114,7 @@ class LanguageModule(LightningModule):
         set_kernels(self.network, self.kernels)
         resolve(self.kernels, device)  # says so now if they cannot run there
         if self.compiled:
-            check_compiler(self.trainer.strategy)
+            check_strategy(self.trainer.strategy)
             set_compiled(self.network)
         resuming = self.trainer.state.fn == "fit" and self.trainer.ckpt_path
         if self.initial_weights and not resuming:

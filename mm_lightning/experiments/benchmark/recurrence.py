@@ -22,6 +22,7 @@ from mm_lightning.experiments.benchmark.timing import (
     take_turns,
 )
 from mm_lightning.memory.kernels import Kernels, ahead_values, gated_keys, resolve
+from mm_lightning.training.compiler import check_compiler
 
 LENGTHS = [1024, 2048, 4096, 8192, 16384, 32768]
 
@@ -47,6 +48,7 @@ def recurrence_command(
     batch_size: int | None = None,
     tokens: int | None = None,
     precision: Precision | None = None,
+    compile: bool = False,
     device: str = "cpu",
     threads: int | None = None,
     repeats: int = 7,
@@ -73,6 +75,7 @@ def recurrence_command(
         tokens: of all sequences together, in the place of batch_size: at every length as many sequences as make them
             up, so that what is compared is the length alone and not the size of tensors.
         precision: bf16 (the linear layer under autocast), or fp32; bf16 by default.
+        compile: also the torch kernels as torch.compile joins them, anew for each length.
         device: cpu, cuda, cuda:1, ...
         threads: CPU threads; torch's choice by default.
         repeats: timed runs of each.
@@ -84,7 +87,11 @@ def recurrence_command(
     sizes = numbers(lengths, LENGTHS, "lengths")
     chosen = forms(kernels, what, place)
     peaks = measure_peaks(place, what.precision, repeats)
-    found = [_at_length(n, chosen, one, place, repeats, seed) for n, one in filled(what, sizes, tokens).items()]
+    if compile:
+        check_compiler(place)
+    found = [
+        _at_length(n, chosen, one, place, repeats, seed, compile) for n, one in filled(what, sizes, tokens).items()
+    ]
     settings = {name: what.settings[name] for name in ("dim", "heads", "precision")}
     settings |= {"batch_size": what.batch_size} if tokens is None else {"tokens": tokens}
     result = {
@@ -126,9 +133,9 @@ def _dtype(what: Setup) -> Any:
 
 
 def _at_length(
-    length: int, kernels: list[Kernels], what: Setup, device: Any, repeats: int, seed: int
+    length: int, kernels: list[Kernels], what: Setup, device: Any, repeats: int, seed: int, compile: bool
 ) -> dict[str, Any]:
-    runs = _runs(length, kernels, what, device, seed)
+    runs = _runs(length, kernels, what, device, seed, compile)
     seconds = take_turns(runs, repeats, device, least=0.01)
     tokens = what.batch_size * length
     median = medians(seconds)
@@ -145,7 +152,7 @@ def _at_length(
     }
 
 
-def _runs(length: int, kernels: list[Kernels], what: Setup, device: Any, seed: int) -> dict[str, Any]:
+def _runs(length: int, kernels: list[Kernels], what: Setup, device: Any, seed: int, compile: bool) -> dict[str, Any]:
     """Forward and backward of everything at one length."""
     import torch
     from torch.nn import functional as F
@@ -172,19 +179,26 @@ def _runs(length: int, kernels: list[Kernels], what: Setup, device: Any, seed: i
             y = F.linear(x.flatten(-2), weight)
         torch.autograd.grad(y, [x, weight], down[0].flatten(-2))
 
-    def keys(one: Kernels) -> None:
-        q, k = gated_keys(raw, gate, decay, beta, documents, one)
-        torch.autograd.grad([q, k], [raw, gate, decay, beta], down[:2])
+    def make_keys(one: Kernels) -> tuple[Any, ...]:
+        return gated_keys(raw, gate, decay, beta, documents, one)
 
-    def both(one: Kernels) -> None:
-        q, k = gated_keys(raw, gate, decay, beta, documents, one)
-        v = ahead_values(ahead, gamma, alpha, documents, one)
-        torch.autograd.grad([q, k, v], [raw, gate, decay, beta, ahead, gamma, alpha], down)
+    def make_both(one: Kernels) -> tuple[Any, ...]:
+        return *make_keys(one), ahead_values(ahead, gamma, alpha, documents, one)
+
+    def keys(one: Kernels, make: Any = make_keys) -> None:
+        torch.autograd.grad(make(one), [raw, gate, decay, beta], down[:2])
+
+    def both(one: Kernels, make: Any = make_both) -> None:
+        torch.autograd.grad(make(one), [raw, gate, decay, beta, ahead, gamma, alpha], down)
 
     found: dict[str, Any] = {LINEAR: linear}
     for one in kernels:
         found[f"keys, {one}"] = partial(keys, one)
         found[f"keys and values, {one}"] = partial(both, one)
+    if compile:
+        torch._dynamo.reset()  # which would give up after a number of lengths
+        found["keys, torch compiled"] = partial(keys, "torch", torch.compile(make_keys))
+        found["keys and values, torch compiled"] = partial(both, "torch", torch.compile(make_both))
     return found
 
 

@@ -15,6 +15,7 @@ from mm_lightning.experiments.benchmark.setup import Opponent, Precision, Setup,
 from mm_lightning.experiments.benchmark.timing import begin, machine, medians, peak_bytes, ratio, take_turns
 from mm_lightning.memory.kernels import Kernels
 from mm_lightning.networks import Checkpointing
+from mm_lightning.training.compiler import check_compiler
 
 DEFAULTS = {
     "dim": 256,
@@ -99,6 +100,8 @@ def step_command(
         "precision": precision,
     }
     resolve(kernels, place)
+    if compile:
+        check_compiler(place)
     what = setup(config, DEFAULTS, **given)
     configs = opponents(network, against or ["transformer"], what)
     options = {"kernels": kernels, "checkpointing": checkpointing, "compile": compile, "accumulate": accumulate}

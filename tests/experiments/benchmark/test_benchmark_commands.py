@@ -104,6 +104,16 @@ def test_recurrence(run):
     assert "linear layers" in text
 
 
+def test_recurrence_of_compiled_torch(run, monkeypatch, capsys):
+    monkeypatch.setattr("torch.compile", lambda function: function)  # which takes a minute
+    result, _ = run("recurrence", *SMALL, "--lengths", "64", "--kernels", "reference", "--compile", "true")
+    assert list(result["lengths"][0]["seconds"])[3:] == ["keys, torch compiled", "keys and values, torch compiled"]
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+    for name in ("recurrence", "step"):
+        assert main(["benchmark", name, *SMALL, "--compile", "true"]) == 2
+        assert "needs a C++ compiler" in capsys.readouterr().err
+
+
 def test_reads(run):
     result, _ = run("reads", *SMALL, "--lengths", "40", "--window", "5", "--documents", "1", "--batch_size", "2")
     pairs = result["lengths"][0]["pairs"]
