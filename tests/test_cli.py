@@ -6,7 +6,11 @@ import sys
 import pytest
 
 from mm_lightning.cli import COMMANDS, TRAINING, find_command, load, main, places
+from mm_lightning.data import load_tokenizer
 from mm_lightning.errors import UserError
+from mm_lightning.networks import MemoryMosaicConfig
+from mm_lightning.training.checkpoint import KEY, describe_network, describe_tokenizer
+from mm_lightning.training.checkpoint.writing import write
 
 
 def test_help_names_every_command(capsys):
@@ -23,6 +27,35 @@ def test_help_imports_nothing_heavy():
         "heavy = {'torch', 'lightning', 'jsonargparse', 'litdata', 'numpy'} & set(sys.modules); sys.exit(len(heavy))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+USING = """
+import sys, torch
+before = set(sys.modules)
+from mm_lightning.cli import main
+given = ["--checkpoint", {run!r}, "--device", "cpu"]
+commands = [
+    ["generate", "--prompt", "ab", "--max_new_tokens", "2"],
+    ["remember", "--text", {text!r}, "--output", {output!r} + "/memory"],
+    ["inspect", "--prompt", "abc", "--output", {output!r} + "/page.html"],
+    ["evaluate", "--tasks", "loss_by_position", "--text", {text!r}, "--contexts", "64", "--output", {output!r}],
+]
+assert [main([*command, *given]) for command in commands] == [0, 0, 0, 0]
+heavy = ["lightning", "torchmetrics", "deepspeed", "litdata", "transformers", "torchvision", "torch._dynamo"]
+print([name for name in heavy if name in sys.modules and name not in before])
+"""
+
+
+def test_using_a_network_imports_nothing_of_its_training(tmp_path):
+    config = MemoryMosaicConfig(vocab_size=258, layers=1, dim=8, heads=1)
+    tokenizer = describe_tokenizer(load_tokenizer("bytes"))
+    weights = {f"network.{name}": x for name, x in config.build().state_dict().items()}
+    about = describe_network(config, tokenizer, 16)
+    write({"state_dict": weights, KEY: about}, tmp_path / "run" / "checkpoints" / "step=1.ckpt")
+    (tmp_path / "text.txt").write_text("What is read once is remembered. " * 3)
+    code = USING.format(run=str(tmp_path / "run"), text=str(tmp_path / "text.txt"), output=str(tmp_path / "out"))
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert found.stdout.splitlines()[-1:] == ["[]"], found.stderr
 
 
 @pytest.mark.slow

@@ -143,7 +143,7 @@ def obey(talk: Conversation, line: str) -> bool:
         set_option(talk, value)
     elif name == "stats":
         tokens, held = talk.reader.state.length, talk.reader.state.bytes
-        print(f"{tokens:,} tokens remembered in {held / 1e6:.1f} MB")
+        print(f"{tokens:,} token{'' if tokens == 1 else 's'} remembered in {held / 1e6:.1f} MB")
     else:
         raise UserError(f"there is no command /{name}: /help lists them")
     return True

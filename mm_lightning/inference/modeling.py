@@ -167,6 +167,9 @@ class MMLightningForCausalLM(PreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         return_dict: bool | None = None,
+        position_ids: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
     ) -> CausalLMOutputWithPast | tuple:
         """Logits, loss and cache. Padding, where there is any, is on the left (on the right only without a cache).
 
@@ -178,10 +181,22 @@ class MMLightningForCausalLM(PreTrainedModel, GenerationMixin):
             use_cache: return the cache. By default where no gradient or loss is wanted.
             logits_to_keep: logits of the last so many tokens only (0: all), or of the tokens with these indices.
             return_dict: False for a tuple.
+            position_ids: (B, T) or (1, T): may be left out, and must count as the network itself does.
+            output_attentions: True is refused: the weights of reads are not kept.
+            output_hidden_states: True is refused, likewise.
 
         Raises:
-            ValueError: the mask or the cache does not fit.
+            ValueError: the mask, the cache or the positions do not fit, or something is asked for that there is not.
         """
+        if output_attentions:
+            raise ValueError("memories do not keep the weights of their reads: leave output_attentions out")
+        if output_hidden_states:
+            raise ValueError(
+                "hidden states of the blocks are not kept: leave output_hidden_states out (model.network."
+                "hidden(input_ids) returns the last ones)"
+            )
+        if position_ids is not None:
+            check_positions(position_ids, attention_mask, input_ids.shape[1])
         if isinstance(past_key_values, Cache) and not isinstance(past_key_values, MemoryCache):
             raise ValueError(
                 f"a memory's state does not fit a {type(past_key_values).__name__}: leave past_key_values out, or pass "
@@ -249,6 +264,25 @@ def document_starts(mask: Tensor, time: int) -> Tensor | None:
     if mask.shape[1] == time:
         starts[:, 0] = False  # every row begins there anyway
     return starts if starts.any() else None
+
+
+def check_positions(positions: Tensor, mask: Tensor | None, time: int) -> None:
+    """Holds the positions of T tokens against what the network counts by itself.
+
+    Raises:
+        ValueError: they do not grow by 1 from each token of a text to its next.
+    """
+    if positions.shape[-1] == time == 1:
+        return
+    fits = positions.diff() == 1
+    if mask is not None:
+        real = mask[:, -time:].bool()
+        fits = fits | ~(real[:, 1:] & real[:, :-1])
+    if positions.shape[-1] != time or not fits.all():
+        raise ValueError(
+            f"position_ids of {tuple(positions.shape)} for {time} tokens do not count as the network does by itself, "
+            f"from attention_mask: leave them out, and give texts that are packed into one row a row each"
+        )
 
 
 def padded_left(mask: Tensor) -> bool:

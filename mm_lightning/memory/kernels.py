@@ -143,7 +143,8 @@ def gated_keys(
         return k * beta[..., None].to(k.dtype), k
     exact = torch.promote_types(ktilde.dtype, torch.float32)
     scalars = [x.to(exact).expand_as(gate).contiguous() for x in (gate, decay, beta)]
-    return _GatedKeys.apply(_with_rows(ktilde), *scalars, documents.starts)
+    arguments = (_with_rows(ktilde), *scalars, documents.starts)
+    return _native_keys(*arguments)[:2] if _directly(kernels, ktilde) else _GatedKeys.apply(*arguments)
 
 
 def ahead_values(
@@ -167,7 +168,14 @@ def ahead_values(
             values = (look_ahead if kernels == "torch" else look_ahead_reference)(vtilde, gamma, documents)
         return values * alpha[:, None].to(values.dtype)
     gamma = torch.ones_like(alpha) if gamma is None else gamma
-    return _AheadValues.apply(_with_rows(vtilde), gamma.to(exact), alpha.to(exact), documents.starts)
+    arguments = (_with_rows(vtilde), gamma.to(exact), alpha.to(exact), documents.starts)
+    return _native_values(*arguments)[0] if _directly(kernels, vtilde) else _AheadValues.apply(*arguments)
+
+
+def _directly(kernels: Kernels, x: Tensor) -> bool:
+    """Whether native kernels are called as they are, not as operators: the first call of an operator imports
+    torch.compile, which takes seconds, and where nobody wants gradients or compiles it adds nothing."""
+    return kernels == "native" and plain(x) and not (torch.is_grad_enabled() or torch.compiler.is_compiling())
 
 
 def _with_rows(x: Tensor) -> Tensor:
@@ -198,14 +206,18 @@ class _AheadValues(torch.autograd.Function):
         return *_values_backward(*ctx.saved_tensors, d_v), None
 
 
-@torch.library.custom_op(_LIBRARY + "::gated_keys", mutates_args=(), device_types="cpu")
-def _keys(raw: Tensor, gate: Tensor, decay: Tensor, beta: Tensor, starts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _native_keys(
+    raw: Tensor, gate: Tensor, decay: Tensor, beta: Tensor, starts: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     batch, _, heads, dim = raw.shape
     total = gate.new_zeros(batch, heads, dim)
     scale = torch.full((batch, heads), -torch.inf, dtype=torch.float64, device=raw.device)
     from mm_lightning.memory.native import keys
 
     return keys(raw, gate, decay, beta, starts, total, scale)
+
+
+_keys = torch.library.custom_op(_LIBRARY + "::gated_keys", _native_keys, mutates_args=(), device_types="cpu")
 
 
 @torch.library.custom_op(_LIBRARY + "::gated_keys_backward", mutates_args=(), device_types="cpu")
@@ -217,11 +229,13 @@ def _keys_backward(
     return keys_backward(raw, beta, starts, k, kept, d_q, d_k)
 
 
-@torch.library.custom_op(_LIBRARY + "::ahead_values", mutates_args=(), device_types="cpu")
-def _values(raw: Tensor, gamma: Tensor, alpha: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
+def _native_values(raw: Tensor, gamma: Tensor, alpha: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
     from mm_lightning.memory.native import values
 
     return values(raw, gamma, alpha, starts)
+
+
+_values = torch.library.custom_op(_LIBRARY + "::ahead_values", _native_values, mutates_args=(), device_types="cpu")
 
 
 @torch.library.custom_op(_LIBRARY + "::ahead_values_backward", mutates_args=(), device_types="cpu")

@@ -23,11 +23,6 @@ from mm_lightning.memory.documents import Documents
 from mm_lightning.memory.dropped import read_dropped
 from mm_lightning.memory.near import read_near
 
-try:
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:  # a torch without it reads document by document on CUDA as well
-    varlen_attn = None  # type: ignore[assignment]
-
 BLOCK = 128
 """Queries that share one matrix product of a windowed read."""
 
@@ -145,9 +140,20 @@ SPLIT = "scaled_dot_product_attention, one document at a time"
 
 def backend(device: torch.device, dtype: torch.dtype, dim: int = 8) -> str:
     """How memories with heads of dim numbers are read on this device in this type: one of `VARLEN`, `SPLIT`."""
-    flash = varlen_attn is not None and device.type == "cuda" and dtype in (torch.float16, torch.bfloat16)
+    half = device.type == "cuda" and dtype in (torch.float16, torch.bfloat16)
     # Numbers that flash attention has kernels for, on devices that have its instructions.
-    return VARLEN if flash and dim % 8 == 0 and dim <= 256 and _capability(device) >= (8, 0) else SPLIT
+    flash = half and dim % 8 == 0 and dim <= 256 and _capability(device) >= (8, 0)
+    return VARLEN if flash and _varlen_attn() is not None else SPLIT
+
+
+@lru_cache
+def _varlen_attn() -> Callable[..., Any] | None:
+    """torch's kernel, whose import takes seconds: it brings the compiler along."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:  # a torch without it reads document by document on CUDA as well
+        return None
+    return varlen_attn
 
 
 @lru_cache
@@ -244,7 +250,8 @@ def _read_varlen(q: Tensor, k: Tensor, v: Tensor, span: Span, documents: Documen
         k, v = _Rows.apply(k, kept), _Rows.apply(v, kept)
     left = -1 if span.size is None else span.size - 1
     longest = documents.longest
-    grouped: dict[str, Any] = {}
+    varlen_attn, grouped = _varlen_attn(), dict[str, Any]()
+    assert varlen_attn is not None
     if (shared := q.shape[2] // k.shape[1]) > 1:
         if "enable_gqa" in signature(varlen_attn).parameters:
             grouped["enable_gqa"] = True

@@ -18,13 +18,15 @@ from mm_lightning.errors import UserError
 from mm_lightning.networks import NetworkConfig
 from mm_lightning.training import strategies
 from mm_lightning.training.batches import accumulated
-from mm_lightning.training.checkpoint import WholeCheckpointIO, check_architecture
+from mm_lightning.training.checkpoint import check_architecture
+from mm_lightning.training.checkpoint.trainer_io import WholeCheckpointIO
 from mm_lightning.training.config_files import ConfigFile, explain, read_chain, split_configs
 from mm_lightning.training.connection import lost_contact, set_timeout
 from mm_lightning.training.loggers import MetricsFile, ProgressLines, TensorBoard, say
 from mm_lightning.training.module import LanguageModule
 from mm_lightning.training.quiet import quiet
-from mm_lightning.training.run_folder import RecordRun, RunFolder
+from mm_lightning.training.record_run import RecordRun
+from mm_lightning.training.run_folder import RunFolder
 from mm_lightning.training.starting_point import check_resumable, starting_point, take_over
 
 TRAINER_DEFAULTS = {

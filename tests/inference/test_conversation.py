@@ -121,7 +121,7 @@ def test_commands(network, tokenizer, monkeypatch, capsys, tmp_path):
     out, err = capsys.readouterr()
     assert err == ""
     assert "temperature 0.8\ntop_k none\n" in out
-    assert "\n1 tokens remembered" in out
+    assert "\n1 token remembered" in out
     assert "\n15 tokens remembered" in out
     assert "/read FILE" in out
     assert document(talk) == "a text to read"
@@ -148,7 +148,7 @@ def test_mistakes_are_said_and_the_conversation_goes_on(network, tokenizer, monk
     out, err = capsys.readouterr()
     assert message in err
     assert err.count("\n") == 1
-    assert out.startswith("1 tokens")
+    assert out.startswith("1 token ")
 
 
 def test_ctrl_c_ends_an_answer_only(tokenizer, monkeypatch, capsys):

@@ -22,13 +22,13 @@ from mm_lightning.inference.import_checkpoint import import_command
 from mm_lightning.networks.cost import parameters
 from mm_lightning.training.checkpoint import (
     KEY,
-    WholeCheckpointIO,
     describe_network,
     describe_tokenizer,
     find_checkpoint,
     load_network,
     read_weights,
 )
+from mm_lightning.training.checkpoint.trainer_io import WholeCheckpointIO
 from tests.inference.conftest import CONFIGS, build
 
 transformers = pytest.importorskip("transformers")

@@ -164,6 +164,31 @@ def test_what_does_not_fit_is_refused(v2, tokens):
         MMLightningConfig({"class": "Perceptron", "fields": {}})
 
 
+def test_positions_are_the_networks_own(v2, tokens):
+    mask = torch.ones_like(tokens)
+    mask[0, :4] = 0
+    padded = (mask.cumsum(-1) - 1).masked_fill(mask == 0, 0)
+    with torch.no_grad():
+        expected = v2(tokens, attention_mask=mask).logits
+        assert torch.equal(v2(tokens, attention_mask=mask, position_ids=padded).logits, expected)
+        assert torch.equal(v2(tokens, position_ids=torch.arange(13)[None] + 7).logits, v2(tokens).logits)
+        for wrong in (padded, torch.arange(12)[None], torch.arange(13)[None] % 6):
+            with pytest.raises(ValueError, match="leave them out"):
+                v2(tokens, position_ids=wrong)
+    settings = {"attention_mask": mask, **GREEDY}
+    assert torch.equal(v2.generate(tokens, position_ids=padded, **settings), v2.generate(tokens, **settings))
+
+
+@pytest.mark.parametrize("name", ["output_attentions", "output_hidden_states"])
+def test_what_is_not_kept_is_refused(v2, tokens, name):
+    with torch.no_grad():
+        assert torch.equal(v2(tokens, **{name: False}).logits, v2(tokens).logits)
+        with pytest.raises(ValueError, match=f"not ke.*leave {name} out"):
+            v2(tokens, **{name: True})
+    with pytest.raises(ValueError, match=f"leave {name} out"):
+        v2.generate(tokens, return_dict_in_generate=True, **{name: True}, **GREEDY)
+
+
 def test_a_folder_of_a_newer_version_is_told(tmp_path):
     config = MMLightningConfig()
     config.network["fields"] |= {"warp": 9, "folds": 2}

@@ -116,7 +116,7 @@ def test_the_stream_handed_to_variable_length_kernels(span, chance, heads, monke
 
     arguments, documents = inputs(80, heads), random_documents(80, chance)
     expected = read_reference(*arguments, span, documents)
-    monkeypatch.setattr(retrieval, "varlen_attn", varlen_attn)
+    monkeypatch.setattr(retrieval, "_varlen_attn", lambda: varlen_attn)
     monkeypatch.setattr(retrieval, "backend", lambda *_: retrieval.VARLEN)
     with torch.no_grad():
         assert (read(*arguments, span, documents) - expected).abs().max() < 1e-12
@@ -135,7 +135,7 @@ def test_rows_that_are_read_have_gradients_without_sums():
 
 def test_where_variable_length_kernels_run(monkeypatch):
     cuda = torch.device("cuda")
-    monkeypatch.setattr(retrieval, "varlen_attn", len)
+    monkeypatch.setattr(retrieval, "_varlen_attn", lambda: len)
     monkeypatch.setattr(retrieval, "_capability", lambda device: (9, 0))
     for dim, dtype in ((8, torch.bfloat16), (96, torch.float16), (256, torch.bfloat16)):
         assert retrieval.backend(cuda, dtype, dim) == retrieval.VARLEN

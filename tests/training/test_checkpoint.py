@@ -13,12 +13,12 @@ from mm_lightning.networks import MemoryMosaicConfig, TransformerConfig
 from mm_lightning.training.checkpoint import (
     COMMIT,
     KEY,
-    WholeCheckpointIO,
     check_architecture,
     commit_folder,
     describe_network,
     find_checkpoint,
 )
+from mm_lightning.training.checkpoint.trainer_io import WholeCheckpointIO
 
 SMALL = {"vocab_size": 8, "layers": 1, "dim": 4, "heads": 1, "persistent_dim": 4}
 

@@ -13,13 +13,13 @@ from mm_lightning.networks import MemoryMosaicConfig
 from mm_lightning.training.checkpoint import (
     KEY,
     PARTIAL,
-    WholeCheckpointIO,
     commit_folder,
     describe_network,
     load_network,
     open_weights,
     whole,
 )
+from mm_lightning.training.checkpoint.trainer_io import WholeCheckpointIO
 
 SMALL = {"vocab_size": 12, "layers": 2, "dim": 4, "heads": 1, "persistent_dim": 6, "long_term_delay": (1, 1)}
 

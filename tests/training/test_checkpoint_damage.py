@@ -14,7 +14,6 @@ from mm_lightning.errors import UserError
 from mm_lightning.training.checkpoint import (
     COMMIT,
     PARTIAL,
-    WholeCheckpointIO,
     commit_folder,
     find_checkpoint,
     read_about,
@@ -22,6 +21,7 @@ from mm_lightning.training.checkpoint import (
     remove_leftovers,
     whole,
 )
+from mm_lightning.training.checkpoint.trainer_io import WholeCheckpointIO
 
 
 def damage(path: Path, checksums: bool = True) -> str | None:

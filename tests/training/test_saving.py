@@ -19,8 +19,9 @@ from runs import metrics
 from mm_lightning.callbacks import Checkpoints, checkpoints
 from mm_lightning.cli import main
 from mm_lightning.errors import UserError
-from mm_lightning.training.checkpoint import damage, writing
-from mm_lightning.training.checkpoint.writing import WholeCheckpointIO, snapshot
+from mm_lightning.training.checkpoint import damage, trainer_io, writing
+from mm_lightning.training.checkpoint.trainer_io import WholeCheckpointIO
+from mm_lightning.training.checkpoint.writing import snapshot
 from mm_lightning.training.loggers import TensorBoard, append
 from mm_lightning.training.module import LanguageModule
 from mm_lightning.training.run_folder import RunFolder
@@ -122,7 +123,7 @@ def test_at_most_one_is_being_written(tmp_path, monkeypatch):
         begun.wait(0.05)
         writing_now.remove(target)
 
-    monkeypatch.setattr(writing, "write", slow)
+    monkeypatch.setattr(trainer_io, "write", slow)
     io = WholeCheckpointIO()
     io.asynchronous = True
     for step in range(4):

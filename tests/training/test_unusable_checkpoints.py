@@ -8,7 +8,8 @@ import torch
 
 from mm_lightning.cli import main
 from mm_lightning.networks import MemoryMosaicConfig
-from mm_lightning.training.checkpoint import KEY, WholeCheckpointIO, describe_network
+from mm_lightning.training.checkpoint import KEY, describe_network
+from mm_lightning.training.checkpoint.trainer_io import WholeCheckpointIO
 
 SMALL = {"vocab_size": 258, "layers": 1, "dim": 4, "heads": 1, "persistent_dim": 6, "long_term_delay": (1, 1)}
 

@@ -12,11 +12,12 @@ key `mm_lightning`:
 A file of it is read by `torch.load(path, weights_only=True)["mm_lightning"]`; in a folder it is in commit.json; in a
 .safetensors file, which `mm checkpoint consolidate` writes, it is JSON text in the header.
 
-    whole.py     what makes a checkpoint whole: checksums, commit.json, what is wrong with one
-    writing.py   plain files, at once or by a thread; what is said when writing fails
-    finding.py   the newest whole checkpoint of a run; leftovers of saves that were cut off
-    weights.py   weights by name, one at a time, from each kind of checkpoint
-    network.py   networks and tokenizers from checkpoints
+    whole.py       what makes a checkpoint whole: checksums, commit.json, what is wrong with one
+    writing.py     plain files; what is said when writing fails
+    trainer_io.py  the same for Lightning's Trainer, at once or by a thread
+    finding.py     the newest whole checkpoint of a run; leftovers of saves that were cut off
+    weights.py     weights by name, one at a time, from each kind of checkpoint
+    network.py     networks and tokenizers from checkpoints
 """
 
 from mm_lightning.training.checkpoint.finding import checkpoints_of, find_checkpoint, remove_leftovers, step_of
@@ -39,7 +40,7 @@ from mm_lightning.training.checkpoint.weights import (
     read_weights,
 )
 from mm_lightning.training.checkpoint.whole import COMMIT, KEY, PARTIAL, TAG, commit_folder, damage, is_whole, remove
-from mm_lightning.training.checkpoint.writing import WholeCheckpointIO, agreed, cannot_write, check_space, write_synced
+from mm_lightning.training.checkpoint.writing import agreed, cannot_write, check_space, write_synced
 
 __all__ = [
     "COMMIT",
@@ -47,7 +48,6 @@ __all__ = [
     "KEY",
     "PARTIAL",
     "TAG",
-    "WholeCheckpointIO",
     "agreed",
     "calm_deepspeed",
     "cannot_write",

@@ -6,8 +6,6 @@ import re
 import sys
 from pathlib import Path
 
-from lightning.fabric.utilities.rank_zero import rank_zero_only
-
 from mm_lightning.errors import UserError
 from mm_lightning.training.checkpoint.whole import COMMIT, PARTIAL, SAFETENSORS, damage, discard
 from mm_lightning.training.run_folder import numbered
@@ -60,9 +58,10 @@ def find_checkpoint(run_or_file: str | Path, checksums: bool = True) -> Path:
     raise UserError(f"{path} holds no whole checkpoint: train first (mm fit), or name a checkpoint file")
 
 
-@rank_zero_only
 def _say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
+    from lightning.fabric.utilities.rank_zero import rank_zero_only  # slow, and seldom needed
+
+    rank_zero_only(print)(message, file=sys.stderr, flush=True)
 
 
 def remove_leftovers(folder: Path) -> list[Path]:

@@ -1,0 +1,100 @@
+"""What a run writes down of itself: settings and environment when it starts, and that it came to its end."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from mm_lightning.errors import UserError
+from mm_lightning.redaction import redact
+from mm_lightning.training.run_folder import RunFolder, describe_environment, write_text
+
+
+class RecordRun(Callback):
+    """Writes config.yaml and environment.json when training starts.
+
+    Args:
+        folder: the run's folder.
+        config: the resolved config as YAML text.
+    """
+
+    def __init__(self, folder: RunFolder, config: str) -> None:
+        self.folder = folder
+        self.config = config
+        self._begin = time.perf_counter()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Shares the folder; writes on the first process."""
+        if stage != "fit":
+            return
+        from mm_lightning.data.mixture import describe
+        from mm_lightning.training.loggers import say
+
+        self.folder.share(trainer)
+        if not trainer.is_global_zero:
+            return
+        self.folder.take()
+        path = self.folder.path
+        (path / "finished.json").unlink(missing_ok=True)  # a finished run may be resumed for more steps
+        write_text(path / "config.yaml", redact(self.config))
+        past = []
+        if (path / "environment.json").is_file():
+            before = json.loads((path / "environment.json").read_text(encoding="utf-8"))
+            past = [*before.pop("earlier", []), before]
+        data = describe(trainer.datamodule.sets)
+        before = past[-1].get("data", data) if past else data
+        if [(s["fingerprint"], s["share"]) for s in before] != [(s["fingerprint"], s["share"]) for s in data]:
+            say(
+                f"the data or their weights are others than before ({path / 'environment.json'}): the run goes on in "
+                f"their order, in which sequences that it has read may come again"
+            )
+        environment = {**describe_environment(), "data": data, "earlier": past}
+        write_text(path / "environment.json", json.dumps(environment, indent=2) + "\n")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Says where an interrupted run can go on."""
+        if not isinstance(exception, KeyboardInterrupt):
+            return
+        from mm_lightning.training.checkpoint import find_checkpoint
+        from mm_lightning.training.loggers import say
+
+        try:
+            place = f"--resume goes on from {find_checkpoint(self.folder.path)}"
+        except UserError:
+            place = "nothing was saved yet (every_n_steps of Checkpoints says how often it is)"
+        say(f"interrupted after step {trainer.global_step}: {place}")
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Marks the run as finished."""
+        if trainer.is_global_zero:
+            from mm_lightning.data.manifest import write_json
+
+            seconds = round(time.perf_counter() - self._begin, 1)
+            write_json(self.folder.path / "finished.json", {"step": trainer.global_step, "seconds": seconds})
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Says once what is going to be trained, on what, and how."""
+        from mm_lightning.memory.kernels import chosen, describe
+        from mm_lightning.memory.retrieval import backend
+        from mm_lightning.training.loggers import say
+
+        data, device = trainer.datamodule, pl_module.device
+        dtype = torch.bfloat16 if trainer.precision.startswith("bf16") else torch.float32
+        tokens = data.global_batch_size * data.context_length
+        strategy = type(trainer.strategy).__name__.removesuffix("Strategy")
+        say(f"run folder  {self.folder.path}")
+        say(f"network     {type(pl_module.network).__name__}, {pl_module.parameter_count:,} parameters")
+        say(f"devices     {trainer.world_size} x {device.type} ({strategy}), precision {trainer.precision}")
+        say(
+            f"step        {data.global_batch_size} sequences of {data.context_length} = {tokens:,} tokens: "
+            f"{trainer.world_size} devices x {data.micro_batch_size} sequences x {trainer.accumulate_grad_batches} "
+            f"accumulated"
+        )
+        for s in data.sets if len(data.sets) > 1 else ():
+            say(f"data        {float(s.share):.1%} {s.folder}: {sum(s.counts(data.context_length)):,} sequences")
+        dim = pl_module.network.config.head_dim
+        say(f"reads by    {backend(device, dtype, dim)}")
+        say(f"keys by     {describe(chosen(pl_module.kernels, device, dtype, dim))}")
