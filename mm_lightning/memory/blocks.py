@@ -35,7 +35,7 @@ from torch.nn import functional as F
 
 from mm_lightning.errors import UserError
 from mm_lightning.memory.kernels import Kernels, resolve
-from mm_lightning.memory.summaries import LONG, full, nearby, summarize
+from mm_lightning.memory.summaries import LONG, full, nearby, rows, summarize
 
 GAIN = 1.5
 """The largest var / 2 for which a block's second moments are believed."""
@@ -148,14 +148,14 @@ class Blocks:
             place = slice(self.begin + at, self.begin + at + size)
             k, v = keys[:, :, place], values[:, :, place]
             with torch.autocast(k.device.type, enabled=False):  # which would sum in 16 bits
-                sorting = nearby(k.flatten(0, 1), self.settings.block).view(k.shape[:3])
-                index = sorting[..., None].expand(k.shape)
-                k[:], v[:] = k.gather(2, index), v.gather(2, index)
+                sorting = nearby(k.flatten(0, 1), self.settings.block)
+                for x in (k, v):
+                    x[:] = rows(x.flatten(0, 1), sorting).view(x.shape)
                 parts.append(summarize(k.flatten(0, 1), v.flatten(0, 1), self.settings.block, unit))
             time = torch.arange(at, at + size, device=k.device).expand(k.shape[:3])
             if self.order is not None and at < before:  # sorted before, in smaller segments
                 time = torch.cat([self.order[:, :, at : at + size], time[:, :, before - at :]], 2)
-            orders.append(time.gather(2, sorting))
+            orders.append(time.gather(2, sorting.view(time.shape)))
             at += size
         self.order = torch.cat(orders, 2)
         self.summary = {name: torch.cat([x[name] for x in parts if x], axis) for name, axis in LONG.items()}

@@ -26,7 +26,7 @@ def nearby(keys: Tensor, block: int) -> Tensor:
     Halves are halved again, each at the median of its main direction.
     """
     total, count, dim = keys.shape
-    index = torch.arange(count, device=keys.device).expand(total, count)
+    index = torch.arange(count, device=keys.device).repeat(total, 1)
     start = torch.ones(dim, 1, dtype=keys.dtype, device=keys.device)
     start[1::2] = -0.5  # of no use for a direction that is orthogonal to it, which then is found from rounding
     size = count
@@ -37,9 +37,15 @@ def nearby(keys: Tensor, block: int) -> Tensor:
         for _ in range(8):
             direction = F.normalize(moments @ direction, dim=1)
         place = (keys @ direction)[..., 0].argsort(1)
-        keys, index = keys.gather(1, place[..., None].expand_as(keys)), index.gather(1, place)
+        keys, index = rows(keys, place), index.gather(1, place)
         size //= 2
     return index.reshape(total, count)
+
+
+def rows(x: Tensor, index: Tensor) -> Tensor:
+    """Whole rows (N, n, D) of (N, m, D), by (N, n) indices: several times faster than `gather`."""
+    first = torch.arange(0, x.shape[0] * x.shape[1], x.shape[1], device=x.device)[:, None]
+    return x.reshape(-1, x.shape[2]).index_select(0, (index + first).flatten()).view(*index.shape, x.shape[2])
 
 
 def summarize(keys: Tensor, values: Tensor, block: int, segment: int) -> dict[str, Tensor]:
