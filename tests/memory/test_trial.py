@@ -7,6 +7,7 @@ from torch.utils.checkpoint import checkpoint
 from mm_lightning.memory import kernels as kernels_module
 from mm_lightning.memory import trial
 from mm_lightning.memory.kernels import chosen, gated_keys
+from mm_lightning.networks import base
 
 CPU = torch.device("cpu")
 
@@ -68,6 +69,21 @@ def test_a_trial_in_the_middle_of_something_else():
     checkpoint(block, x, use_reentrant=False).sum().backward()
     assert found == [None, None]
     torch.testing.assert_close(x.grad, x.exp().cos() * x.exp())
+
+
+def test_what_a_trial_computes_is_not_kept_for_a_block(monkeypatch):
+    """Selective checkpointing takes what it kept in the order in which it was computed."""
+    monkeypatch.setattr(trial, "_compute", lambda *_: [torch.ones(2, 2) @ torch.ones(2, 2)])
+    x, weight = torch.randn(4, 3, requires_grad=True), torch.randn(3, 3)
+
+    def block(x):
+        trial.problem("torch", CPU, torch.float32, 8)
+        return ((x @ weight).sin() @ weight).sin()
+
+    found, expected = (torch.autograd.grad(y.sum(), x)[0] for y in (
+        checkpoint(block, x, use_reentrant=False, context_fn=base._keep_products), block(x)
+    ))  # fmt: skip
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize(("why", "meant"), [(None, "triton"), ("off", "torch")])
