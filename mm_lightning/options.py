@@ -74,18 +74,25 @@ def option_error(message: str, name: str, options: Iterable[str]) -> str:
         return f"{name}: required, but missing: {missing}. `mm {name} --help` explains every option"
     if found := re.search(r"argument (--\w+)\S*: expected (?:at least )?one argument", message):
         return f"{name}: {found[1]} needs a value"
+    wrong = wrong_value(message)
+    return f"{name}: --{wrong[0]} takes {wrong[1]}, got {wrong[2]}" if wrong else f"{name}: {message}"
+
+
+def wrong_value(message: str) -> tuple[str, str, str] | None:
+    """The key, what it takes in words and what it got, where the parser says in one line that a value is wrong."""
     kind = re.search(r"Expected an? (.+?)\. Got value: (.*)$", message)
     kind = re.search(r"Subtypes: \[(.+?)\] Errors: .*Given value: (.*)$", message) or kind
-    key = re.search(r'Parser key "(\w+)"', message)
+    key = re.search(r'Parser key "([\w.]+)"', message)
     wanted = kind and kind_of(kind[1])
-    return f"{name}: --{key[1]} takes {wanted}, got {kind[2]}" if key and kind and wanted else f"{name}: {message}"
+    return (key[1], wanted, kind[2]) if key and kind and wanted else None
 
 
 def kind_of(types: str) -> str:
     """What an option takes, in words, from what the parser writes of its types; empty if there are no words for it."""
     several = "list" in types
     if choices := re.search(r"Literal\[(.+?)\]", types):
-        return f"{'some' if several else 'one'} of {choices[1].replace(chr(39), '')}"
+        others = "true, false, " if re.search(r"\bbool\b", types) else ""
+        return f"{'some' if several else 'one'} of {others}{choices[1].replace(chr(39), '')}"
     names = {
         "int": ("a whole number", "whole numbers"),
         "float": ("a number", "numbers"),

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from mm_lightning.errors import UserError
+from mm_lightning.options import wrong_value
 
 
 @dataclass
@@ -119,6 +120,11 @@ def explain(message: str, files: list[ConfigFile], known: list[str]) -> str:
         key = found[1]
     elif found := re.search(r'Parser key "([\w.]+)":.* dot import path string: (\S+)', message):
         return f"config key {found[1]}: there is no class {found[2]} for it{_where(found[1], files)}"
+    elif wrong := wrong_value(message):
+        return f"config key {wrong[0]}{_where(wrong[0], files)} takes {wrong[1]}, got {wrong[2]}"
+    elif found := re.search(r"Parser key \"([\w.]+)\":.* Given value: \{'init_args': ", message):
+        start = f"config key {found[1]}{_where(found[1], files)} has init_args, but nothing says of which class"
+        return f"{start}: name it as {found[1]}.class_path, or put the config that does so before"
     else:
         return message.replace("Parser key ", "config key ")
     parts = key.split(".")

@@ -21,6 +21,8 @@ def complain(capsys, *args: str) -> str:
         ({"modle": {"learning_rate": 3}}, ["modle", "wrong.yaml", "model"]),
         ({"model": {"network": {"init_args": {"dmi": 3}}}}, ["dmi", "MemoryMosaicConfig", "wrong.yaml", "dim"]),
         ({"model": {"network": {"class_path": "Mosaic"}}}, ["model.network", "Mosaic", "wrong.yaml"]),
+        ({"trainer": {"strategy": {"init_args": {"stage": 2}}}}, ["trainer.strategy", "wrong.yaml", "class_path"]),
+        ({"model": {"kernels": "fast"}}, ["model.kernels in ", "takes one of auto, reference", "got fast"]),
         ({"base": "wrong.yaml"}, ["based on each other"]),
         ({"base": "none.yaml"}, ["none.yaml", "does not exist", "wrong.yaml"]),
     ],
@@ -36,6 +38,8 @@ def test_in_a_file(keys, words, tiny, tmp_path, capsys):
     ("args", "words"),
     [
         (["--model.learning_rte", "3"], ["--model.learning_rte", "--model.learning_rate"]),
+        (["--model.activation_checkpointing", "maybe"], ["one of true, false, selective, got maybe"]),
+        (["--model.compile", "maybe"], ["config key model.compile takes true or false, got maybe"]),
         (["--model.learn", "3"], ["--model.learn", "--model.learning_rate"]),
         (["--model.network.heads", "3"], ["3 heads", "dim 16"]),
         (["--model.network.vocab_size", "100"], ["258", "100", "vocab_size"]),
