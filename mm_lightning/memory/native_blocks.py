@@ -195,7 +195,7 @@ def _row(n, types, sizes, options, places):  # type: ignore[no-untyped-def]
     count = _largest(rank, wanted, chosen)
     # Pairs that are read in any case, and those of chosen blocks
     first = max(low, array_at(firsts, types[2], n // heads + 1)[n // heads])
-    outside = max(begin - first, 0) + readable - end
+    outside = max(begin - first, 0) + max(readable - end, 0)
     runs = -(-outside // block) + 1 + (blocks if proven else count)
     starts, ends = np.empty(runs, np.int64), np.empty(runs, np.int64)
     scores = np.empty(blocks + outside + (blocks if proven else count) * block, exact.dtype)
