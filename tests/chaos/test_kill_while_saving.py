@@ -11,12 +11,12 @@ def die_at(step: int, point: str) -> None:
     """Makes this process kill -9 itself at a point of saving a step."""
     import torch
 
-    from mm_lightning.training.checkpoint import whole, writing
+    from mm_lightning.training.checkpoint import trainer_io, whole
 
     def die() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    write, save, replace, seal = writing.write, torch.save, os.replace, whole.SummedFile.seal
+    write, save, replace, seal = trainer_io.write, torch.save, os.replace, whole.SummedFile.seal
     now = []
 
     def watched_write(checkpoint, target):
@@ -46,7 +46,7 @@ def die_at(step: int, point: str) -> None:
         if now and str(target).endswith({"named": f"step={step}.ckpt", "deleting": ".old.partial"}[point]):
             die()
 
-    writing.write = watched_write
+    trainer_io.write = watched_write
     if point == "half":
         torch.save = half
     elif point == "sealed":
