@@ -155,6 +155,22 @@ def _needed(query, centre, norms, cosines, unread, total, block, epsilon, places
 
 
 @compiled
+def _promise(query, centre, moved, share, look, variance, rank):  # type: ignore[no-untyped-def]
+    """The variance of q.k in each block, and by how much it may weigh; `moved` is q by the groups' moments."""
+    dim, blocks, zero = len(query), len(share), share.dtype.type(0)
+    groups = len(moved) // (2 * dim)
+    each = blocks // groups
+    for g in range(groups):
+        spread, moment = zero, moved[2 * g * dim : (2 * g + 1) * dim]
+        for d in range(dim):
+            spread += moment[d] * query[d]
+        spread = max(spread, zero)
+        for i in range(g * each, (g + 1) * each):
+            variance[i] = spread * share[i]
+            rank[i] = centre[i] + min(look * np.sqrt(variance[i]), variance[i])
+
+
+@compiled
 def _log_sum(scores, count):  # type: ignore[no-untyped-def]
     most, total = scores[:count].max(), 0.0
     for i in range(count):
@@ -177,20 +193,11 @@ def _row(n, types, sizes, options, places):  # type: ignore[no-untyped-def]
     query, share = row_at(queries, exact, n, dim), row_at(shares, exact, n, blocks)
     keys += n * capacity * dim * stored.itemsize
     values += n * capacity * dim * stored.itemsize
-    # What the summaries say
     centre, moved = np.empty(blocks, exact.dtype), np.empty(size, exact.dtype)
     _product(query, row_at(means, exact, n, dim * blocks), blocks, centre)
     _product(query, row_at(moments, exact, n, dim * size), size, moved)
     variance, rank = np.empty(blocks, exact.dtype), np.empty(blocks, exact.dtype)
-    each = blocks // groups
-    for g in range(groups):
-        spread, moment = zero, moved[2 * g * dim : (2 * g + 1) * dim]
-        for d in range(dim):
-            spread += moment[d] * query[d]
-        spread = max(spread, zero)
-        for i in range(g * each, (g + 1) * each):
-            variance[i] = spread * share[i]
-            rank[i] = centre[i] + min(kind(look) * np.sqrt(variance[i]), variance[i])
+    _promise(query, centre, moved, share, kind(look), variance, rank)
     chosen = np.empty(blocks, np.int64)
     count = _largest(rank, wanted, chosen)
     # Pairs that are read in any case, and those of chosen blocks
@@ -229,6 +236,7 @@ def _row(n, types, sizes, options, places):  # type: ignore[no-untyped-def]
     whole = np.array([0, blocks])
     _add(scores, averages + n * blocks * dim * exact.itemsize, exact, whole[:1], whole[1:], 1, found)
     _add(scores[blocks:], values, stored, starts, ends, used, found)
+    each = blocks // groups
     for g in range(groups if not proven else 0):
         weight, moment = zero, moved[(2 * g + 1) * dim : (2 * g + 2) * dim]
         for i in range(g * each, (g + 1) * each):
