@@ -157,3 +157,7 @@ def test_a_long_memory_read_by_blocks(load, tokenizer, network, capsys, tmp_path
     assert set(read) == {1000}
     assert run("generate", "--long_budget", 3) == 2
     assert "budget at least a block" in capsys.readouterr().err
+    load(build("transformer"), tokenizer)
+    for command in ("generate", "chat"):
+        assert run(command, "--long_budget", 1000) == 2
+        assert "this network has none" in capsys.readouterr().err

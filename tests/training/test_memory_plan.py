@@ -39,6 +39,17 @@ def test_activations_grow_with_tokens_and_shrink_when_recomputed():
     assert bytes_per_device(CONFIG, recomputed)["activations"] < one
 
 
+def test_the_loss_and_the_copies_of_autocast():
+    """Logits are there a part at a time, in float32 and in the type of products; the classifier has 1000 x 64."""
+    needed = bytes_per_device(CONFIG, Layout(precision="bf16-mixed", context_length=500))
+    assert needed["weights in 16 bits"] == 2 * P
+    assert needed["loss"] == 500 * 1000 * (4 + 2) + 64_000 * 8
+    longest = bytes_per_device(CONFIG, Layout(precision="bf16-mixed", context_length=10**7))["loss"]
+    assert longest == 2**28 * (4 + 2) + 64_000 * 8
+    for other in (Layout(), Layout(precision="bf16-true"), Layout(8, "bf16-mixed", 3, True)):
+        assert "weights in 16 bits" not in bytes_per_device(CONFIG, other)
+
+
 def test_buckets_and_gathered_weights_are_no_larger_than_asked_for():
     layout = Layout(8, "bf16-mixed", 3, True, bucket=1000, live_parameters=5000)
     assert bytes_per_device(CONFIG, layout)["communication buckets"] == 2 * 1000

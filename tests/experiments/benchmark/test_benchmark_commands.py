@@ -10,6 +10,7 @@ from mm_lightning.cli import main
 from mm_lightning.experiments.benchmark.data import Mapped, Stream, loader
 from mm_lightning.experiments.benchmark.setup import setup
 from mm_lightning.experiments.benchmark.startup import package_seconds
+from mm_lightning.experiments.benchmark.step import TrainingStep
 from mm_lightning.experiments.benchmark.timing import peak_bytes, take_turns
 
 SMALL = ["--dim", "16", "--heads", "2", "--precision", "fp32", "--repeats", "2"]
@@ -72,6 +73,19 @@ def test_a_step_of_v1_one_network_after_the_other(run):
     result, text = run("step", *SMALL, *args, "--checkpointing", "selective", "--accumulate", "2")
     assert result["parameters"]["v1"] == pytest.approx(result["parameters"]["transformer"], rel=0.01)
     assert "v1 / transformer" in text
+
+
+def test_a_step_has_as_many_passes_as_it_accumulates(run):
+    what = setup(
+        None, {"context_length": 8, "batch_size": 2, "precision": "fp32"}, dim=16, heads=2, layers=1, vocab_size=20
+    )
+    step, passes = TrainingStep(what.network, what, CPU, 0, accumulate=3), []
+    step.network.register_forward_hook(lambda *_: passes.append(1))
+    step()
+    assert len(passes) == 3
+    sizes = ["--layers", "1", "--context_length", "8", "--batch_size", "2", "--vocab_size", "20"]
+    result, _ = run("step", *SMALL, *sizes, "--accumulate", "3")
+    assert result["tokens_per_second"]["v2"] * result["median_seconds"]["v2"] == pytest.approx(3 * 2 * 8)
 
 
 def test_a_config_gives_dimensions_and_options_win(config):
@@ -164,7 +178,9 @@ def test_plain_reading_reads_what_the_loader_reads(config):
 
 def test_a_stream_has_no_end(config):
     batches = loader(setup(config, {}), 0, 0)
-    Stream(batches).take(2 * len(batches) + 1)
+    stream = Stream(batches)
+    stream.take(2 * len(batches))
+    assert next(stream._batches, None) is not None
 
 
 @pytest.mark.slow
