@@ -31,6 +31,8 @@ def test_all_of_them_through_the_interpreter():
     command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", "-k", "agree", __file__]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     found = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if "only 0-dimensional arrays can be converted" in found.stdout:
+        pytest.skip("the interpreter of Triton 3.6 wants numpy < 2.4")
     assert found.returncode == 0, found.stdout
     assert "9 passed" in found.stdout
 
@@ -200,9 +202,9 @@ def test_where_they_run(monkeypatch):
     resolve.cache_clear()
 
 
+TENSORS = "raw", "qs", "ks", "d_qs", "d_ks", "d_raw", "vs", "d_vs"
 POINTERS = {
     "starts": "*u8",
-    **dict.fromkeys(("raw", "qs", "ks", "d_qs", "d_ks", "d_raw", "vs", "d_vs"), "*bf16"),
     **dict.fromkeys(("gate", "decay", "beta", "ends", "freshes", "fades", "norms", "gamma", "alpha"), "*fp32"),
     **dict.fromkeys(("d_gate", "d_decay", "d_beta", "d_gamma", "d_alpha"), "*fp32"),
     **dict.fromkeys(("joint", "scales", "left"), "*fp64"),
@@ -210,26 +212,31 @@ POINTERS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("capability", [80, 90])
-def test_kernels_compile_without_a_gpu(capability):
+@pytest.mark.parametrize(
+    ("capability", "dtype", "dim"),
+    [(80, "bf16", 128), (90, "bf16", 128), (90, "bf16", 256), (90, "fp16", 16), (90, "fp32", 64)],
+)
+def test_kernels_compile_without_a_gpu(capability, dtype, dim):
     """Down to machine code, which asks for more than the interpreter does."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
 
     from mm_lightning.memory import triton_kernels, triton_passes
 
+    pointers = POINTERS | dict.fromkeys(TENSORS, f"*{dtype}")
     names = [f"{part}_{step}" for part in ("keys", "back") for step in ("ends", "carry", "results")]
     for name in [*names, "values_results", "values_back"]:
         kernel, carries = getattr(triton_passes, name), name.endswith("carry")
         chosen = {
             "C": triton_kernels.CHUNK,
             "N": triton_kernels.CHUNKS,
-            "D": triton_kernels.COLUMNS if carries else 128,
-            "PRECISION": "tf32",
+            "D": triton_kernels.COLUMNS if carries else dim,
+            "PRECISION": "ieee" if dtype == "fp32" else "tf32",
         }
         constants = {n: chosen[n] for n in kernel.arg_names if n in chosen}
-        types = {n: "constexpr" if n in constants else POINTERS.get(n, "i32") for n in kernel.arg_names}
-        aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(kernel.arg_names) if n in POINTERS}
+        types = {n: "constexpr" if n in constants else pointers.get(n, "i32") for n in kernel.arg_names}
+        aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(kernel.arg_names) if n in pointers}
         source = ASTSource(kernel, types, constants, aligned)
-        code = compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 8 if carries else 4})
+        warps = 8 if carries or dim > 128 else 4
+        code = compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
         assert code.asm["cubin"]
