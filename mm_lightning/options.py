@@ -36,18 +36,25 @@ def flags(function: Callable[..., Any], args: list[str]) -> list[str]:
 
 
 def word_lists(function: Callable[..., Any], args: list[str]) -> list[str]:
-    """Lets an option that is a list take words: `--names a b` for `--names '["a", "b"]'`, `--layers 0 5`."""
+    """Lets an option that is a list take words, `--names a b` or `--layers 0 5`, and be given again: `--stop A --stop B`."""
     kinds = {f"--{p.name}": str(p.annotation) for p in inspect.signature(function).parameters.values()}
     found: list[str] = []
+    given: set[str] = set()
     at = 0
     while at < len(args):
         end = next((n for n in range(at + 1, len(args)) if args[n].startswith("--")), len(args))
-        words, kind = args[at + 1 : end], kinds.get(args[at], "")
+        option, *attached = args[at].split("=", 1)
+        words, kind = [*attached, *args[at + 1 : end]], kinds.get(option, "")
+        again = option in given
         plain = bool(words) and not words[0].startswith("[")
-        several = len(words) > 1 or not re.search(r"str \| list|list\[str\] \| str", kind)
+        several = len(words) > 1 or again or not re.search(r"str \| list|list\[str\] \| str", kind)
         if "list" in kind and plain and several:
             numbers = re.search(r"list\[(int|float)\]", kind)
-            found.append(f"{args[at]}={'[' + ', '.join(words) + ']' if numbers else json.dumps(words)}")
+            words = ["[" + ", ".join(words) + "]" if numbers else json.dumps(words)]
+        if "list" in kind and words:
+            name = f"{option}+" if again else option  # the parser's way to add to a list
+            found += [f"{name}={words[0]}", *words[1:]]
+            given.add(option)
         else:
             found += args[at:end]
         at = end

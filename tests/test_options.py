@@ -3,6 +3,7 @@
 from typing import Literal
 
 import pytest
+from jsonargparse import ArgumentParser
 
 from mm_lightning.cli import main
 from mm_lightning.options import name_words, option_error, word_lists
@@ -20,8 +21,8 @@ def test_lists_take_words():
         "2",
     ]
     assert word_lists(command, ["--checkpoint", "a"]) == ['--checkpoint=["a"]']
-    assert word_lists(command, ["--checkpoint", '["a", "b"]']) == ["--checkpoint", '["a", "b"]']
-    assert word_lists(command, ["--stop", "END"]) == ["--stop", "END"]
+    assert word_lists(command, ["--checkpoint", '["a", "b"]']) == ['--checkpoint=["a", "b"]']
+    assert word_lists(command, ["--stop", "END"]) == ["--stop=END"]
     assert word_lists(command, ["--stop", "END", "STOP"]) == ['--stop=["END", "STOP"]']
     assert word_lists(command, name_words(command, ["a", "b", "--number=2"])) == [
         '--checkpoint=["a", "b"]',
@@ -35,8 +36,25 @@ def test_lists_of_numbers_and_of_choices_take_words():
         """A command."""
 
     assert word_lists(command, ["--layers", "0", "5", "--contexts", "32"]) == ["--layers=[0, 5]", "--contexts=[32]"]
-    assert word_lists(command, ["--layers", "[0, 5]", "--index", "[]"]) == ["--layers", "[0, 5]", "--index", "[]"]
+    assert word_lists(command, ["--layers", "[0, 5]", "--index", "[]"]) == ["--layers=[0, 5]", "--index=[]"]
     assert word_lists(command, ["--index", "ivf", "hnsw"]) == ['--index=["ivf", "hnsw"]']
+
+
+def test_a_list_that_is_given_again_is_added_to(capsys):
+    def command(checkpoint: list[str], stop: "str | list[str] | None" = None, layers: "list[int]" = (), n: int = 0):
+        """A command."""
+        print(checkpoint, stop, layers, n)
+
+    def told(args: str) -> str:
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_function_arguments(command, as_group=False)
+        command(**parser.parse_args(word_lists(command, name_words(command, args.split()))))
+        return capsys.readouterr().out.strip()
+
+    assert told("a --stop . --stop ?") == "['a'] ['.', '?'] () 0"
+    assert told('a --checkpoint b --stop=["A","B"] --stop=C --layers 1 2 --layers 3 --n 1 --n 2') == (
+        "['a', 'b'] ['A', 'B', 'C'] [1, 2, 3] 2"
+    )
 
 
 @pytest.mark.parametrize(
