@@ -36,7 +36,8 @@ def flags(function: Callable[..., Any], args: list[str]) -> list[str]:
 
 
 def word_lists(function: Callable[..., Any], args: list[str]) -> list[str]:
-    """Lets an option that is a list take words, `--names a b` or `--layers 0 5`, and be given again: `--stop A --stop B`."""
+    """Lets an option that is a list take words: `--names a b` for `--names '["a", "b"]'`, `--layers 0 5`; given again,
+    as in `--stop A --stop B`, it is added to."""
     kinds = {f"--{p.name}": str(p.annotation) for p in inspect.signature(function).parameters.values()}
     found: list[str] = []
     given: set[str] = set()
@@ -80,29 +81,33 @@ def option_error(message: str, name: str, options: Iterable[str]) -> str:
         missing = ", ".join(f"--{option}" for option in found[1].split(", "))
         return f"{name}: required, but missing: {missing}. `mm {name} --help` explains every option"
     if found := re.search(r"argument (--\w+)\S*: expected (?:at least )?one argument", message):
-        return f"{name}: {found[1]} needs a value"
+        return f"{name}: {found[1]} needs a value (one that begins with -: {found[1]}=-x)"
     wrong = wrong_value(message)
     return f"{name}: --{wrong[0]} takes {wrong[1]}, got {wrong[2]}" if wrong else f"{name}: {message}"
 
 
 def wrong_value(message: str) -> tuple[str, str, str] | None:
     """The key, what it takes in words and what it got, where the parser says in one line that a value is wrong."""
-    kind = re.search(r"Expected an? (.+?)\. Got value: (.*)$", message)
-    kind = re.search(r"Subtypes: \[(.+?)\] Errors: .*Given value: (.*)$", message) or kind
-    key = re.search(r'Parser key "([\w.]+)"', message)
+    outer, *inner = re.split(r" (?:- )?Problem with given class_path '[\w.]+': ", message, maxsplit=1)
+    text = next((part for part in inner if part.startswith("Parser key ")), message)
+    kind = re.search(r"Expected an? (.+?)\. Got value: (.*?)(?= - (?:Expected|Not a) |$)", text)
+    kind = re.search(r"Subtypes: \[(.+?)\] Errors: .*Given value: (.*)$", text) or kind
+    keys = [found[1] for part in dict.fromkeys((outer, text)) if (found := re.search(r'Parser key "([\w.]+)"', part))]
     wanted = kind and kind_of(kind[1])
-    return (key[1], wanted, kind[2]) if key and kind and wanted else None
+    return (".".join(keys), wanted, kind[2]) if keys and kind and wanted else None
 
 
 def kind_of(types: str) -> str:
     """What an option takes, in words, from what the parser writes of its types; empty if there are no words for it."""
     several = "list" in types
-    if choices := re.search(r"Literal\[(.+?)\]", types):
+    if choices := re.findall(r"Literal\[(.+?)\]", types):
+        distinct = dict.fromkeys(", ".join(choices).replace("'", "").split(", "))
         others = "true, false, " if re.search(r"\bbool\b", types) else ""
-        return f"{'some' if several else 'one'} of {others}{choices[1].replace(chr(39), '')}"
+        return f"{'some' if several else 'one'} of {others}{', '.join(distinct)}"
     names = {
-        "int": ("a whole number", "whole numbers"),
         "float": ("a number", "numbers"),
+        "int": ("a whole number", "whole numbers"),
         "bool": ("true or false", ""),
+        "tuple": ("a list, as in [a, b]", ""),
     }
     return next((words[several] for kind, words in names.items() if re.search(rf"\b{kind}\b", types)), "")

@@ -61,7 +61,10 @@ def test_a_list_that_is_given_again_is_added_to(capsys):
     ("args", "message"),
     [
         ("generate", "generate: required, but missing: --checkpoint. `mm generate --help` explains every option"),
-        ("generate --checkpoint", "generate: --checkpoint needs a value"),
+        (
+            "generate --checkpoint",
+            "generate: --checkpoint needs a value (one that begins with -: --checkpoint=-x)",
+        ),
         ("generate x --temperature hot", "generate: --temperature takes a number, got hot"),
         ("generate x --top_k 1.5", "generate: --top_k takes a whole number, got 1.5"),
         ("generate x --overwrite maybe", "generate: --overwrite takes true or false, got maybe"),

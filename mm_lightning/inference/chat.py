@@ -51,7 +51,7 @@ def chat_command(
         user: your turn, {} being what you typed; here and in answer and stop, \n is a line end and \t a tab. For a
             dialogue: --user '\nUser: {}' --answer '\nAssistant:' --stop '\nUser:'.
         answer: what stands before an answer.
-        stop: an answer ends before this string, or any of these: '["END", "STOP"]'.
+        stop: an answer ends before this string, or any of several: --stop END --stop STOP.
         max_new_tokens: tokens of an answer at most.
         long_budget: how many pairs of a long memory are read one by one for each token of an answer, and all others by
             summaries: faster from four times as many on (docs/performance.md). By default all are read one by one.

@@ -50,7 +50,7 @@ def generate_command(
         samples: texts for each prompt, which is read once.
         batch_size: prompts that are answered side by side; with a memory it is one.
         max_new_tokens: how many tokens to draw at most; the end of the text ends it earlier.
-        stop: end before this string, or any of these: --stop END or --stop '["END", "STOP"]'; \n is a line end.
+        stop: end before this string, or any of several: --stop END --stop STOP; \n is a line end.
         long_budget: how many pairs of a long memory are read one by one for each token that is drawn, and all others by
             summaries: faster from four times as many on (docs/performance.md). By default all are read one by one.
         overwrite: replace an existing output.
@@ -113,7 +113,7 @@ def _readers(
     store: BlockStore | None,
 ) -> Iterator[tuple[int, list[str], Reader]]:
     """Of each batch of prompts: the first one's number, the prompts and who has read them."""
-    from mm_lightning.inference.generate import copies, read_prompts
+    from mm_lightning.inference.generate import AHEAD, copies, read_prompts
 
     size = batch_size if memory is None else 1
     for first in range(0, len(prompts), size):
@@ -122,7 +122,7 @@ def _readers(
             yield first, part, read_prompts(network, tokenizer, part, samples, max_new_tokens, store)
         else:
             tokens = tokenizer.encode(part[0])
-            room = memory.state.length + len(tokens) + max_new_tokens
+            room = memory.state.length + len(tokens) + min(max_new_tokens, AHEAD)
             reader = memory if len(prompts) == 1 else memory.fork([0], room)
             reader.read([tokens])
             yield first, part, copies(reader, samples, room)
@@ -134,6 +134,8 @@ def long_store(budget: int | None) -> BlockStore | None:
         return None
     from mm_lightning.memory.blocks import BlockStore
 
+    if budget < BlockStore.block:
+        raise UserError(f"long_budget must be at least {BlockStore.block}, the pairs of a block, got {budget}")
     return BlockStore(budget)
 
 

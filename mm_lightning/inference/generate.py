@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from mm_lightning.networks import Network
 
 
+AHEAD = 4096
+"""New tokens to make room for at once: a store doubles where more come, and most texts end before a high limit."""
+
+
 def generate(
     network: Network,
     tokenizer: Tokenizer,
@@ -55,7 +59,7 @@ def stream(
     stop: Sequence[str] = (),
 ) -> Iterator[str]:
     """:func:`generate` piece by piece, each as soon as it is certain."""
-    reader = read_prompts(network, tokenizer, [prompt], capacity=max_new_tokens)
+    reader = read_prompts(network, tokenizer, [prompt], max_new_tokens=max_new_tokens)
     return (piece for _, piece in write(reader, tokenizer, sampling, max_new_tokens, stop) if piece)
 
 
@@ -97,7 +101,7 @@ def read_prompts(
     tokenizer: Tokenizer,
     prompts: Sequence[str],
     samples: int = 1,
-    capacity: int = 0,
+    max_new_tokens: int = 0,
     long_store: BlockStore | None = None,
 ) -> Reader:
     """A reader that has read documents that begin with these prompts.
@@ -107,7 +111,7 @@ def read_prompts(
         tokenizer: of the prompts.
         prompts: of any lengths.
         samples: copies of each document, side by side.
-        capacity: tokens beyond the prompt to make room for at once.
+        max_new_tokens: that will be written.
         long_store: as for :class:`Reader`.
 
     Raises:
@@ -116,7 +120,7 @@ def read_prompts(
     from mm_lightning.inference.reader import Reader
 
     documents = [[tokenizer.bos, *ids] for ids in tokenizer.encode_batch(prompts)]
-    room = max(map(len, documents)) + capacity
+    room = max(map(len, documents)) + min(max_new_tokens, AHEAD)
     reader = Reader(network, len(documents), room, long_store=long_store)
     reader.read(documents)
     return copies(reader, samples, room)
@@ -185,7 +189,7 @@ def _write(
             return
         if 2 * len(going) <= len(rows):  # rows of ended documents cost time; to leave them out costs a copy
             kept = [row for row, number in enumerate(rows) if number in going]
-            reader = reader.fork(kept, reader.state.length + left)
+            reader = reader.fork(kept, reader.state.length + min(left, AHEAD))
             rows, drawn = ([of[row] for row in kept] for of in (rows, drawn))
             sampler.keep(kept)
         reader.read([[token] for token in drawn])

@@ -8,6 +8,7 @@ from typing import Any
 
 from jsonargparse import ArgumentError, Namespace, set_parsing_settings
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -27,6 +28,7 @@ from mm_lightning.training.module import LanguageModule
 from mm_lightning.training.quiet import quiet
 from mm_lightning.training.record_run import RecordRun
 from mm_lightning.training.run_folder import RunFolder
+from mm_lightning.training.settings import check_settings
 from mm_lightning.training.starting_point import check_resumable, starting_point, take_over
 
 TRAINER_DEFAULTS = {
@@ -62,7 +64,7 @@ class TrainingCLI(LightningCLI):
     def __init__(self, command: str, args: list[str], slurm_job: str | None = None) -> None:
         self.command = command
         self.slurm_job = slurm_job
-        configs, others = split_configs(args)
+        configs, self.options = split_configs(args)
         self.files: list[ConfigFile] = [file for path in configs for file in read_chain(path)]
         texts = [f"--config={json.dumps(file.values)}" for file in self.files if file.values]
         settings = {"exit_on_error": False, "allow_abbrev": False}
@@ -75,7 +77,7 @@ class TrainingCLI(LightningCLI):
                 trainer_defaults=TRAINER_DEFAULTS,
                 parser_kwargs={**settings, "prog": "mm", command: settings},
                 auto_configure_optimizers=False,
-                args=[command, *texts, *others],
+                args=[command, *texts, *self.options],
             )
         finally:
             if hasattr(self, "folder"):
@@ -131,7 +133,8 @@ class TrainingCLI(LightningCLI):
         try:
             self.config = parser.parse_args(args)
         except ArgumentError as error:
-            raise UserError(explain(str(error), self.files, self._known())) from error
+            raise UserError(explain(str(error), self.files, self._known(), self.options)) from error
+        check_settings(self.config[self.command])
 
     def _known(self) -> list[str]:
         """The dotted names of all options."""
@@ -145,11 +148,6 @@ class TrainingCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Builds data module, module and trainer, and finds the checkpoint."""
         config = self.config[self.command]
-        if config.trainer.accumulate_grad_batches != 1:
-            raise UserError(
-                "trainer.accumulate_grad_batches follows from data.global_batch_size and data.micro_batch_size: "
-                "set these and leave it out"
-            )
         self.checkpoint = self._find_checkpoint(config)
         self.folder = RunFolder(config.run, self._continued_folder(config))
         if self.command == "fit" and self.folder.resumed and rank_zero_only.rank == 0:
@@ -205,6 +203,9 @@ class TrainingCLI(LightningCLI):
             # fp16 has a guard of its own, which looks for gradients that are not finite to find its loss scale
             guards = [watchers.Watchdog] + [watchers.Guard] * (not str(config.get("precision")).startswith("16"))
             always += [guard() for guard in guards if not any(isinstance(callback, guard) for callback in chosen)]
+            # a config whose list of callbacks took the place of another's must not end with nothing saved
+            if config.get("enable_checkpointing") is not False and not any(isinstance(c, Checkpoint) for c in chosen):
+                always.append(watchers.Checkpoints())
         if config.get("enable_progress_bar") is not False:
             always.append(watchers.Progress())
         config["callbacks"] = [*always, *chosen, *callbacks]
@@ -250,6 +251,9 @@ class TrainingCLI(LightningCLI):
         trainer, data = self.trainer, self.datamodule
         if trainer.max_steps < 1:
             raise UserError("trainer.max_steps must be set: the learning rate falls over that many steps")
+        if self.model.warmup_steps >= trainer.max_steps:
+            warmup = f"model.warmup_steps {self.model.warmup_steps}"
+            say(f"WARNING: all {trainer.max_steps} steps warm up ({warmup}): the learning rate stays below its peak")
         trainer.accumulate_grad_batches = accumulated(
             data.global_batch_size, data.micro_batch_size, trainer.world_size, trainer.num_devices
         )

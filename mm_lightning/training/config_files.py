@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,15 +100,17 @@ def split_configs(args: list[str]) -> tuple[list[str], list[str]]:
     return configs, others
 
 
-def explain(message: str, files: list[ConfigFile], known: list[str]) -> str:
+def explain(message: str, files: list[ConfigFile], known: list[str], options: Sequence[str] = ()) -> str:
     """Turns a parser's message into one line that names the key, its file and the nearest key that exists.
 
     Args:
         message: what jsonargparse said.
         files: the config files that were read, in order.
         known: the dotted names of all options.
+        options: the rest of the command line, whose values win over those of files.
     """
     message = " ".join(message.split())
+    typed = [_plain(option.removeprefix("--").partition("=")[0]) for option in options]
     if found := re.search(r"unrecognized arguments: --(no_)?([\w.\-]+)", message):
         return _unknown("option --", found[2], known, "", "")
     if found := re.search(r"class_path '([\w.]+)': Option '([\w.]+)' is not accepted", message):
@@ -121,7 +123,13 @@ def explain(message: str, files: list[ConfigFile], known: list[str]) -> str:
     elif found := re.search(r'Parser key "([\w.]+)":.* dot import path string: (\S+)', message):
         return f"config key {found[1]}: there is no class {found[2]} for it{_where(found[1], files)}"
     elif wrong := wrong_value(message):
-        return f"config key {wrong[0]}{_where(wrong[0], files)} takes {wrong[1]}, got {wrong[2]}"
+        where = "" if _plain(wrong[0]) in typed else _where(wrong[0], files)
+        return f"config key {wrong[0]}{where} takes {wrong[1]}, got {wrong[2]}"
+    elif found := re.search(r"arguments are required: (.+)", message):
+        missing = re.sub(r"\b(fit|validate|test|predict)\.", "", found[1])
+        return f"nothing says what {missing} is: name a config, as in --config configs/quickstart.yaml"
+    elif found := re.search(r"unrecognized arguments: (\S+\.ya?ml)\b", message):
+        return f"{found[1]} belongs to no option: did you mean --config {found[1]}?"
     elif found := re.search(r"Parser key \"([\w.]+)\":.* Given value: \{'init_args': ", message):
         start = f"config key {found[1]}{_where(found[1], files)} has init_args, but nothing says of which class"
         return f"{start}: name it as {found[1]}.class_path, or put the config that does so before"
@@ -163,9 +171,15 @@ def _parameters(class_path: str) -> list[str]:
 def _where(key: str, files: list[ConfigFile]) -> str:
     """ " in FILE" for the last file that has a key of this dotted name, else nothing."""
     for file in reversed(files):
-        if any(name == key or name.endswith("." + key) for name in _names(file.values)):
+        names = map(_plain, _names(file.values))
+        if any(name == _plain(key) or name.endswith("." + _plain(key)) for name in names):
             return f" in {file.path}"
     return ""
+
+
+def _plain(name: str) -> str:
+    """A dotted name as it may be typed: model.network.dim for model.network.init_args.dim."""
+    return name.replace("init_args.", "").rstrip("+")
 
 
 def _names(values: Any, above: str = "") -> Iterator[str]:

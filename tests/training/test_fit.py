@@ -137,6 +137,11 @@ def test_a_fine_tuning_config_takes_the_weights_of_ckpt_path(tiny, tmp_path, cap
     assert metrics(tuned)[1] < metrics(first)[3]
 
 
+def test_a_run_is_saved_whatever_callbacks_its_config_names(tiny, tmp_path):
+    fit(tiny, "--trainer.callbacks", "null", "--trainer.max_steps", "2")
+    assert (tmp_path / "run" / "0" / "checkpoints" / "step=2.ckpt").is_file()
+
+
 def test_samples_and_statistics_reach_tensorboard(tiny, tmp_path, capsys):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -23,6 +23,8 @@ def complain(capsys, *args: str) -> str:
         ({"model": {"network": {"class_path": "Mosaic"}}}, ["model.network", "Mosaic", "wrong.yaml"]),
         ({"trainer": {"strategy": {"init_args": {"stage": 2}}}}, ["trainer.strategy", "wrong.yaml", "class_path"]),
         ({"model": {"kernels": "fast"}}, ["model.kernels in ", "takes one of auto, reference", "got fast"]),
+        ({"model": {"network": {"init_args": {"keys": "x"}}}}, ["model.network.keys in ", "takes one of gated"]),
+        ({"data": {"facts": {"documents": "x"}}}, ["data.facts.documents in ", "takes a whole number, got x"]),
         ({"base": "wrong.yaml"}, ["based on each other"]),
         ({"base": "none.yaml"}, ["none.yaml", "does not exist", "wrong.yaml"]),
     ],
@@ -50,6 +52,14 @@ def test_in_a_file(keys, words, tiny, tmp_path, capsys):
         (["--data.global_batch_size", "6"], ["global_batch_size 6", "micro_batch_size 4"]),
         (["--trainer.accumulate_grad_batches", "2"], ["global_batch_size"]),
         (["--trainer.max_steps", "-1"], ["trainer.max_steps"]),
+        (["--trainer.max_steps", "few"], ["config key trainer.max_steps takes a whole number, got few"]),
+        (["--trainer.val_check_interval", "0"], ["trainer.val_check_interval", "at least 1"]),
+        (["--trainer.log_every_n_steps", "0"], ["trainer.log_every_n_steps", "at least 1"]),
+        (["--trainer.gradient_clip_val", "-1"], ["trainer.gradient_clip_val", "above 0"]),
+        (["--trainer.precision", "bf17"], ["takes one of 64, 32, 16, transformer-engine", "got bf17"]),
+        (["--seed_everything", "-1"], ["seed_everything", "2^32"]),
+        (["--model.network.levels", "long"], ["model.network.levels takes a list", "got long"]),
+        (["mine.yaml"], ["--config mine.yaml"]),
         (["--resume"], ["run"]),
         (["--ckpt_path", "nothing.ckpt"], ["nothing.ckpt"]),
         (["--config", "nothing.yaml"], ["nothing.yaml", "does not exist"]),
@@ -60,6 +70,15 @@ def test_on_the_command_line(args, words, tiny, tmp_path, capsys):
     message = complain(capsys, "fit", "--config", str(tiny), *args)
     assert all(word in message for word in words), message
     assert not list(tmp_path.glob("run/*")), "a run that never began leaves no folder"
+
+
+def test_nothing_at_all(capsys):
+    assert "model.network, data.path is: name a config, as in --config" in complain(capsys, "validate")
+
+
+def test_a_rate_that_never_gets_to_its_peak_is_told(tiny, capsys):
+    assert main(["fit", "--config", str(tiny), "--model.warmup_steps", "6"]) == 0
+    assert "WARNING: all 6 steps warm up" in capsys.readouterr().out
 
 
 def test_a_checkpoint_of_another_architecture(tiny, capsys, tmp_path):
