@@ -99,7 +99,7 @@ def same(one, two, rel=1e-4):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [(), ("--model.activation_checkpointing", "true")])
+@pytest.mark.parametrize("more", [(), *(("--model.activation_checkpointing", kind) for kind in ("true", "selective"))])
 def test_a_compiled_run_learns_the_same_and_resumes_exactly(tiny, tmp_path, more):
     alone = train(tiny, tmp_path, "alone")
     compiled = train(tiny, tmp_path, "compiled", *COMPILED, *more)
