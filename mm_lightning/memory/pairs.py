@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from mm_lightning.memory.blocks import Blocks, BlockStore
 from mm_lightning.memory.documents import Documents
 from mm_lightning.memory.kernels import Kernels
-from mm_lightning.memory.retrieval import BLOCK, Span, read
+from mm_lightning.memory.retrieval import BLOCK, Span, fused_attention, read
 
 
 @dataclass(eq=False)
@@ -223,18 +223,12 @@ class Pairs:
             if size > 1 or chunk.latest > low:
                 seen = self._seen(low, high, at, size, span, chunk)
             part = slice(low - self.offset, high - self.offset)
-            found = F.scaled_dot_product_attention(
-                block, self.keys[:, :, part], self.values[:, :, part], seen, scale=scale, enable_gqa=self._grouped(q)
-            )
+            found = fused_attention(block, self.keys[:, :, part], self.values[:, :, part], seen, scale=scale)
             if seen is not None:
                 found = found.masked_fill(~seen.any(-1, keepdim=True), 0)
             outputs.append(found)
         found = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 2)
         return found.transpose(1, 2)
-
-    def _grouped(self, q: Tensor) -> bool:
-        assert self.keys is not None
-        return self.keys.shape[1] != q.shape[2]
 
     @staticmethod
     def _seen(low: int, high: int, at: int, size: int, span: Span, chunk: Chunk) -> Tensor:

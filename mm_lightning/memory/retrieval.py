@@ -9,7 +9,7 @@ long-term memories, and a transformer's attention, differ in which positions the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from inspect import signature
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mm_lightning.memory.documents import Documents
 from mm_lightning.memory.dropped import read_dropped
@@ -156,6 +157,41 @@ def _varlen_attn() -> Callable[..., Any] | None:
     return varlen_attn
 
 
+def fused_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    dropout: float = 0.0,
+    causal: bool = False,
+    scale: float = 1.0,
+) -> Tensor:
+    """torch's `scaled_dot_product_attention`, (B, H, T, D), by kernels that take every shape as it comes.
+
+    Args:
+        q: (B, H, T, D).
+        k, v: (B, G, N, D); each of the G heads serves H/G queries.
+        mask: bool, true where a query reads, or what is added to q.k; broadcast to (B, H, T, N).
+        dropout: share of the weights dropped.
+        causal: whether query t reads the keys up to t only.
+        scale: a factor on q.k.
+    """
+    gqa = q.shape[1] != k.shape[1]
+    with any_shape(q):
+        return F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, scale=scale, enable_gqa=gqa)
+
+
+def any_shape(x: Tensor) -> AbstractContextManager[Any]:
+    """Within it, reads on x's device take every shape as it comes.
+
+    cuDNN's kernels, which torch prefers on some GPUs, are left out: they are planned anew, in tenths of a second, for
+    every shape not seen before, and ours change with each delay m, batch of documents and decoded token.
+    """
+    if not x.is_cuda:
+        return nullcontext()
+    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
+
+
 @lru_cache
 def _capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
@@ -186,19 +222,18 @@ def _read_rows(
     if q.shape[1] == 0:
         return parts
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, D)
-    gqa = q.shape[1] != k.shape[1]
     if dropout and q.device.type == "cpu":
         outputs = [read_dropped(q, k, v, span.size, scale, dropout)]
     elif span.size is None or q.shape[2] <= span.size:
-        outputs = [F.scaled_dot_product_attention(q, k, v, None, dropout, is_causal=True, scale=scale, enable_gqa=gqa)]
+        outputs = [fused_attention(q, k, v, dropout=dropout, causal=True, scale=scale)]
     elif q.device.type == "cpu":
         outputs = [read_near(q, k, v, span.size, scale)]
     else:
-        outputs = _windowed(q, k, v, span.size, scale, gqa, dropout)
+        outputs = _windowed(q, k, v, span.size, scale, dropout)
     return [*parts, *(x.transpose(1, 2) for x in outputs)]
 
 
-def _windowed(q: Tensor, k: Tensor, v: Tensor, size: int, scale: float, gqa: bool, dropout: float) -> list[Tensor]:
+def _windowed(q: Tensor, k: Tensor, v: Tensor, size: int, scale: float, dropout: float) -> list[Tensor]:
     """Causal reads of the last `size` keys, (B, H, T, D): each block of queries against the blocks it can see."""
     back = -(-(size - 1) // BLOCK)  # blocks of keys before a query's own
     mask = _band(size, back, q.dtype, q.device)
@@ -208,9 +243,7 @@ def _windowed(q: Tensor, k: Tensor, v: Tensor, size: int, scale: float, gqa: boo
         first = max(i - back, 0)
         near_k, near_v = torch.cat(keys[first : i + 1], 2), torch.cat(values[first : i + 1], 2)
         seen = mask[: block.shape[2], (back - i + first) * BLOCK :][:, : near_k.shape[2]]
-        outputs.append(
-            F.scaled_dot_product_attention(block, near_k, near_v, seen, dropout, scale=scale, enable_gqa=gqa)
-        )
+        outputs.append(fused_attention(block, near_k, near_v, seen, dropout, scale=scale))
     return outputs
 
 
@@ -245,7 +278,7 @@ def _read_varlen(q: Tensor, k: Tensor, v: Tensor, span: Span, documents: Documen
     The kernel aligns queries and keys at a document's end, so the shorter list of keys is the delay.
     """
     k, v, offsets = k.flatten(0, 1), v.flatten(0, 1), documents.offsets
-    if span.delay:  # without one, q and k share the very same offsets, by which torch knows the plain causal read
+    if span.delay:
         kept, offsets = documents.without_last(span.delay)
         k, v = _Rows.apply(k, kept), _Rows.apply(v, kept)
     left = -1 if span.size is None else span.size - 1
@@ -257,16 +290,17 @@ def _read_varlen(q: Tensor, k: Tensor, v: Tensor, span: Span, documents: Documen
             grouped["enable_gqa"] = True
         else:  # torch < 2.12
             k, v = k.repeat_interleave(shared, 1), v.repeat_interleave(shared, 1)
-    out: Any = varlen_attn(
-        q.flatten(0, 1),
-        k,
-        v,
-        documents.offsets,
-        offsets,
-        longest,
-        max(longest - span.delay, 1),
-        scale=scale,
-        window_size=(left, 0),
-        **grouped,
-    )
+    with any_shape(q):
+        out: Any = varlen_attn(
+            q.flatten(0, 1),
+            k,
+            v,
+            documents.offsets,
+            offsets,
+            longest,
+            max(longest - span.delay, 1),
+            scale=scale,
+            window_size=(left, 0),
+            **grouped,
+        )
     return out.view_as(q)

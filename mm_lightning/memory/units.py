@@ -15,7 +15,7 @@ from mm_lightning.memory.documents import Documents
 from mm_lightning.memory.kernels import Kernels, gated_keys
 from mm_lightning.memory.layers import TIMES, Linear
 from mm_lightning.memory.pairs import Chunk, Pairs
-from mm_lightning.memory.retrieval import Span, read
+from mm_lightning.memory.retrieval import Span, fused_attention, read
 from mm_lightning.memory.state import Memory
 from mm_lightning.memory.values import Values, frozen_values
 
@@ -224,10 +224,7 @@ class SlotMemory(nn.Module):
         # The batch is folded into the rows: every token reads the same slots.
         rows = q.flatten(0, 1).transpose(0, 1)[None]  # (1, H, B T, D)
         slot_keys, slot_values = self.slot_keys.to(q.dtype), self.slot_values.to(q.dtype)
-        answers = [
-            F.scaled_dot_product_attention(rows, pk[None], pv[None], scale=1.0)
-            for pk, pv in zip(slot_keys, slot_values, strict=True)
-        ]
+        answers = [fused_attention(rows, pk[None], pv[None]) for pk, pv in zip(slot_keys, slot_values, strict=True)]
         answer = sum(answers) / len(answers)  # (1, H, B T, D)
         answer = answer * (TIMES * self.answer_scale).exp()[:, None, None].to(q.dtype)
         return self.W_c(answer[0].transpose(0, 1).reshape(x.shape))

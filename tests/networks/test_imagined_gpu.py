@@ -5,10 +5,12 @@ What would make a real GPU's host wait for a tensor's values, to know a shape or
 
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import wraps
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mm_lightning.memory import retrieval, trial
@@ -45,6 +47,27 @@ def gpu(monkeypatch):
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda *device: (9, 0))
     monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda *arguments, **settings: True)
+
+
+@pytest.fixture(autouse=True)
+def never_planned(monkeypatch):
+    """No read is left to kernels that have to be planned for each shape."""
+    functions = F.scaled_dot_product_attention, retrieval._varlen_attn()
+
+    def spy(function):
+        @wraps(function)  # and the signature, which is asked for
+        def call(*arguments, **settings):
+            assert not torch.backends.cuda.cudnn_sdp_enabled()
+            return function(*arguments, **settings)
+
+        return call
+
+    fused, varlen = map(spy, functions)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", fused)
+    monkeypatch.setattr(retrieval, "_varlen_attn", lambda: varlen)
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+    yield
+    assert torch.backends.cuda.cudnn_sdp_enabled()
 
 
 @pytest.fixture

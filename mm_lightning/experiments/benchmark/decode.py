@@ -139,9 +139,12 @@ class LlamaReader:
         return self.network(tokens, past_key_values=self.cache, use_cache=True, logits_to_keep=1).logits.argmax(-1)
 
     def decode(self) -> None:
-        """Some tokens more."""
-        for _ in range(TOKENS):
-            self.token = self._next(self.token)
+        """Some tokens more, by the kernels that ours are read by: every token makes another shape."""
+        from mm_lightning.memory.retrieval import any_shape
+
+        with any_shape(self.token):
+            for _ in range(TOKENS):
+                self.token = self._next(self.token)
 
     @property
     def bytes(self) -> int:

@@ -34,6 +34,9 @@ DEFAULTS = {
 
 PLAIN = "plain causal attention"
 
+CHOSEN = "the same by torch's choice"
+"""Of kernels on a GPU, among them those that have to be planned for each shape."""
+
 
 def reads_command(
     lengths: list[int] | int | None = None,
@@ -54,11 +57,11 @@ def reads_command(
 ) -> None:
     """Time the reads of short-term and long-term memory against a full causal read of the same tokens.
 
-    Forward and backward, in turns: scaled_dot_product_attention as torch has it, whole rows causally; and our reads of
-    everything, of the short-term window, and of what is older than the long-term delay m, which is drawn anew for every
-    call. The table gives medians, the time of a token, the median ratio to plain attention in neighbouring runs, the
-    time of a token relative to that at the first length, the FLOPs of the pairs that are read by second, and the most
-    memory that a token holds.
+    Forward and backward, in turns: scaled_dot_product_attention of whole rows, causally, by the kernels that compute
+    our reads, and on a GPU also by those that torch would choose; and our reads of everything, of the short-term
+    window, and of what is older than the long-term delay m, which is drawn anew for every call. The table gives
+    medians, the time of a token, the median ratio to plain attention in neighbouring runs, the time of a token relative
+    to that at the first length, the FLOPs of the pairs that are read by second, and the most memory that a token holds.
 
     Args:
         lengths: tokens of a sequence: [1024, 2048, 4096, 8192] by default.
@@ -142,7 +145,7 @@ def _runs(
     from torch.nn import functional as F
 
     from mm_lightning.memory.documents import Documents
-    from mm_lightning.memory.retrieval import Span, read
+    from mm_lightning.memory.retrieval import Span, fused_attention, read
 
     torch.manual_seed(seed)
     draw = random.Random(seed)
@@ -158,25 +161,26 @@ def _runs(
     k = F.normalize(k, dim=-1)
     inputs = [x.requires_grad_() for x in (q, k, v)]
 
-    def plain() -> None:
+    def plain(attention: Any, **causal: bool) -> None:
         rows = (x.transpose(1, 2) for x in inputs)
-        out = F.scaled_dot_product_attention(*rows, is_causal=True, scale=1.0)
-        torch.autograd.grad(out, inputs, down.transpose(1, 2))
+        torch.autograd.grad(attention(*rows, scale=1.0, **causal), inputs, down.transpose(1, 2))
 
     def ours(span: Span) -> None:
         torch.autograd.grad(read(*inputs, span, documents, reference=reference), inputs, down)
 
     low, high = network.long_term_delay
     short = network.span("short", low)
-    runs = {
-        PLAIN: plain,
+    runs = {PLAIN: lambda: plain(fused_attention, causal=True)}
+    if device.type == "cuda":
+        runs[CHOSEN] = lambda: plain(F.scaled_dot_product_attention, is_causal=True)
+    runs |= {
         "full read": lambda: ours(Span(1)),
         "short-term read": lambda: ours(short),
         "long-term read": lambda: ours(network.span("long", draw.randint(low, high))),
     }
     spans = {"full read": Span(1), "short-term read": short, "long-term read": Span((low + high) // 2)}
     pairs = {name: int(span.count(documents.position).sum()) for name, span in spans.items()}
-    return runs, {PLAIN: batch * length * (length + 1) // 2, **pairs}
+    return runs, {name: pairs.get(name, batch * length * (length + 1) // 2) for name in runs}
 
 
 def _lines(found: dict[str, Any], flatness: dict[str, dict[int, float]]) -> Iterator[tuple[str, ...]]:
