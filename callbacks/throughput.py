@@ -6,7 +6,6 @@ import time
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.throughput import get_available_flops
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 
@@ -28,12 +27,13 @@ class Throughput(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Finds out what a token costs and what the devices can do."""
         from mm_lightning.networks.cost import training_flops_per_token
+        from mm_lightning.training.peak import peak_flops
 
         data = trainer.datamodule
         self._step_tokens = data.global_batch_size * data.context_length
         self._token_flops = training_flops_per_token(pl_module.config, data.context_length)
         reduced = trainer.precision.startswith(("bf16", "16"))
-        peak = get_available_flops(pl_module.device, torch.bfloat16 if reduced else torch.float32)
+        peak = peak_flops(pl_module.device, torch.bfloat16 if reduced else torch.float32)
         self._peak = peak * trainer.world_size if peak else None
         self._mark, self._seconds = time.perf_counter(), 0.0
         self._logged_step = trainer.global_step

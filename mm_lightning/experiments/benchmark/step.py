@@ -254,11 +254,12 @@ def _parameters(config: Any) -> int:
 def _utilisation(result: dict[str, Any], configs: dict[str, Any], what: Setup, device: Any) -> dict[str, float]:
     """The share of the device's peak that each one's useful FLOPs reach; nothing where the peak is not known."""
     import torch
-    from lightning.fabric.utilities.throughput import get_available_flops
+
+    from mm_lightning.training.peak import peak_flops
 
     if device.type != "cuda":
         return {}
-    peak = get_available_flops(device, torch.bfloat16 if what.precision == "bf16" else torch.float32)
+    peak = peak_flops(device, torch.bfloat16 if what.precision == "bf16" else torch.float32)
     speeds = result["tokens_per_second"]
     return {n: speeds[n] * flops_per_token(c, what.context_length) / peak for n, c in configs.items()} if peak else {}
 

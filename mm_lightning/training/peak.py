@@ -1,0 +1,21 @@
+"""What a device can compute at most, by which model FLOPs utilisation is measured."""
+
+from __future__ import annotations
+
+import torch
+
+H200 = {
+    "SXM": {torch.bfloat16: 989e12, torch.float16: 989e12, "tf32": 494e12, torch.float32: 67e12},
+    "NVL": {torch.bfloat16: 836e12, torch.float16: 836e12, "tf32": 418e12, torch.float32: 60e12},
+}
+"""Of dense matrix products, after NVIDIA's data sheet; Lightning has the doubled numbers of sparse ones."""
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
+    """FLOP/s of dense matrix products in a type; None, with a warning on a GPU, where they are not known."""
+    if device.type == "cuda" and "H200" in (name := torch.cuda.get_device_name(device)):
+        short = dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
+        return H200["NVL" if "NVL" in name else "SXM"]["tf32" if short else dtype]
+    from lightning.fabric.utilities.throughput import get_available_flops
+
+    return get_available_flops(device, dtype)
