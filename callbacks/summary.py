@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from shlex import quote
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -45,9 +46,9 @@ class Summary(Callback):
             f"run folder: {folder}",
             "",
             "try next:",
-            f"  mm generate --checkpoint {folder} --prompt {prompt!r}",
-            f"  tensorboard --logdir {folder.parent}",
-            f"  mm validate --config {folder / 'config.yaml'}",
+            f"  mm generate --checkpoint {quote(str(folder))} --prompt {quote(prompt)}",
+            f"  tensorboard --logdir {quote(str(folder.parent))}",
+            f"  mm validate --config {quote(str(folder / 'config.yaml'))}",
         ]
         console = Console(soft_wrap=False)
         if console.is_terminal:

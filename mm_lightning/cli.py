@@ -185,6 +185,11 @@ def run_function(name: str, args: list[str]) -> None:
     # not auto_cli, which has a --config of its own and keeps a command's from it
     parser = ArgumentParser(prog=f"mm {name}", exit_on_error=False, allow_abbrev=False)
     parser.add_function_arguments(function, as_group=False)
+    for (
+        action
+    ) in parser._actions:  # as typed: read as YAML, which a type with None is, `--prompt '# A title'` is nothing
+        if getattr(action, "_typehint", None) == str | None:
+            action._typehint = str
     if {"-h", "--help"} & set(args):
         print(help_of(name, function, parser.format_help()))
         return

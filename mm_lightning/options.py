@@ -46,14 +46,11 @@ def word_lists(function: Callable[..., Any], args: list[str]) -> list[str]:
         end = next((n for n in range(at + 1, len(args)) if args[n].startswith("--")), len(args))
         option, *attached = args[at].split("=", 1)
         words, kind = [*attached, *args[at + 1 : end]], kinds.get(option, "")
-        again = option in given
-        plain = bool(words) and not words[0].startswith("[")
-        several = len(words) > 1 or again or not re.search(r"str \| list|list\[str\] \| str", kind)
-        if "list" in kind and plain and several:
+        if "list" in kind and words and not words[0].startswith("["):
             numbers = re.search(r"list\[(int|float)\]", kind)
             words = ["[" + ", ".join(words) + "]" if numbers else json.dumps(words)]
         if "list" in kind and words:
-            name = f"{option}+" if again else option  # the parser's way to add to a list
+            name = f"{option}+" if option in given else option  # the parser's way to add to a list
             found += [f"{name}={words[0]}", *words[1:]]
             given.add(option)
         else:

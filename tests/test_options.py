@@ -22,7 +22,7 @@ def test_lists_take_words():
     ]
     assert word_lists(command, ["--checkpoint", "a"]) == ['--checkpoint=["a"]']
     assert word_lists(command, ["--checkpoint", '["a", "b"]']) == ['--checkpoint=["a", "b"]']
-    assert word_lists(command, ["--stop", "END"]) == ["--stop=END"]
+    assert word_lists(command, ["--stop", "#"]) == ['--stop=["#"]']
     assert word_lists(command, ["--stop", "END", "STOP"]) == ['--stop=["END", "STOP"]']
     assert word_lists(command, name_words(command, ["a", "b", "--number=2"])) == [
         '--checkpoint=["a", "b"]',
@@ -38,6 +38,13 @@ def test_lists_of_numbers_and_of_choices_take_words():
     assert word_lists(command, ["--layers", "0", "5", "--contexts", "32"]) == ["--layers=[0, 5]", "--contexts=[32]"]
     assert word_lists(command, ["--layers", "[0, 5]", "--index", "[]"]) == ["--layers=[0, 5]", "--index=[]"]
     assert word_lists(command, ["--index", "ivf", "hnsw"]) == ['--index=["ivf", "hnsw"]']
+
+
+@pytest.mark.parametrize("text", ["# A title", "null", "~", "&a"])
+def test_a_text_is_read_as_it_is_typed(text, capsys):
+    """YAML makes nothing of these, and nothing is what a text that may be left out is by default."""
+    assert main(["inspect", "nowhere", "--prompt", text]) == 2
+    assert capsys.readouterr().err == "mm: there is no checkpoint or run folder nowhere\n"
 
 
 def test_a_list_that_is_given_again_is_added_to(capsys):

@@ -209,7 +209,7 @@ def train_tokenizer(
     if path.is_dir():
         path = path / "tokenizer.json"
     if path.exists() and not overwrite:
-        raise UserError(f"{path} exists: give another output, or overwrite=true")
+        raise UserError(f"{path} exists: give another --output, or --overwrite")
     config = PrepareConfig(
         sources=[sources] if isinstance(sources, str) else sources,
         tokenizer="train",

@@ -17,6 +17,7 @@ from mm_lightning import callbacks as watchers
 from mm_lightning.data import TextDataModule
 from mm_lightning.errors import UserError
 from mm_lightning.networks import NetworkConfig
+from mm_lightning.outputs import check_output, opened
 from mm_lightning.training import strategies
 from mm_lightning.training.batches import accumulated
 from mm_lightning.training.checkpoint import check_architecture
@@ -28,7 +29,7 @@ from mm_lightning.training.module import LanguageModule
 from mm_lightning.training.quiet import quiet
 from mm_lightning.training.record_run import RecordRun
 from mm_lightning.training.run_folder import RunFolder
-from mm_lightning.training.settings import check_settings
+from mm_lightning.training.settings import changed, check_settings
 from mm_lightning.training.starting_point import check_resumable, starting_point, take_over
 
 TRAINER_DEFAULTS = {
@@ -175,7 +176,7 @@ class TrainingCLI(LightningCLI):
                 f"{self.checkpoint} lies in no run folder, in which --resume goes on: --ckpt_path goes on from it in a "
                 f"fresh one"
             )
-        return self.checkpoint.parent.parent
+        return self.checkpoint.parent.parent if self.checkpoint.parent.name == "checkpoints" else self.checkpoint.parent
 
     def _use_checkpoint(self) -> None:
         init = self.config_init[self.command]
@@ -279,19 +280,24 @@ class TrainingCLI(LightningCLI):
         values = {name: float(value) for name, value in found if name.startswith(f"{split}/")}
         say(f"{self.checkpoint}: " + "  ".join(f"{n.removeprefix(f'{split}/')} {v:.4f}" for n, v in values.items()))
         if (self.folder.path / "config.yaml").is_file():
-            with open(self.folder.path / "evaluation.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps({"checkpoint": self.checkpoint.name, **values}) + "\n")
+            differs = changed(self.folder.path / "config.yaml", self.resolved_config())
+            line = {"checkpoint": self.checkpoint.name, **({"changed": differs} if differs else {}), **values}
+            try:
+                with open(self.folder.path / "evaluation.jsonl", "a", encoding="utf-8") as file:
+                    file.write(json.dumps(line) + "\n")
+            except OSError as error:
+                say(f"not kept in {self.folder.path / 'evaluation.jsonl'}: {error.strerror}")
 
     def predict(self, **kwargs: Any) -> None:
         """Writes one JSON line a document: what :meth:`LanguageModule.predict_step` says of it."""
         if self.trainer.world_size > 1:
             raise UserError("mm predict runs on one device: add --trainer.devices 1")
+        output = check_output(self.config[self.command].output or self.folder.path / "predictions.jsonl")
         batches = self.trainer.predict(**kwargs)
         if len(self.datamodule.validated) > 1:
             batches = [batch for of_a_set in batches for batch in of_a_set]
         documents = [document for batch in batches for document in batch]
-        output = Path(self.config[self.command].output or self.folder.path / "predictions.jsonl")
-        with open(output, "w", encoding="utf-8") as file:
+        with opened(output) as file:
             file.writelines(json.dumps(document) + "\n" for document in documents)
         predicted = sum(document["predicted"] for document in documents)
         mean = sum(document["loss"] * document["predicted"] for document in documents) / max(predicted, 1)

@@ -265,8 +265,8 @@ class LanguageModule(LightningModule):
 
         Returns:
             For each document in stream order: the data set if they are several, the sequence it lies in, its
-            number of tokens, how many of them were predicted, the mean loss in nats per predicted token (0 where there
-            was none), and how its text begins.
+            number of tokens, how many of them were predicted, the mean loss in nats per predicted token, and how its
+            text begins. One of which nothing is predicted, such as the single tokens that fill up a row, is left out.
         """
         logits = self.network(batch.tokens, batch.documents).float()
         targets = batch.targets.flatten()
@@ -278,17 +278,17 @@ class LanguageModule(LightningModule):
         rows, begin = [], 0
         for loss, mask in zip(losses.split(lengths), (targets != IGNORED).split(lengths), strict=True):
             head = batch.tokens.flatten()[begin : begin + min(len(loss), 24)].tolist()
-            predicted = int(mask.sum())
-            rows.append(
-                {
-                    **named,
-                    "sequence": first + begin // batch.tokens.shape[1],
-                    "tokens": len(loss),
-                    "predicted": predicted,
-                    "loss": float(loss.sum()) / max(predicted, 1),
-                    "text": data.tokenizer.decode(head),
-                }
-            )
+            if predicted := int(mask.sum()):
+                rows.append(
+                    {
+                        **named,
+                        "sequence": first + begin // batch.tokens.shape[1],
+                        "tokens": len(loss),
+                        "predicted": predicted,
+                        "loss": float(loss.sum()) / predicted,
+                        "text": data.tokenizer.decode(head),
+                    }
+                )
             begin += len(loss)
         return rows
 

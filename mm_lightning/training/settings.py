@@ -1,10 +1,25 @@
-"""Numbers of a config that Lightning would take and stumble over, or train wrongly with, later."""
+"""What configs say: whether a command can do it, and whether it is what a run was trained with."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
 from jsonargparse import Namespace
 
 from mm_lightning.errors import UserError
+
+DECIDE_THE_LOSS = (
+    "model.network",
+    "data.path",
+    "data.context_length",
+    "data.validation_sequences",
+    "trainer.precision",
+    "trainer.limit_val_batches",
+    "trainer.limit_test_batches",
+)
 
 
 def check_settings(config: Namespace) -> None:
@@ -27,3 +42,27 @@ def check_settings(config: Namespace) -> None:
             raise UserError(f"trainer.{name} must be at least 1, got {value}")
     if (trainer.gradient_clip_val or 0) < 0:  # which would turn gradients round
         raise UserError(f"trainer.gradient_clip_val must be above 0, or null for none, got {trainer.gradient_clip_val}")
+
+
+def changed(of_the_run: Path, config: str) -> dict[str, Any]:
+    """What decides a validation loss and is another than in a run's config.yaml, by dotted name, as it is now.
+
+    Args:
+        of_the_run: the file.
+        config: this command's, as YAML.
+    """
+    was, now = (dict(_leaves(yaml.safe_load(text))) for text in (of_the_run.read_text(encoding="utf-8"), config))
+    return {
+        name.replace("init_args.", ""): value
+        for name, value in now.items()
+        if name.startswith(DECIDE_THE_LOSS) and value != was.get(name)
+    }
+
+
+def _leaves(values: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names of what lies in nested mappings; weights of data sets stay together."""
+    if not isinstance(values, dict) or name == "data.path":
+        yield name, values
+        return
+    for key, value in values.items():
+        yield from _leaves(value, f"{name}.{key}" if name else str(key))

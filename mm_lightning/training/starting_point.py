@@ -9,7 +9,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, Strategy
 from lightning.pytorch.utilities import rank_zero_only
 
 from mm_lightning.errors import UserError
-from mm_lightning.training.checkpoint import find_checkpoint, read_about, remove_leftovers, step_of
+from mm_lightning.training.checkpoint import checkpoints_of, find_checkpoint, read_about, remove_leftovers, step_of
 from mm_lightning.training.loggers import say
 from mm_lightning.training.run_folder import RunFolder
 
@@ -41,6 +41,12 @@ def starting_point(command: str, config: Namespace) -> Path | None:
         raise UserError(
             f"nothing to resume: {path} is at step {step_of(path)} and trainer.max_steps is "
             f"{config.trainer.max_steps}; raise it to train on"
+        )
+    newest = checkpoints_of(path.parent.parent)[:1]
+    if newest and step_of(newest[0]) > step_of(path):
+        say(
+            f"WARNING: {newest[0]} is newer than {path} and stays the newest of its run until this one gets further: "
+            f"--ckpt_path {path} goes on in a fresh folder"
         )
     return path
 
@@ -75,8 +81,10 @@ def check_resumable(checkpoint: Path, strategy: Strategy) -> None:
             f"checkpoint {checkpoint} (one file) cannot be resumed by a run with DeepSpeed: keep the strategy, "
             f"or begin anew with its weights: --model.initial_weights {checkpoint}"
         )
-    if "imported" in read_about(checkpoint):
+    weights_alone = checkpoint.suffix == ".safetensors"
+    if weights_alone or "imported" in read_about(checkpoint):
+        what = "holds weights alone, with" if weights_alone else "was imported and has"
         raise UserError(
-            f"{checkpoint} was imported and has no optimiser state to resume: begin anew with its weights: "
+            f"{checkpoint} {what} no optimiser state to resume: begin anew with its weights: "
             f"--model.initial_weights {checkpoint}"
         )

@@ -100,12 +100,25 @@ def test_validate_predict_and_a_network_without_yaml(tiny, tmp_path, capsys):
     line = json.loads((folder / "evaluation.jsonl").read_text())
     logged = metrics(folder, "validation/loss")[6]
     assert line["validation/loss"] == pytest.approx(logged, rel=1e-5)
+    assert "changed" not in line
+    more = ["--model.network.levels", "[short]", "--data.validation_sequences", "4"]
+    assert main(["validate", "--config", str(tiny), *more]) == 0
+    line = json.loads((folder / "evaluation.jsonl").read_text().splitlines()[1])
+    assert line["changed"] == {"model.network.levels": ["short"], "data.validation_sequences": 4}
+    assert main(["predict", "--config", str(tiny), "--output", str(tmp_path)]) == 2
+    assert "is a folder: name a file" in capsys.readouterr().err
     assert main(["predict", "--config", str(tiny)]) == 0
     rows = [json.loads(row) for row in (folder / "predictions.jsonl").read_text().splitlines()]
     predicted = sum(row["predicted"] for row in rows)
     mean = sum(row["loss"] * row["predicted"] for row in rows) / predicted
     assert mean == pytest.approx(logged, rel=1e-4)
-    assert sum(row["tokens"] for row in rows) == 8 * 32
+    assert 7 * 32 < sum(row["tokens"] for row in rows) <= 8 * 32
+    assert all(row["predicted"] for row in rows)
+
+    weights = str(tmp_path / "w.safetensors")
+    assert main(["checkpoint", "consolidate", str(folder), "--output", weights]) == 0
+    assert main(["fit", "--config", str(tiny), "--ckpt_path", weights]) == 2
+    assert "holds weights alone, with no optimiser state to resume" in capsys.readouterr().err
 
     network, tokenizer = load_network(tmp_path / "run")
     assert isinstance(network.config, MemoryMosaicConfig)
