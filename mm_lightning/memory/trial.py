@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import cache
@@ -17,15 +18,40 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Of the largest number, for values and gradients."""
 
 
+Compute = Callable[[Kernels, torch.device], list[Tensor]]
+"""What some kernels compute on a device, in float32 on the CPU."""
+
+
 @cache
 def problem(kernels: Kernels, device: torch.device, dtype: torch.dtype, dim: int) -> str | None:
     """Why kernels cannot be trusted with heads of `dim` numbers on a device; None if they give what torch gives.
 
     A warning says so the first time.
     """
+
+    def compute(kernels: Kernels, device: torch.device) -> list[Tensor]:
+        return _compute(kernels, device, dtype, dim)
+
+    return trial(kernels, device, dtype, compute, f" with heads of {dim} numbers", "keys and values", "tests/memory")
+
+
+def trial(
+    kernels: Kernels, device: torch.device, dtype: torch.dtype, compute: Compute, case: str, what: str, tests: str
+) -> str | None:
+    """Why kernels cannot be trusted on a device, with a warning; None if they compute what torch does.
+
+    Args:
+        kernels: to be tried.
+        device: where.
+        dtype: of what they are given.
+        compute: a small case.
+        case: that case in words, for the warning.
+        what: they compute, for the warning.
+        tests: a folder of tests that tell more.
+    """
     try:
-        found = _results(kernels, device, dtype, dim)
-        expected = _results("torch", torch.device("cpu"), dtype, dim)  # where no setting shortens matrix products
+        found = _alone(compute, kernels, device)
+        expected = _alone(compute, "torch", torch.device("cpu"))  # where no setting shortens matrix products
         errors = [(a - b).abs().max() / b.abs().max().clamp(min=1e-2) for a, b in zip(found, expected, strict=True)]
         worst = torch.stack(errors).max().item()  # NaN if any is, which Python's max may overlook
     except Exception as error:  # whatever a compiler or a driver raises
@@ -35,25 +61,23 @@ def problem(kernels: Kernels, device: torch.device, dtype: torch.dtype, dim: int
             return None
         why = f"their results differ from torch's by {worst:.1%}"
     warnings.warn(
-        f"kernels {kernels} fail a small trial on {device} with heads of {dim} numbers in "
-        f"{str(dtype).removeprefix('torch.')} ({why}): torch computes keys and values instead, more slowly. "
-        f"pytest -m gpu tests/memory tells more; model.kernels: {kernels} insists on them.",
-        stacklevel=2,
+        f"kernels {kernels} fail a small trial on {device}{case} in {str(dtype).removeprefix('torch.')} ({why}): "
+        f"torch computes {what} instead, more slowly. pytest -m gpu {tests} tells more; model.kernels: {kernels} "
+        f"insists on them.",
+        stacklevel=3,
     )
     return why
 
 
-def _results(kernels: Kernels, device: torch.device, dtype: torch.dtype, dim: int) -> list[Tensor]:
-    """Keys, queries, values and gradients of two documents in two rows, in float32.
-
-    In a thread of its own, into which nothing of the surrounding call reaches: it may be evaluation, under autocast, or
-    a block that is checkpointed, which keeps a list of what it computes.
-    """
-    with ThreadPoolExecutor(1) as alone:
-        return alone.submit(_compute, kernels, device, dtype, dim).result()
+def _alone(compute: Compute, kernels: Kernels, device: torch.device) -> list[Tensor]:
+    """In a thread of its own, into which nothing of the surrounding call reaches: it may be evaluation, under autocast,
+    or a block that is checkpointed, which keeps a list of what it computes."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(compute, kernels, device).result()
 
 
 def _compute(kernels: Kernels, device: torch.device, dtype: torch.dtype, dim: int) -> list[Tensor]:
+    """Keys, queries, values and gradients of two documents in two rows."""
     draw = torch.Generator("cpu").manual_seed(0)
 
     def random(*shape: int) -> Tensor:

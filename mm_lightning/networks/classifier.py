@@ -27,7 +27,7 @@ class Classifier(Linear):
         if tokens < dim or self.out_features <= dim:
             return F.cross_entropy(super().forward(x).float(), targets, ignore_index=IGNORE)
         if LinearCrossEntropyOptions is None or (x.is_cuda and self._short(x)):
-            return linear_cross_entropy(x, self.weight, targets)
+            return linear_cross_entropy(x, self.weight, targets, self.kernels)
         # In a shorter type torch's would return the loss itself rounded to that type.
         with torch.autocast(x.device.type, enabled=False):
             return F.linear_cross_entropy(

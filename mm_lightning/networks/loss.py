@@ -8,14 +8,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mm_lightning.memory.kernels import Kernels, resolve
+
 IGNORE = -100
 """The target that counts for nothing."""
 
 LOGITS = 2**28
-"""Logits that exist at a time: 1 GiB in float32."""
+"""Logits that exist at a time: 1 GiB in float32. Where they stay in 16 bits, twice as many."""
 
 
-def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, kernels: Kernels = "auto") -> Tensor:
     """`F.cross_entropy(F.linear(x, weight).float(), targets)`, its derivatives computed along with it.
 
     Matrix products are computed in autocast's type, all else in float32.
@@ -24,19 +26,49 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         x: (N, d).
         weight: (V, d).
         targets: (N,) int64; -100 where there is none.
+        kernels: what computes the loss from logits: Triton's where keys and values are computed by Triton.
 
     Returns:
         The mean over targets other than -100, a float32 scalar; NaN if there is none.
     """
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-    return _LinearCrossEntropy.apply(x, weight, targets, dtype, torch.is_grad_enabled())
+    return _LinearCrossEntropy.apply(x, weight, targets, dtype, torch.is_grad_enabled(), _by_triton(kernels, x, dtype))
+
+
+def _by_triton(kernels: Kernels, x: Tensor, dtype: torch.dtype) -> bool:
+    if not x.is_cuda or resolve(kernels, x.device, dtype) != "triton":
+        return False
+    from mm_lightning.networks import triton_loss
+
+    return kernels == "triton" or triton_loss.problem(x.device, dtype) is None
+
+
+def errors_reference(logits: Tensor, targets: Tensor, exact: torch.dtype, learns: bool = True) -> tuple[Tensor, Tensor]:
+    """The loss of each token, (N,), and its derivatives by its logits, (N, V), both in the type `exact`.
+
+    Args:
+        logits: (N, V).
+        targets: (N,) int64; -100 where there is none.
+        exact: float32 or float64.
+        learns: whether derivatives are wanted; else logits come back.
+    """
+    counts = targets != IGNORE
+    wanted = targets.where(counts, 0)[:, None]
+    logits = logits.to(exact)
+    scale = logits.logsumexp(-1, keepdim=True)
+    found = logits.gather(-1, wanted) - scale  # log of the wanted token's probability
+    if learns:
+        logits = logits.sub_(scale).exp_().scatter_(-1, wanted, found.exp() - 1).mul_(counts[:, None])
+    return -found.squeeze(-1).where(counts, 0), logits
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype, learns: bool) -> Tensor:
-        total, d_x, d_weight = _in_chunks(x, weight, targets, dtype, learns)
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype, learns: bool, by_triton: bool
+    ) -> Tensor:
+        total, d_x, d_weight = _in_chunks(x, weight, targets, dtype, learns, by_triton)
         count = (targets != IGNORE).sum()
         ctx.save_for_backward(d_x, d_weight, count)
         ctx.dtype = weight.dtype
@@ -46,31 +78,35 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple:  # type: ignore[override]
         d_x, d_weight, count = ctx.saved_tensors
         share = grad / count.clamp(min=1)
-        return d_x * share, (d_weight * share).to(ctx.dtype), None, None, None
+        return d_x * share, (d_weight * share).to(ctx.dtype), None, None, None, None
 
 
 @torch.library.custom_op(__name__.replace(".", "_") + "::in_chunks", mutates_args=())
 def _in_chunks(
-    x: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype, learns: bool
+    x: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype, learns: bool, by_triton: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The sum of the losses, and if it learns, its derivatives by x in its type and by weight in float32 or better."""
     exact = torch.promote_types(dtype, torch.float32)
     total = torch.zeros((), dtype=exact, device=x.device)
     d_x = torch.empty_like(x) if learns else x.new_empty(0)
     d_weight = torch.zeros_like(weight, dtype=exact) if learns else total.new_empty(0)
-    size = max(1, LOGITS // len(weight))
+    # Triton's kernel leaves logits in their type.
+    size = max(1, LOGITS * (4 // dtype.itemsize if by_triton else 1) // len(weight))
+    size -= size % 128 if size > 128 else 0  # matrix products come in tiles
     with torch.autocast(x.device.type, enabled=False):
         weight = weight.to(dtype)
         for begin in range(0, len(x), size):
             part = slice(begin, begin + size)
-            inputs, counts = x[part].to(dtype), targets[part] != IGNORE
-            wanted = targets[part].where(counts, 0)[:, None]
-            logits = F.linear(inputs, weight).to(exact)  # (n, V)
-            scale = logits.logsumexp(-1, keepdim=True)
-            found = logits.gather(-1, wanted) - scale  # log of the wanted token's probability
-            total -= found.squeeze(-1).where(counts, 0).sum()
+            inputs = x[part].to(dtype)
+            logits = F.linear(inputs, weight)  # (n, V)
+            if by_triton:
+                from mm_lightning.networks.triton_loss import errors
+
+                losses, d_logits = errors(logits, targets[part], IGNORE, learns), logits
+            else:
+                losses, d_logits = errors_reference(logits, targets[part], exact, learns)
+            total += losses.sum()
             if learns:
-                d_logits = logits.sub_(scale).exp_().scatter_(-1, wanted, found.exp() - 1).mul_(counts[:, None])
                 d_logits = d_logits.to(dtype)
                 d_x[part] = d_logits @ weight
                 d_weight += d_logits.T @ inputs
@@ -78,7 +114,7 @@ def _in_chunks(
 
 
 @_in_chunks.register_fake
-def _(x, weight, targets, dtype, learns):  # type: ignore[no-untyped-def]
+def _(x, weight, targets, dtype, learns, by_triton):  # type: ignore[no-untyped-def]
     exact = torch.promote_types(dtype, torch.float32)
     total = torch.empty((), dtype=exact, device=x.device)
     if not learns:

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mm_lightning.memory import retrieval, trial
 from mm_lightning.memory.documents import Documents
 from mm_lightning.memory.units import ContextualMemory, SlotMemory
+from mm_lightning.networks import triton_loss
 from mm_lightning.networks.transformer import Attention
 
 BATCH, TIME = 2, 100
@@ -44,6 +45,7 @@ def gpu(monkeypatch):
     """What is asked about a GPU before it is used."""
     monkeypatch.setattr(retrieval, "_capability", lambda device: (9, 0))
     monkeypatch.setattr(trial, "problem", lambda *arguments: None)
+    monkeypatch.setattr(triton_loss, "problem", lambda *arguments: None)
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda *device: (9, 0))
     monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda *arguments, **settings: True)

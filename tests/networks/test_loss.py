@@ -90,7 +90,7 @@ def test_never_more_logits_than_that(monkeypatch):
 def test_the_operator_keeps_its_promises():
     x, weight, targets = (t.detach() for t in arguments())
     for learns in (False, True):
-        torch.library.opcheck(_in_chunks, (x, weight, targets, torch.float64, learns))
+        torch.library.opcheck(_in_chunks, (x, weight, targets, torch.float64, learns, False))
 
 
 @pytest.mark.parametrize("tokens", [3, TOKENS])
