@@ -124,7 +124,7 @@ class Context:
     Attributes:
         documents: where documents begin; with a state, where the chunk stands.
         spans: what each level reads.
-        rotation: cos and sin of the rotary positions, for attention.
+        rotation: of the rotary positions, for attention.
         balance: load-balancing losses that mixtures of experts leave here.
         state: of inference.
         last: in the last block, how many of the newest tokens are asked for: once the memories have taken in all, the

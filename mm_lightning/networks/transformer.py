@@ -51,18 +51,18 @@ class TransformerConfig(NetworkConfig):
 
 
 def rotary(position: Tensor, dim: int, base: float) -> tuple[Tensor, Tensor]:
-    """cos and sin of the angles position * base^(-2i/D), each (B, T, 1, D/2) in float32."""
+    """cos of the angles position * base^(-2i/D), twice, and -sin and sin of them: (B, T, 1, D) each in float32."""
     # In float64, because position times frequency loses all accuracy in float32 at long contexts.
     frequency = base ** -(torch.arange(0, dim, 2, device=position.device, dtype=torch.float64) / dim)
     angle = position[..., None, None] * frequency
-    return angle.cos().float(), angle.sin().float()
+    cos, sin = angle.cos().float(), angle.sin().float()
+    return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
 
 
 def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
     """Turns the pairs (x_i, x_{i + D/2}) of (B, T, H, D) by the angles of their positions."""
     cos, sin = rotation
-    low, high = x.chunk(2, -1)
-    return torch.cat([low * cos - high * sin, high * cos + low * sin], -1).to(x.dtype)
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin).to(x.dtype)
 
 
 class Attention(nn.Module):
