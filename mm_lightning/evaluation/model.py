@@ -1,25 +1,25 @@
 """A trained network with its tokenizer, ready to be asked: the one way in which tasks meet networks.
 
 Every method bounds its memory by itself: tokens go through the network in chunks, rows side by side in batches, and
-logits exist for a few positions at a time. What many questions share is read and held once, as a :class:`Prefix`.
+logits exist for a few positions at a time. How probable continuations are is asked by
+:func:`mm_lightning.evaluation.choices.likelihoods`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from mm_lightning.errors import UserError
-from mm_lightning.evaluation.prefix import Branches, Likelihood, Prefix, Tokens
 from mm_lightning.inference.generate import choose_device, collect, write
 from mm_lightning.inference.reader import READ_TOKENS, Reader
 from mm_lightning.inference.sampling import Sampling
-from mm_lightning.memory.state import State
 from mm_lightning.training.checkpoint import (
     find_checkpoint,
     load_weights,
@@ -35,12 +35,26 @@ if TYPE_CHECKING:
     from mm_lightning.networks import Network, NetworkConfig
 
 Precision = Literal["auto", "32", "bf16"]
+Tokens = Sequence[int]
 
 GREEDY = Sampling(temperature=0)
 HELD_TOKENS = 1 << 16
 """Tokens, over all rows of a batch, whose pairs are held in memory at once (a single longer document also is)."""
 LOGITS = 1 << 24
 """Logits that exist at once."""
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """How probable a continuation is.
+
+    Attributes:
+        log_prob: of all its tokens, in nats.
+        greedy: whether each of its tokens is the most probable one: whether greedy decoding would write it.
+    """
+
+    log_prob: float
+    greedy: bool
 
 
 class Model:
@@ -136,71 +150,34 @@ class Model:
                 f"the memory of {self.device} is full: a smaller --batch_size, shorter contexts, or --device cpu"
             ) from error
 
-    def prefill(self, tokens: Tokens, room: int = 0, report: Callable[[int], Any] | None = None) -> Prefix:
-        """Reads the beginning of a document, at least one token, in chunks.
-
-        Args:
-            tokens: of the document, `bos` included.
-            room: further tokens to make room for at once.
-            report: called with the number of tokens that have gone through the network, from time to time.
-        """
-        reader = Reader(self.network, 1, len(tokens) + room, self.together)
+    def prefill(self, tokens: Tokens) -> Reader:
+        """Who has read the beginning of a document, `bos` included, for questions that share it."""
+        reader = Reader(self.network, 1, len(tokens), self.together)
         with self.computing():
-            reader.read([tokens], report)
-        return Prefix(reader, self)
+            reader.read([tokens])
+        return reader
 
-    def greedy(
-        self,
-        prompts: Sequence[Tokens],
-        max_new_tokens: int,
-        stop: Sequence[str] = (),
-        prefix: Prefix | None = None,
-    ) -> list[str]:
+    def greedy(self, prompts: Sequence[Tokens], max_new_tokens: int, stop: Sequence[str] = ()) -> list[str]:
         """What the network writes after each prompt, always taking the most probable token.
 
         Args:
-            prompts: whole documents so far, of any lengths; with a prefix, what follows it, perhaps nothing. (Rows
-                that go on from a prefix are of equal lengths in a batch: prompts are sorted for it.)
+            prompts: whole documents so far, of any lengths.
             max_new_tokens: of each answer at most; the end of the document ends it earlier.
             stop: so does any of these strings, which is not part of the answer.
-            prefix: what all prompts begin with.
 
         Returns:
             the answers alone.
         """
         answers = [""] * len(prompts)
-        for batch in self._batches([len(prompt) for prompt in prompts], max_new_tokens, prefix):
+        for batch in self.batches([len(prompt) for prompt in prompts], max_new_tokens):
             rows = [prompts[n] for n in batch]
             with self.computing():
-                reader = self._reader(len(rows), len(rows[0]) + max_new_tokens, prefix)
-                if rows[0]:
-                    reader.read(rows)
+                reader = Reader(self.network, len(rows), len(rows[0]) + max_new_tokens, self.together)
+                reader.read(rows)
                 texts = collect(write(reader, self.tokenizer, GREEDY, max_new_tokens, stop), len(rows))
             for n, text in zip(batch, texts, strict=True):
                 answers[n] = text
         return answers
-
-    def loglikelihood(
-        self, questions: Sequence[tuple[Tokens, Tokens]], prefix: Prefix | None = None
-    ) -> list[Likelihood]:
-        """How probable continuations are.
-
-        Args:
-            questions: contexts and their continuations, at least one token each. A context is the whole document so
-                far; with a prefix it is what follows it, perhaps nothing.
-            prefix: what all contexts begin with.
-        """
-        for context, continuation in questions:
-            if not continuation or not (context or prefix):
-                raise ValueError("a continuation needs at least one token, and one before it")
-        found: list[Likelihood | None] = [None] * len(questions)
-        lengths = [len(context) + len(continuation) - 1 for context, continuation in questions]
-        for batch in self._batches(lengths, 0, prefix, padded=True):
-            with self.computing():
-                reader = self._reader(len(batch), lengths[batch[0]], prefix)
-                for n, likelihood in zip(batch, self.score(reader, [questions[n] for n in batch]), strict=True):
-                    found[n] = likelihood
-        return [likelihood for likelihood in found if likelihood is not None]
 
     def losses(self, rows: Tensor) -> Iterator[Tensor]:
         """The loss of every token but the first of some documents, from left to right.
@@ -224,28 +201,23 @@ class Model:
         """How many documents of so many tokens to take side by side."""
         return min(self.batch_size, max(1, HELD_TOKENS // max(1, tokens)))
 
-    def _batches(
-        self, lengths: list[int], more: int, prefix: Prefix | None, padded: bool = False
-    ) -> Iterator[list[int]]:
-        """Numbers of rows to take side by side, the longest first; of equal lengths behind a prefix if not padded."""
+    def batches(self, lengths: Sequence[int], more: int = 0, alike: bool = False) -> Iterator[list[int]]:
+        """Numbers of documents to take side by side, the longest first.
+
+        Args:
+            lengths: of the documents.
+            more: tokens by which each will grow.
+            alike: only documents of equal lengths may stand side by side.
+        """
         order = sorted(range(len(lengths)), key=lambda n: -lengths[n])
         at = 0
         while at < len(order):
             longest = lengths[order[at]]
-            size = self.rows_of(longest + more)
-            batch = order[at : at + size]
-            if prefix is not None and not padded:
+            batch = order[at : at + self.rows_of(longest + more)]
+            if alike:
                 batch = [n for n in batch if lengths[n] == longest]
             yield batch
             at += len(batch)
-
-    def _reader(self, rows: int, room: int, prefix: Prefix | None) -> Reader:
-        """A reader of so many documents, which may grow by `room` tokens."""
-        if prefix is None:
-            return Reader(self.network, rows, room, self.together)
-        if isinstance(prefix.reader.state, State):
-            return Branches(prefix.reader, [0] * rows, room)
-        return prefix.reader.fork([0] * rows, len(prefix.tokens) + room)  # a stand-in for a network
 
     def _hidden(self, state: Any, rows: Tensor) -> Iterator[tuple[int, Tensor]]:
         """What the classifier reads, (B, T', d), of each chunk of (B, T) tokens, and where the chunk begins."""
@@ -257,41 +229,37 @@ class Model:
     def _predict(self, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """(N,) log probabilities of targets, and whether each is the most probable token, from (N, d)."""
         size = max(1, LOGITS // self.network.config.vocab_size)
-        log_probs, best = [], []
-        for part, wanted in zip(x.split(size), targets.split(size), strict=True):
-            logits = self.network.classifier(part).float()
-            log_probs.append(logits.log_softmax(-1).gather(-1, wanted[:, None])[:, 0])
-            best.append(logits.argmax(-1) == wanted)
+        parts = [
+            _judged(self.network.classifier(part).float(), wanted)
+            for part, wanted in zip(x.split(size), targets.split(size), strict=True)
+        ]
+        log_probs, best = zip(*parts, strict=True)
         return torch.cat(log_probs), torch.cat(best)
 
-    def score(self, reader: Reader, questions: list[tuple[Tokens, Tokens]]) -> list[Likelihood]:
-        """The likelihoods of questions that lie side by side, padded behind their ends, which nothing reads."""
-        known = [[*context, *continuation[:-1]] for context, continuation in questions]
-        time = max(map(len, known))
-        rows = torch.tensor([row + [0] * (time - len(row)) for row in known], dtype=torch.int64)
-        places, targets = [], []  # where in (B, 1 + T) predictions each wanted token is predicted
-        for n, (context, continuation) in enumerate(questions):
-            places += [n * (time + 1) + len(context) + i for i in range(len(continuation))]
-            targets += continuation
-        width = time + 1
-        place, wanted = torch.tensor(places, device=self.device), torch.tensor(targets, device=self.device)
-        log_probs = torch.zeros(len(wanted), device=self.device)
-        best = torch.zeros(len(wanted), dtype=torch.bool, device=self.device)
-        if reader.logits is not None:  # the first token after a prefix
-            chosen = (place % width == 0).nonzero()[:, 0]
-            logits = reader.logits[place[chosen] // width].float()
-            log_probs[chosen] = logits.log_softmax(-1).gather(-1, wanted[chosen, None])[:, 0]
-            best[chosen] = logits.argmax(-1) == wanted[chosen]
-        for at, x in self._hidden(reader.state, rows):
-            column = place % width - 1 - at
-            chosen = ((column >= 0) & (column < x.shape[1])).nonzero()[:, 0]
-            if len(chosen):
-                log_probs[chosen], best[chosen] = self._predict(
-                    x[place[chosen] // width, column[chosen]], wanted[chosen]
-                )
-        sizes = [len(continuation) for _, continuation in questions]
-        parts = zip(log_probs.split(sizes), best.split(sizes), sizes, strict=True)
-        return [Likelihood(float(p.double().sum()), bool(b.all()), size) for p, b, size in parts]
+    def score(self, reader: Reader, continuations: Sequence[Tokens]) -> list[Likelihood]:
+        """The likelihood of a continuation of each of a reader's documents."""
+        assert reader.logits is not None
+        sizes = torch.tensor([len(tokens) for tokens in continuations])
+        time = int(sizes.max())
+        # padded behind their ends, which nothing reads
+        rows = torch.tensor([[*tokens, *[0] * (time - len(tokens))] for tokens in continuations], device=self.device)
+        asked = (torch.arange(time) < sizes[:, None]).to(self.device)
+        log_probs = torch.zeros(rows.shape, device=self.device)
+        best = torch.ones_like(asked)
+        log_probs[:, 0], best[:, 0] = _judged(reader.logits.float(), rows[:, 0])
+        for at, x in self._hidden(reader.state, rows[:, :-1]):
+            part = slice(at + 1, at + 1 + x.shape[1])
+            chosen = asked[:, part]
+            if chosen.any():
+                found = self._predict(x[chosen], rows[:, part][chosen])
+                log_probs[:, part][chosen], best[:, part][chosen] = found
+        total, greedy = log_probs.double().sum(1).tolist(), best.all(1).tolist()
+        return [Likelihood(*pair) for pair in zip(total, greedy, strict=True)]
+
+
+def _judged(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """(N,) log probabilities of targets, and whether each is the most probable token, from (N, V) logits."""
+    return logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0], logits.argmax(-1) == targets
 
 
 def changed(config: NetworkConfig, path: Path, long_term: bool = True, inference_delay: int | None = None) -> Any:

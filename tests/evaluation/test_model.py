@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from mm_lightning.errors import UserError
+from mm_lightning.evaluation.choices import Choices, likelihoods
 from mm_lightning.evaluation.model import Model
 from mm_lightning.inference.generate import generate
 from mm_lightning.inference.sampling import Sampling
@@ -37,22 +38,27 @@ def plain(network, context, continuation):
     return -float(F.cross_entropy(logits, wanted, reduction="sum")), bool((logits.argmax(-1) == wanted).all())
 
 
+def log_prob(model, context, continuation):
+    """The same of the model."""
+    return likelihoods(model, [Choices(context, [continuation])])[0][0].log_prob
+
+
 @pytest.mark.parametrize("context", [b"", b" is short", b" is a longer context than many"])
-def test_likelihoods_behind_a_prefix(model, context):
-    prefix = model.prefill(PREFIX)
-    questions = [(context[: len(context) - n], c) for n, c in enumerate(CONTINUATIONS)]
-    for found, (before, wanted) in zip(model.loglikelihood(questions, prefix), questions, strict=True):
-        expected, _ = plain(model.network, [*PREFIX, *before], wanted)
-        assert math.isclose(found.log_prob, expected, abs_tol=1e-5)
-        assert found.tokens == len(wanted)
-    assert prefix.tokens == PREFIX
+def test_likelihoods_behind_a_common_beginning(model, context):
+    beginning = model.prefill(PREFIX)
+    questions = [Choices([*PREFIX, *context[: len(context) - n]], CONTINUATIONS[n:]) for n in range(3)]
+    for _ in range(2):  # what was read first stays as it is
+        for question, found in zip(questions, likelihoods(model, questions, beginning), strict=True):
+            expected = [plain(model.network, question.context, wanted)[0] for wanted in question.continuations]
+            assert [x.log_prob for x in found] == pytest.approx(expected, abs=1e-5)
+        assert beginning.documents == [PREFIX]
 
 
 def test_likelihoods_of_whole_documents(model):
-    questions = [([256, *b"abc" * n], c) for n, c in enumerate(CONTINUATIONS)]
-    found = model.loglikelihood(questions)
-    expected = [plain(model.network, *question)[0] for question in questions]
-    assert [x.log_prob for x in found] == pytest.approx(expected, abs=1e-5)
+    questions = [Choices([256, *b"abc" * n], [c]) for n, c in enumerate(CONTINUATIONS)]
+    found = likelihoods(model, questions)
+    expected = [plain(model.network, question.context, *question.continuations)[0] for question in questions]
+    assert [x.log_prob for [x] in found] == pytest.approx(expected, abs=1e-5)
 
 
 def test_greedy_is_what_greedy_decoding_writes(model, tokenizer):
@@ -60,34 +66,16 @@ def test_greedy_is_what_greedy_decoding_writes(model, tokenizer):
     wanted = [generate(model.network, tokenizer, prompt, Sampling(temperature=0), 9) for prompt in prompts]
     whole = [[tokenizer.bos, *prompt.encode()] for prompt in prompts]
     assert model.greedy(whole, 9) == wanted
-    assert model.greedy([tokens[1:] for tokens in whole], 9, prefix=model.prefill([tokenizer.bos])) == wanted
 
 
 def test_what_greedy_decoding_writes_is_greedy(model):
-    prefix = model.prefill(PREFIX)
     tokens = []
     for _ in range(3):
         with torch.no_grad():
             tokens.append(int(model.network(torch.tensor([PREFIX + tokens]))[0, -1].argmax()))
     other = [*tokens[:2], (tokens[2] + 1) % 256]
-    assert [x.greedy for x in model.loglikelihood([([], tokens), ([], other), ([], tokens[:1])], prefix)] == [
-        True,
-        False,
-        True,
-    ]
-
-
-def test_an_extended_prefix_is_forgotten_again(model):
-    prefix = model.prefill(PREFIX)
-    before = model.loglikelihood([([], b"end")], prefix)
-    with prefix.extended(list(b" which is a question:")) as longer:
-        found = model.loglikelihood([([], b" yes"), ([], b" no")], longer)
-    for likelihood, word in zip(found, (b" yes", b" no"), strict=True):
-        assert math.isclose(
-            likelihood.log_prob, plain(model.network, [*PREFIX, *b" which is a question:"], word)[0], abs_tol=1e-5
-        )
-    assert model.loglikelihood([([], b"end")], prefix) == before
-    assert prefix.tokens == PREFIX
+    [found] = likelihoods(model, [Choices(PREFIX, [tokens, other, tokens[:1]])])
+    assert [x.greedy for x in found] == [True, False, True]
 
 
 def test_losses_equal_one_forward_pass(model):
@@ -104,17 +92,17 @@ def test_the_long_term_memory_is_removed(tmp_path):
     path, network = save("v2", tmp_path)
     whole, short = Model.load(path, "cpu"), Model.load(path, "cpu", long_term=False)
     assert whole.context_length == TRAINED
-    question = [(PREFIX, b" ends")]
-    assert math.isclose(whole.loglikelihood(question)[0].log_prob, plain(network, *question[0])[0], abs_tol=1e-4)
+    question = PREFIX, b" ends"
+    assert math.isclose(log_prob(whole, *question), plain(network, *question)[0], abs_tol=1e-4)
     with torch.no_grad():  # nothing comes through the long-term memory's columns of W_o, which are the first d
         for block in network.blocks:
             block.W_o.weight[:, :24] = 0
-    assert math.isclose(short.loglikelihood(question)[0].log_prob, plain(network, *question[0])[0], abs_tol=1e-4)
+    assert math.isclose(log_prob(short, *question), plain(network, *question)[0], abs_tol=1e-4)
 
 
 def test_another_delay(tmp_path):
     path, network = save("v2", tmp_path)
-    found = Model.load(path, "cpu", inference_delay=11).loglikelihood([(PREFIX, b" ends")])[0].log_prob
+    found = log_prob(Model.load(path, "cpu", inference_delay=11), PREFIX, b" ends")
     network.config = dataclasses.replace(network.config, inference_delay=11)
     assert math.isclose(found, plain(network, PREFIX, b" ends")[0], abs_tol=1e-4)
 

@@ -16,11 +16,11 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from mm_lightning.errors import UserError
+from mm_lightning.evaluation.choices import Choices, likelihoods
 from mm_lightning.evaluation.model import Model
-from mm_lightning.evaluation.persistent.choices import Choices, likelihoods
 
 if TYPE_CHECKING:
-    from mm_lightning.evaluation.prefix import Prefix
+    from mm_lightning.inference.reader import Reader
 
 NEW_TOKENS = 256
 """Of an answer at most, where a task does not say: the harness' own number."""
@@ -45,7 +45,7 @@ class LanguageModel(TemplateLM):
             raise UserError(f"max_length must be at least 0, got {max_length}")
         self.model = model
         self.limit = (model.context_length if max_length is None else max_length) or None
-        self._prefix: Prefix | None = None
+        self._beginning: Reader | None = None
 
     @property
     def eot_token_id(self) -> int:
@@ -77,8 +77,8 @@ class LanguageModel(TemplateLM):
             for context, numbers in by_context.items()
         ]
         found: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
-        prefix = self._common([question.context for question in questions])
-        answers = likelihoods(self.model, questions, prefix)
+        beginning = self._common([question.context for question in questions])
+        answers = likelihoods(self.model, questions, beginning)
         for numbers, answer in zip(by_context.values(), answers, strict=True):
             for number, likelihood in zip(numbers, answer, strict=True):
                 found[number] = likelihood.log_prob, likelihood.greedy
@@ -133,16 +133,16 @@ class LanguageModel(TemplateLM):
         room = len(context) if self.limit is None else max(self.limit - more, self.limit // 2, 1)
         return context if len(context) <= room else [*context[:1], *context[len(context) - room + 1 :]]
 
-    def _common(self, contexts: list[Tokens]) -> Prefix | None:
+    def _common(self, contexts: list[Tokens]) -> Reader | None:
         """What all contexts begin with, read once for as long as it stays the same; None where it is short."""
         low, high = min(contexts), max(contexts)
         length = next((n for n, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
         length = min(length, len(low) - 1, *(len(context) - 1 for context in contexts))
         if len(contexts) == 1 or length < SHARED_TOKENS:
             return None
-        if self._prefix is None or not _begins(low[:length], self._prefix.tokens, SHARED_TOKENS):
-            self._prefix = self.model.prefill(low[:length])
-        return self._prefix
+        if self._beginning is None or not _begins(low[:length], self._beginning.documents[0], SHARED_TOKENS):
+            self._beginning = self.model.prefill(low[:length])
+        return self._beginning
 
 
 def _begins(tokens: Tokens, with_: Tokens, least: int) -> bool:

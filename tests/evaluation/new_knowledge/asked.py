@@ -27,7 +27,7 @@ class Answering:
     def rows_of(self, tokens):
         return self.batch_size
 
-    def greedy(self, prompts, max_new_tokens, stop=(), prefix=None):
+    def greedy(self, prompts, max_new_tokens, stop=()):
         self.calls.append((len(prompts), max_new_tokens, tuple(stop)))
         assert all(prompt[0] == self.bos and self.bos not in prompt[1:] for prompt in prompts)
         answers = [self.answer(self.tokenizer.decode(prompt[1:])) for prompt in prompts]

@@ -1,4 +1,4 @@
-"""Several continuations of each of many contexts; each context is read once."""
+"""How probable continuations are: several of each of many contexts, each context read once."""
 
 from __future__ import annotations
 
@@ -7,14 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mm_lightning.evaluation.prefix import Branches, Likelihood
+from mm_lightning.evaluation.branches import Branches
 from mm_lightning.inference.reader import Reader
 
 if TYPE_CHECKING:
-    from mm_lightning.evaluation.model import Model
-    from mm_lightning.evaluation.prefix import Prefix
-
-Tokens = Sequence[int]
+    from mm_lightning.evaluation.model import Likelihood, Model, Tokens
 
 
 @dataclass(frozen=True)
@@ -22,7 +19,7 @@ class Choices:
     """A context and its continuations.
 
     Attributes:
-        context: the whole document so far.
+        context: the whole document so far, at least one token.
         continuations: at least one token each.
     """
 
@@ -30,43 +27,28 @@ class Choices:
     continuations: Sequence[Tokens]
 
 
-def likelihoods(model: Model, questions: Sequence[Choices], prefix: Prefix | None = None) -> list[list[Likelihood]]:
+def likelihoods(model: Model, questions: Sequence[Choices], beginning: Reader | None = None) -> list[list[Likelihood]]:
     """How probable the continuations of each context are.
 
     Args:
         model: who is asked.
         questions: in any order; those of like lengths are read side by side.
-        prefix: what all contexts begin with, and go on from.
+        beginning: of :meth:`Model.prefill`, what all contexts begin with; it is not read again, and stays as it is.
     """
     found: list[list[Likelihood]] = [[] for _ in questions]
-    begin = 0 if prefix is None else len(prefix.tokens)
-    for batch in _batches(model, questions, alike=prefix is not None):
-        contexts = [list(questions[n].context[begin:]) for n in batch]
+    known = 0 if beginning is None else len(beginning.documents[0])
+    for batch in model.batches([len(question.context) for question in questions], alike=beginning is not None):
+        contexts = [list(questions[n].context[known:]) for n in batch]
+        room = max(map(len, contexts))
         with model.computing():
-            reader = _reader(model, len(batch), max(map(len, contexts)), prefix)
+            if beginning is None:
+                reader = Reader(model.network, len(batch), room, model.together)
+            else:
+                reader = Branches(beginning, [0] * len(batch), room)
             reader.read(contexts)
             for n, likelihood in _continue(model, reader, [questions[n].continuations for n in batch]):
                 found[batch[n]].append(likelihood)
     return found
-
-
-def _batches(model: Model, questions: Sequence[Choices], alike: bool) -> Iterator[list[int]]:
-    """Numbers of questions to read side by side, the longest first; of equal lengths where they must be."""
-    order = sorted(range(len(questions)), key=lambda n: -len(questions[n].context))
-    at = 0
-    while at < len(order):
-        longest = len(questions[order[at]].context)
-        batch = order[at : at + model.rows_of(longest)]
-        if alike:
-            batch = [n for n in batch if len(questions[n].context) == longest]
-        yield batch
-        at += len(batch)
-
-
-def _reader(model: Model, rows: int, room: int, prefix: Prefix | None) -> Reader:
-    if prefix is None:
-        return Reader(model.network, rows, room, model.together)
-    return Branches(prefix.reader, [0] * rows, room)
 
 
 def _continue(
@@ -85,4 +67,4 @@ def _continue(
             branches.logits = reader.logits[rows]
         else:
             branches = reader.fork(rows, reader.state.length + longest)
-        yield from zip(rows, model.score(branches, [([], tokens) for _, tokens in part]), strict=True)
+        yield from zip(rows, model.score(branches, [tokens for _, tokens in part]), strict=True)
