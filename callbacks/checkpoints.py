@@ -12,6 +12,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from mm_lightning.errors import UserError
+from mm_lightning.outputs import write_json
+from mm_lightning.training.checkpoint import checkpoint_path, checkpoints_of, is_whole, remove, step_of
+from mm_lightning.training.loggers import say
 
 BEST = "best.json"
 
@@ -77,9 +80,9 @@ class Checkpoints(Checkpoint):
         self._saved_at = time.monotonic()
         writer = self._writer(trainer)
         writer.asynchronous, writer.keeps_errors = self.asynchronous, True
-        if self.asynchronous and writer is trainer.strategy and trainer.is_global_zero:
-            print("Checkpoints: DeepSpeed's shards are saved at once, asynchronous is for plain files", flush=True)
-        found = self._read_best(self._folder(pl_module)) if self.best and trainer.is_global_zero else None
+        if self.asynchronous and writer is trainer.strategy:
+            say("Checkpoints: DeepSpeed's shards are saved at once, asynchronous is for plain files")
+        found = self._read_best(pl_module.run_folder.path) if self.best and trainer.is_global_zero else None
         self._best = trainer.strategy.broadcast(found)
 
     def on_train_batch_end(
@@ -109,7 +112,7 @@ class Checkpoints(Checkpoint):
         self._best = {"step": trainer.global_step, "metric": self.best, "value": value}
         self._save(trainer, pl_module)
         if trainer.is_global_zero:
-            self._record_best(self._folder(pl_module))
+            self._record_best(pl_module.run_folder.path)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves what an early stop left unsaved, and waits until all is written."""
@@ -138,10 +141,6 @@ class Checkpoints(Checkpoint):
         self._prune(trainer, pl_module)
 
     @staticmethod
-    def _folder(pl_module: LightningModule) -> Path:
-        return Path(pl_module.run_folder.path) / "checkpoints"
-
-    @staticmethod
     def _writer(trainer: Trainer) -> Any:
         """What writes, with `asynchronous`, `keeps_errors` and `finish`: the strategy under DeepSpeed."""
         return trainer.strategy if hasattr(trainer.strategy, "finish") else trainer.strategy.checkpoint_io
@@ -158,9 +157,10 @@ class Checkpoints(Checkpoint):
         writer = self._writer(trainer)
         if self.asynchronous and self._saved_step >= 0 and self._check(trainer, writer.finish(), final):
             self._prune(trainer, pl_module)
-        target = self._folder(pl_module) / f"step={trainer.global_step}.ckpt"
+        run = pl_module.run_folder.path
+        target = checkpoint_path(run, trainer.global_step)
         try:
-            if trainer.strategy.broadcast(not target.parent.parent.is_dir()):
+            if trainer.strategy.broadcast(not run.is_dir()):
                 raise UserError(f"cannot write the checkpoint {target}: the run folder is not there any more")
             trainer.save_checkpoint(target)
             error = None if writer.asynchronous else writer.finish()
@@ -180,47 +180,37 @@ class Checkpoints(Checkpoint):
         self._saved_step = -1
         if final or self.on_failure == "stop":
             raise UserError(message)
-        if not self._warned and trainer.is_global_zero:
-            print(f"training goes on, with no new checkpoint: {message}", flush=True)
+        if not self._warned:
+            say(f"training goes on, with no new checkpoint: {message}")
         self._warned = True
         return False
 
     def _prune(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Deletes what need not stay; what is newer than this step, of a run that was resumed before it, is let be."""
-        from mm_lightning.training.checkpoint import checkpoints_of, is_whole, remove, step_of
-
         if not trainer.is_global_zero:
             return
-        folder = self._folder(pl_module)
-        self._record_best(folder)
+        run = pl_module.run_folder.path
+        self._record_best(run)
         if not self.keep:
             return
-        whole = [p for p in checkpoints_of(folder.parent) if step_of(p) <= trainer.global_step and is_whole(p)]
-        best = self._read_best(folder) if self.best else None
+        whole = [p for p in checkpoints_of(run) if step_of(p) <= trainer.global_step and is_whole(p)]
+        best = self._read_best(run) if self.best else None
         for path in reversed(whole[self.keep :]):
             milestone = self.keep_every_n_steps and step_of(path) % self.keep_every_n_steps == 0
             if not milestone and step_of(path) != (best and best["step"]):
                 remove(path)
 
-    def _record_best(self, folder: Path) -> None:
+    def _record_best(self, run: Path) -> None:
         """Writes best.json once the best checkpoint is complete: until then the one before counts."""
-        from mm_lightning.data.manifest import write_json
-        from mm_lightning.training.checkpoint import is_whole
+        best = self._best
+        if best and is_whole(checkpoint_path(run, best["step"])) and best != self._read_best(run):
+            write_json(run / "checkpoints" / BEST, best)
 
-        if (
-            self._best
-            and is_whole(folder / f"step={self._best['step']}.ckpt")
-            and self._best != self._read_best(folder)
-        ):
-            write_json(folder / BEST, self._best)
-
-    def _read_best(self, folder: Path) -> dict[str, Any] | None:
+    def _read_best(self, run: Path) -> dict[str, Any] | None:
         """What best.json says, if it is of the same metric and its checkpoint is there."""
-        from mm_lightning.training.checkpoint import is_whole
-
         try:
-            found = json.loads((folder / BEST).read_text(encoding="utf-8"))
+            found = json.loads((run / "checkpoints" / BEST).read_text(encoding="utf-8"))
             same = found["metric"] == self.best and isinstance(found["value"], float)
-            return found if same and is_whole(folder / f"step={found['step']}.ckpt") else None
+            return found if same and is_whole(checkpoint_path(run, found["step"])) else None
         except (OSError, ValueError, KeyError):
             return None

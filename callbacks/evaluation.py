@@ -14,7 +14,12 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from mm_lightning.callbacks.throughput import Throughput
 from mm_lightning.errors import UserError
 from mm_lightning.evaluation.samples import RESULTS, SAMPLES
+from mm_lightning.evaluation.settings import make_tasks
 from mm_lightning.evaluation.task import Record, Result, Row, Task
+from mm_lightning.outputs import write_json
+from mm_lightning.training.at_rest import at_rest
+from mm_lightning.training.checkpoint import checkpoint_path
+from mm_lightning.training.run_folder import describe_environment
 
 if TYPE_CHECKING:
     from mm_lightning.evaluation.model import Model
@@ -57,8 +62,6 @@ class Evaluation(Callback):
         settings: dict[str, Any] | None = None,
         batch_size: int = 16,
     ) -> None:
-        from mm_lightning.evaluation.settings import make_tasks
-
         if min(every_n_steps, every_n_tokens) < 0 or (every_n_steps and every_n_tokens):
             raise UserError(
                 f"Evaluation: give one of every_n_steps and every_n_tokens, not below 0; got {every_n_steps} and "
@@ -106,12 +109,10 @@ class Evaluation(Callback):
 
         data, bf16 = trainer.datamodule, trainer.precision.startswith("bf16")
         # where `mm evaluate` would find it: tasks find the run's own data beside it
-        checkpoint = Path(pl_module.run_folder.path) / "checkpoints" / f"step={trainer.global_step}.ckpt"
+        checkpoint = checkpoint_path(pl_module.run_folder.path, trainer.global_step)
         return Model(network, data.tokenizer, data.context_length, bf16, self.batch_size, checkpoint=checkpoint)
 
     def _evaluate(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        from mm_lightning.training.at_rest import at_rest
-
         begin, step = time.monotonic(), trainer.global_step
         values: dict[str, float] = {}
         with at_rest(trainer, pl_module) as network:
@@ -124,7 +125,7 @@ class Evaluation(Callback):
                 rows = task.rows(records)
                 values |= {tag(task.name, row): row.value for row in rows}
                 if trainer.is_global_zero:
-                    folder = Path(pl_module.run_folder.path) / "evaluations" / f"step={step}" / task.name
+                    folder = pl_module.run_folder.path / "evaluations" / f"step={step}" / task.name
                     about = about_training(model, step, self._step_tokens, len(items))
                     keep(folder, task, records, rows, about, time.monotonic() - started)
                     show(trainer, task, rows, about)
@@ -164,9 +165,6 @@ def keep(
     folder: Path, task: Task, records: list[Record], rows: list[Row], about: dict[str, Any], seconds: float
 ) -> None:
     """Writes what `mm evaluate` would have written."""
-    from mm_lightning.data.manifest import write_json
-    from mm_lightning.training.run_folder import describe_environment
-
     folder.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     (folder / SAMPLES).write_text(lines, encoding="utf-8")

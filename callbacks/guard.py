@@ -18,6 +18,10 @@ from mm_lightning.callbacks.step_numbers import LossWindow, Step
 from mm_lightning.data.bad_steps import FOLDER, keep_tokens, note_place, numbers, place
 from mm_lightning.data.batch import Batch
 from mm_lightning.errors import UserError
+from mm_lightning.outputs import write_json
+from mm_lightning.training.checkpoint import checkpoints_of, is_whole, step_of
+from mm_lightning.training.loggers import say
+from mm_lightning.training.rollback import restore
 
 
 class Guard(Callback):
@@ -134,8 +138,6 @@ class Guard(Callback):
             self._before = None
 
     def _look(self, trainer: Trainer, pl_module: LightningModule, step: Step) -> None:
-        from mm_lightning.training.loggers import say
-
         bad, loss, norm, mean, deviation = step.read()
         self._in_a_row = self._in_a_row + 1 if bad else 0
         if not bad:
@@ -164,10 +166,8 @@ class Guard(Callback):
 
     def _keep(self, trainer: Trainer, pl_module: LightningModule, step: Step, why: str) -> Path:
         """Writes down the batch; every process its own tokens."""
-        from mm_lightning.data.manifest import write_json
-
         data = trainer.datamodule
-        folder = Path(pl_module.run_folder.path) / FOLDER / f"step={step.number}"
+        folder = pl_module.run_folder.path / FOLDER / f"step={step.number}"
         keep_tokens(folder, trainer.global_rank, step.tokens)
         if trainer.is_global_zero:
             about = place(data.weights, data.context_length, data.global_batch_size, data.seed)
@@ -184,13 +184,10 @@ class Guard(Callback):
 
     def _checkpoint_before(self, trainer: Trainer, pl_module: LightningModule, bad: int) -> Path | None:
         """The newest that is there when it is needed: until then older ones may have been deleted."""
-        from mm_lightning.training.checkpoint import is_whole, step_of
-        from mm_lightning.training.loggers import say
-
         path = None
         if trainer.is_global_zero:
-            files = (Path(pl_module.run_folder.path) / "checkpoints").glob("*.ckpt")
-            path = max((p for p in files if is_whole(p) and step_of(p) < bad), key=step_of, default=None)
+            files = checkpoints_of(pl_module.run_folder.path)  # the newest first
+            path = next((p for p in files if step_of(p) < bad and is_whole(p)), None)
         path = trainer.strategy.broadcast(path)
         if path is None:
             say(f"there is no checkpoint from before step {bad} to go back to: the run goes on")
@@ -205,9 +202,6 @@ class Guard(Callback):
 
     def _go_back(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Everything is as in the checkpoint but for the data, which go on."""
-        from mm_lightning.training.loggers import say
-        from mm_lightning.training.rollback import restore
-
         assert self._back is not None
         path, self._back = self._checkpoint_before(trainer, pl_module, self._back), None
         if path is None:
@@ -230,7 +224,7 @@ class Guard(Callback):
         first = served(trainer)
         if trainer.is_global_zero and first is not None:
             size = trainer.datamodule.global_batch_size
-            note_place(Path(pl_module.run_folder.path), trainer.global_step, first - taken, size, **more)
+            note_place(pl_module.run_folder.path, trainer.global_step, first - taken, size, **more)
 
     def state_dict(self) -> dict[str, Any]:
         """The losses that spikes are measured by."""

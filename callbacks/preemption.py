@@ -8,7 +8,6 @@ import subprocess
 import threading
 import time
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +16,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
 from mm_lightning.callbacks.checkpoints import Checkpoints
+from mm_lightning.outputs import write_json
+from mm_lightning.training.checkpoint import checkpoint_path
+from mm_lightning.training.loggers import say
 
 # Slurm's warning is what `#SBATCH --signal` says, often SIGUSR1; submitit's is SIGUSR2
 NOTICES = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
@@ -64,7 +66,7 @@ class Preemption(Callback):
         trainer._signal_connector.register_signal_handlers = lambda: None
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
         self._launcher = trainer.strategy.launcher
-        self._mark = Path(pl_module.run_folder.path) / MARK
+        self._mark = pl_module.run_folder.path / MARK
         if trainer.is_global_zero:
             self._mark.unlink(missing_ok=True)
         if threading.current_thread() is threading.main_thread():
@@ -108,11 +110,8 @@ class Preemption(Callback):
             self._save(trainer, pl_module, told)
 
     def _save(self, trainer: Trainer, pl_module: LightningModule, told: int) -> None:
-        from mm_lightning.data.manifest import write_json
-        from mm_lightning.training.loggers import say
-
         step = trainer.global_step
-        path = Path(pl_module.run_folder.path) / "checkpoints" / f"step={step}.ckpt"
+        path = checkpoint_path(pl_module.run_folder.path, step)
         saver = next((c for c in trainer.callbacks if isinstance(c, Checkpoints)), None)
         if saver is not None:
             saver.save_now(trainer, pl_module)
@@ -154,8 +153,6 @@ def name(number: int) -> str:
 
 def requeue(job: str) -> None:
     """Asks Slurm to start a job again."""
-    from mm_lightning.training.loggers import say
-
     try:
         done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=60)
         problem = done.stderr.strip() or f"exit status {done.returncode}" if done.returncode else ""

@@ -12,9 +12,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from mm_lightning.data import Batch, Manifest
-from mm_lightning.data.inspect import read_shard
 from mm_lightning.data.regbench import ALLOWED, BASELINES
 from mm_lightning.data.regbench_metrics import measures
+from mm_lightning.data.shards import read_shard
 from mm_lightning.errors import UserError
 
 

@@ -13,6 +13,7 @@ from mm_lightning.errors import UserError
 from mm_lightning.evaluation.figures import profile_axes
 from mm_lightning.networks import Network
 from mm_lightning.style import figure_of
+from mm_lightning.training.loggers import say
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,7 +47,6 @@ class RetrievalProfile(ValidationRows):
     def look(self, trainer: Trainer, network: Network) -> None:
         """Draws."""
         from mm_lightning.inspection.profile import retrieval_profile
-        from mm_lightning.training.loggers import say
 
         batch = self.batch
         distances = self.distances or max(2, batch.tokens.shape[1] // 2)

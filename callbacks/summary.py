@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from mm_lightning.callbacks.samples import Samples
 from mm_lightning.data.mixture import bits_per_byte, mean
+from mm_lightning.training.loggers import clock
 
 
 class Summary(Callback):
@@ -32,8 +33,6 @@ class Summary(Callback):
         from rich.console import Console
         from rich.panel import Panel
         from rich.text import Text
-
-        from mm_lightning.training.loggers import clock
 
         seconds = time.perf_counter() - self._begin
         folder = pl_module.run_folder.path

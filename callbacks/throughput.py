@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from mm_lightning.networks.cost import training_flops_per_token
+from mm_lightning.training.peak import peak_flops
+
 
 class Throughput(Callback):
     """Logs at every log step, over all devices:
@@ -26,9 +29,6 @@ class Throughput(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Finds out what a token costs and what the devices can do."""
-        from mm_lightning.networks.cost import training_flops_per_token
-        from mm_lightning.training.peak import peak_flops
-
         data = trainer.datamodule
         self._step_tokens = data.global_batch_size * data.context_length
         self._token_flops = training_flops_per_token(pl_module.config, data.context_length)

@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from mm_lightning.data import Batch
 from mm_lightning.memory.documents import Documents
 from mm_lightning.networks import Network
+from mm_lightning.training.at_rest import at_rest
 
 
 class AfterValidation(Callback, ABC):
@@ -22,8 +23,6 @@ class AfterValidation(Callback, ABC):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The first of them that are due lends the network to all."""
-        from mm_lightning.training.at_rest import at_rest
-
         due = [callback for callback in trainer.callbacks if isinstance(callback, AfterValidation) and callback.due()]
         if trainer.state.fn != "fit" or trainer.sanity_checking or self not in due[:1]:
             return

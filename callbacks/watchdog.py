@@ -48,7 +48,7 @@ class Watchdog(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begins to watch."""
         self._rank, self._ranks = trainer.global_rank, trainer.world_size
-        self._folder = Path(pl_module.run_folder.path) / "heartbeats"
+        self._folder = pl_module.run_folder.path / "heartbeats"
         self._folder.mkdir(parents=True, exist_ok=True)
         self._beat(trainer, "waiting for data")
         self._hook = pl_module.network.register_forward_pre_hook(lambda *_: self._beat(trainer, self._phase))

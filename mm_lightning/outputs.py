@@ -1,13 +1,14 @@
-"""Files that commands write: whether they can be, before the work that fills them."""
+"""Files that are written: whether they can be, before the work that fills them; and whole or not at all."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from mm_lightning.errors import UserError
 
@@ -27,6 +28,21 @@ def check_output(path: str | os.PathLike) -> Path:
     if not os.access(target if target.exists() else folder, os.W_OK):
         raise UserError(f"cannot write {target}: no permission to")
     return target
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file so that whatever happens it is there whole, as it was before or as it is now."""
+    beside = path.with_name(path.name + ".tmp")
+    with beside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """The same of a JSON file."""
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def share(path: Path) -> None:

@@ -20,9 +20,9 @@ import yaml
 from torch import Tensor
 
 from mm_lightning.data import mixture
-from mm_lightning.data.inspect import read_shard
 from mm_lightning.data.manifest import FILE
 from mm_lightning.data.mixture import DataSet
+from mm_lightning.data.shards import read_shard
 from mm_lightning.data.tokenizer import Tokenizer, load_tokenizer
 from mm_lightning.errors import UserError
 

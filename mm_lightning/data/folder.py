@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mm_lightning.data.manifest import Manifest, used_versions, write_json
+from mm_lightning.data.manifest import Manifest, used_versions
 from mm_lightning.data.progress import say
 from mm_lightning.data.shards import free_bytes
 from mm_lightning.data.tokenizer import Tokenizer
 from mm_lightning.errors import UserError
+from mm_lightning.outputs import write_json
 
 UNFINISHED = ".unfinished"
 """What a folder holds, beside finished shards, until its manifest is written."""

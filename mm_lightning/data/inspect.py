@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mm_lightning.data.manifest import Manifest, Split
+from mm_lightning.data.shards import read_shard
 from mm_lightning.data.tokenizer import Tokenizer, load_tokenizer
 from mm_lightning.errors import UserError
 
@@ -93,16 +94,3 @@ def draw(
                 break
             at -= shard.tokens
     return chosen
-
-
-def read_shard(path: Path, dtype: str, tokens: int) -> np.ndarray:
-    """(tokens,) the tokens of a shard that holds them as one item, mapped from the file.
-
-    Raises:
-        UserError: the file is missing or too short.
-    """
-    header = 3 * 4  # litdata: the number of items, where the item begins, where it ends, each in four bytes
-    try:
-        return np.memmap(path, dtype, "r", header, (tokens,))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read shard {path} ({error}): run mm data verify") from error

@@ -15,6 +15,7 @@ import numpy as np
 
 from mm_lightning.data.tokenizer import Tokenizer, load_tokenizer
 from mm_lightning.errors import UserError
+from mm_lightning.outputs import write_json
 
 FILE = "manifest.json"
 FORMAT_VERSION = 1
@@ -163,17 +164,6 @@ def used_versions() -> dict[str, str]:
     return {name: version(name) for name in ("mm-lightning", "litdata", "tokenizers", "numpy")}
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Writes a JSON file so that it is there whole or not at all."""
-    beside = path.with_name(path.name + ".tmp")
-    with beside.open("w", encoding="utf-8") as out:
-        json.dump(content, out, indent=1, ensure_ascii=False)
-        out.write("\n")
-        out.flush()
-        os.fsync(out.fileno())
-    os.replace(beside, path)
-
-
 def crc32(path: Path) -> str:
     """CRC-32 of a file, in hexadecimal."""
     value = 0
@@ -215,7 +205,6 @@ def verify(path: str | os.PathLike, checksums: bool = True) -> list[str]:
 def check(
     path: str | os.PathLike,
     tokenizer: Tokenizer | None = None,
-    vocab_size: int | None = None,
     context_length: int | None = None,
 ) -> Manifest:
     """The manifest of a prepared folder, after the quick checks to make before training from it.
@@ -223,7 +212,6 @@ def check(
     Args:
         path: the folder.
         tokenizer: what the shards must have been made with.
-        vocab_size: the model's; the shards' must not be larger.
         context_length: every split must hold a sequence of so many tokens and the one after.
 
     Raises:
@@ -239,10 +227,6 @@ def check(
         raise UserError(
             f"the shards in {path} were made with the tokenizer {made_with['name']} "
             f"({made_with['sha256'][:12]}), not with {tokenizer.name} ({tokenizer.sha256[:12]})"
-        )
-    if vocab_size is not None and manifest.vocab_size > vocab_size:
-        raise UserError(
-            f"the shards in {path} have {manifest.vocab_size} token ids, the model's vocab_size is {vocab_size}"
         )
     if context_length and manifest.context_length not in (None, context_length):
         raise UserError(

@@ -1,4 +1,4 @@
-"""Token files of units to the chunk files of litdata, one stream a split."""
+"""Token files of units to the chunk files of litdata, one stream a split; and what is in one of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from mm_lightning.data.manifest import Shard, crc32, write_json
+from mm_lightning.data.manifest import Shard, crc32
+from mm_lightning.errors import UserError
+from mm_lightning.outputs import write_json
 
 
 def write_shards(
@@ -86,6 +88,19 @@ def _stream(parts: list[tuple[Path, int]], ends: list[int], start: int, stop: in
             first, last = max(start, begin) - begin, min(stop, end) - begin
             pieces.append(np.fromfile(path, dtype, last - first, offset=first * np.dtype(dtype).itemsize))
     return np.concatenate(pieces)
+
+
+def read_shard(path: Path, dtype: str, tokens: int) -> np.ndarray:
+    """(tokens,) the tokens of a shard that holds them as one item, mapped from the file.
+
+    Raises:
+        UserError: the file is missing or too short.
+    """
+    header = 3 * 4  # litdata: the number of items, where the item begins, where it ends, each in four bytes
+    try:
+        return np.memmap(path, dtype, "r", header, (tokens,))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read shard {path} ({error}): run mm data verify") from error
 
 
 def free_bytes(folder: Path) -> int:

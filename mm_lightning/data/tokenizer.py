@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mm_lightning.errors import UserError
+from mm_lightning.outputs import write_text
 
 BEGIN, END = "<|begin_of_text|>", "<|end_of_text|>"
 
@@ -213,9 +214,7 @@ def train_tokenizer(
         raise UserError("there is no text to train a tokenizer on")
     path = Path(output)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(tokenizer.to_str(pretty=True) + "\n", encoding="utf-8")
-    os.replace(beside, path)
+    write_text(path, tokenizer.to_str(pretty=True) + "\n")
     return FileTokenizer(path)
 
 

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from mm_lightning.data.corpora import Piece, ReadSettings, SourceFile, read_piece
-from mm_lightning.data.manifest import SPLITS, write_json
+from mm_lightning.data.manifest import SPLITS
 from mm_lightning.data.tokenizer import Tokenizer, load_tokenizer
 from mm_lightning.errors import UserError
+from mm_lightning.outputs import write_json
 
 _BATCH_CHARACTERS = 1 << 20
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import yaml
 
-from mm_lightning.data.inspect import read_shard
 from mm_lightning.data.manifest import FILE, Manifest, check
+from mm_lightning.data.shards import read_shard
 from mm_lightning.errors import UserError
 
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mm_lightning.data.manifest import write_json
 from mm_lightning.evaluation.origin import origin
 from mm_lightning.evaluation.samples import RESULTS, Samples
 from mm_lightning.evaluation.task import Item, Task
+from mm_lightning.outputs import write_json
 
 if TYPE_CHECKING:
     from mm_lightning.evaluation.model import Model

@@ -16,9 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mm_lightning.data.manifest import write_json
 from mm_lightning.errors import UserError
 from mm_lightning.evaluation.task import Record
+from mm_lightning.outputs import write_json
 
 SETTINGS, SAMPLES, RESULTS = "settings.json", "samples.jsonl", "results.json"
 

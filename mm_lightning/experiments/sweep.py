@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import importlib.util
 import json
-import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mm_lightning.errors import UserError
+from mm_lightning.outputs import write_json, write_text
 
 if TYPE_CHECKING:
     from mm_lightning.experiments.launchers import Launcher, Work
@@ -123,7 +123,6 @@ def prepare_folder(folder: Path, declared: Sweep, runs: list[Run]) -> dict[str, 
     """
     import yaml
 
-    from mm_lightning.data.manifest import write_json
     from mm_lightning.experiments.launchers import Work
     from mm_lightning.experiments.plan import as_yaml
 
@@ -142,8 +141,7 @@ def prepare_folder(folder: Path, declared: Sweep, runs: list[Run]) -> dict[str, 
     for place, text in texts.items():
         place.mkdir(parents=True, exist_ok=True)
         if not (place / "config.yaml").is_file():
-            (place / "config.yaml.tmp").write_text(text, encoding="utf-8")
-            os.replace(place / "config.yaml.tmp", place / "config.yaml")
+            write_text(place / "config.yaml", text)
     _mention_others(folder, works)
     write_json(folder / FILE, describe(declared, runs))
     return works

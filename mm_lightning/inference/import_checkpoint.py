@@ -141,7 +141,7 @@ def write(imported: Imported, output: str | os.PathLike) -> Path:
     """
     import yaml
 
-    from mm_lightning.training.checkpoint import KEY, describe_network
+    from mm_lightning.training.checkpoint import KEY, checkpoint_path, describe_network
     from mm_lightning.training.checkpoint.writing import write as write_checkpoint
 
     about = describe_network(imported.config, imported.tokenizer, imported.context_length)
@@ -153,10 +153,10 @@ def write(imported: Imported, output: str | os.PathLike) -> Path:
     config = {"run": str(output), "model": {"network": network}, **({"data": data} if data else {})}
     with kept_if_whole(partial):
         whole = {"state_dict": weights, KEY: about}
-        write_checkpoint(whole, partial / "checkpoints" / "step=0.ckpt")
+        write_checkpoint(whole, checkpoint_path(partial, 0))
         (partial / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     give_name(partial, Path(output))
-    return Path(output) / "checkpoints" / "step=0.ckpt"
+    return checkpoint_path(Path(output), 0)
 
 
 def import_command(

@@ -8,13 +8,19 @@ import time
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from mm_lightning.data.mixture import describe
 from mm_lightning.errors import UserError
+from mm_lightning.memory import kernels
+from mm_lightning.memory.retrieval import backend
+from mm_lightning.outputs import write_json, write_text
 from mm_lightning.redaction import redact
-from mm_lightning.training.run_folder import RunFolder, describe_environment, write_text
+from mm_lightning.training.checkpoint import find_checkpoint
+from mm_lightning.training.loggers import say
+from mm_lightning.training.run_folder import RunFolder, describe_environment
 
 
 class RecordRun(Callback):
-    """Writes config.yaml and environment.json when training starts.
+    """Writes config.yaml and environment.json when training starts, finished.json at its end; says what is trained.
 
     Args:
         folder: the run's folder.
@@ -30,9 +36,6 @@ class RecordRun(Callback):
         """Shares the folder; writes on the first process."""
         if stage != "fit":
             return
-        from mm_lightning.data.mixture import describe
-        from mm_lightning.training.loggers import say
-
         self.folder.share(trainer)
         if not trainer.is_global_zero:
             return
@@ -51,36 +54,10 @@ class RecordRun(Callback):
                 f"the data or their weights are others than before ({path / 'environment.json'}): the run goes on in "
                 f"their order, in which sequences that it has read may come again"
             )
-        environment = {**describe_environment(), "data": data, "earlier": past}
-        write_text(path / "environment.json", json.dumps(environment, indent=2) + "\n")
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Says where an interrupted run can go on."""
-        if not isinstance(exception, KeyboardInterrupt):
-            return
-        from mm_lightning.training.checkpoint import find_checkpoint
-        from mm_lightning.training.loggers import say
-
-        try:
-            place = f"--resume goes on from {find_checkpoint(self.folder.path)}"
-        except UserError:
-            place = "nothing was saved yet (every_n_steps of Checkpoints says how often it is)"
-        say(f"interrupted after step {trainer.global_step}: {place}")
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Marks the run as finished."""
-        if trainer.is_global_zero:
-            from mm_lightning.data.manifest import write_json
-
-            seconds = round(time.perf_counter() - self._begin, 1)
-            write_json(self.folder.path / "finished.json", {"step": trainer.global_step, "seconds": seconds})
+        write_json(path / "environment.json", {**describe_environment(), "data": data, "earlier": past})
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Says once what is going to be trained, on what, and how."""
-        from mm_lightning.memory.kernels import chosen, describe
-        from mm_lightning.memory.retrieval import backend
-        from mm_lightning.training.loggers import say
-
         data, device = trainer.datamodule, pl_module.device
         dtype = torch.bfloat16 if trainer.precision.startswith("bf16") else torch.float32
         tokens = data.global_batch_size * data.context_length
@@ -97,4 +74,20 @@ class RecordRun(Callback):
             say(f"data        {float(s.share):.1%} {s.folder}: {sum(s.counts(data.context_length)):,} sequences")
         dim = pl_module.network.config.head_dim
         say(f"reads by    {backend(device, dtype, dim)}")
-        say(f"keys by     {describe(chosen(pl_module.kernels, device, dtype, dim))}")
+        say(f"keys by     {kernels.describe(kernels.chosen(pl_module.kernels, device, dtype, dim))}")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Says where an interrupted run can go on."""
+        if not isinstance(exception, KeyboardInterrupt):
+            return
+        try:
+            place = f"--resume goes on from {find_checkpoint(self.folder.path)}"
+        except UserError:
+            place = "nothing was saved yet (every_n_steps of Checkpoints says how often it is)"
+        say(f"interrupted after step {trainer.global_step}: {place}")
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Marks the run as finished."""
+        if trainer.is_global_zero:
+            seconds = round(time.perf_counter() - self._begin, 1)
+            write_json(self.folder.path / "finished.json", {"step": trainer.global_step, "seconds": seconds})

@@ -129,13 +129,6 @@ def _is_first() -> bool:
     return rank_zero_only.rank == 0
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a file so that a killed run leaves it whole, as it was before or as it is now."""
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
-
-
 def describe_environment() -> dict[str, Any]:
     """Time, versions, code state, command line and hardware of this process."""
     return {

@@ -14,8 +14,8 @@ import yaml
 from mm_lightning.callbacks import RegBench
 from mm_lightning.cli import main
 from mm_lightning.data import Manifest, RegBenchConfig, TextDataModule
-from mm_lightning.data.inspect import read_shard
 from mm_lightning.data.regbench import prepare_regbench
+from mm_lightning.data.shards import read_shard
 
 NETWORK = {
     "vocab_size": 21,

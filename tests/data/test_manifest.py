@@ -102,9 +102,7 @@ def test_a_missing_folder_says_how_to_make_it(tmp_path):
 
 def test_shards_must_fit_the_model(folder, tmp_path):
     manifest = Manifest.load(folder)
-    check(folder, load_tokenizer("bytes"), 258, 100)
-    with pytest.raises(UserError, match="have 258 token ids, the model's vocab_size is 257"):
-        check(folder, vocab_size=257)
+    check(folder, load_tokenizer("bytes"), 100)
     other = train_tokenizer(["some text"], 260, tmp_path / "t.json", progress=False)
     with pytest.raises(UserError, match="were made with the tokenizer bytes"):
         check(folder, other)

@@ -26,7 +26,7 @@ from mm_lightning.training.checkpoint import (
     describe_tokenizer,
     find_checkpoint,
     load_network,
-    read_weights,
+    open_weights,
 )
 from mm_lightning.training.checkpoint.trainer_io import WholeCheckpointIO
 from tests.inference.conftest import CONFIGS, build
@@ -94,7 +94,7 @@ def test_half_as_many_bytes_in_several_files(v2, tmp_path):
     assert same(load(tmp_path / "out").network.state_dict(), expected)
     (tmp_path / "out" / ABOUT).unlink()  # as after save_pretrained in transformers
     import_command(str(tmp_path / "out"), str(tmp_path / "back"), tokenizer="bytes")
-    back = read_weights(find_checkpoint(tmp_path / "back"))
+    back = open_weights(find_checkpoint(tmp_path / "back"))
     assert all(torch.equal(back[name], x) for name, x in expected.items())
 
 

@@ -9,7 +9,7 @@ from mm_lightning.cli import main
 from mm_lightning.errors import UserError
 from mm_lightning.inference.import_checkpoint import import_command
 from mm_lightning.networks import MemoryMosaicConfig
-from mm_lightning.training.checkpoint import find_checkpoint, load_network, read_weights
+from mm_lightning.training.checkpoint import find_checkpoint, load_network, open_weights
 
 transformers = pytest.importorskip("transformers")
 
@@ -111,7 +111,7 @@ def test_v1_computes_what_the_published_equations_say(banks, bias, tmp_path):
     content = published(banks, bias)
     torch.save(content, tmp_path / "ckpt.pt")
     import_command(str(tmp_path / "ckpt.pt"), str(tmp_path / "run"), tokenizer=None)
-    weights = read_weights(find_checkpoint(tmp_path / "run"))
+    weights = open_weights(find_checkpoint(tmp_path / "run"))
     config = MemoryMosaicConfig(**json_network(tmp_path / "run"))
     assert (config.bias, config.persistent_banks, config.persistent_slots, config.dropout) == (bias, banks, S, 0.05)
     network = config.build().double().eval()
@@ -134,7 +134,7 @@ def test_v1_with_sharper_keys_than_the_latest_code_allows(tmp_path, capsys):
     import_command(str(tmp_path / "ckpt.pt"), str(tmp_path / "free"))
     assert "8 heads have keys of an exponent above 5" in capsys.readouterr().out
     import_command(str(tmp_path / "ckpt.pt"), str(tmp_path / "cut"), largest_key_exponent=5)
-    weights = read_weights(find_checkpoint(tmp_path / "cut"))
+    weights = open_weights(find_checkpoint(tmp_path / "cut"))
     network = MemoryMosaicConfig(**json_network(tmp_path / "cut")).build().double().eval()
     network.load_state_dict({**weights, "classifier.weight": weights["embedding.weight"]})
     tokens = torch.tensor([3, 16, 0, 3])
@@ -271,7 +271,7 @@ def test_llama_through_our_export_and_back(tmp_path):
     import_command(str(tmp_path / "llama"), str(tmp_path / "first"), tokenizer=words(tmp_path))
     assert main(["export", "--checkpoint", str(tmp_path / "first"), "--output", str(tmp_path / "out")]) == 0
     import_command(str(tmp_path / "out"), str(tmp_path / "second"))
-    first, second = (read_weights(find_checkpoint(tmp_path / name)) for name in ("first", "second"))
+    first, second = (open_weights(find_checkpoint(tmp_path / name)) for name in ("first", "second"))
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert (tmp_path / "out" / "README.md").read_text().count("llama, a Llama of transformers") == 1

@@ -16,8 +16,8 @@ from mm_lightning.training.checkpoint import (
     PARTIAL,
     commit_folder,
     find_checkpoint,
+    open_weights,
     read_about,
-    read_weights,
     remove_leftovers,
     whole,
 )
@@ -167,7 +167,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
     evil = tmp_path / "evil"
     path = plain(tmp_path / "step=1.ckpt", state_dict=Malicious(evil))
     assert damage(path) is None  # it is what somebody has written
-    for read in (read_about, read_weights, WholeCheckpointIO().load_checkpoint):
+    for read in (read_about, open_weights, WholeCheckpointIO().load_checkpoint):
         assert "could run code: it is refused" in str(fails(read, path))
     assert not evil.exists()
     pickle.loads(pickle.dumps(Malicious(evil)))
@@ -181,7 +181,7 @@ def test_shards_that_would_run_code_are_refused(tmp_path):
     torch.save({"param_shapes": Malicious(evil)}, partial / "checkpoint" / "mp_rank_00_model_states.pt")
     torch.save({}, partial / "checkpoint" / "zero_pp_rank_0_mp_rank_00_optim_states.pt")
     commit_folder(partial, tmp_path / "step=1.ckpt", 1, {})
-    assert "could run code: it is refused" in str(fails(read_weights, tmp_path / "step=1.ckpt"))
+    assert "could run code: it is refused" in str(fails(open_weights, tmp_path / "step=1.ckpt"))
     assert not evil.exists()
 
 

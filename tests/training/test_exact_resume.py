@@ -14,8 +14,8 @@ from runs import metrics
 
 from mm_lightning.cli import main
 from mm_lightning.data import Manifest
-from mm_lightning.data.inspect import read_shard
 from mm_lightning.data.mixture import folders
+from mm_lightning.data.shards import read_shard
 
 STEPS, CONTEXT = 40, 48
 SETTINGS = {

@@ -18,15 +18,21 @@ A file of it is read by `torch.load(path, weights_only=True)["mm_lightning"]`; i
     finding.py     the newest whole checkpoint of a run; leftovers of saves that were cut off
     weights.py     weights by name, one at a time, from each kind of checkpoint
     network.py     networks and tokenizers from checkpoints
+    universal.py   DeepSpeed's universal form, and a plain file made of it
+    safetensors_file.py  weights alone in one file
 """
 
-from mm_lightning.training.checkpoint.finding import checkpoints_of, find_checkpoint, remove_leftovers, step_of
+from mm_lightning.training.checkpoint.finding import (
+    checkpoint_path,
+    checkpoints_of,
+    find_checkpoint,
+    remove_leftovers,
+    step_of,
+)
 from mm_lightning.training.checkpoint.network import (
-    FREE,
     check_architecture,
     describe_network,
     describe_tokenizer,
-    keep_levels,
     load_network,
     load_weights,
     network_config,
@@ -37,22 +43,20 @@ from mm_lightning.training.checkpoint.weights import (
     only_weights,
     open_weights,
     read_about,
-    read_weights,
 )
-from mm_lightning.training.checkpoint.whole import COMMIT, KEY, PARTIAL, TAG, commit_folder, damage, is_whole, remove
+from mm_lightning.training.checkpoint.whole import COMMIT, KEY, PARTIAL, commit_folder, damage, is_whole, remove
 from mm_lightning.training.checkpoint.writing import agreed, cannot_write, check_space, write_synced
 
 __all__ = [
     "COMMIT",
-    "FREE",
     "KEY",
     "PARTIAL",
-    "TAG",
     "agreed",
     "calm_deepspeed",
     "cannot_write",
     "check_architecture",
     "check_space",
+    "checkpoint_path",
     "checkpoints_of",
     "commit_folder",
     "damage",
@@ -60,14 +64,12 @@ __all__ = [
     "describe_tokenizer",
     "find_checkpoint",
     "is_whole",
-    "keep_levels",
     "load_network",
     "load_weights",
     "network_config",
     "only_weights",
     "open_weights",
     "read_about",
-    "read_weights",
     "remove",
     "remove_leftovers",
     "restore_tokenizer",

@@ -17,6 +17,11 @@ def step_of(path: Path) -> int:
     return int(found[1]) if found else -1
 
 
+def checkpoint_path(run_folder: Path, step: int) -> Path:
+    """Where a run keeps a step, plain file or DeepSpeed's folder."""
+    return run_folder / "checkpoints" / f"step={step}.ckpt"
+
+
 def checkpoints_of(run_folder: Path) -> list[Path]:
     """The checkpoints of one run folder, whole or not, the newest first."""
     found = list((run_folder / "checkpoints").glob("*.ckpt"))

@@ -82,14 +82,15 @@ def check_architecture(path: Path, config: NetworkConfig, fewer_levels: bool = F
     Raises:
         UserError: they differ; it names how.
     """
-    saved, wanted = read_about(path)["network"], describe_network(config, None, None)["network"]
+    about, wanted = read_about(path), describe_network(config, None, None)["network"]
+    saved = about["network"]
     if saved["class"] != wanted["class"]:
         raise UserError(
             f"checkpoint {path} holds a {saved['class'].removesuffix('Config')} but the config asks for a "
             f"{wanted['class'].removesuffix('Config')}: use the config of its run folder, or another checkpoint"
         )
     # A field younger than the checkpoint had what is now its default.
-    before = describe_network(network_config(read_about(path), path), None, None)["network"]["fields"]
+    before = describe_network(network_config(about, path), None, None)["network"]["fields"]
     now = wanted["fields"]
     different = [f"{k} {before.get(k)} instead of {v}" for k, v in now.items() if k not in FREE and before.get(k) != v]
     removed = set(before.get("levels", [])) > set(now["levels"])

@@ -29,13 +29,12 @@ KEPT = ("epoch", "global_step", "pytorch-lightning_version", "loops", "callbacks
 """What Lightning puts into a checkpoint of any strategy, beside weights and optimiser."""
 
 
-def to_universal(source: Path, target: Path, workers: int = 1) -> None:
+def to_universal(source: Path, target: Path) -> None:
     """Converts a DeepSpeed checkpoint; the target appears when it is complete, with checksums.
 
     Args:
         source: the checkpoint.
         target: the folder to write. Its subfolder `checkpoint` is what DeepSpeed reads.
-        workers: processes that take shards apart.
 
     Raises:
         UserError: it cannot be read or written.
@@ -52,8 +51,8 @@ def to_universal(source: Path, target: Path, workers: int = 1) -> None:
                 Namespace(
                     input_folder=str((source / TAG).absolute()),
                     output_folder=str((partial / TAG).absolute()),
-                    num_extract_workers=workers,
-                    num_merge_workers=workers,
+                    num_extract_workers=1,
+                    num_merge_workers=1,
                     keep_temp_folder=False,
                     strict=True,
                     # of stages 1 and 2: what DeepSpeed's own training scripts add when they save

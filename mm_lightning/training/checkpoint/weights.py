@@ -78,13 +78,8 @@ def read_about(path: Path) -> dict[str, Any]:
         raise UserError(f"cannot read the checkpoint {path}: {str(error).splitlines()[0]}") from error
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The network's parameters by name, float32 from a DeepSpeed folder, on the CPU."""
-    return dict(open_weights(path))
-
-
 def open_weights(path: Path) -> Weights:
-    """As :func:`read_weights`, but each is read when it is asked for: memory holds no more than is looked at.
+    """The network's parameters by name, float32 from a DeepSpeed folder, each read when it is asked for.
 
     Raises:
         UserError: the checkpoint cannot be read, or holds more than tensors and plain values.
