@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from mm_lightning.evaluation.reading import ReadingTask
 from mm_lightning.evaluation.task import Item, Record, Result, Row, mean_row
+from mm_lightning.markdown import markdown_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -108,7 +109,7 @@ class LossByPosition(ReadingTask):
     def _breaks(self, results: Sequence[Result]) -> str:
         columns = "network,sequences,joined,training context C,loss from C/2 to C"
         head = [*columns.split(","), f"first {BREAKS} nats above it"]
-        lines = [head, ["---"] + ["---:"] * 5]
+        lines = []
         for result in results:
             share = next(row for row in result.rows if "sequences" in row.group)
             base = [row for row in result.rows if "training context" in row.group]
@@ -122,7 +123,7 @@ class LossByPosition(ReadingTask):
             if found is not None:
                 where = f"{bounds(found.group['position'])[0] + 1:,} (+{found.value:.2f})"
             lines.append([*line, f"{base[0].group['training context']:,}", number(base[0]), where])
-        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        return markdown_table(head, lines)
 
     def figures(self, results: Sequence[Result]) -> dict[str, Figure]:
         """Loss against position, with standard errors."""
@@ -206,8 +207,8 @@ def _table(results: Sequence[Result], key: str, head: str) -> str:
     if not cells:
         return ""
     order = sorted(cells, key=lambda place: place if isinstance(place, int) else float(place.split("-")[0]))
-    lines = [[head, *(result.run for result in results)], ["---:"] * (len(results) + 1)]
+    lines = []
     for place in order:
         said = f"{place:,}" if isinstance(place, int) else place
         lines.append([said, *(cells[place].get(result.run, "") for result in results)])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown_table([head, *(result.run for result in results)], lines, words=0)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from mm_lightning.errors import UserError
 from mm_lightning.evaluation.task import Item, Record, Result, Row, Task, table
+from mm_lightning.markdown import markdown_table
 
 if TYPE_CHECKING:
     import numpy as np
@@ -122,9 +123,8 @@ class RegBench(Task):
         samples = self.samples()
         simple = baselines([np.array(s.tokens()) for s in samples], [np.array(s.allowed()) for s in samples])
         names = list(next(iter(simple.values())))
-        head = [["over all words", *names], ["---", *["---:"] * len(names)]]
         lines = [[metric, *(f"{simple[f'validation/{metric}'][n]:.4f}" for n in names)] for metric in METRICS]
-        return table(results) + "\n" + "".join("| " + " | ".join(line) + " |\n" for line in head + lines)
+        return f"{table(results)}\n{markdown_table(['over all words', *names], lines)}\n"
 
 
 def label(low: int, high: int) -> str:

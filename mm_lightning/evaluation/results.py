@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mm_lightning.evaluation.persistent.table import overview
 from mm_lightning.evaluation.samples import RESULTS, read_json
 from mm_lightning.evaluation.task import Result, Row, Task, find_task
+from mm_lightning.markdown import markdown_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -117,7 +118,7 @@ def networks(results: Sequence[dict[str, Any]]) -> str:
                 commit,
             ]
         )
-    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *lines]) + "\n"
+    return markdown_table(head, lines, len(head)) + "\n"
 
 
 def as_csv(results: Sequence[dict[str, Any]]) -> str:

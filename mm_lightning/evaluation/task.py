@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from mm_lightning.errors import UserError
 from mm_lightning.evaluation.persistent.definitions import BENCHMARK_GROUPS, DEFINITIONS
+from mm_lightning.markdown import markdown_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -242,8 +243,7 @@ def table(results: Sequence[Result]) -> str:
         ]
         for line, (group, metric) in lines.items()
     ]
-    ruled = [head, ["---"] * (len(names) + 1) + ["---:"] * len(results), *rows]
-    return "\n".join("| " + " | ".join(row) + " |" for row in ruled) + "\n"
+    return markdown_table(head, rows, len(names) + 1) + "\n"
 
 
 def task_names(words: Iterable[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""How figures look, and how they become SVG."""
+"""How the figures of reports look, and how they become SVG."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def styles(study: Study) -> dict[str, dict[str, Any]]:
     return {study.baseline or "": {"color": INK, "marker": MARKERS[0], "linestyle": "-"}, **styles}
 
 
-def scale_tokens(axes: Axes, figure: Figure) -> None:
+def scale_tokens(axes: Axes) -> None:
     """Large numbers with K, M, B and T on the horizontal axis; the legend beside the axes."""
     axes.xaxis.set_major_formatter(lambda value, _: short(value).replace(" ", ""))
     legend(axes)

@@ -83,7 +83,7 @@ def _curves(
     frame(axes, framed + marks)
     axes.set(xlabel=label, ylabel=word(metric))
     axes.set_xlim(left=0)
-    scale_tokens(axes, figure)
+    scale_tokens(axes)
     return drawing(
         figure,
         f"{file_name(metric)}-{name}",

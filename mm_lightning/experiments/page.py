@@ -6,6 +6,11 @@ import html
 import re
 from dataclasses import dataclass
 
+from mm_lightning.markdown import markdown_table
+
+NOTHING = "–"
+"""In cells of tables that have no number."""
+
 STYLE = """\
 :root { color-scheme: light dark; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; }
@@ -115,12 +120,11 @@ def _markdown_block(block: Block) -> str:
         case Code(text):
             return f"```bash\n{text}\n```"
         case Table(columns, rows, words):
-            rule = ["---" if words or m < block.labels else "---:" for m in range(len(columns))]
-            cells = [
-                [_slanted(cell, block.published(n, m)) for m, cell in enumerate(row)] for n, row in enumerate(rows)
-            ]
-            lines = [[_slanted(cell, block.published(None, m)) for m, cell in enumerate(columns)], rule, *cells]
-            return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+            head, *cells = (
+                [_slanted(cell, block.published(n, m)) for m, cell in enumerate(row)]
+                for n, row in [(None, columns), *enumerate(rows)]
+            )
+            return markdown_table(head, cells, len(columns) if words else block.labels)
         case Figure(_, name, caption):
             return f"![{_plain(caption)}](figures/{name}.svg)\n\n*{_plain(caption)}*"
 

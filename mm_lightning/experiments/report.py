@@ -22,7 +22,6 @@ from mm_lightning.experiments.read_study import has_runs, read_study
 from mm_lightning.experiments.statistics import Row, summarise, t_quantile
 from mm_lightning.experiments.study import Run, Study
 from mm_lightning.experiments.tables import (
-    NOTHING,
     reached,
     reference_rows,
     run_record,
@@ -189,11 +188,11 @@ def _blocks(study: Study, rows: list[Row], command: str) -> list[page.Block]:
     if rest:
         blocks.append(page.Heading("Runs that do not count"))
         blocks.append(page.Text(f"{len(rest)} of {len(study.runs)} runs are in no mean and in no figure."))
-        lines = [[run.name, run.status, reached(run), run.last_line[:160] or NOTHING] for run in rest]
+        lines = [[run.name, run.status, reached(run), run.last_line[:160] or page.NOTHING] for run in rest]
         blocks.append(page.Table(["run", "status", "step", "last line of its log"], lines, words=True))
     blocks += [page.Heading("Figures"), *draw(study, rows)]
     blocks += [page.Heading("To do it again"), page.Code("\n".join(part for part in (study.command, command) if part))]
-    return [*blocks, page.Heading("What this can show"), page.Points(_limits(study, rows))]
+    return [*blocks, page.Heading("What this can show"), page.Points(_limits(rows))]
 
 
 def _reading(study: Study, rows: list[Row]) -> str:
@@ -207,7 +206,7 @@ def _reading(study: Study, rows: list[Row]) -> str:
     )
 
 
-def _limits(study: Study, rows: list[Row]) -> list[str]:
+def _limits(rows: list[Row]) -> list[str]:
     """What a few seeds can show, in plain words."""
     most = max((len(row.difference.values) for row in rows if row.difference), default=0)
     found = []

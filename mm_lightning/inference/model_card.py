@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mm_lightning.errors import UserError
+from mm_lightning.markdown import markdown_table
 
 if TYPE_CHECKING:
     from mm_lightning.networks import Network
@@ -82,8 +83,7 @@ def model_card(checkpoint: Path, about: dict[str, Any], network: Network, self_c
 
 def table(rows: Iterable[tuple[Any, ...]], head: tuple[str, ...]) -> str:
     """A table in Markdown."""
-    lines = [head, tuple("---" for _ in head), *rows]
-    return "\n".join("| " + " | ".join(_cell(value) for value in line) + " |" for line in lines)
+    return markdown_table(head, ([_cell(value) for value in row] for row in rows), len(head))
 
 
 def _cell(value: Any) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from mm_lightning.evaluation.in_context.accuracy import Answer, macro, micro
 from mm_lightning.evaluation.task import Record, Result, Row
+from mm_lightning.markdown import markdown_table
 
 WAYS = ("likelihood", "likelihood_by_length", "greedy")
 """To score an answer; each has a micro accuracy of this name and a macro one."""
@@ -70,12 +71,12 @@ def accuracy_table(results: Sequence[Result]) -> str:
             found.setdefault(line, {})[row.group["strategy"]] = row
     strategies = list(dict.fromkeys(name for cells in found.values() for name in cells))
     head = ["scored by", "network", "labels", "shots", *strategies]
-    lines = [head, ["---"] * 4 + ["---:"] * len(strategies)]
+    lines = []
     for metric in WAYS:
         for (of, run, labels, shots), cells in found.items():
             if of == metric:
                 lines.append([metric, run, labels, str(shots), *(_cell(cells.get(name)) for name in strategies)])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + f"\n\n{NOTE}\n"
+    return f"{markdown_table(head, lines, 4)}\n\n{NOTE}\n"
 
 
 def _cell(row: Row | None) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mm_lightning.evaluation.persistent.definitions import DEFINITIONS, OTHER_6, PERSISTENT_13
+from mm_lightning.markdown import markdown_table
 
 TABLES = {"Persistent knowledge": PERSISTENT_13, "Other benchmarks": OTHER_6}
 
@@ -31,9 +32,7 @@ def overview(results: Sequence[dict[str, Any]]) -> str:
         lines = [[DEFINITIONS[name].label, *(_percent(cells.get((name, run))) for run in columns)] for name in there]
         if any(means := [mean(cells, names, run) for run in columns]):
             lines.append([f"**mean of {len(names)}**", *map(_percent, means)])
-        head = ["benchmark", *columns]
-        ruled = [head, ["---", *["---:"] * len(columns)], *lines]
-        text.append(f"## {title}\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in ruled) + "\n")
+        text.append(f"## {title}\n\n{markdown_table(['benchmark', *columns], lines)}\n")
     return "\n".join(text)
 
 

@@ -40,7 +40,7 @@ def gather(folders: Sequence[Path]) -> Gathered:
     for _, found in raw:  # what is known of a network from its other, finished tasks
         if "parameters" in found["network"]:
             known.setdefault(_identity(found["network"]), found["network"])
-    names = _names(raw, folders)
+    names = _names(raw)
     evaluations: dict[tuple[str, str, str], Evaluation] = {}
     for path, found in sorted(raw, key=lambda entry: _started(entry[1])):
         identity = _identity(found["network"])
@@ -129,19 +129,19 @@ def _source(path: Path) -> str | None:
     return record.get("source")
 
 
-def _names(raw: list[tuple[Path, dict[str, Any]]], folders: Sequence[Path]) -> dict[str, str]:
+def _names(raw: list[tuple[Path, dict[str, Any]]]) -> dict[str, str]:
     """What networks are called, no two alike: after the run, the options, and where that does not do, the folder."""
     first: dict[str, tuple[Path, dict[str, Any]]] = {}
     for path, found in raw:
         first.setdefault(_identity(found["network"]), (path, found))
 
-    def name(path: Path, found: dict[str, Any]) -> str:
+    def name(found: dict[str, Any]) -> str:
         run, network = found["run"], found["network"]
         if network.get("long_term") is False:
             return f"{run.removesuffix('-no-long-term')}, long-term memory removed"
         return run
 
-    called = {identity: name(*entry) for identity, entry in first.items()}
+    called = {identity: name(found) for identity, (_, found) in first.items()}
     for words in (_options, _folder, lambda path, found: str(found["network"].get("weights"))):
         alike: dict[str, list[str]] = {}
         for identity, said in called.items():

@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 
 from mm_lightning.experiments import page
 from mm_lightning.experiments.evaluated.estimates import Estimate
-
-NOTHING = "–"
+from mm_lightning.experiments.page import NOTHING
 
 Cell = Estimate | float | int | str | None
 

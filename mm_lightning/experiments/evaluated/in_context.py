@@ -8,6 +8,7 @@ from statistics import linear_regression
 
 import numpy as np
 
+from mm_lightning.evaluation.in_context.table import BEST
 from mm_lightning.evaluation.task import Row
 from mm_lightning.experiments import page
 from mm_lightning.experiments.drawing import drawing
@@ -26,7 +27,6 @@ WAYS = {
 }
 CLASSES = {"banking77": 77, "goemotions": 28, "tacred": 41, "semeval2010_task8": 18, "redocred": 41}
 """Of the data sets that come with `mm evaluate`: one in so many is right by chance."""
-BEST = "best"
 
 Key = tuple[str, str, int, str]
 """Score, kind of labels, shots and strategy."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from mm_lightning.evaluation.persistent.definitions import DEFINITIONS, VARIANTS
+from mm_lightning.evaluation.persistent.task import CUT
 from mm_lightning.evaluation.task import Row
 from mm_lightning.experiments import page
 from mm_lightning.experiments.drawing import drawing
@@ -24,8 +25,6 @@ BENCHMARKS: dict[str, tuple[str, str]] = {
 # What the paper's names could also mean: shown, and in no mean.
 OTHERS: dict[str, tuple[str, str]] = {task: (task, DEFINITIONS[task].score) for task in VARIANTS}
 TASKS = {task for task, _ in (BENCHMARKS | OTHERS).values()}
-CUT = "prompts cut"
-"""The metric that is the share of prompts whose beginning did not fit."""
 
 
 def takes(evaluation: Evaluation) -> bool:
