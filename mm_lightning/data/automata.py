@@ -23,16 +23,6 @@ class Automaton:
 
     edges: tuple[tuple[tuple[int, int], ...], ...]
 
-    def accepts(self, word: Sequence[int]) -> bool:
-        """Whether there is a way from the start along these letters."""
-        state = 0
-        for letter in word:
-            following = dict(self.edges[state]).get(letter)
-            if following is None:
-                return False
-            state = following
-        return True
-
     def allowed(self, word: Sequence[int]) -> list[int]:
         """The letters that may come at each position of a word it accepts, as a bit mask: bit a for letter a."""
         masks, state = [], 0

@@ -70,17 +70,16 @@ class TextDataModule(lightning.LightningDataModule):
         facts: FactsConfig | None = None,
     ) -> None:
         super().__init__()
-        for name, least in {
-            "context_length": 1,
-            "global_batch_size": 1,
-            "micro_batch_size": 1,
-            "num_workers": 0,
-            "seed": 0,
-        }.items():
-            if locals()[name] < least:
-                raise UserError(f"data: {name} is {locals()[name]}, it must be at least {least}")
-        if validation_sequences is not None and validation_sequences < 1:
-            raise UserError(f"data: validation_sequences is {validation_sequences}, it must be at least 1")
+        for name, value, least in (
+            ("context_length", context_length, 1),
+            ("global_batch_size", global_batch_size, 1),
+            ("micro_batch_size", micro_batch_size, 1),
+            ("num_workers", num_workers, 0),
+            ("seed", seed, 0),
+            ("validation_sequences", validation_sequences, 1),
+        ):
+            if value is not None and value < least:
+                raise UserError(f"data: {name} is {value}, it must be at least {least}")
         if global_batch_size % micro_batch_size:
             raise UserError(
                 f"data: global_batch_size {global_batch_size} is not a multiple of micro_batch_size {micro_batch_size}"

@@ -14,6 +14,7 @@ from mm_lightning.evaluation.persistent.table import overview
 from mm_lightning.evaluation.samples import RESULTS, read_json
 from mm_lightning.evaluation.task import Result, Row, Task, find_task
 from mm_lightning.markdown import markdown_table
+from mm_lightning.training.run_folder import hardware
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -101,11 +102,7 @@ def networks(results: Sequence[dict[str, Any]]) -> str:
         about, last = result["network"], result["sessions"][-1]
         code = last.get("code") or {}
         commit = code.get("commit", "unknown")[:12] + (" with changes" if code.get("dirty") else "")
-        where = (
-            ", ".join(dict.fromkeys(gpu["name"] for gpu in last.get("gpus", []))) if about["device"] != "cpu" else ""
-        )
-        cpu = last.get("cpu", {})
-        where = where or f"{cpu.get('model') or 'CPU'}, {cpu.get('cores')} cores"
+        where = hardware({"cpu": last.get("cpu", {})} if about["device"] == "cpu" else last)
         lines.append(
             [
                 result["run"],

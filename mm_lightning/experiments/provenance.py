@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any
 
 from mm_lightning.experiments.study import LOSS, Study
+from mm_lightning.training.run_folder import hardware
 
 
 def facts(study: Study) -> dict[str, str]:
@@ -40,14 +41,6 @@ def commit(environment: dict[str, Any]) -> str:
     if not code:
         return f"mm-lightning {environment.get('packages', {}).get('mm-lightning')}, not from a git checkout"
     return f"commit {code['commit'][:12]}" + (" with uncommitted changes" if code.get("dirty") else "")
-
-
-def hardware(environment: dict[str, Any]) -> str:
-    """What a run ran on, from its environment.json."""
-    gpus = Counter(gpu.get("name", "GPU") for gpu in environment.get("gpus", []))
-    cpu = environment.get("cpu", {})
-    parts = [f"{count} x {name}" for name, count in gpus.items()]
-    return " + ".join(parts) or f"{cpu.get('model') or 'CPU'}, {cpu.get('cores')} cores"
 
 
 def counted(values: list[str]) -> list[str]:

@@ -9,9 +9,10 @@ from typing import Any
 from mm_lightning.experiments.drawing import short, word
 from mm_lightning.experiments.figures import DERIVED
 from mm_lightning.experiments.page import NOTHING
-from mm_lightning.experiments.provenance import commit, hardware, remarks
+from mm_lightning.experiments.provenance import commit, remarks
 from mm_lightning.experiments.statistics import Difference, Row, Spread
 from mm_lightning.experiments.study import LOSS, Run, Study
+from mm_lightning.training.run_folder import hardware
 
 
 def table(study: Study, rows: list[Row]) -> tuple[list[str], list[list[str]]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
+from dataclasses import fields
 from typing import Any
 
 from transformers import PretrainedConfig
@@ -43,8 +43,7 @@ class MMLightningConfig(PretrainedConfig):
                 f"(pip install --upgrade mm-lightning)"
             )
         config = known(**network["fields"])
-        settings = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
-        self.network = {"class": network["class"], "fields": settings}
+        self.network = config.described()
         self.context_length = context_length
         kwargs["tie_word_embeddings"] = config.tied
         super().__init__(**kwargs)

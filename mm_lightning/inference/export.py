@@ -74,11 +74,9 @@ def export(
     from mm_lightning.inference.configuration import MMLightningConfig
     from mm_lightning.inference.export_tokenizer import transformers_tokenizer
     from mm_lightning.inference.modeling import MMLightningForCausalLM
-    from mm_lightning.training.checkpoint import describe_network
 
     ends = {} if tokenizer is None else {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos}
-    described = describe_network(network.config, None, None)["network"]
-    config = MMLightningConfig(described, context_length, **ends)
+    config = MMLightningConfig(network.config.described(), context_length, **ends)
     if self_contained:
         code = {"AutoConfig": MMLightningConfig, "AutoModelForCausalLM": MMLightningForCausalLM}
         config.auto_map = {name: f"{flatten.flat_name(c.__module__)}.{c.__name__}" for name, c in code.items()}

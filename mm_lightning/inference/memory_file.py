@@ -139,9 +139,7 @@ def _computed_in(network: Network, device: torch.device) -> torch.dtype:
 
 
 def _describe(network: Network, tokenizer: Tokenizer) -> dict[str, str]:
-    from mm_lightning.training.checkpoint import describe_network
-
-    described = json.dumps(describe_network(network.config, None, None)["network"])
+    described = json.dumps(network.config.described())
     return {"network": described, "weights": fingerprint(network), "tokenizer": tokenizer.sha256}
 
 

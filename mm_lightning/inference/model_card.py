@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mm_lightning.errors import UserError
 from mm_lightning.markdown import markdown_table
+from mm_lightning.training.run_folder import hardware
 
 if TYPE_CHECKING:
     from mm_lightning.networks import Network
@@ -132,12 +132,9 @@ def _training(checkpoint: Path, about: dict[str, Any], config: dict[str, Any]) -
 def _environment(environment: dict[str, Any]) -> list[tuple[str, Any]]:
     code, packages = environment.get("code"), environment.get("packages", {})
     dirty = " with uncommitted changes" if code and code.get("dirty") else ""
-    counts = Counter(gpu.get("name", "GPU") for gpu in environment.get("gpus", []))
-    cpu = environment.get("cpu", {})
-    hardware = ", ".join(f"{count} x {name}" for name, count in counts.items())
     return [
         ("commit", f"{code['commit']}{dirty}" if code else f"mm-lightning {packages.get('mm-lightning')}, no checkout"),
-        ("hardware", hardware or f"{cpu.get('model') or 'CPU'}, {cpu.get('cores')} cores"),
+        ("hardware", hardware(environment)),
         ("versions", ", ".join(f"{name} {version}" for name, version in packages.items() if version)),
     ]
 

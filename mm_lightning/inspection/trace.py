@@ -161,11 +161,6 @@ def encode_weights(weights: Tensor) -> Tensor:
     return (-weights.log2() * STEPS).round().clamp(0, LEAST)
 
 
-def decode_weights(codes: Tensor) -> Tensor:
-    """The weights of :func:`encode_weights`, in float64."""
-    return torch.where(codes < LEAST, 2 ** (-codes.double() / STEPS), 0)
-
-
 def packed(x: Tensor, kind: str) -> dict[str, Any]:
     """An array as JSON can hold it: its shape, a numpy type and its bytes in base64."""
     data = x.detach().cpu().double().numpy().astype(np.dtype(kind))

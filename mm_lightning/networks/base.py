@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -69,7 +69,6 @@ class NetworkConfig:
                 f"heads must divide dim: {self.heads} heads do not divide dim {self.dim}; "
                 f"the nearest number of heads that does is {self._nearest_heads()}"
             )
-
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout must be at least 0 and below 1, got {self.dropout}")
         self._check_spans()
@@ -101,6 +100,11 @@ class NetworkConfig:
     def _nearest_heads(self) -> int:
         divisors = (h for h in range(1, self.dim + 1) if self.dim % h == 0)
         return min(divisors, key=lambda h: abs(h - self.heads))
+
+    def described(self) -> dict[str, Any]:
+        """Its class and fields in plain types, as checkpoints and config.json have them."""
+        fields = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return {"class": type(self).__name__, "fields": fields}
 
     @property
     def head_dim(self) -> int:

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
-from mm_lightning.data import Batch
+from mm_lightning.data import Batch, Tokenizer
+from mm_lightning.data.batch import IGNORED
 from mm_lightning.data.mixture import bits_per_byte, mean
 from mm_lightning.errors import UserError
 from mm_lightning.memory.kernels import Kernels, resolve, set_kernels
@@ -32,12 +33,19 @@ from mm_lightning.training.loggers import say
 from mm_lightning.training.resume import changes, decides_the_data, fit_progress, validate_if_due
 from mm_lightning.training.run_folder import RunFolder
 
-IGNORED = -100
-
 
 def evaluation_loss() -> MeanMetric:
     """A mean in float64, because float32 loses count after 2^24 tokens."""
     return MeanMetric().set_dtype(torch.float64)
+
+
+def check_vocabulary(tokenizer: Tokenizer, config: NetworkConfig) -> None:
+    """Raises a UserError where a tokenizer has more tokens than a network."""
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UserError(
+            f"the tokenizer {tokenizer.name} has {tokenizer.vocab_size} tokens but model.network.vocab_size is "
+            f"{config.vocab_size}: make it at least as large"
+        )
 
 
 class LanguageModule(LightningModule):
@@ -140,15 +148,11 @@ class LanguageModule(LightningModule):
             yield
 
     def setup(self, stage: str) -> None:
-        """Holds the network's vocabulary against the data's."""
+        """Makes a loss for each data set, and holds the network's vocabulary against the data's."""
         data = self.trainer.datamodule
         if data is not None:
             self.evaluation_losses = torch.nn.ModuleList([evaluation_loss() for _ in data.validated or data.sets])
-        if data is not None and data.tokenizer.vocab_size > self.config.vocab_size:
-            raise UserError(
-                f"the tokenizer {data.tokenizer.name} has {data.tokenizer.vocab_size} tokens but "
-                f"model.network.vocab_size is {self.config.vocab_size}: make it at least as large"
-            )
+            check_vocabulary(data.tokenizer, self.config)
 
     # Training
 

@@ -35,6 +35,7 @@ from mm_lightning.training.cli import TrainingCLI
 from mm_lightning.training.fake_cluster import FakeCluster, fake_processes, use_fake
 from mm_lightning.training.loggers import say
 from mm_lightning.training.memory_plan import Layout, bytes_per_device, layout_of
+from mm_lightning.training.module import check_vocabulary
 from mm_lightning.training.parsing import network_of
 from mm_lightning.training.starting_point import starting_point
 
@@ -104,12 +105,7 @@ class PlannedFit(TrainingCLI):
         if makers and not (data.path / FILE).exists():
             return f"data         {data.path} is not there yet: the run begins by making it ({makers[0]}); not checked"
         data.setup("fit")
-        vocabulary = self._network.vocab_size
-        if data.tokenizer.vocab_size > vocabulary:
-            raise UserError(
-                f"the tokenizer {data.tokenizer.name} has {data.tokenizer.vocab_size} tokens but "
-                f"model.network.vocab_size is {vocabulary}: make it at least as large"
-            )
+        check_vocabulary(data.tokenizer, self._network)
         self._data_is_there = True
         lines = []
         for s in data.sets:

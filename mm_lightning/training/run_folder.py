@@ -21,11 +21,10 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from mm_lightning.errors import UserError
 from mm_lightning.redaction import redact_words
@@ -144,6 +143,14 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
+def hardware(environment: dict[str, Any]) -> str:
+    """What environment.json says of the machine, in words: its GPUs, or its CPU."""
+    gpus = Counter(gpu.get("name", "GPU") for gpu in environment.get("gpus", []))
+    cpu = environment.get("cpu", {})
+    parts = [f"{count} x {name}" for name, count in gpus.items()]
+    return " + ".join(parts) or f"{cpu.get('model') or 'CPU'}, {cpu.get('cores')} cores"
+
+
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
@@ -180,6 +187,8 @@ def _memory_bytes() -> int | None:
 
 
 def _gpus() -> list[dict[str, Any]]:
+    import torch  # slow, and not needed to find runs
+
     if not torch.cuda.is_available():
         return []
     devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]

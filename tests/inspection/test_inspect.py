@@ -11,10 +11,15 @@ import torch
 from mm_lightning.cli import main
 from mm_lightning.inspection.page import pieces_of, texts_of
 from mm_lightning.inspection.reads import watch_reads
-from mm_lightning.inspection.trace import decode_weights, encode_weights, make_plan, unpacked
+from mm_lightning.inspection.trace import LEAST, STEPS, encode_weights, make_plan, unpacked
 from tests.inference.conftest import CONFIGS, build, network, tokenizer  # noqa: F401
 
 TEXT = "the cat sat on a </script> mat, the cät sat on"
+
+
+def decode_weights(codes):
+    """As data.js does."""
+    return torch.where(codes < LEAST, 2 ** (-codes.double() / STEPS), 0)
 
 
 @pytest.fixture

@@ -13,8 +13,9 @@ from mm_lightning.experiments.evaluated.forms import Form, Part
 from mm_lightning.experiments.evaluated.grid import Grid
 from mm_lightning.experiments.evaluated.groups import Gathered, Network
 from mm_lightning.experiments.evaluated.plots import looks_of
-from mm_lightning.experiments.provenance import commit, counted, hardware
+from mm_lightning.experiments.provenance import commit, counted
 from mm_lightning.style import tokens
+from mm_lightning.training.run_folder import hardware
 
 FORMS: tuple[Form, ...] = (
     persistent.FORM,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +24,7 @@ def describe_network(config: NetworkConfig, tokenizer: dict[str, Any] | None, co
     """What a checkpoint says of its network, in plain types, under the key `mm_lightning`."""
     from mm_lightning import __version__
 
-    settings = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
-    network = {"class": type(config).__name__, "fields": settings}
+    network = config.described()
     return {"version": __version__, "network": network, "tokenizer": tokenizer, "context_length": context_length}
 
 
@@ -82,7 +81,7 @@ def check_architecture(path: Path, config: NetworkConfig, fewer_levels: bool = F
     Raises:
         UserError: they differ; it names how.
     """
-    about, wanted = read_about(path), describe_network(config, None, None)["network"]
+    about, wanted = read_about(path), config.described()
     saved = about["network"]
     if saved["class"] != wanted["class"]:
         raise UserError(
@@ -90,7 +89,7 @@ def check_architecture(path: Path, config: NetworkConfig, fewer_levels: bool = F
             f"{wanted['class'].removesuffix('Config')}: use the config of its run folder, or another checkpoint"
         )
     # A field younger than the checkpoint had what is now its default.
-    before = describe_network(network_config(about, path), None, None)["network"]["fields"]
+    before = network_config(about, path).described()["fields"]
     now = wanted["fields"]
     different = [f"{k} {before.get(k)} instead of {v}" for k, v in now.items() if k not in FREE and before.get(k) != v]
     removed = set(before.get("levels", [])) > set(now["levels"])
