@@ -107,7 +107,7 @@ def show(path: str, step: int | None, sequences: int, tokens: int, data: list[st
     for n, row in enumerate(rows[:sequences]):
         one = sets[row.get("set", 0)]
         where = f"{one.folder}, " if len(sets) > 1 else ""
-        _show_sequence(one, where, tokenizer, row, about["context_length"], tokens, given and given[n])
+        _show_sequence(one, where, tokenizer, row, about["context_length"], tokens, None if given is None else given[n])
     sources = ", ".join(str(s.folder) for s in sets)
     print(f"{min(sequences, len(rows))} of {len(rows)} sequences of step {about['step']}, data {sources}")
 

@@ -53,8 +53,8 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch on another device."""
-        move = {"device": device, "non_blocking": non_blocking}
-        return Batch(self.tokens.to(**move), self.targets.to(**move), self.documents.to(**move))
+        tokens, targets = (x.to(device, non_blocking=non_blocking) for x in (self.tokens, self.targets))
+        return Batch(tokens, targets, self.documents.to(device, non_blocking))
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory, for asynchronous copies to a GPU."""

@@ -17,10 +17,11 @@ from mm_lightning.errors import UserError
 
 STDLIB = "python-stdlib"
 _NOT_STDLIB = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
-_KINDS = {".txt": "text", ".jsonl": "lines", ".json": "lines", ".parquet": "parquet"}
-_CODECS = {".gz": "gz", ".zst": "zst"}
 
 Kind = Literal["text", "python", "lines", "parquet"]
+
+_KINDS: dict[str, Kind] = {".txt": "text", ".jsonl": "lines", ".json": "lines", ".parquet": "parquet"}
+_CODECS = {".gz": "gz", ".zst": "zst"}
 
 
 @dataclass(frozen=True)
@@ -229,9 +230,13 @@ def _documents(file: SourceFile, piece: Piece, settings: ReadSettings) -> Iterat
         for number, (offset, record) in enumerate(records(stream, separator, piece.start, piece.stop), 1):
             place = f"row at byte {offset}" if piece.start else f"row {number}"
             if file.kind == "text":
-                yield place, lambda record=record: record.decode("utf-8-sig").strip()
+                yield place, partial(_text, record)
             elif record.strip():
                 yield place, partial(_row, record, settings.text_key)
+
+
+def _text(record: bytes) -> str:
+    return record.decode("utf-8-sig").strip()
 
 
 def _row(record: bytes, key: str) -> str:

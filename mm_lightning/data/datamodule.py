@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import lightning
 import torch
@@ -158,7 +159,7 @@ class TextDataModule(lightning.LightningDataModule):
         An epoch is a whole number of optimisation steps. With `overfit_batches` the order is fixed, and one
         folder alone is read.
         """
-        if self.trainer is not None and self.trainer.overfit_batches:
+        if self.trainer is not None and self.trainer.overfit_batches:  # type: ignore[attr-defined]
             return self._loader(self.sets[0], "train", None)
         place = self._place()
         batches = (self.micro_batch_size, self.global_batch_size)
@@ -197,11 +198,11 @@ class TextDataModule(lightning.LightningDataModule):
         shards = [(s.folder / split / shard.file, shard) for s in sets for shard in s.split(split).shards]
         return Sequences(shards, self.context_length + 1, sets[0].manifest.dtype, place)
 
-    def _options(self) -> dict:
+    def _options(self) -> dict[str, Any]:
         collate = partial(
             Packed if self.num_workers else Batch.from_sequences, bos=self.tokenizer.bos, eos=self.tokenizer.eos
         )
-        options = {
+        options: dict[str, Any] = {
             "batch_size": self.micro_batch_size,
             "collate_fn": collate,
             "num_workers": self.num_workers,

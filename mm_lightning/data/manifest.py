@@ -194,11 +194,11 @@ def verify(path: str | os.PathLike, checksums: bool = True) -> list[str]:
         for file in sorted((folder / name).glob("*.bin")) if (folder / name).is_dir() else []:
             if file.name not in known:
                 problems.append(f"shard {file} is not of this data set: move it away")
-    for file, checksum in manifest.files.items():
-        if not (folder / file).is_file():
-            problems.append(f"{folder / file} is missing")
-        elif checksums and crc32(folder / file) != checksum:
-            problems.append(f"{folder / file} is damaged (its checksum is not the one it was written with)")
+    for path, checksum in ((folder / file, checksum) for file, checksum in manifest.files.items()):
+        if not path.is_file():
+            problems.append(f"{path} is missing")
+        elif checksums and crc32(path) != checksum:
+            problems.append(f"{path} is damaged (its checksum is not the one it was written with)")
     return problems
 
 
@@ -228,12 +228,14 @@ def check(
             f"the shards in {path} were made with the tokenizer {made_with['name']} "
             f"({made_with['sha256'][:12]}), not with {tokenizer.name} ({tokenizer.sha256[:12]})"
         )
-    if context_length and manifest.context_length not in (None, context_length):
+    if context_length is None:
+        return manifest
+    if manifest.context_length not in (None, context_length):
         raise UserError(
             f"the documents in {path} lie in rows for context_length {manifest.context_length}, not {context_length}: "
             f"set data.context_length to {manifest.context_length}, or prepare another folder"
         )
-    for name, split in manifest.splits.items() if context_length else ():
+    for name, split in manifest.splits.items():
         largest = max((shard.tokens for shard in split.shards), default=0)
         if not split.sequences(context_length + 1):
             raise UserError(

@@ -184,7 +184,7 @@ class EvaluationOrder(DistributedSampler):
 class PlainLoader(DataLoader):
     """A loader over `Sequences` that passes on a mistake found in a worker without the worker's traceback."""
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         if not self.num_workers:
             yield from self._alone()
             return
@@ -210,7 +210,7 @@ class TrainingLoader(PlainLoader):
 
     _served = 0  # sequences, in all epochs, to all devices
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         order = self.sampler
         assert isinstance(order, TrainingOrder)
         assert self.batch_size

@@ -122,7 +122,7 @@ class _ZstdReader:
         except ImportError as error:
             raise UserError(f"{url} needs the package zstandard: pip install 'mm-lightning[data]'") from error
         self._library, self._stream = zstandard, stream
-        self._frame = None
+        self._frame: Any = None
 
     def read(self, size: int = -1) -> bytes:
         """About `size` bytes, at least one unless at the end; all of them if `size` is negative."""

@@ -116,9 +116,9 @@ class FileTokenizer(Tokenizer):
 
     def _boundaries(self) -> tuple[int, int]:
         for begin, end in _BOUNDARIES:
-            ids = self._inner.token_to_id(begin), self._inner.token_to_id(end)
-            if ids[0] is not None and ids[1] is not None:
-                return ids
+            bos, eos = self._inner.token_to_id(begin), self._inner.token_to_id(end)
+            if bos is not None and eos is not None:
+                return bos, eos
         wanted = ", ".join(" and ".join(dict.fromkeys(pair)) for pair in _BOUNDARIES)
         raise UserError(f"{self.name} has no tokens that begin and end a document (looked for {wanted})")
 

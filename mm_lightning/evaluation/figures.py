@@ -88,7 +88,7 @@ def heat_maps(maps: Mapping[str, Mapping[tuple[int, str], float]]) -> Figure:
     lines = math.ceil(len(maps) / columns)
     figure, grid = figure_of(min(10.5, 1.6 + columns * (1.1 + 0.6 * max(len(lengths), 2))), 3.6 * lines, columns, lines)
     panels = list(np.atleast_1d(grid).flat)
-    mesh = None
+    mesh: Any = None
     for axes, (title, found) in zip(panels, maps.items(), strict=False):
         values = np.array([[100 * found.get((length, depth), np.nan) for length in lengths] for depth in depths])
         axes.grid(False)

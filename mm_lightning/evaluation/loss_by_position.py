@@ -134,9 +134,9 @@ class LossByPosition(ReadingTask):
         for n, result in enumerate(results):
             rows = losses(result)
             bins = [(low + 1, high) for low, high in (bounds(row.group["position"]) for row in rows)]
-            ends = ([row.value + sign * (row.stderr or 0.0) for row in rows] for sign in (-1, 1))
+            low, high = ([row.value + sign * (row.stderr or 0.0) for row in rows] for sign in (-1, 1))
             values = [row.value for row in rows]
-            curves.append(Curve(result.run, look_of(n), bins, values, *ends, result.about["context_length"]))
+            curves.append(Curve(result.run, look_of(n), bins, values, low, high, result.about["context_length"]))
         return {self.name: loss_by_position(curves)}
 
 

@@ -95,7 +95,7 @@ class RegBench(Task):
             if letters:
                 values = measures()
                 values.update(torch.from_numpy(logits), masks)
-                found[label(low, high)] = [*(float(values[name].sum) for name in METRICS), letters]
+                found[label(low, high)] = [*(float(values[name].sum) for name in METRICS), letters]  # type: ignore[arg-type]
         whole = [sum(part) for part in zip(*found.values(), strict=True)]
         scores = {name: whole[n] / whole[-1] for n, name in enumerate(METRICS)}
         words = ["".join(chr(ord("a") + letter) for letter in word) for word in item.content.words]

@@ -44,7 +44,7 @@ class Samples:
             UserError: the folder holds records of something else; it names what differs.
         """
         path = self.folder / SETTINGS
-        known = read_json(path) if path.is_file() else {"identity": identity, "sessions": []}
+        known: dict[str, Any] = read_json(path) if path.is_file() else {"identity": identity, "sessions": []}
         before, now = flat(known["identity"]), flat(identity)
         differ = [
             f"{name} {before.get(name)!r}, not {now.get(name)!r}"

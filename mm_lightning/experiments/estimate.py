@@ -6,7 +6,7 @@ import statistics
 import subprocess
 import sys
 import time
-from typing import Any
+from typing import Any, Literal
 
 from mm_lightning.experiments.cost import scaled
 from mm_lightning.experiments.plan import Run
@@ -118,6 +118,6 @@ def step_seconds(network: Any, micro_batch_size: int, context: int, precision: s
     from mm_lightning.experiments.benchmark.step import TrainingStep
     from mm_lightning.experiments.benchmark.timing import take_turns
 
-    kind = "bf16" if precision.startswith("bf16") else "fp32"
+    kind: Literal["bf16", "fp32"] = "bf16" if precision.startswith("bf16") else "fp32"
     step = TrainingStep(network, Setup(network, context, micro_batch_size, kind), device, seed=0)
     return statistics.median(take_turns({"": step}, 3, device)[""])

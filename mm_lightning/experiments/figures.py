@@ -195,8 +195,9 @@ def _against_axis(study: Study, metric: str, axis: str) -> Drawing | None:
     for n, (label, line) in enumerate(marks.items()):
         places = sorted(line)
         means = [sum(line[place]) / len(line[place]) for place in places]
-        look = {"color": GREY, "linewidth": 1, "linestyle": REFERENCES[n % len(REFERENCES)], "zorder": 1}
-        axes.plot(places, means, label=label, **look)
+        axes.plot(
+            places, means, label=label, color=GREY, linewidth=1, linestyle=REFERENCES[n % len(REFERENCES)], zorder=1
+        )
     places = sorted({place for line in lines.values() for place in line})
     if places[0] > 0 and places[-1] > 10 * places[0]:
         axes.set_xscale("log")

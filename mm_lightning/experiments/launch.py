@@ -250,7 +250,8 @@ def planned(args: list[str], nodes: int | None, gpus: int | None, gpu_memory: fl
 
 def where_it_begins(args: list[str]) -> tuple[list[str], list[str]]:
     """Takes `--ckpt_path` and `--resume` out of the arguments of `mm fit`: (these, the others)."""
-    start, others = [], []
+    start: list[str] = []
+    others: list[str] = []
     rest = list(args)
     while rest:
         word = rest.pop(0)

@@ -232,7 +232,7 @@ class Slurm:
         """Queues a run, or finds the job that an earlier `mm sweep` has queued for it."""
         mark = work.folder / "slurm_job"
         if mark.is_file():
-            job = self._submitit.SlurmJob(folder=self._folder, job_id=mark.read_text(encoding="utf-8").strip())
+            job: Any = self._submitit.SlurmJob(folder=self._folder, job_id=mark.read_text(encoding="utf-8").strip())
             if not job.done(force_check=True):
                 return SlurmRun(job)
         job = self._executor.submit(self.job(work))

@@ -164,7 +164,7 @@ def _matching(sweep: Sweep, run: Run, reference: Run, quantity: str) -> dict[str
     context = run.config["data"]["context_length"]
 
     def measure(width: int) -> int:
-        network = replace(run.network, **{name: width})
+        network = replace(run.network, **{name: width})  # type: ignore[arg-type]
         return parameters(network) if quantity == "parameters" else training_flops_per_token(network, context)
 
     target = reference.parameters if quantity == "parameters" else reference.training_flops_per_token

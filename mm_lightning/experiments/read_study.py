@@ -155,7 +155,8 @@ def _read_plain(folder: Path) -> Study:
             )
         newest[run.variant, run.seed] = run
     for run in newest.values():
-        note = _add_cost(run)
+        assert run.path is not None
+        note = _add_cost(run, run.path)
         study.notes += [note] if note else []
     study.runs = list(newest.values())
     return study
@@ -178,13 +179,13 @@ def _variant_of(path: Path, folder: Path) -> str:
     return _label(folder) if named == folder else named.relative_to(folder).as_posix()
 
 
-def _add_cost(run: Run) -> str | None:
+def _add_cost(run: Run, path: Path) -> str | None:
     """Parameters and FLOPs from the run's config; what is in the way, if something is."""
     from mm_lightning.networks.cost import parameters, training_flops_per_token
     from mm_lightning.training.parsing import parse_fit
 
     try:
-        config = parse_fit(["--config", str(run.path / "config.yaml")])
+        config = parse_fit(["--config", str(path / "config.yaml")])
     except UserError as error:
         return f"{run.name}: parameters and FLOPs are not known, its config is not readable by this version: {error}"
     data = config.data.get("init_args", config.data)

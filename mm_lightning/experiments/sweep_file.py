@@ -139,7 +139,7 @@ class Sweep:
 
 def flat(settings: dict[str, Any]) -> dict[str, Any]:
     """Nested sections as dotted keys, {"model": {"network": {"dim": 64}}} as {"model.network.dim": 64}."""
-    found = {}
+    found: dict[str, Any] = {}
     for key, value in settings.items():
         if isinstance(value, dict) and value and "class_path" not in value:
             found |= {f"{key}.{rest}": inner for rest, inner in flat(value).items()}

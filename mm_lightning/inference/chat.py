@@ -142,8 +142,8 @@ def obey(talk: Conversation, line: str) -> bool:
     elif name == "set":
         set_option(talk, value)
     elif name == "stats":
-        tokens, held = talk.reader.state.length, talk.reader.state.bytes
-        print(f"{tokens:,} token{'' if tokens == 1 else 's'} remembered in {held / 1e6:.1f} MB")
+        length, held = talk.reader.state.length, talk.reader.state.bytes
+        print(f"{length:,} token{'' if length == 1 else 's'} remembered in {held / 1e6:.1f} MB")
     else:
         raise UserError(f"there is no command /{name}: /help lists them")
     return True
@@ -161,7 +161,7 @@ def set_option(talk: Conversation, words: str) -> None:
     try:
         whole = name in ("top_k", "seed", "max_new_tokens")
         optional = name in ("top_k", "top_p", "min_p")
-        value = None if optional and text.strip() == "none" else (int if whole else float)(text)
+        value: Any = None if optional and text.strip() == "none" else (int if whole else float)(text)
     except ValueError as error:
         raise UserError(f"/set {name} needs a {'whole ' if whole else ''}number, got {text!r}") from error
     if name == "max_new_tokens":

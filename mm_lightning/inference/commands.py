@@ -227,9 +227,10 @@ def read_prompt_file(path: str) -> list[str]:
             except json.JSONDecodeError as error:
                 where = f"{error.msg}, at character {error.pos + 1}"
                 raise UserError(f"{path}, line {number} is not JSON: {where}") from error
-            line = found.get("prompt") if isinstance(found, dict) else None
-            if not isinstance(line, str):
+            prompt = found.get("prompt") if isinstance(found, dict) else None
+            if not isinstance(prompt, str):
                 raise UserError(f'{path}, line {number} has no text under the key "prompt": {{"prompt": "..."}}')
+            line = prompt
         prompts.append(line)
     if not prompts:
         raise UserError(f"{path} holds no prompts: all its lines are empty")

@@ -110,6 +110,7 @@ class Conversation:
         settled: Any = None  # what was remembered before text that may become a stop string
         since = ""
         for _ in range(self.max_new_tokens):
+            assert self.reader.logits is not None
             token = int(sampler.draw(self.reader.logits))
             if token == self.tokenizer.eos or self._stopping:
                 break

@@ -175,6 +175,7 @@ def _write(
     rows = list(range(len(texts)))  # which document each row of the reader is
     going = set(rows)
     for left in reversed(range(max_new_tokens)):
+        assert reader.logits is not None
         drawn = sampler.draw(reader.logits).tolist()
         for number, token in zip(rows, drawn, strict=True):
             if number not in going:

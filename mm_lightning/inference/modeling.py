@@ -140,7 +140,7 @@ class MMLightningForCausalLM(PreTrainedModel, GenerationMixin):
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replaces the embedding."""
-        self.network.embedding = value
+        self.network.embedding = value  # type: ignore[assignment]
 
     def get_output_embeddings(self) -> nn.Module:
         """The classifier."""
@@ -148,7 +148,7 @@ class MMLightningForCausalLM(PreTrainedModel, GenerationMixin):
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         """Replaces the classifier."""
-        self.network.classifier = new_embeddings
+        self.network.classifier = new_embeddings  # type: ignore[assignment]
 
     def new_cache(self, capacity: int = 0) -> MemoryCache:
         """An empty cache.
@@ -231,7 +231,7 @@ class MMLightningForCausalLM(PreTrainedModel, GenerationMixin):
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As for every model, without None and what the loop of transformers passes on that no network reads."""
-        inputs = super().prepare_inputs_for_generation(*args, **kwargs)
+        inputs = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
         loops = ("cache_position", "tokenizer")  # of older versions; of stop_strings
         return {name: value for name, value in inputs.items() if value is not None and name not in loops}
 
@@ -239,10 +239,10 @@ class MMLightningForCausalLM(PreTrainedModel, GenerationMixin):
     def _supports_default_dynamic_cache(cls) -> bool:
         return False
 
-    def _prepare_cache_for_generation(
+    def _prepare_cache_for_generation(  # type: ignore[override]
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> None:
-        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)  # type: ignore[misc]
         if generation_config.use_cache and model_kwargs.get("past_key_values") is None:
             model_kwargs["past_key_values"] = self.new_cache()
 

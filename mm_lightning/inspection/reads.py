@@ -15,6 +15,7 @@ from mm_lightning.memory.documents import Documents
 from mm_lightning.memory.retrieval import Span, read_weights, watched
 from mm_lightning.memory.units import ContextualMemory
 from mm_lightning.networks import Network
+from mm_lightning.networks.block import Block
 
 NUMBERS = 1 << 24
 """Weights that are written out at a time."""
@@ -91,6 +92,7 @@ def watch_reads(network: Network, visit: Callable[[Read], object]) -> Iterator[N
 
     with ExitStack() as hooks:
         for layer, block in enumerate(network.blocks):
+            assert isinstance(block, Block)
             for level, memory in block.contextual.items():
                 hooks.enter_context(memory.register_forward_pre_hook(partial(begin, layer, level)))
                 if isinstance(memory, ContextualMemory):

@@ -48,6 +48,7 @@ class Block(nn.Module):
     compiled = False
     dropout: float
     contextual_norm: nn.Module
+    contextual: nn.ModuleDict
     W_o: nn.Module
     persistent_norm: nn.Module | None
     persistent: nn.Module | None

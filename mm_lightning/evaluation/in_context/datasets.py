@@ -175,7 +175,7 @@ def semeval2010_task8(folder: Path) -> Dataset:
                     raise UserError(f"{path}, row {row}: no <{tag}>...</{tag}> in {lines[0][:80]!r}")
             if len(lines) < 2:
                 raise UserError(f"{path}, row {row}: no line with a relation below the sentence")
-            parts[part].append(relation(text, *entities, lines[1].strip()))
+            parts[part].append(relation(text, entities[0], entities[1], lines[1].strip()))
     seldom = {label for label, count in Counter(example.label for example in parts["train"]).items() if count < 2}
     train, test = ([e for e in parts[part] if e.label not in seldom] for part in ("train", "test"))
     return _relations("semeval2010_task8", train, test)

@@ -106,16 +106,16 @@ def _walk(
         for at in range(0, len(alike), rows):
             part = alike[at : at + rows]
             places = [row for row, _, _ in part]
-            tokens = torch.tensor([tokens for _, tokens, _ in part], device=following.device)
+            read = torch.tensor([tokens for _, tokens, _ in part], device=following.device)
             logs = following[places][:, None]  # (n, 1 + length, V): of each of the tokens, and of the next one
             branches = reader
             if length:
                 branches = Branches(reader, places, length)
-                after = reader.network(tokens[:, :length], state=branches.state)
+                after = reader.network(read[:, :length], state=branches.state)
                 logs = torch.cat([logs, _log_softmax(after)], 1)
-            own = logs[:, : tokens.shape[1]].gather(-1, tokens[..., None])[..., 0].sum(1)
-            below = [(nodes[row][0], tree) for row, _, tree in part]
-            _walk(branches, below, logs[:, -1], total[places] + own, found, rows)
+            own = logs[:, : read.shape[1]].gather(-1, read[..., None])[..., 0].sum(1)
+            behind = [(nodes[row][0], tree) for row, _, tree in part]
+            _walk(branches, behind, logs[:, -1], total[places] + own, found, rows)
 
 
 def _log_softmax(logits: Tensor) -> Tensor:

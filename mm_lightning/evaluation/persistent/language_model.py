@@ -77,10 +77,10 @@ class LanguageModel(TemplateLM):
             for context, numbers in by_context.items()
         ]
         found: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
-        beginning = self._common([question.context for question in questions])
+        beginning = self._common([list(context) for context in by_context])
         answers = likelihoods(self.model, questions, beginning)
-        for numbers, answer in zip(by_context.values(), answers, strict=True):
-            for number, likelihood in zip(numbers, answer, strict=True):
+        for numbers, several in zip(by_context.values(), answers, strict=True):
+            for number, likelihood in zip(numbers, several, strict=True):
                 found[number] = likelihood.log_prob, likelihood.greedy
         for (text, _context, _continuation), answer in zip(requests, found, strict=True):
             if text is not None:

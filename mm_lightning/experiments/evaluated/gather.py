@@ -36,7 +36,7 @@ def gather(folders: Sequence[Path]) -> Gathered:
     """All evaluations below some folders; the newest where a network was asked the same twice."""
     notes: list[str] = []
     raw = [(path, read) for folder in folders for path in places(folder) if (read := _read(path, notes)) is not None]
-    known = {}
+    known: dict[str, dict[str, Any]] = {}
     for _, found in raw:  # what is known of a network from its other, finished tasks
         if "parameters" in found["network"]:
             known.setdefault(_identity(found["network"]), found["network"])

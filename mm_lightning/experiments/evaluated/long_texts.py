@@ -74,7 +74,7 @@ def measures(
         lengths = [lengths[round(i * (len(lengths) - 1) / (most - 1))] for i in range(most)]
     found = []
     for n in lengths:
-        theirs = [(row.network, row.accuracy[n]) for row in printed if isinstance(row.accuracy.get(n), float)]
+        theirs = [(row.network, value) for row in printed if isinstance(value := row.accuracy.get(n), float)]
         ours = {network: values[network][n] for network in values if n in values[network]}
         found.append(Measure(f"{what} at {tokens(n)}", ours, theirs))
     return found

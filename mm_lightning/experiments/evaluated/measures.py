@@ -105,9 +105,9 @@ def _panel(
             x, y, bars, color=colour, marker=marker, markerfacecolor=face, capsize=2, linewidth=1, markersize=5
         )
     tops = [100 * (e.high or e.value) for _, _, e in known]
-    for network, value in measure.published:
-        x = getattr(network, theirs)
-        if x is not None and network.long_term:
+    for other, value in measure.published:
+        x = getattr(other, theirs)
+        if x is not None and other.long_term:
             axes.plot([x], [value], color=GREY, marker=marker, markerfacecolor="none", linestyle="", markersize=6)
             tops.append(value)
     return tops
@@ -130,7 +130,7 @@ def _names(axes: Axes, measure: Measure, theirs: str) -> None:
     gap, below = 0.045 * axes.get_ylim()[1], float("-inf")
     for value, x, name in sorted(known):
         below = max(value, below + gap)
-        look = {"fontsize": 7, "color": GREY, "ha": "right", "va": "center"}
+        look: dict[str, Any] = {"fontsize": 7, "color": GREY, "ha": "right", "va": "center"}
         axes.annotate(name, (x, below), (-7, 0), textcoords="offset points", **look)
 
 

@@ -125,10 +125,10 @@ def _dots(
     for number, (network, found) in enumerate(ours.items()):
         there = [(place, found[line]) for place, line in enumerate(lines) if line in found]
         _row_of_dots(axes, there, (number - (len(ours) - 1) / 2) * step, looks[network], group.label(network), network)
-    for number, network in enumerate(NETWORKS[2:]):
+    for number, theirs in enumerate(NETWORKS[2:]):
         values = [{**PERSISTENT_13, **OTHER_6}[line][2 + number] for line in lines]
         look = {"color": GREY, "marker": MARKERS[number], "markerfacecolor": "none", "linestyle": ""}
-        axes.plot(values, range(len(lines)), label=network.label, markersize=6, **look)
+        axes.plot(values, range(len(lines)), label=theirs.label, markersize=6, **look)
     edge = sum(line in PERSISTENT_13 for line in lines) - 0.5
     if 0 < edge < len(lines) - 1:
         axes.axhline(edge, color=INK, linewidth=0.8)

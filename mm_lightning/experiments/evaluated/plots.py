@@ -74,7 +74,7 @@ def by_length(
     lengths = sorted({n for _, values, _ in ours for n in values} | {n for _, values in published for n in values})
     if not lengths:
         return None
-    height = 4.0 + legend_height([label for label, *_ in [*ours, *published]])
+    height = 4.0 + legend_height([*(label for label, *_ in ours), *(label for label, _ in published)])
     figure, axes = figure_of(8.4, height)
     tops = [e.scale * (e.high or e.value) for _, values, _ in ours for e in values.values()]
     for number, (label, found) in enumerate(published):

@@ -10,6 +10,7 @@ import json
 import os
 import struct
 import zlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def open_safetensors(path: Path) -> Weights:
     file = safe_open(path, "pt", "cpu")
     stored = {name: name for name in header} | json.loads(about.get("tied", "{}"))
     return Weights(
-        {name: (lambda s=source: file.get_tensor(s)) for name, source in stored.items()},
+        {name: partial(file.get_tensor, source) for name, source in stored.items()},
         {name: tuple(header[source]["shape"]) for name, source in stored.items()},
         {name: types[header[source]["dtype"]] for name, source in stored.items()},
     )

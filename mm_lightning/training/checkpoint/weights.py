@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,13 @@ class Weights(Mapping[str, Tensor]):
 
 def of_tensors(state: Mapping[str, Tensor]) -> Weights:
     """Weights that are tensors already, in memory or mapped from a file."""
-    readers = {name: (lambda x=value: x) for name, value in state.items()}
+    readers: dict[str, Callable[[], Tensor]] = {name: partial(_known, value) for name, value in state.items()}
     shapes = {name: tuple(value.shape) for name, value in state.items()}
     return Weights(readers, shapes, {name: value.dtype for name, value in state.items()})
+
+
+def _known(x: Tensor) -> Tensor:
+    return x
 
 
 def read_about(path: Path) -> dict[str, Any]:
@@ -176,7 +181,7 @@ def read_universal(path: Path, kind: str = "fp32") -> Weights:
         return (found["param"] if isinstance(found, dict) else found).view(shapes[name])
 
     return Weights(
-        {name.removeprefix(PREFIX): lambda n=name: read(n) for name in shapes},
+        {name.removeprefix(PREFIX): partial(read, name) for name in shapes},
         {name.removeprefix(PREFIX): tuple(shape) for name, shape in shapes.items()},
         {name.removeprefix(PREFIX): torch.float32 for name in shapes},
     )
@@ -210,13 +215,16 @@ def _slice(pieces: list[Tensor], begin: int, count: int) -> Tensor:
 
 
 def _stage_2(shapes: list[dict[str, torch.Size]], states: list[dict[str, Any]]) -> dict[str, Callable[[], Tensor]]:
-    readers = {}
+    def read(pieces: list[Tensor], begin: int, shape: torch.Size) -> Tensor:
+        return _slice(pieces, begin, shape.numel()).view(shape)
+
+    readers: dict[str, Callable[[], Tensor]] = {}
     for index, group in enumerate(shapes):
         pieces = [state["single_partition_of_fp32_groups"][index] for state in states]
         paddings = (states[0].get("param_alignment_paddings") or [[0] * len(group)] * len(shapes))[index]
         begin = 0
         for (name, shape), padding in zip(group.items(), paddings, strict=True):
-            readers[name] = lambda p=pieces, b=begin, s=shape: _slice(p, b, s.numel()).view(s)
+            readers[name] = partial(read, pieces, begin, shape)
             begin += shape.numel() + padding
     return readers
 
@@ -231,6 +239,6 @@ def _stage_3(shapes: list[dict[str, torch.Size]], states: list[dict[str, Any]]) 
     begin = 0
     for name, shape in ((name, shape) for group in shapes for name, shape in group.items()):
         part = -(-shape.numel() // len(ranks))
-        readers[name] = lambda b=begin, p=part, s=shape: read(b, p, s)
+        readers[name] = partial(read, begin, part, shape)
         begin += part
     return readers

@@ -109,8 +109,8 @@ def _file_damage(path: Path, checksums: bool) -> str | None:
         seal = _seal_of(path)
         if seal is not None:
             end = path.stat().st_size - _COMMENT_LENGTH - 2
-            bad = checksums and zlib.crc32(b"\0\0", crc32(path, end)) != seal
-            return "is damaged (its checksum is not the one it was written with)" if bad else None
+            other = checksums and zlib.crc32(b"\0\0", crc32(path, end)) != seal
+            return "is damaged (its checksum is not the one it was written with)" if other else None
         # Of an earlier version, or from elsewhere: torch has put a checksum beside each tensor.
         with zipfile.ZipFile(path) as file:
             if file.comment:

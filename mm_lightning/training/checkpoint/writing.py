@@ -73,7 +73,7 @@ def write(checkpoint: dict[str, Any], target: Path) -> None:
         check_space(target, _tensor_bytes(checkpoint))
         with open(partial, "wb") as file:
             summed = SummedFile(file)
-            torch.save(checkpoint, summed)
+            torch.save(checkpoint, summed)  # type: ignore[arg-type]
             summed.seal()
         os.replace(partial, target)
         sync_folder(target.parent)
@@ -86,7 +86,7 @@ def write_synced(content: Any, path: Path) -> int:
     """Writes a file of torch and waits until it is on the disk; returns its CRC-32."""
     with open(path, "wb") as file:
         summed = SummedFile(file)
-        torch.save(content, summed)
+        torch.save(content, summed)  # type: ignore[arg-type]
         sync(file)
     return summed.crc32
 
