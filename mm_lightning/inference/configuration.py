@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from mm_lightning.errors import UserError
-from mm_lightning.networks.base import NetworkConfig
+from mm_lightning.networks.config import NetworkConfig
 from mm_lightning.networks.memory_mosaic import MemoryMosaicConfig
 from mm_lightning.networks.transformer import TransformerConfig
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mm_lightning.networks.base import Checkpointing, Level, NetworkConfig
+from mm_lightning.networks.base import Checkpointing
+from mm_lightning.networks.config import Level, NetworkConfig
 from mm_lightning.networks.memory_mosaic import MemoryMosaicConfig
 from mm_lightning.networks.transformer import TransformerConfig
 

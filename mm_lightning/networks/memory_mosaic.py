@@ -16,8 +16,9 @@ from mm_lightning.memory.pairs import Chunk
 from mm_lightning.memory.persistent import Experts, SwiGLU
 from mm_lightning.memory.units import Bandwidth, ContextualMemory, Keys, SlotMemory
 from mm_lightning.memory.values import Scale, Values
-from mm_lightning.networks.base import Context, Network, NetworkConfig, depth_std
+from mm_lightning.networks.base import Context, Network, depth_std
 from mm_lightning.networks.block import Block
+from mm_lightning.networks.config import NetworkConfig
 
 Persistent = Literal["swiglu", "key_value", "experts", "none"]
 

@@ -14,8 +14,9 @@ from mm_lightning.memory.layers import Linear, Norm
 from mm_lightning.memory.pairs import Chunk, Pairs
 from mm_lightning.memory.persistent import SwiGLU
 from mm_lightning.memory.retrieval import Span, read
-from mm_lightning.networks.base import Context, Level, Network, NetworkConfig, depth_std
+from mm_lightning.networks.base import Context, Network, depth_std
 from mm_lightning.networks.block import Block, token_by_token
+from mm_lightning.networks.config import Level, NetworkConfig
 
 
 @dataclass
