@@ -154,7 +154,7 @@ def branch(state: State, index: Tensor, empty: State, capacity: int) -> State:
     for name, part in state.parts.items():
         if name in shared and isinstance(part, Memory):
             tensors |= {f"{name}.{key}": x for key, x in part.average.tensors().items()}
-    tensors |= {"first": state._first, "length": torch.full_like(state._first, state.length)}
+    tensors |= {"first": state.first, "length": torch.full_like(state.first, state.length)}
     empty.load({name: x[index] for name, x in tensors.items()})
     for name, pairs in shared.items():
         part = empty.parts[name]

@@ -163,6 +163,7 @@ class State:
 
     Attributes:
         length: tokens of the stream so far, the same for every row.
+        first: (B,) int64, where in the stream each row's document begins.
         joint: how the memories of a block take in single tokens, by the block's identity.
     """
 
@@ -170,32 +171,32 @@ class State:
         self.parts = parts
         self.joint: dict[int, JointMemories] = {}
         self.length = 0
-        self._first = torch.zeros(batch, dtype=torch.int64, device=device)
+        self.first = torch.zeros(batch, dtype=torch.int64, device=device)
         self._latest = 0
 
     def chunk(self, batch: int, time: int, starts: Tensor | None) -> Chunk:
         """The next tokens of the stream; `starts` (B, T) bool is true where documents begin."""
-        if batch != len(self._first):
-            raise ValueError(f"the state is of {len(self._first)} rows, the tokens are of {batch}")
+        if batch != len(self.first):
+            raise ValueError(f"the state is of {len(self.first)} rows, the tokens are of {batch}")
         if starts is None:
-            return Chunk(self.length, self._first[:, None].expand(batch, time), self._latest, None)
+            return Chunk(self.length, self.first[:, None].expand(batch, time), self._latest, None)
         if starts.shape != (batch, time) or starts.dtype != torch.bool:
             raise ValueError(
                 f"starts must be a ({batch}, {time}) bool tensor, got {tuple(starts.shape)} {starts.dtype}"
             )
         index = torch.arange(self.length, self.length + time, device=starts.device)
-        first = torch.where(starts, index, -1).cummax(1).values.maximum(self._first[:, None])
+        first = torch.where(starts, index, -1).cummax(1).values.maximum(self.first[:, None])
         return Chunk(self.length, first, int(first.max()), starts)
 
     def advance(self, chunk: Chunk) -> None:
         """Counts a chunk that every part has taken in."""
         self.length += chunk.time
-        self._first, self._latest = chunk.first[:, -1], chunk.latest
+        self.first, self._latest = chunk.first[:, -1], chunk.latest
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything in it by name, rows first: what a file of it holds. The next token changes them in place."""
         found = {f"{name}.{key}": x for name, part in self.parts.items() for key, x in part.tensors().items()}
-        return {**found, "first": self._first, "length": torch.full_like(self._first, self.length)}
+        return {**found, "first": self.first, "length": torch.full_like(self.first, self.length)}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Takes what :meth:`tensors` gave; this state must be a new one of the same network.
@@ -206,8 +207,8 @@ class State:
         known = {name.rpartition(".")[0] for name in tensors} - {""}
         if known - set(self.parts):
             raise ValueError(f"the state is of another network: it has {sorted(known - set(self.parts))[0]}")
-        self.length, self._first = int(tensors["length"][0]), tensors["first"]
-        self._latest = int(self._first.max())
+        self.length, self.first = int(tensors["length"][0]), tensors["first"]
+        self._latest = int(self.first.max())
         for name, part in self.parts.items():
             begin = name + "."
             part.load({key.removeprefix(begin): x for key, x in tensors.items() if key.startswith(begin)}, self.length)
@@ -224,11 +225,11 @@ class State:
 
     def mark(self) -> Any:
         """The present, to which :meth:`rewind` goes back. Costs O(h), whatever the length."""
-        return self.length, self._first, self._latest, {name: part.mark() for name, part in self.parts.items()}
+        return self.length, self.first, self._latest, {name: part.mark() for name, part in self.parts.items()}
 
     def rewind(self, mark: Any) -> None:
         """Forgets all that was read since a mark, which can be used once."""
-        self.length, self._first, self._latest, parts = mark
+        self.length, self.first, self._latest, parts = mark
         for name, part in self.parts.items():
             part.rewind(parts[name])
 

@@ -10,10 +10,11 @@ from launch import mm
 from runs import metrics
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from mm_lightning.callbacks import evaluation, validation_rows
 from mm_lightning.cli import main
 from mm_lightning.inspection.statistics import effective_pairs, memory_distributions
 from mm_lightning.networks import MemoryMosaicConfig
-from mm_lightning.training import at_rest
+from mm_lightning.training.at_rest import at_rest
 
 EVALUATION = {
     "class_path": "Evaluation",
@@ -59,10 +60,13 @@ def board(folder: Path) -> EventAccumulator:
 
 def test_watching_changes_nothing_and_writes_everything(tiny, watched, tmp_path, monkeypatch):
     lent = []
-    lend = at_rest.at_rest
-    monkeypatch.setattr(
-        at_rest, "at_rest", lambda trainer, module: (lent.append(trainer.global_step), lend(trainer, module))[1]
-    )
+
+    def lend(trainer, module):
+        lent.append(trainer.global_step)
+        return at_rest(trainer, module)
+
+    for borrower in (evaluation, validation_rows):
+        monkeypatch.setattr(borrower, "at_rest", lend)
     assert main(["fit", "--config", str(tiny), "--run", str(tmp_path / "alone")]) == 0
     assert main(["fit", "--config", str(watched), "--run", str(tmp_path / "seen")]) == 0
     assert lent == [3, 3, 6, 6]  # for Evaluation, and for all others together
