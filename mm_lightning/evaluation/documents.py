@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Documents:
+class Texts:
     """Documents one after the other, as tokens without those that begin and end a document.
 
     Attributes:
@@ -49,7 +49,7 @@ class Stretch:
     documents: list[int]
 
 
-def stretches(documents: Documents, length: int, limit: int) -> list[Stretch]:
+def stretches(documents: Texts, length: int, limit: int) -> list[Stretch]:
     """Sequences of `length` tokens, no token of a document in two of them.
 
     Documents that are long enough give one each, their beginning; if they are more than `limit`, such as lie evenly
@@ -74,7 +74,7 @@ def stretches(documents: Documents, length: int, limit: int) -> list[Stretch]:
     return found
 
 
-def of_files(paths: Sequence[str], tokenizer: Tokenizer) -> Documents:
+def of_files(paths: Sequence[str], tokenizer: Tokenizer) -> Texts:
     """Text files and folders of .txt files, each file a document; or one folder of prepared data.
 
     Raises:
@@ -87,7 +87,7 @@ def of_files(paths: Sequence[str], tokenizer: Tokenizer) -> Documents:
     files = [file for path in paths for file in text_files(path)]
     parts = [np.array(tokenizer.encode(read_text(file)), dtype=np.int64) for file in files]
     source = str(files[0]) if len(files) == 1 else f"{len(files)} files, the first {Path(files[0]).name}"
-    return Documents(source, parts)
+    return Texts(source, parts)
 
 
 def text_files(path: str) -> list[str]:
@@ -105,7 +105,7 @@ def text_files(path: str) -> list[str]:
     return found
 
 
-def of_run(checkpoint: Path | None, tokenizer: Tokenizer) -> Documents:
+def of_run(checkpoint: Path | None, tokenizer: Tokenizer) -> Texts:
     """The validation documents of the data that a network was trained on, of all data sets that have some.
 
     Raises:
@@ -123,10 +123,10 @@ def of_run(checkpoint: Path | None, tokenizer: Tokenizer) -> Documents:
             raise UserError(f"the data of {config}, {folder}, is not there: name files, or its folder, by --text")
     held_out = [folder for folder in folders if "validation" in Manifest.load(folder).splits]
     found = [of_folder(folder, tokenizer) for folder in held_out or folders]
-    return Documents(", ".join(one.source for one in found), [part for one in found for part in one.parts])
+    return Texts(", ".join(one.source for one in found), [part for one in found for part in one.parts])
 
 
-def of_folder(folder: Path, tokenizer: Tokenizer) -> Documents:
+def of_folder(folder: Path, tokenizer: Tokenizer) -> Texts:
     """The validation documents of a prepared folder.
 
     Raises:
@@ -143,4 +143,4 @@ def of_folder(folder: Path, tokenizer: Tokenizer) -> Documents:
         stream = stream[stream != tokenizer.eos]
     begins = np.flatnonzero(stream == tokenizer.bos)
     parts = np.split(stream, begins)[1:]
-    return Documents(str(folder), [part[1:] for part in parts if len(part) > 1])
+    return Texts(str(folder), [part[1:] for part in parts if len(part) > 1])

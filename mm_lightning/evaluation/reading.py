@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from mm_lightning.errors import UserError
-from mm_lightning.evaluation.documents import Documents, Stretch, of_files, of_run, stretches
+from mm_lightning.evaluation.documents import Stretch, Texts, of_files, of_run, stretches
 from mm_lightning.evaluation.task import Task
 
 if TYPE_CHECKING:
@@ -47,11 +47,11 @@ class ReadingTask(Task):
             raise UserError(f"the training context is unknown or below {self.least}: say --contexts")
         return [times * model.context_length for times in self.multiples]
 
-    def documents(self, model: Model) -> Documents:
+    def documents(self, model: Model) -> Texts:
         """What is read."""
         return of_files(self.text, model.tokenizer) if self.text else of_run(model.checkpoint, model.tokenizer)
 
-    def sequences(self, documents: Documents, length: int) -> dict[str, Stretch]:
+    def sequences(self, documents: Texts, length: int) -> dict[str, Stretch]:
         """Sequences of so many tokens, by what names them for ever.
 
         Raises:

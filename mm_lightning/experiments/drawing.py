@@ -6,7 +6,7 @@ import io
 import re
 from typing import TYPE_CHECKING, Any
 
-from mm_lightning.experiments.page import Figure as Drawing
+from mm_lightning.experiments.page import Drawing
 from mm_lightning.experiments.study import Study
 from mm_lightning.style import COLOURS, INK, MARKERS
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mm_lightning.errors import UserError
 from mm_lightning.experiments.drawing import drawing, file_name, legend, scale_tokens, short, styles, word
-from mm_lightning.experiments.page import Figure as Drawing
+from mm_lightning.experiments.page import Drawing
 from mm_lightning.experiments.statistics import Row, spread
 from mm_lightning.experiments.study import LOSS, Run, Study
 from mm_lightning.style import COLOURS, GREY, INK, MARKERS, REFERENCES, figure_of, frame

@@ -89,7 +89,7 @@ class Table:
 
 
 @dataclass
-class Figure:
+class Drawing:
     """A drawing: the SVG document, the name of its file, what it shows, and perhaps the same as PNG."""
 
     svg: str
@@ -98,7 +98,7 @@ class Figure:
     png: bytes = b""
 
 
-Block = Heading | Text | Points | Facts | Code | Table | Figure
+Block = Heading | Text | Points | Facts | Code | Table | Drawing
 
 
 def markdown(title: str, blocks: list[Block]) -> str:
@@ -125,7 +125,7 @@ def _markdown_block(block: Block) -> str:
                 for n, row in [(None, columns), *enumerate(rows)]
             )
             return markdown_table(head, cells, len(columns) if words else block.labels)
-        case Figure(_, name, caption):
+        case Drawing(_, name, caption):
             return f"![{_plain(caption)}](figures/{name}.svg)\n\n*{_plain(caption)}*"
 
 
@@ -180,7 +180,7 @@ def _html_block(block: Block) -> str:
             body = "\n".join(f"<tr>{line}</tr>" for line in lines)
             kind = ' class="text"' if words else ""
             return f'<div class="wide"><table{kind}>\n<tr>{head}</tr>\n{body}\n</table></div>'
-        case Figure(svg, _, caption):
+        case Drawing(svg, _, caption):
             return f"<figure>\n{_inline(svg, caption)}\n<figcaption>{html.escape(caption)}</figcaption>\n</figure>"
 
 

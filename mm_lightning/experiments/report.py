@@ -129,7 +129,7 @@ def _write(folders: list[Any], output: str | Path | None, baseline: str | None) 
     blocks += [page.Heading("To do it again"), page.Code(command)] if study is None else []
     title = study.name if study is not None else ", ".join(path.resolve().name for path in paths)
     for block in blocks:
-        if isinstance(block, page.Figure):
+        if isinstance(block, page.Drawing):
             (place / "figures" / f"{block.name}.svg").write_text(block.svg, encoding="utf-8")
             if block.png:
                 (place / "figures" / f"{block.name}.png").write_bytes(block.png)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from mm_lightning.cli import main
 from mm_lightning.evaluation import loss_by_position, task
-from mm_lightning.evaluation.documents import Documents, stretches
+from mm_lightning.evaluation.documents import Texts, stretches
 from mm_lightning.evaluation.loss_by_position import LossByPosition, edges, relative_bins
 from mm_lightning.evaluation.model import Model
 from mm_lightning.evaluation.processes import run_processes
@@ -205,11 +205,11 @@ def test_bins(lengths, trained):
 
 def test_sequences_of_documents():
     parts = [torch.arange(n).numpy() for n in (9, 2, 5, 8, 3, 7, 1, 2)]
-    found = stretches(Documents("numbers", parts), 5, 10)
+    found = stretches(Texts("numbers", parts), 5, 10)
     assert [x.documents for x in found] == [[0], [2], [3], [5], [1, 4]]
     assert found[4].tokens.tolist() == [0, 1, 0, 1, 2]
-    assert [x.documents for x in stretches(Documents("numbers", parts), 5, 2)] == [[0], [3]]
-    assert stretches(Documents("numbers", parts), 50, 2) == []
+    assert [x.documents for x in stretches(Texts("numbers", parts), 5, 2)] == [[0], [3]]
+    assert stretches(Texts("numbers", parts), 50, 2) == []
 
 
 @dataclasses.dataclass

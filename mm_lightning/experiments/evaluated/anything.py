@@ -58,7 +58,7 @@ def _varies(row: Row, key: str) -> bool:
 
 def _curve(
     task: str, key: str, metric: str, group: Group, rows: dict[Network, list[Row]], looks: plots.Looks
-) -> page.Figure | None:
+) -> page.Drawing | None:
     curves = {
         network: {row.group[key]: _estimate(row) for row in found if _varies(row, key) and row.metric == metric}
         for network, found in rows.items()

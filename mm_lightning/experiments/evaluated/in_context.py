@@ -105,7 +105,7 @@ def _strategies(task: str, group: Group, values: Mapping[Network, Mapping[Key, E
 
 def _figure(
     task: str, group: Group, values: Mapping[Network, Mapping[Key, Estimate]], looks: plots.Looks
-) -> page.Figure | None:
+) -> page.Drawing | None:
     """A panel for each kind of labels and each of two ways to score."""
     kinds = _axis(values, 1)
     ways = [way for way in ("greedy", "likelihood") if way in _axis(values, 0)]

@@ -108,7 +108,7 @@ def figures(
     ]
 
 
-def heat_map(group: Group, task: str) -> page.Figure | None:
+def heat_map(group: Group, task: str) -> page.Drawing | None:
     """Length and depth, a map for each network."""
     maps = {group.label(network): by_depth(group, network, task) for network in last_ones(group.networks)}
     caption = f"{task}: accuracy by length and depth of the answer, in percent. Grey: not asked."

@@ -12,7 +12,7 @@ from mm_lightning.experiments.evaluated import plots
 from mm_lightning.experiments.evaluated.estimates import Estimate
 from mm_lightning.experiments.evaluated.groups import Network, last_ones
 from mm_lightning.experiments.evaluated.published import PublishedNetwork
-from mm_lightning.experiments.page import Figure as Drawing
+from mm_lightning.experiments.page import Drawing
 from mm_lightning.style import GREY, INK, MARKERS, figure_of, legend_height, side_legend, wrapped
 
 if TYPE_CHECKING:

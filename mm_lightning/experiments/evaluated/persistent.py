@@ -114,7 +114,7 @@ def _published(title: str) -> list[tuple[published.PublishedNetwork, float]]:
 
 def _dots(
     name: str, group: Group, ours: Mapping[Network, Mapping[str, Estimate]], looks: plots.Looks
-) -> page.Figure | None:
+) -> page.Drawing | None:
     """A line for each benchmark, a dot for each network, the paper's large networks hollow."""
     lines = [benchmark for benchmark in BENCHMARKS if any(benchmark in found for found in ours.values())]
     if not lines:

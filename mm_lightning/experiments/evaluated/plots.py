@@ -9,7 +9,7 @@ from mm_lightning import style
 from mm_lightning.experiments.drawing import drawing
 from mm_lightning.experiments.evaluated.estimates import Estimate
 from mm_lightning.experiments.evaluated.groups import Network, last_ones
-from mm_lightning.experiments.page import Figure as Drawing
+from mm_lightning.experiments.page import Drawing
 from mm_lightning.style import COLOURS, GREY, MARKERS, REFERENCES, figure_of, legend_height, lengths_axis, side_legend
 
 if TYPE_CHECKING:

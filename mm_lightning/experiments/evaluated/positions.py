@@ -41,7 +41,7 @@ def loss(group: Group, looks: plots.Looks) -> list[Part | None]:
     return [page.Text(text), grid, _loss_figure(group, looks)]
 
 
-def _loss_figure(group: Group, looks: plots.Looks) -> page.Figure | None:
+def _loss_figure(group: Group, looks: plots.Looks) -> page.Drawing | None:
     curves = {network: _curve(group, network, "position", "loss") for network in group.networks}
     curves = {network: curves[network] for network in last_ones(list(curves)) if curves[network]}
     if not curves:

@@ -14,7 +14,7 @@ from mm_lightning.experiments.evaluated.document import parts
 from mm_lightning.experiments.evaluated.gather import gather
 from mm_lightning.experiments.evaluated.grid import Grid
 from mm_lightning.experiments.evaluated.persistent import BENCHMARKS
-from mm_lightning.experiments.page import Figure, Heading, Points, Text
+from mm_lightning.experiments.page import Drawing, Heading, Points, Text
 from mm_lightning.experiments.report import write_report
 from tests.experiments.evaluated.fake_results import (
     LONG,
@@ -296,7 +296,7 @@ def test_checkpoints_of_a_run_by_step(tmp_path):
         about = network(f"ft{step}", step=step, run_folder="runs/ft/0", fine_tuned_from=V2["checkpoint"])
         write_qa(tmp_path, f"ft-step{step}", about, {"qa_1": [right], "qa_2": [right]})
     write_qa(tmp_path, "base", V2, {"qa_1": [10], "qa_2": [20]})
-    figures = {part.name: part for part in parts(gather([tmp_path])) if isinstance(part, Figure)}
+    figures = {part.name: part for part in parts(gather([tmp_path])) if isinstance(part, Drawing)}
     steps = figures["new-knowledge-steps"].svg
     assert all(f">{label}</text>" in steps for label in ("0", "1", "2", "800", "runs/ft/0"))
     assert "ft-step800" in figures["new-knowledge"].svg
