@@ -10,6 +10,8 @@ from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 
+from mm_lightning.training.batches import accumulating
+
 
 class GradientNorm(Callback):
     """Logs `train/gradient_norm`, the L2 norm over all parameters and devices, at log steps."""
@@ -29,7 +31,7 @@ class GradientNorm(Callback):
     ) -> None:
         """Logs it; DeepSpeed, whose gradients are partitioned, knows the norm after its step."""
         step = trainer.global_step
-        if step == 0 or step % trainer.log_every_n_steps or trainer.fit_loop._should_accumulate():
+        if step == 0 or step % trainer.log_every_n_steps or accumulating(trainer):
             return
         if isinstance(trainer.strategy, DeepSpeedStrategy):
             self._norm = trainer.strategy.deepspeed_engine.get_global_grad_norm()

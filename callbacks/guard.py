@@ -19,6 +19,7 @@ from mm_lightning.data.bad_steps import FOLDER, keep_tokens, note_place, numbers
 from mm_lightning.data.batch import Batch
 from mm_lightning.errors import UserError
 from mm_lightning.outputs import write_json
+from mm_lightning.training.batches import accumulating
 from mm_lightning.training.checkpoint import checkpoints_of, is_whole, step_of
 from mm_lightning.training.loggers import say
 from mm_lightning.training.rollback import restore
@@ -91,7 +92,7 @@ class Guard(Callback):
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Judges the step's loss, as soon as all of it is known."""
-        if trainer.fit_loop._should_accumulate():
+        if accumulating(trainer):
             return
         sums = pl_module.step_sums().double()
         if trainer.world_size > 1:
@@ -116,7 +117,7 @@ class Guard(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """Sends the step's numbers on their way and looks at those of the step before."""
-        if trainer.fit_loop._should_accumulate():
+        if accumulating(trainer):
             return
         if isinstance(trainer.strategy, DeepSpeedStrategy):
             engine = trainer.strategy.deepspeed_engine

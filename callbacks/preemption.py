@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from mm_lightning.callbacks.checkpoints import Checkpoints
 from mm_lightning.outputs import write_json
+from mm_lightning.training.batches import accumulating
 from mm_lightning.training.checkpoint import checkpoint_path
 from mm_lightning.training.loggers import say
 
@@ -92,7 +93,7 @@ class Preemption(Callback):
         """Leaves, if all is saved; or begins to ask the others, before the last batch of a step."""
         if self._agreed:
             self._leave(trainer)
-        if self._group is not None and not trainer.fit_loop._should_accumulate():
+        if self._group is not None and not accumulating(trainer):
             self._number.fill_(self._noticed)
             self._reduction = dist.all_reduce(self._number, dist.ReduceOp.MAX, self._group, async_op=True)
 
@@ -100,7 +101,7 @@ class Preemption(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Saves after a whole step, if a process was told to end; the last step ends the run by itself."""
-        if trainer.fit_loop._should_accumulate():
+        if accumulating(trainer):
             return
         told = self._noticed
         if self._reduction is not None:

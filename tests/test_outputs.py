@@ -1,11 +1,12 @@
-"""Files that commands are to write, looked at before there is anything to write."""
+"""Files that are to be written, looked at before there is anything to write; and written whole."""
 
+import json
 import os
 
 import pytest
 
 from mm_lightning.errors import UserError
-from mm_lightning.outputs import check_output, opened
+from mm_lightning.outputs import check_output, opened, write_json, write_text
 
 
 def test_a_file_that_can_be_written(tmp_path):
@@ -27,6 +28,20 @@ def test_files_that_cannot_be_written(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="no permission"):
         check_output(file)
     assert file.read_text() == "hello"
+
+
+def test_a_file_is_whole_or_as_it_was(tmp_path, monkeypatch):
+    file = tmp_path / "a.json"
+    write_json(file, {"a": "é"})
+    assert json.loads(file.read_text(encoding="utf-8")) == {"a": "é"}
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_text(file, "half")
+    assert json.loads(file.read_text(encoding="utf-8")) == {"a": "é"}
 
 
 @pytest.mark.parametrize(

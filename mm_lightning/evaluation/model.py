@@ -262,7 +262,9 @@ def _judged(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0], logits.argmax(-1) == targets
 
 
-def changed(config: NetworkConfig, path: Path, long_term: bool = True, inference_delay: int | None = None) -> Any:
+def changed(
+    config: NetworkConfig, path: Path, long_term: bool = True, inference_delay: int | None = None
+) -> NetworkConfig:
     """A network's configuration with its long-term memory removed, or with another delay m.
 
     Raises:

@@ -1,1 +1,1 @@
-"""Generating text with a trained network."""
+"""Using a trained network: text from it, conversations, memory files; export and import."""

@@ -1,8 +1,13 @@
-"""Whether global batch, micro batch and devices fit together, and what would."""
+"""Batches that make up an optimisation step: how many there are, and which of them is the last."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from mm_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
 
 
 def accumulated(global_batch: int, micro_batch: int, devices: int, per_node: int = 1) -> int:
@@ -35,6 +40,11 @@ def accumulated(global_batch: int, micro_batch: int, devices: int, per_node: int
         f"data.global_batch_size {global_batch} is not a multiple of data.micro_batch_size {micro_batch} x {devices} "
         f"devices = {together}. What fits: {', or '.join(choices)}"
     )
+
+
+def accumulating(trainer: Trainer) -> bool:
+    """Whether the optimisation step goes on after the present batch (in hooks before a batch: after the next)."""
+    return trainer.fit_loop._should_accumulate()
 
 
 def around(values: list[int], wanted: int) -> list[int]:

@@ -53,8 +53,8 @@ def list_command(run: str, checksums: bool = False) -> None:
     """
     from mm_lightning.training.checkpoint import PARTIAL, damage, step_of
 
-    rows = []
-    for path in find_all(run):
+    rows, paths = [], find_all(run)
+    for path in paths:
         problem = damage(path, checksums)
         state = "partial" if path.name.endswith(PARTIAL) else f"damaged: {problem}" if problem else "whole"
         seconds = time.time() - path.stat().st_mtime
@@ -64,7 +64,7 @@ def list_command(run: str, checksums: bool = False) -> None:
     widths = [max(len(row[n]) for row in [head, *rows]) for n in range(len(head))]
     for row in [head, *rows]:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    for folder in sorted({path.parent for path in find_all(run)}):
+    for folder in sorted({path.parent for path in paths}):
         if (folder / "best.json").is_file():
             best = json.loads((folder / "best.json").read_text(encoding="utf-8"))
             print(f"best of {folder}: step {best['step']}, {best['metric']} {best['value']:.6g}")
