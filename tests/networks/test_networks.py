@@ -345,7 +345,7 @@ def _v1_by_hand(network, tokens):
 
 
 def test_v1_begins_as_published():
-    """Section 9 of the notes on v1: leaks from 0.5 to 5, beta = exp(2), values of norm exp(-0.5), slots 1/sqrt(D)."""
+    """What v1 begins with: leaks from 0.5 to 5, beta = exp(2), values of norm exp(-0.5), slots 1/sqrt(D)."""
     config = MemoryMosaicConfig(vocab_size=11, layers=1, dim=32, heads=4, persistent_slots=400, **V1)
     network = config.build()
     scalars = network.memory_scalars()
