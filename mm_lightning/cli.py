@@ -185,11 +185,10 @@ def run_function(name: str, args: list[str]) -> None:
     # not auto_cli, which has a --config of its own and keeps a command's from it
     parser = ArgumentParser(prog=f"mm {name}", exit_on_error=False, allow_abbrev=False)
     parser.add_function_arguments(function, as_group=False)
-    for (
-        action
-    ) in parser._actions:  # as typed: read as YAML, which a type with None is, `--prompt '# A title'` is nothing
-        if getattr(action, "_typehint", None) == str | None:
-            action._typehint = str
+    # as typed: read as YAML, which a type with None is, `--prompt '# A title'` is nothing
+    optional_texts: list[Any] = [a for a in parser._actions if getattr(a, "_typehint", None) == str | None]
+    for action in optional_texts:
+        action._typehint = str
     if {"-h", "--help"} & set(args):
         print(help_of(name, function, parser.format_help()))
         return

@@ -156,7 +156,7 @@ def test_a_long_memory_read_by_blocks(load, tokenizer, network, capsys, tmp_path
     assert run("chat", "--long_budget", 1000, "--max_new_tokens", 3) == 0
     assert set(read) == {1000}
     assert run("generate", "--long_budget", 3) == 2
-    assert "budget at least a block" in capsys.readouterr().err
+    assert "long_budget must be at least 16" in capsys.readouterr().err
     load(build("transformer"), tokenizer)
     for command in ("generate", "chat"):
         assert run(command, "--long_budget", 1000) == 2
