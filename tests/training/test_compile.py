@@ -76,9 +76,9 @@ def test_evaluation_is_not_compiled(quick):
     assert not counters["stats"]
 
 
-def test_what_cannot_be(tiny, monkeypatch, capsys):
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
-    assert main(["fit", "--config", str(tiny), "--model.compile", "true"]) == 2
+def test_what_cannot_be(tiny, capsys):
+    with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}):
+        assert main(["fit", "--config", str(tiny), "--model.compile", "true"]) == 2
     assert "needs a C++ compiler" in capsys.readouterr().err
 
 
