@@ -106,5 +106,6 @@ def kind_of(types: str) -> str:
         "int": ("a whole number", "whole numbers"),
         "bool": ("true or false", ""),
         "tuple": ("a list, as in [a, b]", ""),
+        "dict": ("keys and values, as in {key: value}", ""),
     }
     return next((words[several] for kind, words in names.items() if re.search(rf"\b{kind}\b", types)), "")

@@ -77,6 +77,7 @@ def test_a_list_that_is_given_again_is_added_to(capsys):
         ("generate x --overwrite maybe", "generate: --overwrite takes true or false, got maybe"),
         ("generate x --prompt two words", "generate: 'words' belongs to no option: quote a value that holds spaces"),
         ("export x --output y --dtype half", "export: --dtype takes one of float32, bfloat16, got half"),
+        ("sweep x --settings y", "sweep: --settings takes keys and values, as in {key: value}, got y"),
         ("inspect x --layers a 2", "inspect: --layers takes whole numbers, got ['a', 2]"),
         ("benchmark retrieval x --index a", "benchmark retrieval: --index takes some of ivf, hnsw, got ['a']"),
     ],

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,11 +19,11 @@ from typing import Any, Literal
 import numpy as np
 
 from mm_lightning.data.corpora import Piece, ReadSettings, SourceFile, list_files, plan_units
-from mm_lightning.data.folder import begin, claimed, finish, reuse, token_type
+from mm_lightning.data.folder import UNFINISHED, begin, claimed, finish, reuse, token_type
 from mm_lightning.data.manifest import FILE, FORMAT_VERSION, SPLITS, Manifest, Split, entropy
 from mm_lightning.data.progress import PrepareProgress, say
 from mm_lightning.data.shards import write_shards
-from mm_lightning.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from mm_lightning.data.tokenizer import Tokenizer, check_vocab_size, load_tokenizer, train_tokenizer
 from mm_lightning.data.units import Job, UnitFiles, UnitRecord, documents_of, fraction_of, run_units
 from mm_lightning.errors import UserError
 
@@ -70,6 +71,8 @@ class PrepareConfig:
             raise UserError(f"on_error {self.on_error!r} is neither refuse nor skip")
         if self.shard_tokens < 1 or (self.workers is not None and self.workers < 1) or self.tokenizer_bytes < 1:
             raise UserError("shard_tokens, tokenizer_bytes and workers must be at least 1")
+        if self.tokenizer == "train":
+            check_vocab_size(self.vocab_size)
         if self.separator == "":
             raise UserError("separator is empty: leave it out to make each file a document")
 
@@ -157,9 +160,11 @@ def _splits(
     wanted = SPLITS if config.validation_fraction else SPLITS[:1]
     documents = {split: sum(record.splits[split].documents for record in records) for split in SPLITS}
     if not sum(documents.values()):
+        shutil.rmtree(folder / UNFINISHED)  # here and below: with these settings nothing can go on from it
         raise UserError(f"there is no text in {', '.join(config.sources)}")
     for split in wanted:
         if not documents[split]:
+            shutil.rmtree(folder / UNFINISHED)
             raise UserError(
                 f"none of the {sum(documents.values())} documents fell into the {split} split at a "
                 f"validation_fraction of {config.validation_fraction}: change it (0 makes no validation split), or "

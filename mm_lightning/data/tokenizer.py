@@ -171,6 +171,12 @@ def load_tokenizer(spec: str | os.PathLike) -> Tokenizer:
     return FileTokenizer(path)
 
 
+def check_vocab_size(vocab_size: int) -> None:
+    """Raises a UserError where a byte-level BPE cannot be so small."""
+    if vocab_size < 258:
+        raise UserError(f"vocab_size {vocab_size} is below 258, the 256 bytes and 2 special tokens")
+
+
 def train_tokenizer(
     texts: Iterable[str], vocab_size: int, output: str | os.PathLike, progress: bool = True
 ) -> Tokenizer:
@@ -188,8 +194,7 @@ def train_tokenizer(
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
-    if vocab_size < 258:
-        raise UserError(f"vocab_size {vocab_size} is below 258, the 256 bytes and 2 special tokens")
+    check_vocab_size(vocab_size)
     tokenizer = tokenizers.Tokenizer(models.BPE())
     split = pre_tokenizers.Split(tokenizers.Regex(_SPLIT), behavior="isolated")
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

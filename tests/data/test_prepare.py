@@ -208,6 +208,9 @@ def test_too_little_text_is_refused(tmp_path):
     one = write_lines(tmp_path / "one.jsonl", ["just one document"])
     with pytest.raises(UserError, match="none of the 1 documents fell into the validation split"):
         run([one], tmp_path / "one", validation_fraction=1e-9)
+    assert run([one], tmp_path / "one", validation_fraction=0).splits["train"].documents == 1  # as the message says
+    with pytest.raises(UserError, match="vocab_size 10 is below 258"):
+        run([one], tmp_path / "two", tokenizer="train", vocab_size=10)
 
 
 def test_bad_input_is_listed_when_skipped(tmp_path):
