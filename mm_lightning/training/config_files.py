@@ -37,7 +37,7 @@ def read_chain(path: str | Path, above: tuple[Path, ...] = ()) -> list[ConfigFil
     path = Path(path)
     where = f" (named as base by {above[-1]})" if above else ""
     if not path.is_file():
-        raise UserError(f"config file {path} does not exist{where}")
+        raise UserError(f"config file {path} {'is a folder' if path.is_dir() else 'does not exist'}{where}")
     if path.resolve() in [file.resolve() for file in above]:
         raise UserError(f"config files are based on each other: {' -> '.join(map(str, [*above, path]))}")
     values = read_yaml(path)
@@ -70,7 +70,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"config file {path} does not exist")
+        raise UserError(f"config file {path} {'is a folder' if path.is_dir() else 'does not exist'}")
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:

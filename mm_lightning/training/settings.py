@@ -29,6 +29,10 @@ def check_settings(config: Namespace) -> None:
         UserError: it cannot; with the key.
     """
     trainer = config.trainer
+    if not config.run:
+        raise UserError("run must name a folder, as in --run runs/mine")
+    if isinstance(trainer.strategy, str) and any(kind in trainer.strategy for kind in ("spawn", "fork", "notebook")):
+        raise UserError(f"trainer.strategy {trainer.strategy} starts processes out of one that has begun: choose ddp")
     if trainer.accumulate_grad_batches != 1:
         raise UserError(
             "trainer.accumulate_grad_batches follows from data.global_batch_size and data.micro_batch_size: "

@@ -63,6 +63,9 @@ def test_in_a_file(keys, words, tiny, tmp_path, capsys):
         (["--resume"], ["run"]),
         (["--ckpt_path", "nothing.ckpt"], ["nothing.ckpt"]),
         (["--config", "nothing.yaml"], ["nothing.yaml", "does not exist"]),
+        (["--config", "."], ["config file .", "is a folder"]),
+        (["--run", ""], ["run must name a folder"]),
+        (["--trainer.strategy", "ddp_spawn"], ["trainer.strategy ddp_spawn", "choose ddp"]),
         (["--config"], ["--config needs a file"]),
     ],
 )
