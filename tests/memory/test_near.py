@@ -20,7 +20,7 @@ def test_it_equals_the_reference(function, time, size, groups):
     if function == "near":
         found = read_near(*inputs, size, 0.7)
     else:
-        found = torch.cat(_windowed(*inputs, size, 0.7, groups < 4, 0.0), 2)
+        found = torch.cat(_windowed(*inputs, size, 0.7, 0.0), 2)
     torch.testing.assert_close(found, expected.transpose(1, 2), rtol=1e-10, atol=1e-12)
     gradients = [torch.autograd.grad(x, inputs, d_out) for x in (found, expected.transpose(1, 2))]
     torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-11)
