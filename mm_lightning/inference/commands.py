@@ -67,7 +67,7 @@ def generate_command(
     asked = [prompt or ""] if prompts is None else read_prompt_file(prompts)
     target = None if output is None else check_output(output)
     if target is not None and target.exists() and not overwrite:
-        raise UserError(f"{target} exists: give another output, or --overwrite")
+        raise UserError(f"{target} exists: give another --output, or --overwrite")
     from mm_lightning.inference.generate import choose_device, inference_on, write
     from mm_lightning.inference.memory_file import load_memory
     from mm_lightning.training.checkpoint import load_network

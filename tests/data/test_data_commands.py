@@ -22,7 +22,7 @@ def test_from_text_to_a_verified_folder(tmp_path, capsys):
     assert f"{out} is whole: 2 shards, checksums right" in shown
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert f"{manifest['splits']['train']['tokens']:,}" in shown
-    with pytest.raises(UserError, match="exists: give another output"):
+    with pytest.raises(UserError, match="exists: give another --output"):
         commands.train_tokenizer([source], tokenizer, text_key="body")
     (tmp_path / "out" / "train" / "chunk-0-0.bin").unlink()
     with pytest.raises(UserError, match=r"chunk-0-0\.bin is missing"):

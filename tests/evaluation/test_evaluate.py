@@ -39,7 +39,8 @@ def evaluate(runs, files, tmp_path, capsys):
     """Runs `mm evaluate` on the named networks; the exit status and what it said."""
 
     def call(*names, more=(), output="out"):
-        given = ["--checkpoint", *(str(runs / name) for name in names), "--tasks", "loss_by_position"]
+        given = ["--checkpoint", *(str(runs / name) for name in names)]
+        given += [] if "--tasks" in more else ["--tasks", "loss_by_position"]
         given += ["--contexts", "128", "256", "--text", *files, "--device", "cpu", "--output", str(tmp_path / output)]
         status = main(["evaluate", *given, *more])
         return status, capsys.readouterr().err
