@@ -17,10 +17,7 @@ def test_it_equals_the_reference(function, time, size, groups):
     k, v = torch.randn(2, 2, groups, time, 6, dtype=torch.float64, generator=generator)
     inputs = [x.requires_grad_() for x in (q, k, v)]
     expected = read_reference(*(x.transpose(1, 2) for x in inputs), Span(0, size), Documents.whole(2, time), 0.7)
-    if function == "near":
-        found = read_near(*inputs, size, 0.7)
-    else:
-        found = torch.cat(_windowed(*inputs, size, 0.7, 0.0), 2)
+    found = read_near(*inputs, size, 0.7) if function == "near" else torch.cat(_windowed(*inputs, size, 0.7, 0.0), 2)
     torch.testing.assert_close(found, expected.transpose(1, 2), rtol=1e-10, atol=1e-12)
     gradients = [torch.autograd.grad(x, inputs, d_out) for x in (found, expected.transpose(1, 2))]
     torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-11)
