@@ -1,9 +1,5 @@
 """The kernels of a GPU agree with the references: on a GPU, and without one through Triton's interpreter."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -12,29 +8,13 @@ from mm_lightning.memory.documents import Documents
 from mm_lightning.memory.kernels import _keys, _values, ahead_values, gated_keys, resolve, set_kernels
 from mm_lightning.networks import MemoryMosaicConfig
 from tests.memory.test_kernels import TINY, arguments, results_and_gradients, worst
+from tests.on_a_gpu import DEVICE, no_gpu, on_either, through_the_interpreter
 
 pytest.importorskip("triton")
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cpu" if INTERPRETED else "cuda"
-
-no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
-
-def on_either(test):
-    """Selected by `-m gpu`, or by an interpreter's environment."""
-    return test if INTERPRETED else pytest.mark.gpu(no_gpu(test))
-
 
 def test_all_of_them_through_the_interpreter():
-    """In a process of its own, because Triton asks for the variable when it is imported."""
-    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", "-k", "agree", __file__]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    found = subprocess.run(command, capture_output=True, text=True, env=environment)
-    if "only 0-dimensional arrays can be converted" in found.stdout:
-        pytest.skip("the interpreter of Triton 3.6 wants numpy < 2.4")
-    assert found.returncode == 0, found.stdout
-    assert "9 passed" in found.stdout
+    through_the_interpreter(__file__, 9)
 
 
 def without_autograd(function, inputs, documents, dtype):

@@ -1,37 +1,19 @@
 """The loss of logits by a kernel for a GPU agrees with torch's: on a GPU, and without one by Triton's interpreter."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch.nn import functional as F
 
 from mm_lightning.networks import loss
 from mm_lightning.networks.loss import errors_reference, linear_cross_entropy
+from tests.on_a_gpu import DEVICE, no_gpu, on_either, through_the_interpreter
 
 pytest.importorskip("triton")
 from mm_lightning.networks import triton_loss
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cpu" if INTERPRETED else "cuda"
-
-no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
-
-def on_either(test):
-    """Selected by `-m gpu`, or by an interpreter's environment."""
-    return test if INTERPRETED else pytest.mark.gpu(no_gpu(test))
-
 
 def test_all_of_them_through_the_interpreter():
-    """In a process of its own, because Triton asks for the variable when it is imported."""
-    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", "-k", "agree", __file__]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    found = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert found.returncode == 0, found.stdout
-    assert "6 passed" in found.stdout
+    through_the_interpreter(__file__, 6)
 
 
 def arguments(vocabulary, dtype, ignored=0.3):
