@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mm_lightning.memory.documents import Documents
 from mm_lightning.memory.dropped import read_dropped
@@ -181,15 +180,24 @@ def fused_attention(
         return F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, scale=scale, enable_gqa=gqa)
 
 
-def any_shape(x: Tensor) -> AbstractContextManager[Any]:
+def any_shape(x: Tensor) -> AbstractContextManager[None]:
     """Within it, reads on x's device take every shape as it comes.
 
     cuDNN's kernels, which torch prefers on some GPUs, are left out: they are planned anew, in tenths of a second, for
     every shape not seen before, and ours change with each delay m, batch of documents and decoded token.
     """
-    if not x.is_cuda:
-        return nullcontext()
-    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
+    return _without_cudnn() if x.is_cuda else nullcontext()
+
+
+@contextmanager
+def _without_cudnn() -> Iterator[None]:
+    # Not torch's sdpa_kernel, which would allow again what a user has forbidden, and takes several times as long.
+    enabled = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(enabled)
 
 
 @lru_cache

@@ -53,13 +53,15 @@ def gpu(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def never_planned(monkeypatch):
-    """No read is left to kernels that have to be planned for each shape."""
+    """No read is left to kernels that have to be planned for each shape; the reads that were made."""
+    calls = []
     functions = F.scaled_dot_product_attention, retrieval._varlen_attn()
 
     def spy(function):
         @wraps(function)  # and the signature, which is asked for
         def call(*arguments, **settings):
             assert not torch.backends.cuda.cudnn_sdp_enabled()
+            calls.append(function)
             return function(*arguments, **settings)
 
         return call
@@ -68,7 +70,7 @@ def never_planned(monkeypatch):
     monkeypatch.setattr(F, "scaled_dot_product_attention", fused)
     monkeypatch.setattr(retrieval, "_varlen_attn", lambda: varlen)
     assert torch.backends.cuda.cudnn_sdp_enabled()
-    yield
+    yield calls
     assert torch.backends.cuda.cudnn_sdp_enabled()
 
 
@@ -94,7 +96,7 @@ def count(network, kind):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_training_step_stays_on_the_gpu_and_does_not_wait_for_it(imagined, config, precision):
+def test_a_training_step_stays_on_the_gpu_and_does_not_wait_for_it(imagined, config, precision, never_planned):
     network, tokens, documents = imagined
     with waits(config), Watch() as watch:
         with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16"):
@@ -105,12 +107,26 @@ def test_a_training_step_stays_on_the_gpu_and_does_not_wait_for_it(imagined, con
         assert watch.operators.count(VALUES) == memories
         assert watch.operators.count(FLASH) == (memories + attentions if precision == "bf16" else 0)
     assert not watch.elsewhere
+    assert never_planned
 
 
-def test_text_is_generated_without_waiting_for_the_gpu(imagined, config):
+def test_text_is_generated_without_waiting_for_the_gpu(imagined, config, never_planned):
     network, tokens, _ = imagined
     with waits(config), torch.inference_mode():
         state = network.new_state(BATCH)
         for time in (TIME, 1, 1):
             logits = network(tokens[:, :time], state=state, last=1)
             assert (logits.device.type, logits.shape) == ("cuda", (BATCH, 1, config.vocab_size))
+    assert never_planned
+
+
+def test_what_a_user_forbids_stays_forbidden():
+    with FakeTensorMode():
+        x = torch.empty(1, device="cuda")
+    try:
+        torch.backends.cuda.enable_flash_sdp(False)
+        with retrieval.any_shape(x):
+            assert not torch.backends.cuda.flash_sdp_enabled()
+            assert not torch.backends.cuda.cudnn_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_flash_sdp(True)
