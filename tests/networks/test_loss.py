@@ -74,7 +74,10 @@ def test_weights_in_16_bits():
         assert (a.double() - b).norm() < 2e-2 * b.norm()
 
 
-def test_never_more_logits_than_that(monkeypatch):
+@pytest.mark.parametrize(("tokens", "most", "widths"), [(37, 10, [10, 10, 10, 7]), (600, 300, [256, 256, 88])])
+def test_never_more_logits_than_that(monkeypatch, tokens, most, widths):
+    """And where many tokens fit, as many as whole tiles of a matrix product take."""
+    monkeypatch.setattr(loss, "LOGITS", most * VOCABULARY + 3)
     widest = []
 
     def spy(x, weight):
@@ -83,8 +86,8 @@ def test_never_more_logits_than_that(monkeypatch):
 
     monkeypatch.setattr(loss.F, "linear", spy)
     with torch.no_grad():
-        linear_cross_entropy(*arguments())
-    assert widest == [10, 10, 10, 7]
+        linear_cross_entropy(torch.ones(tokens, DIM), torch.ones(VOCABULARY, DIM), torch.zeros(tokens).long())
+    assert widest == widths
 
 
 def test_the_operator_keeps_its_promises():
