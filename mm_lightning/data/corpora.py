@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import sysconfig
 import tokenize
 from collections.abc import Callable, Iterable, Iterator
@@ -12,7 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from mm_lightning.data.streams import BadInput, arrow, opened, records
+from mm_lightning.data.streams import arrow, opened, records
+from mm_lightning.data.text_files import BOM, BadInput, check_text, decode, parse_json
 from mm_lightning.errors import UserError
 
 STDLIB = "python-stdlib"
@@ -196,16 +196,14 @@ def read_piece(
         for place, make in _documents(file, piece, settings):
             try:
                 yield make()
-            except (BadInput, UnicodeDecodeError) as error:
+            except BadInput as error:
                 _bad(f"{file.url} {place}".strip(), error, settings, skipped)
-    except (OSError, EOFError, SyntaxError, BadInput) as error:
+    except (OSError, EOFError, BadInput) as error:
         _bad(file.url, error, settings, skipped)
 
 
 def _bad(where: str, error: Exception, settings: ReadSettings, skipped: list[str] | None) -> None:
     reason = str(error) or type(error).__name__
-    if isinstance(error, UnicodeDecodeError):
-        reason = f"not UTF-8, {error.reason} at byte {error.start}"
     if settings.on_error == "refuse":
         raise UserError(
             f"cannot read {where}: {reason} (mend it, or leave such input out with on_error=skip)"
@@ -223,36 +221,35 @@ def _documents(file: SourceFile, piece: Piece, settings: ReadSettings) -> Iterat
     with opened(file.url, file.codec) as stream:
         if separator is None:
             data = stream.read()
-            python = file.kind == "python"
-            encoding = tokenize.detect_encoding(io.BytesIO(data).readline)[0] if python else "utf-8-sig"
-            yield "", partial(data.decode, encoding)
+            yield "", partial(_python if file.kind == "python" else decode, data)
             return
         for number, (offset, record) in enumerate(records(stream, separator, piece.start, piece.stop), 1):
             place = f"row at byte {offset}" if piece.start else f"row {number}"
             if file.kind == "text":
                 yield place, partial(_text, record)
-            elif record.strip():
+            elif record.removeprefix(BOM).strip():
                 yield place, partial(_row, record, settings.text_key)
 
 
+def _python(data: bytes) -> str:
+    try:
+        return data.decode(tokenize.detect_encoding(io.BytesIO(data).readline)[0])
+    except (SyntaxError, LookupError, UnicodeDecodeError) as error:
+        raise BadInput(f"not Python in the encoding that it names: {error}") from error
+
+
 def _text(record: bytes) -> str:
-    return record.decode("utf-8-sig").strip()
+    return decode(record).strip()
 
 
 def _row(record: bytes, key: str) -> str:
-    try:
-        row = json.loads(record.decode("utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise BadInput(f"not JSON: {error}") from error
+    row = parse_json(record)
     if not isinstance(row, dict):
         raise BadInput("not a JSON object")
     if not isinstance(row.get(key), str):
         has = ", ".join(list(row)[:8]) or "nothing"
         raise BadInput(f"no text under the key {key!r}; it has {has} (text_key=... names another)")
-    try:
-        row[key].encode()
-    except UnicodeEncodeError as error:
-        raise BadInput(f"half a surrogate pair at character {error.start}, which is no text") from error
+    check_text(row[key])
     return row[key]
 
 

@@ -11,13 +11,10 @@ from types import ModuleType
 from typing import Any, BinaryIO
 
 from mm_lightning.data.retry import patiently
+from mm_lightning.data.text_files import BadInput
 from mm_lightning.errors import UserError
 
 _BLOCK = 1 << 20
-
-
-class BadInput(Exception):
-    """A file or a row that cannot be read, with the reason."""
 
 
 def records(stream: BinaryIO, separator: bytes, start: int, stop: int | None) -> Iterator[tuple[int, bytes]]:

@@ -80,12 +80,12 @@ def of_files(paths: Sequence[str], tokenizer: Tokenizer) -> Texts:
     Raises:
         UserError: they cannot be read, or were prepared with another tokenizer.
     """
-    from mm_lightning.inference.commands import read_text
+    from mm_lightning.data.text_files import read_document
 
     if len(paths) == 1 and (Path(paths[0]).expanduser() / FILE).is_file():
         return of_folder(Path(paths[0]), tokenizer)
     files = [file for path in paths for file in text_files(path)]
-    parts = [np.array(tokenizer.encode(read_text(file)), dtype=np.int64) for file in files]
+    parts = [np.array(tokenizer.encode(read_document(file)), dtype=np.int64) for file in files]
     source = str(files[0]) if len(files) == 1 else f"{len(files)} files, the first {Path(files[0]).name}"
     return Texts(source, parts)
 

@@ -9,8 +9,9 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from mm_lightning.data.text_files import read_document
 from mm_lightning.errors import UserError
-from mm_lightning.inference.commands import ReadingBar, long_store, read_text
+from mm_lightning.inference.commands import ReadingBar, long_store
 from mm_lightning.inference.sampling import Sampling
 from mm_lightning.inference.text import unescape
 
@@ -130,7 +131,7 @@ def obey(talk: Conversation, line: str) -> bool:
     if name == "help":
         print(HELP)
     elif name == "read":
-        tokens = talk.tokenizer.encode(read_text(value))
+        tokens = talk.tokenizer.encode(read_document(value))
         with ReadingBar(len(tokens)) as bar:
             talk.read(tokens, bar.advance)
     elif name == "save":

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mm_lightning.data.text_files import json_lines, read_document, text_lines
 from mm_lightning.errors import UserError
 from mm_lightning.inference.sampling import Sampling
 from mm_lightning.inference.text import check_stop, unescape
@@ -172,7 +173,7 @@ def remember_command(checkpoint: str, text: str, output: str, device: str = "aut
         output: the memory file to write; an older one is replaced. It also holds the document's text, as tokens.
         device: cpu, cuda, ...; auto takes a GPU if there is one.
     """
-    document = read_text(text)
+    document = read_document(text)
     from mm_lightning.inference.generate import choose_device, inference_on
     from mm_lightning.inference.memory_file import check_target, save_memory
     from mm_lightning.inference.reader import Reader
@@ -190,50 +191,23 @@ def remember_command(checkpoint: str, text: str, output: str, device: str = "aut
     print(f"{output}: {len(tokens):,} tokens, {reader.state.bytes / 1e6:.1f} MB")
 
 
-def read_text(path: str) -> str:
-    """The text of a file.
-
-    Raises:
-        UserError: there is none, or it is not text.
-    """
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise UserError(f"there is no text file {path}")
-    try:
-        text = file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not a text in UTF-8: byte {error.start} cannot be read") from error
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    if not text:
-        raise UserError(f"{path} is empty")
-    return text
-
-
 def read_prompt_file(path: str) -> list[str]:
-    """The prompts of a text file, one a line, or of a .jsonl file.
+    """Return the prompts of a text file, one a line, or of a .jsonl file.
 
     Raises:
-        UserError: it cannot be read, or holds none; of a .jsonl file, the line that is wrong.
+        UserError: it cannot be read, or holds none; of a .jsonl file, the row that is wrong.
     """
-    prompts = []
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        line = line.removesuffix("\r")
-        if not line.strip():
-            continue
-        if Path(path).suffix == ".jsonl":
-            try:
-                found = json.loads(line)
-            except json.JSONDecodeError as error:
-                where = f"{error.msg}, at character {error.pos + 1}"
-                raise UserError(f"{path}, line {number} is not JSON: {where}") from error
-            prompt = found.get("prompt") if isinstance(found, dict) else None
+    if Path(path).suffix == ".jsonl":
+        prompts = []
+        for row, value in json_lines(path):
+            prompt = value.get("prompt") if isinstance(value, dict) else None
             if not isinstance(prompt, str):
-                raise UserError(f'{path}, line {number} has no text under the key "prompt": {{"prompt": "..."}}')
-            line = prompt
-        prompts.append(line)
+                raise UserError(f'{path}, row {row} has no text under the key "prompt": {{"prompt": "..."}}')
+            prompts.append(prompt)
+    else:
+        prompts = [line for _, line in text_lines(path)]
     if not prompts:
-        raise UserError(f"{path} holds no prompts: all its lines are empty")
+        raise UserError(f"{path} holds no prompts: all its lines are blank")
     return prompts
 
 

@@ -88,9 +88,9 @@ def _text(prompt: str | None, file: str | None) -> str:
         if not prompt:
             raise UserError("the prompt is empty: give a text to look at")
         return prompt
-    from mm_lightning.inference.commands import read_text
+    from mm_lightning.data.text_files import read_document
 
-    return read_text(str(file))
+    return read_document(str(file))
 
 
 def _pieces(text: str, tokenizer: Tokenizer, tokens: int, documents: int) -> list[list[int]]:

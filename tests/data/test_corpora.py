@@ -112,7 +112,7 @@ def test_parquet(tmp_path):
         (b'{"body": "x"}', "no text under the key 'text'; it has body"),
         (b'{"text": 3}', "no text under the key 'text'"),
         (b'{"text": "\xff"}', "not UTF-8"),
-        (rb'{"text": "a\ud800"}', "half a surrogate pair at character 1"),
+        (rb'{"text": "a\ud800"}', "half a surrogate pair behind 'a'"),
     ],
 )
 def test_bad_rows_are_named_or_skipped(tmp_path, row, reason):

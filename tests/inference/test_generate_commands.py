@@ -35,8 +35,11 @@ def test_one_prompt(load, tokenizer, capsys):
 def test_a_file_of_prompts(load, tokenizer, capsys, tmp_path, kind):
     load(Recites("abcdefgh"), tokenizer)
     prompts, output = tmp_path / f"p.{kind}", tmp_path / "new" / "o.jsonl"
-    lines = {"txt": "abc\n\na\nabcde\n", "jsonl": '{"prompt": "abc", "id": 1}\n{"prompt": "a"}\n{"prompt": "abcde"}\n'}
-    prompts.write_text(lines[kind])
+    lines = {
+        "txt": "abc\n\na\nabcde\n",
+        "jsonl": '{"prompt": "abc", "id": 1}\n\n{"prompt": "a"}\n{"prompt": "abcde"}\n',
+    }
+    prompts.write_text("\ufeff" + lines[kind], encoding="utf-8")  # a byte order mark, as editors put it
     settings = ["--prompts", prompts, "--max_new_tokens", 4, "--batch_size", 2]
     assert run("generate", *settings, "--output", output) == 0
     found = [json.loads(line) for line in output.read_text().splitlines()]
@@ -63,7 +66,7 @@ def test_batches_do_not_change_texts(load, network, tokenizer, capsys, tmp_path)
 def test_a_document_is_remembered_and_asked(load, network, tokenizer, capsys, tmp_path, monkeypatch):
     load(network, tokenizer)
     text, memory, prompts = tmp_path / "a.txt", tmp_path / "a.memory", tmp_path / "p.txt"
-    text.write_text("what is to be remembered")
+    text.write_text("\ufeffwhat is to be remembered", encoding="utf-8")
     assert run("remember", "--text", text, "--output", memory) == 0
     assert "25 tokens" in capsys.readouterr().out
     settings = ["--max_new_tokens", 6, "--temperature", 0]
@@ -87,12 +90,12 @@ def test_a_document_is_remembered_and_asked(load, network, tokenizer, capsys, tm
     ("content", "name", "message"),
     [
         (None, "p.txt", "there is no text file"),
-        (b"", "p.txt", "is empty"),
+        (b"", "p.txt", "holds no prompts"),
         (b"\n \n", "p.txt", "holds no prompts"),
-        (b"\xff\xfe", "p.txt", "is not a text in UTF-8: byte 0"),
-        (b'{"prompt": "a"}\n{"prompt": \n', "p.jsonl", "p.jsonl, line 2 is not JSON: Expecting value, at character 12"),
-        (b'\n{"text": "a"}\n', "p.jsonl", 'p.jsonl, line 2 has no text under the key "prompt"'),
-        (b"[1]\n", "p.jsonl", "line 1 has no text"),
+        (b"\xff\xfe", "p.txt", "p.txt: not UTF-8, invalid start byte at byte 0, line 1"),
+        (b'{"prompt": "a"}\n{"prompt": \n', "p.jsonl", "p.jsonl, row 2: not JSON: Expecting value at character 12"),
+        (b'\n{"text": "a"}\n', "p.jsonl", 'p.jsonl, row 2 has no text under the key "prompt"'),
+        (b"[1]\n", "p.jsonl", "row 1 has no text"),
     ],
 )
 def test_prompt_files_that_cannot_be_read(capsys, tmp_path, content, name, message):

@@ -1,0 +1,142 @@
+"""The one reader of text files and JSON lines: UTF-8 with or without a byte order mark, blank lines left out."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mm_lightning.errors import UserError
+
+BOM = "\ufeff".encode()
+
+
+class BadInput(Exception):
+    """A file or a row that cannot be read, with the reason."""
+
+
+def decode(data: bytes) -> str:
+    """Return the text of bytes in UTF-8, without a byte order mark; line ends stay as they are.
+
+    Raises:
+        BadInput: they are not UTF-8.
+    """
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        at = error.start + len(data) - len(error.object)  # the decoder does not count the mark
+        line = data.count(b"\n", 0, at) + 1
+        raise BadInput(f"not UTF-8, {error.reason} at byte {at}, line {line}: {data[at]:#04x}") from error
+
+
+def check_text(text: str) -> None:
+    """Check that a text can be written in UTF-8.
+
+    Raises:
+        BadInput: it holds half a surrogate pair, as `\\ud83d` alone in JSON gives.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        before = text[max(0, error.start - 20) : error.start]
+        raise BadInput(f"half a surrogate pair behind {before!r}, which is no text") from error
+
+
+def parse_json(data: bytes) -> Any:
+    """Return the value of a JSON document or of one of JSON lines.
+
+    Raises:
+        BadInput: it is not UTF-8 or not JSON.
+    """
+    try:
+        return json.loads(decode(data))
+    except json.JSONDecodeError as error:
+        where = f"character {error.colno}" if error.lineno == 1 else f"line {error.lineno}, character {error.colno}"
+        raise BadInput(f"not JSON: {error.msg} at {where}") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; lists within lists
+        raise BadInput(f"not JSON that can be read: {error}") from error
+
+
+def _parse_texts(data: bytes) -> Any:
+    """Return what `parse_json` does, all texts in it checked."""
+    value = parse_json(data)
+    if b"\\u" in data:  # the only way in: decoding lets none through
+        check_text(json.dumps(value, ensure_ascii=False))
+    return value
+
+
+def read_text(path: str | os.PathLike) -> str:
+    """Return the text of a file, with line ends as `\\n`.
+
+    Raises:
+        UserError: there is no such file, or it is not UTF-8.
+    """
+    data = _read(path)
+    try:
+        return decode(data).replace("\r\n", "\n")
+    except BadInput as error:
+        raise UserError(f"{path}: {error}: save it as UTF-8") from error
+
+
+def read_document(path: str | os.PathLike) -> str:
+    """Return the text of a file that must not be empty, like `read_text`.
+
+    Raises:
+        UserError: it cannot be read, or is empty.
+    """
+    text = read_text(path)
+    if not text:
+        raise UserError(f"{path} is empty: give a file with text")
+    return text
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """Return the value of a JSON file.
+
+    Raises:
+        UserError: there is no such file, or it is not JSON.
+    """
+    data = _read(path)
+    try:
+        return _parse_texts(data)
+    except BadInput as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def text_lines(path: str | os.PathLike) -> Iterator[tuple[int, str]]:
+    """Yield the lines of a text file that are not blank, each with its number, counted from 1.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    for row, line in enumerate(read_text(path).split("\n"), 1):
+        if line.strip():
+            yield row, line
+
+
+def json_lines(path: str | os.PathLike) -> Iterator[tuple[int, Any]]:
+    """Yield the value of each line of a file that is not blank, with the row's number, counted from 1.
+
+    Raises:
+        UserError: the file cannot be read, or a row is not JSON; it names the row.
+    """
+    for row, line in enumerate(_read(path).split(b"\n"), 1):
+        try:
+            if line.removeprefix(BOM).strip():
+                yield row, _parse_texts(line)
+        except BadInput as error:
+            raise UserError(f"{path}, row {row}: {error}") from error
+
+
+def _read(path: str | os.PathLike) -> bytes:
+    file = Path(path).expanduser()
+    if file.is_dir():
+        raise UserError(f"{path} is a folder: give a text file")
+    if not file.exists():
+        raise UserError(f"there is no text file {path}")
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
