@@ -8,11 +8,13 @@ Every text is a document: it begins with the token that begins documents, also w
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from mm_lightning.errors import UserError
@@ -46,6 +48,7 @@ class LanguageModel(TemplateLM):
         self.model = model
         self.limit = (model.context_length if max_length is None else max_length) or None
         self._beginning: Reader | None = None
+        self._joined: set[str | None] = set()  # tasks that were warned about
 
     @property
     def eot_token_id(self) -> int:
@@ -64,19 +67,42 @@ class LanguageModel(TemplateLM):
         tokens = self.model.encode(string)
         return tokens if add_special_tokens is False else [self.model.bos, *tokens]
 
+    def loglikelihood(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Return log p of each continuation after its context, and whether greedy decoding would write it.
+
+        A continuation without a token of its own, because it is empty or the tokenizer joins it with the context, has
+        log p 0, as for the harness' own models.
+        """
+        pairs = [(request.args, *self._encode_pair(*request.args)) for request in requests]
+        for request, (_, _, continuation) in zip(requests, pairs, strict=True):
+            if not continuation and request.task_name not in self._joined:
+                self._joined.add(request.task_name)
+                logging.getLogger(__name__).warning(
+                    "%s: the tokenizer has no token for %r after its context, which counts as log p = 0 (further ones "
+                    "are not named)",
+                    _place(request),
+                    request.args[1][:40],
+                )
+        return self._loglikelihood_tokens(pairs)
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[Tokens, Tokens]:
+        """Tokens of a context and its continuation; white space at the context's end belongs to the continuation."""
+        if context:
+            return super()._encode_pair(context, continuation)
+        return [self.prefix_token_id], self.tok_encode(continuation, add_special_tokens=False)
+
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[tuple[str, str] | None, Tokens, Tokens]], **_: Any
     ) -> list[tuple[float, bool]]:
         by_context: dict[tuple[int, ...], list[int]] = {}
         for number, (_text, context, continuation) in enumerate(requests):
-            if not continuation:
-                raise UserError(f"the tokenizer makes no token of the continuation in {_text}")
-            by_context.setdefault(tuple(self._cut(context, len(continuation) - 1)), []).append(number)
+            if continuation:
+                by_context.setdefault(tuple(self._cut(context, len(continuation) - 1)), []).append(number)
         questions = [
             Choices(list(context), [requests[number][2] for number in numbers])
             for context, numbers in by_context.items()
         ]
-        found: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
+        found: list[tuple[float, bool]] = [(0.0, True)] * len(requests)
         beginning = self._common([list(context) for context in by_context])
         answers = likelihoods(self.model, questions, beginning)
         for numbers, several in zip(by_context.values(), answers, strict=True):
@@ -104,28 +130,34 @@ class LanguageModel(TemplateLM):
         return found
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Greedy answers, each up to the first of its `until` strings."""
+        """Greedy answers, each up to the first of its `until` strings.
+
+        Raises:
+            UserError: a task wants another kind of answer; it is named.
+        """
         answers = [""] * len(requests)
         by_settings: dict[tuple[tuple[str, ...], int], list[int]] = {}
         for number, request in enumerate(requests):
-            by_settings.setdefault(_settings(request.args[1]), []).append(number)
+            by_settings.setdefault(_settings(request), []).append(number)
         for (stop, new_tokens), numbers in by_settings.items():
+            if not new_tokens:
+                continue
             prompts = [self._cut(self.tok_encode(requests[number].args[0]), new_tokens) for number in numbers]
             for number, answer in zip(numbers, self.model.greedy(prompts, new_tokens, stop), strict=True):
                 answers[number] = answer
-                self.cache_hook.add_partial("generate_until", requests[number].args, answer)
+        for request, answer in zip(requests, answers, strict=True):
+            self.cache_hook.add_partial("generate_until", request.args, answer)
         return answers
 
     def tokens_cut(self, request: Instance) -> int:
         """How many tokens of a request's prompt are cut off."""
         if self.limit is None or request.request_type == "loglikelihood_rolling":
             return 0
-        prompt, wanted = request.args
-        context = self.tok_encode(prompt)
         if request.request_type == "generate_until":
-            more = _settings(wanted)[1]
+            context, more = self.tok_encode(request.args[0]), _settings(request)[1]
         else:
-            more = len(self.tok_encode(prompt + wanted)) - len(context) - 1
+            context, continuation = self._encode_pair(*request.args)
+            more = max(0, len(continuation) - 1)
         return len(context) - len(self._cut(context, more))
 
     def _cut(self, context: Tokens, more: int) -> Tokens:
@@ -135,10 +167,12 @@ class LanguageModel(TemplateLM):
 
     def _common(self, contexts: list[Tokens]) -> Reader | None:
         """What all contexts begin with, read once for as long as it stays the same; None where it is short."""
+        if len(contexts) < 2:
+            return None
         low, high = min(contexts), max(contexts)
         length = next((n for n, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
         length = min(length, len(low) - 1, *(len(context) - 1 for context in contexts))
-        if len(contexts) == 1 or length < SHARED_TOKENS:
+        if length < SHARED_TOKENS:
             return None
         if self._beginning is None or not _begins(low[:length], self._beginning.documents[0], SHARED_TOKENS):
             self._beginning = self.model.prefill(low[:length])
@@ -150,14 +184,32 @@ def _begins(tokens: Tokens, with_: Tokens, least: int) -> bool:
     return tokens[: len(with_)] == with_ and len(tokens) - len(with_) < least
 
 
-def _settings(wanted: dict[str, Any]) -> tuple[tuple[str, ...], int]:
-    """What ends an answer, and its tokens at most.
+def _settings(request: Instance) -> tuple[tuple[str, ...], int]:
+    """What ends an answer, and its tokens at most, read as the harness reads them.
 
     Raises:
-        UserError: it is to be drawn at random.
+        UserError: the task wants no greedy answer, or a setting means nothing; it names the task.
     """
-    if wanted.get("do_sample") or wanted.get("temperature"):
-        raise UserError(f"only greedy answers are written, the task wants {wanted}")
-    until = wanted.get("until") or []
-    stop = tuple(text for text in ([until] if isinstance(until, str) else until) if text)
-    return stop, int(wanted.get("max_gen_toks", NEW_TOKENS))
+    wanted = request.args[1]
+    try:
+        settings: dict[str, Any] = dict(normalize_gen_kwargs(wanted, NEW_TOKENS))
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"{_place(request)}: generation_kwargs {wanted} cannot be read ({error})") from error
+    if settings["do_sample"] or (settings.get("num_beams") or 1) != 1:
+        raise UserError(
+            f"{_place(request)}: only greedy answers are written, its generation_kwargs are {wanted}: set do_sample "
+            "to false and leave num_beams out"
+        )
+    stop = tuple(text for text in settings["until"] if text)
+    if settings["max_gen_toks"] < 0 or not all(isinstance(text, str) for text in stop):
+        raise UserError(
+            f"{_place(request)}: generation_kwargs need max_gen_toks of at least 0 and texts in until, got {wanted}"
+        )
+    return stop, settings["max_gen_toks"]
+
+
+def _place(request: Instance) -> str:
+    """The task and document of a request, for messages."""
+    if request.task_name is None:
+        return "a request"
+    return f"{request.task_name}, document {(request.doc_id or 0) + 1}"

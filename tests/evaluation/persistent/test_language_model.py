@@ -1,6 +1,8 @@
 # ruff: noqa: E402
 """The harness' numbers of a network are those of its own class for transformers on the same exported weights."""
 
+import dataclasses
+
 import pytest
 
 pytest.importorskip("lm_eval", reason="needs the extra `eval`")
@@ -13,20 +15,23 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from torch.nn import functional as F
 
-from mm_lightning.data.tokenizer import load_tokenizer
+from mm_lightning.data.tokenizer import load_tokenizer, train_tokenizer
 from mm_lightning.errors import UserError
 from mm_lightning.evaluation.model import Model
 from mm_lightning.evaluation.persistent.language_model import LanguageModel
 from mm_lightning.evaluation.task import find_task
 from mm_lightning.inference.export import export
-from tests.inference.conftest import build
+from tests.inference.conftest import CONFIGS, build
 
 CONTEXT = 2048
 
 
-def pair(name, folder):
+def pair(name, folder, tokenizer=None):
     """A network, and the harness' class around what was exported of it, both in float32."""
-    network, tokenizer = build(name).float(), load_tokenizer("bytes")
+    network = build(name).float()
+    if tokenizer is not None:
+        network = dataclasses.replace(CONFIGS[name], vocab_size=tokenizer.vocab_size).build().eval()
+    tokenizer = tokenizer or load_tokenizer("bytes")
     export(network, tokenizer, folder, CONTEXT)
     exported = transformers.AutoModelForCausalLM.from_pretrained(folder)
     theirs = HFLM(exported, tokenizer=transformers.AutoTokenizer.from_pretrained(folder), batch_size=3, device="cpu")
@@ -40,8 +45,8 @@ def log_prob(model, context, continuation):
     return -float(F.cross_entropy(logits, torch.tensor(continuation), reduction="sum"))
 
 
-def request(kind, *args):
-    return Instance(kind, {}, args, 0)
+def request(kind, *args, task=None):
+    return Instance(kind, {}, args, 0, (task, 4, 1))
 
 
 @pytest.mark.parametrize(
@@ -78,9 +83,9 @@ def test_scores_are_those_of_the_harness(network, name, data, tmp_path):
 def test_whole_texts_are_those_of_the_harness(tmp_path):
     model, theirs = pair("v2", tmp_path / "exported")
     texts = ["", "A short text.", "one of several windows " * 9]
-    requests = [request("loglikelihood_rolling", text) for text in texts]
+    whole = [request("loglikelihood_rolling", text) for text in texts]
     theirs.add_bos_token = False  # each window already begins with it
-    for length in (CONTEXT, 50):
+    for length, requests in ((CONTEXT, whole), (50, whole), (CONTEXT, whole[:1])):
         theirs._max_length = length
         expected = theirs.loglikelihood_rolling(requests, disable_tqdm=True)
         assert LanguageModel(model, length).loglikelihood_rolling(requests) == pytest.approx(expected, rel=1e-5)
@@ -131,14 +136,81 @@ def test_long_texts_lose_their_beginning(model):
         LanguageModel(model, -1)
 
 
+def test_answers_without_a_token_are_those_of_the_harness(tmp_path, caplog):
+    """The tokenizer joins "the" and "re" into one token, so the answer "re" has none of its own."""
+    tokenizer = train_tokenizer(["the\nthere\nthere\n"] * 9, 300, tmp_path / "tokenizer.json", progress=False)
+    assert len(tokenizer.encode("there")) == len(tokenizer.encode("the")) == 1
+    model, theirs = pair("v2", tmp_path / "exported", tokenizer)
+    # their class can do so beside a question of the same context with one token, and fails where it stands alone
+    pairs = [("the", "re"), ("the", " ox"), ("the", "!"), ("ox ", " the"), ("", "there"), (" ", "the")]
+    requests = [request("loglikelihood", *pair, task="arc_easy") for pair in pairs]
+    expected = theirs.loglikelihood(requests, disable_tqdm=True)
+    assert expected[0] == (0.0, True)
+    network = LanguageModel(model)
+    found = network.loglikelihood(requests, disable_tqdm=True)
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
+    assert [x for x, _ in found] == pytest.approx([x for x, _ in expected], rel=1e-5)
+    empty = [request("loglikelihood", *pair) for pair in (("the", "re"), ("the", ""), ("", ""))]
+    assert [LanguageModel(model).loglikelihood([one])[0] for one in empty] == [(0.0, True)] * 3
+    assert LanguageModel(model, 8).tokens_cut(requests[0]) == 0
+    assert network.loglikelihood([]) == network.generate_until([]) == network.loglikelihood_rolling([]) == []
+    (said,) = [record.getMessage() for record in caplog.records if "arc_easy" in record.getMessage()]
+    assert "arc_easy, document 5" in said
+    assert "'re'" in said
+
+
 def test_answers_end_before_their_stop_strings(model):
     requests = [request("generate_until", "ab", {"max_gen_toks": 12})]
     [whole] = LanguageModel(model).generate_until(requests)
     stop = whole[3:5]
-    requests = [request("generate_until", "ab", {"until": [stop, ""], "max_gen_toks": 12})]
-    assert LanguageModel(model).generate_until(requests) == [whole[: whole.index(stop)]]
-    with pytest.raises(UserError, match="greedy"):
-        LanguageModel(model).generate_until([request("generate_until", "ab", {"do_sample": True})])
+    for until in ([stop, ""], stop, [None, stop]):
+        requests = [request("generate_until", "ab", {"until": until, "max_gen_toks": 12})]
+        assert LanguageModel(model).generate_until(requests) == [whole[: whole.index(stop)]]
+
+
+GREEDY = [
+    ({"do_sample": False, "temperature": 1.0, "max_new_tokens": 3}, 3),
+    ({"do_sample": False, "temperature": 0.8, "top_p": 0.9, "top_k": 4, "max_tokens": 5}, 5),
+    ({"temperature": 0.0, "max_completion_tokens": 2, "num_beams": 1}, 2),
+    ({"max_new_tokens": 9, "max_gen_toks": 4, "until": []}, 4),
+    ({"max_gen_toks": None, "max_tokens": "6"}, 6),
+]
+
+
+def test_settings_are_read_as_the_harness_reads_them(tmp_path):
+    """Two tasks that ask the same with different settings, all at once."""
+    model, theirs = pair("v2", tmp_path / "exported")
+    requests = [request("generate_until", "ab", wanted) for wanted, _ in GREEDY]
+    found = LanguageModel(model).generate_until(requests)
+    assert found == theirs.generate_until(requests, disable_tqdm=True)
+    tokens = [model.bos, *model.encode("ab")]
+    assert found == [model.greedy([tokens], count)[0] for _, count in GREEDY]
+    # where their class fails, or a generation of 256 tokens takes long
+    network = LanguageModel(model, 6)
+    assert network.generate_until([request("generate_until", "ab", {"max_gen_toks": 0})]) == [""]
+    assert network.tokens_cut(request("generate_until", "ab", {"max_new_tokens": 3})) == 0
+    assert network.tokens_cut(request("generate_until", "abcd", {"max_new_tokens": 3})) == 2
+    [defaulted] = network.generate_until([request("generate_until", "ab", {"until": None})])
+    assert defaulted == model.greedy([tokens], 256)[0]
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {"do_sample": True},
+        {"do_sample": True, "temperature": 0},
+        {"temperature": 0.7},
+        {"num_beams": 10},
+        {"max_gen_toks": -1},
+        {"max_gen_toks": "many"},
+        {"until": [3]},
+        {"temperature": None},
+        None,
+    ],
+)
+def test_other_answers_are_refused_by_name(model, wanted):
+    with pytest.raises(UserError, match=r"humaneval_64, document 5.*generation_kwargs"):
+        LanguageModel(model).generate_until([request("generate_until", "ab", wanted, task="humaneval_64")])
 
 
 @pytest.fixture(scope="module")
