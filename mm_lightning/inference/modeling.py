@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -9,13 +10,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_outputs import CausalLMOutputWithPast, ModelOutput
 
 from mm_lightning.inference.configuration import MMLightningConfig
 from mm_lightning.memory.documents import Documents
 from mm_lightning.memory.state import State
 from mm_lightning.networks.base import Network
 from mm_lightning.networks.loss import IGNORE
+
+# transformers 5.24 renamed the argument. Exported folders outlive versions, so the loop of generation itself is asked.
+_RENAMED = "cache" in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
+CACHE, OTHER_NAME = ("cache", "past_key_values") if _RENAMED else ("past_key_values", "cache")
+"""How this version of transformers calls the cache in arguments and outputs, and how others do."""
 
 
 class MemoryCache(Cache):
@@ -87,6 +93,21 @@ class MemoryCache(Cache):
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         """What can be attended to: everything, from the beginning on."""
         return self.get_seq_length() + query_length, 0
+
+    @property
+    def is_linear(self) -> list[bool]:
+        """False for every layer: `generate` then leaves out of a prompt what was read before."""
+        return [False] * len(self)
+
+    @property
+    def is_sliding(self) -> list[bool]:
+        """False for every layer."""
+        return [False] * len(self)
+
+    @property
+    def is_dummy(self) -> list[bool]:
+        """False for every layer."""
+        return [False] * len(self)
 
     @property
     def batch_size(self) -> int:
@@ -170,13 +191,14 @@ class MMLightningForCausalLM(PreTrainedModel, GenerationMixin):
         position_ids: Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        cache: MemoryCache | None = None,
     ) -> CausalLMOutputWithPast | tuple:
         """Logits, loss and cache. Padding, where there is any, is on the left (on the right only without a cache).
 
         Args:
             input_ids: (B, T) int64, the tokens after those that the cache has read.
             attention_mask: (B, T) or, with a cache, (B, tokens read before + T): 0 on padding, else 1.
-            past_key_values: what the network has read before.
+            past_key_values: what the network has read before; another name of `cache`.
             labels: (B, T), input_ids or -100: the loss is that of predicting each from the tokens before it.
             use_cache: return the cache. By default where no gradient or loss is wanted.
             logits_to_keep: logits of the last so many tokens only (0: all), or of the tokens with these indices.
@@ -184,6 +206,7 @@ class MMLightningForCausalLM(PreTrainedModel, GenerationMixin):
             position_ids: (B, T) or (1, T): may be left out, and must count as the network itself does.
             output_attentions: True is refused: the weights of reads are not kept.
             output_hidden_states: True is refused, likewise.
+            cache: what the network has read before.
 
         Raises:
             ValueError: the mask, the cache or the positions do not fit, or something is asked for that there is not.
@@ -197,25 +220,26 @@ class MMLightningForCausalLM(PreTrainedModel, GenerationMixin):
             )
         if position_ids is not None:
             check_positions(position_ids, attention_mask, input_ids.shape[1])
-        if isinstance(past_key_values, Cache) and not isinstance(past_key_values, MemoryCache):
+        cache = one_cache({"cache": cache, "past_key_values": past_key_values})
+        if isinstance(cache, Cache) and not isinstance(cache, MemoryCache):
             raise ValueError(
-                f"a memory's state does not fit a {type(past_key_values).__name__}: leave past_key_values out, or pass "
+                f"a memory's state does not fit a {type(cache).__name__}: leave {CACHE} out, or pass "
                 f"model.new_cache() or what an earlier call returned"
             )
         starts = None if attention_mask is None else document_starts(attention_mask, input_ids.shape[1])
         if use_cache is None:
             wanted = labels is None and not torch.is_grad_enabled()
             use_cache = wanted and (attention_mask is None or padded_left(attention_mask))
-        if past_key_values is None and use_cache:
-            past_key_values = self.new_cache()
+        if cache is None and use_cache:
+            cache = self.new_cache()
         last = logits_to_keep if isinstance(logits_to_keep, int) and logits_to_keep and labels is None else None
-        if past_key_values is None:
+        if cache is None:
             documents = None if starts is None else Documents.from_starts(starts)
             x, balance = self.network.hidden(input_ids, documents, last=last)
         else:
             if attention_mask is not None and input_ids.shape[1] > 1 and not padded_left(attention_mask):
                 raise ValueError("with a cache, padding must be on the left: set padding_side of the tokenizer to left")
-            state = past_key_values.begin(input_ids.shape[0])
+            state = cache.begin(input_ids.shape[0])
             x, balance = self.network.hidden(input_ids, state=state, starts=starts, last=last)
         logits = self.network.classifier(x)
         loss = None
@@ -226,11 +250,19 @@ class MMLightningForCausalLM(PreTrainedModel, GenerationMixin):
             logits = logits[:, logits_to_keep]
         elif last is None and logits_to_keep:
             logits = logits[:, -logits_to_keep:]
-        output = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
-        return output.to_tuple() if return_dict is False else output
+        named: dict[str, Any] = {CACHE: cache}
+        output = CausalLMOutputWithPast(loss=loss, logits=logits, **named)
+        return output.to_tuple() if return_dict is False else with_both_names(output)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """As for every model; the cache may be given, and is returned, as `cache` or `past_key_values`."""
+        cache = one_cache(kwargs)
+        output = super().generate(*args, **kwargs, **({} if cache is None else {CACHE: cache}))
+        return with_both_names(output) if isinstance(output, ModelOutput) else output
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As for every model, without None and what the loop of transformers passes on that no network reads."""
+        kwargs[CACHE] = one_cache(kwargs)
         inputs = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
         loops = ("cache_position", "tokenizer")  # of older versions; of stop_strings
         return {name: value for name, value in inputs.items() if value is not None and name not in loops}
@@ -243,8 +275,27 @@ class MMLightningForCausalLM(PreTrainedModel, GenerationMixin):
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> None:
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)  # type: ignore[misc]
-        if generation_config.use_cache and model_kwargs.get("past_key_values") is None:
-            model_kwargs["past_key_values"] = self.new_cache()
+        if generation_config.use_cache and model_kwargs.get(CACHE) is None:
+            model_kwargs[CACHE] = self.new_cache()
+
+
+def one_cache(arguments: dict[str, Any]) -> Any:
+    """Take the cache out of arguments that may hold it by either name; None if there is none.
+
+    Raises:
+        ValueError: two are given.
+    """
+    given = [arguments.pop(name, None) for name in (CACHE, OTHER_NAME)]
+    if given[0] is not None and given[1] is not None:
+        raise ValueError(f"cache and past_key_values are two names of one argument: give {CACHE} alone")
+    return given[0] if given[1] is None else given[1]
+
+
+def with_both_names(output: Any) -> Any:
+    """Let the cache of an output be read as `cache` and as `past_key_values`."""
+    if not hasattr(type(output), OTHER_NAME):
+        setattr(output, OTHER_NAME, getattr(output, CACHE, None))
+    return output
 
 
 def document_starts(mask: Tensor, time: int) -> Tensor | None:

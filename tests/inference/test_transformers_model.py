@@ -90,18 +90,43 @@ def test_padding_on_the_left_changes_nothing(model, tokens):
         assert torch.equal(found[1:], other)
 
 
-def test_texts_go_on_from_a_prefix_that_was_read_once(model, tokens):
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_texts_go_on_from_a_prefix_that_was_read_once(model, tokens, name):
     with torch.no_grad():
-        prefix = model(tokens[:1, :8]).past_key_values
+        prefix = getattr(model(tokens[:1, :8]), name)
     ends = tokens[:, 8:]
     for end in ends:
         whole = torch.cat([tokens[:1, :8], end[None]], 1)
-        found = model.generate(whole, past_key_values=copy.deepcopy(prefix), **GREEDY)
+        found = model.generate(whole, **{name: copy.deepcopy(prefix)}, **GREEDY)
         assert torch.equal(found, greedy(model.network, whole))
     assert prefix.get_seq_length() == 8
     prefix.batch_repeat_interleave(2)  # and both at once
     whole = torch.cat([tokens[:1, :8].expand(2, -1), ends], 1)
-    assert torch.equal(model.generate(whole, past_key_values=prefix, **GREEDY), greedy(model.network, whole))
+    found = model.generate(whole, **{name: prefix}, return_dict_in_generate=True, **GREEDY)
+    assert torch.equal(found.sequences, greedy(model.network, whole))
+    assert found.cache is found.past_key_values is prefix
+
+
+def test_the_cache_has_two_names(v2, tokens):
+    with torch.no_grad():
+        logits = v2(tokens).logits
+        for name in ("cache", "past_key_values"):
+            before = v2(tokens[:, :8], **{name: v2.new_cache()})
+            assert before.cache is before.past_key_values
+            torch.testing.assert_close(v2(tokens[:, 8:], **{name: before.cache}).logits, logits[:, 8:])
+        with pytest.raises(ValueError, match="two names of one argument"):
+            v2(tokens, cache=v2.new_cache(), past_key_values=v2.new_cache())
+    assert before.cache.is_linear == before.cache.is_sliding == before.cache.is_dummy == [False, False]
+
+
+def test_a_prefix_goes_on_in_chunks_and_with_the_new_tokens_only(model, tokens):
+    expected = greedy(model.network, tokens)
+    mask = torch.ones_like(tokens)
+    for new, settings in ((tokens, {"prefill_chunk_size": 2}), (tokens[:, 8:], {})):
+        with torch.no_grad():
+            prefix = model(tokens[:, :8]).cache
+        found = model.generate(new, attention_mask=mask, cache=prefix, **settings, **GREEDY)
+        assert torch.equal(found[:, -GREEDY["max_new_tokens"] :], expected[:, tokens.shape[1] :])
 
 
 def test_logits_and_loss(model, tokens):

@@ -136,7 +136,9 @@ class LlamaReader:
         self.token = self._next(tokens)
 
     def _next(self, tokens: Any) -> Any:
-        return self.network(tokens, past_key_values=self.cache, use_cache=True, logits_to_keep=1).logits.argmax(-1)
+        from mm_lightning.inference.modeling import CACHE
+
+        return self.network(tokens, **{CACHE: self.cache}, use_cache=True, logits_to_keep=1).logits.argmax(-1)
 
     def decode(self) -> None:
         """Some tokens more, by the kernels that ours are read by: every token makes another shape."""
