@@ -26,7 +26,6 @@ class Imported:
         source: what it was, for people.
         tokenizer: as a checkpoint describes it; None if there is none.
         context_length: of its training, if known.
-        remark: what the user should know.
     """
 
     config: NetworkConfig
@@ -34,7 +33,6 @@ class Imported:
     source: str
     tokenizer: dict[str, Any] | None = None
     context_length: int | None = None
-    remark: str = ""
 
 
 def read(source: str | os.PathLike, largest_key_exponent: float | None = None) -> Imported:
@@ -63,18 +61,15 @@ def read(source: str | os.PathLike, largest_key_exponent: float | None = None) -
 
 
 def _read_v1(path: Path, limit: float | None) -> Imported:
-    from mm_lightning.inference.import_v1 import LIMIT, convert_v1, limit_keys, read_v1
+    from mm_lightning.inference.import_v1 import convert_v1, limit_keys, read_v1
 
     settings, theirs = read_v1(path)
     config, weights = convert_v1(settings, theirs)
-    above = limit_keys(weights, limit)
-    remark = (
-        f"{above} heads have keys of an exponent above {LIMIT:g}, where the latest published code cuts it (earlier "
-        f"versions did not): --largest_key_exponent {LIMIT:g} for a checkpoint of that version"
-    )
+    if limit is not None:
+        limit_keys(weights, limit)
     source = f"{path.name}, a checkpoint of v1's published code"
     length = settings.get("block_size")
-    return Imported(config, weights, source, context_length=length, remark=remark if above else "")
+    return Imported(config, weights, source, context_length=length)
 
 
 def _read_llama(path: Path, config: dict[str, Any]) -> Imported:
@@ -172,7 +167,8 @@ def import_command(
         source: a file, or a folder with a config.json.
         output: the run folder to write.
         tokenizer: `bytes`, or a tokenizer.json, or a folder that holds one; by default the source's own, if it has one.
-        largest_key_exponent: of v1 checkpoints: cut the exponents of keys there. The latest published code cuts at 5.
+        largest_key_exponent: of v1 checkpoints, where a key's exponent is cut, if they come from a changed copy of that
+            code; leave it out for nanoMosaics itself, which cuts at log(65535) as networks here do.
     """
     imported = read(source, largest_key_exponent)
     if tokenizer is not None:
@@ -190,7 +186,5 @@ def import_command(
     path = write(imported, output)
     parameters = sum(x.numel() for x in imported.weights.values())
     print(f"{path}: {imported.source}, {parameters:,} parameters")
-    if imported.remark:
-        print(imported.remark)
     if imported.tokenizer is None:
         print("it came without a tokenizer, which generating needs: --tokenizer names one")

@@ -1,7 +1,8 @@
 """Checkpoints of v1's published language model code (nanoMosaics): its names and ours.
 
 Its scalars are stored divided by ten like ours, and exp(10 s) times a key on either side of an inner product is our
-beta = exp(20 kappa), so that every number is taken over as it is; only shapes differ.
+beta = exp(20 kappa), so that every number is taken over as it is; only shapes differ. Every version of it cuts the
+exponent of a key's factor at log(65535), and so do our networks: :class:`mm_lightning.memory.bandwidth.FixedBandwidth`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from mm_lightning.errors import UserError
 from mm_lightning.networks import V1, MemoryMosaicConfig
 
 NORM_EPS = 1e-5  # of its LayerNorm, which no checkpoint says
-LIMIT = 5.0  # the largest exponent of a key in its latest version; earlier ones allowed log(65535)
 
 _LINEAR = r"\.(weight|bias)$"
 _NAMES = [
@@ -111,17 +111,8 @@ def _shape(name: str, x: Tensor) -> Tensor:
     return x.flatten() if x.dim() == 4 else x  # (1, H, 1, 1)
 
 
-def limit_keys(weights: dict[str, Tensor], limit: float | None) -> int:
-    """Cuts the exponents of keys, 10 kappa in contextual memories and 20 kappa in persistent ones, at a limit.
-
-    Returns:
-        how many heads' exponents lie above the limit of the latest published code, if no limit is given.
-    """
-    above = 0
+def limit_keys(weights: dict[str, Tensor], limit: float) -> None:
+    """Cut the exponents of keys, 10 kappa in contextual memories and 20 kappa in persistent ones, at a limit."""
     for name in [name for name in weights if name.endswith(".bandwidth.kappa")]:
         times = 20 if ".persistent." in name else 10
-        if limit is None:
-            above += int((weights[name] * times > LIMIT).sum())
-        else:
-            weights[name] = weights[name].clamp(max=limit / times)
-    return above
+        weights[name] = weights[name].clamp(max=limit / times)

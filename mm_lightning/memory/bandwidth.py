@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 
 from mm_lightning.memory.layers import TIMES
 
-LARGEST = torch.finfo(torch.float16).max
+LARGEST = math.log(2**16 - 1)
+"""The exponent at which v1's public code cuts the factor of a key."""
 
 
 class AdaptiveBandwidth(nn.Module):
@@ -62,10 +64,19 @@ def adaptive(pairs: Tensor, alpha: Tensor, beta_0: Tensor, beta_1: Tensor) -> Te
 
 
 class FixedBandwidth(nn.Module):
-    """beta = exp(2 kappa), one a head, at most the largest float16; kappa = 1 at first, stored divided by ten (v1)."""
+    """beta = exp(2 kappa), one a head, with the limit of v1; kappa = 1 at first, stored divided by ten.
 
-    def __init__(self, heads: int):
+    v1 multiplies keys by factors of at most 65535. In a contextual memory both sides of an inner product are keys, with
+    exp(kappa) each; in a persistent one only the query is, with exp(2 kappa).
+
+    Args:
+        heads: H.
+        scaled: how many sides of an inner product are multiplied: 2 in a contextual memory, 1 in a persistent one.
+    """
+
+    def __init__(self, heads: int, scaled: int = 2):
         super().__init__()
+        self.largest = scaled * LARGEST
         self.kappa = nn.Parameter(torch.empty(heads))
         self.reset_parameters()
 
@@ -75,7 +86,7 @@ class FixedBandwidth(nn.Module):
     @property
     def beta(self) -> Tensor:
         """(H,)"""
-        return (2 * TIMES * _full(self.kappa)).exp().clamp(max=LARGEST)
+        return (2 * TIMES * _full(self.kappa)).clamp(max=self.largest).exp()
 
     def scalars(self) -> dict[str, Tensor]:
         """beta, (H,)."""

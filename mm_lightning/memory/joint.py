@@ -15,7 +15,7 @@ from torch import Tensor
 from mm_lightning.memory.bandwidth import frozen_bandwidth
 from mm_lightning.memory.kernels import plain, resolve
 from mm_lightning.memory.pairs import Chunk, Pairs
-from mm_lightning.memory.recurrence import gated_step, unit
+from mm_lightning.memory.recurrence import gated_step, queries, unit
 from mm_lightning.memory.retrieval import Span
 from mm_lightning.memory.state import Memory
 from mm_lightning.memory.units import ContextualMemory, frozen_gates
@@ -64,7 +64,7 @@ class JointMemories:
         v = self.values.of(before, raw)
         for kept, new in zip(carried, (new_total, new_scale, raw), strict=True):
             kept.copy_(new)
-        q = k * self.bandwidth(chunk.counts(self.spans, self.heads)).to(k.dtype)[..., None]
+        q = queries(k, self.bandwidth(chunk.counts(self.spans, self.heads)))
         parts = zip(*(y[:, None].chunk(len(self.pairs), 2) for y in (q, k, v)), strict=True)
         answers = []
         for pairs, span, (query, key, value) in zip(self.pairs, self.spans, parts, strict=True):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mm_lightning.errors import UserError
 from mm_lightning.memory.documents import Documents
 from mm_lightning.memory.features import look_ahead, look_ahead_reference
-from mm_lightning.memory.recurrence import gated_average, gated_average_reference, unit
+from mm_lightning.memory.recurrence import gated_average, gated_average_reference, queries, storable, unit
 
 Kernels = Literal["auto", "reference", "torch", "native", "triton"]
 
@@ -140,9 +140,9 @@ def gated_keys(
     if kernels in ("reference", "torch"):
         average = gated_average if kernels == "torch" else gated_average_reference
         k = average(ktilde, gate, decay, documents)
-        return k * beta[..., None].to(k.dtype), k
+        return queries(k, beta), k
     exact = torch.promote_types(ktilde.dtype, torch.float32)
-    scalars = [x.to(exact).expand_as(gate).contiguous() for x in (gate, decay, beta)]
+    scalars = [x.to(exact).expand_as(gate).contiguous() for x in (gate, decay, storable(beta, ktilde.dtype))]
     arguments = (_with_rows(ktilde), *scalars, documents.starts)
     return _native_keys(*arguments)[:2] if _directly(kernels, ktilde) else _GatedKeys.apply(*arguments)
 

@@ -63,6 +63,16 @@ def gated_step(ktilde: Tensor, gate: Tensor, decay: Tensor, total: Tensor, scale
     return torch.addcmul(kept * total, new, ktilde), scale
 
 
+def storable(beta: Tensor, dtype: torch.dtype) -> Tensor:
+    """Bandwidths that leave q = beta k finite in k's type: float16 ends at 65504."""
+    return beta.clamp(max=torch.finfo(dtype).max) if dtype == torch.float16 else beta
+
+
+def queries(k: Tensor, beta: Tensor) -> Tensor:
+    """q = beta k of (..., H, D) keys and (..., H) bandwidths, in k's type."""
+    return k * storable(beta, k.dtype)[..., None].to(k.dtype)
+
+
 def unit(x: Tensor) -> Tensor:
     """`F.normalize` of the last axis in fewer operations."""
     return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(EPS)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from mm_lightning.memory.kernels import Kernels, resolve
 from mm_lightning.memory.pairs import Chunk, Pairs
-from mm_lightning.memory.recurrence import gated_average_from, gated_step, unit
+from mm_lightning.memory.recurrence import gated_average_from, gated_step, queries, unit
 from mm_lightning.memory.retrieval import Span
 from mm_lightning.memory.values import FrozenValues
 
@@ -40,7 +40,7 @@ class Average:
         if chunk.time > 1 and resolve(kernels, ktilde.device, ktilde.dtype) == "native":
             return self._extend_natively(ktilde, gate, decay, beta, chunk)
         k = self._extend(ktilde, gate, decay, chunk)
-        return k * beta[..., None].to(k.dtype), k
+        return queries(k, beta), k
 
     def _extend_natively(
         self, ktilde: Tensor, gate: Tensor, decay: Tensor, beta: Tensor, chunk: Chunk

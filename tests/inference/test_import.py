@@ -1,6 +1,7 @@
 """Imported networks against what they were elsewhere: v1's equations one number at a time, and transformers' Llama."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from mm_lightning.training.checkpoint import find_checkpoint, load_network, open
 transformers = pytest.importorskip("transformers")
 
 V, L, H, D, S = 17, 2, 2, 4, 5
+LARGEST = math.log(65535)  # exponent of a key
 
 
 def published(banks, bias, key_scale=0.1):
@@ -53,7 +55,7 @@ def published(banks, bias, key_scale=0.1):
     return {"model": model, "optimizer": {}, "model_args": settings, "iter_num": 3, "config": {}}
 
 
-def by_hand(w, tokens, largest=11.09):
+def by_hand(w, tokens, largest=LARGEST):
     """(T, V) logits: the published equations for one token, head, pair and slot at a time."""
     T = len(tokens)
 
@@ -127,20 +129,37 @@ def json_network(run):
     return read_about(find_checkpoint(run))["network"]["fields"]
 
 
-def test_v1_with_sharper_keys_than_the_latest_code_allows(tmp_path, capsys):
-    content = published(1, False, key_scale=0.7)  # exponents of 7 and 14
+@pytest.mark.parametrize("key_scale", [0.56, 0.7, 1.1, 1.3])  # exponents of keys, cut at 11.09 in the published code
+def test_sharp_keys_of_v1_are_as_sharp_as_published(key_scale, tmp_path, capsys):
+    content = published(1, False, key_scale)
     content["model"] = {f"_orig_mod.{name}": x for name, x in content["model"].items()}
-    torch.save(content, tmp_path / "ckpt.pt")
-    import_command(str(tmp_path / "ckpt.pt"), str(tmp_path / "free"))
-    assert "8 heads have keys of an exponent above 5" in capsys.readouterr().out
-    import_command(str(tmp_path / "ckpt.pt"), str(tmp_path / "cut"), largest_key_exponent=5)
-    weights = open_weights(find_checkpoint(tmp_path / "cut"))
-    network = MemoryMosaicConfig(**json_network(tmp_path / "cut")).build().double().eval()
-    network.load_state_dict({**weights, "classifier.weight": weights["embedding.weight"]})
+    network = imported(content, tmp_path)
+    assert capsys.readouterr().out.count("\n") == 2  # the checkpoint and the missing tokenizer
+    tokens = torch.tensor([3, 16, 0, 3, 3, 7, 11, 2])
+    expected = by_hand({name.removeprefix("_orig_mod."): x for name, x in content["model"].items()}, tokens)
+    with torch.inference_mode():
+        # float64 resolves q.k up to exp(2 * 11.09) to about 1e-6
+        assert (network(tokens[None])[0] - expected).abs().max() < (1e-9 if key_scale < 1 else 2e-5)
+        state = network.new_state()
+        tokenwise = torch.cat([network(token[None, None], state=state)[0] for token in tokens])
+        assert (tokenwise - expected).abs().max() < (1e-9 if key_scale < 1 else 2e-5)
+
+
+def test_exponents_of_v1_can_be_cut_lower(tmp_path):
+    content = published(1, False, key_scale=0.7)
+    network = imported(content, tmp_path, largest_key_exponent=5)
     tokens = torch.tensor([3, 16, 0, 3])
-    model = {name.removeprefix("_orig_mod."): x for name, x in content["model"].items()}
     with torch.no_grad():
-        assert (network(tokens[None])[0] - by_hand(model, tokens, largest=5.0)).abs().max() < 1e-9
+        assert (network(tokens[None])[0] - by_hand(content["model"], tokens, largest=5.0)).abs().max() < 1e-9
+
+
+def imported(content, folder, **settings):
+    torch.save(content, folder / "ckpt.pt")
+    import_command(str(folder / "ckpt.pt"), str(folder / "run"), **settings)
+    weights = open_weights(find_checkpoint(folder / "run"))
+    network = MemoryMosaicConfig(**json_network(folder / "run")).build().double().eval()
+    network.load_state_dict({**weights, "classifier.weight": weights["embedding.weight"]})
+    return network
 
 
 LLAMA = {

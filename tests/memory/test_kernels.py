@@ -138,3 +138,11 @@ def test_what_cannot_run_is_refused(monkeypatch):
     with pytest.raises(UserError, match="pip install numba"):
         resolve("native", cpu)
     resolve.cache_clear()
+
+
+@pytest.mark.parametrize("kernels", ["reference", "torch"])
+def test_queries_are_finite_in_float16_whatever_the_bandwidth(kernels):
+    raw, log = torch.randn(1, 3, 2, 4).half(), torch.zeros(1, 3, 2)
+    q, k = gated_keys(raw, log, log, torch.tensor([65535.0**2, 3.0]), Documents.whole(1, 3), kernels)
+    assert q.isfinite().all()
+    assert torch.allclose(q[:, :, 0].float(), 65504 * k[:, :, 0].float(), rtol=1e-3)

@@ -357,7 +357,10 @@ def test_v1_begins_as_published():
     assert (10 * persistent.answer_scale).exp().tolist() == pytest.approx([math.exp(-0.5)] * 4)
     with torch.no_grad():
         persistent.bandwidth.kappa.fill_(99)
-    assert persistent.bandwidth.beta.tolist() == [65504.0] * 4
+        network.blocks[0].contextual["full"].bandwidth.kappa.fill_(99)
+    assert persistent.bandwidth.beta.tolist() == pytest.approx([65535.0] * 4)
+    contextual = network.blocks[0].contextual["full"]
+    assert contextual.bandwidth.beta.tolist() == pytest.approx([65535.0**2] * 4)  # both sides are multiplied
 
 
 def test_dropout_keeps_the_expectation_and_only_trains(packed):
