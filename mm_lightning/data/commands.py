@@ -203,7 +203,8 @@ def train_tokenizer(
     from pathlib import Path
 
     from mm_lightning.data import tokenizer as room
-    from mm_lightning.data.prepare import PrepareConfig, training_texts
+    from mm_lightning.data.prepare import PrepareConfig, skipped_line, training_texts
+    from mm_lightning.data.progress import say
 
     path = Path(output).expanduser()
     if path.is_dir():
@@ -221,5 +222,8 @@ def train_tokenizer(
         suffixes=suffixes,
         on_error=on_error,
     )
-    trained = room.train_tokenizer(training_texts(config), vocab_size, path, progress)
+    skipped: list[str] = []
+    trained = room.train_tokenizer(training_texts(config, skipped=skipped), vocab_size, path, progress)
+    if skipped:
+        say(skipped_line(skipped))
     print(f"{path}: {trained.vocab_size} entries, sha256 {trained.sha256}")

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from types import ModuleType
+from typing import Any, Literal
 
 from mm_lightning.data.streams import arrow, opened, records
 from mm_lightning.data.text_files import BOM, BadInput, check_text, decode, parse_json
@@ -161,7 +162,7 @@ def _cuts(file: SourceFile, settings: ReadSettings, unit_bytes: int) -> list[tup
         with opened(file.url, file.codec) as stream:
             try:
                 groups = pq.ParquetFile(stream).metadata.num_row_groups
-            except pa.ArrowException:  # left whole: reading it will say what is wrong with it
+            except (pa.ArrowException, BadInput, OSError):  # left whole: reading it will say what is wrong with it
                 return []
         per_unit = max(1, round(groups * unit_bytes / file.size))
         return [(start, min(start + per_unit, groups)) for start in range(0, groups, per_unit)]
@@ -246,9 +247,14 @@ def _row(record: bytes, key: str) -> str:
     row = parse_json(record)
     if not isinstance(row, dict):
         raise BadInput("not a JSON object")
-    if not isinstance(row.get(key), str):
+    if key not in row:
         has = ", ".join(list(row)[:8]) or "nothing"
-        raise BadInput(f"no text under the key {key!r}; it has {has} (text_key=... names another)")
+        raise BadInput(f"no key {key!r}; it has {has} (text_key=... names another)")
+    if not isinstance(row[key], str):
+        kind = {type(None): "null", dict: "an object", list: "a list", bool: "a truth value"}.get(
+            type(row[key]), "a number"
+        )
+        raise BadInput(f"the key {key!r} holds {kind}, not text")
     check_text(row[key])
     return row[key]
 
@@ -257,23 +263,38 @@ def _parquet(file: SourceFile, piece: Piece, settings: ReadSettings) -> Iterator
     pa, pq = arrow(file.url)
     with opened(file.url, file.codec) as stream:
         try:
-            table = pq.ParquetFile(stream)
-            columns = table.schema_arrow.names
-            if settings.text_key not in columns:
-                has = ", ".join(columns[:8])
-                raise BadInput(f"no column {settings.text_key!r}; it has {has} (text_key=... names another)")
+            table = pq.ParquetFile(io.BytesIO(stream.read()) if file.codec else stream, page_checksum_verification=True)
+            _check_column(pa, table.schema_arrow, settings.text_key)
             stop = table.metadata.num_row_groups if piece.stop is None else piece.stop
             row = sum(table.metadata.row_group(g).num_rows for g in range(piece.start))
             groups = list(range(piece.start, stop))
             for batch in table.iter_batches(1024, row_groups=groups, columns=[settings.text_key]):
-                for value in batch.column(0).to_pylist():
+                for cell in batch.column(0):
                     row += 1
-                    yield f"row {row}", partial(_cell, value, settings.text_key)
+                    yield f"row {row}", partial(_cell, cell)
         except pa.ArrowException as error:
-            raise BadInput(f"not a whole parquet file: {error}") from error
+            raise BadInput(f"damaged parquet: {str(error).splitlines()[0]}") from error
 
 
-def _cell(value: object, key: str) -> str:
-    if not isinstance(value, str):
-        raise BadInput(f"the column {key!r} holds {type(value).__name__}, not text")
-    return value
+def _check_column(pa: ModuleType, schema: Any, key: str) -> None:
+    """Raise BadInput unless the column holds text."""
+    if schema.names.count(key) != 1:
+        has = ", ".join(schema.names[:8])
+        number = "more than one column" if key in schema.names else "no column"
+        raise BadInput(f"{number} {key!r}; it has {has} (text_key=... names another)")
+    kind = schema.field(key).type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    texts = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view", "null")
+    if str(kind) not in texts:
+        raise BadInput(f"the column {key!r} holds {kind}, not text (text_key=... names another)")
+
+
+def _cell(cell: Any) -> str:
+    try:
+        value = cell.as_py()
+    except UnicodeDecodeError as error:
+        value = error.object
+    if value is None:
+        raise BadInput("null, not text")
+    return value if isinstance(value, str) else decode(value)

@@ -205,13 +205,21 @@ def _tokenizer(config: PrepareConfig, files: list[SourceFile], work: Path, progr
     return tokenizer
 
 
-def training_texts(config: PrepareConfig, files: list[SourceFile] | None = None) -> Iterator[str]:
-    """Training documents, each kept with a probability that gives about `tokenizer_bytes` in all."""
+def training_texts(
+    config: PrepareConfig, files: list[SourceFile] | None = None, skipped: list[str] | None = None
+) -> Iterator[str]:
+    """Yield training documents, each kept with a probability that gives about `tokenizer_bytes` in all.
+
+    Args:
+        config: what to prepare.
+        files: the files of its sources, if they are listed already.
+        skipped: receives a line for each file or row that was skipped.
+    """
     if files is None:
         files = list_files(config.sources, config.reading())
     keep = config.tokenizer_bytes / max(_text_bytes(files), 1)
     whole = [Piece(number) for number in range(len(files))]
-    for text in documents_of(files, whole, config.reading(), []):
+    for text in documents_of(files, whole, config.reading(), skipped):
         if fraction_of(text) >= config.validation_fraction and fraction_of(text, "tokenizer") < keep:
             yield text
 
@@ -234,6 +242,11 @@ def _sources(config: PrepareConfig, files: list[SourceFile]) -> list[dict[str, A
     return [{"source": source, "files": len(s), "bytes": sum(s)} for source, s in sizes.items()]
 
 
+def skipped_line(skipped: list[str]) -> str:
+    """Return how much was skipped, and the first of it."""
+    return f"skipped {len(skipped):,} files or rows; the first: {skipped[0]}"
+
+
 def _summary(folder: Path, made: Manifest) -> Iterator[str]:
     for name, split in made.splits.items():
         yield (
@@ -241,5 +254,5 @@ def _summary(folder: Path, made: Manifest) -> Iterator[str]:
             f"a token, unigram entropy {split.unigram_entropy:.3f} nats a token"
         )
     if made.skipped:
-        yield f"skipped {len(made.skipped)} files or rows, listed in {folder / FILE}; the first: {made.skipped[0]}"
+        yield f"{skipped_line(made.skipped)}; all are listed in {folder / FILE}"
     yield f"prepared {folder}"

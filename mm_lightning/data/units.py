@@ -93,7 +93,7 @@ def fraction_of(text: str, purpose: str = "split") -> float:
 
 
 def documents_of(
-    files: list[SourceFile], unit: list[Piece], settings: ReadSettings, skipped: list[str]
+    files: list[SourceFile], unit: list[Piece], settings: ReadSettings, skipped: list[str] | None
 ) -> Iterator[str]:
     """The documents of a unit, in order, empty ones included."""
     for piece in unit:

@@ -96,12 +96,56 @@ def test_parquet(tmp_path):
     with pytest.raises(UserError, match=r"no column 'text'; it has content, n"):
         read([tmp_path])
     (tmp_path / "t.parquet").write_bytes(b"PAR1 nothing")
-    with pytest.raises(UserError, match=r"t\.parquet: not a whole parquet file"):
+    with pytest.raises(UserError, match=r"t\.parquet: damaged parquet"):
         read([tmp_path], 1)
     pq.write_table(pa.table({"text": ["a", None, "b"]}), tmp_path / "t.parquet")
-    with pytest.raises(UserError, match=r"t\.parquet row 2: the column 'text' holds NoneType"):
+    with pytest.raises(UserError, match=r"t\.parquet row 2: null, not text"):
         read([tmp_path])
     assert read([tmp_path], on_error="skip") == ["a", "b"]
+
+
+def strings(*values, kind=None):
+    """A column of strings, whether or not they are UTF-8."""
+    kind, plain = kind or pa.string(), pa.large_binary() if kind == pa.large_string() else pa.binary()
+    column = pa.array(values, plain)
+    return pa.Array.from_buffers(kind, len(column), column.buffers())
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.binary()])
+def test_parquet_text_that_is_not_utf_8_is_named_or_skipped(tmp_path, kind):
+    pq.write_table(pa.table({"text": strings(b"a", b"caf\xe9 au lait", b"b", kind=kind)}), tmp_path / "t.parquet")
+    with pytest.raises(UserError, match=r"t\.parquet row 2: not UTF-8, invalid continuation byte at byte 3"):
+        read([tmp_path])
+    skipped = []
+    assert read([tmp_path], on_error="skip", skipped=skipped) == ["a", "b"]
+    assert len(skipped) == 1
+
+
+@pytest.mark.parametrize(
+    ("column", "reason"),
+    [
+        (pa.array([["a"], ["b"]]), "the column 'text' holds list<"),
+        (pa.array([{"a": "b"}]), "the column 'text' holds struct<"),
+        (pa.array([10**18], pa.timestamp("ms")), r"the column 'text' holds timestamp\[ms\], not text"),
+        (pa.DictionaryArray.from_arrays(pa.array([0, 1]), strings(b"a", b"\xe9")), "damaged parquet: Invalid UTF8"),
+    ],
+)
+def test_parquet_columns_without_text_are_named_or_skipped(tmp_path, column, reason):
+    pq.write_table(pa.table({"text": column}), tmp_path / "t.parquet")
+    (tmp_path / "z.txt").write_text("fine")
+    with pytest.raises(UserError, match=rf"t\.parquet: {reason}"):
+        read([tmp_path])
+    skipped = []
+    assert read([tmp_path], on_error="skip", skipped=skipped) == ["fine"]
+    assert len(skipped) == 1
+
+
+def test_compressed_parquet(tmp_path):
+    file = io.BytesIO()
+    pq.write_table(pa.table({"text": ["a", "b"]}), file)
+    (tmp_path / "a.parquet.gz").write_bytes(gzip.compress(file.getvalue()))
+    (tmp_path / "b.parquet.zst").write_bytes(zstandard.compress(file.getvalue()))
+    assert read([tmp_path], 1) == ["a", "b", "a", "b"]
 
 
 @pytest.mark.parametrize(
@@ -109,8 +153,12 @@ def test_parquet(tmp_path):
     [
         (b"{oops", "not JSON"),
         (b"[1]", "not a JSON object"),
-        (b'{"body": "x"}', "no text under the key 'text'; it has body"),
-        (b'{"text": 3}', "no text under the key 'text'"),
+        (b'{"body": "x"}', "no key 'text'; it has body"),
+        (b'{"text": 3}', "the key 'text' holds a number, not text"),
+        (b'{"text": null}', "the key 'text' holds null, not text"),
+        (b'{"text": ["a"]}', "the key 'text' holds a list, not text"),
+        (b'{"text": ' + b"1" * 9999 + b"}", "not JSON that can be read"),
+        (b"[" * 100_000, "not JSON that can be read"),
         (b'{"text": "\xff"}', "not UTF-8"),
         (rb'{"text": "a\ud800"}', "half a surrogate pair behind 'a'"),
     ],

@@ -1,5 +1,7 @@
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from corpus_samples import make_texts, write_lines
 
@@ -29,6 +31,22 @@ def test_from_text_to_a_verified_folder(tmp_path, capsys):
         commands.verify(out)
     with pytest.raises(UserError, match=r"cannot read shard .*chunk-0-0\.bin"):
         commands.inspect(out)
+
+
+def test_both_commands_count_what_they_skip(tmp_path, capsys):
+    texts = make_texts(40)
+    column = pa.array([text.encode() for text in texts] + [b"caf\xe9 au lait"])
+    column = pa.Array.from_buffers(pa.string(), len(column), column.buffers())
+    pq.write_table(pa.table({"text": column}), tmp_path / "in.parquet")
+    source, settings = str(tmp_path / "in.parquet"), {"on_error": "skip", "progress": False}
+    commands.train_tokenizer(source, str(tmp_path / "tokenizer.json"), 300, **settings)
+    commands.prepare(source, str(tmp_path / "out"), "train", 300, validation_fraction=0.2, workers=1, **settings)
+    said = capsys.readouterr().err
+    assert said.count("skipped 1 files or rows; the first: ") == 2
+    assert said.count("in.parquet row 41: not UTF-8") == 2
+    for make in (commands.train_tokenizer, commands.prepare):
+        with pytest.raises(UserError, match=r"in\.parquet row 41: not UTF-8"):
+            make(source, str(tmp_path / "new"), progress=False)
 
 
 def test_histogram_bars():
