@@ -6,9 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+from mm_lightning.data.text_files import read_text
 from mm_lightning.errors import UserError
 from mm_lightning.evaluation.in_context.datasets import RULE, Dataset, Example
-from mm_lightning.evaluation.in_context.files import read_table, read_text
+from mm_lightning.evaluation.in_context.files import present, read_table
 
 KEYS = ("name", "train", "test", "columns", "prompt")
 COLUMNS = ("text", "label")
@@ -40,7 +41,7 @@ def read_dataset(path: str | os.PathLike) -> Dataset:
 
     path = Path(path).expanduser()
     try:
-        found = yaml.safe_load(read_text(path))
+        found = yaml.safe_load(read_text(present(path)))
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     top = _strings(path, found, KEYS, "")

@@ -92,18 +92,20 @@ def goemotions(folder: Path) -> Dataset:
     Raises:
         UserError: a file is missing, or a row is bad.
     """
-    names = [name for _, (name,) in read_tsv(folder / "labels.txt", 1)]
+    names = {row - 1: name for row, (name,) in read_tsv(folder / "labels.txt", 1)}
     parts: dict[str, list[Example]] = {}
     for part in ("train", "test"):
         path = folder / f"{part}.tsv"
         parts[part] = []
         for row, (text, ids, _) in read_tsv(path, 3):
-            if not all(number.isdigit() and int(number) < len(names) for number in ids.split(",")):
-                raise UserError(f"{path}, row {row}: {ids!r} is not a list of label ids from 0 to {len(names) - 1}")
+            if not all(number.isdigit() and int(number) in names for number in ids.split(",")):
+                raise UserError(
+                    f"{path}, row {row}: {ids!r} is not a list of label ids from 0 to {max(names, default=0)}"
+                )
             if "," not in ids:
                 parts[part].append(Example(f"comment: {one_line(text)}", "emotion category:", names[int(ids)]))
     instruction = f"Given a comment, please predict the emotion category of this comment. {RULE}"
-    return _whole("goemotions", instruction, "comment:", parts["train"], parts["test"], names)
+    return _whole("goemotions", instruction, "comment:", parts["train"], parts["test"], [*names.values()])
 
 
 def _relations(name: str, train: list[Example], test: list[Example]) -> Dataset:

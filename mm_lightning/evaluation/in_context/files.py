@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mm_lightning.data import text_files
 from mm_lightning.errors import UserError
 
 FORMATS = (".csv", ".tsv", ".jsonl")
@@ -19,18 +19,15 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def read_text(path: Path) -> str:
-    """A file as it is, with line ends as `\\n`.
+def present(path: Path) -> Path:
+    """Return the path of a data set's file.
 
     Raises:
-        UserError: there is no such file, or it is not UTF-8.
+        UserError: there is no such file.
     """
     if not path.is_file():
         raise UserError(f"there is no file {path}: put it there, or name another place (--data_dir, --dataset)")
-    try:
-        return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#x}") from error
+    return path
 
 
 def read_json(path: Path, kind: type) -> Any:
@@ -39,22 +36,19 @@ def read_json(path: Path, kind: type) -> Any:
     Raises:
         UserError: there is none in it.
     """
-    try:
-        found = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not JSON: {error}") from error
+    found = text_files.read_json(present(path))
     if not isinstance(found, kind):
         raise UserError(f"{path} should hold a JSON {kind.__name__}, not a {type(found).__name__}")
     return found
 
 
 def read_tsv(path: Path, columns: int) -> Iterator[tuple[int, list[str]]]:
-    """Rows, counted from 1, of so many columns without header or quotes.
+    """Rows, counted from 1, of so many columns without header or quotes; blank lines are left out.
 
     Raises:
         UserError: a row has another number of columns, or its first is empty.
     """
-    for row, line in enumerate(read_text(path).removesuffix("\n").split("\n"), 1):
+    for row, line in text_files.text_lines(present(path)):
         cells = line.split("\t")
         if len(cells) != columns or not cells[0].strip():
             raise UserError(f"{path}, row {row}: expected {columns} columns between tabs, got {line[:80]!r}")
@@ -64,12 +58,15 @@ def read_tsv(path: Path, columns: int) -> Iterator[tuple[int, list[str]]]:
 def read_blocks(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Blocks of lines between empty lines, each with the number of its first line."""
     block: list[str] = []
-    for row, line in enumerate([*read_text(path).split("\n"), ""], 1):
-        if line.strip():
-            block.append(line)
-        elif block:
-            yield row - len(block), block
+    last = 0
+    for row, line in text_files.text_lines(present(path)):
+        if block and row > last + 1:
+            yield last - len(block) + 1, block
             block = []
+        block.append(line)
+        last = row
+    if block:
+        yield last - len(block) + 1, block
 
 
 def read_table(path: Path, text: str, label: str) -> Iterator[tuple[int, str, str]]:
@@ -87,6 +84,7 @@ def read_table(path: Path, text: str, label: str) -> Iterator[tuple[int, str, st
     """
     if path.suffix not in FORMATS:
         raise UserError(f"{path}: the ending must be one of {', '.join(FORMATS)}")
+    present(path)
     rows = _objects(path) if path.suffix == ".jsonl" else _cells(path, [text, label])
     for number, row in rows:
         found = []
@@ -102,31 +100,32 @@ def read_table(path: Path, text: str, label: str) -> Iterator[tuple[int, str, st
 
 
 def _cells(path: Path, columns: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    lines = io.StringIO(read_text(path), newline="")
+    lines = io.StringIO(text_files.read_text(path), newline="")
     reader = csv.reader(lines, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
+    header: list[str] = []
     row = 0
     try:
-        header = next(reader, [])
-        missing = [column for column in columns if column not in header]
-        if missing:
-            raise UserError(
-                f"{path} has no column {missing[0]!r}; its first line names {', '.join(header) or 'nothing'}"
-            )
-        for row, cells in enumerate(reader, 1):
-            if cells and len(cells) != len(header):
+        for cells in reader:
+            if header:
+                row += 1
+            if len(cells) < 2 and not "".join(cells).strip():  # a blank line
+                continue
+            if not header:
+                header = cells
+                if missing := [column for column in columns if column not in header]:
+                    raise UserError(f"{path} has no column {missing[0]!r}; its first line names {', '.join(header)}")
+            elif len(cells) != len(header):
                 raise UserError(f"{path}, row {row}: {len(cells)} columns where the header has {len(header)}")
-            if cells:  # not an empty line
+            else:
                 yield row, dict(zip(header, cells, strict=True))
     except csv.Error as error:
         raise UserError(f"{path}, row {row + 1}: {error}") from error
+    if not header:
+        raise UserError(f"{path} has no column {columns[0]!r}; its first line names nothing")
 
 
 def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for row, line in enumerate(read_text(path).removesuffix("\n").split("\n"), 1):
-        try:
-            found = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}, row {row}: not JSON: {error}") from error
+    for row, found in text_files.json_lines(path):
         if not isinstance(found, dict):
-            raise UserError(f"{path}, row {row}: a JSON object was expected, got {line[:80]!r}")
+            raise UserError(f"{path}, row {row}: a JSON object was expected, got {str(found)[:80]!r}")
         yield row, found

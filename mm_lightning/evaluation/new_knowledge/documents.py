@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mm_lightning.data.text_files import read_json
 from mm_lightning.errors import UserError
 
 
@@ -54,7 +55,7 @@ def read_squad(folder: Path) -> Collection:
     questions: list[Question] = []
     documents: list[str] = []
     for path in _files(folder / "squad", "the development set of SQuAD 2.0 (dev-v2.0.json)"):
-        content = _load(path)
+        content = read_json(path)
         with _place(path):
             articles = list(content["data"])
         for number, article in enumerate(articles, 1):
@@ -93,7 +94,7 @@ def read_hotpot(folder: Path) -> Collection:
     questions: list[Question] = []
     documents: list[str] = []
     for path in _files(folder / "hotpotqa", "HotpotQA's hotpot_dev_distractor_v1.json"):
-        content = _load(path)
+        content = read_json(path)
         if not isinstance(content, list):
             raise UserError(f"{path} is not in the published form: it is no list of questions")
         for number, row in enumerate(content, 1):
@@ -124,13 +125,6 @@ def _files(folder: Path, what: str) -> list[Path]:
     if not files:
         raise UserError(f"there is no .json file in {folder}: put {what} there, or name another folder (--data_dir)")
     return files
-
-
-def _load(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # not UTF-8 or not JSON
-        raise UserError(f"{path} is not JSON: {error}") from error
 
 
 @contextmanager

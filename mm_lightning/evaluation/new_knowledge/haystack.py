@@ -11,6 +11,7 @@ from pathlib import Path
 from random import Random
 from typing import Literal
 
+from mm_lightning.data.text_files import read_text
 from mm_lightning.data.tokenizer import Tokenizer
 from mm_lightning.errors import UserError
 from mm_lightning.evaluation.new_knowledge.samples import DEFAULT_LIMIT, Gold, Sample, Source, encoded, fullest
@@ -80,11 +81,7 @@ class Essays:
             )
         self.sentences: list[str] = []
         for path in files:
-            try:
-                text = path.read_text(encoding="utf-8")
-            except UnicodeDecodeError as error:
-                raise UserError(f"{path} is not UTF-8: {error.reason} at byte {error.start}") from error
-            self.sentences += [s for s in _SENTENCE_END.split(" ".join(text.split())) if s]
+            self.sentences += [s for s in _SENTENCE_END.split(" ".join(read_text(path).split())) if s]
         if not self.sentences:
             raise UserError(f"there is no text in {folder}")
         some = self.sentences[:: max(len(self.sentences) // 1000, 1)]

@@ -7,11 +7,11 @@ downloaded repository can stay as it is.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mm_lightning.data.text_files import json_lines, read_json, read_text
 from mm_lightning.errors import UserError
 
 if TYPE_CHECKING:
@@ -82,40 +82,32 @@ def checked(path: Path) -> list[Row]:
     Raises:
         UserError: see :func:`read`.
     """
-    rows = read_rows(path)
-    if not rows:
-        raise UserError(f"{path} is empty")
-    first = rows[0]
-    for number, row in enumerate(rows, 1):
+    rows: list[Row] = []
+    for number, row in read_rows(path):
         if not isinstance(row, dict):
             raise UserError(f"{path}, row {number} is not an object with fields: {str(row)[:80]}")
-        for name, value in first.items():
+        rows.append(row)
+        for name, value in rows[0].items():
             if name not in row:
-                raise UserError(f"{path}, row {number} has no field {name!r}, which row 1 has")
+                raise UserError(f"{path}, row {number} has no field {name!r}, which the first has")
             both = {type(value), type(row[name])} - {type(None)}
             if len(both) > 1 and both != {int, float}:
-                kinds = f"{type(row[name]).__name__}, in row 1 {type(value).__name__}"
+                kinds = f"{type(row[name]).__name__}, in the first row {type(value).__name__}"
                 raise UserError(f"{path}, row {number}: {name!r} is {kinds}")
+    if not rows:
+        raise UserError(f"{path} is empty")
     return rows
 
 
-def read_rows(path: Path) -> list[Any]:
-    """The rows of a file as they are."""
-    try:
-        if path.suffix == ".parquet":
-            from pyarrow.parquet import read_table
+def read_rows(path: Path) -> Iterable[tuple[int, Any]]:
+    """The rows of a file as they are, each with its number; that of JSON lines counts blank ones too."""
+    if path.suffix == ".parquet":
+        from pyarrow.parquet import read_table
 
-            return read_table(path).to_pylist()
-        text = path.read_text(encoding="utf-8")
-        if path.suffix == ".json" and text.lstrip().startswith("["):
-            return json.loads(text)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
-    rows = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                rows.append(json.loads(line))
-            except ValueError as error:
-                raise UserError(f"{path}, line {number} is not JSON: {error}") from error
-    return rows
+        try:
+            return enumerate(read_table(path).to_pylist(), 1)
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from error
+    if path.suffix == ".json" and read_text(path).lstrip().startswith("["):
+        return enumerate(read_json(path), 1)
+    return json_lines(path)

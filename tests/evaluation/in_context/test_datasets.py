@@ -187,3 +187,34 @@ def test_tables_in_all_formats(tmp_path):
     write(tmp_path, {"a.tsv": 'text\tlabel\na  "b"\tx\n', "a.jsonl": '{"text": "a", "label": 3}\n'})
     assert list(read_table(tmp_path / "a.jsonl", "text", "label")) == [(1, "a", "3")]
     assert list(read_table(tmp_path / "a.tsv", "text", "label")) == [(1, 'a "b"', "x")]
+
+
+def test_blank_lines_and_a_byte_order_mark_are_left_out(tmp_path):
+    mark = "\ufeff"
+    files = {
+        "a.jsonl": '\n{"text": "a", "label": "x"}\r\n  \n\n{"text": "b", "label": "y"}\n\n',
+        "a.csv": "\ntext,label\r\na,x\r\n \n\nb,y\n\n",
+        "a.tsv": "\ntext\tlabel\na\tx\n \n\nb\ty\n\n",
+        "train.tsv": "\na\t0\t1\n\n  \nb\t1\t2\n\n",
+        "test.tsv": "a\t1\t3\n",
+        "labels.txt": "x\ny\n\n",
+        "TRAIN_FILE.TXT": '\n1\t"<e1>a</e1> <e2>b</e2>"\nOther\n\n \n\n2\t"<e1>c</e1>"\nOther',
+    }
+    write(tmp_path, {name: mark + text for name, text in files.items()})
+    for name in ("a.jsonl", "a.csv", "a.tsv"):
+        assert [(text, label) for _, text, label in read_table(tmp_path / name, "text", "label")] == [
+            ("a", "x"),
+            ("b", "y"),
+        ]
+    assert [row for row, _, _ in read_table(tmp_path / "a.jsonl", "text", "label")] == [2, 5]
+    assert [row for row, _, _ in read_table(tmp_path / "a.csv", "text", "label")] == [1, 4]
+    assert [(e.question, e.label) for e in READERS["goemotions"](tmp_path).train] == [
+        ("comment: a", "x"),
+        ("comment: b", "y"),
+    ]
+    with pytest.raises(UserError, match=r"TRAIN_FILE\.TXT, row 7: no <e2>"):
+        READERS["semeval2010_task8"](tmp_path)
+    # the number of a label is that of its line
+    write(tmp_path, {"labels.txt": "x\n\ny\n"})
+    with pytest.raises(UserError, match=r"train\.tsv, row 5: '1' is not a list of label ids"):
+        READERS["goemotions"](tmp_path)

@@ -148,7 +148,7 @@ def test_missing_prose(tmp_path):
     with pytest.raises(UserError, match=r"no \.txt file in .*text/novels: put books"):
         needles.Single2(data_dir=str(tmp_path)).items(Answering(copying))
     (tmp_path / "a.txt").write_bytes(b"caf\xe9")
-    with pytest.raises(UserError, match=r"a\.txt is not UTF-8: .* byte 3"):
+    with pytest.raises(UserError, match=r"a\.txt: not UTF-8, .* byte 3, line 1"):
         needles.Single2(essays=str(tmp_path)).items(Answering(copying))
     # noise needs no data
     assert needles.Single1(data_dir=str(tmp_path), limit=3).items(Answering(copying))

@@ -264,7 +264,7 @@ def test_missing_and_broken_files(tmp_path, squad):
     with pytest.raises(UserError, match=r"dev\.json, article 3, paragraph 5 .* it has no 'answers'"):
         Squad(data_dir=str(squad)).items(Answering(copying))
     path.write_text('{"data": [')
-    with pytest.raises(UserError, match=r"dev\.json is not JSON: .*line 1"):
+    with pytest.raises(UserError, match=r"dev\.json: not JSON: .*character 11"):
         Squad(data_dir=str(squad)).items(Answering(copying))
     path.write_text('["no articles"]')
     with pytest.raises(UserError, match=r"dev\.json is not in the published form"):

@@ -36,14 +36,16 @@ def test_layouts_of_repositories(tmp_path):
     assert read({"test": list(map(str, found))})["test"].to_list() == ROWS * 2
     (tmp_path / "list.json").write_text('[{"a": "x"}]', encoding="utf-8")
     assert read({"test": [str(tmp_path / "list.json")]}, version=1)["test"].to_list() == [{"a": "x"}]
+    (tmp_path / "rows.json").write_bytes(b'\xef\xbb\xbf\n{"a": "x"}\r\n\n{"a": "y"}\n \n')
+    assert read({"test": [str(tmp_path / "rows.json")]})["test"].to_list() == [{"a": "x"}, {"a": "y"}]
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"a": 1}\n{"a": 1', r"line 2 is not JSON"),
-        ('{"a": 1}\n\n{"b": 1}\n', r"row 2 has no field 'a'"),
-        ('{"a": 1}\n{"a": 2}\n{"a": "2"}\n', r"row 3: 'a' is str, in row 1 int"),
+        ('{"a": 1}\n{"a": 1', r"row 2: not JSON"),
+        ('{"a": 1}\n\n{"b": 1}\n', r"row 3 has no field 'a'"),
+        ('{"a": 1}\n{"a": 2}\n{"a": "2"}\n', r"row 3: 'a' is str, in the first row int"),
         ('{"a": 1}\n[1]\n', r"row 2 is not an object"),
         ('{"a": [1]}\n{"a": ["x"]}\n', r"rows are not alike"),
         ("", "is empty"),
