@@ -16,7 +16,6 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mm_lightning import __version__
 from mm_lightning.errors import UserError
 from mm_lightning.options import flags, name_words, option_error, word_lists
 from mm_lightning.redaction import redact
@@ -126,7 +125,16 @@ def usage() -> str:
     width = max(len(name) for name, _ in rows)
     lines = [f"  {name:<{width}}  {text}" for name, text in rows]
     head = ["usage: mm COMMAND [OPTIONS]", "", "Memory Mosaics v2: train, look at and use them.", "", "commands:"]
-    return "\n".join([*head, *lines, "", EXAMPLES, "", "mm --version prints the version."])
+    return "\n".join(
+        [
+            *head,
+            *lines,
+            "",
+            EXAMPLES,
+            "",
+            "mm --version prints the version, and which packages differ from the tested ones.",
+        ]
+    )
 
 
 def find_command(args: Sequence[str]) -> tuple[str, list[str]]:
@@ -220,7 +228,9 @@ def dispatch(args: Sequence[str]) -> None:
         print(usage())
         return
     if args[0] == "--version":
-        print(f"mm-lightning {__version__}")
+        from mm_lightning.versions import version_text
+
+        print(version_text())
         return
     if len(args) == 2 and args[1] in ("-h", "--help") and any(name.startswith(f"{args[0]} ") for name in COMMANDS):
         rows = {name: text for name, (_, text) in COMMANDS.items() if name.startswith(f"{args[0]} ")}
@@ -256,6 +266,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # `mm data inspect | head` closes the pipe early
         sys.stderr.close()
     except Exception as error:
+        from mm_lightning.versions import mismatched_torchvision
+
+        if "torchvision" in str(error) and (wrong := mismatched_torchvision()):
+            print(f"mm: {wrong}", file=sys.stderr)
+            return 2
         if type(error).__name__ != "OutOfMemoryError":  # torch's, imported only by commands that compute
             raise
         said = ". ".join(" ".join(str(error).split()).split(". ")[:3])

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mm_lightning.errors import UserError
+from mm_lightning.shipped import resolve_config
 
 STOPS = ("steps", "tokens", "flops")
 MATCHES = ("parameters", "flops")
@@ -171,7 +172,8 @@ def read_sweep(path: str | Path) -> Sweep:
     Raises:
         UserError: it is missing, is not YAML, or has keys or values that a sweep cannot have.
     """
-    values = _read(Path(path), ())
+    path = resolve_config(path, "sweeps")
+    values = _read(path, ())
     if "base" not in values:
         raise UserError(f"sweep file {path} needs `base: CONFIG.yaml`, the config of all its runs")
     return Sweep(**values, path=str(path))
@@ -202,7 +204,7 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         return values
     if not isinstance(other, str):
         raise UserError(f"{path}: like must be the name of a sweep file, got {other!r}")
-    inherited = _read(path.parent / other, (*above, path.resolve()))
+    inherited = _read(resolve_config(other, "sweeps", beside=path), (*above, path.resolve()))
     if "axes" in values or "runs" in values:  # they exclude each other
         inherited = {key: value for key, value in inherited.items() if key not in ("axes", "runs", "design")}
     return {**inherited, **values}
@@ -238,11 +240,11 @@ def _change(path: Path, name: str, value: Any) -> Change:
 
 
 def _files(path: Path, names: Any) -> list[str]:
-    """Files that a sweep file names, relative to it."""
+    """Files that a sweep file names, relative to it, or shipped configs."""
     names = names if isinstance(names, list) else [names]
     if any(not isinstance(name, str) for name in names):
         raise UserError(f"{path}: a config must be the name of a file, got {names}")
-    return [str(path.parent / Path(name).expanduser()) for name in names]
+    return [str(resolve_config(name, beside=path)) for name in names]
 
 
 @dataclass

@@ -1,7 +1,8 @@
 """YAML files that build on each other, and one-line answers to what a config gets wrong.
 
 A config may begin with `base: other.yaml` (or a list of files, paths relative to the file that names them): the base
-files are read first, in order, then the file itself, exactly as if each had been given with its own `--config`.
+files are read first, in order, then the file itself, exactly as if each had been given with its own `--config`. Where
+there is no such file, the name is that of a config that the package ships: `base: quickstart`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import yaml
 
 from mm_lightning.errors import UserError
 from mm_lightning.options import wrong_value
+from mm_lightning.shipped import resolve_config, suggest_config
 
 
 @dataclass
@@ -34,17 +36,14 @@ def read_chain(path: str | Path, above: tuple[Path, ...] = ()) -> list[ConfigFil
     Raises:
         UserError: a file is missing, is not a YAML mapping, or is based on itself.
     """
-    path = Path(path)
-    where = f" (named as base by {above[-1]})" if above else ""
-    if not path.is_file():
-        raise UserError(f"config file {path} {'is a folder' if path.is_dir() else 'does not exist'}{where}")
+    path = resolve_config(path, beside=above[-1] if above else None)
     if path.resolve() in [file.resolve() for file in above]:
         raise UserError(f"config files are based on each other: {' -> '.join(map(str, [*above, path]))}")
-    values = read_yaml(path)
+    values = read_yaml(path, above[-1] if above else None)
     bases = values.pop("base", [])
     chain = []
     for base in [bases] if isinstance(bases, str) else bases:
-        chain += read_chain(path.parent / base, (*above, path))
+        chain += read_chain(base, (*above, path))
     return [*chain, ConfigFile(str(path), values)]
 
 
@@ -62,15 +61,21 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The keys and values of a YAML file.
+def read_yaml(path: str | Path, named_by: Path | None = None) -> dict[str, Any]:
+    """Return the keys and values of a YAML file.
+
+    Args:
+        path: the file.
+        named_by: the file that names it, for the message where it is missing.
 
     Raises:
         UserError: it is missing or does not hold a mapping.
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"config file {path} {'is a folder' if path.is_dir() else 'does not exist'}")
+        where = f" (named by {named_by})" if named_by else ""
+        wrong = "is a folder" if path.is_dir() else "does not exist"
+        raise UserError(f"config file {path} {wrong}{where}: {suggest_config(path)}")
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -2,7 +2,7 @@
 
     runs/quickstart/0/
         config.yaml        every setting, resolved: `mm fit --config` of this file does the same again
-        environment.json   command line, code and package versions, hardware, data
+        environment.json   command line, code and package versions (and which are not the tested ones), hardware, data
         .lock              held while a process trains here: which one
         metrics.jsonl      one JSON object a line: step, train/..., validation/...
         finished.json      once training has come to its end: the last step, and the seconds since the last (re)start
@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 from mm_lightning.errors import UserError
 from mm_lightning.redaction import redact_words
 from mm_lightning.training.run_lock import RunLock
+from mm_lightning.versions import untested_versions
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -137,6 +138,7 @@ def describe_environment() -> dict[str, Any]:
         "system": platform.platform(),
         "host": platform.node(),
         "packages": {name: _version(name) for name in PACKAGES},
+        "untested_versions": {name: list(versions) for name, versions in untested_versions().items()},
         "code": _git_state(Path(__file__).resolve().parent),
         "cpu": {"model": _cpu_model(), "cores": os.cpu_count(), "memory_bytes": _memory_bytes()},
         "gpus": _gpus(),

@@ -1,0 +1,48 @@
+"""The configs that come with the package, found by name where the user has no such file."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+
+def configs_folder() -> Path:
+    """Return the folder of the shipped configs: inside an installed package, beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    return next(folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir())
+
+
+def resolve_config(name: str | Path, group: str = "", beside: Path | None = None) -> Path:
+    """Return the path that a config is named by, or the shipped config of that name where the user has no such file.
+
+    `quickstart`, `quickstart.yaml` and `configs/quickstart.yaml` all name the shipped quickstart; `overlays/zero_2`
+    names an overlay.
+
+    Args:
+        name: a path, or a shipped config's name.
+        group: a folder of the shipped configs whose files go without it, as in `mm sweep ablation`.
+        beside: the file that names this one: paths are relative to it.
+    """
+    typed = Path(name).expanduser()
+    path = typed if beside is None else beside.parent / typed
+    plain = _plain(typed)
+    if not path.is_file() and plain.name and not plain.is_absolute() and ".." not in plain.parts:
+        for folder in (configs_folder() / group, configs_folder()):
+            if (shipped := folder / f"{plain}.yaml").is_file():
+                return shipped
+    return path
+
+
+def suggest_config(path: Path) -> str:
+    """Return what to write instead of a config that does not exist: the shipped one that is spelled most alike."""
+    folder = configs_folder()
+    known = {file.relative_to(folder).with_suffix("").as_posix() for file in folder.rglob("*.yaml")}
+    near = difflib.get_close_matches(_plain(path).name, known, 1, 0.6)
+    top = ", ".join(sorted(name for name in known if "/" not in name))
+    return f"did you mean the shipped {near[0]}?" if near else f"the package ships {top}"
+
+
+def _plain(path: Path) -> Path:
+    """Return a path as shipped configs are named: without `configs/` before and `.yaml` after."""
+    path = path.with_suffix("") if path.suffix == ".yaml" else path
+    return Path(*path.parts[1:]) if path.parts[:1] == ("configs",) else path
