@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from lightning.pytorch import Trainer
+from pathlib import Path
+
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from mm_lightning.callbacks.validation_rows import AfterValidation
+from mm_lightning.inference.commands import generate_line
 from mm_lightning.inference.sampling import Sampling
 from mm_lightning.networks import Network
+from mm_lightning.training.at_rest import at_rest
 
 
 class Samples(AfterValidation):
-    """Continues a prompt after each validation, as TensorBoard text `samples`; Summary shows the last one.
+    """Continues a prompt after each validation and at the end, as TensorBoard text `samples`; Summary shows the last
+    one, and the command that writes it again.
 
     The same seed every time, so that samples differ by what was learned. Under ZeRO-3 every process holds a whole copy
     of the network while it lasts.
@@ -38,6 +43,25 @@ class Samples(AfterValidation):
         self.tokens = tokens
         self.sampling = Sampling(temperature, top_k, top_p, seed=seed)
         self.last: str | None = None
+        self._step = -1  # of the last sample
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes a sample, with all that look at the network then."""
+        super().on_validation_end(trainer, pl_module)
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._step = trainer.global_step
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes a sample of the network that training ends with, where no validation was at the last step."""
+        if self._step != trainer.global_step:
+            self._step = trainer.global_step
+            with at_rest(trainer, pl_module) as network:
+                if trainer.is_global_zero:
+                    self.look(trainer, network)
+
+    def command(self, checkpoint: str | Path) -> str:
+        """Return the command line that writes the last sample again."""
+        return generate_line(checkpoint, self.prompt, self.sampling, self.tokens)
 
     def look(self, trainer: Trainer, network: Network) -> None:
         """Writes a sample."""

@@ -10,13 +10,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from mm_lightning.callbacks.samples import Samples
 from mm_lightning.data.mixture import bits_per_byte, mean
+from mm_lightning.training.checkpoint.finding import checkpoints_of
 from mm_lightning.training.loggers import clock
 
 
 class Summary(Callback):
     """Prints a panel at the end of training: validation loss, perplexity and bits per byte beside those of the unigram
-    baseline (a model that knows how often each token occurs and nothing else), a sample, the run folder, and three
-    commands to try next.
+    baseline (a model that knows how often each token occurs and nothing else), a sample, the run folder, and
+    commands to try next, of which the first writes that sample again.
     """
 
     def __init__(self) -> None:
@@ -36,24 +37,23 @@ class Summary(Callback):
 
         seconds = time.perf_counter() - self._begin
         folder = pl_module.run_folder.path
-        sampler = next((c for c in trainer.callbacks if isinstance(c, Samples) and c.last is not None), None)
+        samplers = [c for c in trainer.callbacks if isinstance(c, Samples) and c.last is not None]
         lines = [f"{trainer.global_step} steps in {clock(seconds)}", *self._scores(trainer), ""]
-        if sampler is not None:
+        for sampler in samplers:
             lines += ["a sample:", *(f"  {line}" for line in (sampler.prompt + sampler.last).splitlines()), ""]
-        prompt = sampler.prompt.strip().splitlines()[0] if sampler is not None else "Once upon a time"
-        lines += [
-            f"run folder: {folder}",
-            "",
-            "try next:",
-            f"  mm generate --checkpoint {quote(str(folder))} --prompt {quote(prompt)}",
-            f"  tensorboard --logdir {quote(str(folder.parent))}",
-            f"  mm validate --config {quote(str(folder / 'config.yaml'))}",
-        ]
+        lines.append(f"run folder: {folder}")
+        saved = bool(checkpoints_of(folder))
+        commands = [f"tensorboard --logdir {quote(str(folder.parent))}"]
+        if saved:
+            commands.append(f"mm validate --config {quote(str(folder / 'config.yaml'))}")
+            commands[:0] = [s.command(folder) for s in samplers] or [f"mm generate --checkpoint {quote(str(folder))}"]
         console = Console(soft_wrap=False)
         if console.is_terminal:
             console.print(Panel(Text("\n".join(lines)), title="finished", expand=False))
         else:
-            print("\n".join(["", *lines]), flush=True)
+            print("\n".join(["", *lines]))
+        # without a border, which a terminal would copy along
+        print("\n".join(["", "try next:", *(f"  {command}" for command in commands)]), flush=True)
 
     @staticmethod
     def _scores(trainer: Trainer) -> list[str]:

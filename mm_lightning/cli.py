@@ -112,7 +112,7 @@ examples:
   mm fit --config configs/quickstart.yaml                       train on the Python standard library, 5 minutes
   mm fit --config configs/quickstart.yaml --resume              continue that run at its newest checkpoint
   mm fit --config a.yaml --config b.yaml --trainer.devices 2    overlays, then single values
-  mm generate --checkpoint runs/quickstart --prompt "import "   sample from the newest run
+  mm generate --checkpoint runs/quickstart --prompt "import"    sample from the newest run
   mm chat --checkpoint runs/quickstart                          write in turns with it
   mm evaluate --checkpoint runs/quickstart --tasks loss_by_position    where a longer context breaks it
   mm sweep configs/sweeps/ablation.yaml --jobs 2                all variants and seeds of a sweep, with a report

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import json
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -11,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from mm_lightning.data.text_files import json_lines, read_document, text_lines
 from mm_lightning.errors import UserError
-from mm_lightning.inference.sampling import Sampling
-from mm_lightning.inference.text import check_stop, unescape
+from mm_lightning.inference.sampling import DEFAULTS, Sampling
+from mm_lightning.inference.text import check_stop, escape, unescape
 from mm_lightning.outputs import check_output, opened
 
 if TYPE_CHECKING:
@@ -44,7 +47,7 @@ def generate_command(
 
     Args:
         checkpoint: a run folder (its newest whole checkpoint is taken) or a checkpoint.
-        prompt: how the document begins; nothing if not given.
+        prompt: how the document begins; nothing if not given. \n is a line end, \t a tab and \\ a backslash.
         prompts: a file of prompts: one a line, or in a .jsonl file {"prompt": ...}. Empty lines are left out.
         output: a .jsonl file for the texts; they are printed if not given.
         memory: a memory file of `mm remember` to go on from: prompts are then read at the end of its document.
@@ -65,7 +68,7 @@ def generate_command(
             raise UserError(f"{name} must be at least 1, got {value}")
     stops = [unescape(text) for text in ([stop] if isinstance(stop, str) else stop or [])]
     check_stop(stops)
-    asked = [prompt or ""] if prompts is None else read_prompt_file(prompts)
+    asked = [unescape(prompt or "")] if prompts is None else read_prompt_file(prompts)
     target = None if output is None else check_output(output)
     if target is not None and target.exists() and not overwrite:
         raise UserError(f"{target} exists: give another --output, or --overwrite")
@@ -97,6 +100,21 @@ def generate_command(
         else:
             _write_lines(written, samples, len(asked), target)
     speed.report()
+
+
+def generate_line(checkpoint: str | Path, prompt: str, sampling: Sampling, max_new_tokens: int) -> str:
+    """Return the shell command that writes with a network what `generate` of these arguments does."""
+    words = ["mm", "generate", "--checkpoint", str(checkpoint)]
+    if prompt:
+        words += [f"--prompt={escape(prompt)}"] if prompt.startswith("-") else ["--prompt", escape(prompt)]
+    options = {**dataclasses.asdict(sampling), "max_new_tokens": max_new_tokens}
+    usual = {
+        **dataclasses.asdict(DEFAULTS),
+        "max_new_tokens": inspect.signature(generate_command).parameters["max_new_tokens"].default,
+    }
+    for name, value in options.items():
+        words += [] if value == usual[name] else [f"--{name}", str(value)]
+    return shlex.join(words)
 
 
 Written = Iterator[tuple[list[str], Iterator[tuple[int, str]]]]

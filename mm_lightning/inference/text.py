@@ -78,3 +78,8 @@ def unescape(text: str) -> str:
     r"""A text typed in a shell: `\n` is a line end, `\t` a tab, `\\` a backslash."""
     parts = text.split("\\\\")
     return "\\".join(part.replace("\\n", "\n").replace("\\t", "\t") for part in parts)
+
+
+def escape(text: str) -> str:
+    """Return the text, in one line, that `unescape` turns back into this one."""
+    return text.replace("\\", "\\\\").replace("\n", "\\n").replace("\t", "\\t")

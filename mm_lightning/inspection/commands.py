@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mm_lightning.errors import UserError
+from mm_lightning.inference.text import unescape
 from mm_lightning.outputs import check_output, opened
 
 if TYPE_CHECKING:
@@ -28,14 +29,14 @@ def inspect_command(
     overwrite: bool = False,
     device: str = "auto",
 ) -> None:
-    """Write a web page that shows what each memory of a trained network reads in a text.
+    r"""Write a web page that shows what each memory of a trained network reads in a text.
 
     The page needs no other file and no network. It keeps the pairs of largest weight of each read and says what it
     leaves out.
 
     Args:
         checkpoint: a run folder (its newest whole checkpoint is taken) or a checkpoint.
-        prompt: the text.
+        prompt: the text; \n is a line end, \t a tab and \\ a backslash.
         file: a file that holds the text instead.
         output: the page to write.
         max_tokens: take so many tokens from the beginning of the text; all of it by default.
@@ -87,7 +88,7 @@ def _text(prompt: str | None, file: str | None) -> str:
     if prompt is not None:
         if not prompt:
             raise UserError("the prompt is empty: give a text to look at")
-        return prompt
+        return unescape(prompt)
     from mm_lightning.data.text_files import read_document
 
     return read_document(str(file))

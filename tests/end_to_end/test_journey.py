@@ -1,6 +1,7 @@
 """The journey of the README, on a small corpus: prepare, train, resume, validate, generate, cost."""
 
 import json
+import shlex
 
 import yaml
 
@@ -10,6 +11,16 @@ from mm_lightning.cli import main
 def run(capsys, *args: str) -> str:
     assert main(list(args)) == 0
     return capsys.readouterr().out
+
+
+def shows_its_sample_again(capsys, out: str) -> bool:
+    """Whether the command that the last words of a run suggest writes the sample that they show."""
+    shown = out.split("a sample:\n")[1].split("\n\nrun folder: ")[0]
+    (line,) = [line for line in out.splitlines() if line.startswith("  mm generate")]
+    program, *words = shlex.split(line)
+    assert program == "mm"
+    text = run(capsys, *words, "--device", "cpu")
+    return text.removesuffix("\n").splitlines() == [line.removeprefix("  ") for line in shown.splitlines()]
 
 
 def test_from_text_to_text(tmp_path, capsys):
@@ -34,7 +45,7 @@ def test_from_text_to_text(tmp_path, capsys):
             "gradient_clip_val": 1.0,
             "callbacks": [
                 {"class_path": "Checkpoints", "init_args": {"every_n_steps": 30}},
-                {"class_path": "Samples", "init_args": {"prompt": "3: the", "tokens": 8}},
+                {"class_path": "Samples", "init_args": {"prompt": "  3: the\n\t\\n's cat", "tokens": 8, "top_p": 0.95}},
                 "Summary",
             ],
         },
@@ -61,9 +72,10 @@ def test_from_text_to_text(tmp_path, capsys):
     config.write_text(yaml.safe_dump(values))
     out = run(capsys, "fit", "--config", str(config))
     assert "unigram baseline" in out
-    assert "a sample:" in out
+    assert shows_its_sample_again(capsys, out)
     out = run(capsys, "fit", "--config", str(config), "--resume", "--trainer.max_steps", "70")
     assert "resuming" in out
+    assert shows_its_sample_again(capsys, out)
     folder = tmp_path / "runs" / "0"
     run(capsys, "validate", "--config", str(folder / "config.yaml"))
     result = json.loads((folder / "evaluation.jsonl").read_text().splitlines()[-1])

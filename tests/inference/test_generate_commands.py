@@ -2,10 +2,13 @@
 
 import io
 import json
+import shlex
 
 import pytest
 
 from mm_lightning.cli import main
+from mm_lightning.inference.commands import generate_line
+from mm_lightning.inference.sampling import Sampling
 from tests.inference.conftest import Recites, build
 
 
@@ -29,6 +32,25 @@ def test_one_prompt(load, tokenizer, capsys):
     assert capsys.readouterr().out == "one two\n"
     assert run("generate", "--prompt", "on", "--max_new_tokens", 2, "--samples", 2) == 0
     assert capsys.readouterr().out == "--- 1 of 2\none \n--- 2 of 2\none \n"
+
+
+def test_a_suggested_command_asks_for_the_same(load, tokenizer, capsys, monkeypatch):
+    load(None, tokenizer)
+    asked = []
+    monkeypatch.setattr("mm_lightning.inference.commands._readers", lambda _, __, prompts, *___: [(0, prompts, None)])
+    monkeypatch.setattr(
+        "mm_lightning.inference.generate.write", lambda _, __, *settings: asked.append(settings) or iter(())
+    )
+    sampling = Sampling(temperature=0.7, top_k=50, min_p=0.1, seed=1)
+    for prompt in ("", "    def f(self", "a\n\tb\\n\\\\t 'c' $d", "--x y", "-", "# A title\n", "null"):
+        line = generate_line("x", prompt, sampling, 60)
+        assert "\n" not in line
+        program, *words = shlex.split(line)
+        assert program == "mm"
+        assert main([*words, "--device", "cpu"]) == 0
+        assert capsys.readouterr().out == f"{prompt}\n"
+        assert asked.pop()[:2] == (sampling, 60)
+    assert generate_line("a b", "", Sampling(), 200) == "mm generate --checkpoint 'a b'"
 
 
 @pytest.mark.parametrize("kind", ["txt", "jsonl"])
