@@ -197,7 +197,7 @@ class MMLightningForCausalLM(PreTrainedModel, GenerationMixin):
 
         Args:
             input_ids: (B, T) int64, the tokens after those that the cache has read.
-            attention_mask: (B, T) or, with a cache, (B, tokens read before + T): 0 on padding, else 1.
+            attention_mask: (B, T); with a cache (B, tokens read before + T): 0 on padding, else 1.
             past_key_values: what the network has read before; another name of `cache`.
             labels: (B, T), input_ids or -100: the loss is that of predicting each from the tokens before it.
             use_cache: return the cache. By default where no gradient or loss is wanted.
@@ -239,6 +239,12 @@ class MMLightningForCausalLM(PreTrainedModel, GenerationMixin):
         else:
             if attention_mask is not None and input_ids.shape[1] > 1 and not padded_left(attention_mask):
                 raise ValueError("with a cache, padding must be on the left: set padding_side of the tokenizer to left")
+            read, new = cache.get_seq_length(), input_ids.shape[1]
+            if attention_mask is not None and attention_mask.shape[-1] != read + new:
+                raise ValueError(
+                    f"attention_mask must be of what the cache has read and of the tokens to read, {read} + {new}, "
+                    f"got {attention_mask.shape[-1]}: was a text given again that the cache holds?"
+                )
             state = cache.begin(input_ids.shape[0])
             x, balance = self.network.hidden(input_ids, state=state, starts=starts, last=last)
         logits = self.network.classifier(x)
@@ -257,6 +263,14 @@ class MMLightningForCausalLM(PreTrainedModel, GenerationMixin):
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """As for every model; the cache may be given, and is returned, as `cache` or `past_key_values`."""
         cache = one_cache(kwargs)
+        tokens, mask = kwargs.get("input_ids", args[0] if args else kwargs.get("inputs")), kwargs.get("attention_mask")
+        if cache is not None and tokens is not None and (mask is None or mask.shape == tokens.shape):
+            read = cache.get_seq_length()
+            if read >= tokens.shape[1]:
+                raise ValueError(
+                    f"the cache has read {read} tokens and {tokens.shape[1]} are given, which must begin with those: "
+                    f"give the whole text, or an attention_mask of the whole text with its new tokens"
+                )
         output = super().generate(*args, **kwargs, **({} if cache is None else {CACHE: cache}))
         return with_both_names(output) if isinstance(output, ModelOutput) else output
 
