@@ -30,7 +30,16 @@ from mm_lightning.training.checkpoint import (
 )
 from mm_lightning.training.compiler import check_strategy
 from mm_lightning.training.loggers import say
-from mm_lightning.training.resume import changes, decides_the_data, fit_progress, validate_if_due
+from mm_lightning.training.resume import (
+    OptimizerSettings,
+    changed_recipe,
+    changes,
+    decides_the_data,
+    fit_progress,
+    learning_rate,
+    recipe,
+    validate_if_due,
+)
 from mm_lightning.training.run_folder import RunFolder
 
 
@@ -108,6 +117,9 @@ class LanguageModule(LightningModule):
         self._step_loss: list[Tensor] = []
         self._finished_steps = 0
         self._validation_open = False
+        self._rate = 0.0  # of the step that is being computed
+        self.optimizer_settings: OptimizerSettings | None = None
+        self._changed: list[str] | None = None  # settings that a restored checkpoint had others of
 
     def configure_model(self) -> None:
         """Builds the network where it will live: partitioned from the start under ZeRO-3."""
@@ -162,6 +174,7 @@ class LanguageModule(LightningModule):
         Dividing by a number that does not depend on the batch's documents makes the step the same however its
         global batch is split over devices and accumulation. The metric train/loss is the mean over predicted tokens.
         """
+        self._rate = learning_rate(self.trainer)
         random = self.network.draw_step(self.seed, self.global_step)
         if self.config.dropout:
             # From the place in the run alone, so that a resumed run drops what the uninterrupted one would have.
@@ -176,11 +189,30 @@ class LanguageModule(LightningModule):
         """(2,) of this process and the step so far: the loss summed over predicted tokens, and their number."""
         return torch.stack(self._step_loss).sum(0)
 
+    def on_fit_start(self) -> None:
+        """Remembers the optimizer's settings, before a checkpoint is restored."""
+        self.optimizer_settings = OptimizerSettings(self.trainer)
+
     def on_train_start(self) -> None:
-        """Starts counting at the step that a resumed run has reached; first, the validation it owes."""
+        """Starts counting at the step that a resumed run has reached; first, its own settings and the validation it
+        owes."""
+        self._keep_settings()
         self.begin_step()
         if self._validation_open:
             validate_if_due(self.trainer)
+
+    def _keep_settings(self) -> None:
+        """Trains a resumed run with its own settings, not the checkpoint's, and says in one line what that changes."""
+        if self._changed is None or self.optimizer_settings is None:
+            return
+        before = learning_rate(self.trainer)
+        self.optimizer_settings.apply(self.trainer)
+        now, told = learning_rate(self.trainer), self._changed
+        if now != before:
+            told.append(f"learning rate of step {self.global_step + 1}: {now:.3g} instead of {before:.3g}")
+        if told:
+            say(f"resuming with {', '.join(told)}")
+        self._changed = None
 
     def begin_step(self) -> None:
         """The next batch is the first of a step, whatever went before."""
@@ -196,16 +228,13 @@ class LanguageModule(LightningModule):
         self._step_loss = []
         if self.global_step % self.trainer.log_every_n_steps == 0:
             total, tokens = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
-            self.log_train({"train/loss": total / tokens, "train/learning_rate": self._rate_at(self.global_step - 1)})
+            self.log_train({"train/loss": total / tokens, "train/learning_rate": self._rate})
         if self.global_step == self.trainer.max_steps:
             self.trainer.should_stop = True  # the last step is validated whatever the interval
 
     def log_train(self, values: dict[str, float]) -> None:
         """Logs values of a training step under the number of finished steps."""
         self.log_dict({**values, "step": float(self.global_step)}, on_step=True, on_epoch=False)
-
-    def _rate_at(self, step: int) -> float:
-        return self.learning_rate * self.schedule(step)
 
     def schedule(self, step: int) -> float:
         """The learning rate of a step, counted from 0, as a fraction of the peak."""
@@ -304,6 +333,7 @@ class LanguageModule(LightningModule):
         tokenizer = None if data is None else describe_tokenizer(data.tokenizer)
         context = None if data is None else data.context_length
         checkpoint[KEY] = describe_network(self.config, tokenizer, context)
+        checkpoint[KEY]["recipe"] = recipe(self)
         if data is not None:
             checkpoint[KEY]["data"] = decides_the_data(data)
 
@@ -313,6 +343,7 @@ class LanguageModule(LightningModule):
         Raises:
             UserError: the data have another tokenizer.
         """
+        self._changed = changed_recipe(checkpoint, checkpoint[KEY], self) if KEY in checkpoint else []
         if self.trainer.datamodule is not None and KEY in checkpoint:
             changed = changes(checkpoint[KEY], self.trainer.datamodule)
             if changed:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningDataModule, Trainer
+from torch.optim.lr_scheduler import LambdaLR
 
 from mm_lightning.errors import UserError
+from mm_lightning.training.checkpoint import network_config
+from mm_lightning.training.checkpoint.network import FREE
+
+if TYPE_CHECKING:
+    from mm_lightning.training.module import LanguageModule
 
 
 def fit_progress(checkpoint: dict[str, Any], accumulate: int) -> bool:
@@ -74,6 +80,87 @@ def changes(about: dict[str, Any], data: LightningDataModule) -> str | None:
         f"WARNING: resuming with {', '.join(told)}: weights, optimiser and step go on, but the data come in another "
         f"order from here, so that this epoch may repeat or miss some of them"
     )
+
+
+class OptimizerSettings:
+    """The settings of optimizer, schedule and loss scale that a run was built with. Restoring a checkpoint, with
+    DeepSpeed or without, replaces them by the checkpoint's.
+
+    Args:
+        trainer: of the run, before anything is restored.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        own = ("params", "lr")
+        self.groups = [
+            [{name: value for name, value in group.items() if name not in own} for group in optimizer.param_groups]
+            for optimizer in trainer.optimizers
+        ]
+        self.base_rates = [list(config.scheduler.base_lrs) for config in trainer.lr_scheduler_configs]
+        scaler = getattr(trainer.precision_plugin, "scaler", None)  # of fp16 without DeepSpeed
+        names = ("growth_factor", "backoff_factor", "growth_interval") if scaler is not None else ()
+        self.scaling = {name: getattr(scaler, f"get_{name}")() for name in names}
+
+    def apply(self, trainer: Trainer) -> None:
+        """Puts the settings back; the learning rate is what they make it at the step that was reached. Where the
+        checkpoint has the same settings, nothing changes by a bit."""
+        for optimizer, groups in zip(trainer.optimizers, self.groups, strict=True):
+            for group, settings in zip(optimizer.param_groups, groups, strict=True):
+                group.update(settings)
+        for config, base in zip(trainer.lr_scheduler_configs, self.base_rates, strict=True):
+            scheduler, before = config.scheduler, config.scheduler.base_lrs
+            groups, scheduler.base_lrs = scheduler.optimizer.param_groups, list(base)
+            if isinstance(scheduler, LambdaLR):
+                rates = [rate * f(scheduler.last_epoch) for rate, f in zip(base, scheduler.lr_lambdas, strict=True)]
+            else:
+                pairs = zip(groups, base, before, strict=True)
+                rates = [group["lr"] if now == was else group["lr"] * now / was for group, now, was in pairs]
+            for group, rate in zip(groups, rates, strict=True):
+                group["lr"] = rate
+            scheduler._last_lr = rates
+        for name, value in self.scaling.items():
+            getattr(trainer.precision_plugin.scaler, f"set_{name}")(value)
+
+
+def learning_rate(trainer: Trainer) -> float:
+    """The learning rate that the optimizer uses in the next step."""
+    return float(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+def recipe(module: LanguageModule) -> dict[str, Any]:
+    """The settings that decide what an optimization step does with its tokens, as checkpoints keep them."""
+    trainer = module.trainer
+    names = ("learning_rate", "warmup_steps", "final_learning_rate", "weight_decay")
+    return {
+        **{f"model.{name}": getattr(module, name) for name in names},
+        "model.betas": list(module.betas),
+        **{f"trainer.{name}": getattr(trainer, name) for name in ("max_steps", "max_epochs", "precision")},
+        **{f"trainer.{name}": getattr(trainer, name) for name in ("gradient_clip_val", "gradient_clip_algorithm")},
+    }
+
+
+def changed_recipe(checkpoint: dict[str, Any], about: dict[str, Any], module: LanguageModule) -> list[str]:
+    """Settings of a resumed run that are others than the checkpoint's, each with both values.
+
+    Args:
+        checkpoint: as Lightning loads it.
+        about: what it says of itself.
+        module: of this run.
+    """
+    now = recipe(module)
+    before = about.get("recipe")
+    if before is None:  # earlier versions kept none: what the optimizer's state tells
+        group = next((state["param_groups"][0] for state in checkpoint.get("optimizer_states", [])), {})
+        names = {"model.learning_rate": "initial_lr", "model.weight_decay": "weight_decay", "model.betas": "betas"}
+        before = {name: group[key] for name, key in names.items() if key in group}
+    told = [f"{n} {x} instead of {_plain(before[n])}" for n, x in now.items() if n in before and _plain(before[n]) != x]
+    was, is_ = network_config(about).described()["fields"], module.config.described()["fields"]
+    told += [f"model.network.{n} {is_[n]} instead of {was[n]}" for n in sorted(FREE) if was.get(n) != is_.get(n)]
+    return told
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def validate_if_due(trainer: Trainer) -> None:

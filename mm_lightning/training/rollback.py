@@ -15,6 +15,7 @@ def restore(trainer: Trainer, path: Path) -> None:
     trainer.strategy.load_optimizer_state_dict(state)
     for config, saved in zip(trainer.lr_scheduler_configs, state["lr_schedulers"], strict=True):
         config.scheduler.load_state_dict(saved)
+    trainer.lightning_module.optimizer_settings.apply(trainer)  # the checkpoint's may be others
     for callback in trainer.callbacks:
         if callback.state_key in state["callbacks"]:
             callback.load_state_dict(state["callbacks"][callback.state_key])

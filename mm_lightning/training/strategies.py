@@ -180,7 +180,7 @@ class DeepSpeed(DeepSpeedStrategy):
         """
         path = agreed(checkpoint_path)
         wrote = read_commit(path)["world_size"]
-        with only_weights(path):
+        with only_weights(path), self._own_clipping_and_scaling():
             if (path / "latest_universal").is_file():
                 return self._load_universal(path, weights_only)
             if wrote == self.world_size:
@@ -188,12 +188,28 @@ class DeepSpeed(DeepSpeedStrategy):
         say(f"{path} was written by {wrote} processes: converting it for {self.world_size}")
         universal = path.with_suffix(".universal")
         self._together(lambda: self.is_global_zero and to_universal(path, universal), universal)
-        with only_weights(universal):
+        with only_weights(universal), self._own_clipping_and_scaling():
             state = self._load_universal(universal, weights_only)
         self.barrier()
         if self.is_global_zero:
             shutil.rmtree(universal)
         return state
+
+    @contextmanager
+    def _own_clipping_and_scaling(self) -> Iterator[None]:
+        """Within it a checkpoint is restored, but not its settings of gradient clipping and loss scaling: of these only
+        the scale that was found."""
+        optimizer = self.deepspeed_engine.optimizer
+        clip, scaler = getattr(optimizer, "clip_grad", None), getattr(optimizer, "loss_scaler", None)
+        yield
+        if clip is not None:
+            optimizer.clip_grad = clip
+        if scaler is None:
+            return
+        if scaler.dynamic and optimizer.loss_scaler.dynamic:
+            for name in ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis"):
+                setattr(scaler, name, getattr(optimizer.loss_scaler, name))
+        optimizer.loss_scaler, optimizer.dynamic_loss_scale = scaler, scaler.dynamic
 
     def finish(self) -> None:
         """Nothing is being written when :meth:`save_checkpoint` has returned."""

@@ -90,3 +90,21 @@ class AskedSpy(Callback):
             return ask(model, items)
 
         task.ask = spied
+
+
+class GroupsSpy(Callback):
+    """Writes a JSON line a step, as `file`: the settings that the optimizer takes it with, by parameter group."""
+
+    def __init__(self, file: str):
+        self.file = file
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if not trainer.is_global_zero or trainer.fit_loop.epoch_loop._should_accumulate():
+            return
+        names = ("lr", "weight_decay", "betas", "eps")
+        line = {name: [group[name] for group in trainer.optimizers[0].param_groups] for name in names}
+        scheduler = trainer.lr_scheduler_configs[0].scheduler
+        clip = getattr(trainer.optimizers[0], "clip_grad", trainer.gradient_clip_val)  # of ZeRO 1 and 2: restored, too
+        line |= {"step": trainer.global_step + 1, "base_lrs": scheduler.base_lrs, "clip": clip}
+        with open(self.file, "a") as file:
+            file.write(json.dumps(line) + "\n")

@@ -1,18 +1,24 @@
 """A run that is resumed with other settings than those its data follow from is told so, once, in one line."""
 
 import json
+import re
 import shutil
 from fractions import Fraction
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+import yaml
+from launch import mm
+from runs import metrics
 
 from mm_lightning.cli import main
 from mm_lightning.data import Manifest
 from mm_lightning.errors import UserError
 from mm_lightning.training.checkpoint import KEY
-from mm_lightning.training.resume import changes, decides_the_data
+from mm_lightning.training.resume import OptimizerSettings, changes, decides_the_data
+from mm_lightning.training.strategies import DeepSpeed
 
 
 def test_what_has_changed_is_named(tiny, tmp_path, prepared, capsys):
@@ -57,3 +63,140 @@ def test_another_tokenizer_is_refused_and_old_checkpoints_are_taken():
     data.sets = [SimpleNamespace(share=Fraction(3, 4), manifest=one.manifest), other]
     told = f"data.path of fingerprint 3/4 x {'f' * 12} + 1/4 x {'e' * 12} instead of {'f' * 12}:"
     assert told in changes(before, data)
+
+
+NEW = ["--model.learning_rate", "0.001", "--model.weight_decay", "0.5", "--model.betas", "[0.8, 0.9]"]
+NAMED = ("model.learning_rate 0.001 instead of 0.01", "model.weight_decay 0.5", "model.betas [0.8, 0.9]")
+
+
+def spied(tiny, tmp_path, **trainer) -> str:
+    """The tiny config with a spy on the optimizer's settings, which writes tmp_path/groups."""
+    values = yaml.safe_load(tiny.read_text())
+    values["trainer"]["callbacks"] += [
+        {"class_path": "spies.GroupsSpy", "init_args": {"file": str(tmp_path / "groups")}}
+    ]
+    values["trainer"] |= {"limit_val_batches": 0, **trainer}
+    tiny.write_text(yaml.safe_dump(values))
+    return str(tiny)
+
+
+def groups(tmp_path) -> dict[int, dict]:
+    """What the spy wrote, by step; the later line counts."""
+    return {line["step"]: line for line in map(json.loads, (tmp_path / "groups").read_text().splitlines())}
+
+
+def test_a_resumed_run_trains_with_its_own_settings(tiny, tmp_path, capsys):
+    config = spied(tiny, tmp_path)
+    assert main(["fit", "--config", config]) == 0
+    before, checkpoint = groups(tmp_path), tmp_path / "run" / "0" / "checkpoints" / "step=3.ckpt"
+    capsys.readouterr()
+
+    for how in (["--resume", str(checkpoint)], ["--ckpt_path", str(checkpoint)]):
+        folder = tmp_path / "run" / ("0" if "--resume" in how else "1")
+        # unchanged: the same to the last bit, and nothing is said
+        assert main(["fit", "--config", config, *how]) == 0
+        assert "resuming with" not in capsys.readouterr().out
+        assert groups(tmp_path) == before
+        loss = metrics(tmp_path / "run" / "0")
+        if "--ckpt_path" in how:
+            assert metrics(folder) == {step: loss[step] for step in (4, 5, 6)}
+            shutil.rmtree(folder)
+
+        assert main(["fit", "--config", config, *how, *NEW, "--trainer.gradient_clip_val", "0.5"]) == 0
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("resuming with")]
+        rates = {step: 0.1 * before[step]["lr"][0] for step in (4, 5, 6)}
+        told = (*NAMED, "trainer.gradient_clip_val 0.5 instead of 1.0")
+        assert [text for text in told if text not in line] == []
+        said = re.search(r"learning rate of step 4: (\S+) instead of (\S+)$", line)
+        assert [float(said[1]), float(said[2])] == pytest.approx([rates[4], 10 * rates[4]], rel=2e-3)
+        assert "warmup" not in line
+        used = groups(tmp_path)
+        for step, rate in rates.items():
+            assert used[step]["lr"] == pytest.approx([rate, rate])
+            assert used[step]["weight_decay"] == [0.5, 0.0]
+            assert used[step]["betas"] == [[0.8, 0.9]] * 2
+            assert used[step]["base_lrs"] == [0.001, 0.001]
+            # the log shows what was used
+            assert metrics(folder, "train/learning_rate")[step] == pytest.approx(used[step]["lr"][0])
+        before_now = {step: before[step] for step in (1, 2, 3)}
+        (tmp_path / "groups").write_text("".join(json.dumps(line) + "\n" for line in before_now.values()))
+        assert main(["fit", "--config", config, "--resume", str(checkpoint)]) == 0
+        capsys.readouterr()
+
+
+def test_another_number_of_steps_says_what_becomes_of_the_rate(tiny, tmp_path, capsys):
+    config = spied(tiny, tmp_path)
+    assert main(["fit", "--config", config]) == 0
+    capsys.readouterr()
+    assert main(["fit", "--config", config, "--resume", "--trainer.max_steps", "12", "--model.warmup_steps", "4"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("resuming with")]
+    rate = groups(tmp_path)[7]["lr"][0]  # the first after the resume follows the new schedule
+    assert 0.005 < rate < 0.01
+    assert "trainer.max_steps 12 instead of 6" in line
+    assert "model.warmup_steps 4 instead of 2" in line
+    assert f"learning rate of step 7: {rate:.3g} instead of 0.0001" in line
+    assert metrics(tmp_path / "run" / "0", "train/learning_rate")[7] == pytest.approx(rate)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "deepspeed_stage_1", "deepspeed_stage_2", "deepspeed_stage_3"])
+def test_two_processes_and_their_shards(tiny, tmp_path, strategy):
+    """DeepSpeed restores settings of its own, among them the clipping, and others from its universal form."""
+    config = spied(tiny, tmp_path, strategy=strategy, devices=2)
+    assert mm("fit", "--config", config, "--trainer.max_steps", "3").returncode == 0
+    clip = ["--trainer.gradient_clip_val", "0.5"]
+    done = mm("fit", "--config", config, "--resume", "--trainer.max_steps", "4", *NEW, *clip)
+    assert done.returncode == 0, done.stderr
+    assert all(text in done.stdout for text in NAMED)
+    fewer = ["--trainer.devices", "1", "--trainer.max_steps", "5", "--trainer.gradient_clip_val", "0.25"]
+    done = mm("fit", "--config", config, "--resume", *fewer, "--model.weight_decay", "0.25")
+    assert done.returncode == 0, done.stderr
+    assert "model.weight_decay 0.25 instead of 0.5" in done.stdout
+    used = groups(tmp_path)
+    assert [used[n]["clip"] for n in (3, 4, 5)] == [1.0, 0.5, 0.25]
+    assert [used[n]["weight_decay"] for n in (3, 4, 5)] == [[0.1, 0.0], [0.5, 0.0], [0.25, 0.0]]
+    assert [used[n]["betas"][1] for n in (3, 4, 5)] == [[0.9, 0.95], [0.8, 0.9], [0.9, 0.95]]
+    assert [used[n]["base_lrs"] for n in (4, 5)] == [[0.001, 0.001], [0.01, 0.01]]
+    assert [used[n]["lr"][1] for n in (4, 5)] == pytest.approx([1e-5, 1e-4])
+
+
+def test_settings_are_put_back_after_an_optimizer_is_restored():
+    def trainer(rate, decay):
+        groups = [{"params": [torch.zeros(1, requires_grad=True)], "weight_decay": d} for d in (decay, 0.0)]
+        optimizer = torch.optim.AdamW(groups, lr=rate, eps=rate / 10)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.3 / (step + 1))
+        config = SimpleNamespace(scheduler=scheduler)
+        return SimpleNamespace(optimizers=[optimizer], lr_scheduler_configs=[config], precision_plugin=None)
+
+    old, new = trainer(0.1, 0.2), trainer(0.7, 0.4)
+    for _ in range(5):
+        old.optimizers[0].step()
+        old.lr_scheduler_configs[0].scheduler.step()
+    settings = OptimizerSettings(new)
+    new.optimizers[0].load_state_dict(old.optimizers[0].state_dict())
+    new.lr_scheduler_configs[0].scheduler.load_state_dict(old.lr_scheduler_configs[0].scheduler.state_dict())
+    settings.apply(new)
+    found = [(g["lr"], g["initial_lr"], g["weight_decay"], g["eps"]) for g in new.optimizers[0].param_groups]
+    assert found == [(0.7 * (0.3 / 6), 0.7, 0.4, 0.7 / 10), (0.7 * (0.3 / 6), 0.7, 0.0, 0.7 / 10)]
+    new.optimizers[0].step()
+    new.lr_scheduler_configs[0].scheduler.step()
+    assert new.optimizers[0].param_groups[0]["lr"] == 0.7 * (0.3 / 7)
+
+
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_deepspeed_keeps_the_scale_it_found_and_the_settings_of_the_run(dynamic):
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+
+    now = DynamicLossScaler(2.0**16, 500, 1.0, 2, False) if dynamic else LossScaler(128.0)
+    optimizer = SimpleNamespace(clip_grad=0.5, loss_scaler=now, dynamic_loss_scale=dynamic)
+    strategy: Any = SimpleNamespace(deepspeed_engine=SimpleNamespace(optimizer=optimizer))
+    with DeepSpeed._own_clipping_and_scaling(strategy):
+        optimizer.clip_grad, optimizer.dynamic_loss_scale = 1.0, True
+        optimizer.loss_scaler = DynamicLossScaler(1024.0, 1000, 1.0, 2, False)
+        optimizer.loss_scaler.cur_iter = 77
+    assert (optimizer.clip_grad, optimizer.dynamic_loss_scale) == (0.5, dynamic)
+    scaler = optimizer.loss_scaler
+    if dynamic:
+        assert (scaler.cur_scale, scaler.cur_iter, scaler.scale_window) == (1024.0, 77, 500)
+    else:
+        assert scaler.cur_scale == 128.0
