@@ -4,9 +4,12 @@ Pairs that every later query can read are sorted into blocks of nearby keys. A b
 key c and mean value; a query q, with its bandwidth, reads the blocks that promise most pair by pair and takes the rest
 by their summaries, so that a token costs about 2 n / block + budget pairs instead of n.
 
-By convexity a block weighs at least L = n exp(q.c), and at most U = n exp(q.c + b), where q.k <= q.c + b for its keys:
-those lie in the unit ball and within an angle theta of c's direction, k.c/|c| >= cos theta, so that for a query at an
-angle phi from it q.k <= |q| cos(max(phi - theta, 0)).
+By convexity a block weighs at least L = n exp(q.c), and at most U = n exp(q.c + b), where q.(k - c) <= b for its keys.
+Differences k - c are split into a part along c's direction and one across it: with p the part of q along c,
+
+    b = max(p high, p low) + sqrt(|q|^2 - p^2) aside
+
+of the largest and smallest part along c and the longest across it. Nothing is assumed of the keys' norms.
 
 What that proves. Let y_i = q.(k_i - c) <= b. They sum to 0, so the positive ones of exp(y_i) - 1 outweigh the negative
 ones, and sum |exp(y_i) - 1| <= 2 n (exp(b) - 1). If f' takes the unread blocks by L and their mean values, then
@@ -14,9 +17,16 @@ Z (f - f') = sum over unread pairs of L/n (exp(y_i) - 1) (v_i - f'), hence
 
     |f - f'| <= (V + |f'|) sum over unread blocks of 2 (U - L) / Z'
 
-with V the largest norm of a value, and Z' <= Z what f' was divided by. With an epsilon blocks are read until the
-sum is at most epsilon; with epsilon 0, until it is below rounding. In many dimensions blocks are wide: that takes a
-large share of them.
+with V the largest norm of a value, and Z' <= Z what f' was divided by. With an epsilon blocks are read until the sum
+is small enough for
+
+    |f - f'| <= max(epsilon, 2 r) (V + |f'|),    r = u + s |q| + 2^-52 n
+
+where f is the exact answer for the query and the n pairs as they are given, in whatever type, and f' is what is
+returned. r is rounding: u of the answer to the values' type (2^-8 in bfloat16, 2^-11 in float16, 2^-24 in float32,
+2^-53 in float64), the rest of what is computed on the way, which is all in float64, since in float32 q.k itself would
+be uncertain by more than epsilon; s = 2^-51 (block + 4 D + 16) for D dimensions and keys of norms up to 2. In many
+dimensions blocks are wide: proving takes a large share of them.
 
 Without an epsilon `budget` pairs are read, and the second moments of the keys, and of values with keys, inside a group
 of neighbouring blocks correct the summaries of the rest, as if what lies around a block's mean were Gaussian: exp(y) is
@@ -28,6 +38,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import takewhile
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,8 +62,9 @@ class BlockStore:
     Args:
         budget: pairs that a query reads one by one, besides those not in blocks yet. Memories of less than four times
             as many are read whole.
-        epsilon: read on until the error is proven to be below it, in units of the largest value's norm plus the
-            answer's; 0 for everything that can matter. None: stop at the budget.
+        epsilon: read on until the error is proven to be at most this, in units of the largest value's norm plus the
+            answer's, or twice the rounding of the values' type where that is more (the module's docstring says exactly
+            what is proven): 0 for everything that can matter. Computes in float64. None: stop at the budget.
         block: pairs of a block.
         segment: pairs that are sorted into blocks at a time; segments of equal size are merged. block * 2^i.
     """
@@ -67,8 +79,13 @@ class BlockStore:
             raise UserError(f"block must be at least 2 and budget at least a block, got {self.block} and {self.budget}")
         if self.segment % self.block or (self.segment // self.block).bit_count() != 1:
             raise UserError(f"segment must be {self.block} times a power of two, got {self.segment}")
-        if self.epsilon is not None and self.epsilon < 0:
+        if self.epsilon is not None and not self.epsilon >= 0:
             raise UserError(f"epsilon must be at least 0, got {self.epsilon}")
+
+
+def rounding(norm: Any, dim: int, block: int) -> Any:
+    """s |q| of the module's docstring, of a query's norm |q|."""
+    return 2 * (block + 4 * dim + 16) * torch.finfo(torch.float64).eps * norm
 
 
 class Blocks:
@@ -151,7 +168,8 @@ class Blocks:
                 sorting = nearby(k.flatten(0, 1), self.settings.block)
                 for x in (k, v):
                     x[:] = rows(x.flatten(0, 1), sorting).view(x.shape)
-                parts.append(summarize(k.flatten(0, 1), v.flatten(0, 1), self.settings.block, unit))
+                exact = full(k.dtype) if self.settings.epsilon is None else torch.float64
+                parts.append(summarize(k.flatten(0, 1), v.flatten(0, 1), self.settings.block, unit, exact))
             time = torch.arange(at, at + size, device=k.device).expand(k.shape[:3])
             if self.order is not None and at < before:  # sorted before, in smaller segments
                 time = torch.cat([self.order[:, :, at : at + size], time[:, :, before - at :]], 2)
@@ -175,40 +193,52 @@ class Blocks:
             (B, H, D)
         """
         with torch.autocast(q.device.type, enabled=False):
+            exact = self.summary["keys"].dtype
             if resolve(self.kernels, q.device, keys.dtype) == "native":
-                return self._native_read(q, keys, values, readable, first)
-            rows = q.flatten(0, 1)  # (N, D), N = B H
+                return self._native_read(q.to(exact), keys, values, readable, first)
+            rows = q.flatten(0, 1).to(exact)  # (N, D), N = B H
             near = [slice(self.end, readable)] + [slice(self.low, self.begin)] * (self.begin > self.low)
             scores = [_scores(rows, keys[:, :, part].flatten(0, 1)) for part in near]
             if self.begin > self.low:
                 index = torch.arange(self.low, self.begin, device=q.device)
                 unseen = (index < first[:, None]).repeat_interleave(q.shape[1], 0)
                 scores[1] = scores[1].masked_fill(unseen, -torch.inf)
-            index, rest, moved = self._choose(rows, keys, scores)
+            index, rest, moved = self._choose(rows, keys, scores, self._allowed(rows, values, readable))
             weights = torch.cat([*scores, rest], 1).softmax(-1)
             *parts, rest = weights.split([*(x.shape[1] for x in scores), rest.shape[1]], 1)
             answer = torch.bmm(rest[:, None], self.summary["values"])[:, 0]
             if moved is not None:
                 answer = answer + self._regression(rest, *moved)
-            answer = answer.to(values.dtype)
+            kind = values.dtype if self.settings.epsilon is None else exact
+            answer = answer.to(kind)
             for part, weight in zip(near, parts, strict=False):
-                answer = answer + torch.bmm(weight[:, None].to(values.dtype), values[:, :, part].flatten(0, 1))[:, 0]
-            answer = answer + self._weighted(torch.cat(parts[len(near) :], 1), values, index).to(values.dtype)
+                near_values = values[:, :, part].flatten(0, 1).to(kind)
+                answer = answer + torch.bmm(weight[:, None].to(kind), near_values)[:, 0]
+            answer = answer + self._weighted(torch.cat(parts[len(near) :], 1).to(kind), values, index)
         self.share = sum(x.shape[1] for x in scores) / (readable - self.low)
-        return answer.view(q.shape)
+        return answer.to(values.dtype).view(q.shape)
+
+    def _allowed(self, q: Tensor, values: Tensor, readable: int) -> Tensor | None:
+        """(N,) how much the sum of the module's docstring may be for queries (N, D); None if nothing is proven."""
+        if self.settings.epsilon is None:
+            return None
+        r = torch.finfo(values.dtype).eps / 2 + readable * torch.finfo(torch.float64).eps
+        r = r + rounding(q.norm(dim=-1), q.shape[-1], self.settings.block)
+        return (self.settings.epsilon - r).maximum(r)
 
     def _native_read(self, q: Tensor, keys: Tensor, values: Tensor, readable: int, first: Tensor) -> Tensor:
         from mm_lightning.memory.native_blocks import read
 
         chosen = self.settings
         sizes = chosen.block, chosen.budget // chosen.block, self.begin, self.end, readable, self.low
-        options = chosen.epsilon, LOOK, GAIN
-        answer, number = read(q.to(full(q.dtype)), keys, values, self.summary, first, sizes, options)
+        allowed = self._allowed(q.flatten(0, 1), values, readable)
+        options = allowed, rounding(1.0, q.shape[-1], chosen.block), LOOK, GAIN
+        answer, number = read(q, keys, values, self.summary, first, sizes, options)
         self.share = number / (readable - self.low)
         return answer.to(values.dtype)
 
     def _choose(
-        self, q: Tensor, keys: Tensor, scores: list[Tensor]
+        self, q: Tensor, keys: Tensor, scores: list[Tensor], allowed: Tensor | None
     ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
         """Chooses the blocks that are read, and appends the scores of their pairs.
 
@@ -225,15 +255,14 @@ class Blocks:
             rest.scatter_(1, chosen, -torch.inf)
             return index
 
-        full = q.to(self.summary["keys"].dtype)
-        centre = torch.bmm(full[:, None], self.summary["keys"])[:, 0]  # q.c
+        centre = torch.bmm(q[:, None], self.summary["keys"])[:, 0]  # q.c
         rest = centre + math.log(size)  # log L
-        moved, variance = self._moments(full)
+        moved, variance = self._moments(q)
         rank = centre + torch.minimum(LOOK * variance.sqrt(), variance)
         first = take(rank.topk(min(self.settings.budget // size, rank.shape[1]), sorted=False).indices)
-        if self.settings.epsilon is None:
+        if allowed is None:
             return first, rest + (variance / 2).clamp(max=GAIN), (moved, variance)
-        more = take(self._needed(full, centre, rest, scores))
+        more = take(self._needed(q, centre, rest, scores, allowed))
         return torch.cat([first, more], 1), rest, None
 
     def _scores(self, q: Tensor, keys: Tensor, index: Tensor) -> Tensor:
@@ -242,11 +271,15 @@ class Blocks:
         return _scores(q, blocks.view(len(q), -1, q.shape[1]))
 
     def _weighted(self, weight: Tensor, values: Tensor, index: Tensor) -> Tensor:
-        """(N, D) sums by weights (N, K block) of the values of blocks (N, K) of the buffer."""
+        """(N, D) sums by weights (N, K block), in their type, of the values of blocks (N, K) of the buffer."""
         size = self.settings.block
+        if weight.dtype != values.dtype:
+            chosen = values.view(-1, size * values.shape[-1]).index_select(0, index.flatten())
+            chosen = chosen.view(len(weight), -1, values.shape[-1]).to(weight.dtype)
+            return torch.bmm(weight[:, None], chosen)[:, 0]
         pairs = (index[..., None] * size + torch.arange(size, device=index.device)).flatten(1)
         flat = values.view(-1, values.shape[-1])
-        return F.embedding_bag(pairs, flat, per_sample_weights=weight.to(values.dtype), mode="sum")
+        return F.embedding_bag(pairs, flat, per_sample_weights=weight, mode="sum")
 
     def _regression(self, weight: Tensor, moved: Tensor, variance: Tensor) -> Tensor:
         """(N, D) what Cov(v, k) q adds to the mean values of blocks of these weights (N, blocks)."""
@@ -261,26 +294,23 @@ class Blocks:
         blocks = groups[..., None] * share.unflatten(1, (groups.shape[1], -1))
         return found[:, :, 1], blocks.flatten(1)
 
-    def _needed(self, q: Tensor, centre: Tensor, rest: Tensor, scores: list[Tensor]) -> Tensor:
-        """(N, K) further blocks to read, until what the module's docstring bounds is at most epsilon."""
-        norm = q.norm(dim=1, keepdim=True)
-        spread = self.settings.block * torch.finfo(q.dtype).eps  # of the rounding of summaries
-        cosine = (centre / (norm * self.summary["norm"]).clamp(min=torch.finfo(q.dtype).tiny)).clamp(-1, 1)
-        limit = self.summary["cosine"]
-        tilted = cosine * limit + ((1 - cosine**2) * (1 - limit**2)).sqrt()
-        bound = norm * (torch.where(cosine >= limit, 1.0, tilted) + spread)
-        b = (bound - centre).clamp(min=0)
+    def _needed(self, q: Tensor, centre: Tensor, rest: Tensor, scores: list[Tensor], allowed: Tensor) -> Tensor:
+        """(N, K) further blocks to read, until the sum that the module's docstring bounds is small enough."""
+        norm, summary = q.norm(dim=1, keepdim=True), self.summary
+        slack = rounding(1.0, q.shape[1], self.settings.block)
+        along = centre / summary["norm"]
+        across = (norm**2 * (1 + slack) - along**2).clamp(min=0).sqrt()
+        b = torch.maximum(along * summary["high"], along * summary["low"]) + across * summary["aside"] + slack * norm
         gap = centre + math.log(2 * self.settings.block) + b + torch.log(-torch.expm1(-b))  # log 2 (U - L)
         # First of all those that were read: where other heads need more blocks, none may be taken twice.
         gap = gap.clamp(min=torch.finfo(gap.dtype).min / 2).masked_fill(rest == -torch.inf, -torch.inf)
         total = torch.cat([*scores, rest], 1).logsumexp(1, keepdim=True)  # log Z', which can only grow
         gap, order = gap.sort(1)
-        epsilon = max(self.settings.epsilon or 0.0, torch.finfo(q.dtype).eps / 2)
-        unneeded = (gap.logcumsumexp(1) - total <= math.log(epsilon)).sum(1)
+        unneeded = (gap.logcumsumexp(1) - total <= allowed.log()[:, None]).sum(1)
         return order[:, int(unneeded.min()) :]
 
 
 def _scores(q: Tensor, keys: Tensor) -> Tensor:
-    """(N, n) products of (N, D) with (N, n, D), in float32 or more."""
+    """(N, n) products of (N, D) with (N, n, D), in q's type."""
     # As a row times a matrix: the other way round is several times slower on a CPU.
-    return torch.bmm(q[:, None].to(full(q.dtype)), keys.to(full(keys.dtype)).transpose(1, 2))[:, 0]
+    return torch.bmm(q[:, None], keys.to(q.dtype).transpose(1, 2))[:, 0]

@@ -24,6 +24,8 @@ FAR = 64
 INDEX = np.empty(0, np.int64)
 """Like the places of pairs and blocks."""
 
+_SUMMARY = "keys", "values", "moments", "share", "norm", "high", "low", "aside"
+
 HALVINGS = 64
 """Of the range in which a threshold is sought: more than numbers close together take."""
 
@@ -117,33 +119,32 @@ def _add(weights, values, like, starts, ends, count, found):  # type: ignore[no-
 
 
 @compiled
-def _needed(query, centre, norms, cosines, unread, total, block, epsilon, places):  # type: ignore[no-untyped-def]
+def _needed(query, centre, bounds, unread, total, block, allowed, slack, places):  # type: ignore[no-untyped-def]
     """Of the unread blocks those that the bound of `blocks.py` asks for, into `places`; returns how many.
 
-    `total` is log Z'. Unread stay those whose terms of the bound are at most a threshold; their sum is at most epsilon.
+    `total` is log Z'. Unread stay those whose terms of the bound are at most a threshold, and their sum `allowed`.
     """
-    kind, count = centre.dtype.type, len(centre)
-    tiny, rounding = kind(np.finfo(centre.dtype).tiny), kind(block * np.finfo(centre.dtype).eps)
-    one, zero, norm = kind(1), kind(0), kind(math.sqrt((query * query).sum()))
-    gaps = np.zeros(count, centre.dtype)
+    norms, highs, lows, asides = bounds
+    count, squares = len(centre), (query * query).sum()
+    gaps = np.zeros(count, np.float64)
     for i in range(count):
-        if unread[i] > kind(-np.inf):
-            cosine, limit = min(max(centre[i] / max(norm * norms[i], tiny), -one), one), cosines[i]
-            tilted = cosine * limit + kind(math.sqrt((one - cosine * cosine) * (one - limit * limit)))
-            b = max(norm * ((one if cosine >= limit else tilted) + rounding) - centre[i], zero)
-            if b > zero:
+        if unread[i] > -np.inf:
+            along = centre[i] / norms[i]
+            across = math.sqrt(max(squares * (1 + slack) - along * along, 0.0))
+            b = max(along * highs[i], along * lows[i]) + across * asides[i] + slack * math.sqrt(squares)
+            if b > 0:
                 gaps[i] = math.exp(centre[i] + math.log(2 * block) + b + math.log(-math.expm1(-b)) - total)
-    # A term above epsilon is one too many, and `count` of epsilon / count are not.
-    low, high, threshold = kind(epsilon / count), epsilon, epsilon
+    # A term above `allowed` is one too many, and `count` of allowed / count are not.
+    low, high, threshold = allowed / count, allowed, allowed
     for _ in range(HALVINGS):
-        left = zero
+        left = 0.0
         for i in range(count):
-            left += gaps[i] if gaps[i] <= threshold else zero
-        if left <= epsilon:
+            left += gaps[i] if gaps[i] <= threshold else 0.0
+        if left <= allowed:
             low = threshold
         else:
             high = threshold
-        last, threshold = threshold, low + (high - low) / kind(2)
+        last, threshold = threshold, low + (high - low) / 2
         if threshold == last:
             break
     found = 0
@@ -186,10 +187,11 @@ def _row(n, types, sizes, options, places):  # type: ignore[no-untyped-def]
     as one, and the blocks that are read.
     """
     heads, dim, capacity, block, blocks, groups, wanted, begin, end, readable, low = sizes
-    epsilon, look, gain = options
-    queries, firsts, keys, values, means, averages, moments, shares, norms, cosines, answers, numbers = places
+    proven, slack, look, gain = options
+    queries, firsts, keys, values, means, averages, moments, shares, norms, highs, lows, asides = places[:12]
+    allowed, answers, numbers = places[12:]
     stored, exact, kind = types[0], types[1], types[1].dtype.type
-    proven, zero, one, size = epsilon >= 0, kind(0), kind(1), groups * 2 * dim
+    zero, one, size = kind(0), kind(1), groups * 2 * dim
     query, share = row_at(queries, exact, n, dim), row_at(shares, exact, n, blocks)
     keys += n * capacity * dim * stored.itemsize
     values += n * capacity * dim * stored.itemsize
@@ -223,8 +225,10 @@ def _row(n, types, sizes, options, places):  # type: ignore[no-untyped-def]
     filled = _score(query, keys, stored, starts, ends, 0, used, scores, blocks)
     if proven:
         total = kind(_log_sum(scores, filled))
-        norm, cosine = row_at(norms, exact, n, blocks), row_at(cosines, exact, n, blocks)
-        more, before = _needed(query, centre, norm, cosine, scores, total, block, kind(epsilon), chosen), used
+        norm, high = row_at(norms, exact, n, blocks), row_at(highs, exact, n, blocks)
+        bounds = norm, high, row_at(lows, exact, n, blocks), row_at(asides, exact, n, blocks)
+        most = array_at(allowed, exact, n + 1)[n]
+        more, before = _needed(query, centre, bounds, scores, total, block, most, slack, chosen), used
         for c in range(more):
             starts[used], ends[used] = begin + chosen[c] * block, begin + (chosen[c] + 1) * block
             scores[chosen[c]] = kind(-np.inf)
@@ -256,34 +260,33 @@ def read(
     summary: dict[str, Tensor],
     first: Tensor,
     sizes: tuple[int, int, int, int, int, int],
-    options: tuple[float | None, float, float],
+    options: tuple[Tensor | None, float, float, float],
 ) -> tuple[Tensor, float]:
     """A query's answer for each row and head, and how many pairs were read for it on average.
 
     Args:
-        q: (B, H, D), in the type that is computed in.
+        q: (B, H, D), in the type that is computed in, that of the summary.
         keys: (B, H, capacity, D), contiguous, as are the others.
         values: the same.
         summary: of all blocks, see :func:`summarize`.
         first: (B,) beginnings of the rows' documents.
         sizes: pairs of a block; blocks to read; the first pair and the end of what lies in blocks; the end of what can
             be read; and the first pair that any row can read.
-        options: the error that must be proven, None to read no more blocks; `LOOK` and `GAIN` of `blocks.py`.
+        options: the largest sum of terms that the bound allows, (B H,), None to read no more blocks; the rounding s,
+            `LOOK` and `GAIN` of `blocks.py`.
     """
     block, wanted, *ends = sizes
     rows, (blocks, dim) = q.shape[0] * q.shape[1], summary["values"].shape[1:]
-    epsilon, *others = options
-    if epsilon is not None:
-        epsilon = max(epsilon, torch.finfo(q.dtype).eps / 2)
+    allowed, *others = options
     groups = summary["moments"].shape[2] // (2 * dim)
     answer, numbers = torch.empty_like(q), torch.empty(rows, dtype=torch.int64, device="cpu")
     tensors = [x.contiguous() for x in (q, first)] + [keys, values]
-    tensors += [summary[name].contiguous() for name in ("keys", "values", "moments", "share", "norm", "cosine")]
-    tensors += [answer, numbers]
+    tensors += [summary[name].contiguous() for name in _SUMMARY]
+    tensors += [answer if allowed is None else allowed, answer, numbers]
     arguments = (
-        (*kinds(keys.dtype), INDEX),
+        (kinds(keys.dtype)[0], kinds(q.dtype)[0], INDEX),
         (q.shape[1], dim, keys.shape[2], block, blocks, groups, min(wanted, blocks), *ends),
-        (-1.0 if epsilon is None else epsilon, *others),
+        (allowed is not None, *others),
         tuple(x.data_ptr() for x in tensors),
     )
     if torch.get_num_threads() == 1:

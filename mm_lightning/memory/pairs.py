@@ -81,7 +81,8 @@ class Pairs:
     Args:
         keep: how many of the newest pairs can ever be read again; None for all.
         capacity: pairs to make room for at first.
-        store: how single queries read many pairs by blocks; the keys must have a norm of 1. None: every pair.
+        store: how single queries read many pairs by blocks; the keys must have a norm of 1, but for rounding. None:
+            every pair.
         kernels: what reads those blocks.
 
     Attributes:

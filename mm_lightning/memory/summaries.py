@@ -11,8 +11,12 @@ from torch.nn import functional as F
 MOMENTS = 64
 """Pairs of a group for each dimension of its keys, which makes the moments a 64th of the pairs."""
 
-LONG = {"keys": 2, "values": 1, "norm": 1, "cosine": 1, "moments": 2, "share": 1}
+LONG = {"keys": 2, "values": 1, "norm": 1, "high": 1, "low": 1, "aside": 1, "moments": 2, "share": 1}
 """The axis of each summary along which blocks or groups follow one another; keys lie so for fast products."""
+
+
+SHORT = 1e-6
+"""The norm below which a block's mean key has no direction."""
 
 
 def full(dtype: torch.dtype) -> torch.dtype:
@@ -48,19 +52,23 @@ def rows(x: Tensor, index: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[2]).index_select(0, (index + first).flatten()).view(*index.shape, x.shape[2])
 
 
-def summarize(keys: Tensor, values: Tensor, block: int, segment: int) -> dict[str, Tensor]:
-    """What is kept of a sorted segment's blocks and groups, from keys and values (N, n, D).
+def summarize(keys: Tensor, values: Tensor, block: int, segment: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    """What is kept of a sorted segment's blocks and groups, from keys and values (N, n, D), computed in this type.
 
     Returns:
-        keys: (N, D, blocks) means; values: (N, blocks, D) means; norm and cosine: (N, blocks), |c| and the smallest
-        k.c/|c|; moments: (N, D, groups * 2 * D) of keys with keys, then values, around their block's means; share:
-        (N, blocks), the variance of a block's keys relative to its group's.
+        keys: (N, D, blocks) means; values: (N, blocks, D) means; norm: (N, blocks) |c| of the mean key c, infinite
+        where it has no direction; high, low and aside: (N, blocks), of k - c the largest and the smallest part along
+        c/|c|, and the longest part across it; moments: (N, D, groups * 2 * D) of keys with keys, then values, around
+        their block's means; share: (N, blocks), the variance of a block's keys relative to its group's.
     """
-    k, v = (x.to(full(x.dtype)).unflatten(1, (-1, block)) for x in (keys, values))
+    k, v = (x.to(dtype).unflatten(1, (-1, block)) for x in (keys, values))
     centre, mean = k.mean(2), v.mean(2)
     norm = centre.norm(dim=-1)
-    cosine = (k @ F.normalize(centre, dim=-1)[..., None])[..., 0].amin(2).clamp(-1, 1)
-    k, v = k - centre[:, :, None], v - mean[:, :, None]
+    norm = norm.masked_fill(norm < SHORT, torch.inf)
+    k, v = k - centre[:, :, None], v - mean[:, :, None]  # small ones to full accuracy, which cosines near 1 are not
+    direction = centre / norm[..., None]
+    along = (k @ direction[..., None])[..., 0]
+    aside = (k - along[..., None] * direction[:, :, None]).norm(dim=-1)
     variance = k.square().sum((2, 3))
     group = _group(keys.shape[-1], block, segment)
     both = torch.stack([k.flatten(1, 2), v.flatten(1, 2)], 1).unflatten(2, (-1, group)).transpose(1, 2)
@@ -72,7 +80,9 @@ def summarize(keys: Tensor, values: Tensor, block: int, segment: int) -> dict[st
         "keys": centre.transpose(1, 2).contiguous(),
         "values": mean,
         "norm": norm,
-        "cosine": cosine,
+        "high": along.amax(2),
+        "low": along.amin(2),
+        "aside": aside.amax(2),
         "moments": moments.permute(0, 3, 1, 2, 4).flatten(2).contiguous(),
         "share": share.flatten(1),
     }

@@ -135,23 +135,57 @@ def test_blocks_read_where_they_lie_are_those_copied_together(dtype, tolerance, 
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.sampled_from(KINDS), st.integers(0, 10**6), st.integers(1, 6))
-def test_bounds_of_blocks(kind, seed, power):
-    """Of every block: its mass lies between the two that the docstring names, for any query."""
+@given(st.sampled_from(KINDS), st.integers(0, 10**6), st.integers(1, 6), st.floats(0.5, 2))
+def test_bounds_of_blocks(kind, seed, power, norm):
+    """Of every block: its mass lies between the two that the docstring names, for any query and any norm of keys."""
     keys, values = draw(kind, 4 << power, seed=seed)
-    keys, values = (x.flatten(0, 1) for x in (keys, values))
+    keys, values = ((norm * x).flatten(0, 1) for x in (keys, values))
     index = nearby(keys, 4)
     assert torch.equal(index.sort(1).values, torch.arange(4 << power).expand(2, -1))
     keys = keys.gather(1, index[..., None].expand_as(keys))
-    sums = summarize(keys, values, 4, 4 << power)
+    sums = summarize(keys, values, 4, 4 << power, keys.dtype)
     q = 5 * F.normalize(torch.randn(2, 8, 1, dtype=torch.float64), dim=1)
     mass = (keys @ q).exp().unflatten(1, (-1, 4)).sum(2)[..., 0]
     centre = (sums["keys"].transpose(1, 2) @ q)[..., 0]
     low = 4 * centre.exp()
-    phi = (centre / (5 * sums["norm"]).clamp(min=1e-300)).clamp(-1, 1).acos()
-    high = 4 * (5 * (phi - sums["cosine"].acos()).clamp(min=0).cos()).exp()
+    along = centre / sums["norm"]
+    across = (25 - along**2).clamp(min=0).sqrt()
+    b = torch.maximum(along * sums["high"], along * sums["low"]) + across * sums["aside"]
     assert (low <= mass * (1 + 1e-9)).all()
-    assert (mass <= high * (1 + 1e-6)).all()
+    assert (mass <= low * b.exp() * (1 + 1e-6)).all()
+
+
+ROUNDING = {torch.float64: 2**-53, torch.float32: 2**-24, torch.bfloat16: 2**-8, torch.float16: 2**-11}
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.sampled_from([*KINDS, "nearly equal"]),
+    st.sampled_from([1e-7, 1e-5, 1e-3, 1e-2]),
+    st.integers(0, 10**6),
+    st.sampled_from([1.0, 30.0, 100.0, 5e3, 1e5]),
+    st.sampled_from([0, 1e-4, 1e-2]),
+    st.sampled_from([torch.float32, torch.bfloat16, torch.float64, torch.float16]),
+    st.sampled_from(["torch", "native"]),
+)
+def test_the_proven_error_holds_for_what_is_stored_in_any_type(kind, spread, seed, beta, epsilon, dtype, kernels):
+    """Keys so close together that their cosines are equal, keys that are longer than 1 once rounded, sharp queries."""
+    if kind == "nearly equal":
+        keys, values = draw("random", 150, seed=seed)
+        keys = F.normalize(keys[:, :, :1] + spread * keys, dim=-1)
+    else:
+        keys, values = draw(kind, 150, seed=seed)
+    values = values + 3 * keys.roll(1, -1)
+    q = (beta * (keys[:, :, seed % 150] if seed % 2 else F.normalize(torch.randn(1, 2, 8).double(), dim=-1))).to(dtype)
+    q = q.nan_to_num(posinf=6e4, neginf=-6e4)  # float16
+    keys, values = keys.to(dtype), values.to(dtype)
+    store = BlockStore(budget=8, epsilon=epsilon, block=4, segment=16)
+    found, _, _ = by_blocks(q, keys, values, store, "torch" if dtype == torch.float16 else kernels)
+    assert found.dtype == dtype
+    found, values = found.double(), values.double()
+    error = (found - exact(q.double(), keys.double(), values)).norm(dim=-1)
+    unit = values.norm(dim=-1).amax(-1) + found.norm(dim=-1)
+    assert (error <= max(epsilon, 2 * ROUNDING[dtype] + 1e-12 * beta) * unit).all()
 
 
 def test_a_budget_reads_so_many_and_is_near():
@@ -291,7 +325,8 @@ def test_under_autocast(prompt, kernels):
 
 
 def test_mistakes():
-    for wrong in ({"block": 1}, {"budget": 3}, {"segment": 48}, {"segment": 100}, {"epsilon": -0.1}):
+    nan = float("nan")
+    for wrong in ({"block": 1}, {"budget": 3}, {"segment": 48}, {"segment": 100}, {"epsilon": -0.1}, {"epsilon": nan}):
         with pytest.raises(UserError, match=next(iter(wrong))):
             BlockStore(**wrong)
     transformer = TransformerConfig(**{k: v for k, v in CONFIG.items() if k != "inference_delay"}).build()
