@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from mm_lightning.data.interruptible import interruptible
+from mm_lightning.data.progress import say
 from mm_lightning.errors import UserError
 from mm_lightning.outputs import write_text
 
@@ -23,6 +26,10 @@ _SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+# The same with pieces of bounded length, to train on: training takes time with the square of the longest piece.
+_BOUNDED_SPLIT = _SPLIT.replace("+", "{1,256}").replace("*", "{0,256}")
+
+_LONG = 1 << 20  # characters that take a second or so to encode
 
 
 class Tokenizer(ABC):
@@ -123,8 +130,11 @@ class FileTokenizer(Tokenizer):
         raise UserError(f"{self.name} has no tokens that begin and end a document (looked for {wanted})")
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        try:
+        def encode() -> list[list[int]]:
             return [e.ids for e in self._inner.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+        try:
+            return interruptible(encode) if sum(map(len, texts)) > _LONG else encode()
         except TypeError:
             for text in texts:
                 _utf8(text)
@@ -180,25 +190,30 @@ def check_vocab_size(vocab_size: int) -> None:
 def train_tokenizer(
     texts: Iterable[str], vocab_size: int, output: str | os.PathLike, progress: bool = True
 ) -> Tokenizer:
-    """Trains a byte-level BPE and writes it as a `tokenizer.json`; the same texts always give the same file.
+    """Train a byte-level BPE and write it as a `tokenizer.json`; the same texts always give the same file.
 
     Args:
         texts: whole documents (line ends and indentation are learned only from texts that contain them).
         vocab_size: entries, the 256 bytes and 2 special tokens included; fewer if the texts do not have so many.
         output: the file to write.
-        progress: show a progress bar.
+        progress: show what is done, and progress bars in a terminal.
 
     Raises:
         UserError: `vocab_size` below 258, or no text.
+        KeyboardInterrupt: at once, and nothing is written.
     """
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
     check_vocab_size(vocab_size)
     tokenizer = tokenizers.Tokenizer(models.BPE())
-    split = pre_tokenizers.Split(tokenizers.Regex(_SPLIT), behavior="isolated")
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
+
+    def split_by(pattern: str) -> pre_tokenizers.PreTokenizer:
+        split = pre_tokenizers.Split(tokenizers.Regex(pattern), behavior="isolated")
+        return pre_tokenizers.Sequence([split, to_bytes])
+
+    tokenizer.pre_tokenizer = split_by(_BOUNDED_SPLIT)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -207,16 +222,31 @@ def train_tokenizer(
         show_progress=progress,
     )
     seen = 0
+    read, interrupted = threading.Event(), threading.Event()
 
     def counted() -> Iterable[str]:
         nonlocal seen
-        for text in texts:
-            seen += len(text)
-            yield text
+        try:
+            for text in texts:
+                if interrupted.is_set():
+                    raise KeyboardInterrupt
+                seen += len(text)
+                yield text
+        finally:
+            read.set()
+        if progress:
+            say(f"tokenizer: {seen:,} characters read, merging them to {vocab_size:,} entries")
 
-    tokenizer.train_from_iterator(counted(), trainer)
+    try:
+        interruptible(lambda: tokenizer.train_from_iterator(counted(), trainer))
+    except KeyboardInterrupt:
+        # The thread must not ask for another text while Python ends, which aborts the process (until Python 3.13).
+        interrupted.set()
+        read.wait(60)
+        raise
     if not seen:
         raise UserError("there is no text to train a tokenizer on")
+    tokenizer.pre_tokenizer = split_by(_SPLIT)
     path = Path(output)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, tokenizer.to_str(pretty=True) + "\n")

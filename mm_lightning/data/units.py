@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -101,7 +102,7 @@ def documents_of(
 
 
 def run_units(job: Job, numbers: list[int], workers: int, report: Report) -> None:
-    """Tokenizes the units `numbers`, in this process if `workers` is 1.
+    """Tokenize the units `numbers`, in this process if `workers` is 1.
 
     Raises:
         UserError: bad input, or a worker died.
@@ -112,8 +113,8 @@ def run_units(job: Job, numbers: list[int], workers: int, report: Report) -> Non
             tokenize_unit(job, number, tokenizer, report)
         return
     context = get_context("spawn")
-    queue = context.Queue()
-    pool = ProcessPoolExecutor(min(workers, len(numbers)), context, _start_worker, (job, queue))
+    queue, ended = context.Queue(), context.Event()
+    pool = ProcessPoolExecutor(min(workers, len(numbers)), context, _start_worker, (job, queue, ended))
     try:
         waiting = {pool.submit(_work, number) for number in numbers}
         while waiting:
@@ -121,6 +122,9 @@ def run_units(job: Job, numbers: list[int], workers: int, report: Report) -> Non
             while not queue.empty():
                 report(*queue.get())
             _raise_first(done)
+    except KeyboardInterrupt:
+        ended.set()
+        raise
     except BrokenProcessPool as error:
         raise UserError(
             "a worker process died, perhaps for lack of memory: run the same again to go on, with fewer workers "
@@ -140,18 +144,20 @@ def _raise_first(done: set[Future]) -> None:
 _worker: dict[str, Any] = {}
 
 
-def _start_worker(job: Job, queue: Any) -> None:
+def _start_worker(job: Job, queue: Any, ended: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C is for the process that started this one, and that says so
+    threading.Thread(target=_end_when, args=(ended.wait,), daemon=True).start()
     # The pool is the parallelism; threads of the tokenizers library within each process would only get in its way.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    parent = parent_process()
+    assert parent is not None
+    threading.Thread(target=_end_when, args=(parent.join,), daemon=True).start()
     _worker.update(job=job, tokenizer=load_tokenizer(job.tokenizer), report=lambda *done: queue.put(done))
 
 
-def _end_with_parent() -> None:
-    """Ends this process when the one that started it is gone, even if that was killed."""
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
+def _end_when(happens: Callable[[], Any]) -> None:
+    """End this process, also in the middle of a unit, when preparing is interrupted or who started it is gone."""
+    happens()
     os._exit(1)
 
 

@@ -62,6 +62,16 @@ def test_training_twice_gives_the_same_file(tmp_path):
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
+@pytest.mark.parametrize("run", ["a" * 5000, "字" * 5000, " " * 5000 + "x", "-" * 5000, "\n" * 5000])
+def test_training_pieces_are_bounded_and_encoding_is_not(tmp_path, run):
+    tokenizer = train_tokenizer([run, run + "b"], 300, tmp_path / "tokenizer.json", progress=False)
+    longest = max(len(tokenizer.decode([i])) for i in range(tokenizer.vocab_size))
+    assert 16 <= longest <= 512
+    assert tokenizer.decode(tokenizer.encode(run)) == run
+    split = json.loads((tmp_path / "tokenizer.json").read_text())["pre_tokenizer"]["pretokenizers"][0]
+    assert r"\p{L}+|" in split["pattern"]["Regex"]
+
+
 def test_hash_is_of_the_content_and_not_of_its_layout(trained, tmp_path):
     content = json.loads(Path(trained.name).read_text())
     (tmp_path / "tokenizer.json").write_text(json.dumps(dict(reversed(content.items()))))
