@@ -63,7 +63,8 @@ def evaluate_command(
       other             6 more that long-term memory matters to; persistent_without_code, other_without_code: those that
                         need no --run_code; variants: other readings of the paper's names
 
-    Every answer is kept as it comes: interrupted, the same command goes on. OUTPUT gets results.md, results.csv and the
+    Every answer is kept as it comes: interrupted, the same command goes on. At the end a table of the results is
+    printed, one column a network. OUTPUT gets results.md, results.csv and the
     figures of all networks evaluated there, and for each network and task NAME/TASK/results.json (the numbers, and
     where they come from) and samples.jsonl (a line for every question, with all that is needed to check its score).
 
@@ -154,9 +155,9 @@ def evaluate_command(
 
 
 def evaluate(job: Job, processes: int, overwrite: bool) -> None:
-    """Asks, and writes the tables of the output folder."""
+    """Ask, write the tables of the output folder, and print the results."""
     from mm_lightning.evaluation.processes import run_processes
-    from mm_lightning.evaluation.results import write_tables
+    from mm_lightning.evaluation.results import show_results, write_tables
     from mm_lightning.evaluation.run import run
 
     for subject in job.subjects:
@@ -172,8 +173,9 @@ def evaluate(job: Job, processes: int, overwrite: bool) -> None:
         else:
             run(job)
         if job.rank == 0:
-            for path in write_tables(job.output, [subject.name for subject in job.subjects]):
-                print(path)
+            written = write_tables(job.output, [subject.name for subject in job.subjects])
+            show_results(job)
+            print("\n".join(map(str, written)))
     except OSError as error:
         raise UserError(f"cannot write to {job.output}: {error.strerror or error}") from error
 

@@ -92,6 +92,10 @@ class LossByPosition(ReadingTask):
         )
         return found
 
+    def headline(self, rows: list[Row]) -> list[Row]:
+        """The losses of whole contexts; those by position are in results.md and in the figure."""
+        return [row for row in rows if "position" not in row.group]
+
     def markdown(self, results: Sequence[Result]) -> str:
         """Tables by context, by position and by position relative to the training context, and where each breaks."""
         parts = [

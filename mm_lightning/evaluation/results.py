@@ -19,6 +19,10 @@ from mm_lightning.training.run_folder import hardware
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from mm_lightning.evaluation.run import Job
+
+MOST_LINES = 40
+"""Of a task in the table on the terminal."""
 FIELDS = ("task", "run", "group", "metric", "value", "stderr", "count")
 
 
@@ -59,6 +63,48 @@ def write_tables(output: Path, order: Sequence[str] = ()) -> list[Path]:
     (output / "results.md").write_text("\n".join(text), encoding="utf-8")
     (output / "results.csv").write_text(as_csv(found), encoding="utf-8")
     return [output / "results.md", output / "results.csv", *written]
+
+
+def show_results(job: Job) -> None:
+    """Print the results of an evaluation as one table: a line for each headline number, a column for each network."""
+    from rich import box
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = 200  # a file has room for long names
+    names = [subject.name for subject in job.subjects]
+    drawn = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, caption="±: half a 95% interval")
+    for name in ("task", "group", "metric"):
+        drawn.add_column(name, overflow="fold")
+    for name in names:
+        drawn.add_column(escape(name), justify="right", overflow="fold")
+    for task in job.tasks:
+        rows: dict[tuple[str, str], dict[str, str]] = {}
+        for subject in job.subjects:
+            found = read_json(job.samples(subject, task).folder / RESULTS)
+            for row in task.headline([Row(**row) for row in found["rows"]]):
+                rows.setdefault((group_name(row.group), row.metric), {})[subject.name] = estimate(row)
+        for n, ((group, metric), cells) in enumerate([*rows.items()][:MOST_LINES]):
+            labels = ["" if n else task.name, group, metric]
+            drawn.add_row(*map(escape, labels), *(cells.get(name, "") for name in names))
+        if len(rows) > MOST_LINES:
+            drawn.add_row("", f"({len(rows) - MOST_LINES} more in results.csv)", "", *("" for _ in names))
+    console.print(drawn)
+
+
+def estimate(row: Row) -> str:
+    """A number with half its 95% interval: 0.5120 ± 0.0231"""
+    digits = 4 if abs(row.value) < 100 else 1
+    interval = "" if row.stderr is None else f" ± {1.96 * row.stderr:,.{digits}f}"
+    return f"{row.value:,.{digits}f}{interval}"
+
+
+def group_name(group: dict[str, Any]) -> str:
+    """length=4096 depth=0-10%"""
+    return " ".join(f"{name}={value}" for name, value in group.items())
 
 
 def remade(result: dict[str, Any]) -> Task:
@@ -125,7 +171,7 @@ def as_csv(results: Sequence[dict[str, Any]]) -> str:
     writer.writerow(FIELDS)
     for result in results:
         for row in result["rows"]:
-            group = " ".join(f"{name}={value}" for name, value in row["group"].items())
+            group = group_name(row["group"])
             cells = [row["metric"], row["value"], "" if row["stderr"] is None else row["stderr"], row["count"]]
             writer.writerow([result["task"], result["run"], group, *cells])
     return out.getvalue()

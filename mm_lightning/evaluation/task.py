@@ -188,9 +188,13 @@ class Task(ABC):
         fields = dataclasses.asdict(self)  # type: ignore[call-overload]
         return json.loads(json.dumps({"version": self.version, **fields}))
 
+    def headline(self, rows: list[Row]) -> list[Row]:
+        """The rows of short tables, on the terminal and in results.md: by default all. results.csv has all."""
+        return rows
+
     def markdown(self, results: Sequence[Result]) -> str:
-        """The table of several networks: by default a line for each number, a column for each network."""
-        return table(results)
+        """The table of several networks: by default a line for each headline number, a column for each network."""
+        return table([dataclasses.replace(result, rows=self.headline(result.rows)) for result in results])
 
     def figures(self, results: Sequence[Result]) -> dict[str, Figure]:
         """Figures of several networks by file name; by default none."""

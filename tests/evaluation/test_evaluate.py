@@ -176,6 +176,42 @@ def test_tables_and_figures_of_several_networks(evaluate, tmp_path):
     assert all(name in (out / "loss_by_position.svg").read_text() for name in names)
 
 
+@dataclasses.dataclass
+class Counted(task.Task):
+    """More groups than a terminal shows."""
+
+    name = "counted"
+
+    def items(self, model):
+        return [task.Item(f"{n}/{k}", {"length": n}) for n in range(50) for k in range(4)]
+
+    def ask(self, model, items):
+        return (item.record({"exact_match": item.key.endswith("/0")}) for item in items)
+
+
+def test_results_are_shown(runs, files, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(task.TASKS, "counted", (f"{__name__}:Counted", ""))
+    given = ["--checkpoint", str(runs / "v2"), str(runs / "transformer"), "--names", "mosaic", "baseline"]
+    given += ["--tasks", "loss_by_position,counted", "--contexts", "128", "--text", *files, "--device", "cpu"]
+    assert main(["evaluate", *given, "--output", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    lines = [line.split() for line in out.splitlines()]
+    assert ["task", "group", "metric", "mosaic", "baseline"] in lines
+    expected = []
+    for name in ("mosaic", "baseline"):
+        (row,) = [r for r in read(tmp_path / name / "loss_by_position")[0] if r["group"] == {"context": 128}]
+        expected += [f"{row['value']:.4f}", "±", f"{1.96 * row['stderr']:.4f}"]
+    assert ["loss_by_position", "context=128", "loss", *expected] in lines
+    assert not [line for line in lines if "position=1-32" in line]  # in results.md
+    # a quarter of four: the variance is (0.75^2 + 3 * 0.25^2) / 3 = 0.25
+    quarter = ["0.2500", "±", f"{1.96 * math.sqrt(0.25 / 4):.4f}"]
+    assert ["counted", "length=0", "exact_match", *quarter, *quarter] in lines
+    assert ["(10", "more", "in", "results.csv)"] in lines
+    assert out.index("(10 more") < out.index(str(tmp_path / "results.md"))
+    assert main(["evaluate", *given, "--output", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == out  # also where all was there
+
+
 def test_where_a_network_breaks():
     rows = [task.Row({"training context": 64}, "loss", 2.0, 0.1, 3)]
     for place, rise in (("65-91", 0.02), ("92-128", 0.09), ("129-181", 0.12), ("182-256", 0.05)):

@@ -21,7 +21,7 @@ from mm_lightning.evaluation.in_context.prompts import (
     digest,
     draw_shots,
 )
-from mm_lightning.evaluation.in_context.table import accuracy_rows, accuracy_table
+from mm_lightning.evaluation.in_context.table import BEST, WAYS, accuracy_rows, accuracy_table
 from mm_lightning.evaluation.task import Item, Record, Result, Row, Task
 
 if TYPE_CHECKING:
@@ -130,6 +130,10 @@ class InContext(Task):
 
     def rows(self, records: list[Record]) -> list[Row]:
         return accuracy_rows(records)
+
+    def headline(self, rows: list[Row]) -> list[Row]:
+        """The micro accuracies of the best strategy."""
+        return [row for row in rows if row.group["strategy"] == BEST and row.metric in WAYS]
 
     def markdown(self, results: Sequence[Result]) -> str:
         return accuracy_table(results)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import groupby
 from random import Random
 from typing import TYPE_CHECKING, ClassVar
@@ -161,10 +161,9 @@ class LongTextTask(Task):
         figure.suptitle(self.name)
         return {f"{self.name}-depth": figure}
 
-    def markdown(self, results: Sequence[Result]) -> str:
-        """The table by length; depths are in the heat map and in results.csv."""
-        short = [replace(result, rows=[row for row in result.rows if "depth" not in row.group]) for result in results]
-        return super().markdown(short)
+    def headline(self, rows: list[Row]) -> list[Row]:
+        """The numbers by length; depths are in the heat map and in results.csv."""
+        return [row for row in rows if "depth" not in row.group]
 
 
 def _bin_name(place: int) -> str:

@@ -7,15 +7,15 @@ import functools
 import importlib.metadata
 import importlib.util
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mm_lightning.errors import UserError
 from mm_lightning.evaluation.persistent.data import digest
 from mm_lightning.evaluation.persistent.definitions import DEFINITIONS, Definition
-from mm_lightning.evaluation.task import Item, Record, Result, Row, Task, mean_row
+from mm_lightning.evaluation.task import Item, Record, Row, Task, mean_row
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
@@ -156,10 +156,9 @@ class Benchmark(Task):
                 rows.append(Row(group, metric, float(aggregation(task, metric)(values)), None, len(values)))
         return rows
 
-    def markdown(self, results: Sequence[Result]) -> str:
+    def headline(self, rows: list[Row]) -> list[Row]:
         """The numbers over all documents; those of each task are in results.csv."""
-        short = [replace(result, rows=[row for row in result.rows if not row.group]) for result in results]
-        return super().markdown(short)
+        return [row for row in rows if not row.group]
 
 
 @dataclass
