@@ -1,4 +1,4 @@
-"""A folder that an earlier version wrote, with litdata 0.2.76: the tokens that it holds are read by today's versions."""
+"""A folder that an earlier version wrote, with litdata 0.2.76: its tokens are read by today's versions."""
 
 from pathlib import Path
 
@@ -17,9 +17,7 @@ TEXTS = {
         "It answers a key with the mean of the values, weighted by how near their keys are.",
     ],
 }
-TOKENS = {
-    split: [token for text in texts for token in (BEGIN, *text.encode(), END)] for split, texts in TEXTS.items()
-}
+TOKENS = {split: [token for text in texts for token in (BEGIN, *text.encode(), END)] for split, texts in TEXTS.items()}
 
 
 @pytest.mark.interfaces

@@ -3,6 +3,7 @@
 import json
 import shlex
 
+import pytest
 import yaml
 
 from mm_lightning.cli import main
@@ -23,6 +24,7 @@ def shows_its_sample_again(capsys, out: str) -> bool:
     return text.removesuffix("\n").splitlines() == [line.removeprefix("  ") for line in shown.splitlines()]
 
 
+@pytest.mark.interfaces
 def test_from_text_to_text(tmp_path, capsys):
     text = tmp_path / "text"
     text.mkdir()

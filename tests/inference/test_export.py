@@ -71,6 +71,7 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.interfaces
 def test_there_and_back_again(run, tmp_path):
     saved = load_network(run)[0].state_dict()
     export_command(str(run), str(tmp_path / "out"))

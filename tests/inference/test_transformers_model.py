@@ -53,6 +53,7 @@ def greedy(network, tokens):
     return tokens
 
 
+@pytest.mark.interfaces
 def test_greedy_is_ours_with_cache_without_and_in_chunks(model, tokens):
     expected = greedy(model.network, tokens)
     for settings in ({}, {"use_cache": False}, {"prefill_chunk_size": 5}):
@@ -92,6 +93,7 @@ def test_padding_on_the_left_changes_nothing(model, tokens):
         assert torch.equal(found[1:], other)
 
 
+@pytest.mark.interfaces
 @pytest.mark.parametrize("name", ["cache", "past_key_values"])
 def test_texts_go_on_from_a_prefix_that_was_read_once(model, tokens, name):
     with torch.no_grad():

@@ -94,6 +94,7 @@ def compare(root: Path, made: list[Case]) -> int:
     return sum(bool(case.kills) for case in made)
 
 
+@pytest.mark.interfaces
 def test_one_process(config, tmp_path):
     epoch = epoch_steps(config)
     assert 22 < epoch < STEPS - 3

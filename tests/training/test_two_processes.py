@@ -60,6 +60,7 @@ def test_zero_equals_one_process(tiny, tmp_path, stage):
         assert b.detach().numpy() == pytest.approx(a.detach().numpy(), abs=2e-4), name
 
 
+@pytest.mark.interfaces
 @pytest.mark.slow
 def test_zero_resumes(tiny, tmp_path):
     alone = train_alone(tiny, tmp_path)

@@ -123,6 +123,7 @@ def test_an_unreachable_hub_is_asked_once(tmp_path, monkeypatch):
     assert not huggingface_hub.constants.HF_HUB_OFFLINE
 
 
+@pytest.mark.interfaces
 def test_a_run_goes_on_where_it_was(runs, data, tmp_path, capsys):
     command = ["evaluate", "--checkpoint", str(runs / "v2"), "--tasks", "arc_easy", "--data_dir", str(data)]
     command += ["--output", str(tmp_path), "--device", "cpu"]

@@ -48,6 +48,7 @@ class Oracle:
         return f"So the answer is {target}." if "cot" in self.task.config.task else f" {target.strip()}"
 
 
+@pytest.mark.interfaces
 @pytest.mark.parametrize("name", DEFINITIONS)
 def test_perfect_and_ignorant(name, tmp_path, monkeypatch):
     monkeypatch.setattr(harness, "configs", lambda definition: dict(list(configs(definition).items())[:2]))

@@ -1,0 +1,113 @@
+"""The README against the program: numbers that a command prints, and commands that can be typed."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+from jsonargparse import ArgumentParser
+
+from mm_lightning.cli import COMMANDS, TRAINING, find_command, load, main
+
+ROOT = Path(__file__).parent.parent
+TEXT = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+
+
+def cost(capsys, *args: str) -> dict:
+    assert main(["cost", "--json", *args]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_parameters_and_flops_of_the_large_models(capsys):
+    whole = cost(capsys, "--config", "8b", "--context", "256")
+    short = cost(capsys, "--config", "8b", "--context", "256", "--model.network.levels", "[short]")
+    transformer = cost(capsys, "--config", "8b_transformer", "--context", "256")
+    (b, f), (b_short, f_short), (b_transformer, f_transformer) = [
+        (f"{c['parameters'] / 1e9:.2f}", f"{c['forward_flops_per_token'] / 1e9:.1f}")
+        for c in (whole, short, transformer)
+    ]
+    assert f"It prints {b} B parameters and {f} GFLOPs per token at context 256" in TEXT
+    assert f"({b_short} B and {f_short} without the long-term memory, {b_transformer} B and {f_transformer} for" in TEXT
+
+
+def test_memory_of_the_large_model(capsys):
+    def gigabytes(*args: str) -> int:
+        return round(cost(capsys, "--config", "8b", *args)["total_bytes_per_device"] / 1e9)
+
+    assert f"about {gigabytes()} GB on each" in TEXT
+    zero_2 = ["--config", "overlays/zero_2"]
+    on_64, on_8 = gigabytes(*zero_2), gigabytes(*zero_2, "--trainer.num_nodes", "1")
+    assert f"about {on_64} GB a GPU at 64 GPUs and {on_8} at 8" in TEXT
+
+
+@pytest.mark.parametrize("config", ["quickstart", "regbench", "facts", "small", "8b"])
+def test_parameters_in_the_table_of_configs(config, capsys):
+    parameters = cost(capsys, "--config", config)["parameters"]
+    stated, unit = re.search(rf"\| `{config}\.yaml` \| [^|]*?([\d.]+) ([MB])\b", TEXT).groups()
+    assert stated == f"{parameters / {'M': 1e6, 'B': 1e9}[unit]:.1f}"
+
+
+def test_sizes_of_the_quickstart(capsys):
+    assert f"MemoryMosaic, {cost(capsys, '--config', 'quickstart')['parameters']:,} parameters" in TEXT
+    assert main(["fit", "--config", "quickstart", "--print_config"]) == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    sequences, length = config["data"]["global_batch_size"], config["data"]["context_length"]
+    assert f"{sequences} sequences of {length} = {sequences * length:,} tokens" in TEXT
+    assert f"step {config['trainer']['max_steps']}/{config['trainer']['max_steps']}" in TEXT
+
+
+def test_runs_of_the_ablation():
+    from mm_lightning.experiments.plan import plan
+    from mm_lightning.experiments.sweep_file import read_sweep
+
+    assert f"{len(plan(read_sweep('ablation')))} runs, two at a time" in TEXT
+
+
+def test_the_install_commands_are_what_ci_runs():
+    assert TEXT.count("pip install -c constraints.txt -e") == 2
+    assert '-c "$folder/constraints.txt" -e ".[dev]"' in (ROOT / ".ci" / "environment").read_text()
+    assert re.search(r'pip install -c constraints\.txt -e "\.\[dev\]" && pytest\b', TEXT)
+
+
+def typed_commands() -> list[str]:
+    """Every `mm ...` line of the code blocks of README and docs, without comments and continued lines joined."""
+    commands = []
+    for file in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+        for block in re.findall(r"```(?:bash|sh|console)?\n(.*?)```", file.read_text(encoding="utf-8"), re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                part = re.search(r"(?:^|&& )\s*(mm (?!--)[a-z].*)", line)
+                if part and "..." not in part[1].split("#")[0].split("'")[0]:
+                    commands.append(part[1])
+    return sorted(set(commands))
+
+
+@pytest.fixture(scope="module")
+def fit_options() -> set[str]:
+    """The dotted names of all options of `mm fit`, those of the quickstart's network among them."""
+    from mm_lightning.training.parsing import ParsedFit, prepare
+
+    prepare()
+    parsed = ParsedFit("fit", ["--config", "quickstart"])
+    network = {f"model.network.{name}" for name in vars(parsed.config.fit.model.network)}
+    return {*parsed._known(), *network, "config", "print_config", "data.prepare.vocab_size", "data.prepare.tokenizer"}
+
+
+@pytest.mark.parametrize("command", typed_commands())
+def test_a_command_that_is_shown_has_the_options_that_it_is_shown_with(command, fit_options):
+    name, rest = find_command(shlex.split(command, comments=True)[1:])
+    options = {word.split("=")[0].removeprefix("--") for word in rest if word.startswith("--")}
+    if name in TRAINING:
+        known = fit_options | {"ckpt_path", "output"}
+    elif name == "cost":
+        known = fit_options | {"context", "json"}
+    elif name == "launch":
+        from mm_lightning.experiments.launch import options as launch_options
+
+        known = fit_options | set(vars(launch_options().parse_args([])))
+    else:
+        parser = ArgumentParser()
+        parser.add_function_arguments(load(COMMANDS[name][0]), as_group=False)
+        known = {action.dest for action in parser._actions}
+    assert options <= known
