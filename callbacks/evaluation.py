@@ -19,6 +19,7 @@ from mm_lightning.evaluation.task import Record, Result, Row, Task
 from mm_lightning.outputs import write_json
 from mm_lightning.training.at_rest import at_rest
 from mm_lightning.training.checkpoint import checkpoint_path
+from mm_lightning.training.loggers import board_tag
 from mm_lightning.training.run_folder import describe_environment
 
 if TYPE_CHECKING:
@@ -33,11 +34,13 @@ class Evaluation(Callback):
       init_args: {tasks: [qa_1, banking77], every_n_steps: 5000, settings: {data_dir: data, limit: 50}}
 
     Each process asks its share of the questions. Random states and the order of the data stay as they are, so that a
-    run with this callback learns what it learns without. TensorBoard gets, beside step and metrics.jsonl,
+    run with this callback learns what it learns without. metrics.jsonl gets
 
     - `evaluation/TASK/GROUP/METRIC`: every number of the task's table, such as evaluation/qa_1/length=4096/accuracy,
-    - `evaluation/TASK`: the table, and `evaluation/FIGURE` the task's figures where matplotlib is installed,
     - `evaluation/seconds` and `evaluation/share`: how long it took, and all evaluations' share of the training time.
+
+    TensorBoard gets them as `watch_evaluation/...`, `watch_evaluation/TASK`, the table, and `watch_evaluation/FIGURE`,
+    the task's figures where matplotlib is installed.
 
     `evaluations/step=N/TASK/` in the run folder gets samples.jsonl, a line for every question, and results.json, which
     `mm report` reads.
@@ -181,6 +184,6 @@ def show(trainer: Trainer, task: Task, rows: list[Row], about: dict[str, Any]) -
     results = [Result(f"step={step}", rows, about)]
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_text(f"evaluation/{task.name}", task.markdown(results), step)
+            logger.experiment.add_text(board_tag(f"evaluation/{task.name}"), task.markdown(results), step)
             for name, figure in draw(task, results).items():
-                logger.experiment.add_figure(f"evaluation/{name}", figure, step)
+                logger.experiment.add_figure(board_tag(f"evaluation/{name}"), figure, step)

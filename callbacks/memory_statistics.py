@@ -11,10 +11,11 @@ from torch import Tensor
 from mm_lightning.callbacks.validation_rows import ValidationRows
 from mm_lightning.errors import UserError
 from mm_lightning.networks import Network
+from mm_lightning.training.loggers import board_tag
 
 
 class MemoryStatistics(ValidationRows):
-    """Writes TensorBoard histograms `memory/LEVEL/NAME`, over all blocks and heads:
+    """Writes TensorBoard histograms `watch_memory/LEVEL/NAME`, over all blocks and heads:
 
     - alpha, beta_0, beta_1, gamma and alpha_psi: the learned scalars, on a schedule; a transformer has none,
     - bandwidth, gate and decay: at every position of some validation sequences, after each validation,
@@ -68,4 +69,4 @@ def write(trainer: Trainer, values: dict[str, Tensor]) -> None:
         if isinstance(logger, TensorBoardLogger):
             for name, numbers in finite.items():
                 if len(numbers):
-                    logger.experiment.add_histogram(f"memory/{name}", numbers, trainer.global_step)
+                    logger.experiment.add_histogram(board_tag(f"memory/{name}"), numbers, trainer.global_step)

@@ -13,7 +13,7 @@ from mm_lightning.errors import UserError
 from mm_lightning.evaluation.figures import profile_axes
 from mm_lightning.networks import Network
 from mm_lightning.style import figure_of
-from mm_lightning.training.loggers import say
+from mm_lightning.training.loggers import board_tag, say
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 
 class RetrievalProfile(ValidationRows):
-    """After each validation, the mean retrieval weight by distance, as TensorBoard figure `retrieval_profile/LEVEL`: a
-    line for each block, the mean over its heads.
+    """After each validation, the mean retrieval weight by distance, as TensorBoard figure
+    `watch_retrieval_profile/LEVEL`: a line for each block, the mean over its heads. Further callbacks of this kind
+    write `watch_retrieval_profile/2/LEVEL` and so on.
 
     The weights are those of some validation sequences' queries that have at least `distances` - 1 tokens of their
     document before them. Needs matplotlib: `pip install -e ".[report]"`.
@@ -57,10 +58,11 @@ class RetrievalProfile(ValidationRows):
                 f"tokens; set more sequences, or fewer distances, of RetrievalProfile"
             )
             return
+        tag = board_tag(self.numbered("retrieval_profile", trainer))
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 for level, figure in draw(profile).items():
-                    logger.experiment.add_figure(f"retrieval_profile/{level}", figure, trainer.global_step)
+                    logger.experiment.add_figure(f"{tag}/{level}", figure, trainer.global_step)
 
 
 def draw(profile: Profile) -> dict[str, Figure]:

@@ -12,11 +12,13 @@ from mm_lightning.inference.commands import generate_line
 from mm_lightning.inference.sampling import Sampling
 from mm_lightning.networks import Network
 from mm_lightning.training.at_rest import at_rest
+from mm_lightning.training.loggers import board_tag
 
 
 class Samples(AfterValidation):
-    """Continues a prompt after each validation and at the end, as TensorBoard text `samples`; Summary shows the last
-    one, and the command that writes it again.
+    """Continues a prompt after each validation and at the end, as TensorBoard text `watch_samples`; Summary shows
+    the last one, and the command that writes it again. Further callbacks of this kind write `watch_samples/2` and so
+    on.
 
     The same seed every time, so that samples differ by what was learned. Under ZeRO-3 every process holds a whole copy
     of the network while it lasts.
@@ -71,4 +73,4 @@ class Samples(AfterValidation):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 quoted = "\n".join("    " + line for line in (self.prompt + self.last).splitlines())
-                logger.experiment.add_text("samples", quoted, trainer.global_step)
+                logger.experiment.add_text(board_tag(self.numbered("samples", trainer)), quoted, trainer.global_step)

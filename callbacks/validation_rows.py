@@ -30,6 +30,11 @@ class AfterValidation(Callback, ABC):
             for callback in due if trainer.is_global_zero else ():
                 callback.look(trainer, network)
 
+    def numbered(self, name: str, trainer: Trainer) -> str:
+        """Return a tag that no other callback of this class writes: the first one's is the name, then come /2, /3..."""
+        place = [callback for callback in trainer.callbacks if type(callback) is type(self)].index(self)
+        return f"{name}/{place + 1}" if place else name
+
     @abstractmethod
     def look(self, trainer: Trainer, network: Network) -> None:
         """Called with the whole network, in evaluation mode."""

@@ -10,6 +10,7 @@ from jsonargparse import ArgumentError, Namespace, set_parsing_settings
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -210,8 +211,7 @@ class TrainingCLI(LightningCLI):
         if config.get("enable_progress_bar") is not False:
             always.append(watchers.Progress())
         config["callbacks"] = [*always, *chosen, *callbacks]
-        if config.get("logger") in (None, True):
-            config["logger"] = self._loggers(config)
+        config["logger"] = self._loggers(config)
         plugins = config.get("plugins") or []
         config["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), WholeCheckpointIO()]
         config["default_root_dir"] = config.get("default_root_dir") or str(self.folder.root)
@@ -222,10 +222,13 @@ class TrainingCLI(LightningCLI):
         set_timeout(trainer.strategy, self.config[self.command].communication_timeout)
         return trainer
 
-    def _loggers(self, config: dict[str, Any]) -> Any:
+    def _loggers(self, config: dict[str, Any]) -> list[Logger]:
+        """The loggers of the config, in training after those that other commands read a run by."""
+        chosen = config.get("logger")
+        further = [] if chosen in (None, True, False) else [chosen] if isinstance(chosen, Logger) else list(chosen)
         if self.command != "fit":
-            return False
-        return [TensorBoard(self.folder), MetricsFile(self.folder), ProgressLines(config["max_steps"])]
+            return further
+        return [TensorBoard(self.folder), MetricsFile(self.folder), ProgressLines(config["max_steps"]), *further]
 
     def resolved_config(self) -> str:
         """The config with every default filled in, as YAML that `--config` reads back."""

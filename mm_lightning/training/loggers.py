@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from mm_lightning.redaction import redact
-from mm_lightning.training.run_folder import RunFolder
+from mm_lightning.training.hparams import write_settings
+from mm_lightning.training.run_folder import RunFolder, board_folder
 
 
 @rank_zero_only
@@ -98,8 +100,21 @@ class Patient:
             self.file.close()
 
 
+LATER = ("epoch", "evaluation", "memory", "retrieval_profile", "samples")
+"""Groups of tags that come before `train` in the alphabet."""
+
+
+def board_tag(name: str) -> str:
+    """Return the TensorBoard tag of a metric or figure: `watch_memory/long/alpha` of `memory/long/alpha`.
+
+    TensorBoard sorts groups of cards by their names and opens the first two, which are thus `train` and `validation`.
+    """
+    return f"watch_{name}" if name.split("/")[0] in LATER else name
+
+
 class TensorBoard(TensorBoardLogger):
-    """TensorBoard files in the run folder's tensorboard/. What cannot be written there is only in metrics.jsonl."""
+    """TensorBoard files in the run folder, with tags of :func:`board_tag`. What cannot be written there is only in
+    metrics.jsonl."""
 
     def __init__(self, folder: RunFolder) -> None:
         super().__init__(save_dir=str(folder.root), name="", version="", default_hp_metric=False)
@@ -113,7 +128,7 @@ class TensorBoard(TensorBoardLogger):
     @property
     def log_dir(self) -> str:
         """The folder of the event files."""
-        return str(self.folder.path / "tensorboard")
+        return str(board_folder(self.folder.path))
 
     @property
     def experiment(self) -> Any:
@@ -125,6 +140,16 @@ class TensorBoard(TensorBoardLogger):
             if not isinstance(queue._writer, Patient):
                 queue._writer = queue._worker._record_writer = Patient(queue._writer)
         return experiment
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Write a point of each metric's curve."""
+        super().log_metrics({board_tag(name): value for name, value in metrics.items()}, step)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        """Write a run's settings for the HPARAMS tab."""
+        with contextlib.suppress(OSError):
+            write_settings(Path(self.log_dir), params)
 
     @rank_zero_only
     def save(self) -> None:

@@ -15,6 +15,7 @@ from mm_lightning.memory.retrieval import backend
 from mm_lightning.outputs import write_json, write_text
 from mm_lightning.redaction import redact
 from mm_lightning.training.checkpoint import find_checkpoint
+from mm_lightning.training.hparams import settings
 from mm_lightning.training.loggers import say
 from mm_lightning.training.run_folder import RunFolder, describe_environment
 
@@ -42,7 +43,10 @@ class RecordRun(Callback):
         self.folder.take()
         path = self.folder.path
         (path / "finished.json").unlink(missing_ok=True)  # a finished run may be resumed for more steps
-        write_text(path / "config.yaml", redact(self.config))
+        config = redact(self.config)
+        write_text(path / "config.yaml", config)
+        for logger in trainer.loggers:
+            logger.log_hyperparams(settings(config))
         past = []
         if (path / "environment.json").is_file():
             before = json.loads((path / "environment.json").read_text(encoding="utf-8"))

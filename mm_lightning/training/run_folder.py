@@ -6,7 +6,7 @@
         .lock              held while a process trains here: which one
         metrics.jsonl      one JSON object a line: step, train/..., validation/...
         finished.json      once training has come to its end: the last step, and the seconds since the last (re)start
-        tensorboard/       the same and more for TensorBoard
+        events.out...      the same and more for TensorBoard, which names the run by its folder
         checkpoints/       step=200.ckpt ...
 
 `run: runs/quickstart` in a config names the root. Each fresh `mm fit` takes the next number below it; `--resume`
@@ -56,6 +56,12 @@ def numbered(root: Path) -> list[Path]:
     if not root.is_dir():
         return []
     return sorted((p for p in root.iterdir() if p.is_dir() and p.name.isdigit()), key=lambda p: int(p.name))
+
+
+def board_folder(run: Path) -> Path:
+    """Return the folder of a run's TensorBoard files: the run folder, or `tensorboard` in runs of earlier versions."""
+    older = run / "tensorboard"
+    return older if older.is_dir() else run
 
 
 class RunFolder:

@@ -40,7 +40,7 @@ def test_a_run_folder_explains_itself(tiny, tmp_path, capsys):
     assert environment["packages"]["torch"] == torch.__version__.split("+")[0]
     assert environment["cpu"]["cores"] >= 1
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["step=3.ckpt", "step=6.ckpt"]
-    assert list((folder / "tensorboard").glob("events*"))
+    assert list(folder.glob("events*"))
     saved = yaml.safe_load((folder / "config.yaml").read_text())
     assert saved["model"]["network"]["init_args"]["dim"] == 16
     assert saved["model"]["betas"] == [0.9, 0.95]
@@ -163,10 +163,10 @@ def test_samples_and_statistics_reach_tensorboard(tiny, tmp_path, capsys):
     statistics = {"class_path": "MemoryStatistics", "init_args": {"every_n_steps": 3}}
     overlay.write_text(yaml.safe_dump({"trainer": {"callbacks": [samples, statistics, "Summary"]}}))
     fit(tiny, "--config", str(overlay), "--trainer.enable_checkpointing", "false")
-    events = EventAccumulator(str(tmp_path / "run" / "0" / "tensorboard"), {"histograms": 0}).Reload()
-    names = {f"memory/{level}/{name}" for level in ("long", "short") for name in ("alpha", "beta_0", "gamma")}
+    events = EventAccumulator(str(tmp_path / "run" / "0"), {"histograms": 0}).Reload()
+    names = {f"watch_memory/{level}/{name}" for level in ("long", "short") for name in ("alpha", "beta_0", "gamma")}
     assert names <= set(events.Tags()["histograms"])
-    assert [h.step for h in events.Histograms("memory/long/alpha")] == [0, 3, 6]
+    assert [h.step for h in events.Histograms("watch_memory/long/alpha")] == [0, 3, 6]
     assert any("samples" in tag for tag in events.Tags()["tensors"])
     text = capsys.readouterr().out
     assert "unigram baseline" in text

@@ -53,7 +53,7 @@ def lines(path: Path) -> list:
 
 
 def board(folder: Path) -> EventAccumulator:
-    events = EventAccumulator(str(folder / "tensorboard"), {"histograms": 0})
+    events = EventAccumulator(str(folder), {"histograms": 0})
     events.Reload()
     return events
 
@@ -76,12 +76,17 @@ def test_watching_changes_nothing_and_writes_everything(tiny, watched, tmp_path,
     found = board(seen)
     tags = found.Tags()
     names = ("alpha", "gamma", "bandwidth", "gate", "decay", "effective_pairs")
-    assert {f"memory/{level}/{name}" for level in ("long", "short") for name in names} <= set(tags["histograms"])
-    assert {"retrieval_profile/long", "retrieval_profile/short", "evaluation/loss_by_position"} <= set(tags["images"])
-    assert {"samples/text_summary", "evaluation/loss_by_position/text_summary"} <= set(tags["tensors"])
-    assert [event.step for event in found.Scalars("evaluation/share")] == [3, 6]
-    assert 0 < found.Scalars("evaluation/share")[-1].value < 1
-    counts = [event.step for event in found.Histograms("memory/long/effective_pairs")]
+    assert {f"watch_memory/{level}/{name}" for level in ("long", "short") for name in names} <= set(tags["histograms"])
+    figures = {"watch_retrieval_profile/long", "watch_retrieval_profile/short", "watch_evaluation/loss_by_position"}
+    assert figures <= set(tags["images"])
+    assert {"watch_samples/text_summary", "watch_evaluation/loss_by_position/text_summary"} <= set(tags["tensors"])
+    groups = sorted(
+        {tag.split("/")[0] for kind in ("scalars", "histograms", "images", "tensors") for tag in tags[kind]}
+    )
+    assert groups[:2] == ["train", "validation"]  # which TensorBoard opens
+    assert [event.step for event in found.Scalars("watch_evaluation/share")] == [3, 6]
+    assert 0 < found.Scalars("watch_evaluation/share")[-1].value < 1
+    counts = [event.step for event in found.Histograms("watch_memory/long/effective_pairs")]
     assert counts == [3, 6]
 
 
@@ -128,8 +133,8 @@ def together(watched, tmp_path, strategy):
     alone, both = tmp_path / "run" / "0", tmp_path / "together" / "0"
     assert evaluations(both).keys() == evaluations(alone).keys() == {3, 6}
     assert list(evaluations(both).values()) == pytest.approx(list(evaluations(alone).values()), rel=2e-5)
-    assert "memory/short/effective_pairs" in board(both).Tags()["histograms"]
-    assert "samples/text_summary" in board(both).Tags()["tensors"]
+    assert "watch_memory/short/effective_pairs" in board(both).Tags()["histograms"]
+    assert "watch_samples/text_summary" in board(both).Tags()["tensors"]
 
 
 def test_evaluation_by_tokens_is_due_at_the_first_step_that_reaches_a_multiple():
