@@ -27,7 +27,7 @@ class RetrievalProfile(ValidationRows):
     write `watch_retrieval_profile/2/LEVEL` and so on.
 
     The weights are those of some validation sequences' queries that have at least `distances` - 1 tokens of their
-    document before them. Needs matplotlib: `pip install -e ".[report]"`.
+    document before them. Needs matplotlib: `pip install -c constraints.txt -e ".[report]"`.
 
     Args:
         sequences: how many validation sequences.
@@ -41,7 +41,7 @@ class RetrievalProfile(ValidationRows):
                 f"{distances}"
             )
         if importlib.util.find_spec("matplotlib") is None:
-            raise UserError('RetrievalProfile needs matplotlib: pip install -e ".[report]", or leave it out')
+            raise UserError("RetrievalProfile needs matplotlib: pip install 'mm-lightning[report]', or leave it out")
         super().__init__(sequences)
         self.distances = distances
 
