@@ -14,12 +14,12 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from mm_lightning.callbacks.throughput import Throughput
 from mm_lightning.errors import UserError
 from mm_lightning.evaluation.samples import RESULTS, SAMPLES
-from mm_lightning.evaluation.settings import make_tasks
+from mm_lightning.evaluation.settings import left_out, make_tasks, say_left_out
 from mm_lightning.evaluation.task import Record, Result, Row, Task
 from mm_lightning.outputs import write_json
 from mm_lightning.training.at_rest import at_rest
 from mm_lightning.training.checkpoint import checkpoint_path
-from mm_lightning.training.loggers import board_tag
+from mm_lightning.training.loggers import board_tag, say
 from mm_lightning.training.run_folder import describe_environment
 
 if TYPE_CHECKING:
@@ -73,6 +73,8 @@ class Evaluation(Callback):
         if batch_size < 1:
             raise UserError(f"Evaluation: batch_size must be at least 1, got {batch_size}")
         self.tasks = make_tasks(tasks, settings or {})
+        if without := left_out(tasks, settings or {}):
+            say(say_left_out(without))
         self.every_n_steps, self.every_n_tokens, self.at_end = every_n_steps, every_n_tokens, at_end
         self.batch_size = batch_size
         self._step = -1  # up to which everything is done

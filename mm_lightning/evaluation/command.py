@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mm_lightning.errors import UserError
-from mm_lightning.evaluation.settings import make_tasks
+from mm_lightning.evaluation.settings import left_out, make_tasks, say_left_out
 
 if TYPE_CHECKING:
     from mm_lightning.evaluation.run import Job, Subject
@@ -60,8 +60,9 @@ def evaluate_command(
       in_context_free   banking77, goemotions, and semeval2010_task8 and redocred in the place of tacred
       classification    the same of a data set of your own, --dataset my.yaml
       persistent        13 benchmarks of lm-evaluation-harness, or any of them by its name: openbookqa, arc_easy, ...
-      other             6 more that long-term memory matters to; persistent_without_code, other_without_code: those that
-                        need no --run_code; variants: other readings of the paper's names
+      other             6 more that long-term memory matters to; variants: other readings of the paper's names.
+                        Of these groups what runs programs of the network (humaneval_plus, mbpp) needs --run_code and
+                        is else left out
 
     Every answer is kept as it comes: interrupted, the same command goes on. At the end a table of the results is
     printed, one column a network. OUTPUT gets results.md, results.csv and the
@@ -145,8 +146,10 @@ def evaluate_command(
         raise UserError(f"batch_size must be at least 1, got {batch_size}")
     if overwrite and world_size > 1:
         raise UserError(f"several processes would delete each other's answers: delete {output} instead of --overwrite")
-    from mm_lightning.evaluation.run import Job
+    from mm_lightning.evaluation.run import Job, say
 
+    if rank == 0 and (without := left_out(tasks, given)):
+        say(say_left_out(without))
     if world_size > 1:
         device = place_of(device, local_rank)
     subjects = make_subjects(checkpoint, names, long_term == "on", inference_delay, settled(precision, device))

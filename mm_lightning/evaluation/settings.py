@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mm_lightning.errors import UserError
+from mm_lightning.evaluation.persistent.definitions import DEFINITIONS
 from mm_lightning.evaluation.task import Task, find_task, task_names
 
 
@@ -18,13 +19,18 @@ def make_tasks(names: str | Sequence[str], given: dict[str, Any]) -> list[Task]:
         names: of tasks and groups of them, separated by commas too.
         given: by name. Whole numbers may be words such as 4k, lists may be one value or words separated by commas.
 
+    Tasks that run programs of the network and were named by a group only are left out unless `run_code` is given
+    (:func:`left_out`).
+
     Raises:
         UserError: there is no such task, a setting that none of them has, or one that is of another type.
     """
+    without = left_out(names, given)
     kinds = [find_task(name) for name in task_names([names] if isinstance(names, str) else names)]
+    kinds = [kind for kind in kinds if kind.name not in without]
     if not kinds:
         raise UserError("tasks names nothing to ask")
-    given = {name: value for name, value in given.items() if value is not None}
+    given = {name: value for name, value in given.items() if value is not None and (name, value) != ("run_code", False)}
     types = {kind: {field.name: str(field.type) for field in dataclasses.fields(kind)} for kind in kinds}  # type: ignore[arg-type]
     for name in given:
         if not any(name in own for own in types.values()):
@@ -33,6 +39,20 @@ def make_tasks(names: str | Sequence[str], given: dict[str, Any]) -> list[Task]:
         kind(**{name: typed(name, given[name], own[name]) for name in given if name in own})
         for kind, own in types.items()
     ]
+
+
+def left_out(names: str | Sequence[str], given: dict[str, Any]) -> list[str]:
+    """Return the tasks that only groups among these names bring and that run programs of a network without leave to."""
+    if given.get("run_code"):
+        return []
+    named = [name for word in ([names] if isinstance(names, str) else names) for name in word.split(",")]
+    runs_code = [name for name, definition in DEFINITIONS.items() if definition.runs_code]
+    return [name for name in task_names(named) if name in runs_code and name not in named]
+
+
+def say_left_out(names: Sequence[str]) -> str:
+    """Return the line that says which tasks were left out."""
+    return f"left out: {', '.join(names)}, which run programs that the network writes: --run_code asks them too"
 
 
 def typed(name: str, value: Any, kind: str) -> Any:

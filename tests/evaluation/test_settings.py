@@ -5,7 +5,7 @@ import yaml
 
 from mm_lightning.callbacks import Evaluation
 from mm_lightning.errors import UserError
-from mm_lightning.evaluation.settings import make_tasks
+from mm_lightning.evaluation.settings import left_out, make_tasks
 
 SETTINGS = """
 - {contexts: [4k, 8192, 16K], shots: 3, labels: anonymous, strategies: [space, newline], limit: 50, text: "a,b"}
@@ -20,6 +20,28 @@ def test_forms_of_settings(settings, tasks):
     loss, classes = Evaluation(tasks, settings=settings).tasks
     assert (loss.contexts, loss.limit, loss.text) == ([4096, 8192, 16384], 50, ["a,b"])
     assert (classes.shots, classes.labels, classes.strategies) == ([3], ["anonymous"], ["space", "newline"])
+
+
+def test_groups_leave_out_what_runs_code_unless_it_may():
+    groups = "persistent,other"
+    without = make_tasks(groups, {})
+    assert {task.name for task in make_tasks(groups, {"run_code": True})} - {task.name for task in without} == {
+        "humaneval_plus",
+        "mbpp",
+    }
+    assert (
+        left_out(groups, {})
+        == left_out(["other", "persistent"], {"run_code": False})[::-1]
+        == [
+            "humaneval_plus",
+            "mbpp",
+        ]
+    )
+    assert left_out("persistent", {"run_code": True}) == left_out("qa_1", {}) == []
+    assert len(make_tasks(groups, {"run_code": False})) == len(without) == 17
+    for named in ("mbpp", ["persistent", "humaneval_plus"], "other,mbpp"):
+        with pytest.raises(UserError, match="--run_code"):
+            make_tasks(named, {})
 
 
 @pytest.mark.parametrize(

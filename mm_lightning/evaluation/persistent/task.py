@@ -175,8 +175,7 @@ class CodeBenchmark(Benchmark):
         super().__post_init__()
         if not self.run_code:
             raise UserError(
-                f"{self.name} runs programs that the network writes, and not in a sandbox: allow it with --run_code, "
-                "or ask for persistent_without_code or other_without_code"
+                f"{self.name} runs programs that the network writes, and not in a sandbox: allow it with --run_code"
             )
 
 
