@@ -105,7 +105,8 @@ def test_the_wheel_trains_in_an_empty_folder(wheel, tmp_path):
     subprocess.run([*pip, str(wheel)], check=True)
     (tmp_path / "empty").mkdir()
     small = ["--trainer.max_steps", "3", "--trainer.val_check_interval", "3", "--model.warmup_steps", "1"]
-    data = ["--data.path", "data", "--data.prepare.tokenizer", "bytes", "--model.network.vocab_size", "258"]
+    data = ["--data.path", "data", "--data.prepare.sources", "[python-stdlib]", "--data.prepare.tokenizer", "bytes"]
+    data += ["--model.network.vocab_size", "258"]
     command = [python, "-P", "-m", "mm_lightning.cli", "fit", "--config", "quickstart", *small, *data]
     done = subprocess.run(command, cwd=tmp_path / "empty", capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]

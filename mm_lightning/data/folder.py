@@ -59,7 +59,8 @@ def begin(folder: Path, identity: str, needed: int) -> Path:
     if plan.exists():
         if json.loads(plan.read_text()).get("fingerprint") != identity:
             raise UserError(
-                f"{folder} holds an unfinished preparation of something else: give another folder or delete it"
+                f"{folder} holds an unfinished preparation of something else: give another folder, or delete "
+                f"{plan.parent} if it is of no use"
             )
         return plan.parent
     strangers = [path.name for path in folder.iterdir() if path.name not in (UNFINISHED, ".lock")]
@@ -116,7 +117,7 @@ def reuse(folder: Path, settings: dict[str, Any], identity: str | None = None) -
         differ = ["other source files or another tokenizer"]
     if differ:
         reason = "; ".join(differ)
-        raise UserError(f"{folder} was prepared from something else ({reason}): give another folder or delete it")
+        raise UserError(f"{folder} was prepared from something else ({reason}): give another folder")
     say(f"reusing the data prepared in {folder}")
     return manifest
 

@@ -27,6 +27,7 @@ from mm_lightning.training.config_files import ConfigFile, explain, read_chain, 
 from mm_lightning.training.connection import lost_contact, set_timeout
 from mm_lightning.training.loggers import MetricsFile, ProgressLines, TensorBoard, say
 from mm_lightning.training.module import LanguageModule
+from mm_lightning.training.preparation import keep_own_preparation
 from mm_lightning.training.quiet import quiet
 from mm_lightning.training.record_run import RecordRun
 from mm_lightning.training.run_folder import RunFolder
@@ -136,6 +137,7 @@ class TrainingCLI(LightningCLI):
             self.config = parser.parse_args(args)
         except ArgumentError as error:
             raise UserError(explain(str(error), self.files, self._known(), self.options)) from error
+        keep_own_preparation(self.config[self.command].data, self.files, self.options)
         check_settings(self.config[self.command])
 
     def _known(self) -> list[str]:
