@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -53,6 +54,20 @@ class Tokenizer(ABC):
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, without the tokens around a document."""
         return self.encode_batch([text])[0]
+
+    def encode_behind(self, text: str) -> list[int]:
+        """Ids of `text` behind other text: without the space that some tokenizers put before whatever they encode."""
+        ids = self.encode(text)
+        if self._adds_space:
+            for end in ("\n", ".", "a"):  # of the other text; one that is not joined with this one in a token
+                head, whole = self.encode_batch([end, end + text])
+                if self.decode(head) == end and whole[: len(head)] == head:
+                    return whole[len(head) :]
+        return ids
+
+    @functools.cached_property
+    def _adds_space(self) -> bool:
+        return self.decode(self.encode("a") * 2) != "aa"
 
     @abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:

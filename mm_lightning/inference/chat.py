@@ -131,7 +131,7 @@ def obey(talk: Conversation, line: str) -> bool:
     if name == "help":
         print(HELP)
     elif name == "read":
-        tokens = talk.tokenizer.encode(read_document(value))
+        tokens = talk.encode(read_document(value))
         with ReadingBar(len(tokens)) as bar:
             talk.read(tokens, bar.advance)
     elif name == "save":

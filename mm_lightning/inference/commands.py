@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mm_lightning.data.text_files import json_lines, read_document, text_lines
 from mm_lightning.errors import UserError
 from mm_lightning.inference.sampling import DEFAULTS, Sampling
-from mm_lightning.inference.text import check_stop, escape, unescape
+from mm_lightning.inference.text import check_stop, encode_next, escape, unescape
 from mm_lightning.outputs import check_output, opened
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def _readers(
         if memory is None:
             yield first, part, read_prompts(network, tokenizer, part, samples, max_new_tokens, store)
         else:
-            tokens = tokenizer.encode(part[0])
+            tokens = encode_next(tokenizer, part[0], memory.documents[0])
             room = memory.state.length + len(tokens) + min(max_new_tokens, AHEAD)
             reader = memory if len(prompts) == 1 else memory.fork([0], room)
             reader.read([tokens])

@@ -11,7 +11,7 @@ from mm_lightning.errors import UserError
 from mm_lightning.inference.memory_file import load_memory, save_memory
 from mm_lightning.inference.reader import Reader
 from mm_lightning.inference.sampling import DEFAULTS, Sampler, Sampling
-from mm_lightning.inference.text import TextStream, check_stop
+from mm_lightning.inference.text import TextStream, check_stop, encode_next
 
 if TYPE_CHECKING:
     from mm_lightning.data.tokenizer import Tokenizer
@@ -82,6 +82,10 @@ class Conversation:
         """Writes what is remembered to a memory file."""
         save_memory(path, self.reader, self.tokenizer)
 
+    def encode(self, text: str) -> list[int]:
+        """Tokens of a text that goes on with the document."""
+        return encode_next(self.tokenizer, text, self.reader.documents[0])
+
     def read(self, text: str | list[int], report: Callable[[int], Any] | None = None) -> None:
         """Reads on at the end of the document; interrupted, it is as if nothing had been read.
 
@@ -89,7 +93,7 @@ class Conversation:
             text: what to read, or its tokens.
             report: as for :meth:`Reader.read`.
         """
-        tokens = self.tokenizer.encode(text) if isinstance(text, str) else text
+        tokens = self.encode(text) if isinstance(text, str) else text
         if not tokens:
             return
         mark = self.reader.mark() if len(tokens) > 1 else None
@@ -106,7 +110,7 @@ class Conversation:
         self.read(self.turns.user.replace("{}", text) + self.turns.answer)
         sampler = Sampler(self.sampling, self.reader.documents, [self._answers])
         self._answers += 1
-        written = TextStream(self.tokenizer, self.turns.stop)
+        written = TextStream(self.tokenizer, self.turns.stop, self.reader.documents[0])
         settled: Any = None  # what was remembered before text that may become a stop string
         since = ""
         for _ in range(self.max_new_tokens):

@@ -170,7 +170,7 @@ def write(
 def _write(
     reader: Reader, tokenizer: Tokenizer, sampling: Sampling, max_new_tokens: int, stop: Sequence[str], first: int
 ) -> Iterator[tuple[int, str]]:
-    texts = [TextStream(tokenizer, stop) for _ in reader.documents]
+    texts = [TextStream(tokenizer, stop, document) for document in reader.documents]
     sampler = Sampler(sampling, reader.documents, range(first, first + len(texts)))
     rows = list(range(len(texts)))  # which document each row of the reader is
     going = set(rows)

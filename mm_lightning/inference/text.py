@@ -9,7 +9,8 @@ from mm_lightning.errors import UserError
 
 HALF = "\N{REPLACEMENT CHARACTER}"
 CONTEXT = 4
-"""Tokens that are decoded again with each new one, for tokenizers whose text depends on what came before."""
+"""Tokens that are decoded again with each new one, for tokenizers whose text depends on what came before; a few
+more where these begin within a character."""
 
 
 class TextStream:
@@ -20,16 +21,22 @@ class TextStream:
     Args:
         tokenizer: of the tokens.
         stop: strings before which the text ends.
+        before: tokens of the document that the text goes on with: tokenizers that write a space with the word behind
+            it drop the one that begins a document, and no other.
 
     Attributes:
         stopped: whether a stop string was found: its beginning and what follows are not shown.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), before: Sequence[int] = ()) -> None:
         self.stopped = False
         self._tokenizer, self._stop = tokenizer, stop
         self._tokens: list[int] = []
-        self._decoded = 0  # characters of self._tokens that are in earlier pieces or in self._held
+        size, text = 4 * CONTEXT, ""
+        while len(self._tokens) < len(before) and (not text or text.startswith(HALF)):
+            self._tokens = list(before[-size:])
+            text, size = tokenizer.decode(self._tokens), 4 * size
+        self._decoded = len(text)  # characters of self._tokens that are in earlier pieces or in self._held
         self._half = False
         self._held = ""
 
@@ -44,9 +51,11 @@ class TextStream:
         text = self._tokenizer.decode(self._tokens)
         certain = max(len(text.rstrip(HALF)), self._decoded)
         new, self._decoded, self._half = text[self._decoded : certain], certain, certain < len(text)
-        if not self._half:
-            self._tokens = self._tokens[-CONTEXT:]
-            self._decoded = len(self._tokenizer.decode(self._tokens))
+        for size in () if self._half else range(CONTEXT, CONTEXT + 4):  # one of them does not cut a character
+            last = self._tokenizer.decode(self._tokens[-size:])
+            if last and text.endswith(last):
+                self._tokens, self._decoded = self._tokens[-size:], len(last)
+                break
         return self._show(new)
 
     def finish(self) -> str:
@@ -66,6 +75,11 @@ class TextStream:
         tails = (text[len(text) - n :] for n in range(longest, 0, -1))
         self._held = next((tail for tail in tails if any(stop.startswith(tail) for stop in self._stop)), "")
         return text[: len(text) - len(self._held)]
+
+
+def encode_next(tokenizer: Tokenizer, text: str, document: Sequence[int]) -> list[int]:
+    """Tokens of a text that goes on with a document, which may hold nothing yet but the token that begins it."""
+    return tokenizer.encode_behind(text) if len(document) > 1 else tokenizer.encode(text)
 
 
 def check_stop(stop: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from mm_lightning.inference.chat import converse
 from mm_lightning.inference.conversation import Conversation, Turns
 from mm_lightning.inference.generate import read_prompts
 from mm_lightning.inference.sampling import Sampling
-from tests.inference.conftest import Recites, build
+from tests.inference.conftest import Recites, build, spaced_tokenizer
 
 DIALOGUE = Turns("\nUser: {}", "\nBot:", ["\nUser:"])
 SCRIPT = "\nUser: hi\nBot: hello\nUser: more {}?\nBot: no → yes\nUser: end"
@@ -58,6 +58,18 @@ def test_a_taken_back_stop_string_leaves_no_trace(network, tokenizer):
     again = read_prompts(Letters(network), tokenizer, [begin + shown + "!"])
     assert talk.reader.documents == again.documents
     assert torch.allclose(talk.reader.logits, again.logits, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["metaspace", "llama2"])
+def test_turns_of_words_with_their_spaces(kind, tmp_path):
+    """What is remembered is what was shown, also where a stop string is taken back."""
+    words = spaced_tokenizer(kind, tmp_path)
+    script = [*words.encode("the river: the"), *words.encode_behind(" old values: the"), *words.encode_behind(" 5.")]
+    talk = Conversation(Recites(script, words.eos, words.vocab_size), words, turns=Turns("{}", ":", [":"]))
+    assert "".join(talk.answer("the river")) == " the old values"
+    assert document(talk) == "the river: the old values"
+    assert "".join(talk.answer("")) == " the 5."
+    assert document(talk) == "the river: the old values: the 5."
 
 
 def test_an_interrupted_answer_is_remembered_as_far_as_it_was_shown(tokenizer):

@@ -112,3 +112,12 @@ def test_each_document_of_a_batch_ends_by_itself(tokenizer):
 def test_settings_out_of_range(network, tokenizer, settings, message):
     with pytest.raises(UserError, match=message):
         generate_batch(network, tokenizer, ["a"], **settings)
+
+
+def test_prompt_and_text_are_what_all_tokens_decode_to(spaced):
+    ids = spaced.encode("Document 5. the river values the old")
+    network, prompt = Recites(ids, spaced.eos, spaced.vocab_size), "Document 5. the river"
+    assert generate(network, spaced, prompt, GREEDY) == " values the old"
+    texts = generate_batch(network, spaced, [prompt, "Document", ""], 2, GREEDY)
+    assert texts == [[" values the old"] * 2, [" 5. the river values the old"] * 2, [spaced.decode(ids)] * 2]
+    assert generate(network, spaced, prompt, GREEDY, stop=[" the"]) == " values"

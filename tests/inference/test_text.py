@@ -3,11 +3,12 @@
 import pytest
 
 from mm_lightning.errors import UserError
-from mm_lightning.inference.text import TextStream, check_stop, unescape
+from mm_lightning.inference.text import HALF, TextStream, check_stop, encode_next, unescape
+from tests.inference.conftest import spaced_tokenizer
 
 
-def pieces(tokenizer, data: bytes, stop=()):
-    text = TextStream(tokenizer, stop)
+def pieces(tokenizer, data: bytes, stop=(), before=()):
+    text = TextStream(tokenizer, stop, before)
     found = []
     for token in data:
         found.append(text.add(token))
@@ -49,6 +50,44 @@ def test_pieces_of_a_trained_tokenizer(tmp_path):
     trained = train_tokenizer(["the cat → the ☃ cat"] * 3, 290, tmp_path / "t.json", progress=False)
     text = "the cat ☃→ caté  the\n\n the"
     assert "".join(pieces(trained, trained.encode(text))) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["Document 5. the river values", "the ☃é old 字字字字字字字 river: zzz", "a  b\n\n the"]
+)
+def test_a_document_goes_on_with_the_space_before_a_word(spaced, text):
+    ids = [spaced.bos, *spaced.encode(text)]
+    whole = spaced.decode(ids)
+    ends = [n for n in range(1, len(ids) + 1) if not spaced.decode(ids[:n]).endswith(HALF)]
+    for end in ends:
+        assert spaced.decode(ids[:end]) + "".join(pieces(spaced, ids[end:], before=ids[:end])) == whole
+    repeated = [spaced.bos, *spaced.encode("the " * 99), *[spaced.eos] * 40]  # and tokens that are not shown
+    shown = "".join(pieces(spaced, [*[spaced.eos] * 9, *spaced.encode("river the")], before=repeated))
+    assert shown == " river the"
+
+
+def test_a_text_of_parts_of_characters_only(tmp_path):
+    """Few tokens are decoded again, though no four of them begin with a character."""
+    tokenizer = spaced_tokenizer("llama2", tmp_path)
+    text = "字字字" * 40
+    stream = TextStream(tokenizer)
+    assert "".join(map(stream.add, tokenizer.encode(text))) == text
+    assert len(stream._tokens) < 8
+
+
+def test_text_read_behind_other_text(spaced):
+    document = [spaced.bos, *spaced.encode("the old")]
+    assert encode_next(spaced, "the old", [spaced.bos]) == document[1:]
+    for text in (" river the", " old", ""):
+        assert spaced.decode([*document, *encode_next(spaced, text, document)]) == "the old" + text
+
+
+@pytest.mark.parametrize("kind", ["metaspace", "llama2"])
+def test_text_read_within_a_word(kind, tmp_path):
+    tokenizer = spaced_tokenizer(kind, tmp_path)
+    document = [tokenizer.bos, *tokenizer.encode("the old")]
+    for text in ("er river", "\nriver", ".", "☃", " old\n"):
+        assert tokenizer.decode([*document, *encode_next(tokenizer, text, document)]) == "the old" + text
 
 
 def test_stop_strings_are_checked():
