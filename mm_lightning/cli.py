@@ -32,6 +32,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data prepare": ("mm_lightning.data.commands:prepare", "turn text files into litdata shards and a manifest"),
     "data regbench": ("mm_lightning.data.commands:regbench", "generate the synthetic benchmark of learning in context"),
     "data facts": ("mm_lightning.data.commands:facts", "generate made-up facts with questions about them"),
+    "data fetch": (
+        "mm_lightning.evaluation.fetch:fetch_command",
+        "download the public data sets that mm evaluate asks about",
+    ),
     "data inspect": ("mm_lightning.data.commands:inspect", "show a manifest, document lengths and decoded samples"),
     "data show": ("mm_lightning.data.commands:show", "show what a step of a run was trained on, or its bad steps"),
     "data verify": ("mm_lightning.data.commands:verify", "find missing, truncated or foreign shards"),

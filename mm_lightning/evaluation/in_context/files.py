@@ -10,6 +10,7 @@ from typing import Any
 
 from mm_lightning.data import text_files
 from mm_lightning.errors import UserError
+from mm_lightning.evaluation.fetch import fetch_hint
 
 FORMATS = (".csv", ".tsv", ".jsonl")
 
@@ -26,7 +27,9 @@ def present(path: Path) -> Path:
         UserError: there is no such file.
     """
     if not path.is_file():
-        raise UserError(f"there is no file {path}: put it there, or name another place (--data_dir, --dataset)")
+        raise UserError(
+            f"there is no file {path}: {fetch_hint(path)}put it there, or name another place (--data_dir, --dataset)"
+        )
     return path
 
 

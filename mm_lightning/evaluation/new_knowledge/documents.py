@@ -11,6 +11,7 @@ from typing import Any
 
 from mm_lightning.data.text_files import read_json
 from mm_lightning.errors import UserError
+from mm_lightning.evaluation.fetch import fetch_hint
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,10 @@ def _hotpot_question(row: Any) -> Question:
 def _files(folder: Path, what: str) -> list[Path]:
     files = sorted(folder.glob("*.json"))
     if not files:
-        raise UserError(f"there is no .json file in {folder}: put {what} there, or name another folder (--data_dir)")
+        raise UserError(
+            f"there is no .json file in {folder}: {fetch_hint(folder / '*.json')}put {what} there, or name another "
+            "folder (--data_dir)"
+        )
     return files
 
 

@@ -255,7 +255,9 @@ def test_a_length_that_the_data_cannot_fill(squad):
 
 
 def test_missing_and_broken_files(tmp_path, squad):
-    with pytest.raises(UserError, match=r"no \.json file in .*hotpotqa: put HotpotQA's .*--data_dir"):
+    with pytest.raises(
+        UserError, match=r"no \.json file in .*hotpotqa: .*mm data fetch hotpotqa .*put HotpotQA's .*--data_dir"
+    ):
         Hotpot(data_dir=str(tmp_path)).items(Answering(copying))
     path = squad / "squad" / "dev.json"
     data = json.loads(path.read_text())
