@@ -32,6 +32,18 @@ def installed_versions() -> dict[str, str]:
     return found
 
 
+def required_versions(package: str) -> str:
+    """Return this project's bounds of a package, such as `>=5.0,<5.40`; "" where there are none."""
+    from packaging.requirements import Requirement
+
+    try:
+        requirements = map(Requirement, importlib.metadata.requires("mm-lightning") or [])
+    except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
+        return ""
+    bounds = {str(bound) for one in requirements if one.name == package for bound in one.specifier}
+    return ",".join(sorted(bounds, reverse=True))  # the lower one first
+
+
 def untested_versions() -> dict[str, tuple[str, str]]:
     """Return (installed, tested) for every package whose installed version is not the tested one."""
     installed = installed_versions()

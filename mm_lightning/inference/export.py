@@ -80,7 +80,7 @@ def export(
     if self_contained:
         code = {"AutoConfig": MMLightningConfig, "AutoModelForCausalLM": MMLightningForCausalLM}
         config.auto_map = {name: f"{flatten.flat_name(c.__module__)}.{c.__name__}" for name, c in code.items()}
-        for name, text in flatten.flatten(*(c.__module__ for c in code.values())).items():
+        for name, text in flatten.flatten(*flatten.MODULES).items():
             (folder / name).write_text(text, encoding="utf-8")
     with torch.device("meta"):
         model = MMLightningForCausalLM(config)

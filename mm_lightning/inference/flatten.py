@@ -13,6 +13,8 @@ from pathlib import Path
 from mm_lightning import __version__
 
 PACKAGE = "mm_lightning"
+MODULES = (f"{PACKAGE}.inference.configuration", f"{PACKAGE}.inference.modeling")
+"""What transformers asks a folder for."""
 _IMPORT = re.compile(rf"^(\s*)from {PACKAGE}\.([\w.]+) import ", re.MULTILINE)
 _OTHER = re.compile(rf"^\s*(import|from) {PACKAGE}\b", re.MULTILINE)
 
@@ -46,3 +48,11 @@ def flatten(*modules: str) -> dict[str, str]:
     for file in asked:  # named, not imported: some need packages that are not everywhere
         found[file] += f"\n# Older versions of transformers fetch only the files that this one names.\n{needed}"
     return found
+
+
+def holds_other_code(folder: Path) -> bool:
+    """Return whether a folder comes with modelling code, and that is not what this version would write."""
+    if not (folder / f"{flat_name(MODULES[-1])}.py").is_file():
+        return False
+    files = flatten(*MODULES)
+    return any(not (folder / n).is_file() or (folder / n).read_text(encoding="utf-8") != files[n] for n in files)

@@ -170,6 +170,8 @@ def import_command(
         largest_key_exponent: of v1 checkpoints, where a key's exponent is cut, if they come from a changed copy of that
             code; leave it out for nanoMosaics itself, which cuts at log(65535) as networks here do.
     """
+    from mm_lightning.inference.flatten import holds_other_code
+
     imported = read(source, largest_key_exponent)
     if tokenizer is not None:
         from mm_lightning.data.tokenizer import load_tokenizer
@@ -186,5 +188,11 @@ def import_command(
     path = write(imported, output)
     parameters = sum(x.numel() for x in imported.weights.values())
     print(f"{path}: {imported.source}, {parameters:,} parameters")
+    folder = Path(source).expanduser()
+    if holds_other_code(folder):
+        print(
+            f"{source} comes with modelling code of another version, which newer transformers may not run: write it "
+            f"anew with mm export --checkpoint {output} --output {folder}_new --self_contained"
+        )
     if imported.tokenizer is None:
         print("it came without a tokenizer, which generating needs: --tokenizer names one")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mm_lightning.errors import UserError
 from mm_lightning.markdown import markdown_table
 from mm_lightning.training.run_folder import hardware
+from mm_lightning.versions import required_versions
 
 if TYPE_CHECKING:
     from mm_lightning.networks import Network
@@ -50,6 +52,8 @@ tokens = tokenizer("Once upon a time", return_tensors="pt")
 print(tokenizer.decode(model.generate(**tokens, max_new_tokens=50, do_sample=True)[0]))
 ```
 
+{versions}
+
 Batches are padded on the left. The cache of `generate` is the memory's state, `model.new_cache()`; `copy.deepcopy`
 forks it, so that several texts go on from one that was read once. It cannot be cut back, hence no assisted decoding."""
 
@@ -67,11 +71,11 @@ def model_card(checkpoint: Path, about: dict[str, Any], network: Network, self_c
     config = _yaml(run / "config.yaml")
     kind = type(network).__name__
     code = " (the code beside the weights is mm-lightning's, Apache-2.0)" if self_contained else ""
-    load = (
-        {"imports": "", "trust": ", trust_remote_code=True"} if self_contained else {"imports": "import mm_lightning"}
-    )
+    load = {"imports": "import mm_lightning", "trust": "", "versions": _versions()}
+    if self_contained:
+        load |= {"imports": "", "trust": ", trust_remote_code=True"}
     sections = {
-        "Loading": _LOAD.format(**{"trust": "", **load}).replace("```python\n\n", "```python\n"),
+        "Loading": _LOAD.format(**load).replace("```python\n\n", "```python\n"),
         "Network": _network(about, network),
         "Training": _training(checkpoint, about, config),
         "Data": _data(about, config),
@@ -79,6 +83,12 @@ def model_card(checkpoint: Path, about: dict[str, Any], network: Network, self_c
     }
     head = _HEAD.format(name=_name(run, checkpoint), kind=kind, home=_HOME, code=code)
     return "\n".join([head, *(f"## {title}\n\n{text}\n" for title, text in sections.items())])
+
+
+def _versions() -> str:
+    """A sentence about the versions of transformers that load the folder."""
+    written = importlib.metadata.version("transformers")
+    return f"Needs transformers{required_versions('transformers')}; it was written with {written}."
 
 
 def table(rows: Iterable[tuple[Any, ...]], head: tuple[str, ...]) -> str:

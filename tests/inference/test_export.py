@@ -17,7 +17,7 @@ from mm_lightning.data.tokenizer import load_tokenizer, train_tokenizer
 from mm_lightning.errors import UserError
 from mm_lightning.inference.export import ABOUT, export_command
 from mm_lightning.inference.export_tokenizer import transformers_tokenizer
-from mm_lightning.inference.flatten import flatten
+from mm_lightning.inference.flatten import flatten, holds_other_code
 from mm_lightning.inference.import_checkpoint import import_command
 from mm_lightning.networks.cost import parameters
 from mm_lightning.training.checkpoint import (
@@ -29,6 +29,7 @@ from mm_lightning.training.checkpoint import (
     open_weights,
 )
 from mm_lightning.training.checkpoint.trainer_io import WholeCheckpointIO
+from mm_lightning.versions import required_versions
 from tests.inference.conftest import CONFIGS, build
 
 transformers = pytest.importorskip("transformers")
@@ -85,6 +86,25 @@ def test_there_and_back_again(run, tmp_path):
     export_command(str(tmp_path / "back"), str(tmp_path / "again"), self_contained=True)
     for file in ("model.safetensors", "tokenizer.json", "generation_config.json"):
         assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
+
+
+def test_old_code_is_written_anew_by_a_command_that_is_named(v2, tmp_path, capsys):
+    folder = tmp_path / "out"
+    export_command(str(v2), str(folder), self_contained=True)
+    capsys.readouterr()
+    import_command(str(folder), str(tmp_path / "same"))
+    assert "write it anew" not in capsys.readouterr().out
+    code = folder / "inference_modeling.py"
+    code.write_text(code.read_text().replace("cache", "past_key_values"))
+    import_command(str(folder), str(tmp_path / "run"))
+    printed = capsys.readouterr().out.splitlines()
+    anew = f"mm export --checkpoint {tmp_path / 'run'} --output {folder}_new --self_contained"
+    assert [line.endswith(anew) for line in printed] == [False, True]
+    assert main(anew.split()[1:]) == 0
+    assert not holds_other_code(Path(f"{folder}_new"))
+    assert main(["export", "--checkpoint", str(folder), "--output", str(tmp_path / "no")]) == 2
+    error = capsys.readouterr().err
+    assert f"mm import --source {folder} --output RUN (and export it anew, " in error
 
 
 def test_half_as_many_bytes_in_several_files(v2, tmp_path):
@@ -159,6 +179,7 @@ def test_the_card_says_what_the_run_folder_knows(documented, tmp_path, capsys):
         "# tale 0",
         "**Licence: not chosen yet.**",
         "import mm_lightning\nfrom transformers import",
+        f"Needs transformers{required_versions('transformers')}; it was written with {transformers.__version__}.",
         f"| parameters | {parameters(CONFIGS['v2']):,} (float32) |",
         "| `short_term_window` | 8 |",
         "| `model.learning_rate` | 0.00125 |",

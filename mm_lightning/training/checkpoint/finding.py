@@ -59,7 +59,10 @@ def find_checkpoint(run_or_file: str | Path, checksums: bool = True) -> Path:
                 return candidate
             _say(f"passing over {candidate}: it {problem}")
     if (path / "config.json").is_file():
-        raise UserError(f"{path} is a folder of transformers: make a checkpoint of it with mm import --source {path}")
+        raise UserError(
+            f"{path} is a folder of transformers: make a checkpoint of it with mm import --source {path} --output RUN "
+            f"(and export it anew, for newer versions of transformers, with mm export --checkpoint RUN --output FOLDER)"
+        )
     raise UserError(f"{path} holds no whole checkpoint: train first (mm fit), or name a checkpoint file")
 
 
