@@ -22,11 +22,13 @@ def look_ahead_reference(vtilde: Tensor, gamma: Tensor, documents: Documents) ->
         documents: a document's last token has no next one, which counts as 0. (Nothing ever reads that pair.)
 
     Returns:
-        (B, T, H, D) values of norm 1.
+        (B, T, H, D) values of norm 1, computed in float32 or better.
     """
+    dtype = vtilde.dtype
+    vtilde = vtilde.to(torch.promote_types(dtype, torch.float32))
     last = F.pad(documents.position[:, 1:] == 0, (0, 1), value=True)  # (B, T)
     ahead = F.pad(vtilde[:, 1:], (0, 0, 0, 0, 0, 1)).masked_fill(last[..., None, None], 0)
-    return blend(vtilde, ahead, gamma)
+    return blend(vtilde, ahead, gamma.to(vtilde.dtype)).to(dtype)
 
 
 def blend(now: Tensor, ahead: Tensor, gamma: Tensor) -> Tensor:

@@ -32,16 +32,18 @@ def gated_average_reference(ktilde: Tensor, gate: Tensor, decay: Tensor, documen
         documents: where to restart.
 
     Returns:
-        (B, T, H, D) keys of norm 1.
+        (B, T, H, D) keys of norm 1, computed in float32 or better and their logs in float64.
     """
+    dtype, exact = ktilde.dtype, torch.promote_types(ktilde.dtype, torch.float32)
+    ktilde = ktilde.to(exact)
     total = torch.zeros_like(ktilde[:, 0])  # (B, H, D), kbar_t / exp(scale)
-    scale = torch.full_like(gate[:, 0], -torch.inf)  # (B, H)
+    scale = torch.full_like(gate[:, 0], -torch.inf, dtype=torch.float64)  # (B, H)
     keys = []
     for t in range(ktilde.shape[1]):
         scale = scale.masked_fill((documents.position[:, t] == 0)[:, None], -torch.inf)
         total, scale = gated_step(ktilde[:, t], gate[:, t], decay[:, t], total, scale)
         keys.append(F.normalize(total, dim=-1, eps=EPS))
-    return torch.stack(keys, dim=1)
+    return torch.stack(keys, dim=1).to(dtype)
 
 
 def gated_step(ktilde: Tensor, gate: Tensor, decay: Tensor, total: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:

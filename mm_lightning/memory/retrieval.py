@@ -59,7 +59,9 @@ def read_reference(q: Tensor, k: Tensor, v: Tensor, span: Span, documents: Docum
         (B, T, H, D); 0 where there is nothing to read.
     """
     weights = read_weights(q, k, span, documents, scale)
-    return torch.einsum("bhts,bshd->bthd", weights, v.repeat_interleave(q.shape[2] // v.shape[2], 2))
+    with torch.autocast(q.device.type, enabled=False):
+        values = v.repeat_interleave(q.shape[2] // v.shape[2], 2).to(weights.dtype)
+        return torch.einsum("bhts,bshd->bthd", weights, values).to(q.dtype)
 
 
 def read_weights(
@@ -72,14 +74,17 @@ def read_weights(
         queries: the positions t to write them out for; all by default.
 
     Returns:
-        (B, H, T', T) for T' queries; each row sums to 1, or to 0 where there is nothing to read.
+        (B, H, T', T) for T' queries, in float32 or better; each row sums to 1, or to 0 where there is nothing to read.
     """
     t = torch.arange(q.shape[1], device=q.device)
     age = t[queries, None] - t  # how many tokens ago
     seen = (age >= span.delay) & (age <= documents.position[:, queries, None])  # (B, T', T)
     if span.size is not None:
         seen &= age < span.delay + span.size
-    scores = torch.einsum("bthd,bshd->bhts", q[:, queries], k.repeat_interleave(q.shape[2] // k.shape[2], 2)) * scale
+    exact = torch.promote_types(q.dtype, torch.float32)
+    q, k = q[:, queries].to(exact), k.repeat_interleave(q.shape[2] // k.shape[2], 2).to(exact)
+    with torch.autocast(q.device.type, enabled=False):
+        scores = torch.einsum("bthd,bshd->bhts", q, k) * scale
     weights = scores.masked_fill(~seen[:, None], -torch.inf).softmax(-1)
     return weights.masked_fill(~seen[:, None], 0)  # a row of nothing but -inf
 

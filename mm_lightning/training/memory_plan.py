@@ -43,6 +43,11 @@ class Layout:
     activation_checkpointing: Checkpointing = False
 
 
+def weight_bytes(precision: str) -> int:
+    """Bytes of a stored weight in one of Lightning's precisions."""
+    return {"64-true": 8, "bf16-true": 2, "16-true": 2}.get(precision, 4)
+
+
 def bytes_per_device(config: NetworkConfig, layout: Layout) -> dict[str, int]:
     """Bytes on each device of a training step: weights, gradients, optimizer states (AdamW), activations, the loss.
 
@@ -50,14 +55,12 @@ def bytes_per_device(config: NetworkConfig, layout: Layout) -> dict[str, int]:
     """
     short = layout.precision.startswith(("bf16", "16"))
     true_short = short and (layout.deepspeed or layout.precision.endswith("-true"))
-    number = 2 if true_short else 4
+    number = 2 if true_short else weight_bytes(layout.precision)
     states = 12 if layout.deepspeed else 2 * number
     count = parameters(config)
     share = {stage: layout.devices if layout.zero_stage >= stage else 1 for stage in (1, 2, 3)}
     tokens = layout.micro_batch_size * layout.context_length
-    activations = activation_bytes_per_token(
-        config, 2 if short else 4, 2 if true_short else 4, layout.activation_checkpointing
-    )
+    activations = activation_bytes_per_token(config, 2 if short else number, number, layout.activation_checkpointing)
     # stages 2 and 3 add up their share of the gradients in float32
     sums = 4 if layout.deepspeed and layout.zero_stage > 1 else number
     needed = {
@@ -65,7 +68,7 @@ def bytes_per_device(config: NetworkConfig, layout: Layout) -> dict[str, int]:
         "gradients": count * sums // share[2],
         "optimizer states": 0 if layout.offload else count * states // share[1],
         "activations": activations * tokens,
-        "loss": _loss_bytes(config, tokens, 2 if short else 4),
+        "loss": _loss_bytes(config, tokens, 2 if short else number),
     }
     if short and not true_short:
         needed["weights in 16 bits"] = count * 2  # which autocast keeps

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
@@ -245,7 +246,16 @@ class LanguageModule(LightningModule):
         return self.final_learning_rate + (1 - self.final_learning_rate) * cosine
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """AdamW with decay on matrices only; warm-up and cosine by steps."""
+        """AdamW with decay on matrices only; warm-up and cosine by steps.
+
+        Raises:
+            UserError: its moments would be in float16.
+        """
+        if self.trainer.precision == "16-true" and not isinstance(self.trainer.strategy, DeepSpeedStrategy):
+            raise UserError(
+                "trainer.precision 16-true keeps AdamW's moments in float16, which ends at 6e-8, and diverges: use "
+                "bf16-true, bf16-mixed or 16-mixed"
+            )
         matrices, others = self.network.decay_groups()
         groups = [
             {"params": matrices, "weight_decay": self.weight_decay},

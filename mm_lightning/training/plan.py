@@ -34,7 +34,7 @@ from mm_lightning.training.checkpoint import check_architecture, find_checkpoint
 from mm_lightning.training.cli import TrainingCLI
 from mm_lightning.training.fake_cluster import FakeCluster, fake_processes, use_fake
 from mm_lightning.training.loggers import say
-from mm_lightning.training.memory_plan import Layout, bytes_per_device, layout_of
+from mm_lightning.training.memory_plan import Layout, bytes_per_device, layout_of, weight_bytes
 from mm_lightning.training.module import check_vocabulary
 from mm_lightning.training.parsing import network_of
 from mm_lightning.training.starting_point import starting_point
@@ -253,8 +253,7 @@ def shrunken(config: NetworkConfig) -> NetworkConfig:
 
 def checkpoint_bytes(config: NetworkConfig, layout: Layout) -> int:
     """About what all processes write together: weights and two moments, by DeepSpeed a float32 copy of them too."""
-    number = 2 if layout.precision.endswith("-true") and not layout.precision.startswith("32") else 4
-    return parameters(config) * (14 if layout.deepspeed else 3 * number)
+    return parameters(config) * (14 if layout.deepspeed else 3 * weight_bytes(layout.precision))
 
 
 def existing(path: Path) -> Path:

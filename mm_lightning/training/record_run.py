@@ -63,7 +63,8 @@ class RecordRun(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Says once what is going to be trained, on what, and how."""
         data, device = trainer.datamodule, pl_module.device
-        dtype = torch.bfloat16 if trainer.precision.startswith("bf16") else torch.float32
+        kinds = {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}
+        dtype = kinds.get(trainer.precision.split("-")[0], torch.float32)
         tokens = data.global_batch_size * data.context_length
         strategy = type(trainer.strategy).__name__.removesuffix("Strategy")
         say(f"run folder  {self.folder.path}")

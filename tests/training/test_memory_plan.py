@@ -17,6 +17,7 @@ P = parameters(CONFIG)
         (Layout(devices=8), 4, 4, 8),
         (Layout(precision="bf16-mixed"), 4, 4, 8),
         (Layout(precision="bf16-true"), 2, 2, 4),
+        (Layout(precision="64-true"), 8, 8, 16),
         # 16 bytes a parameter in all (ZeRO, section 3.1), divided as the stages go up; 18 with gradients in float32
         (Layout(8, "bf16-mixed", 1, True), 2, 2, 12 / 8),
         (Layout(8, "bf16-mixed", 2, True), 2, 4 / 8, 12 / 8),

@@ -57,6 +57,7 @@ def test_in_a_file(keys, words, tiny, tmp_path, capsys):
         (["--trainer.log_every_n_steps", "0"], ["trainer.log_every_n_steps", "at least 1"]),
         (["--trainer.gradient_clip_val", "-1"], ["trainer.gradient_clip_val", "above 0"]),
         (["--trainer.precision", "bf17"], ["takes one of 64, 32, 16, transformer-engine", "got bf17"]),
+        (["--trainer.precision", "16-true"], ["trainer.precision 16-true", "use bf16-true"]),
         (["--seed_everything", "-1"], ["seed_everything", "2^32"]),
         (["--model.network.levels", "long"], ["model.network.levels takes a list", "got long"]),
         (["mine.yaml"], ["--config mine.yaml"]),
