@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from shlex import quote
 from typing import Any, Literal
 
 import torch
@@ -150,7 +151,8 @@ class Guard(Callback):
                 f", {(loss - mean) / max(deviation, 1e-12):.1f} standard deviations above the last losses ({mean:.6g})"
             )
         folder = self._keep(trainer, pl_module, step, why)
-        found = f"step {step.number} was bad: {why}. Its update was left out; `mm data show {folder}` shows its batch"
+        look = f"`mm data show {quote(str(folder))}` shows its batch"
+        found = f"step {step.number} was bad: {why}. Its update was left out; {look}"
         if self.on_bad_step == "stop":
             raise UserError(
                 f"{found}. The run ends here because Guard has on_bad_step: stop. --resume goes on from the newest "

@@ -9,6 +9,7 @@ import zlib
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -121,7 +122,9 @@ class Manifest:
         """
         path = Path(folder).expanduser() / FILE
         if not path.is_file():
-            raise UserError(f"no prepared data in {path.parent}: run `mm data prepare SOURCES --output {path.parent}`")
+            raise UserError(
+                f"no prepared data in {path.parent}: run `mm data prepare SOURCES --output {quote(str(path.parent))}`"
+            )
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             has = content["format_version"]
@@ -221,7 +224,7 @@ def check(
     problems = verify(path, checksums=False)
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise UserError(f"{problems[0]}{more}: run mm data verify {path}")
+        raise UserError(f"{problems[0]}{more}: run mm data verify {quote(str(path))}")
     made_with = manifest.tokenizer
     if tokenizer is not None and tokenizer.sha256 != made_with["sha256"]:
         raise UserError(

@@ -14,6 +14,7 @@ from functools import partial
 from io import FileIO
 from itertools import accumulate, islice
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -99,7 +100,7 @@ class Sequences(Dataset):
 
 
 def _mend(shard: str | Path) -> str:
-    return f"run mm data verify {Path(shard).parent.parent}, mend it and go on with --resume"
+    return f"run mm data verify {quote(str(Path(shard).parent.parent))}, mend it and go on with --resume"
 
 
 class TrainingOrder(DistributedSampler):

@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from mm_lightning.data.text_files import read_json, read_text, text_lines
@@ -210,5 +211,5 @@ def fetch_hint(path: Path) -> str:
     name, output = path.parent.name, path.parent.parent
     if name not in DATA_SETS:
         return ""
-    option = "" if output == Path("data") else f" --output {output}"
+    option = "" if output == Path("data") else f" --output {quote(str(output))}"
     return f"`mm data fetch {name}{option}` gets it; or "

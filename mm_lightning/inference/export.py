@@ -177,6 +177,7 @@ def _say(output: Path, network: Network, dtype: str, tokenizer: Any, self_contai
     print(f"{output}: {type(network).__name__}, {parameters:,} parameters in {dtype}, {size:,} bytes")
     if tokenizer is None:
         print("the checkpoint carries no tokenizer: none was written")
-    first, option = ("", ", trust_remote_code=True") if self_contained else ("import mm_lightning; ", "")
-    print(f'load it: {first}transformers.AutoModelForCausalLM.from_pretrained("{output}"{option})')
+    first, option = ("", ", trust_remote_code=True") if self_contained else ("mm_lightning, ", "")
+    load = f"transformers.AutoModelForCausalLM.from_pretrained({str(output)!r}{option})"
+    print(f"load it: import {first}transformers; model = {load}")
     print("its README.md names no licence: choose one before you publish it")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 
 from jsonargparse import Namespace
 from lightning.pytorch.strategies import DeepSpeedStrategy, Strategy
@@ -74,17 +75,17 @@ def check_resumable(checkpoint: Path, strategy: Strategy) -> None:
             file = checkpoint.with_name(f"plain-step={step_of(checkpoint)}.ckpt")
             raise UserError(
                 f"checkpoint {checkpoint} (DeepSpeed) cannot be resumed by a run with another strategy: keep the "
-                f"strategy, or make a plain checkpoint of it and resume that: mm checkpoint convert {checkpoint} "
-                f"--output {file}"
+                f"strategy, or make a plain checkpoint of it and resume that: mm checkpoint convert "
+                f"{quote(str(checkpoint))} --output {quote(str(file))}"
             )
         raise UserError(
             f"checkpoint {checkpoint} (one file) cannot be resumed by a run with DeepSpeed: keep the strategy, "
-            f"or begin anew with its weights: --model.initial_weights {checkpoint}"
+            f"or begin anew with its weights: --model.initial_weights {quote(str(checkpoint))}"
         )
     weights_alone = checkpoint.suffix == ".safetensors"
     if weights_alone or "imported" in read_about(checkpoint):
         what = "holds weights alone, with" if weights_alone else "was imported and has"
         raise UserError(
             f"{checkpoint} {what} no optimiser state to resume: begin anew with its weights: "
-            f"--model.initial_weights {checkpoint}"
+            f"--model.initial_weights {quote(str(checkpoint))}"
         )

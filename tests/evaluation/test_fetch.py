@@ -186,6 +186,7 @@ def test_missing_data_say_how_to_get_them(tmp_path):
         read_squad(tmp_path)
     assert fetch.fetch_hint(Path("data/hotpotqa/x.json")) == "`mm data fetch hotpotqa` gets it; or "
     assert fetch.fetch_hint(tmp_path / "mine.csv") == ""
+    assert fetch.fetch_hint(Path("my data/squad/x.json")) == "`mm data fetch squad --output 'my data'` gets it; or "
 
 
 def test_published_counts_of_the_files_at_hand():

@@ -243,6 +243,15 @@ def test_a_tokenizer_that_comes_out_differently_is_refused(v2, tmp_path, monkeyp
     assert os.listdir(tmp_path) == []
 
 
+def test_the_line_that_loads_an_export_can_be_typed(v2, tmp_path, capsys):
+    folder = tmp_path / "it's"
+    assert main(["export", "--checkpoint", str(v2), "--output", str(folder)]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("load it: ")]
+    names = {}
+    exec(line.removeprefix("load it: "), names)
+    assert type(names["model"]).__name__ == "MMLightningForCausalLM"
+
+
 def test_without_a_tokenizer(tmp_path, capsys):
     export_command(str(save(tmp_path / "run", "v2", tokenizer=None)), str(tmp_path / "out"))
     assert "carries no tokenizer" in capsys.readouterr().out
