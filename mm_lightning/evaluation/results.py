@@ -76,7 +76,7 @@ def show_results(job: Job) -> None:
     if not console.is_terminal:
         console.width = 200  # a file has room for long names
     names = [subject.name for subject in job.subjects]
-    drawn = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, caption="±: half a 95% interval")
+    drawn = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, caption="± half a 95% interval (items)")
     for name in ("task", "group", "metric"):
         drawn.add_column(name, overflow="fold")
     for name in names:
@@ -96,10 +96,10 @@ def show_results(job: Job) -> None:
 
 
 def estimate(row: Row) -> str:
-    """A number with half its 95% interval: 0.5120 ± 0.0231"""
+    """Return a number with half its 95% interval, by the normal distribution, and its items: 0.5120 ± 0.0231 (500)"""
     digits = 4 if abs(row.value) < 100 else 1
     interval = "" if row.stderr is None else f" ± {1.96 * row.stderr:,.{digits}f}"
-    return f"{row.value:,.{digits}f}{interval}"
+    return f"{row.value:,.{digits}f}{interval} ({row.count:,})"
 
 
 def group_name(group: dict[str, Any]) -> str:

@@ -200,11 +200,11 @@ def test_results_are_shown(runs, files, tmp_path, capsys, monkeypatch):
     expected = []
     for name in ("mosaic", "baseline"):
         (row,) = [r for r in read(tmp_path / name / "loss_by_position")[0] if r["group"] == {"context": 128}]
-        expected += [f"{row['value']:.4f}", "±", f"{1.96 * row['stderr']:.4f}"]
+        expected += [f"{row['value']:.4f}", "±", f"{1.96 * row['stderr']:.4f}", f"({row['count']})"]
     assert ["loss_by_position", "context=128", "loss", *expected] in lines
     assert not [line for line in lines if "position=1-32" in line]  # in results.md
     # a quarter of four: the variance is (0.75^2 + 3 * 0.25^2) / 3 = 0.25
-    quarter = ["0.2500", "±", f"{1.96 * math.sqrt(0.25 / 4):.4f}"]
+    quarter = ["0.2500", "±", f"{1.96 * math.sqrt(0.25 / 4):.4f}", "(4)"]
     assert ["counted", "length=0", "exact_match", *quarter, *quarter] in lines
     assert ["(10", "more", "in", "results.csv)"] in lines
     assert out.index("(10 more") < out.index(str(tmp_path / "results.md"))
