@@ -28,6 +28,8 @@ class RegBench(Callback):
     `data.regbench` or `mm data regbench`.
     """
 
+    validation_metrics = ("validation/accuracy", "validation/total_variation")
+
     def __init__(self) -> None:
         self.measures = measures()
         self._allowed: dict[bytes, Tensor] = {}

@@ -6,13 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import ArgumentError, Namespace, set_parsing_settings
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar, WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning_utilities.core.enums import StrEnum
 
 from mm_lightning import callbacks as watchers
 from mm_lightning.data import TextDataModule
@@ -25,6 +27,7 @@ from mm_lightning.training.checkpoint import check_architecture
 from mm_lightning.training.checkpoint.trainer_io import WholeCheckpointIO
 from mm_lightning.training.config_files import ConfigFile, explain, read_chain, split_configs
 from mm_lightning.training.connection import lost_contact, set_timeout
+from mm_lightning.training.lightning_callbacks import WatchCallbacks, check_averaging, check_callbacks
 from mm_lightning.training.loggers import MetricsFile, ProgressLines, TensorBoard, say
 from mm_lightning.training.module import LanguageModule
 from mm_lightning.training.preparation import keep_own_preparation
@@ -202,15 +205,23 @@ class TrainingCLI(LightningCLI):
         chosen = chosen if isinstance(chosen, list) else [chosen]
         always: list[Callback] = []
         if self.command == "fit":
-            always = [RecordRun(self.folder, self.resolved_config()), watchers.Preemption(self.slurm_job)]
-            always += [watchers.Throughput(), watchers.GradientNorm()]
+            check_callbacks(chosen, config.get("max_time"))
+            # what is averaged is part of what a signal saves
+            averaging = [callback for callback in chosen if isinstance(callback, WeightAveraging)]
+            chosen = [callback for callback in chosen if callback not in averaging]
+            always = [WatchCallbacks(), RecordRun(self.folder, self.resolved_config()), *averaging]
+            always += [watchers.Preemption(self.slurm_job), watchers.Throughput(), watchers.GradientNorm()]
             # fp16 has a guard of its own, which looks for gradients that are not finite to find its loss scale
             guards = [watchers.Watchdog] + [watchers.Guard] * (not str(config.get("precision")).startswith("16"))
             always += [guard() for guard in guards if not any(isinstance(callback, guard) for callback in chosen)]
             # a config whose list of callbacks took the place of another's must not end with nothing saved
-            if config.get("enable_checkpointing") is not False and not any(isinstance(c, Checkpoint) for c in chosen):
+            if config.get("enable_checkpointing") is not False and not any(
+                isinstance(c, Checkpoint) and type(c) is not Checkpoint for c in chosen
+            ):
                 always.append(watchers.Checkpoints())
-        if config.get("enable_progress_bar") is not False:
+        bar = config.get("enable_progress_bar") is not False
+        if bar and not any(isinstance(c, ProgressBar) and type(c) is not ProgressBar for c in chosen):
+            chosen = [c for c in chosen if type(c) is not ProgressBar]  # which shows nothing
             always.append(watchers.Progress())
         config["callbacks"] = [*always, *chosen, *callbacks]
         config["logger"] = self._loggers(config)
@@ -219,8 +230,9 @@ class TrainingCLI(LightningCLI):
         config["default_root_dir"] = config.get("default_root_dir") or str(self.folder.root)
         if self.command != "fit":
             config["enable_checkpointing"] = False
-            config["callbacks"] = [c for c in config["callbacks"] if not isinstance(c, watchers.Checkpoints)]
+            config["callbacks"] = [c for c in config["callbacks"] if not isinstance(c, Checkpoint)]
         trainer = Trainer(**config)
+        check_averaging(trainer)
         set_timeout(trainer.strategy, self.config[self.command].communication_timeout)
         return trainer
 
@@ -335,5 +347,7 @@ def prepare() -> None:
     """What every command line needs before it is parsed."""
     quiet()
     strategies.register()
+    # defaults of Lightning's classes, such as Timer's, which the parser writes as YAML
+    yaml.SafeDumper.add_multi_representer(StrEnum, lambda dumper, value: dumper.represent_str(value.value))
     # config dataclasses are chosen by class_path; short names are enough
     set_parsing_settings(subclasses_enabled=[NetworkConfig])

@@ -116,6 +116,7 @@ class LanguageModule(LightningModule):
         self.evaluation_losses = torch.nn.ModuleList([evaluation_loss()])  # a mean for each data set
         self.run_folder: RunFolder | None = None  # given by the CLI
         self._step_loss: list[Tensor] = []
+        self._stopping = False
         self._finished_steps = 0
         self._validation_open = False
         self._rate = 0.0  # of the step that is being computed
@@ -222,8 +223,11 @@ class LanguageModule(LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Logs a finished optimisation step; between log steps nothing waits for the device."""
-        if self.global_step == self._finished_steps:
-            return  # accumulating
+        if self.global_step == self._finished_steps:  # accumulating: a step that has begun is finished
+            self._stopping = self._stopping or self.trainer.should_stop
+            self.trainer.should_stop = False
+            return
+        self.trainer.should_stop = self.trainer.should_stop or self._stopping
         self._finished_steps = self.global_step
         sums = self.step_sums()
         self._step_loss = []
@@ -287,6 +291,17 @@ class LanguageModule(LightningModule):
     def on_test_epoch_end(self) -> None:
         """As in validation."""
         self._log_evaluation("test")
+
+    @property
+    def validation_metrics(self) -> list[str]:
+        """The metrics that validation logs, by which callbacks may stop or save."""
+        data = self.trainer.datamodule
+        if data is None:
+            return ["validation/loss", "validation/perplexity"]
+        names = ["loss", "perplexity", "bits_per_byte"] if data.validated else []
+        if len(data.validated) > 1:
+            names += [f"loss/{s.name}" for s in data.validated]
+        return [f"validation/{name}" for name in names]
 
     def _log_evaluation(self, split: str) -> None:
         losses = [metric.compute().item() for metric in self.evaluation_losses]  # summed over ranks

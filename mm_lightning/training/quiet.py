@@ -13,6 +13,8 @@ NOISE = (
     r".*Checkpoint directory .* exists and is not empty.*",
     r".*When saving the DeepSpeed Stage 3 checkpoint.*",
     r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
+    r".*WeightAveraging callback with a model that overrides the configure_model.*",
+    r"\s*Unable to serialize instance.*",
     r".*number of training batches .* is smaller than the logging interval.*",
 )
 
@@ -24,6 +26,8 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", message=message)
     for name in ("lightning.pytorch", "lightning.fabric", "lightning_utilities"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    for name in ("profilers", "callbacks.model_summary"):  # what the user has asked for
+        logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.INFO)
 
 
 def quiet_profiler() -> None:

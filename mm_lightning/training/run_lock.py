@@ -9,7 +9,7 @@ import os
 import platform
 import time
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from mm_lightning.errors import UserError
 
@@ -30,6 +30,10 @@ class RunLock:
     def __init__(self, folder: Path, patience: float = 120) -> None:
         self.folder, self.patience = folder, patience
         self._file: TextIO | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy of whatever leads here, such as that of a module whose weights are averaged, holds no lock."""
+        return {**self.__dict__, "_file": None}
 
     def take(self) -> None:
         """Takes the lock; where the file system has none, says so and goes on.

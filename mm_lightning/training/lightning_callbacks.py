@@ -1,0 +1,146 @@
+"""Lightning's own callbacks in `mm fit`: which are refused, and why; docs/callbacks.md has the table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import callbacks as lightning
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
+
+from mm_lightning.callbacks.checkpoints import Checkpoints
+from mm_lightning.callbacks.metric_names import check_metric, metric_names
+from mm_lightning.errors import UserError
+from mm_lightning.training.loggers import say
+
+REFUSED: dict[type[Callback], str] = {
+    lightning.BackboneFinetuning: "the network has no part named backbone: --model.initial_weights trains all of it on",
+    lightning.BatchSizeFinder: "set data.micro_batch_size: mm cost and mm fit --plan say what fits",
+    lightning.GradientAccumulationScheduler: (
+        "accumulation follows from data.global_batch_size and data.micro_batch_size, and each step has as many tokens"
+    ),
+    lightning.LearningRateFinder: (
+        "the run would not have the rate that config.yaml names: compare values of model.learning_rate by mm sweep"
+    ),
+    lightning.ModelCheckpoint: (
+        "--resume looks for checkpoints where Checkpoints saves them: name that (every_n_steps, every_n_minutes, keep, "
+        "best)"
+    ),
+    lightning.ModelPruning: "it looks for weights before the network is built, and would prune nothing: leave it out",
+    lightning.OnExceptionCheckpoint: (
+        "it saves in the middle of a step, where no run can go on: Checkpoints saves every_n_steps or every_n_minutes, "
+        "and a signal saves first"
+    ),
+    lightning.SpikeDetection: "Guard, which every run has, leaves out the updates of spikes (sigma, on_bad_step)",
+    lightning.ThroughputMonitor: ("it counts batches of validation as steps: every run logs train/tokens_per_second"),
+    lightning.StochasticWeightAveraging: (
+        "it averages by epochs and replaces the learning-rate schedule: name EMAWeightAveraging or WeightAveraging, "
+        "which average by steps"
+    ),
+}
+"""Callbacks, with those derived from them, that cannot do in `mm fit` what they are for; and what to use instead."""
+
+ABSTRACT = (lightning.BaseFinetuning,)
+"""Callbacks that only classes derived from them can be used of."""
+
+
+def check_callbacks(callbacks: Sequence[Callback], max_time: Any = None) -> None:
+    """Refuse callbacks of a config that would do harm, or nothing.
+
+    Args:
+        callbacks: those that a config names.
+        max_time: of the trainer.
+
+    Raises:
+        UserError: naming the callback and what to use instead.
+    """
+    for callback in callbacks:
+        name = type(callback).__name__
+        for kind, reason in REFUSED.items():
+            if isinstance(callback, kind):
+                raise UserError(f"trainer.callbacks: {name} is not for mm fit: {reason}")
+        if type(callback) in ABSTRACT:
+            raise UserError(f"trainer.callbacks: {name} does nothing by itself: name a class derived from it")
+        if isinstance(callback, lightning.Timer) and max_time is not None:
+            raise UserError("trainer.max_time and the callback Timer both say when to stop: give one of them")
+
+
+def check_averaging(trainer: Trainer) -> None:
+    """Refuse averaging of weights where no process has them whole.
+
+    Raises:
+        UserError: with the strategy.
+    """
+    for callback in trainer.callbacks:
+        if isinstance(callback, lightning.WeightAveraging) and isinstance(
+            trainer.strategy, (DeepSpeedStrategy, FSDPStrategy)
+        ):
+            strategy = type(trainer.strategy).__name__.removesuffix("Strategy")
+            raise UserError(
+                f"trainer.callbacks: {type(callback).__name__} needs whole weights on every device, which {strategy} "
+                f"divides: set trainer.strategy to ddp, or leave it out"
+            )
+
+
+class WatchCallbacks(Callback):
+    """Checks the metrics that other callbacks wait for before the first step, and says why training ends early."""
+
+    def __init__(self) -> None:
+        self._begin = 0
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Hold the names against those that validation logs, unless a class that we do not know may log others."""
+        monitored = [(c, "monitor", c.monitor) for c in _early_stops(trainer) if c.strict]
+        monitored += [
+            (c, "best", c.best) for c in trainer.callbacks if isinstance(c, Checkpoints) and c.best is not None
+        ]
+        names = metric_names(trainer, pl_module)
+        for callback, key, metric in monitored:
+            if names is not None and not str(metric).startswith("train/"):
+                check_metric(callback, key, metric, names)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember where training begins."""
+        self._begin = trainer.global_step
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Refuse to train averaged weights on as if they were those that the optimizer's moments belong to."""
+        averaging = any(isinstance(callback, lightning.WeightAveraging) for callback in trainer.callbacks)
+        if "current_model_state" in checkpoint and not averaging:
+            raise UserError(
+                "the checkpoint holds averaged weights beside those in training: name its EMAWeightAveraging or "
+                "WeightAveraging in trainer.callbacks, or begin anew with the averages: --model.initial_weights"
+            )
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Hold the monitors against what was logged."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._check_logged(trainer, at_epoch_end=False)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Do so for those who look at the end of an epoch."""
+        self._check_logged(trainer, at_epoch_end=True)
+
+    @staticmethod
+    def _check_logged(trainer: Trainer, at_epoch_end: bool) -> None:
+        for callback in _early_stops(trainer):
+            if callback.strict and bool(callback._check_on_train_epoch_end) == at_epoch_end:
+                check_metric(callback, "monitor", callback.monitor, list(trainer.callback_metrics))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say why training has ended before its last step."""
+        step = trainer.global_step
+        if step == self._begin or 0 < trainer.max_steps <= step:
+            return
+        for callback in trainer.callbacks:
+            if isinstance(callback, lightning.EarlyStopping) and callback.stopping_reason_message:
+                reason = callback.stopping_reason_message.removesuffix(" Signaling Trainer to stop.")
+                say(f"EarlyStopping ended training after step {step}: {reason}")
+            left = callback.time_remaining() if isinstance(callback, lightning.Timer) else None
+            if left is not None and left <= 0:
+                say(f"training ended after step {step}: its time is over (trainer.max_time or Timer)")
+
+
+def _early_stops(trainer: Trainer) -> list[lightning.EarlyStopping]:
+    return [callback for callback in trainer.callbacks if isinstance(callback, lightning.EarlyStopping)]

@@ -1,0 +1,178 @@
+"""Each callback that Lightning ships, named in a config: it works, or one line says what to use instead."""
+
+import copy
+import pickle
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch import callbacks
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
+from runs import metrics
+
+from mm_lightning.cli import main
+from mm_lightning.errors import UserError
+from mm_lightning.networks import MemoryMosaicConfig
+from mm_lightning.training.lightning_callbacks import ABSTRACT, REFUSED, check_averaging
+from mm_lightning.training.module import LanguageModule
+from mm_lightning.training.rollback import restore
+from mm_lightning.training.run_folder import RunFolder
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "callbacks.md"
+ROWS = dict(re.findall(r"^\| `(\w+)` \| (works|refused|base class) \|", DOCUMENT.read_text(encoding="utf-8"), re.M))
+ARGUMENTS = {
+    "BatchSizeFinder": {"mode": "power"},
+    "EarlyStopping": {"monitor": "validation/loss"},
+    "GradientAccumulationScheduler": {"scheduling": {0: 2}},
+    "ModelPruning": {"pruning_fn": "l1_unstructured"},
+    "OnExceptionCheckpoint": {"dirpath": "."},
+    "StochasticWeightAveraging": {"swa_lrs": 1e-3},
+    "ThroughputMonitor": {"batch_size_fn": "builtins.len"},
+    "Timer": {"duration": "00:01:00:00"},
+}
+
+
+def with_callback(tiny: Path, name: str, **arguments) -> Path:
+    named = {"class_path": f"lightning.pytorch.callbacks.{name}", "init_args": arguments or ARGUMENTS.get(name, {})}
+    overlay = tiny.parent / f"{name}.yaml"
+    overlay.write_text(yaml.safe_dump({"trainer": {"callbacks+": [named]}}))
+    return overlay
+
+
+@pytest.mark.parametrize("name", callbacks.__all__)
+def test_each_works_or_is_refused(name, tiny, tmp_path, capsys):
+    assert name in ROWS, "describe it in docs/callbacks.md"
+    bar = str("ProgressBar" in name).lower()
+    overlay = with_callback(tiny, name)
+    args = ["--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--trainer.enable_progress_bar", bar]
+    status = main(["fit", "--config", str(tiny), "--config", str(overlay), *args])
+    error = capsys.readouterr().err
+    kind = getattr(callbacks, name)
+    if kind in REFUSED or kind in ABSTRACT:
+        assert ROWS[name] == ("base class" if kind in ABSTRACT else "refused")
+        assert (status, error.count("\n")) == (2, 1), error
+        assert f"trainer.callbacks: {name}" in error
+        assert not (tmp_path / "run").exists()
+        return
+    assert ROWS[name] in ("works", "base class")
+    assert status == 0
+    assert list(metrics(tmp_path / "run" / "0")) == [1, 2]
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["0"], "nothing beside the numbered folders"
+    assert (tmp_path / "run" / "0" / "checkpoints" / "step=2.ckpt").is_file()
+
+
+def test_the_table_has_no_callback_that_is_gone():
+    assert set(ROWS) == set(callbacks.__all__)
+
+
+def test_a_module_can_be_copied_while_its_run_folder_is_locked(tmp_path):
+    module = LanguageModule(MemoryMosaicConfig(vocab_size=7, layers=1, dim=8, heads=2))
+    module.network = module.config.build()
+    module.run_folder = RunFolder(tmp_path)
+    module.run_folder.take()
+    try:
+        for copied in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+            assert copied.run_folder.path == module.run_folder.path
+            copied.run_folder.release()  # which is not its to release
+            with pytest.raises(UserError, match="is training in"):
+                RunFolder(tmp_path, module.run_folder.path).take()
+    finally:
+        module.run_folder.release()
+
+
+def test_averages_are_what_is_validated_saved_and_resumed(tiny, tmp_path, capsys):
+    overlay = with_callback(tiny, "EMAWeightAveraging", decay=0.5)
+    fit = ["fit", "--config", str(tiny)]
+    assert main([*fit, "--config", str(overlay)]) == 0
+    first = tmp_path / "run" / "0"
+    assert main(["validate", "--config", str(tiny), "--ckpt_path", str(first)]) == 0
+    loss = metrics(first, "validation/loss")[6]
+    assert f"loss {loss:.4f}" in capsys.readouterr().out
+    half = ["--ckpt_path", str(first / "checkpoints" / "step=3.ckpt")]
+    assert main([*fit, "--config", str(overlay), *half]) == 0
+    states = [torch.load(tmp_path / "run" / n / "checkpoints" / "step=6.ckpt", weights_only=True) for n in "01"]
+    for key in ("state_dict", "current_model_state"):
+        for name, weights in states[0][key].items():
+            assert torch.equal(weights, states[1][key][name]), name
+    average, current = states[0]["state_dict"], states[0]["current_model_state"]
+    assert not all(torch.equal(weights, current[name]) for name, weights in average.items())
+    capsys.readouterr()
+    assert main([*fit, *half]) == 2
+    assert "EMAWeightAveraging" in capsys.readouterr().err
+
+
+def test_averages_need_whole_weights():
+    averaging = callbacks.EMAWeightAveraging()
+    check_averaging(SimpleNamespace(callbacks=[averaging], strategy=DDPStrategy()))
+    with pytest.raises(UserError, match="EMAWeightAveraging needs whole weights on every device, which DeepSpeed"):
+        check_averaging(SimpleNamespace(callbacks=[averaging], strategy=DeepSpeedStrategy.__new__(DeepSpeedStrategy)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "args", "words"),
+    [
+        ({"monitor": "val_loss"}, [], "monitor is 'val_loss', metrics are validation/bits_per_byte, validation/loss"),
+        ({"monitor": "validation/loss"}, ["--trainer.limit_val_batches", "0"], "nothing is validated"),
+        ({"monitor": ""}, [], "monitor is ''"),
+    ],
+)
+def test_a_metric_that_nobody_logs_is_named_before_the_first_step(arguments, args, words, tiny, tmp_path, capsys):
+    overlay = with_callback(tiny, "EarlyStopping", **arguments)
+    assert main(["fit", "--config", str(tiny), "--config", str(overlay), *args]) == 2
+    captured = capsys.readouterr()
+    assert words in captured.err
+    assert captured.err.count("\n") == 1
+    assert "step 1/" not in captured.out
+    assert not list(tmp_path.glob("run/*"))
+
+
+def test_a_training_metric_that_nobody_logs_is_named_at_the_first_validation(tiny, capsys):
+    overlay = with_callback(tiny, "EarlyStopping", monitor="train/los")
+    assert main(["fit", "--config", str(tiny), "--config", str(overlay)]) == 2
+    assert "did you mean train/loss?" in capsys.readouterr().err
+
+
+def test_why_training_ends_early_is_said(tiny, tmp_path, capsys):
+    overlay = with_callback(tiny, "EarlyStopping", monitor="validation/loss", stopping_threshold=100.0)
+    assert main(["fit", "--config", str(tiny), "--config", str(overlay)]) == 0
+    assert "EarlyStopping ended training after step 3: Stopping threshold reached" in capsys.readouterr().out
+
+
+def test_time_is_over_after_a_whole_step(tiny, tmp_path, capsys, monkeypatch):
+    """Whose gradients would be lost, and whose data would be missed, after its first batch of two."""
+    batches = []
+
+    monkeypatch.setattr(callbacks.Timer, "time_elapsed", lambda self, stage="train": 3600 * (len(batches) >= 3))
+    end = callbacks.Timer.on_train_batch_end
+
+    def count(self, trainer, *args, **kwargs):
+        batches.append("batch")
+        return end(self, trainer, *args, **kwargs)
+
+    monkeypatch.setattr(callbacks.Timer, "on_train_batch_end", count)
+    assert main(["fit", "--config", str(tiny), "--trainer.max_time", "00:00:30:00"]) == 0
+    out = capsys.readouterr().out
+    assert len(batches) == 4, "two whole steps of two batches"
+    assert "training ended after step 2: its time is over" in out
+    assert (tmp_path / "run" / "0" / "checkpoints" / "step=2.ckpt").is_file()
+
+
+def test_a_run_that_goes_back_has_both_averages_and_weights(tiny, tmp_path, monkeypatch):
+    seen = []
+
+    def go_back(self, trainer, module):
+        path = module.run_folder.path / "checkpoints" / "step=3.ckpt"
+        restore(trainer, path)
+        saved = torch.load(path, weights_only=True)
+        for name, weights in module.state_dict().items():
+            assert torch.equal(weights, saved["current_model_state"][name]), name
+            assert torch.equal(self._average_model.module.state_dict()[name], saved["state_dict"][name]), name
+            seen.append(name)
+
+    monkeypatch.setattr(callbacks.EMAWeightAveraging, "on_train_end", go_back)
+    overlay = with_callback(tiny, "EMAWeightAveraging", decay=0.5)
+    assert main(["fit", "--config", str(tiny), "--config", str(overlay)]) == 0
+    assert seen
