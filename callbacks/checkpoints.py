@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from mm_lightning.errors import UserError
 from mm_lightning.outputs import write_json
+from mm_lightning.training.batches import is_last_step
 from mm_lightning.training.checkpoint import checkpoint_path, checkpoints_of, is_whole, remove, step_of
 from mm_lightning.training.loggers import say
 
@@ -95,7 +96,7 @@ class Checkpoints(Checkpoint):
         self._seen_step = step
         due = self.every_n_steps > 0 and step % self.every_n_steps == 0
         # The last step is saved here, not when training has ended: its loop state can go on with more steps.
-        if self._time_is_up(trainer) or due or step == trainer.max_steps:
+        if self._time_is_up(trainer) or due or is_last_step(trainer):
             self._save(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

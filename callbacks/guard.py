@@ -22,7 +22,7 @@ from mm_lightning.errors import UserError
 from mm_lightning.outputs import write_json
 from mm_lightning.training.batches import accumulating
 from mm_lightning.training.checkpoint import checkpoints_of, is_whole, step_of
-from mm_lightning.training.loggers import say
+from mm_lightning.training.loggers import forget_after, say
 from mm_lightning.training.rollback import restore
 
 
@@ -219,6 +219,8 @@ class Guard(Callback):
             if isinstance(callback, Checkpoints):
                 callback.on_train_start(trainer, pl_module)
         step, data = trainer.global_step, trainer.datamodule
+        if trainer.is_global_zero:
+            forget_after(trainer, step)
         self._note_place(trainer, pl_module, data.micro_batch_size * trainer.world_size, left=left)
         say(f"went back from step {left} to {path}; the data of {left - step} steps are passed over")
 

@@ -39,8 +39,10 @@ class MemoryStatistics(ValidationRows):
         self._written = -1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes the values that training begins with."""
-        self._write_scalars(trainer, pl_module)
+        """Writes the values that training begins with; a resumed run has those of its step."""
+        self._written = trainer.global_step
+        if trainer.global_step == 0:
+            self._write_scalars(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from mm_lightning.callbacks.checkpoints import Checkpoints
 from mm_lightning.outputs import write_json
-from mm_lightning.training.batches import accumulating
+from mm_lightning.training.batches import accumulating, is_last_step
 from mm_lightning.training.checkpoint import checkpoint_path
 from mm_lightning.training.loggers import say
 
@@ -107,7 +107,7 @@ class Preemption(Callback):
         if self._reduction is not None:
             self._reduction.wait()
             told, self._reduction = int(self._number), None
-        if told and trainer.global_step < trainer.max_steps:
+        if told and not is_last_step(trainer):
             self._save(trainer, pl_module, told)
 
     def _save(self, trainer: Trainer, pl_module: LightningModule, told: int) -> None:

@@ -21,15 +21,20 @@ class Summary(Callback):
     """
 
     def __init__(self) -> None:
-        self._begin = 0.0
+        self._begin: float | None = None  # of training
+        self._first = self._validated = 0  # steps
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Looks at the clock."""
-        self._begin = time.perf_counter()
+        self._begin, self._first = time.perf_counter(), trainer.global_step
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remembers which network the scores are of."""
+        self._validated = trainer.global_step
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prints the panel on the first process."""
-        if not trainer.is_global_zero:
+        """Prints the panel on the first process, if anything was trained."""
+        if not trainer.is_global_zero or self._begin is None:
             return
         from rich.console import Console
         from rich.panel import Panel
@@ -38,7 +43,9 @@ class Summary(Callback):
         seconds = time.perf_counter() - self._begin
         folder = pl_module.run_folder.path
         samplers = [c for c in trainer.callbacks if isinstance(c, Samples) and c.last is not None]
-        lines = [f"{trainer.global_step} steps in {clock(seconds)}", *self._scores(trainer), ""]
+        steps = f"{trainer.global_step - self._first} steps in {clock(seconds)}"
+        in_all = f", {trainer.global_step} in all" if self._first else ""
+        lines = [steps + in_all, *self._scores(trainer), ""]
         for sampler in samplers:
             lines += ["a sample:", *(f"  {line}" for line in (sampler.prompt + sampler.last).splitlines()), ""]
         lines.append(f"run folder: {folder}")
@@ -55,8 +62,7 @@ class Summary(Callback):
         # without a border, which a terminal would copy along
         print("\n".join(["", "try next:", *(f"  {command}" for command in commands)]), flush=True)
 
-    @staticmethod
-    def _scores(trainer: Trainer) -> list[str]:
+    def _scores(self, trainer: Trainer) -> list[str]:
         found = {name: float(value) for name, value in trainer.callback_metrics.items()}
         if "validation/loss" not in found:
             return ["no validation was run"]
@@ -72,4 +78,6 @@ class Summary(Callback):
         for name, loss, of in rows:
             bits = bits_per_byte(of, loss) if of else math.nan
             lines.append(f"  {name:<22} {loss:>8.3f} {math.exp(min(loss, 700)):>11.1f} {bits:>14.3f}")
+        if self._validated != trainer.global_step:
+            lines.append(f"measured after step {self._validated}; the network is of step {trainer.global_step}")
         return lines

@@ -47,6 +47,12 @@ def accumulating(trainer: Trainer) -> bool:
     return trainer.fit_loop._should_accumulate()
 
 
+def is_last_step(trainer: Trainer) -> bool:
+    """Whether the step that a batch has finished is the last one, by trainer.max_steps or trainer.max_epochs."""
+    epochs, epoch = trainer.max_epochs or -1, trainer.fit_loop.epoch_progress.current.processed + 1
+    return trainer.global_step == trainer.max_steps or (trainer.is_last_batch and 0 < epochs <= epoch)
+
+
 def around(values: list[int], wanted: int) -> list[int]:
     """The nearest of sorted values below a number and above it, as far as there are any."""
     return [n for n in values if n < wanted][-1:] + [n for n in values if n > wanted][:1]

@@ -9,9 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from mm_lightning.outputs import write_text
 from mm_lightning.redaction import redact
 from mm_lightning.training.hparams import write_settings
 from mm_lightning.training.run_folder import RunFolder, board_folder
@@ -26,13 +28,17 @@ def say(message: str) -> None:
 class MetricsFile(Logger):
     """Appends metrics to metrics.jsonl, one JSON object a line: {"step": 20, "train/loss": 5.1, ...}.
 
-    `step` counts finished optimisation steps. After a resume a step may appear again: the later line counts. Lines that
-    cannot be written, the disk being full, for one, wait until they can.
+    `step` counts finished optimisation steps. A run that goes back to a checkpoint drops the lines of the steps that
+    come again. Lines that cannot be written, the disk being full, for one, wait until they can.
+
+    Attributes:
+        kept: names of what is logged already of the step that a resumed run goes on from.
     """
 
     def __init__(self, folder: RunFolder) -> None:
         super().__init__()
         self.folder = folder
+        self.kept: set[str] = set()
         self._waiting: list[str] = []
 
     @property
@@ -60,6 +66,38 @@ class MetricsFile(Logger):
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """Settings are in config.yaml."""
+
+    def forget_after(self, step: int) -> None:
+        """Drops the lines of later steps, and one that a kill has cut off."""
+        path = self.folder.path / "metrics.jsonl"
+        self.kept = set()
+        if not path.is_file():
+            return
+        lines = []
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+            values = parsed(line)
+            if values is not None and (values.get("step") or 0) <= step:
+                lines.append(line)
+                self.kept |= values.keys() if values.get("step") == step else set()
+        try:
+            write_text(path, "".join(lines))
+        except OSError as error:
+            say(f"cannot write {path} ({error.strerror}): of a step that appears twice the later line counts")
+
+
+def parsed(line: str) -> dict[str, Any] | None:
+    """The values of a whole line of metrics.jsonl; None for one that a kill has cut off."""
+    try:
+        return json.loads(line) if line.endswith("\n") else None
+    except ValueError:
+        return None
+
+
+def forget_after(trainer: Trainer, step: int) -> None:
+    """Has the run's loggers drop what they have of steps after this one, which the run goes back to."""
+    for logger in trainer.loggers:
+        if isinstance(logger, MetricsFile | TensorBoard):
+            logger.forget_after(step)
 
 
 def append(path: Path, text: str) -> None:
@@ -150,6 +188,17 @@ class TensorBoard(TensorBoardLogger):
         """Write a run's settings for the HPARAMS tab."""
         with contextlib.suppress(OSError):
             write_settings(Path(self.log_dir), params)
+
+    @rank_zero_only
+    def forget_after(self, step: int) -> None:
+        """Has TensorBoard drop what it has read so far of later steps."""
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+        restart = Event(step=step + 1, session_log=SessionLog(status=SessionLog.START))
+        for _ in range(
+            2
+        ):  # as of SummaryWriter(purge_step=...); the first in a folder is taken for the run's beginning
+            self.experiment.file_writer.add_event(restart)
 
     @rank_zero_only
     def save(self) -> None:

@@ -22,6 +22,7 @@ from mm_lightning.errors import UserError
 from mm_lightning.memory.kernels import Kernels, resolve, set_kernels
 from mm_lightning.networks import Checkpointing, NetworkConfig
 from mm_lightning.networks.block import set_compiled
+from mm_lightning.training.batches import is_last_step
 from mm_lightning.training.checkpoint import (
     KEY,
     describe_network,
@@ -234,7 +235,7 @@ class LanguageModule(LightningModule):
         if self.global_step % self.trainer.log_every_n_steps == 0:
             total, tokens = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
             self.log_train({"train/loss": total / tokens, "train/learning_rate": self._rate})
-        if self.global_step == self.trainer.max_steps:
+        if is_last_step(self.trainer):
             self.trainer.should_stop = True  # the last step is validated whatever the interval
 
     def log_train(self, values: dict[str, float]) -> None:

@@ -16,7 +16,8 @@ from mm_lightning.outputs import write_json, write_text
 from mm_lightning.redaction import redact
 from mm_lightning.training.checkpoint import find_checkpoint
 from mm_lightning.training.hparams import settings
-from mm_lightning.training.loggers import say
+from mm_lightning.training.loggers import forget_after, say
+from mm_lightning.training.resume import nothing_to_do
 from mm_lightning.training.run_folder import RunFolder, describe_environment
 
 
@@ -32,6 +33,7 @@ class RecordRun(Callback):
         self.folder = folder
         self.config = config
         self._begin = time.perf_counter()
+        self._began = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Shares the folder; writes on the first process."""
@@ -41,6 +43,10 @@ class RecordRun(Callback):
         if not trainer.is_global_zero:
             return
         self.folder.take()
+        if not self.folder.resumed:
+            self._write(trainer)
+
+    def _write(self, trainer: Trainer) -> None:
         path = self.folder.path
         (path / "finished.json").unlink(missing_ok=True)  # a finished run may be resumed for more steps
         config = redact(self.config)
@@ -81,6 +87,20 @@ class RecordRun(Callback):
         say(f"reads by    {backend(device, dtype, dim)}")
         say(f"keys by     {kernels.describe(kernels.chosen(pl_module.kernels, device, dtype, dim))}")
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Makes a folder that exists this run's, now that there is something to do: drops what an earlier process has
+        logged of steps that come again.
+
+        Raises:
+            UserError: there is nothing to do.
+        """
+        if trainer.fit_loop.done:  # a checkpoint of an epoch's last step: Lightning ends that epoch first
+            self._nothing_to_do(trainer)
+        self._began = True
+        if self.folder.resumed and trainer.is_global_zero:
+            self._write(trainer)
+            forget_after(trainer, trainer.global_step)
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Says where an interrupted run can go on."""
         if not isinstance(exception, KeyboardInterrupt):
@@ -92,7 +112,19 @@ class RecordRun(Callback):
         say(f"interrupted after step {trainer.global_step}: {place}")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Marks the run as finished."""
+        """Marks the run as finished.
+
+        Raises:
+            UserError: there was nothing to do.
+        """
+        if not self._began:
+            self._nothing_to_do(trainer)
         if trainer.is_global_zero:
             seconds = round(time.perf_counter() - self._begin, 1)
             write_json(self.folder.path / "finished.json", {"step": trainer.global_step, "seconds": seconds})
+
+    @staticmethod
+    def _nothing_to_do(trainer: Trainer) -> None:
+        if not trainer.is_global_zero:
+            raise SystemExit(0)  # the first process says it
+        raise UserError(nothing_to_do(trainer))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import Timer
 from torch.optim.lr_scheduler import LambdaLR
 
 from mm_lightning.errors import UserError
 from mm_lightning.training.checkpoint import network_config
 from mm_lightning.training.checkpoint.network import FREE
+from mm_lightning.training.loggers import MetricsFile
 
 if TYPE_CHECKING:
     from mm_lightning.training.module import LanguageModule
@@ -28,13 +31,18 @@ def fit_progress(checkpoint: dict[str, Any], accumulate: int) -> bool:
     Returns:
         Whether it was saved after a step whose validation, if one was due, had yet to begin.
     """
-    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    loops = checkpoint["loops"]["fit_loop"]
+    progress, epochs = loops["epoch_loop.batch_progress"], loops["epoch_progress"]
     total, steps = progress["total"], checkpoint["global_step"]
     unfinished = total["processed"] - total["completed"]  # 1 in the hook at the end of a batch
     before = total["ready"]
     for counts in (total, progress["current"]) if before else ():
         counts["ready"] = counts["started"] = counts["processed"] = counts["ready"] * steps * accumulate // before
         counts["completed"] = counts["processed"] - unfinished
+    # Lightning does not begin to count an epoch whose first step follows a resume at the end of the epoch before.
+    for counts in (epochs["total"], epochs["current"]) if unfinished else ():
+        counts["ready"] = counts["started"] = counts["processed"] + 1
+        counts["completed"] = counts["processed"]
     return unfinished > 0
 
 
@@ -163,8 +171,32 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
+def nothing_to_do(trainer: Trainer) -> str:
+    """Why a run ended before its first step, and what to change."""
+    step, loop = trainer.global_step, trainer.fit_loop
+    where = f"{trainer.ckpt_path} is at step {step}" if trainer.ckpt_path else f"the run is at step {step}"
+    timer = next((c for c in trainer.callbacks if isinstance(c, Timer)), None)
+    if trainer.limit_train_batches == 0:
+        why = "trainer.limit_train_batches is 0: leave it out"
+    elif loop.max_batches == 0:
+        why = "there is no batch in an epoch: prepare more text, or raise trainer.limit_train_batches"
+    elif 0 < trainer.max_steps <= step:
+        why = f"{where} and trainer.max_steps is {trainer.max_steps}: raise it"
+    elif trainer.max_epochs not in (None, -1) and loop.epoch_progress.current.processed >= trainer.max_epochs:
+        why = f"{where}, at the end of epoch {trainer.max_epochs}, and trainer.max_epochs is that: raise it"
+    elif timer is not None and (timer.time_remaining() or 0) <= 0:
+        spent, limit = (
+            timedelta(seconds=round(s)) for s in (timer.time_elapsed(), timer.time_elapsed() + timer.time_remaining())
+        )
+        why = f"{where} after {spent} of training and trainer.max_time is {limit}: raise it"
+    else:
+        why = f"{where} and a callback stops it there"
+    return f"nothing to train: {why}"
+
+
 def validate_if_due(trainer: Trainer) -> None:
-    """Runs the validation that was due right after the checkpoint was saved, which Lightning skips."""
+    """Runs the validation that was due right after the checkpoint was saved, which Lightning skips. Where the run has
+    logged it already, before it was killed, it is for callbacks alone, which have not kept it."""
     loop = trainer.fit_loop.epoch_loop
     every = trainer.val_check_interval
     if not (trainer.enable_validation and isinstance(every, int) and loop.total_batch_idx >= 0):
@@ -172,6 +204,11 @@ def validate_if_due(trainer: Trainer) -> None:
     if (loop.total_batch_idx + 1) % every:
         return
     loop.val_loop.restarting = False
+    loggers = trainer.loggers
+    known = any("validation/loss" in logger.kept for logger in loggers if isinstance(logger, MetricsFile))
+    if trainer.strategy.broadcast(known):
+        trainer.loggers = []
     trainer.validating = True
     loop.val_loop.run()
     trainer.training = True
+    trainer.loggers = loggers

@@ -108,3 +108,14 @@ class GroupsSpy(Callback):
         line |= {"step": trainer.global_step + 1, "base_lrs": scheduler.base_lrs, "clip": clip}
         with open(self.file, "a") as file:
             file.write(json.dumps(line) + "\n")
+
+
+class StopSpy(Callback):
+    """Stops the run after so many micro batches."""
+
+    def __init__(self, batches: int):
+        self.batches = batches
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.batches -= 1
+        trainer.should_stop = trainer.should_stop or self.batches == 0

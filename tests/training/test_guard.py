@@ -145,7 +145,7 @@ def test_rollback_goes_on_with_the_data_that_follow(tiny, tmp_path, poison, caps
     folder = tmp_path / "run" / "0"
     assert "went back from step 6 to" in capsys.readouterr().out
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if "train/loss" in line] == [1, 2, 3, 4, 5, 6, 5, 6, 7, 8]
+    assert [line["step"] for line in lines if "train/loss" in line] == [1, 2, 3, 4, 5, 6, 7, 8]
     # the same by hand: the checkpoint with another place in the data
     other = tmp_path / "other" / "0"
     shutil.copytree(folder, other, ignore=shutil.ignore_patterns("step=8.ckpt", "metrics.jsonl"))
