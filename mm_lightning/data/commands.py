@@ -35,8 +35,8 @@ def prepare(
             the training split.
         vocab_size: entries of the tokenizer to train.
         tokenizer_bytes: about how much text it is trained on, taken evenly over the documents.
-        validation_fraction: share of the documents set apart, chosen by a hash of their text, so that the split
-            does not move when files are added. 0 makes no validation split.
+        validation_fraction: share of the text set apart, in documents chosen by a hash, so that the split does not
+            move when files are added; where they are too few for that, a long one is cut. 0 makes no validation split.
         text_key: key of JSON lines, or column of parquet files, that holds the text.
         separator: in text files, the string between two documents, such as `<|endoftext|>`; without one each text
             file is a document.

@@ -23,11 +23,13 @@ from mm_lightning.data.folder import UNFINISHED, begin, claimed, finish, reuse, 
 from mm_lightning.data.manifest import FILE, FORMAT_VERSION, SPLITS, Manifest, Split, entropy
 from mm_lightning.data.progress import PrepareProgress, say
 from mm_lightning.data.shards import write_shards
+from mm_lightning.data.splitting import DocumentSplit, fraction_of, plan_split
 from mm_lightning.data.tokenizer import Tokenizer, check_vocab_size, load_tokenizer, train_tokenizer
-from mm_lightning.data.units import Job, UnitFiles, UnitRecord, documents_of, fraction_of, run_units
+from mm_lightning.data.units import Job, UnitFiles, UnitRecord, documents_of, run_units
 from mm_lightning.errors import UserError
 
 _UNIT_BYTES = 1 << 20  # least text of a unit of work
+_STRETCH = 1 << 20  # characters of a document that a tokenizer is trained on, or not, as a whole
 _COMPRESSION = 4  # how much larger text is than its compressed file, for estimates
 
 
@@ -42,8 +44,9 @@ class PrepareConfig:
             the training split.
         vocab_size: entries of the tokenizer to train.
         tokenizer_bytes: about how much text it is trained on, taken evenly over the documents.
-        validation_fraction: share of the documents set apart, chosen by a hash of their text: adding or reordering
-            files never moves a document from one split to the other. 0 makes no validation split.
+        validation_fraction: share of the text set apart, in documents chosen by a hash of them: adding or reordering
+            files moves no document from one split to the other. Where few documents do not give the share, it is
+            filled up in the order of their hashes, and a long one is cut. 0 makes no validation split.
         text_key: the key of JSON lines, or the column of parquet files, that holds the text.
         separator: in text files, the string between two documents, such as `<|endoftext|>`.
         suffixes: the files of folders to read, as text unless known, instead of .txt, .jsonl, .json and .parquet.
@@ -118,9 +121,10 @@ def _make(
 ) -> Manifest:
     total = sum(file.size for file in files)
     units = plan_units(files, config.reading(), max(_UNIT_BYTES, total >> 12))
-    tokenizer = _tokenizer(config, files, work, progress)
+    split = _document_split(config, files, work)
+    tokenizer = _tokenizer(config, files, work, split, progress)
     dtype = token_type(tokenizer)
-    job = Job(files, units, config.reading(), work / "tokenizer.json", dtype, config.validation_fraction, work)
+    job = Job(files, units, config.reading(), work / "tokenizer.json", dtype, split, work)
     names = [UnitFiles(work, number) for number in range(len(units))]
     missing = [number for number, unit in enumerate(names) if not unit.record.exists()]
     if len(missing) < len(units):
@@ -145,6 +149,29 @@ def _make(
     return made
 
 
+def _document_split(config: PrepareConfig, files: list[SourceFile], work: Path) -> DocumentSplit:
+    path = work / "split.json"
+    if path.exists():
+        return DocumentSplit.load(path)
+    plain = DocumentSplit(config.validation_fraction)
+    # Work that is finished without such a file was begun before there were others.
+    if not config.validation_fraction or (work / "tokenizer.json").exists():
+        return plain
+    texts = documents_of(files, _whole(files), config.reading(), None)
+    try:
+        split, described = plan_split(texts, config.validation_fraction)
+    except BaseException:
+        shutil.rmtree(work)  # nothing is done yet: whatever is changed, preparing begins anew
+        raise
+    say(described)
+    split.save(path)
+    return split
+
+
+def _whole(files: list[SourceFile]) -> list[Piece]:
+    return [Piece(number) for number in range(len(files))]
+
+
 def _splits(
     config: PrepareConfig,
     folder: Path,
@@ -166,9 +193,9 @@ def _splits(
         if not documents[split]:
             shutil.rmtree(folder / UNFINISHED)
             raise UserError(
-                f"none of the {sum(documents.values())} documents fell into the {split} split at a "
+                f"nothing of the {sum(documents.values())} documents is for the {split} split at a "
                 f"validation_fraction of {config.validation_fraction}: change it (0 makes no validation split), or "
-                "divide the text into more documents (separator=...)"
+                "give more text"
             )
     splits = {}
     for split, counted in zip(wanted, frequencies, strict=False):
@@ -188,7 +215,9 @@ def _splits(
     return splits
 
 
-def _tokenizer(config: PrepareConfig, files: list[SourceFile], work: Path, progress: bool) -> Tokenizer:
+def _tokenizer(
+    config: PrepareConfig, files: list[SourceFile], work: Path, split: DocumentSplit, progress: bool
+) -> Tokenizer:
     path = work / "tokenizer.json"
     if config.tokenizer != "train":
         tokenizer = load_tokenizer(config.tokenizer)
@@ -196,7 +225,7 @@ def _tokenizer(config: PrepareConfig, files: list[SourceFile], work: Path, progr
         return tokenizer
     if not path.exists():
         say(f"training a tokenizer of {config.vocab_size} entries")
-        texts = training_texts(config, files)
+        texts = training_texts(config, files, split)
         tokenizer = train_tokenizer(texts, config.vocab_size, path, progress)
         if tokenizer.vocab_size < config.vocab_size:
             say(f"the text gives a tokenizer of only {tokenizer.vocab_size} entries")
@@ -206,22 +235,28 @@ def _tokenizer(config: PrepareConfig, files: list[SourceFile], work: Path, progr
 
 
 def training_texts(
-    config: PrepareConfig, files: list[SourceFile] | None = None, skipped: list[str] | None = None
+    config: PrepareConfig,
+    files: list[SourceFile] | None = None,
+    split: DocumentSplit | None = None,
+    skipped: list[str] | None = None,
 ) -> Iterator[str]:
     """Yield training documents, each kept with a probability that gives about `tokenizer_bytes` in all.
+
+    Of long documents, stretches are kept.
 
     Args:
         config: what to prepare.
         files: the files of its sources, if they are listed already.
+        split: what is for training; everything if not given.
         skipped: receives a line for each file or row that was skipped.
     """
     if files is None:
         files = list_files(config.sources, config.reading())
     keep = config.tokenizer_bytes / max(_text_bytes(files), 1)
-    whole = [Piece(number) for number in range(len(files))]
-    for text in documents_of(files, whole, config.reading(), skipped):
-        if fraction_of(text) >= config.validation_fraction and fraction_of(text, "tokenizer") < keep:
-            yield text
+    for text in documents_of(files, _whole(files), config.reading(), skipped):
+        for which, part in split.parts(text) if split else [(0, text)]:
+            stretches = (part[start : start + _STRETCH] for start in range(0, len(part), _STRETCH))
+            yield from (s for s in stretches if which == 0 and fraction_of(s, "tokenizer") < keep)
 
 
 def _text_bytes(files: list[SourceFile]) -> int:

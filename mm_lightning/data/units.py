@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import signal
@@ -19,6 +18,7 @@ import numpy as np
 
 from mm_lightning.data.corpora import Piece, ReadSettings, SourceFile, read_piece
 from mm_lightning.data.manifest import SPLITS
+from mm_lightning.data.splitting import DocumentSplit
 from mm_lightning.data.tokenizer import Tokenizer, load_tokenizer
 from mm_lightning.errors import UserError
 from mm_lightning.outputs import write_json
@@ -83,14 +83,8 @@ class Job:
     settings: ReadSettings
     tokenizer: Path
     dtype: str
-    validation_fraction: float
+    split: DocumentSplit
     folder: Path
-
-
-def fraction_of(text: str, purpose: str = "split") -> float:
-    """A number in [0, 1) that depends on the text and the purpose alone."""
-    digest = hashlib.blake2b(text.encode(), digest_size=8, person=purpose.encode())
-    return int.from_bytes(digest.digest()) / 2**64
 
 
 def documents_of(
@@ -179,9 +173,9 @@ def tokenize_unit(job: Job, number: int, tokenizer: Tokenizer, report: Report) -
         for texts in _batches(documents_of(job.files, job.units[number], job.settings, skipped)):
             full = [text for text in texts if text]
             empty += len(texts) - len(full)
+            parts = [part for text in full for part in job.split.parts(text)]
             streams: list[list[np.ndarray]] = [[] for _ in SPLITS]
-            for text, ids in zip(full, tokenizer.encode_batch(full), strict=True):
-                which = int(fraction_of(text) < job.validation_fraction)
+            for (which, text), ids in zip(parts, tokenizer.encode_batch([text for _, text in parts]), strict=True):
                 streams[which].append(np.array([tokenizer.bos, *ids, tokenizer.eos], job.dtype))
                 _count(counts[SPLITS[which]], text, len(ids) + 2)
             for which, split in enumerate(SPLITS):

@@ -13,7 +13,7 @@ from tokenizers import models, pre_tokenizers
 
 from mm_lightning.data import folder as folders
 from mm_lightning.data import prepare as room
-from mm_lightning.data import shards, units
+from mm_lightning.data import shards, splitting, units
 from mm_lightning.data.inspect import read_shard
 from mm_lightning.data.manifest import Manifest, verify
 from mm_lightning.data.prepare import PrepareConfig, prepare
@@ -205,8 +205,8 @@ def test_too_little_text_is_refused(tmp_path):
     source = write_lines(tmp_path / "in.jsonl", ["", ""])
     with pytest.raises(UserError, match="there is no text in"):
         run([source], tmp_path / "empty")
-    one = write_lines(tmp_path / "one.jsonl", ["just one document"])
-    with pytest.raises(UserError, match="none of the 1 documents fell into the validation split"):
+    one = write_lines(tmp_path / "one.jsonl", ["1"])
+    with pytest.raises(UserError, match=r"1 bytes are too little for a validation split: .* validation_fraction 0"):
         run([one], tmp_path / "one", validation_fraction=1e-9)
     assert run([one], tmp_path / "one", validation_fraction=0).splits["train"].documents == 1  # as the message says
     with pytest.raises(UserError, match="vocab_size 10 is below 258"):
@@ -255,8 +255,8 @@ def test_wrong_settings_are_refused(wrong):
 
 def test_the_split_is_a_hash_of_the_text():
     digest = hashlib.blake2b(b"some text", digest_size=8, person=b"split").digest()
-    assert units.fraction_of("some text") == int.from_bytes(digest, "big") / 2**64
-    shares = [units.fraction_of(f"text {n}") for n in range(4000)]
+    assert splitting.fraction_of("some text") == int.from_bytes(digest, "big") / 2**64
+    shares = [splitting.fraction_of(f"text {n}") for n in range(4000)]
     assert np.histogram(shares, 10, (0, 1))[0] == pytest.approx(np.full(10, 400), rel=0.2)
 
 
