@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from typing import Any
 
@@ -135,6 +136,8 @@ class MMLightningForCausalLM(PreTrainedModel, GenerationMixin):
     config_class = MMLightningConfig
     base_model_prefix = "network"
     _no_split_modules = ["MosaicBlock", "TransformerBlock"]  # noqa: RUF012
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True  # the default of transformers: whatever it says, networks choose how they read themselves
 
     def __init__(self, config: MMLightningConfig) -> None:
         super().__init__(config)
@@ -154,6 +157,15 @@ class MMLightningForCausalLM(PreTrainedModel, GenerationMixin):
         with torch.no_grad():
             for parameter, value in zip(loaded, values, strict=True):
                 parameter.copy_(value)
+
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """Whether blocks are computed again in the backward pass: what `gradient_checkpointing_enable` sets."""
+        return bool(self.network.activation_checkpointing)
+
+    @gradient_checkpointing.setter
+    def gradient_checkpointing(self, value: bool) -> None:
+        self.network.activation_checkpointing = value
 
     def get_input_embeddings(self) -> nn.Module:
         """The embedding."""
@@ -181,7 +193,7 @@ class MMLightningForCausalLM(PreTrainedModel, GenerationMixin):
 
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         past_key_values: MemoryCache | None = None,
         labels: Tensor | None = None,
@@ -192,6 +204,7 @@ class MMLightningForCausalLM(PreTrainedModel, GenerationMixin):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         cache: MemoryCache | None = None,
+        inputs_embeds: Tensor | None = None,
     ) -> CausalLMOutputWithPast | tuple:
         """Logits, loss and cache. Padding, where there is any, is on the left (on the right only without a cache).
 
@@ -199,7 +212,7 @@ class MMLightningForCausalLM(PreTrainedModel, GenerationMixin):
             input_ids: (B, T) int64, the tokens after those that the cache has read.
             attention_mask: (B, T); with a cache (B, tokens read before + T): 0 on padding, else 1.
             past_key_values: what the network has read before; another name of `cache`.
-            labels: (B, T), input_ids or -100: the loss is that of predicting each from the tokens before it.
+            labels: (B, T), token ids or -100: the loss is that of predicting each from the tokens before it.
             use_cache: return the cache. By default where no gradient or loss is wanted.
             logits_to_keep: logits of the last so many tokens only (0: all), or of the tokens with these indices.
             return_dict: False for a tuple.
@@ -207,6 +220,7 @@ class MMLightningForCausalLM(PreTrainedModel, GenerationMixin):
             output_attentions: True is refused: the weights of reads are not kept.
             output_hidden_states: True is refused, likewise.
             cache: what the network has read before.
+            inputs_embeds: (B, T, d), in the place of input_ids what takes the place of their embeddings.
 
         Raises:
             ValueError: the mask, the cache or the positions do not fit, or something is asked for that there is not.
@@ -218,35 +232,24 @@ class MMLightningForCausalLM(PreTrainedModel, GenerationMixin):
                 "hidden states of the blocks are not kept: leave output_hidden_states out (model.network."
                 "hidden(input_ids) returns the last ones)"
             )
+        inputs = input_ids if inputs_embeds is None else inputs_embeds
+        if inputs is None or (input_ids is not None and inputs_embeds is not None):
+            raise ValueError("give input_ids or inputs_embeds, one of the two")
         if position_ids is not None:
-            check_positions(position_ids, attention_mask, input_ids.shape[1])
+            check_positions(position_ids, attention_mask, inputs.shape[1])
         cache = one_cache({"cache": cache, "past_key_values": past_key_values})
         if isinstance(cache, Cache) and not isinstance(cache, MemoryCache):
             raise ValueError(
                 f"a memory's state does not fit a {type(cache).__name__}: leave {CACHE} out, or pass "
                 f"model.new_cache() or what an earlier call returned"
             )
-        starts = None if attention_mask is None else document_starts(attention_mask, input_ids.shape[1])
         if use_cache is None:
             wanted = labels is None and not torch.is_grad_enabled()
             use_cache = wanted and (attention_mask is None or padded_left(attention_mask))
         if cache is None and use_cache:
             cache = self.new_cache()
         last = logits_to_keep if isinstance(logits_to_keep, int) and logits_to_keep and labels is None else None
-        if cache is None:
-            documents = None if starts is None else Documents.from_starts(starts)
-            x, balance = self.network.hidden(input_ids, documents, last=last)
-        else:
-            if attention_mask is not None and input_ids.shape[1] > 1 and not padded_left(attention_mask):
-                raise ValueError("with a cache, padding must be on the left: set padding_side of the tokenizer to left")
-            read, new = cache.get_seq_length(), input_ids.shape[1]
-            if attention_mask is not None and attention_mask.shape[-1] != read + new:
-                raise ValueError(
-                    f"attention_mask must be of what the cache has read and of the tokens to read, {read} + {new}, "
-                    f"got {attention_mask.shape[-1]}: was a text given again that the cache holds?"
-                )
-            state = cache.begin(input_ids.shape[0])
-            x, balance = self.network.hidden(input_ids, state=state, starts=starts, last=last)
+        x, balance = self._hidden(inputs, attention_mask, cache, last)
         logits = self.network.classifier(x)
         loss = None
         if labels is not None:
@@ -259,6 +262,25 @@ class MMLightningForCausalLM(PreTrainedModel, GenerationMixin):
         named: dict[str, Any] = {CACHE: cache}
         output = CausalLMOutputWithPast(loss=loss, logits=logits, **named)
         return output.to_tuple() if return_dict is False else with_both_names(output)
+
+    def _hidden(
+        self, inputs: Tensor, mask: Tensor | None, cache: MemoryCache | None, last: int | None
+    ) -> tuple[Tensor, Tensor | float]:
+        """What the classifier reads of tokens or embeddings; the cache takes them in."""
+        new = inputs.shape[1]
+        starts = None if mask is None else document_starts(mask, new)
+        if cache is None:
+            documents = None if starts is None else Documents.from_starts(starts)
+            return self.network.hidden(inputs, documents, last=last)
+        if mask is not None and new > 1 and not padded_left(mask):
+            raise ValueError("with a cache, padding must be on the left: set padding_side of the tokenizer to left")
+        read = cache.get_seq_length()
+        if mask is not None and mask.shape[-1] != read + new:
+            raise ValueError(
+                f"attention_mask must be of what the cache has read and of the tokens to read, {read} + {new}, "
+                f"got {mask.shape[-1]}: was a text given again that the cache holds?"
+            )
+        return self.network.hidden(inputs, state=cache.begin(inputs.shape[0]), starts=starts, last=last)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """As for every model; the cache may be given, and is returned, as `cache` or `past_key_values`."""
@@ -274,6 +296,7 @@ class MMLightningForCausalLM(PreTrainedModel, GenerationMixin):
         output = super().generate(*args, **kwargs, **({} if cache is None else {CACHE: cache}))
         return with_both_names(output) if isinstance(output, ModelOutput) else output
 
+    @functools.wraps(GenerationMixin.prepare_inputs_for_generation)  # whose signature `generate` asks for inputs_embeds
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As for every model, without None and what the loop of transformers passes on that no network reads."""
         kwargs[CACHE] = one_cache(kwargs)

@@ -142,9 +142,9 @@ class Network(nn.Module):
     ) -> tuple[Tensor, Tensor | float]:
         """What the classifier reads, (B, T, d), and what a mixture of experts adds to the loss in training mode.
 
-        Arguments as for :meth:`forward`.
+        Arguments as for :meth:`forward`; tokens may also be (B, T, d), what takes the place of their embeddings.
         """
-        batch, time = tokens.shape
+        batch, time = tokens.shape[:2]
         place: Documents | Chunk
         if state is None:
             place = documents or Documents.whole(batch, time, tokens.device)
@@ -154,7 +154,7 @@ class Network(nn.Module):
             place = state.chunk(batch, time, starts)
         context = self.context(place, long_term_delay or self.config.inference_delay)
         context.state = state
-        x = self.embedding(tokens)
+        x = tokens if tokens.is_floating_point() else self.embedding(tokens)
         for block in self.blocks:
             if state is not None and block is self.blocks[-1]:
                 context.last = last

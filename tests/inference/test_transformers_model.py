@@ -255,3 +255,54 @@ def test_a_larger_vocabulary(v2, tokens):
     assert model.config.vocab_size == model.config.network_config().vocab_size == 300
     with torch.no_grad():
         torch.testing.assert_close(model(tokens).logits[..., :258], v2(tokens).logits)
+
+
+def test_blocks_are_computed_again_where_it_is_asked_for(model, tokens):
+    model = copy.deepcopy(model).train()
+    entered = []
+    model.network.blocks[0].register_forward_pre_hook(lambda *_: entered.append(True))
+
+    def gradients():
+        model.zero_grad()
+        entered.clear()
+        torch.manual_seed(0)  # of dropout
+        model(tokens, labels=tokens).loss.backward()
+        return [p.grad.clone() for p in model.parameters()]
+
+    plain = gradients()
+    assert len(entered) == 1
+    for settings in ({}, {"gradient_checkpointing_kwargs": {"use_reentrant": False}}):
+        model.gradient_checkpointing_enable(**settings)
+        assert model.is_gradient_checkpointing
+        assert all(map(torch.equal, gradients(), plain))
+        assert len(entered) == 2
+    model.gradient_checkpointing_disable()
+    gradients()
+    assert (model.is_gradient_checkpointing, len(entered)) == (False, 1)
+
+
+def test_embeddings_in_the_place_of_tokens(model, tokens):
+    embedded = model.get_input_embeddings()(tokens)
+    with torch.no_grad():
+        assert torch.equal(model(inputs_embeds=embedded).logits, model(tokens).logits)
+        for wrong in ({}, {"input_ids": tokens, "inputs_embeds": embedded}):
+            with pytest.raises(ValueError, match="input_ids or inputs_embeds, one of the two"):
+                model(**wrong)
+    embedded.retain_grad()
+    model(inputs_embeds=embedded, labels=tokens).loss.backward()
+    assert float(embedded.grad.abs().sum()) > 0
+    model.zero_grad()
+    mask = torch.ones_like(tokens)
+    mask[0, :4] = 0
+    for settings in ({}, {"use_cache": False}, {"num_beams": 2}, {"attention_mask": mask}):
+        found = model.generate(inputs_embeds=embedded.detach(), **settings, **GREEDY)
+        assert torch.equal(found, model.generate(tokens, **settings, **GREEDY)[:, tokens.shape[1] :])
+
+
+def test_the_attention_of_transformers_is_accepted_and_changes_nothing(tmp_path, tokens):
+    wrap(conftest.build("transformer").float()).save_pretrained(tmp_path)
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    plain = load(tmp_path)
+    with torch.no_grad():
+        for name in ("sdpa", "eager"):
+            assert torch.equal(load(tmp_path, attn_implementation=name)(tokens).logits, plain(tokens).logits)
