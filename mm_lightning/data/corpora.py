@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+from mm_lightning.data.retry import storage_error
 from mm_lightning.data.streams import arrow, opened, records
 from mm_lightning.data.text_files import BOM, BadInput, check_text, decode, parse_json
 from mm_lightning.errors import UserError
@@ -112,8 +113,10 @@ def _find(source: str, settings: ReadSettings) -> list[SourceFile]:
             found, wanted = {root: fs.info(root)}, None
         else:
             raise UserError(f"there is no {source}")
-    except (ValueError, ImportError, OSError) as error:
-        raise error if isinstance(error, UserError) else UserError(f"cannot list {source}: {error}") from error
+    except UserError:
+        raise
+    except Exception as error:  # the file systems of fsspec raise what their libraries do
+        raise UserError(f"cannot list {source}: {storage_error(error)}") from error
     files = []
     for path, info in sorted(found.items()):
         name = path.removeprefix(root).lstrip("/") or Path(path).name

@@ -15,6 +15,15 @@ _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryEr
 _Result = TypeVar("_Result")
 
 
+def storage_error(error: Exception) -> OSError:
+    """Return what the library of a store raised, which may be anything, as an OSError of one line."""
+    if isinstance(error, OSError):
+        return error
+    status = getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)
+    kind = {401: PermissionError, 403: PermissionError, 404: FileNotFoundError, 410: FileNotFoundError}
+    return kind.get(status or 0, OSError)(" ".join(str(error).split())[:300] or type(error).__name__)
+
+
 def patiently(action: Callable[[], _Result], what: str) -> _Result:
     """Does something that reads, again a few times if the storage fails, waiting longer each time.
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import gzip
 import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, BinaryIO
 
-from mm_lightning.data.retry import patiently
+from mm_lightning.data.retry import patiently, storage_error
 from mm_lightning.data.text_files import BadInput
 from mm_lightning.errors import UserError
 
@@ -71,6 +71,13 @@ def opened(url: str, codec: str | None) -> Iterator[BinaryIO]:
             yield stream
 
 
+def _from_store(action: Callable[[], Any]) -> Any:
+    try:
+        return action()
+    except Exception as error:
+        raise storage_error(error) from error
+
+
 class _Remote(io.RawIOBase):
     """A file elsewhere, read again from where it was when its store fails."""
 
@@ -78,7 +85,7 @@ class _Remote(io.RawIOBase):
         import fsspec
 
         self._url = url
-        self._file = patiently(lambda: fsspec.open(url, "rb").open(), url)
+        self._file: Any = patiently(lambda: _from_store(lambda: fsspec.open(url, "rb").open()), url)
 
     def readinto(self, buffer: Any) -> int:
         at = self._file.tell()
@@ -87,7 +94,7 @@ class _Remote(io.RawIOBase):
             self._file.seek(at)
             return self._file.read(len(buffer))
 
-        data = patiently(read, self._url)
+        data = patiently(lambda: _from_store(read), self._url)
         buffer[: len(data)] = data
         return len(data)
 

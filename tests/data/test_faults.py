@@ -128,6 +128,60 @@ class Flaky(MemoryFileSystem):
         return super()._open("/" + path.split("/")[-1], mode, **options)
 
 
+class Foreign(MemoryFileSystem):
+    """Raises what the library of a store may raise: no OSError, several lines, a status of HTTP."""
+
+    protocol = "foreign"
+    where = "info"
+    status = None
+
+    def _fail(self):
+        error = RuntimeError("no connection\n  to the store\n")
+        error.status = Foreign.status
+        raise error
+
+    def info(self, path, **options):
+        if Foreign.where == "info":
+            self._fail()
+        return {"name": path, "size": 5, "type": "file"}
+
+    def exists(self, path, **options):
+        return True
+
+    def isdir(self, path):
+        return False
+
+    def _open(self, path, mode="rb", **options):
+        self._fail()
+
+
+@pytest.mark.parametrize(
+    ("where", "status", "said", "tries"),
+    [
+        ("info", None, r"cannot list foreign:///a\.txt: no connection to the store$", 0),
+        ("open", None, r"cannot read foreign:///a\.txt: no connection to the store \(4 tries\)$", 3),
+        ("open", 403, r"cannot read foreign:///a\.txt: no connection to the store \(mend it", 0),
+        ("open", 404, r"cannot read foreign:///a\.txt: no connection to the store \(mend it", 0),
+    ],
+)
+def test_whatever_a_store_raises_is_said_in_one_line(monkeypatch, tmp_path, where, status, said, tries):
+    waits = []
+    monkeypatch.setattr(retry.time, "sleep", waits.append)
+    monkeypatch.setattr(Foreign, "where", where)
+    monkeypatch.setattr(Foreign, "status", status)
+    fsspec.register_implementation("foreign", Foreign, clobber=True)
+    with pytest.raises(UserError, match=said) as caught:
+        prepare(PrepareConfig(["foreign:///a.txt"], workers=1), tmp_path / "out", progress=False)
+    assert "\n" not in str(caught.value)
+    assert len(waits) == tries
+
+
+def test_schemes_that_cannot_be_read_are_named(tmp_path):
+    for source, said in (("nosuch://x", "nosuch"), ("reference://x", "cannot list reference://x")):
+        with pytest.raises(UserError, match=said):
+            prepare(PrepareConfig([source]), tmp_path / "out", progress=False)
+
+
 @pytest.mark.parametrize("failures", [2, 9])
 def test_a_store_that_fails_and_then_answers(monkeypatch, failures):
     waits = []
