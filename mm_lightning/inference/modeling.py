@@ -212,7 +212,8 @@ class MMLightningForCausalLM(PreTrainedModel, GenerationMixin):
             input_ids: (B, T) int64, the tokens after those that the cache has read.
             attention_mask: (B, T); with a cache (B, tokens read before + T): 0 on padding, else 1.
             past_key_values: what the network has read before; another name of `cache`.
-            labels: (B, T), token ids or -100: the loss is that of predicting each from the tokens before it.
+            labels: (B, T), token ids or -100: the loss is that of predicting each from the tokens before it, the mean
+                over the labels of this call; in training mode with the load-balancing loss of a mixture of experts.
             use_cache: return the cache. By default where no gradient or loss is wanted.
             logits_to_keep: logits of the last so many tokens only (0: all), or of the tokens with these indices.
             return_dict: False for a tuple.
@@ -249,12 +250,15 @@ class MMLightningForCausalLM(PreTrainedModel, GenerationMixin):
         if cache is None and use_cache:
             cache = self.new_cache()
         last = logits_to_keep if isinstance(logits_to_keep, int) and logits_to_keep and labels is None else None
-        x, balance = self._hidden(inputs, attention_mask, cache, last)
+        targets = None if labels is None else F.pad(labels[:, 1:], (0, 1), value=IGNORE).to(inputs.device)
+        counted = None if targets is None else targets != IGNORE
+        x, balance = self._hidden(inputs, attention_mask, cache, last, counted)
         logits = self.network.classifier(x)
         loss = None
-        if labels is not None:
-            targets = F.pad(labels[:, 1:], (0, 1), value=IGNORE).to(logits.device)
-            loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE) + balance
+        if targets is not None:
+            wanted_tokens = targets.to(logits.device).flatten()
+            loss = F.cross_entropy(logits.flatten(0, 1).float(), wanted_tokens, ignore_index=IGNORE)
+            loss = self.network.with_balance(loss, balance)
         if isinstance(logits_to_keep, Tensor):
             logits = logits[:, logits_to_keep]
         elif last is None and logits_to_keep:
@@ -264,14 +268,19 @@ class MMLightningForCausalLM(PreTrainedModel, GenerationMixin):
         return output.to_tuple() if return_dict is False else with_both_names(output)
 
     def _hidden(
-        self, inputs: Tensor, mask: Tensor | None, cache: MemoryCache | None, last: int | None
-    ) -> tuple[Tensor, Tensor | float]:
+        self,
+        inputs: Tensor,
+        mask: Tensor | None,
+        cache: MemoryCache | None,
+        last: int | None,
+        counted: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None]:
         """What the classifier reads of tokens or embeddings; the cache takes them in."""
         new = inputs.shape[1]
         starts = None if mask is None else document_starts(mask, new)
         if cache is None:
             documents = None if starts is None else Documents.from_starts(starts)
-            return self.network.hidden(inputs, documents, last=last)
+            return self.network.hidden(inputs, documents, last=last, counted=counted)
         if mask is not None and new > 1 and not padded_left(mask):
             raise ValueError("with a cache, padding must be on the left: set padding_side of the tokenizer to left")
         read = cache.get_seq_length()
@@ -280,7 +289,8 @@ class MMLightningForCausalLM(PreTrainedModel, GenerationMixin):
                 f"attention_mask must be of what the cache has read and of the tokens to read, {read} + {new}, "
                 f"got {mask.shape[-1]}: was a text given again that the cache holds?"
             )
-        return self.network.hidden(inputs, state=cache.begin(inputs.shape[0]), starts=starts, last=last)
+        state = cache.begin(inputs.shape[0])
+        return self.network.hidden(inputs, state=state, starts=starts, last=last, counted=counted)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """As for every model; the cache may be given, and is returned, as `cache` or `past_key_values`."""

@@ -49,18 +49,24 @@ class Experts(nn.Module):
         for weight, std in zip((self.W_1, self.W_3, self.W_2), self.stds, strict=True):
             clipped_normal_(weight, std)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The answer (B, T, d) and the load-balancing loss.
+    def forward(self, x: Tensor, counted: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the answer (B, T, d) and the load-balancing loss, of sequences (B, T, d).
 
-        The loss is that of the Switch Transformer, E sum_e (share of choices that fall on e) (mean probability of e):
-        1 when all experts are used alike, E when all tokens go to one.
+        The loss of a sequence is that of the Switch Transformer, E sum_e (share of choices that fall on e) (mean
+        probability of e), over its counted tokens: 1 when they use all experts alike, E when all go to one. That of a
+        batch is their mean by counted tokens. A product of two means over a whole batch would depend on how the batch
+        is split into micro batches and over devices; a mean over sequences does not.
+
+        Args:
+            x: (B, T, d).
+            counted: (B, T) bool, the tokens to take the loss over: those with a target. None: all.
         """
         tokens = x.flatten(0, -2)  # (N, d)
-        probability = self.router(tokens).float().softmax(-1)  # (N, E)
+        logits = self.router(tokens)
+        probability = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1)  # (N, E)
         weight, choice = probability.topk(self.chosen, -1)  # (N, k)
         weight = weight / weight.sum(-1, keepdim=True)
-        share = F.one_hot(choice, probability.shape[-1]).float().mean((0, 1))
-        balance = probability.shape[-1] * (share * probability.mean(0)).sum()
+        balance = self._balance(probability.view(*x.shape[:-1], -1), choice.view(*x.shape[:-1], -1), counted)
         # Sorted by expert, so that each one's tokens are one slice; every expert runs, if only on no token, so that
         # every weight has a gradient on every rank.
         order = choice.flatten().argsort(stable=True)
@@ -72,3 +78,15 @@ class Experts(nn.Module):
         ]
         answer = torch.cat(answers) * weight.flatten()[order][:, None].to(answers[0].dtype)
         return torch.zeros_like(tokens, dtype=answer.dtype).index_add(0, rows, answer).view(x.shape), balance
+
+    @staticmethod
+    def _balance(probability: Tensor, choice: Tensor, counted: Tensor | None) -> Tensor:
+        """The load-balancing loss of (B, T, E) probabilities and (B, T, k) choices."""
+        experts = probability.shape[-1]
+        chosen = F.one_hot(choice, experts).sum(2).to(probability.dtype) / choice.shape[-1]  # (B, T, E)
+        if counted is None:
+            counted = torch.ones_like(choice[..., 0], dtype=torch.bool)
+        weight = counted.to(probability.dtype)
+        tokens = weight.sum(1)  # (B,)
+        chosen, probability = (torch.einsum("bt,bte->be", weight, y) for y in (chosen, probability))
+        return experts * ((chosen * probability).sum(1) / tokens.clamp(min=1)).sum() / tokens.sum().clamp(min=1)

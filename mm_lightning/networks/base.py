@@ -21,6 +21,7 @@ from mm_lightning.memory.state import Memory, State
 from mm_lightning.memory.units import ContextualMemory
 from mm_lightning.networks.classifier import Classifier
 from mm_lightning.networks.config import NetworkConfig
+from mm_lightning.networks.loss import IGNORE
 
 
 def depth_std(fan_in: int, block: int) -> float:
@@ -37,6 +38,7 @@ class Context:
         spans: what each level reads.
         rotation: of the rotary positions, for attention.
         balance: load-balancing losses that mixtures of experts leave here.
+        counted: (B, T) bool, the tokens over which those are taken; None for all.
         state: of inference.
         last: in the last block, how many of the newest tokens are asked for: once the memories have taken in all, the
             others need not go on. None: all.
@@ -46,6 +48,7 @@ class Context:
     spans: dict[str, Span]
     rotation: tuple[Tensor, Tensor] | None = None
     balance: list[Tensor] = field(default_factory=list)
+    counted: Tensor | None = None
     state: State | None = None
     last: int | None = None
 
@@ -111,7 +114,8 @@ class Network(nn.Module):
         state: State | None = None,
         starts: Tensor | None = None,
         last: int | None = None,
-    ) -> Tensor:
+        separate: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor | None]:
         """Logits or loss.
 
         Args:
@@ -122,14 +126,23 @@ class Network(nn.Module):
             state: where the tokens go on from, as :meth:`new_state` made it; it takes them in. For inference only.
             starts: with a state, in the place of documents: (B, T) bool, true where a document begins.
             last: logits of the last so many tokens only.
+            separate: with targets, return the two parts of the loss.
 
         Returns:
-            (B, T, V) logits, or with targets the mean loss in nats per token, a float32 scalar; in training mode with
-            the load-balancing loss of a mixture of experts.
+            (B, T, V) logits, or with targets the mean loss in nats per target, a float32 scalar: the cross-entropy, and
+            in training mode `balance_weight` times the load-balancing loss of a mixture of experts. If `separate`,
+            cross-entropy and load-balancing loss, the latter without its weight and None where there is none.
         """
-        x, balance = self.hidden(tokens, documents, long_term_delay, state, starts, last)
+        counted = None if targets is None else targets != IGNORE
+        x, balance = self.hidden(tokens, documents, long_term_delay, state, starts, last, counted)
         found = self.classifier(x, targets)
-        return found if targets is None else found + balance
+        if targets is None:
+            return found
+        return (found, balance) if separate else self.with_balance(found, balance)
+
+    def with_balance(self, loss: Tensor, balance: Tensor | None) -> Tensor:
+        """The loss that training descends, of cross-entropy and load-balancing loss."""
+        return loss if balance is None else loss + self.balance_weight * balance
 
     def hidden(
         self,
@@ -139,10 +152,12 @@ class Network(nn.Module):
         state: State | None = None,
         starts: Tensor | None = None,
         last: int | None = None,
-    ) -> tuple[Tensor, Tensor | float]:
-        """What the classifier reads, (B, T, d), and what a mixture of experts adds to the loss in training mode.
+        counted: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """What the classifier reads, (B, T, d), and in training mode the load-balancing loss of a mixture of experts.
 
-        Arguments as for :meth:`forward`; tokens may also be (B, T, d), what takes the place of their embeddings.
+        Arguments as for :meth:`forward`; tokens may also be (B, T, d), what takes the place of their embeddings. The
+        load-balancing loss is taken over the tokens `counted`, (B, T) bool; by default all.
         """
         batch, time = tokens.shape[:2]
         place: Documents | Chunk
@@ -153,7 +168,7 @@ class Network(nn.Module):
         else:
             place = state.chunk(batch, time, starts)
         context = self.context(place, long_term_delay or self.config.inference_delay)
-        context.state = state
+        context.state, context.counted = state, counted
         x = tokens if tokens.is_floating_point() else self.embedding(tokens)
         for block in self.blocks:
             if state is not None and block is self.blocks[-1]:
@@ -170,7 +185,7 @@ class Network(nn.Module):
         if last is not None:
             x = x[:, -last:]
         balanced = self.training and context.balance
-        return self.norm(x), self.balance_weight * torch.stack(context.balance).mean() if balanced else 0.0
+        return self.norm(x), torch.stack(context.balance).mean() if balanced else None
 
     def new_state(self, batch: int = 1, capacity: int = 0, long_store: BlockStore | None = None) -> State:
         """The state of inference before the first token.

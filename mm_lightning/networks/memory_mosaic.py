@@ -51,7 +51,8 @@ class MemoryMosaicConfig(NetworkConfig):
         bias: whether v1's linear maps and norms have a bias, as some of its published checkpoints do.
         experts: E, SwiGLU networks of the experts form, each with persistent_dim hidden units.
         experts_per_token: k, how many of them each token uses.
-        balance_weight: of the load-balancing loss that keeps experts equally used.
+        balance_weight: of the load-balancing loss that keeps experts equally used within each sequence, which is added
+            to the cross-entropy in training.
     """
 
     keys: Keys = "gated"
@@ -121,7 +122,7 @@ class MosaicBlock(Block):
         if isinstance(self.persistent, SlotMemory):
             answer = self.persistent(y, context.documents, context.part(self.persistent))
         else:
-            answer, *balance = self.persistent(y)
+            answer, *balance = self.persistent(y, context.counted)
         return x + F.dropout(answer, self.dropout, self.training), *balance
 
     def _answers(self, y: Tensor, context: Context) -> Tensor:

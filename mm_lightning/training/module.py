@@ -117,6 +117,7 @@ class LanguageModule(LightningModule):
         self.evaluation_losses = torch.nn.ModuleList([evaluation_loss()])  # a mean for each data set
         self.run_folder: RunFolder | None = None  # given by the CLI
         self._step_loss: list[Tensor] = []
+        self._step_balance: list[Tensor] = []  # where there are experts
         self._stopping = False
         self._finished_steps = 0
         self._validation_open = False
@@ -175,7 +176,11 @@ class LanguageModule(LightningModule):
         """The loss whose gradient is taken: the sum over predicted tokens, divided by all tokens of the batch.
 
         Dividing by a number that does not depend on the batch's documents makes the step the same however its
-        global batch is split over devices and accumulation. The metric train/loss is the mean over predicted tokens.
+        global batch is split over devices and accumulation. So is the load-balancing loss of a mixture of experts,
+        which is taken in each sequence by itself (:class:`mm_lightning.memory.persistent.Experts`).
+
+        The metric train/loss is the cross-entropy alone, the mean over all predicted tokens of the global batch, as is
+        that of validation; train/balance is the load-balancing loss without its weight, 1 for experts used alike.
         """
         self._rate = learning_rate(self.trainer)
         random = self.network.draw_step(self.seed, self.global_step)
@@ -183,13 +188,20 @@ class LanguageModule(LightningModule):
             # From the place in the run alone, so that a resumed run drops what the uninterrupted one would have.
             place = f"dropout of seed {self.seed}, step {self.global_step}, {len(self._step_loss)}, {self.global_rank}"
             torch.manual_seed(int.from_bytes(hashlib.sha256(place.encode()).digest()[:8]))
-        loss = self.network(batch.tokens, batch.documents, batch.targets, **random)
-        predicted = (batch.targets != IGNORED).sum()
+        loss, balance, predicted = self._losses(batch, **random)
         self._step_loss.append(torch.stack([loss.detach() * predicted, predicted]))
-        return loss * (predicted / batch.targets.numel())
+        if balance is not None:
+            self._step_balance.append(balance.detach() * predicted)
+        return self.network.with_balance(loss, balance) * (predicted / batch.targets.numel())
+
+    def _losses(self, batch: Batch, **random: Any) -> tuple[Tensor, Tensor | None, Tensor]:
+        """The mean cross-entropy (0 where nothing is predicted), the load-balancing loss and the predicted tokens."""
+        loss, balance = self.network(batch.tokens, batch.documents, batch.targets, separate=True, **random)
+        predicted = (batch.targets != IGNORED).sum()
+        return loss.where(predicted > 0, 0.0), balance, predicted
 
     def step_sums(self) -> Tensor:
-        """(2,) of this process and the step so far: the loss summed over predicted tokens, and their number."""
+        """(2,) of this process and the step so far: cross-entropy summed over predicted tokens, and their number."""
         return torch.stack(self._step_loss).sum(0)
 
     def on_fit_start(self) -> None:
@@ -220,7 +232,7 @@ class LanguageModule(LightningModule):
     def begin_step(self) -> None:
         """The next batch is the first of a step, whatever went before."""
         self._finished_steps = self.global_step
-        self._step_loss = []
+        self._step_loss, self._step_balance = [], []
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Logs a finished optimisation step; between log steps nothing waits for the device."""
@@ -230,11 +242,13 @@ class LanguageModule(LightningModule):
             return
         self.trainer.should_stop = self.trainer.should_stop or self._stopping
         self._finished_steps = self.global_step
-        sums = self.step_sums()
-        self._step_loss = []
+        sums = torch.cat([self.step_sums(), *(x[None] for x in self._step_balance)])
+        self._step_loss, self._step_balance = [], []
         if self.global_step % self.trainer.log_every_n_steps == 0:
-            total, tokens = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
-            self.log_train({"train/loss": total / tokens, "train/learning_rate": self._rate})
+            total, tokens, *balances = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
+            tokens = max(tokens, 1)  # where no token of the step is predicted, the loss is 0
+            balance = {"train/balance": sum(balances) / tokens} if balances else {}
+            self.log_train({"train/loss": total / tokens, **balance, "train/learning_rate": self._rate})
         if is_last_step(self.trainer):
             self.trainer.should_stop = True  # the last step is validated whatever the interval
 
@@ -276,8 +290,7 @@ class LanguageModule(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Adds a batch to the mean loss over tokens of its data set."""
-        loss = self.network(batch.tokens, batch.documents, batch.targets)
-        predicted = (batch.targets != IGNORED).sum()
+        loss, _, predicted = self._losses(batch)
         self.evaluation_losses[dataloader_idx].update(loss.double(), weight=predicted)
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:

@@ -392,3 +392,24 @@ def test_experts_by_hand():
         shares[best] += 1 / 4
         probabilities += p.float() / 2
     assert float(balance.detach()) == pytest.approx(3 * float((shares * probabilities).sum()), rel=1e-5)
+
+
+def test_experts_are_balanced_within_each_sequence_over_tokens_with_a_target():
+    torch.manual_seed(0)
+    experts, x = Experts(4, 6, 3, 2, 0.5, 0.5).double(), torch.randn(3, 5, 4, dtype=torch.float64)
+    counted = torch.tensor([[True] * 5, [True, False, True, True, False], [False] * 5])
+    each = [experts(x[row : row + 1, counted[row]])[1].detach() for row in (0, 1)]  # as the test above has it
+    assert float((experts(x, counted)[1].detach() - (5 * each[0] + 3 * each[1]) / 8).abs()) < 1e-12
+    assert float(experts(x[2:], counted[2:])[1].detach()) == 0
+
+
+def test_the_two_parts_of_the_loss():
+    small = {"vocab_size": 11, "layers": 2, "dim": 8, "heads": 2, "persistent_dim": 8}
+    network = MemoryMosaicConfig(**small, persistent="experts", experts=3, balance_weight=50.0).build()
+    tokens, targets = torch.randint(11, (2, 2, 9))
+    loss, balance = network(tokens, targets=targets, separate=True)
+    assert 0.8 < float(balance.detach()) <= 3
+    assert float((network(tokens, targets=targets) - loss - 50 * balance).detach().abs()) < 1e-4
+    network.eval()
+    assert float((network(tokens, targets=targets) - loss).detach().abs()) < 1e-5
+    assert network(tokens, targets=targets, separate=True)[1] is None
