@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import yaml
@@ -30,6 +31,7 @@ from mm_lightning.training.connection import lost_contact, set_timeout
 from mm_lightning.training.lightning_callbacks import WatchCallbacks, check_averaging, check_callbacks
 from mm_lightning.training.loggers import MetricsFile, ProgressLines, TensorBoard, say
 from mm_lightning.training.module import LanguageModule
+from mm_lightning.training.own_config import DEFAULT_ROOT, continued_checkpoint, overrides, own_config, run_of
 from mm_lightning.training.preparation import keep_own_preparation
 from mm_lightning.training.quiet import quiet
 from mm_lightning.training.record_run import RecordRun
@@ -72,6 +74,10 @@ class TrainingCLI(LightningCLI):
         self.slurm_job = slurm_job
         configs, self.options = split_configs(args)
         self.files: list[ConfigFile] = [file for path in configs for file in read_chain(path)]
+        self.found = self._continued_checkpoint()
+        self.own = self.found and own_config(self.found, self.options, self.files)
+        if self.own:
+            self.files.insert(0, self.own)
         texts = [f"--config={json.dumps(file.values)}" for file in self.files if file.values]
         settings = {"exit_on_error": False, "allow_abbrev": False}
         try:
@@ -97,7 +103,7 @@ class TrainingCLI(LightningCLI):
         """The keys beside trainer, model and data."""
         parser.add_argument("--seed_everything", type=int, default=1, help="Seed of weights, data order and steps.")
         parser.add_argument(
-            "--run", type=str, default="runs/default", help="Where numbered run folders lie, as in runs/quickstart."
+            "--run", type=str, default=DEFAULT_ROOT, help="Where numbered run folders lie, as in runs/quickstart."
         )
         parser.add_argument(
             "--communication_timeout",
@@ -119,7 +125,8 @@ class TrainingCLI(LightningCLI):
                 nargs="?",
                 const=True,
                 default=False,
-                help="Continue the newest whole checkpoint of `run`, or of the run folder named here.",
+                help="Continue the newest whole checkpoint of `run`, or of the run folder named here, with that run's "
+                "own configuration; configs and options that are given win over it.",
             )
         if self.command == "predict":
             parser.add_argument(
@@ -159,6 +166,9 @@ class TrainingCLI(LightningCLI):
         self.folder = RunFolder(config.run, self._continued_folder(config))
         if self.command == "fit" and self.folder.resumed and rank_zero_only.rank == 0:
             take_over(self.folder, self.checkpoint)
+            told = overrides(self.own, self.resolved_config()) if self.own else []
+            if told:
+                say(f"other than in {self.own.path}: {', '.join(told)}")
         try:
             super().instantiate_classes()
         except (ArgumentError, ValueError) as error:
@@ -170,8 +180,12 @@ class TrainingCLI(LightningCLI):
         if self.checkpoint is not None:
             self._use_checkpoint()
 
+    def _continued_checkpoint(self) -> Path | None:
+        """The checkpoint of the run on whose configuration the command line builds, found before it is parsed."""
+        return continued_checkpoint(self.command, self.options, self.files)
+
     def _find_checkpoint(self, config: Namespace) -> Path | None:
-        return starting_point(self.command, config)
+        return starting_point(self.command, config, self.found)
 
     def _continued_folder(self, config: Namespace) -> Path | None:
         """The run folder of a checkpoint that is resumed or evaluated; None for a fresh run."""
@@ -182,14 +196,18 @@ class TrainingCLI(LightningCLI):
                 f"{self.checkpoint} lies in no run folder, in which --resume goes on: --ckpt_path goes on from it in a "
                 f"fresh one"
             )
-        return self.checkpoint.parent.parent if self.checkpoint.parent.name == "checkpoints" else self.checkpoint.parent
+        return run_of(self.checkpoint)
 
     def _use_checkpoint(self) -> None:
         init = self.config_init[self.command]
         if self.command == "fit" and rank_zero_only.rank != 0:
             init["ckpt_path"] = str(self.checkpoint)  # what the first process has checked is loaded in its place
             return
-        check_architecture(self.checkpoint, self.model.config, fewer_levels=self.command != "fit")
+        try:
+            check_architecture(self.checkpoint, self.model.config, fewer_levels=self.command != "fit")
+        except UserError as error:
+            alone = f": `mm fit --resume {quote(str(self.folder.path))}` alone goes on with it" if self.own else ""
+            raise UserError(f"{error}{alone if self.command == 'fit' else ''}") from error
         init["ckpt_path"] = None
         if self.command != "fit":
             # weights alone are wanted: one way for plain files and DeepSpeed folders, on any number of devices

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import Namespace
 
+from mm_lightning.errors import UserError
 from mm_lightning.networks import NetworkConfig
 from mm_lightning.training.cli import TrainingCLI, prepare
 
 
 class ParsedFit(TrainingCLI):
     """An `mm fit` command line that is read but not run."""
+
+    def _continued_checkpoint(self) -> Path | None:
+        with contextlib.suppress(UserError):  # what begins with a checkpoint may be read before there is one
+            return super()._continued_checkpoint()
+        return None
 
     def instantiate_classes(self) -> None:
         """Builds the dimensions of the network, nothing else."""

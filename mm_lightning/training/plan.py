@@ -56,6 +56,11 @@ class PlannedFit(TrainingCLI):
         self._problems: list[str] = []
         super().__init__("fit", args)
 
+    def _continued_checkpoint(self) -> Path | None:
+        with contextlib.suppress(UserError):  # found again, and said, beside what else is wrong
+            return super()._continued_checkpoint()
+        return None
+
     def instantiate_classes(self) -> None:
         """Checks what the config says, then makes it small and builds its classes."""
         config = self.config.fit

@@ -54,6 +54,16 @@ OPTIONS = {
 }
 """What decides which tokens a step gets, and the options that say it."""
 
+RECIPE = ("learning_rate", "warmup_steps", "final_learning_rate", "weight_decay", "betas")
+TRAINER = ("max_steps", "max_epochs", "precision", "gradient_clip_val", "gradient_clip_algorithm")
+NAMED_ELSEWHERE = {
+    *(f"model.{name}" for name in RECIPE),
+    *(f"trainer.{name}" for name in TRAINER),
+    *(f"model.network.{name}" for name in FREE),
+    *("data.context_length", "data.global_batch_size", "seed_everything", "run"),
+}
+"""Settings whose changes are said when the checkpoint is restored, which knows their values for certain."""
+
 
 def decides_the_data(data: LightningDataModule) -> dict[str, Any]:
     """The values of what decides which tokens a step gets, as checkpoints keep them."""
@@ -137,14 +147,8 @@ def learning_rate(trainer: Trainer) -> float:
 
 def recipe(module: LanguageModule) -> dict[str, Any]:
     """The settings that decide what an optimization step does with its tokens, as checkpoints keep them."""
-    trainer = module.trainer
-    names = ("learning_rate", "warmup_steps", "final_learning_rate", "weight_decay")
-    return {
-        **{f"model.{name}": getattr(module, name) for name in names},
-        "model.betas": list(module.betas),
-        **{f"trainer.{name}": getattr(trainer, name) for name in ("max_steps", "max_epochs", "precision")},
-        **{f"trainer.{name}": getattr(trainer, name) for name in ("gradient_clip_val", "gradient_clip_algorithm")},
-    }
+    values = {f"model.{name}": _plain(getattr(module, name)) for name in RECIPE}
+    return values | {f"trainer.{name}": getattr(module.trainer, name) for name in TRAINER}
 
 
 def changed_recipe(checkpoint: dict[str, Any], about: dict[str, Any], module: LanguageModule) -> list[str]:

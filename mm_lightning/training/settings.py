@@ -55,11 +55,17 @@ def changed(of_the_run: Path, config: str) -> dict[str, Any]:
         of_the_run: the file.
         config: this command's, as YAML.
     """
-    was, now = (dict(_leaves(yaml.safe_load(text))) for text in (of_the_run.read_text(encoding="utf-8"), config))
+    was, now = (yaml.safe_load(text) for text in (of_the_run.read_text(encoding="utf-8"), config))
+    return {name: value for name, (_, value) in differences(was, now).items() if name.startswith(DECIDE_THE_LOSS)}
+
+
+def differences(was: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return what differs between two configs, by dotted name: the value before and the value now."""
+    before = dict(_leaves(was))
     return {
-        name.replace("init_args.", ""): value
-        for name, value in now.items()
-        if name.startswith(DECIDE_THE_LOSS) and value != was.get(name)
+        name.replace("init_args.", ""): (before.get(name), value)
+        for name, value in _leaves(now)
+        if value != before.get(name)
     }
 
 

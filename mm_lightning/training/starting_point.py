@@ -15,17 +15,22 @@ from mm_lightning.training.loggers import say
 from mm_lightning.training.run_folder import RunFolder
 
 
-def starting_point(command: str, config: Namespace) -> Path | None:
+def starting_point(command: str, config: Namespace, found: Path | None = None) -> Path | None:
     """The checkpoint that a config means; None to begin with new weights.
 
     A config that fine-tunes a checkpoint by --ckpt_path gets it as `model.initial_weights`.
+
+    Args:
+        command: fit, validate, test or predict.
+        config: of the command.
+        found: the checkpoint, where it was needed before there was a config.
 
     Raises:
         UserError: there is none, two are named, or it is at the run's last step.
     """
     named = config.get("ckpt_path")
     if command != "fit":
-        return find_checkpoint(named or config.run)
+        return found or find_checkpoint(named or config.run)
     if not config.resume:
         if named and config.model.initial_weights:  # fine-tuning: whose weights, and everything else begins anew
             config.model.initial_weights, config.ckpt_path = str(find_checkpoint(named)), None
@@ -35,7 +40,7 @@ def starting_point(command: str, config: Namespace) -> Path | None:
         raise UserError("--resume and --ckpt_path both name a checkpoint: give one of them")
     # The first process compares checksums, and its choice is what all of them load.
     first = rank_zero_only.rank == 0
-    path = find_checkpoint(config.run if config.resume is True else str(config.resume), checksums=first)
+    path = found or find_checkpoint(config.run if config.resume is True else str(config.resume), checksums=first)
     if not first:
         return path
     if step_of(path) >= config.trainer.max_steps > 0:

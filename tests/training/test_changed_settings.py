@@ -89,6 +89,7 @@ def test_a_resumed_run_trains_with_its_own_settings(tiny, tmp_path, capsys):
     config = spied(tiny, tmp_path)
     assert main(["fit", "--config", config]) == 0
     before, checkpoint = groups(tmp_path), tmp_path / "run" / "0" / "checkpoints" / "step=3.ckpt"
+    loss = metrics(tmp_path / "run" / "0")
     capsys.readouterr()
 
     for how in (["--resume", str(checkpoint)], ["--ckpt_path", str(checkpoint)]):
@@ -118,10 +119,6 @@ def test_a_resumed_run_trains_with_its_own_settings(tiny, tmp_path, capsys):
             assert used[step]["base_lrs"] == [0.001, 0.001]
             # the log shows what was used
             assert metrics(folder, "train/learning_rate")[step] == pytest.approx(used[step]["lr"][0])
-        before_now = {step: before[step] for step in (1, 2, 3)}
-        (tmp_path / "groups").write_text("".join(json.dumps(line) + "\n" for line in before_now.values()))
-        assert main(["fit", "--config", config, "--resume", str(checkpoint)]) == 0
-        capsys.readouterr()
 
 
 def test_another_number_of_steps_says_what_becomes_of_the_rate(tiny, tmp_path, capsys):

@@ -1,0 +1,110 @@
+"""The configuration of the run that a command goes on with: its own config.yaml, beneath what the command line says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch.utilities import rank_zero_only
+
+from mm_lightning.errors import UserError
+from mm_lightning.redaction import HIDDEN
+from mm_lightning.training.checkpoint import find_checkpoint
+from mm_lightning.training.config_files import ConfigFile, read_yaml
+from mm_lightning.training.resume import NAMED_ELSEWHERE
+from mm_lightning.training.settings import differences
+
+CONFIG = "config.yaml"
+DEFAULT_ROOT = "runs/default"
+
+
+def continued_checkpoint(command: str, options: Sequence[str], files: Sequence[ConfigFile]) -> Path | None:
+    """Return the checkpoint of the run whose configuration a command line builds on; None where there is none.
+
+    `mm fit --resume` goes on with its run's configuration, whatever configs are named; the other commands take that of
+    the run that they evaluate, if no config is named.
+
+    Raises:
+        UserError: no whole checkpoint is there.
+    """
+    root = given("run", options) or next((str(f.values["run"]) for f in reversed(files) if "run" in f.values), None)
+    if command != "fit":
+        place = given("ckpt_path", options) or given("run", options)
+        return find_checkpoint(place) if place and not files else None
+    resume = given("resume", options)
+    if resume is None:
+        resume = next((str(f.values["resume"]) for f in reversed(files) if "resume" in f.values), "false")
+    if resume.lower() == "false" or given("ckpt_path", options):
+        return None
+    place = resume if resume.lower() not in ("", "true") else root or DEFAULT_ROOT
+    # The first process compares checksums, and its choice is what all of them load.
+    return find_checkpoint(place, checksums=rank_zero_only.rank == 0)
+
+
+def given(name: str, options: Sequence[str]) -> str | None:
+    """Return the value of an option, empty for one that stands alone; None where it is not given."""
+    value = None
+    for word, following in zip(options, [*options, "--"][1:], strict=True):
+        if word == f"--{name}":
+            value = "" if following.startswith("--") else following
+        elif word.startswith(f"--{name}="):
+            value = word.partition("=")[2]
+    return value
+
+
+def run_of(checkpoint: Path) -> Path:
+    """Return the run folder that a checkpoint lies in."""
+    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+
+
+def own_config(checkpoint: Path, options: Sequence[str], files: Sequence[ConfigFile]) -> ConfigFile | None:
+    """Return the config.yaml of the run that a checkpoint is of, as a file to be read first; None if there is none.
+
+    Args:
+        checkpoint: of the run.
+        options: the rest of the command line.
+        files: the configs that it names.
+
+    Raises:
+        UserError: it hides a secret that the command line does not give.
+    """
+    folder = run_of(checkpoint)
+    path = folder / CONFIG
+    if not path.is_file():
+        return None
+    values = read_yaml(path)
+    if folder.name.isdigit():
+        values["run"] = str(folder.parent)  # wherever it was moved to
+    named = [word.partition("=")[0].removeprefix("--") for word in options if word.startswith("--")]
+    for section, content in values.items():
+        if HIDDEN not in json.dumps(content, default=str):
+            continue
+        for key in hidden(content, section):
+            if not any(key.startswith(name) for name in named) and not any(section in file.values for file in files):
+                raise UserError(f"{path} keeps no secrets: give {key} again, as in --{key} VALUE")
+    return ConfigFile(str(path), values)
+
+
+def hidden(content: Any, name: str) -> list[str]:
+    """Return the dotted names of values in which a secret is hidden."""
+    if isinstance(content, dict):
+        return [found for key, value in content.items() for found in hidden(value, f"{name}.{key}")]
+    return [name.replace(".init_args", "")] if HIDDEN in json.dumps(content, default=str) else []
+
+
+def overrides(own: ConfigFile, config: str) -> list[str]:
+    """Return what is set otherwise than in a run's own configuration, each with both values, as far as they are short.
+
+    Args:
+        own: the run's configuration.
+        config: this command's, as YAML.
+    """
+    told = []
+    for name, (was, now) in differences(own.values, yaml.safe_load(config)).items():
+        both = f"{name} {now} instead of {was}"
+        if name not in NAMED_ELSEWHERE:
+            told.append(both if len(both) < 200 else name)
+    return told
