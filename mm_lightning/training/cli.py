@@ -38,6 +38,7 @@ from mm_lightning.training.record_run import RecordRun
 from mm_lightning.training.run_folder import RunFolder
 from mm_lightning.training.settings import changed, check_settings
 from mm_lightning.training.starting_point import check_resumable, starting_point, take_over
+from mm_lightning.training.trainer_options import WholeSteps, refused_by_lightning
 
 TRAINER_DEFAULTS = {
     # everything is counted in optimisation steps, never in epochs
@@ -171,11 +172,14 @@ class TrainingCLI(LightningCLI):
                 say(f"other than in {self.own.path}: {', '.join(told)}")
         try:
             super().instantiate_classes()
-        except (ArgumentError, ValueError) as error:
-            if isinstance(error, UserError):
+        except Exception as error:
+            refused = isinstance(error, (ArgumentError, ValueError)) or refused_by_lightning(error)
+            if isinstance(error, UserError) or not refused:
                 raise
             cause = error.__cause__ or error.__context__
-            raise UserError(str(cause if isinstance(cause, UserError) else error)) from error
+            if "Problem with given class_path" in str(error) and not isinstance(cause, UserError):
+                raise UserError(explain(str(error), self.files, self._known(), self.options)) from error
+            raise UserError(" ".join(str(cause if isinstance(cause, UserError) else error).split())) from error
         self.model.run_folder = self.folder
         if self.checkpoint is not None:
             self._use_checkpoint()
@@ -227,7 +231,7 @@ class TrainingCLI(LightningCLI):
             # what is averaged is part of what a signal saves
             averaging = [callback for callback in chosen if isinstance(callback, WeightAveraging)]
             chosen = [callback for callback in chosen if callback not in averaging]
-            always = [WatchCallbacks(), RecordRun(self.folder, self.resolved_config()), *averaging]
+            always = [WatchCallbacks(), WholeSteps(), RecordRun(self.folder, self.resolved_config()), *averaging]
             always += [watchers.Preemption(self.slurm_job), watchers.Throughput(), watchers.GradientNorm()]
             # fp16 has a guard of its own, which looks for gradients that are not finite to find its loss scale
             guards = [watchers.Watchdog] + [watchers.Guard] * (not str(config.get("precision")).startswith("16"))
@@ -250,6 +254,8 @@ class TrainingCLI(LightningCLI):
             config["enable_checkpointing"] = False
             config["callbacks"] = [c for c in config["callbacks"] if not isinstance(c, Checkpoint)]
         trainer = Trainer(**config)
+        if trainer._val_check_time_interval is not None:
+            trainer.val_check_interval = None  # which Lightning leaves out, and looks at
         check_averaging(trainer)
         set_timeout(trainer.strategy, self.config[self.command].communication_timeout)
         return trainer
@@ -278,8 +284,12 @@ class TrainingCLI(LightningCLI):
         except UserError:
             self.folder.discard_unused()
             raise
-        except RuntimeError as error:
-            lost = lost_contact(error, self.config[subcommand].communication_timeout)
+        except Exception as error:
+            if refused_by_lightning(error):
+                self.folder.discard_unused()
+                raise UserError(" ".join(str(error).split())) from error
+            timeout = self.config[subcommand].communication_timeout
+            lost = lost_contact(error, timeout) if isinstance(error, RuntimeError) else None
             raise (lost or error) from error
 
     def before_fit(self) -> None:

@@ -116,6 +116,14 @@ def explain(message: str, files: list[ConfigFile], known: list[str], options: Se
     """
     message = " ".join(message.split())
     typed = [_plain(option.removeprefix("--").partition("=")[0]) for option in options]
+    wrong_class = re.search(r"class_path '([\w.]+)': (.+?)(?= - (?:Expected|Not a|Problem)|$)", message)
+    if wrong_class and not re.match(r"(?:Parser key|Option|Group|Validation failed|Unknown|Key) ", wrong_class[2]):
+        key = re.search(r'Parser key "([\w.]+)"', message)
+        owner, text = wrong_class[1].rsplit(".", 1)[-1], wrong_class[2].rstrip(".")
+        if missing := re.fullmatch(r"the following arguments are required: (.+)", text):
+            text = f"needs {missing[1]}, in init_args"
+        place = f"config key {key[1]}{_where(key[1], files)}: " if key else ""
+        return f"{place}{owner} {text}" if missing else f"{place}{owner}: {text}"
     if found := re.search(r"unrecognized arguments: --(no_)?([\w.\-]+)", message):
         return _unknown("option --", found[2], known, "", "")
     if found := re.search(r"class_path '([\w.]+)': Option '([\w.]+)' is not accepted", message):

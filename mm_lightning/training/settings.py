@@ -10,6 +10,7 @@ import yaml
 from jsonargparse import Namespace
 
 from mm_lightning.errors import UserError
+from mm_lightning.training.trainer_options import check_options
 
 DECIDE_THE_LOSS = (
     "model.network",
@@ -40,12 +41,7 @@ def check_settings(config: Namespace) -> None:
         )
     if not 0 <= config.seed_everything < 1 << 32:
         raise UserError(f"seed_everything must be at least 0 and below 2^32, got {config.seed_everything}")
-    for name in ("val_check_interval", "log_every_n_steps"):
-        value = getattr(trainer, name)
-        if isinstance(value, int | float) and value <= 0:
-            raise UserError(f"trainer.{name} must be at least 1, got {value}")
-    if (trainer.gradient_clip_val or 0) < 0:  # which would turn gradients round
-        raise UserError(f"trainer.gradient_clip_val must be above 0, or null for none, got {trainer.gradient_clip_val}")
+    check_options(trainer)
 
 
 def changed(of_the_run: Path, config: str) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def test_in_a_file(keys, words, tiny, tmp_path, capsys):
         (["--trainer.max_steps", "few"], ["config key trainer.max_steps takes a whole number, got few"]),
         (["--trainer.val_check_interval", "0"], ["trainer.val_check_interval", "at least 1"]),
         (["--trainer.log_every_n_steps", "0"], ["trainer.log_every_n_steps", "at least 1"]),
-        (["--trainer.gradient_clip_val", "-1"], ["trainer.gradient_clip_val", "above 0"]),
+        (["--trainer.gradient_clip_val", "-1"], ["trainer.gradient_clip_val", "at least 0"]),
         (["--trainer.precision", "bf17"], ["takes one of 64, 32, 16, transformer-engine", "got bf17"]),
         (["--trainer.precision", "16-true"], ["trainer.precision 16-true", "use bf16-true"]),
         (["--seed_everything", "-1"], ["seed_everything", "2^32"]),

@@ -1,0 +1,140 @@
+"""Options of Lightning's Trainer: which values `mm fit` refuses, beside those that Lightning itself does."""
+
+from __future__ import annotations
+
+import linecache
+import math
+import re
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import lightning
+from jsonargparse import Namespace
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from mm_lightning.errors import UserError
+from mm_lightning.training.batches import accumulating
+
+LEAST = {
+    "log_every_n_steps": 1,
+    "check_val_every_n_epoch": 1,
+    "num_sanity_val_steps": -1,
+    "min_steps": 0,
+    "min_epochs": 0,
+    "gradient_clip_val": 0,  # below, it would turn gradients round
+}
+"""The least value of options that are numbers; Lightning checks those of the others."""
+
+REFUSED = {
+    "barebones": "leaves out the loggers and checkpoints that a run is read by: mm benchmark step times steps",
+    "reload_dataloaders_every_n_epochs": "would begin each epoch with the order of the first: leave it out",
+    "use_distributed_sampler": "would divide the data a second time: the loaders divide them among devices",
+}
+"""Options that must stay as they are."""
+
+
+def check_options(trainer: Namespace) -> None:
+    """Refuse values by which a run would not do what they say.
+
+    Raises:
+        UserError: naming the option, its value and what it takes.
+    """
+    for name, reason in REFUSED.items():
+        if trainer.get(name):
+            raise UserError(f"trainer.{name} {trainer[name]} {reason}".replace(" True ", " true "))
+    for name, least in LEAST.items():
+        value = trainer.get(name)
+        if value is not None and not value >= least:
+            raise UserError(f"trainer.{name} must be at least {least}, got {value}")
+    for name in ("val_check_interval", "max_time"):
+        value = trainer.get(name)
+        if isinstance(value, (str, Mapping, timedelta)):
+            check_duration(f"trainer.{name}", value)
+        elif value is not None and not value > 0:
+            raise UserError(f"trainer.{name} must be at least 1, got {value}")
+    for least_name, most_name in (("min_steps", "max_steps"), ("min_epochs", "max_epochs")):
+        least, most = trainer.get(least_name), trainer.get(most_name)
+        if least and most and 0 < most < least:
+            raise UserError(f"trainer.{least_name} {least} is above trainer.{most_name} {most}")
+
+
+def check_duration(name: str, value: str | Mapping[str, Any] | timedelta) -> None:
+    """Check a time as Lightning takes it.
+
+    Raises:
+        UserError: it is none, or not above 0.
+    """
+    seconds = 0.0
+    try:
+        if isinstance(value, str):
+            days, hours, minutes, rest = map(int, re.fullmatch(r"(\d+):(\d\d):(\d\d):(\d\d)", value.strip()).groups())
+            value = {"days": days, "hours": hours, "minutes": minutes, "seconds": rest}
+        seconds = (value if isinstance(value, timedelta) else timedelta(**value)).total_seconds()
+    except (AttributeError, TypeError, OverflowError):
+        pass
+    if not seconds > 0:
+        steps = "" if name.endswith("max_time") else "a number of steps, or "
+        raise UserError(
+            f"{name} takes {steps}a time above 0 as days:hours:minutes:seconds, such as 00:00:30:00, or as "
+            f"{{minutes: 30}}, got {value}"
+        )
+
+
+class WholeSteps(Callback):
+    """Lets validation begin after whole optimization steps only, and on all processes at once if a clock says when.
+
+    Lightning looks at each process's own clock, whatever is accumulated, and cuts an epoch's last step short.
+    """
+
+    def __init__(self) -> None:
+        self._seconds: float | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at how long epochs are."""
+        size, batches = trainer.accumulate_grad_batches, trainer.fit_loop.max_batches
+        if batches % size and not trainer.fast_dev_run:
+            name = "overfit_batches" if trainer.overfit_batches else "limit_train_batches"
+            raise UserError(
+                f"trainer.{name} leaves {batches} batches an epoch for each process, and a step takes {size} of them "
+                f"(data.global_batch_size): choose a multiple of {size}"
+            )
+        if isinstance(trainer.val_check_batch, int):  # a fraction of an epoch
+            trainer.val_check_batch = max(size, trainer.val_check_batch // size * size)
+        if self._seconds is None:
+            self._seconds = trainer._val_check_time_interval
+        if self._seconds is not None:
+            trainer._val_check_time_interval = math.inf
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Ask for a validation when it is time; with several processes, every trainer.log_every_n_steps steps."""
+        if self._seconds is None:
+            return
+        due = False
+        if not accumulating(trainer) and (
+            trainer.world_size == 1 or trainer.global_step % trainer.log_every_n_steps == 0
+        ):
+            # clocks differ: the first process's counts
+            due = trainer.strategy.broadcast(self._since_validation(trainer) >= self._seconds)
+        trainer._val_check_time_interval = 0.0 if due else math.inf
+
+    def _since_validation(self, trainer: Trainer) -> float:
+        return time.monotonic() - trainer._last_val_time
+
+
+def refused_by_lightning(error: BaseException) -> bool:
+    """Whether Lightning itself raised an error, to say that it cannot do what it was asked to."""
+    kinds = (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError)
+    if not isinstance(error, kinds) or error.__traceback__ is None:
+        return False
+    place = error.__traceback__
+    while place.tb_next is not None:
+        place = place.tb_next
+    file = place.tb_frame.f_code.co_filename
+    within = Path(file).is_relative_to(Path(lightning.__file__).parent)
+    return within and linecache.getline(file, place.tb_lineno).lstrip().startswith("raise ")
