@@ -21,6 +21,8 @@ def prepare(
     shard_tokens: int = 1 << 24,
     workers: int | None = None,
     progress: bool = True,
+    bos: str | None = None,
+    eos: str | None = None,
 ) -> None:
     """Turn text into a folder of tokens that `mm fit` trains from.
 
@@ -45,6 +47,9 @@ def prepare(
         shard_tokens: tokens in a shard.
         workers: processes; the number of CPU cores if not given. What is written does not depend on it.
         progress: show a progress bar.
+        bos: of a tokenizer.json, the name of the token that begins a document, where it is none of the usual ones:
+            --bos '[CLS]' --eos '[SEP]'.
+        eos: likewise of the token that ends a document. One of the two alone is both.
     """
     from mm_lightning.data import prepare as room
 
@@ -60,6 +65,8 @@ def prepare(
         on_error=on_error,
         shard_tokens=shard_tokens,
         workers=workers,
+        bos=bos,
+        eos=eos,
     )
     room.prepare(config, output, progress)
 

@@ -53,6 +53,8 @@ class PrepareConfig:
         on_error: refuse stops at a file or row that cannot be read; skip counts and lists it in the manifest.
         shard_tokens: tokens in a shard.
         workers: processes; the number of CPU cores if not given. What is written does not depend on it.
+        bos: of a tokenizer.json, the name of the token that begins a document, where it is none of the usual ones.
+        eos: likewise of the token that ends a document. One of the two alone is both.
     """
 
     sources: list[str]
@@ -66,6 +68,8 @@ class PrepareConfig:
     on_error: Literal["refuse", "skip"] = "refuse"
     shard_tokens: int = 1 << 24
     workers: int | None = None
+    bos: str | None = None
+    eos: str | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.validation_fraction < 1:
@@ -76,6 +80,10 @@ class PrepareConfig:
             raise UserError("shard_tokens, tokenizer_bytes and workers must be at least 1")
         if self.tokenizer == "train":
             check_vocab_size(self.vocab_size)
+        if (self.bos or self.eos) and self.tokenizer in ("train", "bytes"):
+            raise UserError(
+                f"bos and eos name tokens of a tokenizer.json: with tokenizer {self.tokenizer} leave them out"
+            )
         if self.separator == "":
             raise UserError("separator is empty: leave it out to make each file a document")
 
@@ -85,12 +93,14 @@ class PrepareConfig:
         return ReadSettings(self.text_key, self.separator, suffixes, self.on_error)
 
     def identity(self) -> dict[str, Any]:
-        """All that the result depends on."""
-        return {key: value for key, value in asdict(self).items() if key != "workers"}
+        """Return all that the result depends on."""
+        settings = {key: value for key, value in asdict(self).items() if key != "workers"}
+        # Left out where not given: so are they in folders that were prepared before there were these two.
+        return {key: value for key, value in settings.items() if key not in ("bos", "eos") or value is not None}
 
     def wanted(self) -> dict[str, Any]:
         """What a folder must have been prepared with to be used in place of a new one."""
-        return {key: value for key, value in self.identity().items() if key != "on_error"}
+        return {key: value for key, value in asdict(self).items() if key not in ("workers", "on_error")}
 
 
 def prepare(config: PrepareConfig, output: str | os.PathLike, progress: bool = True) -> Manifest:
@@ -220,7 +230,7 @@ def _tokenizer(
 ) -> Tokenizer:
     path = work / "tokenizer.json"
     if config.tokenizer != "train":
-        tokenizer = load_tokenizer(config.tokenizer)
+        tokenizer = load_tokenizer(config.tokenizer, config.bos, config.eos)
         tokenizer.save(path)
         return tokenizer
     if not path.exists():
@@ -265,7 +275,9 @@ def _text_bytes(files: list[SourceFile]) -> int:
 
 
 def _fingerprint(config: PrepareConfig, files: list[SourceFile]) -> str:
-    named = config.tokenizer if config.tokenizer == "train" else load_tokenizer(config.tokenizer).sha256
+    named = config.tokenizer
+    if named != "train":
+        named = load_tokenizer(config.tokenizer, config.bos, config.eos).sha256
     # Whatever on_error says, units that are finished stay as they are: a refused preparation can go on with `skip`.
     settings = {**config.identity(), "tokenizer": named, "on_error": None}
     content = [FORMAT_VERSION, settings, [(file.name, file.size) for file in files]]

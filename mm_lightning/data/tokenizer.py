@@ -10,9 +10,11 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from mm_lightning.data.interruptible import interruptible
 from mm_lightning.data.progress import say
+from mm_lightning.data.text_files import read_json, read_text
 from mm_lightning.errors import UserError
 from mm_lightning.outputs import write_text
 
@@ -114,20 +116,24 @@ class FileTokenizer(Tokenizer):
     """A `tokenizer.json` of the tokenizers library.
 
     Args:
-        path: the file, or the folder that holds it.
+        path: the file.
+        bos: the name of the token that begins a document, where it is none of the usual ones.
+        eos: likewise of the token that ends a document. One of the two alone is both.
     """
 
-    def __init__(self, path: str | os.PathLike) -> None:
+    def __init__(self, path: str | os.PathLike, bos: str | None = None, eos: str | None = None) -> None:
         import tokenizers
 
         self.name = str(path)
-        text = Path(path).read_text(encoding="utf-8")
+        text = read_text(path)
         try:
             content = json.loads(text)
             self._inner = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises bare Exception
             reason = str(error).splitlines()[0][:200]
             raise UserError(f"{path} is not a tokenizer.json of the tokenizers library: {reason}") from error
+        if bos or eos:
+            content = self._named(bos or eos or "", eos or bos or "")
         self._inner.no_padding()
         self._inner.no_truncation()
         self._inner.encode_special_tokens = True
@@ -136,13 +142,33 @@ class FileTokenizer(Tokenizer):
         self.vocab_size = max(self._inner.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self.bos, self.eos = self._boundaries()
 
+    def _named(self, bos: str, eos: str) -> dict[str, Any]:
+        """Return the content with these tokens as its boundaries, which `_boundaries` finds again."""
+        for name in (bos, eos):
+            if self._inner.token_to_id(name) is None:
+                raise UserError(f"{self.name} has no token {name!r}{self._special_tokens()}")
+        self._inner.add_special_tokens([bos, eos])  # where they are ordinary ones
+        ids = self._inner.get_vocab(with_added_tokens=True)
+        return json.loads(self._inner.to_str()) | {"post_processor": _template(ids, bos, eos)}
+
     def _boundaries(self) -> tuple[int, int]:
+        ids = self._inner.get_vocab(with_added_tokens=True)
+        template = self._content.get("post_processor") or {}
+        names = [part["SpecialToken"]["id"] for part in template.get("pair") or () if "SpecialToken" in part]
+        if len(names) == 4 and set(names) <= set(ids) and template == _template(ids, *names[:2]):
+            return ids[names[0]], ids[names[1]]
         for begin, end in _BOUNDARIES:
-            bos, eos = self._inner.token_to_id(begin), self._inner.token_to_id(end)
-            if bos is not None and eos is not None:
-                return bos, eos
+            if begin in ids and end in ids:
+                return ids[begin], ids[end]
         wanted = ", ".join(" and ".join(dict.fromkeys(pair)) for pair in _BOUNDARIES)
-        raise UserError(f"{self.name} has no tokens that begin and end a document (looked for {wanted})")
+        raise UserError(
+            f"{self.name} has no tokens that begin and end a document (looked for {wanted}): name them by --bos TOKEN "
+            f"--eos TOKEN of mm data prepare or mm import (data.prepare.bos, data.prepare.eos){self._special_tokens()}"
+        )
+
+    def _special_tokens(self) -> str:
+        names = [token.content for token in self._inner.get_added_tokens_decoder().values() if token.special]
+        return f"; its special tokens are {', '.join(names[:20])}" if names else "; it has no special tokens"
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         def encode() -> list[list[int]]:
@@ -163,6 +189,18 @@ class FileTokenizer(Tokenizer):
         Path(path).write_text(json.dumps(self._content, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def _template(ids: dict[str, int], bos: str, eos: str) -> dict[str, Any]:
+    """Return the post-processor that puts boundaries around documents, of a pair of documents around each."""
+
+    def document(name: str) -> list[dict[str, Any]]:
+        tokens = [{"SpecialToken": {"id": token, "type_id": 0}} for token in (bos, eos)]
+        return [tokens[0], {"Sequence": {"id": name, "type_id": 0}}, tokens[1]]
+
+    special = {name: {"id": name, "ids": [ids[name]], "tokens": [name]} for name in (bos, eos)}
+    pair = document("A") + document("B")
+    return {"type": "TemplateProcessing", "single": document("A"), "pair": pair, "special_tokens": special}
+
+
 def _utf8(text: str) -> bytes:
     try:
         return text.encode()
@@ -171,29 +209,39 @@ def _utf8(text: str) -> bytes:
         raise UserError(f"the text cannot be written in UTF-8: half a character ends {around!r}") from error
 
 
-def load_tokenizer(spec: str | os.PathLike) -> Tokenizer:
-    """The tokenizer that `spec` names.
+def load_tokenizer(spec: str | os.PathLike, bos: str | None = None, eos: str | None = None) -> Tokenizer:
+    """Return the tokenizer that `spec` names.
 
     Args:
         spec: "bytes", or a `tokenizer.json`, or a folder holding one (such as a prepared data folder).
+        bos: of a `tokenizer.json`, the name of the token that begins a document, where it is none of the usual ones.
+        eos: likewise of the token that ends a document. One of the two alone is both.
 
     Raises:
         UserError: no such file, or not a usable tokenizer.
     """
     if str(spec) == "bytes":
-        return ByteTokenizer()
+        return _bytes(bos, eos)
     path = Path(spec).expanduser()
     if path.is_dir():
         path = path / "tokenizer.json"
     if not path.is_file():
         raise UserError(f"no tokenizer at {path}: give `bytes`, a tokenizer.json, or a folder that holds one")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = read_json(path)
+    except UserError as error:
         raise UserError(f"{path} is not a tokenizer.json: {error}") from error
     if content == {"tokenizer": "bytes"}:
-        return ByteTokenizer()
-    return FileTokenizer(path)
+        return _bytes(bos, eos)
+    return FileTokenizer(path, bos, eos)
+
+
+def _bytes(bos: str | None, eos: str | None) -> Tokenizer:
+    if bos or eos:
+        raise UserError(
+            "bos and eos name tokens of a tokenizer.json: the tokenizer `bytes` has its own, leave them out"
+        )
+    return ByteTokenizer()
 
 
 def check_vocab_size(vocab_size: int) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +37,17 @@ class Imported:
     context_length: int | None = None
 
 
-def read(source: str | os.PathLike, largest_key_exponent: float | None = None) -> Imported:
-    """Reads any of the formats that :func:`import_command` names.
+def read(
+    source: str | os.PathLike,
+    largest_key_exponent: float | None = None,
+    own_tokenizer: Callable[[Path], dict[str, Any] | None] | None = None,
+) -> Imported:
+    """Read any of the formats that :func:`import_command` names.
+
+    Args:
+        source: a file, or a folder with a config.json.
+        largest_key_exponent: of v1 checkpoints, where a key's exponent is cut.
+        own_tokenizer: returns the tokenizer of a folder of transformers.
 
     Raises:
         UserError: it is none of them, or cannot be expressed.
@@ -56,7 +67,7 @@ def read(source: str | os.PathLike, largest_key_exponent: float | None = None) -
     if kind == "mm_lightning":
         return _read_exported(path, config)
     if kind == "llama":
-        return _read_llama(path, config)
+        return _read_llama(path, config, own_tokenizer or _tokenizer)
     raise UserError(f"{path} holds a model of type {kind}: only llama, and what `mm export` wrote, can be imported")
 
 
@@ -72,7 +83,7 @@ def _read_v1(path: Path, limit: float | None) -> Imported:
     return Imported(config, weights, source, context_length=length)
 
 
-def _read_llama(path: Path, config: dict[str, Any]) -> Imported:
+def _read_llama(path: Path, config: dict[str, Any], own_tokenizer: Callable[[Path], dict[str, Any] | None]) -> Imported:
     from mm_lightning.inference.import_llama import convert_llama, llama_config, read_safetensors
 
     try:
@@ -81,7 +92,7 @@ def _read_llama(path: Path, config: dict[str, Any]) -> Imported:
         raise UserError(f"{path / 'config.json'} does not say {error}") from error
     weights = convert_llama(read_safetensors(path))
     source = f"{path.resolve().name}, a Llama of transformers"
-    return Imported(ours, weights, source, _tokenizer(path), config.get("max_position_embeddings"))
+    return Imported(ours, weights, source, own_tokenizer(path), config.get("max_position_embeddings"))
 
 
 def _read_exported(path: Path, config: dict[str, Any]) -> Imported:
@@ -95,14 +106,14 @@ def _read_exported(path: Path, config: dict[str, Any]) -> Imported:
     return Imported(network_config(config, path), weights, source, tokenizer, config.get("context_length"))
 
 
-def _tokenizer(path: Path) -> dict[str, Any] | None:
-    """Of a tokenizer.json, or a folder that may hold one."""
+def _tokenizer(path: Path, bos: str | None = None, eos: str | None = None) -> dict[str, Any] | None:
+    """Return the tokenizer of a tokenizer.json, or of a folder that may hold one."""
     from mm_lightning.data.tokenizer import load_tokenizer
     from mm_lightning.training.checkpoint import describe_tokenizer
 
     if path.is_dir() and not (path / "tokenizer.json").is_file():
         return None
-    return describe_tokenizer(load_tokenizer(path))
+    return describe_tokenizer(load_tokenizer(path, bos, eos))
 
 
 def check(imported: Imported) -> None:
@@ -155,7 +166,12 @@ def write(imported: Imported, output: str | os.PathLike) -> Path:
 
 
 def import_command(
-    source: str, output: str, tokenizer: str | None = None, largest_key_exponent: float | None = None
+    source: str,
+    output: str,
+    tokenizer: str | None = None,
+    largest_key_exponent: float | None = None,
+    bos: str | None = None,
+    eos: str | None = None,
 ) -> None:
     """Turn weights from elsewhere into a checkpoint.
 
@@ -169,15 +185,18 @@ def import_command(
         tokenizer: `bytes`, or a tokenizer.json, or a folder that holds one; by default the source's own, if it has one.
         largest_key_exponent: of v1 checkpoints, where a key's exponent is cut, if they come from a changed copy of that
             code; leave it out for nanoMosaics itself, which cuts at log(65535) as networks here do.
+        bos: the name of the tokenizer's token that begins a document, where it is none of the usual ones.
+        eos: likewise of the token that ends a document. One of the two alone is both.
     """
     from mm_lightning.inference.flatten import holds_other_code
 
-    imported = read(source, largest_key_exponent)
+    own = partial(_tokenizer, bos=bos, eos=eos) if tokenizer is None else lambda _: None
+    imported = read(source, largest_key_exponent, own)
     if tokenizer is not None:
         from mm_lightning.data.tokenizer import load_tokenizer
         from mm_lightning.training.checkpoint import describe_tokenizer
 
-        given = load_tokenizer(tokenizer)
+        given = load_tokenizer(tokenizer, bos, eos)
         if given.vocab_size > imported.config.vocab_size:
             raise UserError(
                 f"the tokenizer {given.name} has {given.vocab_size} tokens, the network {imported.config.vocab_size}: "

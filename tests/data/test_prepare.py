@@ -201,6 +201,35 @@ def test_large_vocabularies_take_four_bytes(tmp_path):
         assert verify(out) == []
 
 
+def test_boundaries_of_other_names(tmp_path):
+    inner = Inner(models.WordLevel({"[UNK]": 0, "a": 1, "b": 2}, unk_token="[UNK]"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    inner.add_special_tokens(["[CLS]", "[SEP]"])
+    inner.save(str(tmp_path / "tokenizer.json"))
+    source = write_lines(tmp_path / "in.jsonl", ["a b", "b [SEP]"])
+    settings = {"tokenizer": str(tmp_path / "tokenizer.json"), "validation_fraction": 0}
+    with pytest.raises(UserError, match="--bos TOKEN"):
+        run([source], tmp_path / "out", **settings)
+    made = run([source], tmp_path / "out", **settings, bos="[CLS]", eos="[SEP]")
+    assert (made.tokenizer["bos"], made.tokenizer["eos"]) == (3, 4)
+    assert documents(tmp_path / "out", "train")[1] == [3, 1, 2, 4, 3, 2, 0, 4]
+    assert run([source], tmp_path / "out", **settings, bos="[CLS]", eos="[SEP]") == made
+    with pytest.raises(UserError, match=r"bos '\[CLS\]', not '\[SEP\]'"):
+        run([source], tmp_path / "out", **settings, bos="[SEP]", eos="[SEP]")
+    again = run([source], tmp_path / "again", tokenizer=str(tmp_path / "out"), validation_fraction=0)
+    assert again.tokenizer["sha256"] == made.tokenizer["sha256"]
+    with pytest.raises(UserError, match="with tokenizer bytes leave them out"):
+        PrepareConfig([source], bos="[CLS]")
+
+
+def test_a_preparation_is_known_by_the_same_settings_as_before():
+    """Folders that were prepared earlier are found again: new settings are not among these unless they are given."""
+    assert list(PrepareConfig(["x"]).identity()) == [
+        "sources", "tokenizer", "vocab_size", "tokenizer_bytes", "validation_fraction", "text_key", "separator",
+        "suffixes", "on_error", "shard_tokens",
+    ]  # fmt: skip
+
+
 def test_too_little_text_is_refused(tmp_path):
     source = write_lines(tmp_path / "in.jsonl", ["", ""])
     with pytest.raises(UserError, match="there is no text in"):

@@ -98,6 +98,58 @@ def test_known_names_of_document_boundaries(tmp_path):
         assert (tokenizer.bos, tokenizer.eos) == (2, 1 + len(names))
 
 
+def other_names(path, *special, ordinary=()):
+    """A tokenizer.json with boundaries of other names than the usual ones."""
+    inner = Inner(models.WordLevel({w: n for n, w in enumerate(["[UNK]", "a", "b", *ordinary])}, unk_token="[UNK]"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    inner.add_special_tokens(list(special))
+    inner.save(str(path))
+    return path
+
+
+def test_other_names_of_document_boundaries(tmp_path):
+    path = other_names(tmp_path / "tokenizer.json", "[CLS]", "[SEP]")
+    message = r"no tokens that begin and end .*--bos TOKEN --eos TOKEN .*its special tokens are \[CLS\], \[SEP\]"
+    with pytest.raises(UserError, match=message):
+        load_tokenizer(path)
+    tokenizer = load_tokenizer(path, "[CLS]", "[SEP]")
+    assert (tokenizer.bos, tokenizer.eos, tokenizer.vocab_size) == (3, 4, 5)
+    assert tokenizer.encode("a [SEP] b") == [1, 0, 2]  # a name in a text is no boundary
+    assert tokenizer.decode([3, 1, 4]) == "a"
+    assert tokenizer.decode([3, 1, 4], special=True) == "[CLS] a [SEP]"
+    (tmp_path / "saved").mkdir()
+    tokenizer.save(tmp_path / "saved" / "tokenizer.json")
+    again = load_tokenizer(tmp_path / "saved")
+    assert (again.bos, again.eos, again.sha256) == (3, 4, tokenizer.sha256)
+    plain = Inner.from_file(str(tmp_path / "saved" / "tokenizer.json"))  # other programs read them as well
+    assert plain.encode("a").ids == [3, 1, 4]
+    alone = load_tokenizer(path, eos="[SEP]")
+    assert (alone.bos, alone.eos) == (4, 4)
+    with pytest.raises(UserError, match=r"has no token '<end>'; its special tokens are \[CLS\], \[SEP\]"):
+        load_tokenizer(path, "[CLS]", "<end>")
+    with pytest.raises(UserError, match="the tokenizer `bytes` has its own"):
+        load_tokenizer("bytes", bos="[CLS]")
+
+
+def test_names_that_are_given_win_over_the_usual_ones_and_may_be_of_ordinary_tokens(tmp_path):
+    path = other_names(tmp_path / "tokenizer.json", "<s>", "</s>", ordinary=["<q:1>", "$A end"])
+    tokenizer = load_tokenizer(path, "<q:1>", "$A end")
+    assert (tokenizer.bos, tokenizer.eos) == (3, 4)
+    assert tokenizer.decode([3, 1, 4]) == "a"
+    tokenizer.save(tmp_path / "again.json")
+    assert (load_tokenizer(tmp_path / "again.json").bos, load_tokenizer(path).bos) == (3, 5)
+
+
+def test_a_tokenizer_file_with_a_byte_order_mark(tmp_path):
+    path = other_names(tmp_path / "tokenizer.json", "<s>", "</s>")
+    sha256 = load_tokenizer(path).sha256
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert load_tokenizer(path).sha256 == sha256
+    path.write_bytes(b"\xff{}")
+    with pytest.raises(UserError, match="not UTF-8"):
+        load_tokenizer(path)
+
+
 def test_mistakes_are_named(tmp_path):
     with pytest.raises(UserError, match="no tokenizer at"):
         load_tokenizer(tmp_path / "nothing.json")
