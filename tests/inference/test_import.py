@@ -200,11 +200,11 @@ def test_llama_gives_the_same_logits(more, tmp_path):
     assert (torch.cat(pieces, 1) - theirs(tokens).logits).abs().max() < 1e-4
 
 
-def words(folder):
+def words(folder, begin="<s>", end="</s>"):
     """A tokenizer of four words."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    vocabulary = {"<s>": 0, "</s>": 1, "a": 2, "b": 3}
+    vocabulary = {begin: 0, end: 1, "a": 2, "b": 3}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="a"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -283,6 +283,23 @@ def test_damaged_files_of_an_export_are_named(file, tmp_path, capsys):
         assert main(["import", "--source", str(out), "--output", str(tmp_path / "again")]) == 2
         assert f"{file} {said}" in capsys.readouterr().err
     assert not list(tmp_path.glob("again*"))
+
+
+def test_a_tokenizer_with_boundaries_of_other_names_goes_all_the_way(tmp_path, capsys):
+    llama(tmp_path / "llama")
+    words(tmp_path / "llama", "[CLS]", "[SEP]")
+    source, names = ["--source", str(tmp_path / "llama")], ["--bos", "[CLS]", "--eos", "[SEP]"]
+    assert main(["import", *source, "--output", str(tmp_path / "run")]) == 2
+    assert "--bos TOKEN --eos TOKEN" in capsys.readouterr().err
+    import_command(str(tmp_path / "llama"), str(tmp_path / "other"), tokenizer=words(tmp_path))
+    assert main(["import", *source, "--output", str(tmp_path / "run"), *names]) == 0
+    _, tokenizer = load_network(tmp_path / "run")
+    assert (tokenizer.bos, tokenizer.eos, tokenizer.encode("a b")) == (0, 1, [2, 3])
+    assert main(["export", "--checkpoint", str(tmp_path / "run"), "--output", str(tmp_path / "out")]) == 0
+    exported = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert (exported.bos_token, exported.eos_token, exported("a b")["input_ids"]) == ("[CLS]", "[SEP]", [0, 2, 3])
+    import_command(str(tmp_path / "out"), str(tmp_path / "again"))
+    assert load_network(tmp_path / "again")[1].bos == 0
 
 
 def test_llama_through_our_export_and_back(tmp_path):
