@@ -129,8 +129,8 @@ class Network(nn.Module):
             separate: with targets, return the two parts of the loss.
 
         Returns:
-            (B, T, V) logits, or with targets the mean loss in nats per target, a float32 scalar: the cross-entropy, and
-            in training mode `balance_weight` times the load-balancing loss of a mixture of experts. If `separate`,
+            (B, T, V) logits, or with targets the mean loss in nats per target, in float32 or better: the cross-entropy,
+            and in training mode `balance_weight` times the load-balancing loss of a mixture of experts. If `separate`,
             cross-entropy and load-balancing loss, the latter without its weight and None where there is none.
         """
         counted = None if targets is None else targets != IGNORE

@@ -19,19 +19,23 @@ class Classifier(Linear):
     """The linear map onto the vocabulary, and the loss: with many tokens, without having all logits at once."""
 
     def forward(self, x: Tensor, targets: Tensor | None = None) -> Tensor:  # type: ignore[override]
-        """(B, T, V) logits; or the mean cross-entropy in nats over (B, T) targets other than -100, a float32 scalar."""
+        """Return (B, T, V) logits; or, in float32 or better, the mean cross-entropy in nats over (B, T) targets.
+
+        -100 is no target.
+        """
         if targets is None:
             return super().forward(x)
         x, targets = x.flatten(0, -2), targets.flatten()
         tokens, dim = x.shape
+        exact = torch.promote_types(x.dtype, torch.float32)
         if tokens < dim or self.out_features <= dim:
-            return F.cross_entropy(super().forward(x).float(), targets, ignore_index=IGNORE)
+            return F.cross_entropy(super().forward(x).to(exact), targets, ignore_index=IGNORE)
         if LinearCrossEntropyOptions is None or (x.is_cuda and self._short(x)):
             return linear_cross_entropy(x, self.weight, targets, self.kernels)
         # In a shorter type torch's would return the loss itself rounded to that type.
         with torch.autocast(x.device.type, enabled=False):
             return F.linear_cross_entropy(
-                x.float(), self.weight.float(), targets, ignore_index=IGNORE, options=LinearCrossEntropyOptions()
+                x.to(exact), self.weight.to(exact), targets, ignore_index=IGNORE, options=LinearCrossEntropyOptions()
             )
 
     def _short(self, x: Tensor) -> bool:

@@ -29,7 +29,7 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, kernels: Ke
         kernels: what computes the loss from logits: Triton's where keys and values are computed by Triton.
 
     Returns:
-        The mean over targets other than -100, a float32 scalar; NaN if there is none.
+        The mean over targets other than -100, in float32 or better; NaN if there is none.
     """
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype

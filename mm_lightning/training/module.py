@@ -192,7 +192,7 @@ class LanguageModule(LightningModule):
         self._step_loss.append(torch.stack([loss.detach() * predicted, predicted]))
         if balance is not None:
             self._step_balance.append(balance.detach() * predicted)
-        return self.network.with_balance(loss, balance) * (predicted / batch.targets.numel())
+        return self.network.with_balance(loss, balance) * predicted / batch.targets.numel()
 
     def _losses(self, batch: Batch, **random: Any) -> tuple[Tensor, Tensor | None, Tensor]:
         """The mean cross-entropy (0 where nothing is predicted), the load-balancing loss and the predicted tokens."""

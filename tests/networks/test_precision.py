@@ -77,7 +77,7 @@ def test_kernels_and_precisions(kernels, precision, variant):
         assert "choose" in str(error.value)
         assert "\n" not in str(error.value)
         return
-    tolerance = {"32-true": 1e-4, "64-true": 1e-6}.get(precision, 0.02) + config.dropout
+    tolerance = {"32-true": 1e-4, "64-true": 1e-9}.get(precision, 0.02) + config.dropout
     assert step(config, kernels, precision) == pytest.approx(expected(variant), abs=tolerance)
 
 
