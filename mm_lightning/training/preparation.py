@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -28,10 +29,13 @@ def keep_own_preparation(data: Namespace, files: Sequence[ConfigFile], options: 
     Raises:
         UserError: some setting of `data.prepare` is named for the other path, but not what to prepare there.
     """
-    layers = [_flat(file.values.get("data")) for file in files] + [_given(options)]
-    paths = [layer.get("path") for layer in layers]
-    named = [n for n, path in enumerate(paths) if path is not None and path not in paths[:n]]
-    own = {key for layer in layers[named[-1] if named else 0 :] for key, value in layer.items() if value is not None}
+    own: set[str] = set()
+    path = None
+    for layer in [*(_flat(file.values.get("data")) for file in files), _given(options)]:
+        named = _expanded(layer.get("path"))
+        if named is not None:
+            own, path = (own if path in (None, named) else set()), named
+        own |= {key for key, value in layer.items() if value is not None}
     for maker in MAKERS:
         settings = sorted(key for key in own if key.split(".")[0] == maker)
         if data.get(maker) is None:
@@ -53,6 +57,10 @@ def _given(options: Sequence[str]) -> dict[str, Any]:
         if name == "--data" or name.startswith("--data."):
             layer |= _flat(_plain(value if equals else following), name.removeprefix("--data").lstrip("."))
     return layer
+
+
+def _expanded(path: Any) -> Any:
+    return str(Path(path).expanduser()) if isinstance(path, str) else path
 
 
 def _plain(text: str) -> Any:

@@ -1,6 +1,7 @@
 """Which data folder a config's preparation fills."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -22,7 +23,13 @@ def overlay(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [[], ["--data.path", "~/.cache/mm-lightning/python-stdlib"], ["--data.prepare.tokenizer", "bytes"]]
+    "options",
+    [
+        [],
+        ["--data.path", "~/.cache/mm-lightning/python-stdlib"],
+        ["--data.path", str(Path("~/.cache/mm-lightning/python-stdlib").expanduser())],
+        ["--data.prepare.tokenizer", "bytes"],
+    ],
 )
 def test_the_path_of_the_config_is_prepared(options):
     assert parse_fit([*QUICKSTART, *options]).data.prepare.sources == ["python-stdlib"]
