@@ -74,6 +74,7 @@ def export(
     from mm_lightning.inference.configuration import MMLightningConfig
     from mm_lightning.inference.export_tokenizer import transformers_tokenizer
     from mm_lightning.inference.modeling import MMLightningForCausalLM
+    from mm_lightning.inference.tokenization import MMLightningTokenizer
 
     ends = {} if tokenizer is None else {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos}
     config = MMLightningConfig(network.config.described(), context_length, **ends)
@@ -91,6 +92,13 @@ def export(
         share(file)
     if tokenizer is not None:
         transformers_tokenizer(tokenizer).save_pretrained(folder)
+    if tokenizer is not None and self_contained:
+        file = folder / "tokenizer_config.json"
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        name = f"{flatten.flat_name(MMLightningTokenizer.__module__)}.{MMLightningTokenizer.__name__}"
+        # the class is for whoever does not trust the folder's code
+        settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "auto_map": {"AutoTokenizer": [None, name]}}
+        file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def export_command(

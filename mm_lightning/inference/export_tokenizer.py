@@ -20,20 +20,21 @@ def transformers_tokenizer(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     """One that AutoTokenizer loads after its `save_pretrained`.
 
     It begins texts with `bos`, pads on the left with `eos`, and like ours encodes the name of a special token in a
-    text as the characters that it is written with.
+    text as the characters that it is written with; those that `add_special_tokens` adds later are found in texts.
 
     Raises:
         UserError: it would give other ids.
     """
     from tokenizers import processors
-    from transformers import PreTrainedTokenizerFast
+
+    from mm_lightning.inference.tokenization import MMLightningTokenizer
 
     inner = _inner(tokenizer)
     begin, end = inner.id_to_token(tokenizer.bos), inner.id_to_token(tokenizer.eos)
     inner.post_processor = processors.TemplateProcessing(
         single=f"{begin} $A", pair=f"{begin} $A {begin}:1 $B:1", special_tokens=[(begin, tokenizer.bos)]
     )
-    found = PreTrainedTokenizerFast(
+    found = MMLightningTokenizer(
         tokenizer_object=inner,
         bos_token=begin,
         eos_token=end,

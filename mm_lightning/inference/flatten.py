@@ -13,7 +13,7 @@ from pathlib import Path
 from mm_lightning import __version__
 
 PACKAGE = "mm_lightning"
-MODULES = (f"{PACKAGE}.inference.configuration", f"{PACKAGE}.inference.modeling")
+MODULES = tuple(f"{PACKAGE}.inference.{name}" for name in ("configuration", "tokenization", "modeling"))
 """What transformers asks a folder for."""
 _IMPORT = re.compile(rf"^(\s*)from {PACKAGE}\.([\w.]+) import ", re.MULTILINE)
 _OTHER = re.compile(rf"^\s*(import|from) {PACKAGE}\b", re.MULTILINE)

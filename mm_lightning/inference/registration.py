@@ -1,7 +1,7 @@
 """Tells transformers of our networks as soon as somebody imports its auto classes, and not before.
 
 `import mm_lightning` must stay light, and transformers may be imported before it, after it or never. So what has to be
-registered waits at the import of the two modules that hold the tables of the auto classes.
+registered waits at the import of the modules that hold the tables of the auto classes.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from types import ModuleType
 
 CONFIGURATIONS = "transformers.models.auto.configuration_auto"
 MODELS = "transformers.models.auto.modeling_auto"
+TOKENIZERS = "transformers.models.auto.tokenization_auto"
 
 
 def register_with_transformers() -> None:
     """Registers at once with what is imported, and later with what is not."""
-    waiting = {CONFIGURATIONS, MODELS} - set(sys.modules)
-    for name in (CONFIGURATIONS, MODELS):
+    names = (CONFIGURATIONS, MODELS, TOKENIZERS)
+    waiting = set(names) - set(sys.modules)
+    for name in names:
         if name not in waiting:
             _register(sys.modules[name])
     if waiting:
@@ -32,6 +34,11 @@ def _register(table: ModuleType) -> None:
 
     if table.__name__ == CONFIGURATIONS:
         table.AutoConfig.register(MMLightningConfig.model_type, MMLightningConfig, exist_ok=True)
+        return
+    if table.__name__ == TOKENIZERS:
+        from mm_lightning.inference.tokenization import MMLightningTokenizer
+
+        table.AutoTokenizer.register(MMLightningConfig, fast_tokenizer_class=MMLightningTokenizer, exist_ok=True)
         return
     from mm_lightning.inference.modeling import MMLightningForCausalLM
 

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -307,3 +308,70 @@ def test_elsewhere_without_and_with_the_package(v2, tmp_path):
     tokens = torch.tensor([[256, *b"mosaic"]])
     expected = load(folders["plain"]).generate(tokens, max_new_tokens=12, num_beams=2)[0].tolist()
     assert first.split("]")[0] == second.split("]")[0] == str(expected)[:-1]
+
+
+ADDED = """
+import sys
+import threading
+if {contained!r}:
+    sys.modules |= dict.fromkeys(["mm_lightning", "numba", "triton"])  # cannot be imported
+else:
+    import mm_lightning
+from transformers import AutoTokenizer
+trust = {{"trust_remote_code": {contained!r}}}
+tokenizer = AutoTokenizer.from_pretrained({folder!r}, **trust)
+if type(tokenizer).__name__ != "MMLightningTokenizer":
+    sys.exit("transformers of this version passes over registered classes of tokenizers")
+name = "additional_special_tokens"
+tokenizer.add_special_tokens({{name: ["<|user|>"]}})
+tokenizer.add_tokens(["<word>"])
+tokenizer.save_pretrained({folder!r} + "_more")
+again = AutoTokenizer.from_pretrained({folder!r} + "_more", **trust)
+text = "a<|user|>b<|end_of_text|><|user|><|end_of_text|><word>"
+for one in (tokenizer, again):
+    ids = one(text)["input_ids"]
+    print(ids, one.decode(ids), one.decode([*ids, 257], skip_special_tokens=True), len(one), sep="|||")
+    print(one("<|end_of_text|>", "<|user|>")["input_ids"])
+"""
+
+
+@pytest.mark.parametrize("contained", [True, False])
+def test_added_special_tokens_are_found_in_texts(v2, tmp_path, contained):
+    folder = str(tmp_path / "folder")
+    export_command(str(v2), folder, self_contained=contained)
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    code = ADDED.format(contained=contained, folder=folder)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    if "passes over registered classes" in done.stderr and not contained:
+        pytest.skip(done.stderr.splitlines()[-1])
+    assert done.returncode == 0, done.stderr
+    end = list(b"<|end_of_text|>")
+    ids = [256, *b"a", 258, *b"b", *end, 258, *end, 259]
+    text = "a<|user|>b<|end_of_text|><|user|><|end_of_text|><word>"
+    shown = [str(ids), "<|begin_of_text|>" + text, text.replace("<|user|>", ""), "260"]
+    assert done.stdout.splitlines() == ["|||".join(shown), str([256, *end, 256, 258])] * 2
+
+
+def test_the_tokenizer_of_a_folder_loads_without_its_code(v2, tmp_path):
+    for contained in (True, False):
+        folder = tmp_path / str(contained)
+        export_command(str(v2), str(folder), self_contained=contained)
+        loaded = transformers.AutoTokenizer.from_pretrained(folder)
+        assert loaded("a <|end_of_text|>")["input_ids"] == [256, *b"a <|end_of_text|>"]
+
+
+def test_pipelines_and_streamers(v2, tmp_path):
+    export_command(str(v2), str(tmp_path / "out"))
+    model, tokenizer = load(tmp_path / "out"), transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    written = model.generate(**tokenizer("mosaic", return_tensors="pt"), max_new_tokens=8, do_sample=False)[0]
+    expected = tokenizer.decode(written, skip_special_tokens=True)
+    pipeline = transformers.pipeline("text-generation", model=model, tokenizer=tokenizer)
+    texts = pipeline(["mosaic", "a longer text"], batch_size=2, max_new_tokens=8, do_sample=False)
+    assert texts[0][0]["generated_text"] == expected
+    assert texts[1][0]["generated_text"].startswith("a longer text")
+    streamer = transformers.TextIteratorStreamer(tokenizer, timeout=60, skip_special_tokens=True)
+    settings = {"streamer": streamer, "max_new_tokens": 8, "do_sample": False}
+    thread = threading.Thread(target=model.generate, kwargs=tokenizer("mosaic", return_tensors="pt") | settings)
+    thread.start()
+    assert "".join(streamer) == expected
+    thread.join()
