@@ -134,6 +134,9 @@ class TextDataModule(lightning.LightningDataModule):
         """
         self.sets = mixture.read(self.weights, self.context_length)
         self.tokenizer = load_tokenizer(self.path)
+        connector = getattr(self.trainer, "_accelerator_connector", None)
+        if self._place()[1] > 1 and getattr(connector, "use_distributed_sampler", False):
+            raise UserError("Trainer needs use_distributed_sampler=False: the loaders divide the data among devices")
         if stage in ("fit", None):
             self._check_batches()
 
@@ -145,6 +148,8 @@ class TextDataModule(lightning.LightningDataModule):
                 f"data: global_batch_size {self.global_batch_size} is not a multiple of {together}, micro_batch_size "
                 f"{self.micro_batch_size} on {world_size} devices"
             )
+        if self.trainer is not None:
+            self._accumulate(self.global_batch_size // together)
         count = sum(sum(s.counts(self.context_length)) for s in self.sets)
         if count < self.global_batch_size:
             raise UserError(
@@ -152,6 +157,17 @@ class TextDataModule(lightning.LightningDataModule):
                 f"fewer than global_batch_size {self.global_batch_size}: prepare more text, or a smaller batch or "
                 f"context"
             )
+
+    def _accumulate(self, times: int) -> None:
+        """Lets a trainer add up so many micro batches that a step is of the global batch."""
+        assert self.trainer is not None
+        asked = self.trainer.accumulate_grad_batches
+        if asked not in (1, times):
+            raise UserError(
+                f"Trainer(accumulate_grad_batches={asked}) is not data.global_batch_size {self.global_batch_size} of "
+                f"micro_batch_size {self.micro_batch_size} on {self._place()[1]} devices ({times}): leave it out"
+            )
+        self.trainer.accumulate_grad_batches = times
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled batches, each epoch anew, all of `micro_batch_size` sequences.

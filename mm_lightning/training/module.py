@@ -166,6 +166,8 @@ class LanguageModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Makes a loss for each data set, and holds the network's vocabulary against the data's."""
         data = self.trainer.datamodule
+        if stage == "fit" and self.trainer.max_steps < 1 and self.trainer.max_epochs == -1:
+            raise UserError("Trainer needs max_steps or max_epochs: the learning rate falls over that many")
         if data is not None:
             self.evaluation_losses = torch.nn.ModuleList([evaluation_loss() for _ in data.validated or data.sets])
             check_vocabulary(data.tokenizer, self.config)
@@ -260,9 +262,15 @@ class LanguageModule(LightningModule):
         """The learning rate of a step, counted from 0, as a fraction of the peak."""
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
-        last = max(self.trainer.max_steps - self.warmup_steps - 1, 1)
+        if step == self.warmup_steps:  # asked for before there are loaders, which must not be made before a resume
+            return 1.0
+        last = max(self._steps() - self.warmup_steps - 1, 1)
         cosine = (1 + math.cos(math.pi * min((step - self.warmup_steps) / last, 1))) / 2
         return self.final_learning_rate + (1 - self.final_learning_rate) * cosine
+
+    def _steps(self) -> float:
+        """The steps of the run: trainer.max_steps, or those of trainer.max_epochs."""
+        return self.trainer.max_steps if self.trainer.max_steps > 0 else self.trainer.estimated_stepping_batches
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW with decay on matrices only; warm-up and cosine by steps.
