@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -19,24 +21,25 @@ from lightning_utilities.core.enums import StrEnum
 
 from mm_lightning import callbacks as watchers
 from mm_lightning.data import TextDataModule
+from mm_lightning.data.manifest import FILE
 from mm_lightning.errors import UserError
 from mm_lightning.networks import NetworkConfig
 from mm_lightning.outputs import check_output, opened
 from mm_lightning.training import strategies
 from mm_lightning.training.batches import accumulated
-from mm_lightning.training.checkpoint import check_architecture
+from mm_lightning.training.checkpoint import check_architecture, run_of
 from mm_lightning.training.checkpoint.trainer_io import WholeCheckpointIO
 from mm_lightning.training.config_files import ConfigFile, explain, read_chain, split_configs
 from mm_lightning.training.connection import lost_contact, set_timeout
 from mm_lightning.training.lightning_callbacks import WatchCallbacks, check_averaging, check_callbacks
 from mm_lightning.training.loggers import MetricsFile, ProgressLines, TensorBoard, say
-from mm_lightning.training.module import LanguageModule
-from mm_lightning.training.own_config import DEFAULT_ROOT, continued_checkpoint, overrides, own_config, run_of
+from mm_lightning.training.module import LanguageModule, check_vocabulary
+from mm_lightning.training.own_config import DEFAULT_ROOT, continued_checkpoint, overrides, own_config
 from mm_lightning.training.preparation import keep_own_preparation
 from mm_lightning.training.quiet import quiet
 from mm_lightning.training.record_run import RecordRun
 from mm_lightning.training.run_folder import RunFolder
-from mm_lightning.training.settings import changed, check_settings
+from mm_lightning.training.settings import changed, check_devices, check_settings
 from mm_lightning.training.starting_point import check_resumable, starting_point, take_over
 from mm_lightning.training.trainer_options import WholeSteps, refused_by_lightning
 
@@ -95,6 +98,8 @@ class TrainingCLI(LightningCLI):
         finally:
             if hasattr(self, "folder"):
                 self.folder.release()
+                if self.command == "fit" and self.config.fit.trainer.fast_dev_run:
+                    shutil.rmtree(self.folder.root, ignore_errors=True)
 
     def subcommands(self) -> dict[str, set[str]]:
         """Only the command that was asked for: building a parser takes a while."""
@@ -165,6 +170,8 @@ class TrainingCLI(LightningCLI):
         config = self.config[self.command]
         self.checkpoint = self._find_checkpoint(config)
         self.folder = RunFolder(config.run, self._continued_folder(config))
+        if self.command == "fit" and config.trainer.fast_dev_run:  # which leaves nothing, as Lightning says
+            self.folder = RunFolder(tempfile.mkdtemp(prefix="mm-fast-dev-run-"))
         if self.command == "fit" and self.folder.resumed and rank_zero_only.rank == 0:
             take_over(self.folder, self.checkpoint)
             told = overrides(self.own, self.resolved_config()) if self.own else []
@@ -253,6 +260,11 @@ class TrainingCLI(LightningCLI):
         if self.command != "fit":
             config["enable_checkpointing"] = False
             config["callbacks"] = [c for c in config["callbacks"] if not isinstance(c, Checkpoint)]
+        elif config.get("enable_checkpointing") is False:
+            config["callbacks"] = [c for c in config["callbacks"] if not isinstance(c, Checkpoint)]
+        elif config.get("fast_dev_run"):
+            config["callbacks"] = [c for c in config["callbacks"] if not isinstance(c, Checkpoint | watchers.Summary)]
+        check_devices(config.get("accelerator", "auto"), config.get("devices"))
         trainer = Trainer(**config)
         if trainer._val_check_time_interval is not None:
             trainer.val_check_interval = None  # which Lightning leaves out, and looks at
@@ -280,6 +292,7 @@ class TrainingCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         """Runs it; a run that a mistake ended before it began leaves no folder."""
         try:
+            self._check_data()
             super()._run_subcommand(subcommand)
         except UserError:
             self.folder.discard_unused()
@@ -291,6 +304,13 @@ class TrainingCLI(LightningCLI):
             timeout = self.config[subcommand].communication_timeout
             lost = lost_contact(error, timeout) if isinstance(error, RuntimeError) else None
             raise (lost or error) from error
+
+    def _check_data(self) -> None:
+        """What each process would find missing, before Lightning starts the others."""
+        data = self.datamodule
+        if (data.path / FILE).is_file() or not any((data.prepare, data.regbench, data.facts)):
+            data.setup("validate")
+            check_vocabulary(data.tokenizer, self.model.config)
 
     def before_fit(self) -> None:
         """Derives accumulation from the global batch, and counts validation in optimisation steps."""

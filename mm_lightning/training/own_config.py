@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from mm_lightning.errors import UserError
 from mm_lightning.redaction import HIDDEN
-from mm_lightning.training.checkpoint import find_checkpoint
+from mm_lightning.training.checkpoint import find_checkpoint, run_of
 from mm_lightning.training.config_files import ConfigFile, read_yaml
 from mm_lightning.training.resume import NAMED_ELSEWHERE
 from mm_lightning.training.settings import differences
@@ -53,11 +53,6 @@ def given(name: str, options: Sequence[str]) -> str | None:
         elif word.startswith(f"--{name}="):
             value = word.partition("=")[2]
     return value
-
-
-def run_of(checkpoint: Path) -> Path:
-    """Return the run folder that a checkpoint lies in."""
-    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
 
 
 def own_config(checkpoint: Path, options: Sequence[str], files: Sequence[ConfigFile]) -> ConfigFile | None:

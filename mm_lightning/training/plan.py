@@ -105,7 +105,10 @@ class PlannedFit(TrainingCLI):
 
     def _data(self, config: Namespace) -> str:
         self._data_is_there = False
-        data = TextDataModule(**config.data.as_dict())
+        values = config.data.as_dict()
+        if values["global_batch_size"] % values["micro_batch_size"]:  # which is said of the batch
+            values["global_batch_size"] = values["micro_batch_size"]
+        data = TextDataModule(**values)
         makers = [name for name in ("prepare", "regbench", "facts") if getattr(data, name) is not None]
         if makers and not (data.path / FILE).exists():
             return f"data         {data.path} is not there yet: the run begins by making it ({makers[0]}); not checked"

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from jsonargparse import Namespace
 
@@ -42,6 +43,25 @@ def check_settings(config: Namespace) -> None:
     if not 0 <= config.seed_everything < 1 << 32:
         raise UserError(f"seed_everything must be at least 0 and below 2^32, got {config.seed_everything}")
     check_options(trainer)
+
+
+def check_devices(accelerator: str | object, devices: int | str | list[int] | None) -> None:
+    """Check that this machine has the devices, before a process is started for each.
+
+    Raises:
+        UserError: it has fewer GPUs than are asked for.
+    """
+    if accelerator not in ("auto", "gpu", "cuda") or devices in ("auto", -1, "-1", None):
+        return
+    wanted = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdigit() else 1
+    count = torch.cuda.device_count() or int(torch.backends.mps.is_available())
+    if wanted <= count or (accelerator == "auto" and not count and wanted == 1):
+        return
+    fewer = f"--trainer.devices {count}, or " if count else ""
+    raise UserError(
+        f"trainer.devices is {devices}, but this machine has {count or 'no'} GPU{'s' if count > 1 else ''}: use {fewer}"
+        f"its CPU: --trainer.devices 1 --trainer.accelerator cpu. (--plan {wanted} checks a run for another machine)"
+    )
 
 
 def changed(of_the_run: Path, config: str) -> dict[str, Any]:

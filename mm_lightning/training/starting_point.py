@@ -10,7 +10,14 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, Strategy
 from lightning.pytorch.utilities import rank_zero_only
 
 from mm_lightning.errors import UserError
-from mm_lightning.training.checkpoint import checkpoints_of, find_checkpoint, read_about, remove_leftovers, step_of
+from mm_lightning.training.checkpoint import (
+    checkpoints_of,
+    find_checkpoint,
+    read_about,
+    remove_leftovers,
+    run_of,
+    step_of,
+)
 from mm_lightning.training.loggers import say
 from mm_lightning.training.run_folder import RunFolder
 
@@ -77,7 +84,8 @@ def check_resumable(checkpoint: Path, strategy: Strategy) -> None:
     sharded = isinstance(strategy, DeepSpeedStrategy)
     if sharded != checkpoint.is_dir():
         if checkpoint.is_dir():
-            file = checkpoint.with_name(f"plain-step={step_of(checkpoint)}.ckpt")
+            # not among the run's own, where it would be the newest for whoever goes on with DeepSpeed
+            file = run_of(checkpoint) / f"plain-step={step_of(checkpoint)}.ckpt"
             raise UserError(
                 f"checkpoint {checkpoint} (DeepSpeed) cannot be resumed by a run with another strategy: keep the "
                 f"strategy, or make a plain checkpoint of it and resume that: mm checkpoint convert "

@@ -27,6 +27,7 @@ from mm_lightning.training.checkpoint.finding import (
     checkpoints_of,
     find_checkpoint,
     remove_leftovers,
+    run_of,
     step_of,
 )
 from mm_lightning.training.checkpoint.network import (
@@ -73,6 +74,7 @@ __all__ = [
     "remove",
     "remove_leftovers",
     "restore_tokenizer",
+    "run_of",
     "step_of",
     "write_synced",
 ]

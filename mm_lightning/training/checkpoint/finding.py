@@ -23,9 +23,16 @@ def checkpoint_path(run_folder: Path, step: int) -> Path:
 
 
 def checkpoints_of(run_folder: Path) -> list[Path]:
-    """The checkpoints of one run folder, whole or not, the newest first."""
+    """The checkpoints of one run folder, whole or not, the newest first; last, those that it has not saved itself, such
+    as a conversion beside what was converted."""
     found = list((run_folder / "checkpoints").glob("*.ckpt"))
-    return sorted(found, key=lambda p: (step_of(p), p.stat().st_mtime), reverse=True)
+    own = {p: p.name == f"step={step_of(p)}.ckpt" for p in found}
+    return sorted(found, key=lambda p: (own[p], step_of(p), p.stat().st_mtime), reverse=True)
+
+
+def run_of(checkpoint: Path) -> Path:
+    """Return the run folder that a checkpoint lies in."""
+    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
 
 
 def find_checkpoint(run_or_file: str | Path, checksums: bool = True) -> Path:
