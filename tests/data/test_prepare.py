@@ -2,6 +2,7 @@ import collections
 import hashlib
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -253,6 +254,18 @@ def test_bad_input_is_listed_when_skipped(tmp_path):
     assert [(s["files"], s["bytes"]) for s in made.sources] == [
         (2, (tmp_path / "a.jsonl").stat().st_size + 9),
     ]
+
+
+def test_names_of_files_that_are_not_utf_8(tmp_path):
+    folder = os.fsencode(tmp_path) + b"/caf\xe9"
+    os.mkdir(folder)
+    for name, content in ((b"a\xe9.txt", b"some text " * 90), (b"b\xe9.txt", b"\xe9")):
+        with open(folder + b"/" + name, "wb") as file:
+            file.write(content)
+    made = run([os.fsdecode(folder)], tmp_path / "out", on_error="skip")
+    assert Manifest.load(tmp_path / "out") == made
+    assert made.sources[0]["source"] == os.fsdecode(folder)
+    assert "b\udce9.txt: not UTF-8" in made.skipped[0]
 
 
 def test_a_full_disk_is_said_before_and_while(tmp_path, monkeypatch):
