@@ -158,7 +158,7 @@ def evaluate_command(
 
 
 def evaluate(job: Job, processes: int, overwrite: bool) -> None:
-    """Ask, write the tables of the output folder, and print the results."""
+    """Evaluate the networks, write the tables of the output folder, and print the results."""
     from mm_lightning.evaluation.processes import run_processes
     from mm_lightning.evaluation.results import show_results, write_tables
     from mm_lightning.evaluation.run import run

@@ -21,7 +21,7 @@ from mm_lightning.errors import UserError
 from mm_lightning.redaction import redact
 
 SECONDS = 30
-"""How long a server may stay silent."""
+"""The longest time that a server may stay silent."""
 
 
 def _questions(path: Path) -> int:
@@ -46,14 +46,14 @@ def _blocks(path: Path) -> int:
 
 @dataclass(frozen=True)
 class PublicFile:
-    """A file of a data set.
+    """A file of a public data set.
 
     Attributes:
-        name: in the folder of the data set.
+        name: its name in the folder of the data set.
         address: where it is published.
-        rows: how many it has as published.
-        count: counts them; an error means that the file is something else.
-        member: the file's place in the zip archive at the address; None where it is no archive.
+        rows: the number of its rows as published.
+        count: counts the rows of a file; it raises an error if the file is something else.
+        member: its path in the zip archive at the address; None if the address is the file itself.
     """
 
     name: str
@@ -137,16 +137,16 @@ def fetch_command(
         overwrite: replace files that are there.
     """
     words = [word for text in ([names] if isinstance(names, str) else names) for word in text.split(",") if word]
-    wanted = list(dict.fromkeys(name for word in words for name in (DATA_SETS if word == "all" else (word,))))
-    for name in wanted:
+    chosen = list(dict.fromkeys(name for word in words for name in (DATA_SETS if word == "all" else (word,))))
+    for name in chosen:
         if name not in DATA_SETS:
-            more = "; TACRED needs a licence (LDC2018T24)" if name == "tacred" else ""
-            raise UserError(f"there is no data set {name!r} to fetch: {', '.join(DATA_SETS)}, or all{more}")
+            more = "; TACRED needs a license (LDC2018T24)" if name == "tacred" else ""
+            raise UserError(f"there is no data set {name!r} to fetch: choose {', '.join(DATA_SETS)}, or all{more}")
     folder = Path(output).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as partial:
-            for name in wanted:
+            for name in chosen:
                 for file in DATA_SETS[name]:
                     _fetch(file, folder / name, Path(partial), mirror, overwrite)
     except OSError as error:  # those of the network are UserErrors
@@ -154,15 +154,15 @@ def fetch_command(
 
 
 def _fetch(file: PublicFile, folder: Path, partial: Path, mirror: str | None, overwrite: bool) -> None:
+    """Download, check and store one file; `partial` is a folder for what is not checked yet."""
     target = folder / file.name
     if target.exists() and not overwrite:
         print(f"{target} is there already")
         return
     address = file.address if mirror is None else f"{mirror.rstrip('/')}/{folder.name}/{file.name}"
     member = file.member if mirror is None else None
-    by_hand = (
-        f"get {f'its {member}' if member else 'it'} by other means and put it at {target}, or name a copy with --mirror"
-    )
+    part = f"its {member}" if member else "it"
+    by_hand = f"get {part} by other means and put it at {target}, or name a copy with --mirror"
     whole = partial / hashlib.sha256(address.encode()).hexdigest()  # an archive serves several files
     if not whole.exists():
         print(redact(f"{target} from {address}"), file=sys.stderr, flush=True)
@@ -207,7 +207,10 @@ def download(address: str, target: Path) -> None:
 
 
 def fetch_hint(path: Path) -> str:
-    """Return how to get a missing file of a public data set, as the beginning of an advice; nothing for others."""
+    """Return the words that name the command for a missing file of a public data set, to go before other advice.
+
+    They are empty for other files.
+    """
     name, output = path.parent.name, path.parent.parent
     if name not in DATA_SETS:
         return ""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mm_lightning.evaluation.run import Job
 
 MOST_LINES = 40
-"""Of a task in the table on the terminal."""
+"""The most lines of a task in the table on the terminal."""
 FIELDS = ("task", "run", "group", "metric", "value", "stderr", "count")
 
 
@@ -84,8 +84,8 @@ def show_results(job: Job) -> None:
     for task in job.tasks:
         rows: dict[tuple[str, str], dict[str, str]] = {}
         for subject in job.subjects:
-            found = read_json(job.samples(subject, task).folder / RESULTS)
-            for row in task.headline([Row(**row) for row in found["rows"]]):
+            result = read_json(job.samples(subject, task).folder / RESULTS)
+            for row in task.headline([Row(**row) for row in result["rows"]]):
                 rows.setdefault((group_name(row.group), row.metric), {})[subject.name] = estimate(row)
         for n, ((group, metric), cells) in enumerate([*rows.items()][:MOST_LINES]):
             labels = ["" if n else task.name, group, metric]
@@ -96,14 +96,14 @@ def show_results(job: Job) -> None:
 
 
 def estimate(row: Row) -> str:
-    """Return a number with half its 95% interval, by the normal distribution, and its items: 0.5120 ± 0.0231 (500)"""
+    """Return a number, half its 95% interval by the normal distribution, and its items, as in 0.5120 ± 0.0231 (500)."""
     digits = 4 if abs(row.value) < 100 else 1
     interval = "" if row.stderr is None else f" ± {1.96 * row.stderr:,.{digits}f}"
     return f"{row.value:,.{digits}f}{interval} ({row.count:,})"
 
 
 def group_name(group: dict[str, Any]) -> str:
-    """length=4096 depth=0-10%"""
+    """Return a group in words, as in length=4096 depth=0-10%."""
     return " ".join(f"{name}={value}" for name, value in group.items())
 
 

@@ -30,6 +30,7 @@ def make_tasks(names: str | Sequence[str], given: dict[str, Any]) -> list[Task]:
     kinds = [kind for kind in kinds if kind.name not in without]
     if not kinds:
         raise UserError("tasks names nothing to ask")
+    # --run_code false is the default, which tasks that run nothing take too
     given = {name: value for name, value in given.items() if value is not None and (name, value) != ("run_code", False)}
     types = {kind: {field.name: str(field.type) for field in dataclasses.fields(kind)} for kind in kinds}  # type: ignore[arg-type]
     for name in given:
@@ -42,7 +43,7 @@ def make_tasks(names: str | Sequence[str], given: dict[str, Any]) -> list[Task]:
 
 
 def left_out(names: str | Sequence[str], given: dict[str, Any]) -> list[str]:
-    """Return the tasks that only groups among these names bring and that run programs of a network without leave to."""
+    """Return the tasks that run a network's programs and are named by a group only; none if `run_code` is given."""
     if given.get("run_code"):
         return []
     named = [name for word in ([names] if isinstance(names, str) else names) for name in word.split(",")]

@@ -16,12 +16,12 @@ FORMATS = (".csv", ".tsv", ".jsonl")
 
 
 def one_line(text: str) -> str:
-    """Without line ends, which delimit the parts of a prompt: all white space becomes single spaces."""
+    """Return a text without line ends, which delimit the parts of a prompt: all white space becomes single spaces."""
     return " ".join(text.split())
 
 
 def present(path: Path) -> Path:
-    """Return the path of a data set's file.
+    """Return the path of a data set's file, checked to be there.
 
     Raises:
         UserError: there is no such file.
@@ -34,19 +34,19 @@ def present(path: Path) -> Path:
 
 
 def read_json(path: Path, kind: type) -> Any:
-    """The list or dict that a JSON file holds.
+    """Return the list or dict that a JSON file holds.
 
     Raises:
-        UserError: there is none in it.
+        UserError: it holds something else.
     """
-    found = text_files.read_json(present(path))
-    if not isinstance(found, kind):
-        raise UserError(f"{path} should hold a JSON {kind.__name__}, not a {type(found).__name__}")
-    return found
+    content = text_files.read_json(present(path))
+    if not isinstance(content, kind):
+        raise UserError(f"{path} should hold a JSON {kind.__name__}, not a {type(content).__name__}")
+    return content
 
 
 def read_tsv(path: Path, columns: int) -> Iterator[tuple[int, list[str]]]:
-    """Rows, counted from 1, of so many columns without header or quotes; blank lines are left out.
+    """Yield the rows of a table without header or quotes, each with its number, counted from 1, blank lines left out.
 
     Raises:
         UserError: a row has another number of columns, or its first is empty.
@@ -59,7 +59,7 @@ def read_tsv(path: Path, columns: int) -> Iterator[tuple[int, list[str]]]:
 
 
 def read_blocks(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Blocks of lines between empty lines, each with the number of its first line."""
+    """Yield the blocks of lines between blank lines, each with the number of its first line."""
     block: list[str] = []
     last = 0
     for row, line in text_files.text_lines(present(path)):
@@ -73,7 +73,7 @@ def read_blocks(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def read_table(path: Path, text: str, label: str) -> Iterator[tuple[int, str, str]]:
-    """Row number, text and label of each row of a .csv or .tsv file with a header, or of .jsonl objects.
+    """Yield row number, text and label of each row of a .csv or .tsv file with a header, or of .jsonl objects.
 
     Rows are counted from 1, a header not counted.
 
@@ -128,7 +128,7 @@ def _cells(path: Path, columns: list[str]) -> Iterator[tuple[int, dict[str, Any]
 
 
 def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for row, found in text_files.json_lines(path):
-        if not isinstance(found, dict):
-            raise UserError(f"{path}, row {row}: a JSON object was expected, got {str(found)[:80]!r}")
-        yield row, found
+    for row, value in text_files.json_lines(path):
+        if not isinstance(value, dict):
+            raise UserError(f"{path}, row {row}: a JSON object was expected, got {str(value)[:80]!r}")
+        yield row, value

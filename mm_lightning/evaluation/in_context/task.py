@@ -173,7 +173,7 @@ class GoEmotions(InContext):
 
 @dataclass
 class Tacred(InContext):
-    """The relation between two entities of a sentence: 41 relations. The data need a licence (LDC2018T24).
+    """The relation between two entities of a sentence: 41 relations. The data need a license (LDC2018T24).
 
     Args:
         tacred: folder of your copy, with train.json, dev.json and test.json; the folder tacred of data_dir by default.

@@ -100,7 +100,7 @@ def checked(path: Path) -> list[Row]:
 
 
 def read_rows(path: Path) -> Iterable[tuple[int, Any]]:
-    """The rows of a file as they are, each with its number; that of JSON lines counts blank ones too."""
+    """Return the rows of a file, each with its number, counted from 1; in JSON lines blank ones count too."""
     if path.suffix == ".parquet":
         from pyarrow.parquet import read_table
 

@@ -86,7 +86,7 @@ class LanguageModel(TemplateLM):
         return self._loglikelihood_tokens(pairs)
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[Tokens, Tokens]:
-        """Tokens of a context and its continuation; white space at the context's end belongs to the continuation."""
+        """Return the tokens of a context and of its continuation, to which white space at the context's end belongs."""
         if context:
             return super()._encode_pair(context, continuation)
         return [self.prefix_token_id], self.tok_encode(continuation, add_special_tokens=False)
@@ -102,16 +102,16 @@ class LanguageModel(TemplateLM):
             Choices(list(context), [requests[number][2] for number in numbers])
             for context, numbers in by_context.items()
         ]
-        found: list[tuple[float, bool]] = [(0.0, True)] * len(requests)
+        scores: list[tuple[float, bool]] = [(0.0, True)] * len(requests)
         beginning = self._common([list(context) for context in by_context])
         answers = likelihoods(self.model, questions, beginning)
         for numbers, several in zip(by_context.values(), answers, strict=True):
             for number, likelihood in zip(numbers, several, strict=True):
-                found[number] = likelihood.log_prob, likelihood.greedy
-        for (text, _context, _continuation), answer in zip(requests, found, strict=True):
+                scores[number] = likelihood.log_prob, likelihood.greedy
+        for (text, _context, _continuation), answer in zip(requests, scores, strict=True):
             if text is not None:
                 self.cache_hook.add_partial("loglikelihood", text, answer)
-        return found
+        return scores
 
     def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:
         """log p of whole texts, in windows of `max_length` of which each token is predicted once."""
@@ -130,10 +130,10 @@ class LanguageModel(TemplateLM):
         return found
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Greedy answers, each up to the first of its `until` strings.
+        """Return greedy answers, each up to the first of its `until` strings.
 
         Raises:
-            UserError: a task wants another kind of answer; it is named.
+            UserError: a task asks for sampling or beams; the error names it.
         """
         answers = [""] * len(requests)
         by_settings: dict[tuple[tuple[str, ...], int], list[int]] = {}
@@ -150,7 +150,7 @@ class LanguageModel(TemplateLM):
         return answers
 
     def tokens_cut(self, request: Instance) -> int:
-        """How many tokens of a request's prompt are cut off."""
+        """Return the number of tokens of a request's prompt that are cut off."""
         if self.limit is None or request.request_type == "loglikelihood_rolling":
             return 0
         if request.request_type == "generate_until":
@@ -166,7 +166,10 @@ class LanguageModel(TemplateLM):
         return context if len(context) <= room else [*context[:1], *context[len(context) - room + 1 :]]
 
     def _common(self, contexts: list[Tokens]) -> Reader | None:
-        """What all contexts begin with, read once for as long as it stays the same; None where it is short."""
+        """Return the reader of the tokens that all contexts begin with, or None if these are few.
+
+        It is read once and used for as long as contexts begin with it.
+        """
         if len(contexts) < 2:
             return None
         low, high = min(contexts), max(contexts)
@@ -185,31 +188,31 @@ def _begins(tokens: Tokens, with_: Tokens, least: int) -> bool:
 
 
 def _settings(request: Instance) -> tuple[tuple[str, ...], int]:
-    """What ends an answer, and its tokens at most, read as the harness reads them.
+    """Return the strings that end an answer and its largest number of tokens, read as the harness reads them.
 
     Raises:
-        UserError: the task wants no greedy answer, or a setting means nothing; it names the task.
+        UserError: the task asks for sampling or beams, or a setting means nothing; the error names the task.
     """
-    wanted = request.args[1]
+    arguments = request.args[1]
     try:
-        settings: dict[str, Any] = dict(normalize_gen_kwargs(wanted, NEW_TOKENS))
+        settings: dict[str, Any] = dict(normalize_gen_kwargs(arguments, NEW_TOKENS))
     except (AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"{_place(request)}: generation_kwargs {wanted} cannot be read ({error})") from error
+        raise UserError(f"{_place(request)}: generation_kwargs {arguments} cannot be read ({error})") from error
     if settings["do_sample"] or (settings.get("num_beams") or 1) != 1:
         raise UserError(
-            f"{_place(request)}: only greedy answers are written, its generation_kwargs are {wanted}: set do_sample "
+            f"{_place(request)}: only greedy answers are written, its generation_kwargs are {arguments}: set do_sample "
             "to false and leave num_beams out"
         )
     stop = tuple(text for text in settings["until"] if text)
     if settings["max_gen_toks"] < 0 or not all(isinstance(text, str) for text in stop):
         raise UserError(
-            f"{_place(request)}: generation_kwargs need max_gen_toks of at least 0 and texts in until, got {wanted}"
+            f"{_place(request)}: generation_kwargs need max_gen_toks of at least 0 and texts in until, got {arguments}"
         )
     return stop, settings["max_gen_toks"]
 
 
 def _place(request: Instance) -> str:
-    """The task and document of a request, for messages."""
+    """Return the task and document of a request in words, for messages."""
     if request.task_name is None:
         return "a request"
     return f"{request.task_name}, document {(request.doc_id or 0) + 1}"
