@@ -192,6 +192,9 @@ def run_function(name: str, args: list[str]) -> None:
         return
     from jsonargparse import ArgumentError, ArgumentParser
 
+    from mm_lightning.yaml_text import use_for_options
+
+    use_for_options()
     function = load(COMMANDS[name][0])
     arguments = places(function, flags(function, word_lists(function, name_words(function, args))))
     # not auto_cli, which has a --config of its own and keeps a command's from it

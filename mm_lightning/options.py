@@ -85,27 +85,71 @@ def option_error(message: str, name: str, options: Iterable[str]) -> str:
 
 def wrong_value(message: str) -> tuple[str, str, str] | None:
     """The key, what it takes in words and what it got, where the parser says in one line that a value is wrong."""
+    if "arguments are required: " in message or "No module named " in message:
+        return None
     outer, *inner = re.split(r" (?:- )?Problem with given class_path '[\w.]+': ", message, maxsplit=1)
     text = next((part for part in inner if part.startswith("Parser key ")), message)
     kind = re.search(r"Expected an? (.+?)\. Got value: (.*?)(?= - (?:Expected|Not a) |$)", text)
     kind = re.search(r"Subtypes: \[(.+?)\] Errors: .*Given value: (.*)$", text) or kind
-    keys = [found[1] for part in dict.fromkeys((outer, text)) if (found := re.search(r'Parser key "([\w.]+)"', part))]
+    keys = [found[1] for part in (outer, text) if (found := re.search(r'Parser key "([\w.]+)"', part))]
+    keys = list(dict.fromkeys(keys))
     wanted = kind and kind_of(kind[1])
     return (".".join(keys), wanted, kind[2]) if keys and kind and wanted else None
 
 
+KINDS = {
+    "bool": ("true or false", ""),
+    "int": ("a whole number", "whole numbers"),
+    "float": ("a number", "numbers"),
+    "str": ("a text", "texts"),
+    "datetime.timedelta": ("a time, as in 00:12:00:00", ""),
+    "pathlib.Path": ("a text", "texts"),
+    "tuple": ("a list, as in [a, b]", ""),
+    "dict": ("keys and values, as in {key: value}", ""),
+    "list": ("a list", ""),
+}
+
+
 def kind_of(types: str) -> str:
     """What an option takes, in words, from what the parser writes of its types; empty if there are no words for it."""
-    several = "list" in types
-    if choices := re.findall(r"Literal\[(.+?)\]", types):
-        distinct = dict.fromkeys(", ".join(choices).replace("'", "").split(", "))
-        others = "true, false, " if re.search(r"\bbool\b", types) else ""
-        return f"{'some' if several else 'one'} of {others}{', '.join(distinct)}"
-    names = {
-        "float": ("a number", "numbers"),
-        "int": ("a whole number", "whole numbers"),
-        "bool": ("true or false", ""),
-        "tuple": ("a list, as in [a, b]", ""),
-        "dict": ("keys and values, as in {key: value}", ""),
-    }
-    return next((words[several] for kind, words in names.items() if re.search(rf"\b{kind}\b", types)), "")
+    members = _members(types)
+    found: list[str] = []
+    choices: list[str] = []
+    for member in members:
+        outer, _, inner = member.partition("[")
+        several = outer.rsplit(".", 1)[-1] in ("list", "List", "Iterable", "Sequence")
+        name = _plain_type(inner.rstrip("]") if several and inner else outer)
+        if literal := re.search(r"Literal\[(.+?)\]", member):
+            choices += literal[1].replace("'", "").split(", ")
+            found.append(f"{'some' if several else 'one'} of ")
+        elif name in KINDS:
+            found.append(KINDS[name][several and inner != ""])
+        elif member.startswith("<class") and name not in ("NoneType", "collections.abc.Iterable"):
+            found.append("a class")
+        elif several and "." in inner:
+            found.append("a list of classes")
+    if choices:
+        if "<class 'bool'>" in members:
+            choices = ["true", "false", *choices]
+            found.remove("true or false")
+        each = ", ".join(dict.fromkeys(choices))
+        found = [f"{word}{each}" if word.endswith(" of ") else word for word in found]
+    found = [word for word in dict.fromkeys(found) if word and not (word == "a whole number" and "a number" in found)]
+    return " or ".join([", ".join(found[:-1]), *found[-1:]] if len(found) > 1 else found)
+
+
+def _members(types: str) -> list[str]:
+    """The members of a union, as the parser writes them: split at the commas that stand in no brackets."""
+    found, depth = [""], 0
+    for letter in types:
+        depth += (letter in "[<") - (letter in "]>")
+        if letter == "," and depth == 0:
+            found.append("")
+        else:
+            found[-1] += letter
+    return [member.strip() for member in found]
+
+
+def _plain_type(name: str) -> str:
+    """`<class 'int'>` as int."""
+    return name.removeprefix("<class '").removesuffix("'>").strip()

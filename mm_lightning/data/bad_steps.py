@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from torch import Tensor
 
 from mm_lightning.data import mixture
@@ -25,6 +24,7 @@ from mm_lightning.data.mixture import DataSet
 from mm_lightning.data.shards import read_shard
 from mm_lightning.data.tokenizer import Tokenizer, load_tokenizer
 from mm_lightning.errors import UserError
+from mm_lightning.yaml_text import read_yaml
 
 FOLDER = "bad_steps"
 RETURNS = "rollbacks.jsonl"
@@ -139,7 +139,7 @@ def _list(run: Path, kept: list[Path]) -> None:
 
 def _computed(run: Path, step: int) -> dict[str, Any]:
     """The settings of a run, and where a step begins."""
-    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    config = read_yaml(run / "config.yaml")
     data = config["data"]
     if step < 1:
         raise UserError(f"step {step}: the first is 1")

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import yaml
 
 from mm_lightning.data.manifest import FILE, Manifest, check
 from mm_lightning.data.shards import read_shard
 from mm_lightning.errors import UserError
+from mm_lightning.yaml_text import read_yaml
 
 if TYPE_CHECKING:
     from mm_lightning.data.tokenizer import Tokenizer
@@ -116,7 +116,7 @@ def of_run(checkpoint: Path | None, tokenizer: Tokenizer) -> Texts:
         raise UserError(
             f"{checkpoint} lies in no run folder that says what data it was trained on: name files by --text"
         )
-    path = yaml.safe_load(config.read_text(encoding="utf-8"))["data"]["path"]
+    path = read_yaml(config)["data"]["path"]
     folders = [Path(folder) for folder in (path if isinstance(path, dict) else [path])]
     for folder in folders:
         if not (folder.expanduser() / FILE).is_file():

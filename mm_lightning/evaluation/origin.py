@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mm_lightning.training.checkpoint import step_of
+from mm_lightning.yaml_text import read_yaml
 
 
 def origin(checkpoint: Path) -> dict[str, Any]:
@@ -23,7 +22,7 @@ def origin(checkpoint: Path) -> dict[str, Any]:
     found |= {"training_tokens": None, "fine_tuned_from": None}
     if checkpoint.parent.name != "checkpoints" or not (run / "config.yaml").is_file():
         return found
-    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")) or {}
+    config = read_yaml(run / "config.yaml") or {}
     base = (config.get("model") or {}).get("initial_weights")
     tokens = _tokens_of_step(run / "metrics.jsonl")
     found |= {"run_folder": str(run), "fine_tuned_from": base}

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from mm_lightning.errors import UserError
 from mm_lightning.experiments.sweep_file import Change, Sweep, Variant, baseline_of, check_stop, variants
+from mm_lightning.yaml_text import dump_yaml, one_line
 
 if TYPE_CHECKING:
     from mm_lightning.networks import NetworkConfig
@@ -75,7 +73,7 @@ def plan(sweep: Sweep) -> list[Run]:
             folder = f"{slug(variant.name)}/seed-{seed}"
             runs.append(Run(**{**vars(run), "seed": seed, "folder": folder, "config": config}))
     _check_different(sweep, runs, lambda run: run.folder, "kept in the folder of {}: give one another name")
-    _check_different(sweep, runs, lambda run: as_yaml(run.config), "the same as {}: leave one out")
+    _check_different(sweep, runs, lambda run: dump_yaml(run.config), "the same as {}: leave one out")
     return runs
 
 
@@ -125,7 +123,7 @@ def _parsed(sweep: Sweep, variant: Variant, configs: list[str], settings: dict[s
     from mm_lightning.training.parsing import resolve_fit
 
     words = [word for path in configs for word in ("--config", path)]
-    words += [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items()]
+    words += [f"--{key}={value if isinstance(value, str) else one_line(value)}" for key, value in settings.items()]
     try:
         parsed, config = resolve_fit(words)
     except UserError as error:
@@ -206,8 +204,3 @@ def _set_steps(sweep: Sweep, run: Run) -> None:
         for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
             if callback["class_path"].rsplit(".", 1)[-1] == "Checkpoints":
                 callback["init_args"]["every_n_steps"] = interval
-
-
-def as_yaml(config: dict[str, Any]) -> str:
-    """A resolved config as the text of a config file."""
-    return yaml.safe_dump(config, sort_keys=False)

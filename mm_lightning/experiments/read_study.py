@@ -11,6 +11,7 @@ from typing import Any
 
 from mm_lightning.errors import UserError
 from mm_lightning.experiments.study import LOSS, Run, Study
+from mm_lightning.yaml_text import read_yaml
 
 
 def read_study(folders: list[Path], baseline: str | None = None) -> Study:
@@ -137,12 +138,10 @@ def _is_number(value: Any) -> bool:
 
 def _read_plain(folder: Path) -> Study:
     """Any folder that contains run folders. Of runs of the same variant and seed, the newest counts."""
-    import yaml
-
     study = Study(_label(folder), [])
     newest: dict[tuple[str, int], Run] = {}
     for path in _run_folders(folder):
-        config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")) or {}
+        config = read_yaml(path / "config.yaml") or {}
         run = Run(_variant_of(path, folder), config.get("seed_everything", 1), "", path)
         run.name = _label(folder) if path == folder else path.relative_to(folder).as_posix()
         run.steps = (config.get("trainer") or {}).get("max_steps")

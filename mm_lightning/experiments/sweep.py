@@ -121,19 +121,17 @@ def prepare_folder(folder: Path, declared: Sweep, runs: list[Run]) -> dict[str, 
     Raises:
         UserError: a run was begun there with other settings.
     """
-    import yaml
-
     from mm_lightning.experiments.launchers import Work
-    from mm_lightning.experiments.plan import as_yaml
+    from mm_lightning.yaml_text import dump_yaml, load_yaml, read_yaml
 
     works, texts = {}, {}
     for run in runs:
         place = folder / run.folder
-        texts[place] = as_yaml({**run.config, "run": str(place)})
+        texts[place] = dump_yaml({**run.config, "run": str(place)})
         works[f"{run.variant}, seed {run.seed}"] = Work(place, run.steps)
         if (place / "config.yaml").is_file():
-            before = yaml.safe_load((place / "config.yaml").read_text(encoding="utf-8"))
-            if differing := differences(before, yaml.safe_load(texts[place])):
+            before = read_yaml(place / "config.yaml")
+            if differing := differences(before, load_yaml(texts[place], place)):
                 raise UserError(
                     f"{place} was begun with other settings ({'; '.join(differing)}): give another --output, or "
                     "delete that folder"

@@ -163,7 +163,7 @@ def check_stop(stop: dict[str, Any], path: str) -> None:
         )
     (value,) = stop.values()
     if type(value) not in (int, float) or not 1 <= value < math.inf:
-        raise UserError(f"{path}: stop must be a number of at least 1, got {value!r} (YAML wants 1.0e+6, not 1e6)")
+        raise UserError(f"{path}: stop must be a number of at least 1, got {value!r}")
 
 
 def read_sweep(path: str | Path) -> Sweep:
@@ -181,11 +181,11 @@ def read_sweep(path: str | Path) -> Sweep:
 
 def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     """The keys of a file over those of the one it is like, every file that they name relative to where we are."""
-    from mm_lightning.training.config_files import read_yaml
+    from mm_lightning.training.config_files import read_config
 
     if path.resolve() in above:
         raise UserError(f"sweep file {path} is like itself")
-    values = read_yaml(path)
+    values = read_config(path)
     other = values.pop("like", None)
     known = [f.name for f in fields(Sweep) if f.name != "path"]
     for key in values:
@@ -194,7 +194,7 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
             hint = f"did you mean {near[0]}?" if near else f"there are like, {', '.join(known)}"
             raise UserError(f"unknown key {key} in sweep file {path}: {hint}")
     if "base" in values:
-        values["base"] = _files(path, values["base"])
+        values["base"] = _files(path, values["base"] or [values["base"]])
     for key, parse in (("axes", _axis), ("runs", _change)):
         if key in values:
             if not isinstance(values[key], dict):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mm_lightning.errors import UserError
 from mm_lightning.inference.export import ABOUT, fresh_folder, give_name, kept_if_whole, require
+from mm_lightning.yaml_text import dump_yaml
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -145,8 +146,6 @@ def write(imported: Imported, output: str | os.PathLike) -> Path:
     Returns:
         the checkpoint.
     """
-    import yaml
-
     from mm_lightning.training.checkpoint import KEY, checkpoint_path, describe_network
     from mm_lightning.training.checkpoint.writing import write as write_checkpoint
 
@@ -160,7 +159,7 @@ def write(imported: Imported, output: str | os.PathLike) -> Path:
     with kept_if_whole(partial):
         whole = {"state_dict": weights, KEY: about}
         write_checkpoint(whole, checkpoint_path(partial, 0))
-        (partial / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+        (partial / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
     give_name(partial, Path(output))
     return checkpoint_path(Path(output), 0)
 

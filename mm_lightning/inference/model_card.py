@@ -110,9 +110,9 @@ def _name(run: Path, checkpoint: Path) -> str:
 
 
 def _yaml(path: Path) -> dict[str, Any]:
-    import yaml
+    from mm_lightning.yaml_text import read_yaml
 
-    return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
+    return (read_yaml(path) or {}) if path.is_file() else {}
 
 
 def _network(about: dict[str, Any], network: Network) -> str:

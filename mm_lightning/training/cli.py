@@ -9,7 +9,6 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-import yaml
 from jsonargparse import ArgumentError, Namespace, set_parsing_settings
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar, WeightAveraging
@@ -17,7 +16,6 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning_utilities.core.enums import StrEnum
 
 from mm_lightning import callbacks as watchers
 from mm_lightning.data import TextDataModule
@@ -42,6 +40,7 @@ from mm_lightning.training.run_folder import RunFolder
 from mm_lightning.training.settings import changed, check_devices, check_settings
 from mm_lightning.training.starting_point import check_resumable, starting_point, take_over
 from mm_lightning.training.trainer_options import WholeSteps, refused_by_lightning
+from mm_lightning.yaml_text import one_line, use_for_options
 
 TRAINER_DEFAULTS = {
     # everything is counted in optimisation steps, never in epochs
@@ -82,7 +81,7 @@ class TrainingCLI(LightningCLI):
         self.own = self.found and own_config(self.found, self.options, self.files)
         if self.own:
             self.files.insert(0, self.own)
-        texts = [f"--config={json.dumps(file.values)}" for file in self.files if file.values]
+        texts = [f"--config={one_line(file.values)}" for file in self.files if file.values]
         settings = {"exit_on_error": False, "allow_abbrev": False}
         try:
             super().__init__(
@@ -395,7 +394,6 @@ def prepare() -> None:
     """What every command line needs before it is parsed."""
     quiet()
     strategies.register()
-    # defaults of Lightning's classes, such as Timer's, which the parser writes as YAML
-    yaml.SafeDumper.add_multi_representer(StrEnum, lambda dumper, value: dumper.represent_str(value.value))
+    use_for_options()
     # config dataclasses are chosen by class_path; short names are enough
     set_parsing_settings(subclasses_enabled=[NetworkConfig])

@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mm_lightning.errors import UserError
 from mm_lightning.options import wrong_value
 from mm_lightning.shipped import resolve_config, suggest_config
+from mm_lightning.yaml_text import locate, one_line, read_yaml
+
+SECTIONS = ("trainer", "model", "data")
 
 
 @dataclass
@@ -39,30 +40,33 @@ def read_chain(path: str | Path, above: tuple[Path, ...] = ()) -> list[ConfigFil
     path = resolve_config(path, beside=above[-1] if above else None)
     if path.resolve() in [file.resolve() for file in above]:
         raise UserError(f"config files are based on each other: {' -> '.join(map(str, [*above, path]))}")
-    values = read_yaml(path, above[-1] if above else None)
-    bases = values.pop("base", [])
+    values = read_config(path, above[-1] if above else None)
     chain = []
-    for base in [bases] if isinstance(bases, str) else bases:
-        chain += read_chain(base, (*above, path))
+    if "base" in values:
+        for base in file_names(path, "base", values.pop("base")):
+            chain += read_chain(base, (*above, path))
+    _check_shape(path, values)
     return [*chain, ConfigFile(str(path), values)]
 
 
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that comes twice in a mapping, of which YAML would take the later one in silence."""
+def _check_shape(path: Path, values: dict[str, Any]) -> None:
+    """Refuses what the parser would stumble over; a section whose keys are all commented out is left out."""
+    for key in list(values):
+        if key in ("config", "help", "print_config"):
+            raise UserError(f"{key} in {path} is an option of the command line: a config builds on others by `base`")
+        if key in SECTIONS and values[key] is None:
+            del values[key]
+        elif key in SECTIONS and not isinstance(values[key], dict):
+            line = (locate(path, [key]) or (1,))[0]
+            raise UserError(f"{key} in {path}, line {line} must hold `key: value` lines, got {one_line(values[key])}")
+    for name, value in _named(values):
+        if name.rsplit(".", 1)[-1] == "class_path" and not (isinstance(value, str) and value):
+            line = (locate(path, name.split("."), str(value)) or (1,))[0]
+            raise UserError(f"{name} in {path}, line {line} must name a class, got {one_line(value)}")
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                continue
-            if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"{key.value} comes twice", problem_mark=key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
 
-
-def read_yaml(path: str | Path, named_by: Path | None = None) -> dict[str, Any]:
-    """Return the keys and values of a YAML file.
+def read_config(path: str | Path, named_by: Path | None = None) -> dict[str, Any]:
+    """Return the keys and values of a config or sweep file.
 
     Args:
         path: the file.
@@ -76,13 +80,25 @@ def read_yaml(path: str | Path, named_by: Path | None = None) -> dict[str, Any]:
         where = f" (named by {named_by})" if named_by else ""
         wrong = "is a folder" if path.is_dir() else "does not exist"
         raise UserError(f"config file {path} {wrong}{where}: {suggest_config(path)}")
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"config file {path} is not valid YAML: {error}") from error
+    values = read_yaml(path)
+    if values is None:
+        return {}
     if not isinstance(values, dict):
         raise UserError(f"config file {path} must hold `key: value` lines, found a {type(values).__name__}")
     return values
+
+
+def file_names(path: Path, key: str, names: Any) -> list[str]:
+    """Return the files that a key of a file names, one or a list of them.
+
+    Raises:
+        UserError: they are no texts.
+    """
+    listed = names if isinstance(names, list) else [names]
+    if not listed or any(not isinstance(name, str) or not name for name in listed):
+        line = f", line {found[0]}" if (found := locate(path, key.split("."))) else ""
+        raise UserError(f"{key} in {path}{line} must be the name of a file or a list of names, got {one_line(names)}")
+    return listed
 
 
 def split_configs(args: list[str]) -> tuple[list[str], list[str]]:
@@ -117,7 +133,9 @@ def explain(message: str, files: list[ConfigFile], known: list[str], options: Se
     message = " ".join(message.split())
     typed = [_plain(option.removeprefix("--").partition("=")[0]) for option in options]
     wrong_class = re.search(r"class_path '([\w.]+)': (.+?)(?= - (?:Expected|Not a|Problem)|$)", message)
-    if wrong_class and not re.match(r"(?:Parser key|Option|Group|Validation failed|Unknown|Key) ", wrong_class[2]):
+    if wrong_class and not re.match(
+        r"(?:No module named|Parser key|Option|Group|Validation failed|Unknown|Key) ", wrong_class[2]
+    ):
         key = re.search(r'Parser key "([\w.]+)"', message)
         owner, text = wrong_class[1].rsplit(".", 1)[-1], wrong_class[2].rstrip(".")
         if missing := re.fullmatch(r"the following arguments are required: (.+)", text):
@@ -135,17 +153,21 @@ def explain(message: str, files: list[ConfigFile], known: list[str], options: Se
         key = found[1]
     elif found := re.search(r'Parser key "([\w.]+)":.* dot import path string: (\S+)', message):
         return f"config key {found[1]}: there is no class {found[2]} for it{_where(found[1], files)}"
+    elif found := re.search(r"Parser key \"([\w.]+)\":.* Given value: \{'init_args': ", message):
+        start = f"config key {found[1]}{_where(found[1], files)} has init_args, but nothing says of which class"
+        return f"{start}: name it as {found[1]}.class_path, or put the config that does so before"
     elif wrong := wrong_value(message):
-        where = "" if _plain(wrong[0]) in typed else _where(wrong[0], files)
-        return f"config key {wrong[0]}{where} takes {wrong[1]}, got {wrong[2]}"
+        return _wrong(*wrong, files, typed)
+    elif found := re.search(r"class_path '([\w.]+)': No module named", message):
+        place = _place("class_path", files, found[1])
+        return f"there is no class {found[1]}" + (f", which {place[0]} names in line {place[1]}" if place else "")
+    elif found := re.search(r'^(?:Spaces not allowed in keys|Empty nested key): "(.*)"', message):
+        return f'unknown config key "{found[1]}"{_where(found[1], files)}: `--print_config` shows every key'
     elif found := re.search(r"arguments are required: (.+)", message):
         missing = re.sub(r"\b(fit|validate|test|predict)\.", "", found[1])
         return f"nothing says what {missing} is: name a config, as in --config configs/quickstart.yaml"
     elif found := re.search(r"unrecognized arguments: (\S+\.ya?ml)\b", message):
         return f"{found[1]} belongs to no option: did you mean --config {found[1]}?"
-    elif found := re.search(r"Parser key \"([\w.]+)\":.* Given value: \{'init_args': ", message):
-        start = f"config key {found[1]}{_where(found[1], files)} has init_args, but nothing says of which class"
-        return f"{start}: name it as {found[1]}.class_path, or put the config that does so before"
     else:
         return message.replace("Parser key ", "config key ")
     parts = key.split(".")
@@ -182,12 +204,34 @@ def _parameters(class_path: str) -> list[str]:
 
 
 def _where(key: str, files: list[ConfigFile]) -> str:
-    """ " in FILE" for the last file that has a key of this dotted name, else nothing."""
+    """ " in FILE, line N" for the last file that has a key of this dotted name, else nothing."""
+    found = _place(key, files, None)
+    return f" in {found[0]}, line {found[1]}" if found else ""
+
+
+def _place(key: str, files: list[ConfigFile], value: str | None) -> tuple[str, int, str] | None:
+    """The file, the line and the value as written of the last file that has a key of this dotted name."""
     for file in reversed(files):
-        names = map(_plain, _names(file.values))
-        if any(name == _plain(key) or name.endswith("." + _plain(key)) for name in names):
-            return f" in {file.path}"
-    return ""
+        for name, _ in _named(file.values):
+            if _plain(name) == _plain(key) or _plain(name).endswith("." + _plain(key)):
+                line, written = locate(file.path, name.rstrip("+").split("."), value) or (1, "")
+                return file.path, line, written
+    return None
+
+
+def _wrong(key: str, wanted: str, got: str, files: list[ConfigFile], typed: list[str]) -> str:
+    """What is said of a value that a key does not take; YAML's words for other things than texts can be quoted."""
+    place = None if _plain(key) in typed else _place(key, files, got)
+    if place is None:
+        return f"config key {key} takes {wanted}, got {got}"
+    path, line, written = place
+    written = written or ("nothing" if got == "None" else got)
+    hint = ""
+    if "a text" in wanted and written == "nothing":
+        hint = ": give it one, or leave the key out"
+    elif ("a text" in wanted or "texts" in wanted) and re.fullmatch(r"True|False|None|[-+.\w]+", got):
+        hint = f': put it in quotes, "{written}"'
+    return f"config key {key} in {path}, line {line} takes {wanted}, got {written}{hint}"
 
 
 def _plain(name: str) -> str:
@@ -195,13 +239,13 @@ def _plain(name: str) -> str:
     return name.replace("init_args.", "").rstrip("+")
 
 
-def _names(values: Any, above: str = "") -> Iterator[str]:
-    """Dotted names of all keys of nested mappings and lists."""
+def _named(values: Any, above: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names of all keys of nested mappings and lists, with their values."""
     items = values.items() if isinstance(values, Mapping) else ()
     for key, value in items:
         name = f"{above}{key}"
-        yield name
-        yield from _names(value, f"{name}.")
+        yield name, value
+        yield from _named(value, f"{name}.")
     if isinstance(values, list):
         for value in values:
-            yield from _names(value, above)
+            yield from _named(value, above)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
+from mm_lightning.yaml_text import load_yaml
 
 # TensorBoard believes the first file that says what a run's settings are, and some versions read files in the order of
 # their names and wait at the last one, so that the curves of a running training must come last.
@@ -29,7 +29,7 @@ def settings(config: str) -> dict[str, Any]:
     Args:
         config: the resolved config as YAML, without secrets.
     """
-    values = yaml.safe_load(config)
+    values = load_yaml(config, "the config")
     trainer = values.get("trainer") or {}
     chosen = {key: values[key] for key in ("seed_everything", "model", "data") if key in values}
     return dict(_leaves({**chosen, "trainer": {key: trainer.get(key) for key in TRAINER}}))

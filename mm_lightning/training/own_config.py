@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
 from mm_lightning.errors import UserError
 from mm_lightning.redaction import HIDDEN
 from mm_lightning.training.checkpoint import find_checkpoint, run_of
-from mm_lightning.training.config_files import ConfigFile, read_yaml
+from mm_lightning.training.config_files import ConfigFile, read_config
 from mm_lightning.training.resume import NAMED_ELSEWHERE
 from mm_lightning.training.settings import differences
+from mm_lightning.yaml_text import load_yaml
 
 CONFIG = "config.yaml"
 DEFAULT_ROOT = "runs/default"
@@ -70,7 +70,7 @@ def own_config(checkpoint: Path, options: Sequence[str], files: Sequence[ConfigF
     path = folder / CONFIG
     if not path.is_file():
         return None
-    values = read_yaml(path)
+    values = read_config(path)
     if folder.name.isdigit():
         values["run"] = str(folder.parent)  # wherever it was moved to
     named = [word.partition("=")[0].removeprefix("--") for word in options if word.startswith("--")]
@@ -98,7 +98,7 @@ def overrides(own: ConfigFile, config: str) -> list[str]:
         config: this command's, as YAML.
     """
     told = []
-    for name, (was, now) in differences(own.values, yaml.safe_load(config)).items():
+    for name, (was, now) in differences(own.values, load_yaml(config, "the config")).items():
         both = f"{name} {now} instead of {was}"
         if name not in NAMED_ELSEWHERE:
             told.append(both if len(both) < 200 else name)

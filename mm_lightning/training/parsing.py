@@ -7,12 +7,12 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import Namespace
 
 from mm_lightning.errors import UserError
 from mm_lightning.networks import NetworkConfig
 from mm_lightning.training.cli import TrainingCLI, prepare
+from mm_lightning.yaml_text import load_yaml
 
 
 class ParsedFit(TrainingCLI):
@@ -56,4 +56,4 @@ def resolve_fit(args: list[str]) -> tuple[Namespace, dict[str, Any]]:
     """
     prepare()
     parsed = ParsedFit("fit", args)
-    return parsed.config.fit, yaml.safe_load(parsed.resolved)
+    return parsed.config.fit, load_yaml(parsed.resolved, "the config")

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import Namespace
 
 from mm_lightning.errors import UserError
 from mm_lightning.training.config_files import ConfigFile
+from mm_lightning.yaml_text import load_yaml
 
 MAKERS = ("prepare", "regbench", "facts")
 
@@ -65,8 +65,8 @@ def _expanded(path: Any) -> Any:
 
 def _plain(text: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
+        return load_yaml(text, "data")
+    except UserError:
         return text
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from jsonargparse import Namespace
 
 from mm_lightning.errors import UserError
 from mm_lightning.training.trainer_options import check_options
+from mm_lightning.yaml_text import load_yaml, read_yaml
 
 DECIDE_THE_LOSS = (
     "model.network",
@@ -71,7 +71,7 @@ def changed(of_the_run: Path, config: str) -> dict[str, Any]:
         of_the_run: the file.
         config: this command's, as YAML.
     """
-    was, now = (yaml.safe_load(text) for text in (of_the_run.read_text(encoding="utf-8"), config))
+    was, now = read_yaml(of_the_run), load_yaml(config, "the config")
     return {name: value for name, (_, value) in differences(was, now).items() if name.startswith(DECIDE_THE_LOSS)}
 
 

@@ -106,7 +106,7 @@ def test_a_sweep_like_another(write, tmp_path):
         ({"axes": AXES, "seeds": [1, 1]}, "a seed is there twice"),
         ({"axes": AXES, "stop": {"hours": 3}}, "one of steps, tokens and flops"),
         ({"axes": AXES, "stop": {"steps": 1, "tokens": 1}}, "one of steps, tokens and flops"),
-        ({"axes": AXES, "stop": {"tokens": "1e6"}}, "must be a number of at least 1"),
+        ({"axes": AXES, "stop": {"tokens": "many"}}, "must be a number of at least 1"),
         ({"axes": AXES, "warmup": 10}, "warmup is a share"),
         ({"axes": AXES, "validations": 0}, "validations must be at least 1"),
         ({"axes": AXES, "like": "sweep.yaml"}, "is like itself"),
@@ -127,6 +127,28 @@ def test_a_sweep_like_another(write, tmp_path):
 def test_mistakes_are_explained(write, values, message):
     with pytest.raises(UserError, match=message):
         read_sweep(write(base="base.yaml", **values))
+
+
+def test_numbers_of_an_axis_are_numbers_however_they_are_written(tmp_path):
+    path = tmp_path / "sweep.yaml"
+    text = "base: a.yaml\nstop: {tokens: 1e6}\naxes:\n  model.learning_rate: [1e-3, 3E-3, 1_000, 0.5]\n"
+    path.write_text(text + "  name: {1e-4: , 2025-06-01: , on: , 12:30: }\n")
+    sweep = read_sweep(path)
+    assert list(sweep.axes["model.learning_rate"]) == [0.001, 0.003, 1000, 0.5]
+    assert list(sweep.axes["name"]) == [0.0001, "2025-06-01", "on", "12:30"]
+    assert sweep.stop == {"tokens": 1e6}
+    assert variants(sweep)[0].name == "base, learning_rate=0.001"
+
+
+@pytest.mark.parametrize("base", ["", "[]", "3", "[a.yaml, ]"])
+def test_a_base_names_files(base, tmp_path):
+    path = tmp_path / "sweep.yaml"
+    path.write_text(f"base: {base}\nruns: {{a: }}\n")
+    if base == "[a.yaml, ]":
+        assert read_sweep(path).base == [str(tmp_path / "a.yaml")]
+        return
+    with pytest.raises(UserError, match=r"sweep\.yaml.*a config must be the name of a file"):
+        read_sweep(path)
 
 
 def test_a_baseline_must_be_a_run(write):

@@ -133,3 +133,50 @@ def test_ctrl_c_says_where_to_go_on(tiny, capsys, monkeypatch):
     monkeypatch.setattr(Checkpoints, "_save", save_then_interrupt)
     assert main(["fit", "--config", str(tiny), "--trainer.callbacks+=Checkpoints"]) == 130
     assert "--resume goes on from" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("seed_everything: 1\nrun: 2025", ["run in ", "odd.yaml, line 2 takes a text, got 2025: put it in quotes"]),
+        ("run: on", ['line 1 takes a text, got on: put it in quotes, "on"']),
+        ("run: 007", ['got 007: put it in quotes, "007"']),
+        ("data: {path: 2025}", ["data.path in ", "takes a text or keys and values", 'quotes, "2025"']),
+        ("data:\n  prepare:\n    sources: [a, 007]", ["data.prepare.sources", "line 3", 'quotes, "007"']),
+        (
+            "trainer:\n  callbacks:\n  - {class_path: Samples, init_args: {prompt: a}}\n"
+            "  - {class_path: Samples, init_args: {prompt: no}}",
+            ["trainer.callbacks.prompt", "line 4", 'got no: put it in quotes, "no"'],
+        ),
+        (
+            "trainer:\n  callbacks:\n  - {class_path: Samples, init_args: {prompt: }}",
+            ["trainer.callbacks in ", "line 3", "Samples needs prompt"],
+        ),
+        ("trainer: {strategy: 2025}", ["trainer.strategy", "a text or a class"]),
+        ("trainer: {strategy: {class_path: x.y}}", ["there is no class x.y", "line 1"]),
+        ("model:\n  network: {class_path: 2025}", ["model.network.class_path", "line 2 must name a class, got 2025"]),
+        ("trainer: [3]", ["trainer in ", "line 1 must hold"]),
+        ("base:", ["base in ", "line 1 must be the name of a file", "null"]),
+        ("config: a.yaml", ["config in ", "base"]),
+        ("run: !!binary aGk=", ["line 1", "!!binary"]),
+        ("a b: 1", ['unknown config key "a b"', "line 1"]),
+        ("run: a\n---\nrun: b", ["line 2", "another document"]),
+    ],
+)
+@pytest.mark.parametrize("command", ["fit", "cost"])
+def test_odd_yaml(command, text, words, tiny, tmp_path, capsys):
+    odd = tmp_path / "odd.yaml"
+    odd.write_text(text)
+    message = complain(capsys, command, "--config", str(tiny), "--config", str(odd))
+    assert all(word in message for word in words), message
+
+
+def test_dates_times_and_numbers_of_a_config_are_what_they_look_like(tiny, tmp_path, capsys):
+    odd = tmp_path / "odd.yaml"
+    odd.write_text(
+        "run: 2025-06-01\ntrainer: {max_time: 12:30:00:00, max_steps: 1_0}\nmodel: {learning_rate: 1e-3}\ndata:\n"
+    )
+    assert main(["fit", "--config", str(tiny), "--config", str(odd), "--print_config"]) == 0
+    found = yaml.safe_load(capsys.readouterr().out)
+    assert (found["run"], found["model"]["learning_rate"], found["trainer"]["max_steps"]) == ("2025-06-01", 0.001, 10)
+    assert found["trainer"]["max_time"] == "12:30:00:00"

@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mm_lightning.data.text_files import read_text
 from mm_lightning.errors import UserError
 from mm_lightning.evaluation.in_context.datasets import RULE, Dataset, Example
 from mm_lightning.evaluation.in_context.files import present, read_table
+from mm_lightning.yaml_text import read_yaml
 
 KEYS = ("name", "train", "test", "columns", "prompt")
 COLUMNS = ("text", "label")
@@ -37,13 +37,8 @@ def read_dataset(path: str | os.PathLike) -> Dataset:
     Raises:
         UserError: a key or a file is missing, or a row is bad; the row is named.
     """
-    import yaml
-
     path = Path(path).expanduser()
-    try:
-        found = yaml.safe_load(read_text(present(path)))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    found = read_yaml(present(path))
     top = _strings(path, found, KEYS, "")
     columns = _strings(path, top.get("columns") or {c: c for c in COLUMNS}, COLUMNS, "columns.")
     prompt = _strings(path, top["prompt"], PROMPT, "prompt.")

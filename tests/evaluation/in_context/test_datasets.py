@@ -162,7 +162,7 @@ MISTAKES = {
     "unknown key": ("kinds.yaml", YAML + "shots: 4\n", "shots is unknown: it needs name, train, test, columns"),
     "missing key": ("kinds.yaml", YAML.replace('text: "question:", ', ""), "prompt.text is missing"),
     "no mapping": ("kinds.yaml", "- a\n", "the file is not a mapping"),
-    "no YAML": ("kinds.yaml", "a: [", "is not YAML"),
+    "no YAML": ("kinds.yaml", "a: [", "is not valid YAML"),
     "no text": ("kinds.yaml", YAML.replace("train.csv", "7"), "train must be a text, got 7"),
     "ending": ("kinds.yaml", YAML.replace("train.csv", "train.xls"), "the ending must be one of .csv, .tsv, .jsonl"),
     "new label": ("data/test.jsonl", TEST + TEST.replace("number", "place"), "row 2: no row of train.csv .* 'place'"),

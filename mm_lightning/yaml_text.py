@@ -1,0 +1,271 @@
+"""YAML as every file and option of the project is read and written.
+
+PyYAML follows YAML 1.1, in which 1e-3 is a text, 12:30 is 750, 010 is 8 and 2025-06-01 a date. Here 1e-3, 3E5 and 1_000
+are numbers, and what is no number, boolean or null is a text.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+
+from mm_lightning.errors import UserError
+
+_TAG = "tag:yaml.org,2002:"
+_INT = re.compile(r"[-+]?(?:[0-9]+(?:_[0-9]+)*|0x[0-9a-fA-F]+(?:_[0-9a-fA-F]+)*|0o[0-7]+(?:_[0-7]+)*)$")
+_FLOAT = re.compile(
+    r"[-+]?(?:[0-9]+(?:_[0-9]+)*(?:\.(?:[0-9]+(?:_[0-9]+)*)?)?|\.[0-9]+(?:_[0-9]+)*)(?:[eE][-+]?[0-9]+)?$"
+    r"|[-+]?\.(?:inf|Inf|INF)$|\.(?:nan|NaN|NAN)$"
+)
+_BOOL = re.compile(r"(?:yes|Yes|YES|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF)$")
+_NULL = re.compile(r"(?:~|null|Null|NULL|)$")
+_RESOLVERS = [
+    ("bool", _BOOL, "yYnNtTfFoO"),
+    ("int", _INT, "-+0123456789"),
+    ("float", _FLOAT, "-+0123456789."),
+    ("merge", re.compile(r"<<$"), "<"),
+    ("null", _NULL, ["~", "n", "N", ""]),
+]
+
+
+# in YAML, or a line break in its eyes
+_UNPRINTABLE = re.compile(r"[^ -~\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
+
+
+class Loader(yaml.SafeLoader):
+    """Reads plain values only: texts, numbers, true or false, null, lists and mappings.
+
+    Refuses a key that comes twice, of which YAML would take the later one in silence.
+    """
+
+    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
+    yaml_constructors: ClassVar[dict[str | None, Any]] = {}
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._within: list[str] = []  # anchors of the lists and mappings that are being read
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Read one value; one that an anchor puts inside itself has no end."""
+        if self.check_event(yaml.AliasEvent) and self.peek_event().anchor in self._within:
+            event = self.peek_event()
+            raise yaml.MarkedYAMLError(problem=f"*{event.anchor} stands inside itself", problem_mark=event.start_mark)
+        return super().compose_node(parent, index)
+
+    def compose_sequence_node(self, anchor: str | None) -> yaml.SequenceNode:
+        """Read a list."""
+        self._within.append(anchor or "")
+        node = super().compose_sequence_node(anchor)
+        self._within.pop()
+        return node
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        """Read a mapping."""
+        self._within.append(anchor or "")
+        node = super().compose_mapping_node(anchor)
+        self._within.pop()
+        seen: set[Any] = set()
+        for key, _ in node.value:
+            name = self._key(key)
+            if name in seen:
+                raise yaml.MarkedYAMLError(problem=f"{name} comes twice", problem_mark=key.start_mark)
+            seen.add(name)
+        return node
+
+    def _key(self, node: yaml.Node) -> Any:
+        """Numbers stay numbers (values of an axis of a sweep), all else is the text as written: on, null."""
+        if not isinstance(node, yaml.ScalarNode):
+            raise yaml.MarkedYAMLError(problem="a key must be a text or a number", problem_mark=node.start_mark)
+        if node.tag in (f"{_TAG}int", f"{_TAG}float"):
+            return self.construct_object(node)
+        if node.tag not in (f"{_TAG}{kind}" for kind in ("str", "bool", "null", "merge")):
+            self.construct_undefined(node)
+        return node.value
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The keys and values of a mapping."""
+        return {key: self.construct_object(value, deep=deep) for key, value in self._pairs(node).items()}
+
+    def _pairs(self, node: yaml.Node) -> dict[Any, yaml.Node]:
+        """Keys and values, those that `<<` takes from other mappings first: the mapping's own win."""
+        if not isinstance(node, yaml.MappingNode):
+            raise yaml.MarkedYAMLError(problem="<< takes keys of mappings only", problem_mark=node.start_mark)
+        own: dict[Any, yaml.Node] = {}
+        merged: dict[Any, yaml.Node] = {}
+        for key, value in node.value:
+            if key.tag != f"{_TAG}merge":
+                own[self._key(key)] = value
+                continue
+            for other in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                merged = {**self._pairs(other), **merged}
+        return {**merged, **own}
+
+    def construct_undefined(self, node: yaml.Node) -> None:
+        """Refuse dates, bytes, sets and other objects that a tag names."""
+        problem = f"{node.tag.replace(_TAG, '!!')} is none of text, number, true or false, null, list and mapping"
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+
+    def number(self, node: yaml.ScalarNode) -> int | float:
+        """The number that a scalar is."""
+        text = str(self.construct_scalar(node)).replace("_", "").lower()
+        try:
+            if node.tag == f"{_TAG}float":
+                return float(re.sub(r"^([-+]?)\.(?=inf|nan)", r"\1", text))
+            return int(text, 0) if text.lstrip("+-").startswith(("0x", "0o")) else int(text)
+        except ValueError:
+            problem = f"{node.value[:40]} is no number that can be read"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from None
+
+    def boolean(self, node: yaml.ScalarNode) -> bool:
+        """Whether a scalar says yes."""
+        if not _BOOL.match(node.value):
+            problem = f"{node.value[:40]} is neither true nor false"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+        return node.value.lower() in ("yes", "true", "on")
+
+
+class Dumper(yaml.SafeDumper):
+    """Writes what :class:`Loader` reads back, with quotes round the texts that would be something else."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Write a list that stands twice twice: `&id001` says nothing to a reader."""
+        return True
+
+    def text(self, value: str) -> yaml.ScalarNode:
+        """A text, in double quotes where it holds what only these can escape."""
+        return self.represent_scalar(f"{_TAG}str", value, style='"' if _UNPRINTABLE.search(value) else None)
+
+
+Dumper.add_representer(str, Dumper.text)
+# defaults of Lightning's classes, such as Timer's
+Dumper.add_multi_representer(Enum, lambda dumper, value: dumper.represent_data(value.value))
+for _kind, _pattern, _first in _RESOLVERS:
+    Loader.add_implicit_resolver(f"{_TAG}{_kind}", _pattern, list(_first))
+    Dumper.add_implicit_resolver(f"{_TAG}{_kind}", _pattern, list(_first))
+for _kind in ("str", "null", "seq", "map"):
+    Loader.add_constructor(f"{_TAG}{_kind}", yaml.SafeLoader.yaml_constructors[f"{_TAG}{_kind}"])
+for _kind in ("int", "float"):
+    Loader.add_constructor(f"{_TAG}{_kind}", Loader.number)
+Loader.add_constructor(f"{_TAG}bool", Loader.boolean)
+Loader.add_constructor(None, Loader.construct_undefined)
+
+
+def load_yaml(text: str, where: str | Path) -> Any:
+    """The value that a text of YAML is.
+
+    Args:
+        text: one document.
+        where: its file, for messages.
+
+    Raises:
+        UserError: it is not YAML, or holds what is no plain value; with the line.
+    """
+    try:
+        return yaml.load(text, Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f", line {mark.line + 1}" if mark else ""
+        said = ": ".join(part for part in (error.context, error.problem) if part)
+        raise UserError(f"{where}{line} is not valid YAML: {said}") from error
+    except yaml.reader.ReaderError as error:
+        line_number = text.count("\n", 0, error.position) + 1
+        said = f"the character {error.character!r}" if isinstance(error.character, str) else f"#x{error.character:x}"
+        raise UserError(f"{where}, line {line_number} is not valid YAML: {said} cannot stand in it") from error
+    except RecursionError as error:
+        raise UserError(f"{where} is not valid YAML: lists or mappings too deep inside each other") from error
+
+
+def read_yaml(path: str | Path) -> Any:
+    """The value that a file of YAML holds; None of an empty one.
+
+    Raises:
+        UserError: it is missing, is not text, or is not YAML; with the line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"file {path} {'is a folder' if path.is_dir() else 'does not exist'}")
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}, line {line} is not UTF-8: save it in that encoding") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    return load_yaml(text, path)
+
+
+def dump_yaml(values: Any) -> str:
+    """Values as the text of a YAML file, keys in their order."""
+    return yaml.dump(values, Dumper=Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False)
+
+
+def one_line(value: Any) -> str:
+    """A value as an option on a command line has it: JSON, in which YAML's words for infinity and no number stand."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{one_line(str(key))}: {one_line(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(one_line, value)) + "]"
+    if isinstance(value, float) and not math.isfinite(value):
+        return ".nan" if math.isnan(value) else ".inf" if value > 0 else "-.inf"
+    escaped = json.dumps(value, ensure_ascii=False)
+    return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", escaped)
+
+
+def use_for_options() -> None:
+    """Let jsonargparse read values, and write configs, as files are read and written here."""
+    from jsonargparse import set_dumper, set_loader
+
+    set_loader("yaml", _load_option, (yaml.YAMLError,))
+    set_dumper("yaml", dump_yaml)
+
+
+def _load_option(text: str) -> Any:
+    value = yaml.load(text, Loader)
+    if (
+        value
+        and isinstance(value, dict)
+        and not any(inner is not None for inner in value.values())
+        and "null" not in text
+    ):
+        return text  # "a text:" and "{a, text}" are no mappings
+    return value
+
+
+def locate(path: str | Path, names: Sequence[str], value: str | None = None) -> tuple[int, str] | None:
+    """The line of the value under nested keys of a file, and the value as it is written; None if it is not there.
+
+    Args:
+        path: of a file that could be read.
+        names: the keys from the outermost on, which may stand in the file joined by dots.
+        value: what `str` makes of it, to choose among several, or in a list.
+    """
+    loader = Loader(Path(path).read_bytes().decode("utf-8-sig"))
+    node = loader.get_single_node()
+    found = list(_find(node, list(names))) if node else []
+    same = [one for one in found if isinstance(one, yaml.ScalarNode) and str(loader.construct_object(one)) == value]
+    loader.dispose()
+    if not found:
+        return None
+    chosen = (same or found)[-1]
+    return chosen.start_mark.line + 1, chosen.value if isinstance(chosen, yaml.ScalarNode) else ""
+
+
+def _find(node: yaml.Node, names: list[str]) -> Iterator[yaml.Node]:
+    """The values under nested keys, in lists too; what a list under the last key holds comes before the list."""
+    if isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            yield from _find(value, names)
+    if not names:
+        yield node
+    elif isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            for depth in range(1, len(names) + 1):
+                if key.value.rstrip("+") == ".".join(names[:depth]):
+                    yield from _find(value, names[depth:])
