@@ -29,8 +29,11 @@ def test_a_finished_run_is_left_as_it_is(tiny, tmp_path, capsys):
     config, folder = ["--config", str(tiny)], tmp_path / "run" / "0"
     assert main(["fit", *config]) == 0
     before = texts(folder)
-    used_up = [*config, "--resume", "--trainer.max_steps", "8", "--trainer.max_time", "00:00:00:00"]
-    assert "trainer.max_time is 0:00:00: raise it" in refused(capsys, *used_up)
+    short = [*config, "--run", str(tmp_path / "short"), "--trainer.max_time", "{microseconds: 1}"]
+    assert main(["fit", *short]) == 0
+    assert list(metrics(tmp_path / "short" / "0")) == [1]
+    capsys.readouterr()
+    assert "trainer.max_time is 0:00:00: raise it" in refused(capsys, *short, "--resume")
     fewer = [*config, "--ckpt_path", str(folder / "checkpoints" / "step=6.ckpt"), "--trainer.max_steps", "4"]
     line = refused(capsys, *fewer)
     assert "nothing to train" in line
