@@ -11,6 +11,7 @@ from typing import Any, Literal
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from mm_lightning.callbacks.arguments import check_choice, check_number
 from mm_lightning.errors import UserError
 from mm_lightning.outputs import write_json
 from mm_lightning.training.batches import is_last_step
@@ -53,15 +54,12 @@ class Checkpoints(Checkpoint):
         asynchronous: bool = False,
         on_failure: Literal["stop", "continue"] = "stop",
     ) -> None:
-        numbers = {
-            "every_n_steps": every_n_steps,
-            "keep": keep,
-            "keep_every_n_steps": keep_every_n_steps,
-            "every_n_minutes": every_n_minutes,
-        }
-        for name, value in numbers.items():
-            if value < 0:
-                raise UserError(f"Checkpoints: {name} is {value}, it must not be negative")
+        steps = {"every_n_steps": every_n_steps, "keep": keep, "keep_every_n_steps": keep_every_n_steps}
+        for name, value in steps.items():
+            check_number("Checkpoints", name, value, 0)
+        check_number("Checkpoints", "every_n_minutes", every_n_minutes, 0, whole=False)
+        check_choice("Checkpoints", "best_mode", best_mode, ("min", "max"))
+        check_choice("Checkpoints", "on_failure", on_failure, ("stop", "continue"))
         self.every_n_steps = every_n_steps
         self.keep = keep
         self.keep_every_n_steps = keep_every_n_steps

@@ -11,15 +11,16 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from mm_lightning.callbacks.arguments import check_number
 from mm_lightning.callbacks.throughput import Throughput
 from mm_lightning.errors import UserError
 from mm_lightning.evaluation.samples import RESULTS, SAMPLES
-from mm_lightning.evaluation.settings import left_out, make_tasks, say_left_out
+from mm_lightning.evaluation.settings import make_tasks
 from mm_lightning.evaluation.task import Record, Result, Row, Task
 from mm_lightning.outputs import write_json
 from mm_lightning.training.at_rest import at_rest
 from mm_lightning.training.checkpoint import checkpoint_path
-from mm_lightning.training.loggers import board_tag, say
+from mm_lightning.training.loggers import board_tag
 from mm_lightning.training.run_folder import describe_environment
 
 if TYPE_CHECKING:
@@ -65,20 +66,30 @@ class Evaluation(Callback):
         settings: dict[str, Any] | None = None,
         batch_size: int = 16,
     ) -> None:
-        if min(every_n_steps, every_n_tokens) < 0 or (every_n_steps and every_n_tokens):
+        check_number("Evaluation", "every_n_steps", every_n_steps, 0)
+        check_number("Evaluation", "every_n_tokens", every_n_tokens, 0)
+        check_number("Evaluation", "batch_size", batch_size, 1)
+        if every_n_steps and every_n_tokens:
             raise UserError(
-                f"Evaluation: give one of every_n_steps and every_n_tokens, not below 0; got {every_n_steps} and "
-                f"{every_n_tokens}"
+                f"Evaluation: give one of every_n_steps and every_n_tokens, got {every_n_steps} and {every_n_tokens}"
             )
-        if batch_size < 1:
-            raise UserError(f"Evaluation: batch_size must be at least 1, got {batch_size}")
-        self.tasks = make_tasks(tasks, settings or {})
-        if without := left_out(tasks, settings or {}):
-            say(say_left_out(without))
+        if not (every_n_steps or every_n_tokens or at_end):
+            raise UserError("Evaluation: never evaluates: set every_n_steps, every_n_tokens or at_end")
+        try:
+            self.tasks = make_tasks(tasks, settings or {})
+        except UserError as error:
+            raise UserError(f"Evaluation: {error}") from error
         self.every_n_steps, self.every_n_tokens, self.at_end = every_n_steps, every_n_tokens, at_end
         self.batch_size = batch_size
         self._step = -1  # up to which everything is done
         self._begin = self._seconds = 0.0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse a task that another callback asks too: both would write the same files."""
+        others = [c for c in trainer.callbacks if isinstance(c, Evaluation) and c is not self]
+        asked = {task.name for callback in others for task in callback.tasks}
+        if several := sorted(asked & {task.name for task in self.tasks}):
+            raise UserError(f"Evaluation: {', '.join(several)} is asked by two callbacks: name a task in one of them")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Makes all questions once, so that what they need is missed before training."""
@@ -87,7 +98,10 @@ class Evaluation(Callback):
         self._step = self._evaluated = trainer.global_step
         self._begin, self._seconds = time.monotonic(), 0.0
         model = self._model(trainer, pl_module, pl_module.network)
-        self._items = [task.items(model) for task in self.tasks]
+        try:
+            self._items = [task.items(model) for task in self.tasks]
+        except UserError as error:
+            raise UserError(f"Evaluation: {error}") from error
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -14,6 +14,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 
+from mm_lightning.callbacks.arguments import check_choice, check_number
 from mm_lightning.callbacks.checkpoints import Checkpoints
 from mm_lightning.callbacks.step_numbers import LossWindow, Step
 from mm_lightning.data.bad_steps import FOLDER, keep_tokens, note_place, numbers, place
@@ -59,10 +60,10 @@ class Guard(Callback):
         window: int = 128,
         patience: int = 10,
     ) -> None:
-        if sigma < 0 or window < 4 or patience < 1:
-            raise UserError(
-                f"Guard: sigma {sigma} must be at least 0, window {window} at least 4, patience {patience} at least 1"
-            )
+        check_choice("Guard", "on_bad_step", on_bad_step, ("skip", "rollback", "stop"))
+        check_number("Guard", "sigma", sigma, 0, whole=False)
+        check_number("Guard", "window", window, 4, most=1_000_000)
+        check_number("Guard", "patience", patience, 1)
         self.on_bad_step, self.sigma, self.window, self.patience = on_bad_step, sigma, window, patience
         self._losses = LossWindow(sigma, window)
         self._now = Step()

@@ -8,8 +8,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
+from mm_lightning.callbacks.arguments import check_number
 from mm_lightning.callbacks.validation_rows import ValidationRows
-from mm_lightning.errors import UserError
 from mm_lightning.networks import Network
 from mm_lightning.training.loggers import board_tag
 
@@ -29,11 +29,8 @@ class MemoryStatistics(ValidationRows):
     """
 
     def __init__(self, every_n_steps: int = 100, sequences: int = 1) -> None:
-        if every_n_steps < 1 or sequences < 0:
-            raise UserError(
-                f"MemoryStatistics: every_n_steps must be at least 1 and sequences at least 0, got {every_n_steps} and "
-                f"{sequences}"
-            )
+        check_number("MemoryStatistics", "every_n_steps", every_n_steps, 1)
+        check_number("MemoryStatistics", "sequences", sequences, 0)
         super().__init__(sequences)
         self.every_n_steps = every_n_steps
         self._written = -1

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from mm_lightning.errors import UserError
+from mm_lightning.callbacks.arguments import check_number
 from mm_lightning.training.loggers import say
 from mm_lightning.training.quiet import quiet_profiler
 
@@ -44,8 +44,8 @@ class Profiler(Callback):
         stacks: bool = False,
         every_process: bool = False,
     ) -> None:
-        if first < 1 or steps < 1:
-            raise UserError(f"Profiler: first and steps must be at least 1, got {first} and {steps}")
+        check_number("Profiler", "first", first, 1)
+        check_number("Profiler", "steps", steps, 1)
         self.first, self.steps, self.memory, self.every_process = first, steps, memory, every_process
         self._options = {"profile_memory": memory, "record_shapes": shapes, "with_stack": stacks}
         self._profile: torch.profiler.profile | None = None

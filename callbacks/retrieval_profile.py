@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib.util
 from typing import TYPE_CHECKING
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from mm_lightning.callbacks.arguments import check_number
 from mm_lightning.callbacks.validation_rows import ValidationRows
 from mm_lightning.errors import UserError
 from mm_lightning.evaluation.figures import profile_axes
@@ -35,15 +36,19 @@ class RetrievalProfile(ValidationRows):
     """
 
     def __init__(self, sequences: int = 4, distances: int | None = None) -> None:
-        if sequences < 1 or (distances is not None and distances < 2):
-            raise UserError(
-                f"RetrievalProfile: sequences must be at least 1 and distances at least 2, got {sequences} and "
-                f"{distances}"
-            )
+        check_number("RetrievalProfile", "sequences", sequences, 1)
+        if distances is not None:
+            check_number("RetrievalProfile", "distances", distances, 2)
         if importlib.util.find_spec("matplotlib") is None:
             raise UserError("RetrievalProfile needs matplotlib: pip install 'mm-lightning[report]', or leave it out")
         super().__init__(sequences)
         self.distances = distances
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Hold the distances against the context."""
+        if self.distances is not None and trainer.datamodule is not None:
+            context = trainer.datamodule.context_length
+            check_number("RetrievalProfile", "distances", self.distances, 2, most=context)
 
     def look(self, trainer: Trainer, network: Network) -> None:
         """Draws."""

@@ -7,7 +7,9 @@ from pathlib import Path
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from mm_lightning.callbacks.arguments import check_number
 from mm_lightning.callbacks.validation_rows import AfterValidation
+from mm_lightning.errors import UserError
 from mm_lightning.inference.commands import generate_line
 from mm_lightning.inference.sampling import Sampling
 from mm_lightning.networks import Network
@@ -24,7 +26,7 @@ class Samples(AfterValidation):
     of the network while it lasts.
 
     Args:
-        prompt: what to continue.
+        prompt: what to continue; empty to begin a document.
         tokens: how many tokens to write.
         temperature: of sampling; 0 takes the most probable token.
         top_k: sample from the k most probable tokens only.
@@ -41,6 +43,14 @@ class Samples(AfterValidation):
         top_p: float | None = None,
         seed: int = 1,
     ) -> None:
+        if not isinstance(prompt, str):
+            raise UserError(f"Samples: prompt must be a text, which may be empty, got {prompt!r}")
+        check_number("Samples", "tokens", tokens, 1)
+        check_number("Samples", "temperature", temperature, 0, whole=False)
+        if top_k is not None:
+            check_number("Samples", "top_k", top_k, 1)
+        if top_p is not None:
+            check_number("Samples", "top_p", top_p, 0, most=1, whole=False, above=True)
         self.prompt = prompt
         self.tokens = tokens
         self.sampling = Sampling(temperature, top_k, top_p, seed=seed)

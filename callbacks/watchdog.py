@@ -15,7 +15,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from mm_lightning.errors import UserError
+from mm_lightning.callbacks.arguments import check_number
 
 EXIT_STATUS = 70
 """Of the processes of a run that hung: EX_SOFTWARE of sysexits.h."""
@@ -36,8 +36,7 @@ class Watchdog(Callback):
     """
 
     def __init__(self, minutes: float = 20.0) -> None:
-        if minutes <= 0:
-            raise UserError(f"Watchdog: minutes must be above 0, got {minutes}")
+        check_number("Watchdog", "minutes", minutes, 0, most=525_600, whole=False, above=True)  # a year
         self.limit = minutes * 60  # seconds
         self.interval = min(15.0, self.limit / 4)
         self._beats = 0  # changes of phase since the start, by which processes are compared

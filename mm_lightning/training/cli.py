@@ -238,10 +238,10 @@ class TrainingCLI(LightningCLI):
             averaging = [callback for callback in chosen if isinstance(callback, WeightAveraging)]
             chosen = [callback for callback in chosen if callback not in averaging]
             always = [WatchCallbacks(), WholeSteps(), RecordRun(self.folder, self.resolved_config()), *averaging]
-            always += [watchers.Preemption(self.slurm_job), watchers.Throughput(), watchers.GradientNorm()]
+            ours = [watchers.Preemption(self.slurm_job), watchers.Throughput(), watchers.GradientNorm()]
             # fp16 has a guard of its own, which looks for gradients that are not finite to find its loss scale
-            guards = [watchers.Watchdog] + [watchers.Guard] * (not str(config.get("precision")).startswith("16"))
-            always += [guard() for guard in guards if not any(isinstance(callback, guard) for callback in chosen)]
+            ours += [watchers.Watchdog(), *[watchers.Guard()] * (not str(config.get("precision")).startswith("16"))]
+            always += [callback for callback in ours if not any(isinstance(c, type(callback)) for c in chosen)]
             # a config whose list of callbacks took the place of another's must not end with nothing saved
             if config.get("enable_checkpointing") is not False and not any(
                 isinstance(c, Checkpoint) and type(c) is not Checkpoint for c in chosen

@@ -179,3 +179,23 @@ def test_distributions_count_queries_with_something_to_read():
     assert len(found["long/gate"]) == len(found["short/decay"]) == 10 * 8
     assert found["short/effective_pairs"].max() <= 3 + 1e-4
     assert found["long/decay"].max() <= 1
+
+
+@pytest.mark.parametrize("prompt", ["", " \n"])
+def test_a_prompt_of_nothing_is_continued(prompt, tiny, tmp_path, capsys):
+    overlay = tmp_path / "samples.yaml"
+    samples = {"class_path": "Samples", "init_args": {"prompt": prompt, "tokens": 3}}
+    overlay.write_text(yaml.safe_dump({"trainer": {"callbacks": [samples, "Summary"]}}))
+    assert main(["fit", "--config", str(tiny), "--config", str(overlay), "--trainer.max_steps", "1"]) == 0
+    assert "a sample:" in capsys.readouterr().out
+
+
+def test_tokens_of_samples_are_looked_at_before_the_first_step(tiny, tmp_path, capsys):
+    overlay = tmp_path / "samples.yaml"
+    samples = {"class_path": "Samples", "init_args": {"prompt": "a", "tokens": 0}}
+    overlay.write_text(yaml.safe_dump({"trainer": {"callbacks": [samples]}}))
+    assert main(["fit", "--config", str(tiny), "--config", str(overlay)]) == 2
+    captured = capsys.readouterr()
+    assert "Samples: tokens must be a whole number of at least 1, got 0" in captured.err
+    assert captured.err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
