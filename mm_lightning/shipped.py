@@ -34,7 +34,7 @@ def resolve_config(name: str | Path, group: str = "", beside: Path | None = None
 
 
 def suggest_config(path: Path) -> str:
-    """Return what to write instead of a config that does not exist: the shipped one that is spelled most alike."""
+    """Return a hint for a config that does not exist: the shipped one of the most similar name, or all of them."""
     folder = configs_folder()
     known = {file.relative_to(folder).with_suffix("").as_posix() for file in folder.rglob("*.yaml")}
     near = difflib.get_close_matches(_plain(path).name, known, 1, 0.6)

@@ -25,11 +25,11 @@ def tested_versions() -> dict[str, str]:
 
 def installed_versions() -> dict[str, str]:
     """Return the version of every installed package by normalized name, without local parts such as +cpu."""
-    found: dict[str, str] = {}
+    versions: dict[str, str] = {}
     for package in importlib.metadata.distributions():  # the first on the path is the one that is imported
         if package.name:
-            found.setdefault(normalized(package.name), package.version.partition("+")[0])
-    return found
+            versions.setdefault(normalized(package.name), package.version.partition("+")[0])
+    return versions
 
 
 def required_versions(package: str) -> str:
@@ -68,7 +68,7 @@ def mismatched_torchvision() -> str | None:
         return None
     return (
         f"torch {installed['torch']} and torchvision {installed['torchvision']} are not of one release: torch 2.N goes "
-        f"with torchvision 0.(N + 15): pip install -c constraints.txt torch torchvision"
+        f"with torchvision 0.(N + 15); install the tested pair: pip install -c constraints.txt torch torchvision"
     )
 
 
@@ -79,7 +79,7 @@ def version_text() -> str:
     if untested:
         lines.append("other versions than the tested ones (constraints.txt):")
         width = max(map(len, untested))
-        lines += [f"  {name:<{width}}  {here}, tested {tested}" for name, (here, tested) in untested.items()]
+        lines += [f"  {name:<{width}}  {installed}, tested {tested}" for name, (installed, tested) in untested.items()]
     else:
         lines.append("all packages have the tested versions (constraints.txt)")
     if wrong := mismatched_torchvision():

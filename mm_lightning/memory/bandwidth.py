@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from mm_lightning.memory.layers import TIMES
 
-LARGEST = math.log(2**16 - 1)
-"""The exponent at which v1's public code cuts the factor of a key."""
+LARGEST_EXPONENT = math.log(2**16 - 1)
+"""The largest exponent of the factor of a key in v1's public code."""
 
 
 class AdaptiveBandwidth(nn.Module):
@@ -71,12 +71,13 @@ class FixedBandwidth(nn.Module):
 
     Args:
         heads: H.
-        scaled: how many sides of an inner product are multiplied: 2 in a contextual memory, 1 in a persistent one.
+        scaled_sides: how many sides of an inner product are multiplied: 2 in a contextual memory, 1 in a persistent
+            one.
     """
 
-    def __init__(self, heads: int, scaled: int = 2):
+    def __init__(self, heads: int, scaled_sides: int = 2):
         super().__init__()
-        self.largest = scaled * LARGEST
+        self.largest_exponent = scaled_sides * LARGEST_EXPONENT
         self.kappa = nn.Parameter(torch.empty(heads))
         self.reset_parameters()
 
@@ -86,7 +87,7 @@ class FixedBandwidth(nn.Module):
     @property
     def beta(self) -> Tensor:
         """(H,)"""
-        return (2 * TIMES * _full(self.kappa)).clamp(max=self.largest).exp()
+        return (2 * TIMES * _full(self.kappa)).clamp(max=self.largest_exponent).exp()
 
     def scalars(self) -> dict[str, Tensor]:
         """beta, (H,)."""

@@ -84,7 +84,7 @@ class BlockStore:
 
 
 def rounding(norm: Any, dim: int, block: int) -> Any:
-    """s |q| of the module's docstring, of a query's norm |q|."""
+    """Return the rounding s |q| of the module's docstring for a query of norm |q|."""
     return 2 * (block + 4 * dim + 16) * torch.finfo(torch.float64).eps * norm
 
 
@@ -219,7 +219,7 @@ class Blocks:
         return answer.to(values.dtype).view(q.shape)
 
     def _allowed(self, q: Tensor, values: Tensor, readable: int) -> Tensor | None:
-        """(N,) how much the sum of the module's docstring may be for queries (N, D); None if nothing is proven."""
+        """Return the largest allowed sum of the module's docstring, (N,) for queries (N, D); None without epsilon."""
         if self.settings.epsilon is None:
             return None
         r = torch.finfo(values.dtype).eps / 2 + readable * torch.finfo(torch.float64).eps
@@ -240,7 +240,7 @@ class Blocks:
     def _choose(
         self, q: Tensor, keys: Tensor, scores: list[Tensor], allowed: Tensor | None
     ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
-        """Chooses the blocks that are read, and appends the scores of their pairs.
+        """Choose the blocks that are read, and append the scores of their pairs.
 
         Returns:
             (N, K) places of the blocks in the buffers; the log weights (N, blocks) of the others, -inf for those that
@@ -271,7 +271,7 @@ class Blocks:
         return _scores(q, blocks.view(len(q), -1, q.shape[1]))
 
     def _weighted(self, weight: Tensor, values: Tensor, index: Tensor) -> Tensor:
-        """(N, D) sums by weights (N, K block), in their type, of the values of blocks (N, K) of the buffer."""
+        """Return the (N, D) sums, by weights (N, K block) and in their type, of the values of blocks (N, K)."""
         size = self.settings.block
         if weight.dtype != values.dtype:
             chosen = values.view(-1, size * values.shape[-1]).index_select(0, index.flatten())
@@ -295,7 +295,7 @@ class Blocks:
         return found[:, :, 1], blocks.flatten(1)
 
     def _needed(self, q: Tensor, centre: Tensor, rest: Tensor, scores: list[Tensor], allowed: Tensor) -> Tensor:
-        """(N, K) further blocks to read, until the sum that the module's docstring bounds is small enough."""
+        """Return further blocks to read, (N, K), until the sum that the module's docstring bounds is small enough."""
         norm, summary = q.norm(dim=1, keepdim=True), self.summary
         slack = rounding(1.0, q.shape[1], self.settings.block)
         along = centre / summary["norm"]
@@ -311,6 +311,6 @@ class Blocks:
 
 
 def _scores(q: Tensor, keys: Tensor) -> Tensor:
-    """(N, n) products of (N, D) with (N, n, D), in q's type."""
+    """Return the (N, n) products of (N, D) with (N, n, D), in q's type."""
     # As a row times a matrix: the other way round is several times slower on a CPU.
     return torch.bmm(q[:, None], keys.to(q.dtype).transpose(1, 2))[:, 0]

@@ -120,9 +120,9 @@ def _add(weights, values, like, starts, ends, count, found):  # type: ignore[no-
 
 @compiled
 def _needed(query, centre, bounds, unread, total, block, allowed, slack, places):  # type: ignore[no-untyped-def]
-    """Of the unread blocks those that the bound of `blocks.py` asks for, into `places`; returns how many.
+    """Write the unread blocks that the bound of `blocks.py` asks for into `places`, and return their number.
 
-    `total` is log Z'. Unread stay those whose terms of the bound are at most a threshold, and their sum `allowed`.
+    `total` is log Z'. Blocks stay unread whose terms of the bound are at most a threshold and sum to at most `allowed`.
     """
     norms, highs, lows, asides = bounds
     count, squares = len(centre), (query * query).sum()
@@ -181,10 +181,10 @@ def _log_sum(scores, count):  # type: ignore[no-untyped-def]
 
 @compiled
 def _row(n, types, sizes, options, places):  # type: ignore[no-untyped-def]
-    """Of row n: what blocks promise, the scores of pairs that are read, and the sum of values by all weights.
+    """Compute the answer of row n, and count the pairs that it read.
 
-    Scores, and then weights, are those of all blocks, then of the pairs of runs: those outside blocks, in runs as long
-    as one, and the blocks that are read.
+    Scores, and then weights, are those of all blocks, then of the pairs of runs: pairs outside blocks, in runs as long
+    as a block, and the blocks that are read.
     """
     heads, dim, capacity, block, blocks, groups, wanted, begin, end, readable, low = sizes
     proven, slack, look, gain = options
@@ -262,7 +262,7 @@ def read(
     sizes: tuple[int, int, int, int, int, int],
     options: tuple[Tensor | None, float, float, float],
 ) -> tuple[Tensor, float]:
-    """A query's answer for each row and head, and how many pairs were read for it on average.
+    """Return a query's answer for each row and head, and the mean number of pairs that were read for it.
 
     Args:
         q: (B, H, D), in the type that is computed in, that of the summary.
@@ -272,7 +272,7 @@ def read(
         first: (B,) beginnings of the rows' documents.
         sizes: pairs of a block; blocks to read; the first pair and the end of what lies in blocks; the end of what can
             be read; and the first pair that any row can read.
-        options: the largest sum of terms that the bound allows, (B H,), None to read no more blocks; the rounding s,
+        options: the largest sum of terms that the bound allows, (B H,), or None to prove nothing; the rounding s,
             `LOOK` and `GAIN` of `blocks.py`.
     """
     block, wanted, *ends = sizes

@@ -81,7 +81,7 @@ class Experts(nn.Module):
 
     @staticmethod
     def _balance(probability: Tensor, choice: Tensor, counted: Tensor | None) -> Tensor:
-        """The load-balancing loss of (B, T, E) probabilities and (B, T, k) choices."""
+        """Return the load-balancing loss of (B, T, E) probabilities and (B, T, k) choices."""
         experts = probability.shape[-1]
         chosen = F.one_hot(choice, experts).sum(2).to(probability.dtype) / choice.shape[-1]  # (B, T, E)
         if counted is None:

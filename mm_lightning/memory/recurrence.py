@@ -66,12 +66,12 @@ def gated_step(ktilde: Tensor, gate: Tensor, decay: Tensor, total: Tensor, scale
 
 
 def storable(beta: Tensor, dtype: torch.dtype) -> Tensor:
-    """Bandwidths that leave q = beta k finite in k's type: float16 ends at 65504."""
+    """Return bandwidths that leave q = beta k finite in k's type: float16 ends at 65504."""
     return beta.clamp(max=torch.finfo(dtype).max) if dtype == torch.float16 else beta
 
 
 def queries(k: Tensor, beta: Tensor) -> Tensor:
-    """q = beta k of (..., H, D) keys and (..., H) bandwidths, in k's type."""
+    """Return q = beta k, in k's type, of (..., H, D) keys and (..., H) bandwidths."""
     return k * storable(beta, k.dtype)[..., None].to(k.dtype)
 
 

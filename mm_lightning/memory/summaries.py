@@ -14,7 +14,6 @@ MOMENTS = 64
 LONG = {"keys": 2, "values": 1, "norm": 1, "high": 1, "low": 1, "aside": 1, "moments": 2, "share": 1}
 """The axis of each summary along which blocks or groups follow one another; keys lie so for fast products."""
 
-
 SHORT = 1e-6
 """The norm below which a block's mean key has no direction."""
 
@@ -53,7 +52,7 @@ def rows(x: Tensor, index: Tensor) -> Tensor:
 
 
 def summarize(keys: Tensor, values: Tensor, block: int, segment: int, dtype: torch.dtype) -> dict[str, Tensor]:
-    """What is kept of a sorted segment's blocks and groups, from keys and values (N, n, D), computed in this type.
+    """Summarize the blocks and groups of a sorted segment of keys and values (N, n, D), computing in `dtype`.
 
     Returns:
         keys: (N, D, blocks) means; values: (N, blocks, D) means; norm: (N, blocks) |c| of the mean key c, infinite

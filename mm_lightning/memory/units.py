@@ -196,7 +196,7 @@ class SlotMemory(nn.Module):
         super().__init__()
         self.heads = heads
         self.keys = LeakyKeys(dim, heads, std, bias)
-        self.bandwidth = FixedBandwidth(heads, scaled=1)
+        self.bandwidth = FixedBandwidth(heads, scaled_sides=1)
         self.slot_keys = nn.Parameter(torch.empty(banks, heads, slots, dim // heads))
         self.slot_values = nn.Parameter(torch.empty(banks, heads, slots, dim // heads))
         self.answer_scale = nn.Parameter(torch.empty(heads))

@@ -116,7 +116,7 @@ class Network(nn.Module):
         last: int | None = None,
         separate: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor | None]:
-        """Logits or loss.
+        """Return logits or, with targets, the loss.
 
         Args:
             tokens: (B, T) int64.
@@ -135,13 +135,13 @@ class Network(nn.Module):
         """
         counted = None if targets is None else targets != IGNORE
         x, balance = self.hidden(tokens, documents, long_term_delay, state, starts, last, counted)
-        found = self.classifier(x, targets)
         if targets is None:
-            return found
-        return (found, balance) if separate else self.with_balance(found, balance)
+            return self.classifier(x)
+        loss = self.classifier(x, targets)
+        return (loss, balance) if separate else self.with_balance(loss, balance)
 
     def with_balance(self, loss: Tensor, balance: Tensor | None) -> Tensor:
-        """The loss that training descends, of cross-entropy and load-balancing loss."""
+        """Return the loss to minimize: the cross-entropy plus the weighted load-balancing loss, if there is one."""
         return loss if balance is None else loss + self.balance_weight * balance
 
     def hidden(
@@ -154,10 +154,10 @@ class Network(nn.Module):
         last: int | None = None,
         counted: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """What the classifier reads, (B, T, d), and in training mode the load-balancing loss of a mixture of experts.
+        """Return the last hidden states (B, T, d), and in training mode the load-balancing loss of experts, else None.
 
-        Arguments as for :meth:`forward`; tokens may also be (B, T, d), what takes the place of their embeddings. The
-        load-balancing loss is taken over the tokens `counted`, (B, T) bool; by default all.
+        Arguments as for :meth:`forward`; tokens may also be embeddings, (B, T, d). The load-balancing loss is taken
+        over the tokens `counted`, (B, T) bool; by default over all.
         """
         batch, time = tokens.shape[:2]
         place: Documents | Chunk
