@@ -16,7 +16,7 @@ from mm_lightning.versions import mismatched_torchvision, normalized, untested_v
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-DIRECT = [Requirement(text) for text in {*PROJECT["dependencies"], *itertools.chain(*EXTRAS.values())}]
+DIRECT = [Requirement(text) for text in dict.fromkeys([*PROJECT["dependencies"], *itertools.chain(*EXTRAS.values())])]
 
 
 def required(requirement: Requirement, seen: set[str]) -> set[str]:
