@@ -40,7 +40,7 @@ class Row:
         planned: seeds that were asked for.
         done: seeds that finished.
         metrics: last logged values of each evaluation metric.
-        difference: of the validation loss from the baseline's; None for the baseline itself or without common seeds.
+        difference: of the validation loss from its reference; None for the baseline and without common seeds.
         parameters: of the network; None if not known.
         training_flops_per_token: forward and backward; None if not known.
         tokens: seen in a run.

@@ -133,18 +133,21 @@ class Study:
         return [run for run in self.runs if run.variant == variant and (run.finished or not finished)]
 
     def reference(self, variant: str) -> str | None:
-        """The variant that one is held against: the baseline, or where numbers are varied beside something else, the
-        variant that has the baseline's choices at the same numbers."""
+        """The variant that one is held against: the baseline, or for a variant that differs from it in other things
+        than numbers too, the one that has the baseline's choices at the same numbers."""
         numeric, chosen = self.numeric_axes, {run.variant: run.values for run in self.runs}
-        if self.baseline is None or not numeric or len(numeric) == len(self.axes) or variant not in chosen:
+        if self.baseline is None or variant not in chosen:
             return self.baseline
-        wanted = {**chosen[self.baseline], **{axis: chosen[variant].get(axis) for axis in numeric}}
+        base = chosen[self.baseline]
+        wanted = {**base, **{axis: chosen[variant].get(axis) for axis in numeric}}
+        if chosen[variant] == wanted:  # nothing but numbers differ
+            return self.baseline
         return next((name for name, values in chosen.items() if values == wanted), self.baseline)
 
     @property
     def numeric_axes(self) -> list[str]:
         """The axes of which all values are numbers."""
-        return [axis for axis, values in self.axes.items() if all(isinstance(v, (int, float)) for v in values)]
+        return [axis for axis, values in self.axes.items() if all(type(v) in (int, float) for v in values)]
 
     @property
     def reference_in_words(self) -> str:
@@ -153,7 +156,8 @@ class Study:
         if self.baseline is None or not numeric or len(numeric) == len(self.axes):
             return self.baseline or ""
         others = [f"{axis}={v}" for axis, v in runs[self.baseline].values.items() if axis not in numeric]
-        return f"{', '.join(others)} at the same {' and '.join(numeric)}"
+        names = " and ".join(numeric)
+        return f"{', '.join(others)} at the same {names} (where {names} alone differs: {self.baseline})"
 
     @property
     def metrics(self) -> list[str]:

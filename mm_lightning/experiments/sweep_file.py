@@ -56,7 +56,8 @@ class Sweep:
             differs from it in one axis.
         runs: instead of axes, the variants one by one: names with their changes. The first one is the baseline.
         baseline: with axes, what to call the variant that has the first value of each; with runs, which of them the
-            others are compared with. Where numbers are varied beside other things, the comparison is at equal numbers.
+            others are compared with. Where numbers are varied beside other things, these are compared at equal numbers,
+            and a variant that differs in numbers alone with the baseline.
         seeds: a list, or how many, from 1 on.
         stop: `{steps: N}`, `{tokens: N}` or `{flops: N}` of training; by default the config's trainer.max_steps.
         warmup: share of a run's steps over which the learning rate rises, instead of model.warmup_steps.

@@ -30,8 +30,7 @@ def table(study: Study, rows: list[Row]) -> tuple[list[str], list[list[str]]]:
         for name in metrics:
             line.append(spread_text(row.metrics.get(name), row.done))
             if name == LOSS and compared:
-                own = row.variant == study.reference(row.variant)
-                line.append("baseline" if own else difference_text(row.difference, row.done))
+                line.append("baseline" if row.variant == study.baseline else difference_text(row.difference, row.done))
         line += [_short(row.parameters), _short(row.training_flops_per_token), _short(row.tokens)]
         speed = NOTHING if row.tokens_per_second is None else f"{row.tokens_per_second:,.0f}"
         lines.append([*line, _short(row.training_flops), speed, _clock(row.seconds)])
@@ -128,6 +127,7 @@ def variant_record(study: Study, row: Row) -> dict[str, Any]:
     for name, found in row.metrics.items():
         record |= {f"{name} mean": found.mean, f"{name} sd": found.deviation}
     if row.difference is not None:
+        record["difference_from"] = study.reference(row.variant)
         record["difference"], record["difference_pairs"] = row.difference.mean, len(row.difference.values)
         record["difference_low"], record["difference_high"] = row.difference.low, row.difference.high
     for name in ("parameters", "training_flops_per_token", "tokens", "training_flops", "tokens_per_second"):

@@ -16,6 +16,7 @@ from mm_lightning.experiments.hparams import write_hparams
 from mm_lightning.experiments.read_study import read_study
 from mm_lightning.experiments.report import write_report
 from mm_lightning.experiments.statistics import paired_difference, summarise
+from mm_lightning.experiments.tables import table
 from mm_lightning.training.hparams import write_settings
 
 
@@ -55,6 +56,47 @@ def test_means_and_paired_interval(tmp_path):
     assert other.training_flops == 200 * 6000
     assert other.tokens_per_second == 100
     assert other.seconds == pytest.approx(2.0)
+
+
+def crossed():
+    """The README's sweep: keys x window. Losses: 2 + 0.1 for leaky keys + 0.01 for each step away from window 64."""
+    runs = []
+    for keys, extra in (("gated", 0.0), ("leaky", 0.1)):
+        for window, more in ((64, 0.0), (16, 0.01), (256, 0.02)):
+            name = f"{'v2' if keys == 'gated' else 'keys=leaky'}, window={window}"
+            values = {"keys": keys, "window": window}
+            runs += [run(name, s, {20: 2 + extra + more + s / 100}, values=values) for s in (1, 2)]
+    return runs
+
+
+def test_a_numeric_axis_beside_another_is_compared(tmp_path, no_figures):
+    axes = {"keys": ["gated", "leaky"], "window": [64, 16, 256]}
+    folder = write_sweep(tmp_path / "s", crossed(), axes=axes)
+    study = read_study([folder])
+    base, *others = summarise(study)
+    assert base.difference is None
+    assert [round(row.difference.mean, 6) for row in others] == [0.01, 0.02, 0.1, 0.1, 0.1]
+    write_report([folder], tmp_path / "report")
+    _, lines = table(study, [base, *others])
+    assert [line[0] for line in lines if "baseline" in line] == ["v2, window=64"]
+    assert [record["difference_from"] for record in records(tmp_path / "report" / "report.csv")] == [
+        "",
+        "v2, window=64",
+        "v2, window=64",
+        "v2, window=64",
+        "v2, window=16",
+        "v2, window=256",
+    ]
+    assert study.reference_in_words == "keys=gated at the same window (where window alone differs: v2, window=64)"
+
+
+def test_an_axis_of_true_and_false_is_not_of_numbers(tmp_path):
+    values = [{"compile": c, "width": w} for c in (False, True) for w in (1, 2)]
+    runs = [run(f"{v['compile']} {v['width']}", 1, {20: 2.0}, values=v) for v in values]
+    study = read_study([write_sweep(tmp_path / "s", runs, axes={"compile": [False, True], "width": [1, 2]})])
+    assert study.numeric_axes == ["width"]
+    assert study.reference("True 2") == "False 2"
+    assert study.reference("False 2") == "False 1"
 
 
 def test_pairs_are_the_common_seeds():
