@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import threading
 import time
 from datetime import UTC, datetime
 from typing import Any
@@ -17,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from mm_lightning.callbacks.checkpoints import Checkpoints
 from mm_lightning.outputs import write_json
+from mm_lightning.signals import listen, restore
 from mm_lightning.training.batches import accumulating, is_last_step
 from mm_lightning.training.checkpoint import checkpoint_path
 from mm_lightning.training.loggers import say
@@ -70,8 +70,7 @@ class Preemption(Callback):
         self._mark = pl_module.run_folder.path / MARK
         if trainer.is_global_zero:
             self._mark.unlink(missing_ok=True)
-        if threading.current_thread() is threading.main_thread():
-            self._kept = {number: signal.signal(number, self._notice) for number in NOTICES}
+        self._kept = listen(NOTICES, self._notice)
 
     def _notice(self, number: int, frame: Any) -> None:
         now = time.monotonic()
@@ -142,8 +141,7 @@ class Preemption(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Signals do again what they did before."""
-        for number, before in self._kept.items():
-            signal.signal(number, before)
+        restore(self._kept)
         self._kept = {}
 
 

@@ -14,6 +14,7 @@ from mm_lightning.errors import UserError
 from mm_lightning.inference.commands import ReadingBar, long_store
 from mm_lightning.inference.sampling import Sampling
 from mm_lightning.inference.text import unescape
+from mm_lightning.signals import listen, restore
 
 if TYPE_CHECKING:
     from mm_lightning.inference.conversation import Conversation
@@ -113,11 +114,11 @@ def reply(talk: Conversation, text: str) -> None:
 @contextlib.contextmanager
 def ending_by_ctrl_c(end: Callable[[], None]) -> Iterator[None]:
     """Within it, ctrl-C calls `end`: a token that is being read is read to its end."""
-    before = signal.signal(signal.SIGINT, lambda *_: end())
+    before = listen([signal.SIGINT], lambda *_: end())
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        restore(before)
 
 
 def obey(talk: Conversation, line: str) -> bool:
