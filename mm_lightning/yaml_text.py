@@ -214,8 +214,8 @@ def one_line(value: Any) -> str:
         return "[" + ", ".join(map(one_line, value)) + "]"
     if isinstance(value, float) and not math.isfinite(value):
         return ".nan" if math.isnan(value) else ".inf" if value > 0 else "-.inf"
-    escaped = json.dumps(value, ensure_ascii=False)
-    return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", escaped)
+    # ASCII, because the parser asks for a file of that name; not by half pairs, which are JSON's way, not YAML's
+    return re.sub(r"[^ -~]", lambda found: f"\\U{ord(found[0]):08x}", json.dumps(value, ensure_ascii=False))
 
 
 def use_for_options() -> None:

@@ -1,5 +1,6 @@
 """The front door: help, version, unknown commands, and the import of nothing heavy."""
 
+import os
 import subprocess
 import sys
 
@@ -112,6 +113,26 @@ def test_every_command_exists_and_is_documented(name):
 def test_unknown_option(capsys):
     assert main(["generate", "--checkpoint", "x", "--promt", "y"]) == 2
     assert capsys.readouterr().err == "mm: mm generate has no option --promt: did you mean --prompt?\n"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_characters_that_cannot_be_shown_are_replaced(encoding, tmp_path):
+    """A path in the message on standard error, a help text with a long dash on standard output."""
+    code = "import sys; from mm_lightning import cli; cli.usage = lambda: 'caf\\u00e9 \\u2713 \\U0001f600'; "
+    code += "cli.main(['--help']); sys.exit(cli.main(['\\u2713']))"
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment)
+    assert done.returncode == 2
+    expected = {"ascii": b"caf? ? ?", "latin-1": b"caf\xe9 ? ?", "cp1252": b"caf\xe9 ? ?"}[encoding]
+    assert done.stdout.strip() == expected
+    assert done.stderr.startswith(b"mm: there is no command '?'")
+
+
+def test_what_is_typed_in_another_encoding_is_read():
+    code = "import sys; from mm_lightning.cli import show_what_can_be_shown as show; show(); print(repr(input()))"
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run([sys.executable, "-c", code], input=b"caf\xe9\n", capture_output=True, env=environment)
+    assert done.stdout.decode().strip() == "'caf\ufffd'"
 
 
 def test_interrupt(monkeypatch, capsys):

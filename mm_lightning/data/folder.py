@@ -57,7 +57,7 @@ def begin(folder: Path, identity: str, needed: int) -> Path:
     """
     plan = folder / UNFINISHED / "plan.json"
     if plan.exists():
-        if json.loads(plan.read_text()).get("fingerprint") != identity:
+        if json.loads(plan.read_text(encoding="utf-8")).get("fingerprint") != identity:
             raise UserError(
                 f"{folder} holds an unfinished preparation of something else: give another folder, or delete "
                 f"{plan.parent} if it is of no use"
