@@ -15,12 +15,12 @@ from mm_lightning.callbacks.arguments import check_number
 from mm_lightning.callbacks.throughput import Throughput
 from mm_lightning.errors import UserError
 from mm_lightning.evaluation.samples import RESULTS, SAMPLES
-from mm_lightning.evaluation.settings import make_tasks
+from mm_lightning.evaluation.settings import left_out, left_out_line, make_tasks
 from mm_lightning.evaluation.task import Record, Result, Row, Task
 from mm_lightning.outputs import write_json
 from mm_lightning.training.at_rest import at_rest
 from mm_lightning.training.checkpoint import checkpoint_path
-from mm_lightning.training.loggers import board_tag
+from mm_lightning.training.loggers import board_tag, say
 from mm_lightning.training.run_folder import describe_environment
 
 if TYPE_CHECKING:
@@ -79,6 +79,8 @@ class Evaluation(Callback):
             self.tasks = make_tasks(tasks, settings or {})
         except UserError as error:
             raise UserError(f"Evaluation: {error}") from error
+        if without := left_out(tasks, settings or {}):
+            say(f"Evaluation: {left_out_line(without)}")
         self.every_n_steps, self.every_n_tokens, self.at_end = every_n_steps, every_n_tokens, at_end
         self.batch_size = batch_size
         self._step = -1  # up to which everything is done

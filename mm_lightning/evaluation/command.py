@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mm_lightning.errors import UserError
-from mm_lightning.evaluation.settings import left_out, make_tasks, say_left_out
+from mm_lightning.evaluation.settings import left_out, left_out_line, make_tasks
 
 if TYPE_CHECKING:
     from mm_lightning.evaluation.run import Job, Subject
@@ -149,7 +149,7 @@ def evaluate_command(
     from mm_lightning.evaluation.run import Job, say
 
     if rank == 0 and (without := left_out(tasks, given)):
-        say(say_left_out(without))
+        say(left_out_line(without))
     if world_size > 1:
         device = place_of(device, local_rank)
     subjects = make_subjects(checkpoint, names, long_term == "on", inference_delay, settled(precision, device))

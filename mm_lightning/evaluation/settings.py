@@ -51,9 +51,9 @@ def left_out(names: str | Sequence[str], given: dict[str, Any]) -> list[str]:
     return [name for name in task_names(named) if name in runs_code and name not in named]
 
 
-def say_left_out(names: Sequence[str]) -> str:
+def left_out_line(names: Sequence[str]) -> str:
     """Return the line that says which tasks were left out."""
-    return f"left out: {', '.join(names)}, which run programs that the network writes: --run_code asks them too"
+    return f"left out: {', '.join(names)}, which run programs of the network: run_code (--run_code) asks them too"
 
 
 def typed(name: str, value: Any, kind: str) -> Any:

@@ -48,7 +48,7 @@ def accumulating(trainer: Trainer) -> bool:
 
 
 def is_last_step(trainer: Trainer) -> bool:
-    """Whether the step that a batch has finished is the last one, by trainer.max_steps or trainer.max_epochs."""
+    """Return whether the step that a batch has finished is the last one, by trainer.max_steps or trainer.max_epochs."""
     epochs, epoch = trainer.max_epochs or -1, trainer.fit_loop.epoch_progress.current.processed + 1
     return trainer.global_step == trainer.max_steps or (trainer.is_last_batch and 0 < epochs <= epoch)
 

@@ -33,7 +33,7 @@ REFUSED: dict[type[Callback], str] = {
         "and a signal saves first"
     ),
     lightning.SpikeDetection: "Guard, which every run has, leaves out the updates of spikes (sigma, on_bad_step)",
-    lightning.ThroughputMonitor: ("it counts batches of validation as steps: every run logs train/tokens_per_second"),
+    lightning.ThroughputMonitor: "it counts batches of validation as steps: every run logs train/tokens_per_second",
     lightning.StochasticWeightAveraging: (
         "it averages by epochs and replaces the learning-rate schedule: name EMAWeightAveraging or WeightAveraging, "
         "which average by steps"
@@ -42,7 +42,7 @@ REFUSED: dict[type[Callback], str] = {
 """Callbacks, with those derived from them, that cannot do in `mm fit` what they are for; and what to use instead."""
 
 ABSTRACT = (lightning.BaseFinetuning,)
-"""Callbacks that only classes derived from them can be used of."""
+"""Base classes, which do nothing by themselves and would not say so."""
 
 
 def check_callbacks(callbacks: Sequence[Callback], max_time: Any = None) -> None:
@@ -90,7 +90,7 @@ class WatchCallbacks(Callback):
         self._begin = 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Hold the names against those that validation logs, unless a class that we do not know may log others."""
+        """Check the names against those that validation logs, unless a class of the user's may log others."""
         monitored = [(c, "monitor", c.monitor) for c in _early_stops(trainer) if c.strict]
         monitored += [
             (c, "best", c.best) for c in trainer.callbacks if isinstance(c, Checkpoints) and c.best is not None
@@ -114,12 +114,12 @@ class WatchCallbacks(Callback):
             )
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Hold the monitors against what was logged."""
+        """Check the metrics of callbacks that look after validation against those that were logged."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._check_logged(trainer, at_epoch_end=False)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Do so for those who look at the end of an epoch."""
+        """Check the metrics of callbacks that look at the end of an epoch."""
         self._check_logged(trainer, at_epoch_end=True)
 
     @staticmethod

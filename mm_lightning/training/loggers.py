@@ -32,13 +32,13 @@ class MetricsFile(Logger):
     come again. Lines that cannot be written, the disk being full, for one, wait until they can.
 
     Attributes:
-        kept: names of what is logged already of the step that a resumed run goes on from.
+        logged: names of the metrics that are logged already for the step that a resumed run goes on from.
     """
 
     def __init__(self, folder: RunFolder) -> None:
         super().__init__()
         self.folder = folder
-        self.kept: set[str] = set()
+        self.logged: set[str] = set()
         self._waiting: list[str] = []
 
     @property
@@ -68,25 +68,25 @@ class MetricsFile(Logger):
         """Settings are in config.yaml."""
 
     def forget_after(self, step: int) -> None:
-        """Drops the lines of later steps, and one that a kill has cut off."""
+        """Drop the lines of later steps, and one that a kill has cut off."""
         path = self.folder.path / "metrics.jsonl"
-        self.kept = set()
+        self.logged = set()
         if not path.is_file():
             return
         lines = []
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
-            values = parsed(line)
+            values = _parse_line(line)
             if values is not None and (values.get("step") or 0) <= step:
                 lines.append(line)
-                self.kept |= values.keys() if values.get("step") == step else set()
+                self.logged |= values.keys() if values.get("step") == step else set()
         try:
             write_text(path, "".join(lines))
         except OSError as error:
             say(f"cannot write {path} ({error.strerror}): of a step that appears twice the later line counts")
 
 
-def parsed(line: str) -> dict[str, Any] | None:
-    """The values of a whole line of metrics.jsonl; None for one that a kill has cut off."""
+def _parse_line(line: str) -> dict[str, Any] | None:
+    """Return the values of a whole line of metrics.jsonl; None for one that a kill has cut off."""
     try:
         return json.loads(line) if line.endswith("\n") else None
     except ValueError:
@@ -94,7 +94,7 @@ def parsed(line: str) -> dict[str, Any] | None:
 
 
 def forget_after(trainer: Trainer, step: int) -> None:
-    """Has the run's loggers drop what they have of steps after this one, which the run goes back to."""
+    """Drop what the run's own loggers have of steps after this one, which the run goes back to."""
     for logger in trainer.loggers:
         if isinstance(logger, MetricsFile | TensorBoard):
             logger.forget_after(step)
@@ -151,8 +151,10 @@ def board_tag(name: str) -> str:
 
 
 class TensorBoard(TensorBoardLogger):
-    """TensorBoard files in the run folder, with tags of :func:`board_tag`. What cannot be written there is only in
-    metrics.jsonl."""
+    """TensorBoard files in the run folder, with tags of :func:`board_tag`.
+
+    What cannot be written there is in metrics.jsonl only.
+    """
 
     def __init__(self, folder: RunFolder) -> None:
         super().__init__(save_dir=str(folder.root), name="", version="", default_hp_metric=False)
@@ -191,13 +193,11 @@ class TensorBoard(TensorBoardLogger):
 
     @rank_zero_only
     def forget_after(self, step: int) -> None:
-        """Has TensorBoard drop what it has read so far of later steps."""
+        """Tell TensorBoard to drop what it has read so far of later steps, as SummaryWriter(purge_step=...) does."""
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
         restart = Event(step=step + 1, session_log=SessionLog(status=SessionLog.START))
-        for _ in range(
-            2
-        ):  # as of SummaryWriter(purge_step=...); the first in a folder is taken for the run's beginning
+        for _ in range(2):  # TensorBoard takes the first in a file for the beginning of a run
             self.experiment.file_writer.add_event(restart)
 
     @rank_zero_only

@@ -44,7 +44,7 @@ class Layout:
 
 
 def weight_bytes(precision: str) -> int:
-    """Bytes of a stored weight in one of Lightning's precisions."""
+    """Return the bytes of a stored weight in one of Lightning's precisions."""
     return {"64-true": 8, "bf16-true": 2, "16-true": 2}.get(precision, 4)
 
 

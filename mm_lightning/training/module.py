@@ -197,7 +197,7 @@ class LanguageModule(LightningModule):
         return self.network.with_balance(loss, balance) * predicted / batch.targets.numel()
 
     def _losses(self, batch: Batch, **random: Any) -> tuple[Tensor, Tensor | None, Tensor]:
-        """The mean cross-entropy (0 where nothing is predicted), the load-balancing loss and the predicted tokens."""
+        """Return mean cross-entropy (0 where nothing is predicted), load-balancing loss and number of predictions."""
         loss, balance = self.network(batch.tokens, batch.documents, batch.targets, separate=True, **random)
         predicted = (batch.targets != IGNORED).sum()
         return loss.where(predicted > 0, 0.0), balance, predicted
@@ -207,28 +207,27 @@ class LanguageModule(LightningModule):
         return torch.stack(self._step_loss).sum(0)
 
     def on_fit_start(self) -> None:
-        """Remembers the optimizer's settings, before a checkpoint is restored."""
+        """Remember the optimizer's settings, before a checkpoint is restored."""
         self.optimizer_settings = OptimizerSettings(self.trainer)
 
     def on_train_start(self) -> None:
-        """Starts counting at the step that a resumed run has reached; first, its own settings and the validation it
-        owes."""
+        """Start counting at the step that a resumed run has reached, with its own settings; validate if it is due."""
         self._keep_settings()
         self.begin_step()
         if self._validation_open:
             validate_if_due(self.trainer)
 
     def _keep_settings(self) -> None:
-        """Trains a resumed run with its own settings, not the checkpoint's, and says in one line what that changes."""
+        """Put this run's optimizer settings in the place of the checkpoint's, and say in one line what that changes."""
         if self._changed is None or self.optimizer_settings is None:
             return
         before = learning_rate(self.trainer)
         self.optimizer_settings.apply(self.trainer)
-        now, told = learning_rate(self.trainer), self._changed
+        now, changed = learning_rate(self.trainer), self._changed
         if now != before:
-            told.append(f"learning rate of step {self.global_step + 1}: {now:.3g} instead of {before:.3g}")
-        if told:
-            say(f"resuming with {', '.join(told)}")
+            changed.append(f"learning rate of step {self.global_step + 1}: {now:.3g} instead of {before:.3g}")
+        if changed:
+            say(f"resuming with {', '.join(changed)}")
         self._changed = None
 
     def begin_step(self) -> None:
@@ -237,7 +236,7 @@ class LanguageModule(LightningModule):
         self._step_loss, self._step_balance = [], []
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Logs a finished optimisation step; between log steps nothing waits for the device."""
+        """Log a finished optimization step; between log steps nothing waits for the device."""
         if self.global_step == self._finished_steps:  # accumulating: a step that has begun is finished
             self._stopping = self._stopping or self.trainer.should_stop
             self.trainer.should_stop = False

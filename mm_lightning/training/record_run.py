@@ -88,8 +88,9 @@ class RecordRun(Callback):
         say(f"keys by     {kernels.describe(kernels.chosen(pl_module.kernels, device, dtype, dim))}")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Makes a folder that exists this run's, now that there is something to do: drops what an earlier process has
-        logged of steps that come again.
+        """Take over a folder that is resumed, now that there is something to do.
+
+        What an earlier process has logged of steps that come again is dropped.
 
         Raises:
             UserError: there is nothing to do.
@@ -112,7 +113,7 @@ class RecordRun(Callback):
         say(f"interrupted after step {trainer.global_step}: {place}")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Marks the run as finished.
+        """Mark the run as finished.
 
         Raises:
             UserError: there was nothing to do.

@@ -101,17 +101,18 @@ def changes(about: dict[str, Any], data: LightningDataModule) -> str | None:
 
 
 class OptimizerSettings:
-    """The settings of optimizer, schedule and loss scale that a run was built with. Restoring a checkpoint, with
-    DeepSpeed or without, replaces them by the checkpoint's.
+    """The settings of optimizer, schedule and loss scale that a run was built with.
+
+    Restoring a checkpoint, with DeepSpeed or without, replaces them by the checkpoint's; `apply` puts them back.
 
     Args:
         trainer: of the run, before anything is restored.
     """
 
     def __init__(self, trainer: Trainer) -> None:
-        own = ("params", "lr")
+        restored = ("params", "lr")
         self.groups = [
-            [{name: value for name, value in group.items() if name not in own} for group in optimizer.param_groups]
+            [{name: value for name, value in group.items() if name not in restored} for group in optimizer.param_groups]
             for optimizer in trainer.optimizers
         ]
         self.base_rates = [list(config.scheduler.base_lrs) for config in trainer.lr_scheduler_configs]
@@ -120,8 +121,10 @@ class OptimizerSettings:
         self.scaling = {name: getattr(scaler, f"get_{name}")() for name in names}
 
     def apply(self, trainer: Trainer) -> None:
-        """Puts the settings back; the learning rate is what they make it at the step that was reached. Where the
-        checkpoint has the same settings, nothing changes by a bit."""
+        """Put the settings back, with the learning rate that they give at the step that was reached.
+
+        Where the checkpoint has the same settings, nothing changes by a bit.
+        """
         for optimizer, groups in zip(trainer.optimizers, self.groups, strict=True):
             for group, settings in zip(optimizer.param_groups, groups, strict=True):
                 group.update(settings)
@@ -141,18 +144,18 @@ class OptimizerSettings:
 
 
 def learning_rate(trainer: Trainer) -> float:
-    """The learning rate that the optimizer uses in the next step."""
+    """Return the learning rate that the optimizer uses in the next step."""
     return float(trainer.optimizers[0].param_groups[0]["lr"])
 
 
 def recipe(module: LanguageModule) -> dict[str, Any]:
-    """The settings that decide what an optimization step does with its tokens, as checkpoints keep them."""
+    """Return the settings that decide what an optimization step does with its tokens, as checkpoints keep them."""
     values = {f"model.{name}": _plain(getattr(module, name)) for name in RECIPE}
     return values | {f"trainer.{name}": getattr(module.trainer, name) for name in TRAINER}
 
 
 def changed_recipe(checkpoint: dict[str, Any], about: dict[str, Any], module: LanguageModule) -> list[str]:
-    """Settings of a resumed run that are others than the checkpoint's, each with both values.
+    """Return the settings of a resumed run that differ from the checkpoint's, each with both values.
 
     Args:
         checkpoint: as Lightning loads it.
@@ -165,10 +168,12 @@ def changed_recipe(checkpoint: dict[str, Any], about: dict[str, Any], module: La
         group = next((state["param_groups"][0] for state in checkpoint.get("optimizer_states", [])), {})
         names = {"model.learning_rate": "initial_lr", "model.weight_decay": "weight_decay", "model.betas": "betas"}
         before = {name: group[key] for name, key in names.items() if key in group}
-    told = [f"{n} {x} instead of {_plain(before[n])}" for n, x in now.items() if n in before and _plain(before[n]) != x]
+    differing = [
+        f"{n} {x} instead of {_plain(before[n])}" for n, x in now.items() if n in before and _plain(before[n]) != x
+    ]
     was, is_ = network_config(about).described()["fields"], module.config.described()["fields"]
-    told += [f"model.network.{n} {is_[n]} instead of {was[n]}" for n in sorted(FREE) if was.get(n) != is_.get(n)]
-    return told
+    differing += [f"model.network.{n} {is_[n]} instead of {was[n]}" for n in sorted(FREE) if was.get(n) != is_.get(n)]
+    return differing
 
 
 def _plain(value: Any) -> Any:
@@ -176,7 +181,7 @@ def _plain(value: Any) -> Any:
 
 
 def nothing_to_do(trainer: Trainer) -> str:
-    """Why a run ended before its first step, and what to change."""
+    """Return why a run ended before its first step, and what to change."""
     step, loop = trainer.global_step, trainer.fit_loop
     where = f"{trainer.ckpt_path} is at step {step}" if trainer.ckpt_path else f"the run is at step {step}"
     timer = next((c for c in trainer.callbacks if isinstance(c, Timer)), None)
@@ -199,8 +204,10 @@ def nothing_to_do(trainer: Trainer) -> str:
 
 
 def validate_if_due(trainer: Trainer) -> None:
-    """Runs the validation that was due right after the checkpoint was saved, which Lightning skips. Where the run has
-    logged it already, before it was killed, it is for callbacks alone, which have not kept it."""
+    """Run the validation that was due right after the checkpoint was saved, which Lightning skips.
+
+    Where the run has logged it already, before it was killed, it is run for callbacks alone and not logged again.
+    """
     loop = trainer.fit_loop.epoch_loop
     every = trainer.val_check_interval
     if not (trainer.enable_validation and isinstance(every, int) and loop.total_batch_idx >= 0):
@@ -209,7 +216,7 @@ def validate_if_due(trainer: Trainer) -> None:
         return
     loop.val_loop.restarting = False
     loggers = trainer.loggers
-    known = any("validation/loss" in logger.kept for logger in loggers if isinstance(logger, MetricsFile))
+    known = any("validation/loss" in logger.logged for logger in loggers if isinstance(logger, MetricsFile))
     if trainer.strategy.broadcast(known):
         trainer.loggers = []
     trainer.validating = True

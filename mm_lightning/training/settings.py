@@ -25,10 +25,10 @@ DECIDE_THE_LOSS = (
 
 
 def check_settings(config: Namespace) -> None:
-    """Whether a training command can do what its config says.
+    """Check that a training command can do what its config says.
 
     Raises:
-        UserError: it cannot; with the key.
+        UserError: it cannot; the error names the key.
     """
     trainer = config.trainer
     if not config.run:
@@ -65,7 +65,7 @@ def check_devices(accelerator: str | object, devices: int | str | list[int] | No
 
 
 def changed(of_the_run: Path, config: str) -> dict[str, Any]:
-    """What decides a validation loss and is another than in a run's config.yaml, by dotted name, as it is now.
+    """Return the settings that decide a validation loss and differ from a run's config.yaml, by dotted name.
 
     Args:
         of_the_run: the file.

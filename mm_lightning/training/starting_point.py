@@ -23,7 +23,7 @@ from mm_lightning.training.run_folder import RunFolder
 
 
 def starting_point(command: str, config: Namespace, found: Path | None = None) -> Path | None:
-    """The checkpoint that a config means; None to begin with new weights.
+    """Return the checkpoint that a config means; None to begin with new weights.
 
     A config that fine-tunes a checkpoint by --ckpt_path gets it as `model.initial_weights`.
 

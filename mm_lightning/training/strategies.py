@@ -197,8 +197,10 @@ class DeepSpeed(DeepSpeedStrategy):
 
     @contextmanager
     def _own_clipping_and_scaling(self) -> Iterator[None]:
-        """Within it a checkpoint is restored, but not its settings of gradient clipping and loss scaling: of these only
-        the scale that was found."""
+        """Context manager that restores a checkpoint and keeps this run's gradient clipping and loss scaling.
+
+        Of the checkpoint's settings it takes the current loss scale only.
+        """
         optimizer = self.deepspeed_engine.optimizer
         clip, scaler = getattr(optimizer, "clip_grad", None), getattr(optimizer, "loss_scaler", None)
         yield

@@ -45,7 +45,7 @@ def check_options(trainer: Namespace) -> None:
     """
     for name, reason in REFUSED.items():
         if trainer.get(name):
-            raise UserError(f"trainer.{name} {trainer[name]} {reason}".replace(" True ", " true "))
+            raise UserError(f"trainer.{name} {str(trainer[name]).lower()} {reason}")
     for name, least in LEAST.items():
         value = trainer.get(name)
         if value is not None and not value >= least:
@@ -63,20 +63,12 @@ def check_options(trainer: Namespace) -> None:
 
 
 def check_duration(name: str, value: str | Mapping[str, Any] | timedelta) -> None:
-    """Check a time as Lightning takes it.
+    """Check that a time is one that Lightning takes, and above 0.
 
     Raises:
-        UserError: it is none, or not above 0.
+        UserError: it is not.
     """
-    seconds = 0.0
-    try:
-        if isinstance(value, str):
-            days, hours, minutes, rest = map(int, re.fullmatch(r"(\d+):(\d\d):(\d\d):(\d\d)", value.strip()).groups())
-            value = {"days": days, "hours": hours, "minutes": minutes, "seconds": rest}
-        seconds = (value if isinstance(value, timedelta) else timedelta(**value)).total_seconds()
-    except (AttributeError, TypeError, OverflowError):
-        pass
-    if not seconds > 0:
+    if not _seconds(value) > 0:
         steps = "" if name.endswith("max_time") else "a number of steps, or "
         raise UserError(
             f"{name} takes {steps}a time above 0 as days:hours:minutes:seconds, such as 00:00:30:00, or as "
@@ -84,17 +76,33 @@ def check_duration(name: str, value: str | Mapping[str, Any] | timedelta) -> Non
         )
 
 
-class WholeSteps(Callback):
-    """Lets validation begin after whole optimization steps only, and on all processes at once if a clock says when.
+def _seconds(value: str | Mapping[str, Any] | timedelta) -> float:
+    """Return the seconds of a time, 0 for a value that is none."""
+    if isinstance(value, str):
+        parts = re.fullmatch(r"(\d+):(\d\d):(\d\d):(\d\d)", value.strip())
+        units = ("days", "hours", "minutes", "seconds")
+        value = dict(zip(units, map(int, parts.groups()), strict=True)) if parts else {}
+    try:
+        return (value if isinstance(value, timedelta) else timedelta(**value)).total_seconds()
+    except (TypeError, OverflowError):  # another unit, or no number
+        return 0.0
 
-    Lightning looks at each process's own clock, whatever is accumulated, and cuts an epoch's last step short.
+
+class WholeSteps(Callback):
+    """Lets validation begin after whole optimization steps only, by the clock on all processes at once.
+
+    Lightning looks at each process's own clock, in the middle of a step too, and cuts an epoch's last step short.
     """
 
     def __init__(self) -> None:
         self._seconds: float | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at how long epochs are."""
+        """Check that epochs hold whole steps, and take the clock of validation over from Lightning.
+
+        Raises:
+            UserError: an epoch does not hold whole steps.
+        """
         size, batches = trainer.accumulate_grad_batches, trainer.fit_loop.max_batches
         if batches % size and not trainer.fast_dev_run:
             name = "overfit_batches" if trainer.overfit_batches else "limit_train_batches"
@@ -128,7 +136,7 @@ class WholeSteps(Callback):
 
 
 def refused_by_lightning(error: BaseException) -> bool:
-    """Whether Lightning itself raised an error, to say that it cannot do what it was asked to."""
+    """Return whether Lightning itself raised an error, by a line that begins with `raise`, to refuse what was asked."""
     kinds = (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError)
     if not isinstance(error, kinds) or error.__traceback__ is None:
         return False

@@ -22,23 +22,19 @@ def test_forms_of_settings(settings, tasks):
     assert (classes.shots, classes.labels, classes.strategies) == ([3], ["anonymous"], ["space", "newline"])
 
 
-def test_groups_leave_out_what_runs_code_unless_it_may():
+def test_groups_leave_out_what_runs_code_unless_it_may(capsys):
     groups = "persistent,other"
     without = make_tasks(groups, {})
     assert {task.name for task in make_tasks(groups, {"run_code": True})} - {task.name for task in without} == {
         "humaneval_plus",
         "mbpp",
     }
-    assert (
-        left_out(groups, {})
-        == left_out(["other", "persistent"], {"run_code": False})[::-1]
-        == [
-            "humaneval_plus",
-            "mbpp",
-        ]
-    )
+    assert left_out(groups, {}) == ["humaneval_plus", "mbpp"]
+    assert left_out(["other", "persistent"], {"run_code": False}) == ["mbpp", "humaneval_plus"]
     assert left_out("persistent", {"run_code": True}) == left_out("qa_1", {}) == []
     assert len(make_tasks(groups, {"run_code": False})) == len(without) == 17
+    assert len(Evaluation(groups).tasks) == 17
+    assert "Evaluation: left out: humaneval_plus, mbpp, which run programs" in capsys.readouterr().out
     for named in ("mbpp", ["persistent", "humaneval_plus"], "other,mbpp"):
         with pytest.raises(UserError, match="--run_code"):
             make_tasks(named, {})

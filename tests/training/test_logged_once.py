@@ -63,4 +63,4 @@ def test_lines_of_later_steps_and_half_lines_are_dropped(tmp_path):
     logger = MetricsFile(RunFolder(tmp_path, tmp_path))
     logger.forget_after(5)
     assert file.read_text() == "".join(text.splitlines(keepends=True)[:3])
-    assert logger.kept == {"step", "b", "c"}
+    assert logger.logged == {"step", "b", "c"}
