@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mm_lightning.errors import UserError
-from mm_lightning.options import flags, name_words, option_error, word_lists
+from mm_lightning.options import expand_words, flags, name_words, option_error, word_lists
 from mm_lightning.redaction import redact
 
 TRAINING: dict[str, str] = {
@@ -197,6 +197,7 @@ def run_function(name: str, args: list[str]) -> None:
 
     use_for_options()
     function = load(COMMANDS[name][0])
+    args = expand_words(args)
     arguments = places(function, flags(function, word_lists(function, name_words(function, args))))
     # not auto_cli, which has a --config of its own and keeps a command's from it
     parser = ArgumentParser(prog=f"mm {name}", exit_on_error=False, allow_abbrev=False)

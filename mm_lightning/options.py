@@ -5,11 +5,43 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
+import os
 import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from mm_lightning.errors import UserError
+from mm_lightning.synonyms import synonym
+
+# fmt: off
+PLACES = {
+    "sources", "output", "tokenizer", "path", "data", "sweep", "checkpoint", "checkpoints", "text",
+    "data_dir", "essays", "dataset", "tacred", "prompts", "memory", "file", "source", "run", "folders",
+    "config", "resume", "ckpt_path", "model.initial_weights", "trainer.default_root_dir", "data.path",
+    "data.prepare.sources", "data.prepare.tokenizer",
+}
+# fmt: on
+"""Options that name files or folders, in which `~` is the home folder wherever the shell leaves it."""
+
+
+def expand_home(value: Any) -> Any:
+    """Return a path, or each of a list, with the home folder in the place of `~`."""
+    if isinstance(value, list):
+        return [expand_home(one) for one in value]
+    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~") else value
+
+
+def expand_words(args: Iterable[str]) -> list[str]:
+    """Return a command line with the home folder in the place of `~` in options that name files or folders."""
+    found, option = [], "path"  # what stands before the first option is one
+    for arg in args:
+        name, equals, value = arg.partition("=")
+        if arg.startswith("--"):
+            option = name.removeprefix("--")
+            found.append(f"{name}={expand_home(value)}" if equals and option in PLACES else arg)
+        else:
+            found.append(expand_home(arg) if option in PLACES else arg)
+    return found
 
 
 def name_words(function: Callable[..., Any], args: list[str]) -> list[str]:
@@ -69,7 +101,9 @@ def option_error(message: str, name: str, options: Iterable[str]) -> str:
     """
     message = " ".join(message.split())
     if found := re.search(r"unrecognized arguments: --([\w.\-]+)", message):
-        near = difflib.get_close_matches(found[1].replace("-", "_"), options, 1, 0.4)
+        options = list(options)
+        meant = synonym(found[1], options)
+        near = [meant] if meant else difflib.get_close_matches(found[1].replace("-", "_"), options, 1, 0.4)
         hint = f"did you mean --{near[0]}?" if near else f"`mm {name} --help` lists them"
         return f"mm {name} has no option --{found[1]}: {hint}"
     if found := re.search(r"unrecognized arguments: (.+)", message):

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from mm_lightning.errors import UserError
-from mm_lightning.options import wrong_value
+from mm_lightning.options import PLACES, expand_home, wrong_value
 from mm_lightning.shipped import resolve_config, suggest_config
+from mm_lightning.synonyms import synonym
 from mm_lightning.yaml_text import locate, one_line, read_yaml
 
 SECTIONS = ("trainer", "model", "data")
@@ -46,6 +47,7 @@ def read_chain(path: str | Path, above: tuple[Path, ...] = ()) -> list[ConfigFil
         for base in file_names(path, "base", values.pop("base")):
             chain += read_chain(base, (*above, path))
     _check_shape(path, values)
+    _expand_homes(values)
     return [*chain, ConfigFile(str(path), values)]
 
 
@@ -63,6 +65,16 @@ def _check_shape(path: Path, values: dict[str, Any]) -> None:
         if name.rsplit(".", 1)[-1] == "class_path" and not (isinstance(value, str) and value):
             line = (locate(path, name.split("."), str(value)) or (1,))[0]
             raise UserError(f"{name} in {path}, line {line} must name a class, got {one_line(value)}")
+
+
+def _expand_homes(values: dict[str, Any]) -> None:
+    """Puts the home folder in the place of `~`; the data module does so itself, and keeps paths as they are written."""
+    for key, value in values.items():
+        if key in PLACES:
+            values[key] = expand_home(value)
+    for section, key in (("model", "initial_weights"), ("trainer", "default_root_dir")):
+        if key in values.get(section, {}):
+            values[section][key] = expand_home(values[section][key])
 
 
 def read_config(path: str | Path, named_by: Path | None = None) -> dict[str, Any]:
@@ -143,7 +155,7 @@ def explain(message: str, files: list[ConfigFile], known: list[str], options: Se
         place = f"config key {key[1]}{_where(key[1], files)}: " if key else ""
         return f"{place}{owner} {text}" if missing else f"{place}{owner}: {text}"
     if found := re.search(r"unrecognized arguments: --(no_)?([\w.\-]+)", message):
-        return _unknown("option --", found[2], known, "", "")
+        return _unknown("option --", found[2], known, "", "", known)
     if found := re.search(r"class_path '([\w.]+)': Option '([\w.]+)' is not accepted", message):
         key, owner = found[2], found[1].rsplit(".", 1)[-1]
         return _unknown("config key ", key, _parameters(found[1]), _where(key, files), f" of {owner}")
@@ -174,15 +186,19 @@ def explain(message: str, files: list[ConfigFile], known: list[str], options: Se
     depth = next((n for n in range(1, len(parts) + 1) if not _is_prefix(parts[:n], known)), len(parts))
     key = ".".join(parts[:depth])
     siblings = sorted({".".join(name.split(".")[:depth]) for name in known if name.count(".") >= depth - 1})
-    return _unknown("config key ", key, siblings, _where(key, files), "")
+    return _unknown("config key ", key, siblings, _where(key, files), "", known)
 
 
-def _unknown(kind: str, key: str, known: list[str], where: str, owner: str) -> str:
-    near = [name for name in known if name.startswith(key)] or difflib.get_close_matches(key, known, 1, 0.5)
+def _unknown(kind: str, key: str, known: list[str], where: str, owner: str, options: Sequence[str] = ()) -> str:
+    meant = synonym(key, options)
+    near = [meant] if meant else [name for name in known if name.startswith(key)]
+    near = near or difflib.get_close_matches(key, known, 1, 0.5)
     if not near:  # right name, wrong section
         near = [name for name in known if name.split(".")[-1] == key.split(".")[-1]][:1]
     prefix = "--" if kind.endswith("--") else ""
     hint = f"did you mean {prefix}{near[0]}?" if near else "`--print_config` shows every key"
+    if key.rsplit(".", 1)[-1] in ("optimizer", "optim") and not owner:
+        hint = "it is AdamW, of model.learning_rate, model.betas and model.weight_decay"
     return f"unknown {kind}{key}{owner}{where}: {hint}"
 
 

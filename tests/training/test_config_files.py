@@ -52,3 +52,20 @@ def test_another_class_keeps_what_both_know(tiny, capsys):
     assert found["class_path"].endswith("TransformerConfig")
     assert found["init_args"]["dim"] == 16
     assert "look_ahead" not in found["init_args"]
+
+
+def test_the_home_folder_is_found_wherever_a_config_names_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "a.yaml").write_text("run: ~/runs\ndata: {path: ~/text}\ntrainer: {default_root_dir: ~/x}\n")
+    (tmp_path / "sub" / "b.yaml").write_text("base: ~/a.yaml\nmodel: {initial_weights: ~/w.ckpt}\n")
+    first, second = read_chain("~/sub/b.yaml")
+    assert first.values["run"] == str(tmp_path / "runs")
+    assert first.values["trainer"]["default_root_dir"] == str(tmp_path / "x")
+    assert first.values["data"]["path"] == "~/text"  # the data module finds it, and config.yaml stays portable
+    assert second.values["model"]["initial_weights"] == str(tmp_path / "w.ckpt")
+
+
+def test_the_home_folder_in_options_of_fit(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert printed(capsys, "--config=~/tiny.yaml", "--run", "~/runs")["run"] == str(tmp_path / "runs")
