@@ -103,17 +103,15 @@ def generate_command(
 
 
 def generate_line(checkpoint: str | Path, prompt: str, sampling: Sampling, max_new_tokens: int) -> str:
-    """Return the shell command that writes with a network what `generate` of these arguments does."""
+    """Return the `mm generate` command, quoted for a shell, that writes what `generate` with these arguments does."""
     words = ["mm", "generate", "--checkpoint", str(checkpoint)]
     if prompt:
         words += [f"--prompt={escape(prompt)}"] if prompt.startswith("-") else ["--prompt", escape(prompt)]
     options = {**dataclasses.asdict(sampling), "max_new_tokens": max_new_tokens}
-    usual = {
-        **dataclasses.asdict(DEFAULTS),
-        "max_new_tokens": inspect.signature(generate_command).parameters["max_new_tokens"].default,
-    }
+    default_length = inspect.signature(generate_command).parameters["max_new_tokens"].default
+    defaults = {**dataclasses.asdict(DEFAULTS), "max_new_tokens": default_length}
     for name, value in options.items():
-        words += [] if value == usual[name] else [f"--{name}", str(value)]
+        words += [] if value == defaults[name] else [f"--{name}", str(value)]
     return shlex.join(words)
 
 

@@ -83,7 +83,7 @@ class Conversation:
         save_memory(path, self.reader, self.tokenizer)
 
     def encode(self, text: str) -> list[int]:
-        """Tokens of a text that goes on with the document."""
+        """Return the tokens of a text that continues the document."""
         return encode_next(self.tokenizer, text, self.reader.documents[0])
 
     def read(self, text: str | list[int], report: Callable[[int], Any] | None = None) -> None:

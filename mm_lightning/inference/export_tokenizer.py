@@ -17,7 +17,7 @@ _SAMPLES = ("", "Hello, world!\n\n  x = 12 # é ☃", "a <|end_of_text|> </s> b"
 
 
 def transformers_tokenizer(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
-    """One that AutoTokenizer loads after its `save_pretrained`.
+    """Return a tokenizer of transformers, which AutoTokenizer loads after its `save_pretrained`.
 
     It begins texts with `bos`, pads on the left with `eos`, and like ours encodes the name of a special token in a
     text as the characters that it is written with; those that `add_special_tokens` adds later are found in texts.
@@ -34,7 +34,7 @@ def transformers_tokenizer(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     inner.post_processor = processors.TemplateProcessing(
         single=f"{begin} $A", pair=f"{begin} $A {begin}:1 $B:1", special_tokens=[(begin, tokenizer.bos)]
     )
-    found = MMLightningTokenizer(
+    converted = MMLightningTokenizer(
         tokenizer_object=inner,
         bos_token=begin,
         eos_token=end,
@@ -44,9 +44,9 @@ def transformers_tokenizer(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
         split_special_tokens=True,
     )
     for text in _SAMPLES:
-        if found(text)["input_ids"] != [tokenizer.bos, *tokenizer.encode(text)]:
+        if converted(text)["input_ids"] != [tokenizer.bos, *tokenizer.encode(text)]:
             raise UserError(f"transformers cannot express the tokenizer {tokenizer.name}: {text!r} gives other ids")
-    return found
+    return converted
 
 
 def _inner(tokenizer: Tokenizer) -> tokenizers.Tokenizer:

@@ -14,7 +14,7 @@ from mm_lightning import __version__
 
 PACKAGE = "mm_lightning"
 MODULES = tuple(f"{PACKAGE}.inference.{name}" for name in ("configuration", "tokenization", "modeling"))
-"""What transformers asks a folder for."""
+"""The modules that transformers loads from a self-contained folder."""
 _IMPORT = re.compile(rf"^(\s*)from {PACKAGE}\.([\w.]+) import ", re.MULTILINE)
 _OTHER = re.compile(rf"^\s*(import|from) {PACKAGE}\b", re.MULTILINE)
 
@@ -51,7 +51,7 @@ def flatten(*modules: str) -> dict[str, str]:
 
 
 def holds_other_code(folder: Path) -> bool:
-    """Return whether a folder comes with modelling code, and that is not what this version would write."""
+    """Return whether a folder comes with modeling code that is not what this version would write."""
     if not (folder / f"{flat_name(MODULES[-1])}.py").is_file():
         return False
     files = flatten(*MODULES)

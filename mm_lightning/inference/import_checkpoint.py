@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from mm_lightning.errors import UserError
@@ -41,14 +42,14 @@ class Imported:
 def read(
     source: str | os.PathLike,
     largest_key_exponent: float | None = None,
-    own_tokenizer: Callable[[Path], dict[str, Any] | None] | None = None,
+    read_tokenizer: Callable[[Path], dict[str, Any] | None] | None = None,
 ) -> Imported:
     """Read any of the formats that :func:`import_command` names.
 
     Args:
         source: a file, or a folder with a config.json.
         largest_key_exponent: of v1 checkpoints, where a key's exponent is cut.
-        own_tokenizer: returns the tokenizer of a folder of transformers.
+        read_tokenizer: returns the tokenizer of a folder of transformers, as a checkpoint describes it.
 
     Raises:
         UserError: it is none of them, or cannot be expressed.
@@ -68,7 +69,7 @@ def read(
     if kind == "mm_lightning":
         return _read_exported(path, config)
     if kind == "llama":
-        return _read_llama(path, config, own_tokenizer or _tokenizer)
+        return _read_llama(path, config, read_tokenizer or _tokenizer)
     raise UserError(f"{path} holds a model of type {kind}: only llama, and what `mm export` wrote, can be imported")
 
 
@@ -84,7 +85,9 @@ def _read_v1(path: Path, limit: float | None) -> Imported:
     return Imported(config, weights, source, context_length=length)
 
 
-def _read_llama(path: Path, config: dict[str, Any], own_tokenizer: Callable[[Path], dict[str, Any] | None]) -> Imported:
+def _read_llama(
+    path: Path, config: dict[str, Any], read_tokenizer: Callable[[Path], dict[str, Any] | None]
+) -> Imported:
     from mm_lightning.inference.import_llama import convert_llama, llama_config, read_safetensors
 
     try:
@@ -93,7 +96,7 @@ def _read_llama(path: Path, config: dict[str, Any], own_tokenizer: Callable[[Pat
         raise UserError(f"{path / 'config.json'} does not say {error}") from error
     weights = convert_llama(read_safetensors(path))
     source = f"{path.resolve().name}, a Llama of transformers"
-    return Imported(ours, weights, source, own_tokenizer(path), config.get("max_position_embeddings"))
+    return Imported(ours, weights, source, read_tokenizer(path), config.get("max_position_embeddings"))
 
 
 def _read_exported(path: Path, config: dict[str, Any]) -> Imported:
@@ -189,8 +192,9 @@ def import_command(
     """
     from mm_lightning.inference.flatten import holds_other_code
 
-    own = partial(_tokenizer, bos=bos, eos=eos) if tokenizer is None else lambda _: None
-    imported = read(source, largest_key_exponent, own)
+    # the source's own may be one that cannot be read, where another is named
+    read_tokenizer = partial(_tokenizer, bos=bos, eos=eos) if tokenizer is None else lambda _: None
+    imported = read(source, largest_key_exponent, read_tokenizer)
     if tokenizer is not None:
         from mm_lightning.data.tokenizer import load_tokenizer
         from mm_lightning.training.checkpoint import describe_tokenizer
@@ -209,8 +213,8 @@ def import_command(
     folder = Path(source).expanduser()
     if holds_other_code(folder):
         print(
-            f"{source} comes with modelling code of another version, which newer transformers may not run: write it "
-            f"anew with mm export --checkpoint {output} --output {folder}_new --self_contained"
+            f"{source} comes with modeling code of another version, which newer transformers may not run: write it "
+            f"anew with mm export --checkpoint {quote(output)} --output {quote(f'{folder}_new')} --self_contained"
         )
     if imported.tokenizer is None:
         print("it came without a tokenizer, which generating needs: --tokenizer names one")

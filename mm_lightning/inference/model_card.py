@@ -86,7 +86,7 @@ def model_card(checkpoint: Path, about: dict[str, Any], network: Network, self_c
 
 
 def _versions() -> str:
-    """A sentence about the versions of transformers that load the folder."""
+    """Return a sentence about the versions of transformers that load the folder."""
     written = importlib.metadata.version("transformers")
     return f"Needs transformers{required_versions('transformers')}; it was written with {written}."
 

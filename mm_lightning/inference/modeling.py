@@ -22,7 +22,7 @@ from mm_lightning.networks.loss import IGNORE
 # transformers 5.24 renamed the argument. Exported folders outlive versions, so the loop of generation itself is asked.
 _RENAMED = "cache" in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
 CACHE, OTHER_NAME = ("cache", "past_key_values") if _RENAMED else ("past_key_values", "cache")
-"""How this version of transformers calls the cache in arguments and outputs, and how others do."""
+"""The name of the cache in arguments and outputs of this version of transformers, and its name in others."""
 
 
 class MemoryCache(Cache):
@@ -160,7 +160,7 @@ class MMLightningForCausalLM(PreTrainedModel, GenerationMixin):
 
     @property
     def gradient_checkpointing(self) -> bool:
-        """Whether blocks are computed again in the backward pass: what `gradient_checkpointing_enable` sets."""
+        """Whether blocks are recomputed in the backward pass: what `gradient_checkpointing_enable` sets."""
         return bool(self.network.activation_checkpointing)
 
     @gradient_checkpointing.setter
@@ -206,7 +206,7 @@ class MMLightningForCausalLM(PreTrainedModel, GenerationMixin):
         cache: MemoryCache | None = None,
         inputs_embeds: Tensor | None = None,
     ) -> CausalLMOutputWithPast | tuple:
-        """Logits, loss and cache. Padding, where there is any, is on the left (on the right only without a cache).
+        """Return logits, loss and cache. Padding must be on the left; without a cache it may be on the right.
 
         Args:
             input_ids: (B, T) int64, the tokens after those that the cache has read.
@@ -221,7 +221,7 @@ class MMLightningForCausalLM(PreTrainedModel, GenerationMixin):
             output_attentions: True is refused: the weights of reads are not kept.
             output_hidden_states: True is refused, likewise.
             cache: what the network has read before.
-            inputs_embeds: (B, T, d), in the place of input_ids what takes the place of their embeddings.
+            inputs_embeds: (B, T, d), embeddings in the place of input_ids.
 
         Raises:
             ValueError: the mask, the cache or the positions do not fit, or something is asked for that there is not.
@@ -256,8 +256,8 @@ class MMLightningForCausalLM(PreTrainedModel, GenerationMixin):
         logits = self.network.classifier(x)
         loss = None
         if targets is not None:
-            wanted_tokens = targets.to(logits.device).flatten()
-            loss = F.cross_entropy(logits.flatten(0, 1).float(), wanted_tokens, ignore_index=IGNORE)
+            targets = targets.to(logits.device).flatten()
+            loss = F.cross_entropy(logits.flatten(0, 1).float(), targets, ignore_index=IGNORE)
             loss = self.network.with_balance(loss, balance)
         if isinstance(logits_to_keep, Tensor):
             logits = logits[:, logits_to_keep]
@@ -275,7 +275,7 @@ class MMLightningForCausalLM(PreTrainedModel, GenerationMixin):
         last: int | None,
         counted: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
-        """What the classifier reads of tokens or embeddings; the cache takes them in."""
+        """Return the last hidden states of tokens or embeddings, and the load-balancing loss; update the cache."""
         new = inputs.shape[1]
         starts = None if mask is None else document_starts(mask, new)
         if cache is None:
@@ -293,7 +293,7 @@ class MMLightningForCausalLM(PreTrainedModel, GenerationMixin):
         return self.network.hidden(inputs, state=state, starts=starts, last=last, counted=counted)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """As for every model; the cache may be given, and is returned, as `cache` or `past_key_values`."""
+        """Generate as every model of transformers does; the cache is given and returned by either of its names."""
         cache = one_cache(kwargs)
         tokens, mask = kwargs.get("input_ids", args[0] if args else kwargs.get("inputs")), kwargs.get("attention_mask")
         if cache is not None and tokens is not None and (mask is None or mask.shape == tokens.shape):
@@ -308,7 +308,7 @@ class MMLightningForCausalLM(PreTrainedModel, GenerationMixin):
 
     @functools.wraps(GenerationMixin.prepare_inputs_for_generation)  # whose signature `generate` asks for inputs_embeds
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """As for every model, without None and what the loop of transformers passes on that no network reads."""
+        """Prepare inputs as every model does, without None and arguments of older loops that no network reads."""
         kwargs[CACHE] = one_cache(kwargs)
         inputs = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
         loops = ("cache_position", "tokenizer")  # of older versions; of stop_strings

@@ -21,8 +21,8 @@ class TextStream:
     Args:
         tokenizer: of the tokens.
         stop: strings before which the text ends.
-        before: tokens of the document that the text goes on with: tokenizers that write a space with the word behind
-            it drop the one that begins a document, and no other.
+        before: tokens of the document that the text continues. Tokenizers that write a space with the word behind it
+            drop the first space of a document only.
 
     Attributes:
         stopped: whether a stop string was found: its beginning and what follows are not shown.
@@ -78,7 +78,7 @@ class TextStream:
 
 
 def encode_next(tokenizer: Tokenizer, text: str, document: Sequence[int]) -> list[int]:
-    """Tokens of a text that goes on with a document, which may hold nothing yet but the token that begins it."""
+    """Return the tokens of a text that continues a document, which may hold only the token that begins it."""
     return tokenizer.encode_behind(text) if len(document) > 1 else tokenizer.encode(text)
 
 
@@ -95,5 +95,5 @@ def unescape(text: str) -> str:
 
 
 def escape(text: str) -> str:
-    """Return the text, in one line, that `unescape` turns back into this one."""
+    """Return a text of one line that `unescape` turns back into this one."""
     return text.replace("\\", "\\\\").replace("\n", "\\n").replace("\t", "\\t")

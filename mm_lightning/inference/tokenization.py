@@ -1,4 +1,4 @@
-"""A tokenizer of transformers that finds the special tokens which its user adds, and no others, in texts."""
+"""A tokenizer of transformers that finds only the special tokens that its user adds in texts."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerFast
 class MMLightningTokenizer(PreTrainedTokenizerFast):
     """Special tokens of the training's tokenizer stay characters where a text spells them; added ones are found.
 
-    The library leaves out of its search what is marked as special. So added tokens are not marked there, but left out
-    here where a text is to be decoded without special tokens.
+    The tokenizers library leaves tokens that are marked as special out of its search. So added ones are not marked
+    there, and are left out here where a text is decoded without special tokens.
     """
 
     def _add_tokens(self, new_tokens: Sequence[str | AddedToken], special_tokens: bool = False) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
+from shlex import quote
 
 from mm_lightning.errors import UserError
 from mm_lightning.training.checkpoint.whole import COMMIT, PARTIAL, SAFETENSORS, damage, discard
@@ -23,11 +24,16 @@ def checkpoint_path(run_folder: Path, step: int) -> Path:
 
 
 def checkpoints_of(run_folder: Path) -> list[Path]:
-    """The checkpoints of one run folder, whole or not, the newest first; last, those that it has not saved itself, such
-    as a conversion beside what was converted."""
-    found = list((run_folder / "checkpoints").glob("*.ckpt"))
-    own = {p: p.name == f"step={step_of(p)}.ckpt" for p in found}
-    return sorted(found, key=lambda p: (own[p], step_of(p), p.stat().st_mtime), reverse=True)
+    """Return the checkpoints of one run folder, whole or not, the newest first.
+
+    Last come those that the run has not saved itself, such as a conversion beside what was converted.
+    """
+
+    def newness(path: Path) -> tuple[bool, int, float]:
+        step = step_of(path)
+        return path.name == f"step={step}.ckpt", step, path.stat().st_mtime
+
+    return sorted((run_folder / "checkpoints").glob("*.ckpt"), key=newness, reverse=True)
 
 
 def run_of(checkpoint: Path) -> Path:
@@ -67,8 +73,9 @@ def find_checkpoint(run_or_file: str | Path, checksums: bool = True) -> Path:
             _say(f"passing over {candidate}: it {problem}")
     if (path / "config.json").is_file():
         raise UserError(
-            f"{path} is a folder of transformers: make a checkpoint of it with mm import --source {path} --output RUN "
-            f"(and export it anew, for newer versions of transformers, with mm export --checkpoint RUN --output FOLDER)"
+            f"{path} is a folder of transformers: make a checkpoint of it with mm import --source {quote(str(path))} "
+            f"--output RUN (and export it anew, for newer versions of transformers, with mm export --checkpoint RUN "
+            f"--output FOLDER)"
         )
     raise UserError(f"{path} holds no whole checkpoint: train first (mm fit), or name a checkpoint file")
 
