@@ -1,4 +1,4 @@
-"""Arguments of callbacks, checked when they are made: long before what they are for."""
+"""Checks of callbacks' arguments, made when the callback is built, long before it uses them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mm_lightning.errors import UserError
 def check_number(
     owner: str, key: str, value: Any, least: float, most: float | None = None, whole: bool = True, above: bool = False
 ) -> None:
-    """Check a number.
+    """Check that an argument is a number in a range.
 
     Args:
         owner: name of the callback.
@@ -24,7 +24,7 @@ def check_number(
         above: whether it must be above `least`.
 
     Raises:
-        UserError: naming all of them.
+        UserError: it is not; the error names owner, key, value and limits.
     """
     kinds = int if whole else (int, float)
     fits = isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
@@ -38,10 +38,10 @@ def check_number(
 
 
 def check_choice(owner: str, key: str, value: Any, choices: Collection[str]) -> None:
-    """Check one of several words.
+    """Check that an argument is one of several words.
 
     Raises:
-        UserError: it is another.
+        UserError: it is not; the error names owner, key, value and choices.
     """
     if value not in choices:
         raise UserError(f"{owner}: {key} must be one of {', '.join(choices)}, got {value!r}")

@@ -87,7 +87,7 @@ class Evaluation(Callback):
         self._begin = self._seconds = 0.0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse a task that another callback asks too: both would write the same files."""
+        """Refuse a task that another callback asks too, because both would write the same files."""
         others = [c for c in trainer.callbacks if isinstance(c, Evaluation) and c is not self]
         asked = {task.name for callback in others for task in callback.tasks}
         if several := sorted(asked & {task.name for task in self.tasks}):

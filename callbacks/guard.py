@@ -153,18 +153,18 @@ class Guard(Callback):
             )
         folder = self._keep(trainer, pl_module, step, why)
         look = f"`mm data show {quote(str(folder))}` shows its batch"
-        found = f"step {step.number} was bad: {why}. Its update was left out; {look}"
+        bad = f"step {step.number} was bad: {why}. Its update was left out; {look}"
         if self.on_bad_step == "stop":
             raise UserError(
-                f"{found}. The run ends here because Guard has on_bad_step: stop. --resume goes on from the newest "
+                f"{bad}. The run ends here because Guard has on_bad_step: stop. --resume goes on from the newest "
                 f"checkpoint; with on_bad_step: skip it passes over such a batch"
             )
         if self._in_a_row >= self.patience:
             raise UserError(
-                f"{found}. It was the {self._in_a_row}th in a row (patience of Guard): it is not the batch. Try a "
+                f"{bad}. It was the {self._in_a_row}th in a row (patience of Guard): it is not the batch. Try a "
                 f"lower model.learning_rate from an earlier checkpoint"
             )
-        say(found)
+        say(bad)
         if self.on_bad_step == "rollback" and self._back is None:
             self._back = step.number
 

@@ -36,7 +36,7 @@ class MemoryStatistics(ValidationRows):
         self._written = -1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes the values that training begins with; a resumed run has those of its step."""
+        """Write the values that training begins with; a resumed run has written those of its step before."""
         self._written = trainer.global_step
         if trainer.global_step == 0:
             self._write_scalars(trainer, pl_module)

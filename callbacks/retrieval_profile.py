@@ -45,7 +45,7 @@ class RetrievalProfile(ValidationRows):
         self.distances = distances
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Hold the distances against the context."""
+        """Check that the context is as long as the largest distance."""
         if self.distances is not None and trainer.datamodule is not None:
             context = trainer.datamodule.context_length
             check_number("RetrievalProfile", "distances", self.distances, 2, most=context)

@@ -58,13 +58,13 @@ class Samples(AfterValidation):
         self._step = -1  # of the last sample
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes a sample, with all that look at the network then."""
+        """Write a sample, with the other callbacks that look at the network after validation."""
         super().on_validation_end(trainer, pl_module)
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._step = trainer.global_step
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes a sample of the network that training ends with, where no validation was at the last step."""
+        """Write a sample of the final network, unless the validation of the last step has done so."""
         if self._step != trainer.global_step:
             self._step = trainer.global_step
             with at_rest(trainer, pl_module) as network:

@@ -29,11 +29,11 @@ class Summary(Callback):
         self._begin, self._first = time.perf_counter(), trainer.global_step
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remembers which network the scores are of."""
+        """Remember the step of the network that the scores are of."""
         self._validated = trainer.global_step
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prints the panel on the first process, if anything was trained."""
+        """Print the panel on the first process, if anything was trained."""
         if not trainer.is_global_zero or self._begin is None:
             return
         from rich.console import Console

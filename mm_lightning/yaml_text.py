@@ -34,8 +34,7 @@ _RESOLVERS = [
     ("null", _NULL, ["~", "n", "N", ""]),
 ]
 
-
-# in YAML, or a line break in its eyes
+# characters that YAML does not print as they are, or takes for a line break
 _UNPRINTABLE = re.compile(r"[^ -~\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
 
 
@@ -80,7 +79,7 @@ class Loader(yaml.SafeLoader):
         return node
 
     def _key(self, node: yaml.Node) -> Any:
-        """Numbers stay numbers (values of an axis of a sweep), all else is the text as written: on, null."""
+        """Return a key: numbers stay numbers (values of a sweep's axis), all else is the text as written: on, null."""
         if not isinstance(node, yaml.ScalarNode):
             raise yaml.MarkedYAMLError(problem="a key must be a text or a number", problem_mark=node.start_mark)
         if node.tag in (f"{_TAG}int", f"{_TAG}float"):
@@ -90,11 +89,11 @@ class Loader(yaml.SafeLoader):
         return node.value
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """The keys and values of a mapping."""
+        """Return the keys and values of a mapping."""
         return {key: self.construct_object(value, deep=deep) for key, value in self._pairs(node).items()}
 
     def _pairs(self, node: yaml.Node) -> dict[Any, yaml.Node]:
-        """Keys and values, those that `<<` takes from other mappings first: the mapping's own win."""
+        """Return keys and value nodes, those that `<<` takes from other mappings first: the mapping's own win."""
         if not isinstance(node, yaml.MappingNode):
             raise yaml.MarkedYAMLError(problem="<< takes keys of mappings only", problem_mark=node.start_mark)
         own: dict[Any, yaml.Node] = {}
@@ -113,7 +112,7 @@ class Loader(yaml.SafeLoader):
         raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
 
     def number(self, node: yaml.ScalarNode) -> int | float:
-        """The number that a scalar is."""
+        """Return a scalar as a number."""
         text = str(self.construct_scalar(node)).replace("_", "").lower()
         try:
             if node.tag == f"{_TAG}float":
@@ -124,7 +123,7 @@ class Loader(yaml.SafeLoader):
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from None
 
     def boolean(self, node: yaml.ScalarNode) -> bool:
-        """Whether a scalar says yes."""
+        """Return a scalar as true or false."""
         if not _BOOL.match(node.value):
             problem = f"{node.value[:40]} is neither true nor false"
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
@@ -135,11 +134,11 @@ class Dumper(yaml.SafeDumper):
     """Writes what :class:`Loader` reads back, with quotes round the texts that would be something else."""
 
     def ignore_aliases(self, data: Any) -> bool:
-        """Write a list that stands twice twice: `&id001` says nothing to a reader."""
+        """Return True: a list that occurs twice is written twice, without anchors such as `&id001`."""
         return True
 
     def text(self, value: str) -> yaml.ScalarNode:
-        """A text, in double quotes where it holds what only these can escape."""
+        """Return a text's node, in double quotes where it holds what only these can escape."""
         return self.represent_scalar(f"{_TAG}str", value, style='"' if _UNPRINTABLE.search(value) else None)
 
 
@@ -158,7 +157,7 @@ Loader.add_constructor(None, Loader.construct_undefined)
 
 
 def load_yaml(text: str, where: str | Path) -> Any:
-    """The value that a text of YAML is.
+    """Return the value of a YAML document.
 
     Args:
         text: one document.
@@ -172,18 +171,18 @@ def load_yaml(text: str, where: str | Path) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark else ""
-        said = ": ".join(part for part in (error.context, error.problem) if part)
-        raise UserError(f"{where}{line} is not valid YAML: {said}") from error
+        problem = ": ".join(part for part in (error.context, error.problem) if part)
+        raise UserError(f"{where}{line} is not valid YAML: {problem}") from error
     except yaml.reader.ReaderError as error:
         line_number = text.count("\n", 0, error.position) + 1
-        said = f"the character {error.character!r}" if isinstance(error.character, str) else f"#x{error.character:x}"
-        raise UserError(f"{where}, line {line_number} is not valid YAML: {said} cannot stand in it") from error
+        name = f"the character {error.character!r}" if isinstance(error.character, str) else f"#x{error.character:x}"
+        raise UserError(f"{where}, line {line_number} is not valid YAML: {name} cannot stand in it") from error
     except RecursionError as error:
         raise UserError(f"{where} is not valid YAML: lists or mappings too deep inside each other") from error
 
 
 def read_yaml(path: str | Path) -> Any:
-    """The value that a file of YAML holds; None of an empty one.
+    """Return the value that a YAML file holds; None for an empty one.
 
     Raises:
         UserError: it is missing, is not text, or is not YAML; with the line.
@@ -202,12 +201,12 @@ def read_yaml(path: str | Path) -> Any:
 
 
 def dump_yaml(values: Any) -> str:
-    """Values as the text of a YAML file, keys in their order."""
+    """Return values as the text of a YAML file, keys in their order."""
     return yaml.dump(values, Dumper=Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False)
 
 
 def one_line(value: Any) -> str:
-    """A value as an option on a command line has it: JSON, in which YAML's words for infinity and no number stand."""
+    """Return a value as JSON of one line, for an option on a command line; infinity and NaN as YAML writes them."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{one_line(str(key))}: {one_line(inner)}" for key, inner in value.items()) + "}"
     if isinstance(value, list | tuple):
@@ -239,26 +238,26 @@ def _load_option(text: str) -> Any:
 
 
 def locate(path: str | Path, names: Sequence[str], value: str | None = None) -> tuple[int, str] | None:
-    """The line of the value under nested keys of a file, and the value as it is written; None if it is not there.
+    """Return the line of the value under nested keys of a file, and the value as written; None if it is not there.
 
     Args:
         path: of a file that could be read.
         names: the keys from the outermost on, which may stand in the file joined by dots.
-        value: what `str` makes of it, to choose among several, or in a list.
+        value: `str` of the value, to choose among several, or in a list.
     """
     loader = Loader(Path(path).read_bytes().decode("utf-8-sig"))
     node = loader.get_single_node()
-    found = list(_find(node, list(names))) if node else []
-    same = [one for one in found if isinstance(one, yaml.ScalarNode) and str(loader.construct_object(one)) == value]
+    nodes = list(_find(node, list(names))) if node else []
+    same = [one for one in nodes if isinstance(one, yaml.ScalarNode) and str(loader.construct_object(one)) == value]
     loader.dispose()
-    if not found:
+    if not nodes:
         return None
-    chosen = (same or found)[-1]
+    chosen = (same or nodes)[-1]
     return chosen.start_mark.line + 1, chosen.value if isinstance(chosen, yaml.ScalarNode) else ""
 
 
 def _find(node: yaml.Node, names: list[str]) -> Iterator[yaml.Node]:
-    """The values under nested keys, in lists too; what a list under the last key holds comes before the list."""
+    """Yield the nodes under nested keys, in lists too; what a list under the last key holds comes before the list."""
     if isinstance(node, yaml.SequenceNode):
         for value in node.value:
             yield from _find(value, names)

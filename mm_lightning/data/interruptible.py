@@ -1,4 +1,4 @@
-"""Long calls into libraries that do not look at signals, ended by ctrl-C all the same."""
+"""Long calls into libraries that ignore signals, made so that ctrl-C ends them."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ class PrepareConfig:
         return {key: value for key, value in settings.items() if key not in ("bos", "eos") or value is not None}
 
     def wanted(self) -> dict[str, Any]:
-        """What a folder must have been prepared with to be used in place of a new one."""
+        """Return the settings that a folder must have been prepared with to be used in place of a new one."""
         return {key: value for key, value in asdict(self).items() if key not in ("workers", "on_error")}
 
 
@@ -203,7 +203,7 @@ def _splits(
         if not documents[split]:
             shutil.rmtree(folder / UNFINISHED)
             raise UserError(
-                f"nothing of the {sum(documents.values())} documents is for the {split} split at a "
+                f"none of the {sum(documents.values())} documents is in the {split} split at a "
                 f"validation_fraction of {config.validation_fraction}: change it (0 makes no validation split), or "
                 "give more text"
             )
@@ -290,7 +290,7 @@ def _sources(config: PrepareConfig, files: list[SourceFile]) -> list[dict[str, A
 
 
 def skipped_line(skipped: list[str]) -> str:
-    """Return how much was skipped, and the first of it."""
+    """Return a line that says how much was skipped, and the first of it."""
     return f"skipped {len(skipped):,} files or rows; the first: {skipped[0]}"
 
 

@@ -16,7 +16,7 @@ _Result = TypeVar("_Result")
 
 
 def storage_error(error: Exception) -> OSError:
-    """Return what the library of a store raised, which may be anything, as an OSError of one line."""
+    """Return any error that the library of a store raised as an OSError with a message of one line."""
     if isinstance(error, OSError):
         return error
     status = getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)

@@ -16,7 +16,7 @@ _SEQUENCE = 1 << 14  # bytes that hold a sequence of usual length
 
 
 def fraction_of(text: str, purpose: str = "split") -> float:
-    """A number in [0, 1) that depends on the text and the purpose alone."""
+    """Return a number in [0, 1) that depends on the text and the purpose alone."""
     digest = hashlib.blake2b(text.encode(), digest_size=8, person=purpose.encode())
     return int.from_bytes(digest.digest()) / 2**64
 
@@ -26,8 +26,8 @@ class DocumentSplit:
     """The rule that assigns documents to splits.
 
     Attributes:
-        below: documents with a hash below this are for validation.
-        cut: bytes at the end of the document with the hash `below` that are for validation, too; 0 cuts none.
+        below: documents whose hash, from 0 to 1, is below this are for validation.
+        cut: bytes at the end of the document with the hash `below` that are for validation too; 0 cuts none.
     """
 
     below: float
@@ -64,11 +64,12 @@ def _cut_position(text: str, tail: int) -> int:
 
 
 def plan_split(texts: Iterable[str], fraction: float) -> tuple[DocumentSplit, str]:
-    """Choose the rule that sets apart a share of the text, and say what comes of it.
+    """Return the rule that sets apart a share of the text, and a line that says how much it gives.
 
-    Documents whose hash is below `fraction` are for validation, so that documents never change sides when others are
-    added, if these hold between half and twice that share of the bytes. With few or very unequal documents they may
-    not: then documents are taken by their hash until the share is reached, and one that is too long for that is cut.
+    Documents whose hash is below `fraction` are for validation if they hold between half and twice that share of the
+    bytes; then no document changes sides when others are added. With few or very unequal documents they may hold more
+    or less: then documents are taken in the order of their hashes until the share is reached, and one that is too long
+    for that is cut.
 
     Args:
         texts: all documents; of many only the first are read.

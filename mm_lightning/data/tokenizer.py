@@ -58,7 +58,7 @@ class Tokenizer(ABC):
         return self.encode_batch([text])[0]
 
     def encode_behind(self, text: str) -> list[int]:
-        """Ids of `text` behind other text: without the space that some tokenizers put before whatever they encode."""
+        """Return the ids of `text` behind other text, without the space that some tokenizers put before any text."""
         ids = self.encode(text)
         if self._adds_space:
             for end in ("\n", ".", "a"):  # of the other text; one that is not joined with this one in a token
@@ -69,6 +69,7 @@ class Tokenizer(ABC):
 
     @functools.cached_property
     def _adds_space(self) -> bool:
+        """Whether two words that are encoded by themselves are decoded with a space between them."""
         return self.decode(self.encode("a") * 2) != "aa"
 
     @abstractmethod

@@ -150,7 +150,10 @@ def _start_worker(job: Job, queue: Any, ended: Any) -> None:
 
 
 def _end_when(happens: Callable[[], Any]) -> None:
-    """End this process, also in the middle of a unit, when preparing is interrupted or who started it is gone."""
+    """Wait for an event, then end this process, also in the middle of a unit.
+
+    The events are that preparing is interrupted, and that the process that started this one is gone.
+    """
     happens()
     os._exit(1)
 
