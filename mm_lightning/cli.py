@@ -247,7 +247,12 @@ def dispatch(args: Sequence[str]) -> None:
         print("\n".join(f"  mm {name:<{width}}  {text}" for name, text in rows.items()))
         return
     name, rest = find_command(args)
-    if name in TRAINING:
+    if name in TRAINING and rest in (["--help"], ["-h"]):
+        from mm_lightning.training.short_help import short_help
+
+        print(short_help(name, TRAINING[name]))
+    elif name in TRAINING:
+        rest = ["--help"] if rest in (["--help", "all"], ["-h", "all"]) else rest
         from mm_lightning.training.lean import import_torchmetrics
 
         import_torchmetrics()

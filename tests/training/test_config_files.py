@@ -1,10 +1,14 @@
 """Configs that build on others, overlays, and the order of options."""
 
+import dataclasses
+import re
+
 import pytest
 import yaml
 
 from mm_lightning.cli import main
 from mm_lightning.errors import UserError
+from mm_lightning.networks import MemoryMosaicConfig
 from mm_lightning.training.config_files import read_chain, split_configs
 
 
@@ -69,3 +73,23 @@ def test_the_home_folder_is_found_wherever_a_config_names_it(tmp_path, monkeypat
 def test_the_home_folder_in_options_of_fit(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert printed(capsys, "--config=~/tiny.yaml", "--run", "~/runs")["run"] == str(tmp_path / "runs")
+
+
+def test_help_leads_with_options_that_exist_and_names_the_rest(capsys):
+    """The options are those of the parser; the full listing has them all."""
+    assert main(["fit", "--help"]) == 0
+    short = capsys.readouterr().out
+    named = set(re.findall(r"--[a-z_.]+[a-z]", short)) - {"--help", "--config", "--print_config"}
+    assert 20 < len(named) < 40
+    assert all(words in short for words in ("--help all", "--print_config", "--model.network.help MemoryMosaicConfig"))
+    assert len(short.splitlines()) < 60
+    assert main(["fit", "--help", "all"]) == 0
+    whole = capsys.readouterr().out
+    assert [option for option in named if not re.search(rf"{re.escape(option)}\b", whole)] == []
+    assert main(["validate", "-h"]) == 0
+    assert not {"--resume", "--plan", "--model.learning_rate"} & set(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("name", re.findall(r"[a-z_]+", "layers dim heads vocab_size persistent_dim short_term_window"))
+def test_help_names_switches_of_the_network(name):
+    assert name in {field.name for field in dataclasses.fields(MemoryMosaicConfig)}
