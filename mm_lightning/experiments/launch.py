@@ -13,7 +13,7 @@ from typing import Any
 
 from mm_lightning.errors import UserError
 from mm_lightning.training.batches import accumulated
-from mm_lightning.training.memory_plan import bytes_per_device, layout_of
+from mm_lightning.training.memory_plan import bytes_per_device, count_devices, layout_of
 
 DESCRIPTION = """\
 Starts a training config on many nodes: submits a Slurm job, or starts torchrun for this node.
@@ -268,9 +268,10 @@ def count(devices: Any) -> int:
     Raises:
         UserError: it is left to the machine.
     """
-    if devices in ("auto", -1, "-1"):
+    number = count_devices(devices)
+    if number is None:
         raise UserError("trainer.devices is left to the machine: say --gpus, of each node")
-    return len(devices) if isinstance(devices, list) else int(devices)
+    return number
 
 
 def submit(launch: Launch, script: str) -> str:

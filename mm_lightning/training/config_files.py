@@ -107,7 +107,7 @@ def file_names(path: Path, key: str, names: Any) -> list[str]:
         UserError: they are no texts.
     """
     listed = names if isinstance(names, list) else [names]
-    if not listed or any(not isinstance(name, str) or not name for name in listed):
+    if not listed or any(not isinstance(name, str) or not name or "\0" in name for name in listed):
         line = f", line {found[0]}" if (found := locate(path, key.split("."))) else ""
         raise UserError(f"{key} in {path}{line} must be the name of a file or a list of names, got {one_line(names)}")
     return listed

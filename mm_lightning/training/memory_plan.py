@@ -87,6 +87,25 @@ def _loss_bytes(config: NetworkConfig, tokens: int, number: int) -> int:
     return logits * (4 + number) + config.vocab_size * config.dim * (4 + 2 * number)
 
 
+def count_devices(devices: int | str | list[int]) -> int | None:
+    """Return how many devices `trainer.devices` names: a number, a list or `0,1`; None if that is left to the machine.
+
+    Raises:
+        UserError: it names none.
+    """
+    if devices in ("auto", -1, "-1"):
+        return None
+    if isinstance(devices, list):
+        return len(devices)
+    text = str(devices)
+    parts = [part.strip() for part in text.removesuffix(",").split(",")]
+    numbers = [int(part) for part in parts if part.isdecimal()]
+    count = len(numbers) if "," in text else sum(numbers)
+    if len(numbers) < len(parts) or count < 1:
+        raise UserError(f"trainer.devices must be auto, -1, a number or a list of indices, got {devices!r}")
+    return count
+
+
 def layout_of(config: Any) -> Layout:
     """How a resolved `mm fit` config spreads its run.
 
@@ -94,11 +113,8 @@ def layout_of(config: Any) -> Layout:
         UserError: the number of devices is left to the machine, or the strategy is not known here.
     """
     trainer, data = config.trainer, config.data
-    devices = trainer.devices
-    if isinstance(devices, list):
-        devices = len(devices)
     # What Lightning would take from this machine is 1 on a CPU, and not known for one that this is not.
-    count = 1 if devices in ("auto", -1, "-1") else int(devices)
+    count = count_devices(trainer.devices) or 1
     strategy = trainer.strategy if isinstance(trainer.strategy, str) else trainer.strategy.class_path
     settings = {} if isinstance(trainer.strategy, str) else vars(trainer.strategy.init_args)
     deepspeed = "deepspeed" in strategy.lower()

@@ -73,6 +73,6 @@ def short_help(command: str, about: str) -> str:
         lines.append("")
     lines += [
         f"Every option is a key of the YAML too. `mm {command} --help all` lists all of them, --print_config shows",
-        "every key with its value, and --trainer.callbacks.help CLASS (--trainer.strategy.help ...) what a class takes.",
+        "every key with its value, --trainer.callbacks.help CLASS (--trainer.strategy.help ...) what a class takes.",
     ]
     return "\n".join([*lines, "", EXAMPLES] if command == "fit" else lines)

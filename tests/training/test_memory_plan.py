@@ -2,9 +2,10 @@
 
 import pytest
 
+from mm_lightning.errors import UserError
 from mm_lightning.networks import MemoryMosaicConfig
 from mm_lightning.networks.cost import parameters
-from mm_lightning.training.memory_plan import Layout, bytes_per_device
+from mm_lightning.training.memory_plan import Layout, bytes_per_device, count_devices
 
 CONFIG = MemoryMosaicConfig(vocab_size=1000, layers=2, dim=64, heads=2, persistent_dim=128)
 P = parameters(CONFIG)
@@ -60,3 +61,17 @@ def test_buckets_and_gathered_weights_are_no_larger_than_asked_for():
     assert "communication buckets" not in bytes_per_device(CONFIG, Layout(8))
     away = Layout(8, "bf16-mixed", 3, True, offload=True, offload_parameters=True)
     assert bytes_per_device(CONFIG, away)["weights"] == bytes_per_device(CONFIG, away)["optimizer states"] == 0
+
+
+@pytest.mark.parametrize(
+    ("devices", "count"),
+    [(3, 3), ("3", 3), ([0, 5], 2), ("0,5", 2), ("4,", 1), ("auto", None), (-1, None), ("-1", None)],
+)
+def test_devices_are_counted_as_lightning_does(devices, count):
+    assert count_devices(devices) == count
+
+
+@pytest.mark.parametrize("devices", ["~/x", "0", 0, -2, "two", ""])
+def test_devices_that_are_none(devices):
+    with pytest.raises(UserError, match=r"trainer\.devices must be"):
+        count_devices(devices)

@@ -157,6 +157,7 @@ def test_ctrl_c_says_where_to_go_on(tiny, capsys, monkeypatch):
         ("model:\n  network: {class_path: 2025}", ["model.network.class_path", "line 2 must name a class, got 2025"]),
         ("trainer: [3]", ["trainer in ", "line 1 must hold"]),
         ("base:", ["base in ", "line 1 must be the name of a file", "null"]),
+        ('base: "\\0"', ["base in ", "line 1 must be the name of a file"]),
         ("config: a.yaml", ["config in ", "base"]),
         ("run: !!binary aGk=", ["line 1", "!!binary"]),
         ("a b: 1", ['unknown config key "a b"', "line 1"]),
