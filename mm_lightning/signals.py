@@ -26,4 +26,5 @@ def listen(numbers: Iterable[int], handler: Callable[[int, Any], Any]) -> dict[i
 def restore(handlers: dict[int, Any]) -> None:
     """Let signals be handled as before :func:`listen`."""
     for number, before in handlers.items():
-        signal.signal(number, before)
+        if before is not None:  # one that was not installed from Python cannot be put back from there
+            signal.signal(number, before)

@@ -174,9 +174,9 @@ class TrainingCLI(LightningCLI):
             self.folder = RunFolder(tempfile.mkdtemp(prefix="mm-fast-dev-run-"))
         if self.command == "fit" and self.folder.resumed and rank_zero_only.rank == 0:
             take_over(self.folder, self.checkpoint)
-            told = overrides(self.own, self.resolved_config()) if self.own else []
-            if told:
-                say(f"other than in {self.own.path}: {', '.join(told)}")
+            changes = overrides(self.own, self.resolved_config()) if self.own else []
+            if changes:
+                say(f"other than in {self.own.path}: {', '.join(changes)}")
         try:
             super().instantiate_classes()
         except Exception as error:
@@ -259,11 +259,9 @@ class TrainingCLI(LightningCLI):
         config["default_root_dir"] = config.get("default_root_dir") or str(self.folder.root)
         if self.command != "fit":
             config["enable_checkpointing"] = False
-            config["callbacks"] = [c for c in config["callbacks"] if not isinstance(c, Checkpoint)]
-        elif config.get("enable_checkpointing") is False:
-            config["callbacks"] = [c for c in config["callbacks"] if not isinstance(c, Checkpoint)]
-        elif config.get("fast_dev_run"):
-            config["callbacks"] = [c for c in config["callbacks"] if not isinstance(c, Checkpoint | watchers.Summary)]
+        left_out = (Checkpoint,) if config.get("enable_checkpointing") is False else ()
+        left_out = (Checkpoint, watchers.Summary) if config.get("fast_dev_run") else left_out
+        config["callbacks"] = [c for c in config["callbacks"] if not isinstance(c, left_out)]
         check_devices(config.get("accelerator", "auto"), config.get("devices"))
         trainer = Trainer(**config)
         if trainer._val_check_time_interval is not None:

@@ -113,6 +113,15 @@ def file_names(path: Path, key: str, names: Any) -> list[str]:
     return listed
 
 
+def leaves(values: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield what lies in nested mappings of a config, each with its dotted name; weights of data sets stay together."""
+    if not isinstance(values, dict) or name == "data.path":
+        yield name, values
+        return
+    for key, value in values.items():
+        yield from leaves(value, f"{name}.{key}" if name else str(key))
+
+
 def split_configs(args: list[str]) -> tuple[list[str], list[str]]:
     """Takes the values of `--config` out of command-line arguments: (configs, other arguments).
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mm_lightning.training.config_files import leaves
 from mm_lightning.yaml_text import load_yaml
 
 # TensorBoard believes the first file that says what a run's settings are, and some versions read files in the order of
@@ -32,17 +34,8 @@ def settings(config: str) -> dict[str, Any]:
     values = load_yaml(config, "the config")
     trainer = values.get("trainer") or {}
     chosen = {key: values[key] for key in ("seed_everything", "model", "data") if key in values}
-    return dict(_leaves({**chosen, "trainer": {key: trainer.get(key) for key in TRAINER}}))
-
-
-def _leaves(values: Any, name: str = "") -> list[tuple[str, Any]]:
-    if not isinstance(values, dict):
-        return [(name, values)] if values is not None else []
-    found = []
-    for key, value in values.items():
-        inner = name if key in ("class_path", "init_args") else f"{name}.{key}" if name else str(key)
-        found += _leaves(value, inner)
-    return found
+    chosen["trainer"] = {key: trainer.get(key) for key in TRAINER}
+    return {re.sub(r"\.(class_path|init_args)\b", "", n): value for n, value in leaves(chosen) if value is not None}
 
 
 def write_settings(folder: Path, values: Mapping[str, Any]) -> None:

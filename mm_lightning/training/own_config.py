@@ -86,7 +86,7 @@ def own_config(checkpoint: Path, options: Sequence[str], files: Sequence[ConfigF
 def hidden(content: Any, name: str) -> list[str]:
     """Return the dotted names of values in which a secret is hidden."""
     if isinstance(content, dict):
-        return [found for key, value in content.items() for found in hidden(value, f"{name}.{key}")]
+        return [inner for key, value in content.items() for inner in hidden(value, f"{name}.{key}")]
     return [name.replace(".init_args", "")] if HIDDEN in json.dumps(content, default=str) else []
 
 
@@ -97,9 +97,9 @@ def overrides(own: ConfigFile, config: str) -> list[str]:
         own: the run's configuration.
         config: this command's, as YAML.
     """
-    told = []
+    changes = []
     for name, (was, now) in differences(own.values, load_yaml(config, "the config")).items():
         both = f"{name} {now} instead of {was}"
         if name not in NAMED_ELSEWHERE:
-            told.append(both if len(both) < 200 else name)
-    return told
+            changes.append(both if len(both) < 200 else name)
+    return changes

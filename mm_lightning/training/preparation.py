@@ -1,15 +1,15 @@
-"""What a data folder is filled with where nothing is there yet: only with what was named together with it."""
+"""The preparation of a data folder that does not exist yet: only one that was named together with its path."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
 
 from mm_lightning.errors import UserError
-from mm_lightning.training.config_files import ConfigFile
+from mm_lightning.training.config_files import ConfigFile, leaves
 from mm_lightning.yaml_text import load_yaml
 
 MAKERS = ("prepare", "regbench", "facts")
@@ -29,33 +29,33 @@ def keep_own_preparation(data: Namespace, files: Sequence[ConfigFile], options: 
     Raises:
         UserError: some setting of `data.prepare` is named for the other path, but not what to prepare there.
     """
-    own: set[str] = set()
+    keys: set[str] = set()  # those that belong to the path that was named last
     path = None
-    for layer in [*(_flat(file.values.get("data")) for file in files), _given(options)]:
-        named = _expanded(layer.get("path"))
+    for layer in [*(dict(leaves(file.values.get("data"), "data")) for file in files), _typed(options)]:
+        named = _expanded(layer.get("data.path"))
         if named is not None:
-            own, path = (own if path in (None, named) else set()), named
-        own |= {key for key, value in layer.items() if value is not None}
+            keys, path = (keys if path in (None, named) else set()), named
+        keys |= {key for key, value in layer.items() if value is not None}
     for maker in MAKERS:
-        settings = sorted(key for key in own if key.split(".")[0] == maker)
+        settings = sorted(key for key in keys if f"{key}.".startswith(f"data.{maker}."))
         if data.get(maker) is None:
             continue
         if not settings:
             data[maker] = None
-        elif maker == "prepare" and "prepare.sources" not in settings:
+        elif maker == "prepare" and "data.prepare.sources" not in settings:
             raise UserError(
-                f"data.{settings[0]} is given for data.path {data.path}, but not what to prepare there: give "
+                f"{settings[0]} is given for data.path {data.path}, but not what to prepare there: give "
                 f"data.prepare.sources too, or, to train on what `mm data prepare` has put there, no data.prepare"
             )
 
 
-def _given(options: Sequence[str]) -> dict[str, Any]:
-    """Return the options of the section by their keys in it."""
+def _typed(options: Sequence[str]) -> dict[str, Any]:
+    """Return the values of the options of the data section by their dotted names."""
     layer: dict[str, Any] = {}
     for option, following in zip(options, [*options, ""][1:], strict=True):
         name, equals, value = option.partition("=")
         if name == "--data" or name.startswith("--data."):
-            layer |= _flat(_plain(value if equals else following), name.removeprefix("--data").lstrip("."))
+            layer |= leaves(_plain(value if equals else following), name.removeprefix("--"))
     return layer
 
 
@@ -68,11 +68,3 @@ def _plain(text: str) -> Any:
         return load_yaml(text, "data")
     except UserError:
         return text
-
-
-def _flat(value: Any, key: str = "") -> dict[str, Any]:
-    """Return the leaves of nested mappings by their dotted keys; of a path that is a mapping, the path."""
-    if not isinstance(value, dict) or key == "path":
-        return {key: value}
-    parts: Iterable[dict[str, Any]] = (_flat(v, f"{key}.{k}".lstrip(".")) for k, v in value.items())
-    return {k: v for part in parts for k, v in part.items()}

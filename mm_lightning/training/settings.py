@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from jsonargparse import Namespace
 
 from mm_lightning.errors import UserError
+from mm_lightning.training.config_files import leaves
 from mm_lightning.training.trainer_options import check_options
 from mm_lightning.yaml_text import load_yaml, read_yaml
 
@@ -77,18 +77,9 @@ def changed(of_the_run: Path, config: str) -> dict[str, Any]:
 
 def differences(was: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Return what differs between two configs, by dotted name: the value before and the value now."""
-    before = dict(_leaves(was))
+    before = dict(leaves(was))
     return {
         name.replace("init_args.", ""): (before.get(name), value)
-        for name, value in _leaves(now)
+        for name, value in leaves(now)
         if value != before.get(name)
     }
-
-
-def _leaves(values: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted names of what lies in nested mappings; weights of data sets stay together."""
-    if not isinstance(values, dict) or name == "data.path":
-        yield name, values
-        return
-    for key, value in values.items():
-        yield from _leaves(value, f"{name}.{key}" if name else str(key))
