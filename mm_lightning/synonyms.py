@@ -1,4 +1,4 @@
-"""Names of options in other programs."""
+"""Names that other programs have for our options, for hints."""
 
 from __future__ import annotations
 

@@ -263,7 +263,7 @@ def where_it_begins(args: list[str]) -> tuple[list[str], list[str]]:
 
 
 def count(devices: Any) -> int:
-    """Of `trainer.devices`.
+    """Return the number of GPUs that `trainer.devices` names.
 
     Raises:
         UserError: it is left to the machine.

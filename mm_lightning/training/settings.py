@@ -10,6 +10,7 @@ from jsonargparse import Namespace
 
 from mm_lightning.errors import UserError
 from mm_lightning.training.config_files import leaves
+from mm_lightning.training.memory_plan import count_devices
 from mm_lightning.training.trainer_options import check_options
 from mm_lightning.yaml_text import load_yaml, read_yaml
 
@@ -51,16 +52,16 @@ def check_devices(accelerator: str | object, devices: int | str | list[int] | No
     Raises:
         UserError: it has fewer GPUs than are asked for.
     """
-    if accelerator not in ("auto", "gpu", "cuda") or devices in ("auto", -1, "-1", None):
+    named = None if devices is None else count_devices(devices)
+    if accelerator not in ("auto", "gpu", "cuda") or named is None:
         return
-    wanted = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdigit() else 1
     count = torch.cuda.device_count() or int(torch.backends.mps.is_available())
-    if wanted <= count or (accelerator == "auto" and not count and wanted == 1):
+    if named <= count or (accelerator == "auto" and not count and named == 1):
         return
     fewer = f"--trainer.devices {count}, or " if count else ""
     raise UserError(
         f"trainer.devices is {devices}, but this machine has {count or 'no'} GPU{'s' if count > 1 else ''}: use {fewer}"
-        f"its CPU: --trainer.devices 1 --trainer.accelerator cpu. (--plan {wanted} checks a run for another machine)"
+        f"its CPU: --trainer.devices 1 --trainer.accelerator cpu. (--plan {named} checks a run for another machine)"
     )
 
 

@@ -1,4 +1,4 @@
-"""What `mm fit --help` says first: the options that matter; `--help all` lists every one."""
+"""The help of training commands: the options that matter; `--help all` lists every one."""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ from mm_lightning.training.settings import check_devices
         (0, "gpu", 1, "no GPU"),
         (2, "auto", 8, "has 2 GPUs: use --trainer.devices 2, or its CPU"),
         (2, "cuda", "4", "has 2 GPUs"),
+        (1, "gpu", "0,1", "devices is 0,1, but this machine has 1 GPU: "),
         (2, "auto", [0, 1], None),
         (0, "auto", 1, None),
         (0, "auto", "auto", None),
