@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import yaml
 
 from mm_lightning.errors import UserError
+from mm_lightning.text_files import read_text
 
 _TAG = "tag:yaml.org,2002:"
 _INT = re.compile(r"[-+]?(?:[0-9]+(?:_[0-9]+)*|0x[0-9a-fA-F]+(?:_[0-9a-fA-F]+)*|0o[0-7]+(?:_[0-7]+)*)$")
@@ -187,17 +188,7 @@ def read_yaml(path: str | Path) -> Any:
     Raises:
         UserError: it is missing, is not text, or is not YAML; with the line.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"file {path} {'is a folder' if path.is_dir() else 'does not exist'}")
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}, line {line} is not UTF-8: save it in that encoding") from error
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    return load_yaml(text, path)
+    return load_yaml(read_text(path), path)
 
 
 def dump_yaml(values: Any) -> str:
@@ -245,7 +236,7 @@ def locate(path: str | Path, names: Sequence[str], value: str | None = None) -> 
         names: the keys from the outermost on, which may stand in the file joined by dots.
         value: `str` of the value, to choose among several, or in a list.
     """
-    loader = Loader(Path(path).read_bytes().decode("utf-8-sig"))
+    loader = Loader(read_text(path))
     node = loader.get_single_node()
     nodes = list(_find(node, list(names))) if node else []
     same = [one for one in nodes if isinstance(one, yaml.ScalarNode) and str(loader.construct_object(one)) == value]

@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 from mm_lightning.data.retry import storage_error
 from mm_lightning.data.streams import arrow, opened, records
-from mm_lightning.data.text_files import BOM, BadInput, check_text, decode, parse_json
 from mm_lightning.errors import UserError
+from mm_lightning.text_files import BOM, BadInput, check_text, decode, parse_json
 
 STDLIB = "python-stdlib"
 _NOT_STDLIB = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}

@@ -11,8 +11,8 @@ from types import ModuleType
 from typing import Any, BinaryIO
 
 from mm_lightning.data.retry import patiently, storage_error
-from mm_lightning.data.text_files import BadInput
 from mm_lightning.errors import UserError
+from mm_lightning.text_files import BadInput
 
 _BLOCK = 1 << 20
 

@@ -14,9 +14,9 @@ from typing import Any
 
 from mm_lightning.data.interruptible import interruptible
 from mm_lightning.data.progress import say
-from mm_lightning.data.text_files import read_json, read_text
 from mm_lightning.errors import UserError
 from mm_lightning.outputs import write_text
+from mm_lightning.text_files import read_json, read_text
 
 BEGIN, END = "<|begin_of_text|>", "<|end_of_text|>"
 

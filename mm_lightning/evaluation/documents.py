@@ -80,7 +80,7 @@ def of_files(paths: Sequence[str], tokenizer: Tokenizer) -> Texts:
     Raises:
         UserError: they cannot be read, or were prepared with another tokenizer.
     """
-    from mm_lightning.data.text_files import read_document
+    from mm_lightning.text_files import read_document
 
     if len(paths) == 1 and (Path(paths[0]).expanduser() / FILE).is_file():
         return of_folder(Path(paths[0]), tokenizer)

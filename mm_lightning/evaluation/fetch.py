@@ -16,9 +16,9 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from mm_lightning.data.text_files import read_json, read_text, text_lines
 from mm_lightning.errors import UserError
 from mm_lightning.redaction import redact
+from mm_lightning.text_files import read_json, read_text, text_lines
 
 SECONDS = 30
 """The longest time that a server may stay silent."""

@@ -9,12 +9,12 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from mm_lightning.data.text_files import read_document
 from mm_lightning.errors import UserError
 from mm_lightning.inference.commands import ReadingBar, long_store
 from mm_lightning.inference.sampling import Sampling
 from mm_lightning.inference.text import unescape
 from mm_lightning.signals import listen, restore
+from mm_lightning.text_files import read_document
 
 if TYPE_CHECKING:
     from mm_lightning.inference.conversation import Conversation

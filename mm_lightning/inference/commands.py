@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mm_lightning.data.text_files import json_lines, read_document, text_lines
 from mm_lightning.errors import UserError
 from mm_lightning.inference.sampling import DEFAULTS, Sampling
 from mm_lightning.inference.text import check_stop, encode_next, escape, unescape
 from mm_lightning.outputs import check_output, opened
+from mm_lightning.text_files import json_lines, read_document, text_lines
 
 if TYPE_CHECKING:
     from mm_lightning.data.tokenizer import Tokenizer

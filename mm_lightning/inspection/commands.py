@@ -89,7 +89,7 @@ def _text(prompt: str | None, file: str | None) -> str:
         if not prompt:
             raise UserError("the prompt is empty: give a text to look at")
         return unescape(prompt)
-    from mm_lightning.data.text_files import read_document
+    from mm_lightning.text_files import read_document
 
     return read_document(str(file))
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mm_lightning.data import text_files
+from mm_lightning import text_files
 from mm_lightning.errors import UserError
 from mm_lightning.evaluation.fetch import fetch_hint
 

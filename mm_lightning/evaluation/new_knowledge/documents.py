@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mm_lightning.data.text_files import read_json
 from mm_lightning.errors import UserError
 from mm_lightning.evaluation.fetch import fetch_hint
+from mm_lightning.text_files import read_json
 
 
 @dataclass(frozen=True)

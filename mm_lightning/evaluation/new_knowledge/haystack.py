@@ -11,11 +11,11 @@ from pathlib import Path
 from random import Random
 from typing import Literal
 
-from mm_lightning.data.text_files import read_text
 from mm_lightning.data.tokenizer import Tokenizer
 from mm_lightning.errors import UserError
 from mm_lightning.evaluation.new_knowledge.samples import DEFAULT_LIMIT, Gold, Sample, Source, encoded, fullest
 from mm_lightning.evaluation.new_knowledge.words import ADJECTIVES, NOUNS
+from mm_lightning.text_files import read_text
 
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 DEPTHS = [round(100 * n / 39) for n in range(40)]

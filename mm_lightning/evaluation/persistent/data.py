@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mm_lightning.data.text_files import json_lines, read_json, read_text
 from mm_lightning.errors import UserError
+from mm_lightning.text_files import json_lines, read_json, read_text
 
 if TYPE_CHECKING:
     from datasets import DatasetDict

@@ -2,8 +2,8 @@
 
 import pytest
 
-from mm_lightning.data.text_files import json_lines, read_document, read_json, read_text, text_lines
 from mm_lightning.errors import UserError
+from mm_lightning.text_files import json_lines, read_document, read_json, read_text, text_lines
 
 BOM = b"\xef\xbb\xbf"
 
