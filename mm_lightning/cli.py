@@ -263,8 +263,8 @@ def dispatch(args: Sequence[str]) -> None:
         run_function(name, rest)
 
 
-def show_what_can_be_shown() -> None:
-    """Put `?` for a character that the terminal or file has no code for, so that printing and reading never fail."""
+def replace_unprintable() -> None:
+    """Let streams put `?` for characters that terminal or file have no code for, so that printing never fails."""
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # not a notebook's, nor a closed one
             stream.reconfigure(errors="replace")
@@ -273,7 +273,7 @@ def show_what_can_be_shown() -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `mm`; returns the exit status: 0, 2 for a mistake of the user's, 130 when interrupted,
     85 when told to end by a signal (the run can be resumed)."""
-    show_what_can_be_shown()
+    replace_unprintable()
     try:
         dispatch(sys.argv[1:] if argv is None else argv)
     except SystemExit as done:  # --help and --print_config end this way

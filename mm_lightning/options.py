@@ -33,15 +33,15 @@ def expand_home(value: Any) -> Any:
 
 def expand_words(args: Iterable[str]) -> list[str]:
     """Return a command line with the home folder in the place of `~` in options that name files or folders."""
-    found, option = [], "path"  # what stands before the first option is one
+    words, option = [], "path"  # words before the first option are paths
     for arg in args:
         name, equals, value = arg.partition("=")
         if arg.startswith("--"):
             option = name.removeprefix("--")
-            found.append(f"{name}={expand_home(value)}" if equals and option in PLACES else arg)
+            words.append(f"{name}={expand_home(value)}" if equals and option in PLACES else arg)
         else:
-            found.append(expand_home(arg) if option in PLACES else arg)
-    return found
+            words.append(expand_home(arg) if option in PLACES else arg)
+    return words
 
 
 def name_words(function: Callable[..., Any], args: list[str]) -> list[str]:
@@ -145,9 +145,9 @@ KINDS = {
 
 
 def kind_of(types: str) -> str:
-    """What an option takes, in words, from what the parser writes of its types; empty if there are no words for it."""
+    """Return what an option takes, in words, from the types that the parser writes; "" if there are no words for it."""
     members = _members(types)
-    found: list[str] = []
+    kinds: list[str] = []
     choices: list[str] = []
     for member in members:
         outer, _, inner = member.partition("[")
@@ -155,35 +155,35 @@ def kind_of(types: str) -> str:
         name = _plain_type(inner.rstrip("]") if several and inner else outer)
         if literal := re.search(r"Literal\[(.+?)\]", member):
             choices += literal[1].replace("'", "").split(", ")
-            found.append(f"{'some' if several else 'one'} of ")
+            kinds.append(f"{'some' if several else 'one'} of ")
         elif name in KINDS:
-            found.append(KINDS[name][several and inner != ""])
+            kinds.append(KINDS[name][several and inner != ""])
         elif member.startswith("<class") and name not in ("NoneType", "collections.abc.Iterable"):
-            found.append("a class")
+            kinds.append("a class")
         elif several and "." in inner:
-            found.append("a list of classes")
+            kinds.append("a list of classes")
     if choices:
         if "<class 'bool'>" in members:
             choices = ["true", "false", *choices]
-            found.remove("true or false")
+            kinds.remove("true or false")
         each = ", ".join(dict.fromkeys(choices))
-        found = [f"{word}{each}" if word.endswith(" of ") else word for word in found]
-    found = [word for word in dict.fromkeys(found) if word and not (word == "a whole number" and "a number" in found)]
-    return " or ".join([", ".join(found[:-1]), *found[-1:]] if len(found) > 1 else found)
+        kinds = [f"{word}{each}" if word.endswith(" of ") else word for word in kinds]
+    kinds = [word for word in dict.fromkeys(kinds) if word and not (word == "a whole number" and "a number" in kinds)]
+    return " or ".join([", ".join(kinds[:-1]), *kinds[-1:]] if len(kinds) > 1 else kinds)
 
 
 def _members(types: str) -> list[str]:
-    """The members of a union, as the parser writes them: split at the commas that stand in no brackets."""
-    found, depth = [""], 0
+    """Return the members of a union that the parser writes, split at the commas outside brackets."""
+    members, depth = [""], 0
     for letter in types:
         depth += (letter in "[<") - (letter in "]>")
         if letter == "," and depth == 0:
-            found.append("")
+            members.append("")
         else:
-            found[-1] += letter
-    return [member.strip() for member in found]
+            members[-1] += letter
+    return [member.strip() for member in members]
 
 
 def _plain_type(name: str) -> str:
-    """`<class 'int'>` as int."""
+    """Return the name of a type that the parser writes as `<class 'int'>`."""
     return name.removeprefix("<class '").removesuffix("'>").strip()

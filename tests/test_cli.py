@@ -129,7 +129,7 @@ def test_characters_that_cannot_be_shown_are_replaced(encoding, tmp_path):
 
 
 def test_what_is_typed_in_another_encoding_is_read():
-    code = "import sys; from mm_lightning.cli import show_what_can_be_shown as show; show(); print(repr(input()))"
+    code = "import sys; from mm_lightning.cli import replace_unprintable; replace_unprintable(); print(repr(input()))"
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}
     done = subprocess.run([sys.executable, "-c", code], input=b"caf\xe9\n", capture_output=True, env=environment)
     assert done.stdout.decode().strip() == "'caf\ufffd'"

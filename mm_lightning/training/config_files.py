@@ -52,7 +52,7 @@ def read_chain(path: str | Path, above: tuple[Path, ...] = ()) -> list[ConfigFil
 
 
 def _check_shape(path: Path, values: dict[str, Any]) -> None:
-    """Refuses what the parser would stumble over; a section whose keys are all commented out is left out."""
+    """Refuse keys and sections that the parser fails on; drop a section whose keys are all commented out."""
     for key in list(values):
         if key in ("config", "help", "print_config"):
             raise UserError(f"{key} in {path} is an option of the command line: a config builds on others by `base`")
@@ -68,7 +68,7 @@ def _check_shape(path: Path, values: dict[str, Any]) -> None:
 
 
 def _expand_homes(values: dict[str, Any]) -> None:
-    """Puts the home folder in the place of `~`; the data module does so itself, and keeps paths as they are written."""
+    """Put the home folder in the place of `~`; the data module does so itself, and keeps paths as they are written."""
     for key, value in values.items():
         if key in PLACES:
             values[key] = expand_home(value)
@@ -123,7 +123,7 @@ def leaves(values: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def split_configs(args: list[str]) -> tuple[list[str], list[str]]:
-    """Takes the values of `--config` out of command-line arguments: (configs, other arguments).
+    """Split command-line arguments into the values of `--config` and all others.
 
     Whatever the order on the command line, configs are read first and single options win over them.
     """
@@ -143,7 +143,7 @@ def split_configs(args: list[str]) -> tuple[list[str], list[str]]:
 
 
 def explain(message: str, files: list[ConfigFile], known: list[str], options: Sequence[str] = ()) -> str:
-    """Turns a parser's message into one line that names the key, its file and the nearest key that exists.
+    """Return a parser's message as one line that names the key, its file and the nearest key that exists.
 
     Args:
         message: what jsonargparse said.
@@ -229,13 +229,13 @@ def _parameters(class_path: str) -> list[str]:
 
 
 def _where(key: str, files: list[ConfigFile]) -> str:
-    """ " in FILE, line N" for the last file that has a key of this dotted name, else nothing."""
-    found = _place(key, files, None)
-    return f" in {found[0]}, line {found[1]}" if found else ""
+    """Return " in FILE, line N" for the last file that has a key of this dotted name, else ""."""
+    place = _place(key, files, None)
+    return f" in {place[0]}, line {place[1]}" if place else ""
 
 
 def _place(key: str, files: list[ConfigFile], value: str | None) -> tuple[str, int, str] | None:
-    """The file, the line and the value as written of the last file that has a key of this dotted name."""
+    """Return file, line and value as written of the last file that has a key of this dotted name."""
     for file in reversed(files):
         for name, _ in _named(file.values):
             if _plain(name) == _plain(key) or _plain(name).endswith("." + _plain(key)):
@@ -244,19 +244,19 @@ def _place(key: str, files: list[ConfigFile], value: str | None) -> tuple[str, i
     return None
 
 
-def _wrong(key: str, wanted: str, got: str, files: list[ConfigFile], typed: list[str]) -> str:
-    """What is said of a value that a key does not take; YAML's words for other things than texts can be quoted."""
+def _wrong(key: str, kind: str, got: str, files: list[ConfigFile], typed: list[str]) -> str:
+    """Return the message for a value that a key does not take; where quotes would make it a text, it says so."""
     place = None if _plain(key) in typed else _place(key, files, got)
     if place is None:
-        return f"config key {key} takes {wanted}, got {got}"
+        return f"config key {key} takes {kind}, got {got}"
     path, line, written = place
     written = written or ("nothing" if got == "None" else got)
     hint = ""
-    if "a text" in wanted and written == "nothing":
+    if "a text" in kind and written == "nothing":
         hint = ": give it one, or leave the key out"
-    elif ("a text" in wanted or "texts" in wanted) and re.fullmatch(r"True|False|None|[-+.\w]+", got):
+    elif ("a text" in kind or "texts" in kind) and re.fullmatch(r"True|False|None|[-+.\w]+", got):
         hint = f': put it in quotes, "{written}"'
-    return f"config key {key} in {path}, line {line} takes {wanted}, got {written}{hint}"
+    return f"config key {key} in {path}, line {line} takes {kind}, got {written}{hint}"
 
 
 def _plain(name: str) -> str:
@@ -265,7 +265,7 @@ def _plain(name: str) -> str:
 
 
 def _named(values: Any, above: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted names of all keys of nested mappings and lists, with their values."""
+    """Yield the dotted names of all keys of nested mappings and lists, with their values."""
     items = values.items() if isinstance(values, Mapping) else ()
     for key, value in items:
         name = f"{above}{key}"
