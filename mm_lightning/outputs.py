@@ -33,7 +33,7 @@ def check_output(path: str | os.PathLike) -> Path:
 def write_text(path: Path, text: str) -> None:
     """Writes a file so that whatever happens it is there whole, as it was before or as it is now."""
     beside = path.with_name(path.name + ".tmp")
-    # Half a character, as in names of files that are not UTF-8, is escaped as JSON does it.
+    # half a surrogate pair, as in names of files that are not UTF-8, is escaped as JSON does it
     with beside.open("w", encoding="utf-8", errors="backslashreplace") as file:
         file.write(text)
         file.flush()

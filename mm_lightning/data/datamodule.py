@@ -159,7 +159,11 @@ class TextDataModule(lightning.LightningDataModule):
             )
 
     def _accumulate(self, times: int) -> None:
-        """Lets a trainer add up so many micro batches that a step is of the global batch."""
+        """Set the trainer's accumulation, so that a step is of the global batch.
+
+        Raises:
+            UserError: the trainer was built with another.
+        """
         assert self.trainer is not None
         asked = self.trainer.accumulate_grad_batches
         if asked not in (1, times):

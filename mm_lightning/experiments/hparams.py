@@ -10,10 +10,10 @@ from mm_lightning.training.run_folder import board_folder
 
 
 def write_hparams(run_folder: Path, values: dict[str, Any], metrics: dict[str, float]) -> Path:
-    """Writes a run's settings and final metrics where TensorBoard shows them; again, it replaces them.
+    """Write a run's settings and final metrics where TensorBoard shows them, in the place of earlier ones.
 
     Args:
-        run_folder: the run folder that `mm fit` wrote; what it said of its settings is replaced.
+        run_folder: the run folder that `mm fit` wrote; the settings that it wrote there are replaced.
         values: place on the axes of a sweep, parameters, seed...: numbers, strings or truth values; others become
             strings, None is left out.
         metrics: final values under the names that they were logged under, so that a column of the tab and the curve

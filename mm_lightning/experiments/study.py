@@ -133,16 +133,19 @@ class Study:
         return [run for run in self.runs if run.variant == variant and (run.finished or not finished)]
 
     def reference(self, variant: str) -> str | None:
-        """The variant that one is held against: the baseline, or for a variant that differs from it in other things
-        than numbers too, the one that has the baseline's choices at the same numbers."""
+        """Return the variant that one is compared with.
+
+        It is the baseline or, for a variant that differs from it in other things than numbers too, the variant that has
+        the baseline's choices at the same numbers.
+        """
         numeric, chosen = self.numeric_axes, {run.variant: run.values for run in self.runs}
         if self.baseline is None or variant not in chosen:
             return self.baseline
         base = chosen[self.baseline]
-        wanted = {**base, **{axis: chosen[variant].get(axis) for axis in numeric}}
-        if chosen[variant] == wanted:  # nothing but numbers differ
+        same_numbers = {**base, **{axis: chosen[variant].get(axis) for axis in numeric}}
+        if chosen[variant] == same_numbers:  # nothing but numbers differ
             return self.baseline
-        return next((name for name, values in chosen.items() if values == wanted), self.baseline)
+        return next((name for name, values in chosen.items() if values == same_numbers), self.baseline)
 
     @property
     def numeric_axes(self) -> list[str]:
@@ -151,7 +154,7 @@ class Study:
 
     @property
     def reference_in_words(self) -> str:
-        """What differences are from."""
+        """The name of what differences are from, in words."""
         numeric, runs = self.numeric_axes, {run.variant: run for run in self.runs}
         if self.baseline is None or not numeric or len(numeric) == len(self.axes):
             return self.baseline or ""

@@ -241,7 +241,7 @@ def _change(path: Path, name: str, value: Any) -> Change:
 
 
 def _files(path: Path, names: Any) -> list[str]:
-    """Files that a sweep file names, relative to it, or shipped configs."""
+    """Return the paths of files that a sweep file names, relative to it, or of shipped configs."""
     names = names if isinstance(names, list) else [names]
     if any(not isinstance(name, str) for name in names):
         raise UserError(f"{path}: a config must be the name of a file, got {names}")

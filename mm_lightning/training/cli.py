@@ -304,7 +304,7 @@ class TrainingCLI(LightningCLI):
             raise (lost or error) from error
 
     def _check_data(self) -> None:
-        """What each process would find missing, before Lightning starts the others."""
+        """Check the data that are prepared already, before Lightning starts a process for each device."""
         data = self.datamodule
         if (data.path / FILE).is_file() or not any((data.prepare, data.regbench, data.facts)):
             data.setup("validate")
