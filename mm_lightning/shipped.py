@@ -36,10 +36,12 @@ def resolve_config(name: str | Path, group: str = "", beside: Path | None = None
 def suggest_config(path: Path) -> str:
     """Return a hint for a config that does not exist: the shipped one of the most similar name, or all of them."""
     folder = configs_folder()
-    known = {file.relative_to(folder).with_suffix("").as_posix() for file in folder.rglob("*.yaml")}
-    near = difflib.get_close_matches(_plain(path).name, known, 1, 0.6)
-    top = ", ".join(sorted(name for name in known if "/" not in name))
-    return f"did you mean the shipped {near[0]}?" if near else f"the package ships {top}"
+    shipped = [file.relative_to(folder).with_suffix("").as_posix() for file in sorted(folder.rglob("*.yaml"))]
+    # by its whole name or its last part: overlays/zero_2 is meant by zero_2 too
+    names = {name.rsplit("/", 1)[-1]: name for name in reversed(shipped)} | {name: name for name in shipped}
+    near = difflib.get_close_matches(_plain(path).name, names, 1, 0.6)
+    top = ", ".join(name for name in shipped if "/" not in name)
+    return f"did you mean the shipped {names[near[0]]}?" if near else f"the package ships {top}"
 
 
 def _plain(path: Path) -> Path:

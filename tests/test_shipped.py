@@ -54,7 +54,14 @@ def test_a_config_of_the_users_builds_on_a_shipped_one(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"), [("quikstart", "quickstart"), ("zzz.yaml", "8b"), ("../quickstart", "quickstart"), ("", "8b")]
+    ("name", "hint"),
+    [
+        ("quikstart", "quickstart"),
+        ("zero2", "overlays/zero_2"),
+        ("zzz.yaml", "8b"),
+        ("../quickstart", "quickstart"),
+        ("", "8b"),
+    ],
 )
 def test_a_config_that_is_nowhere(name, hint, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
