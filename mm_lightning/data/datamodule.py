@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch.utils.data import DataLoader
 
 from mm_lightning.data import mixture
@@ -171,7 +172,38 @@ class TextDataModule(lightning.LightningDataModule):
                 f"Trainer(accumulate_grad_batches={asked}) is not data.global_batch_size {self.global_batch_size} of "
                 f"micro_batch_size {self.micro_batch_size} on {self._place()[1]} devices ({times}): leave it out"
             )
+        trainer, module = self.trainer, getattr(self.trainer, "lightning_module", None)
+        if times > 1 and module is not None and not module.automatic_optimization:
+            raise UserError(
+                f"data.global_batch_size {self.global_batch_size} is {times} micro batches a device, which Lightning "
+                f"adds up with automatic optimization only: make micro_batch_size {self.micro_batch_size * times}, or "
+                f"global_batch_size {self.global_batch_size // times} and add them up in training_step"
+            )
+        if any(isinstance(c, GradientAccumulationScheduler) for c in getattr(trainer, "callbacks", [])):
+            raise UserError(
+                "GradientAccumulationScheduler is not for TextDataModule: accumulation follows from "
+                "data.global_batch_size and data.micro_batch_size, and each step has as many tokens"
+            )
         self.trainer.accumulate_grad_batches = times
+
+    def _whole_steps(self, loader: DataLoader) -> DataLoader:
+        """Return the loader, if what the trainer takes of it in an epoch is whole optimization steps.
+
+        Raises:
+            UserError: the trainer would end each epoch with a step of fewer sequences.
+        """
+        trainer: Any = self.trainer
+        if trainer is None or trainer.fast_dev_run:
+            return loader
+        limit, size = trainer.limit_train_batches, trainer.accumulate_grad_batches
+        batches = min(len(loader), limit) if isinstance(limit, int) else int(len(loader) * limit)
+        if batches % size:
+            name = "overfit_batches" if trainer.overfit_batches else "limit_train_batches"
+            raise UserError(
+                f"trainer.{name} leaves {batches} batches an epoch for each process, and a step takes {size} of them "
+                f"(data.global_batch_size): choose a multiple of {size}"
+            )
+        return loader
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled batches, each epoch anew, all of `micro_batch_size` sequences.
@@ -180,11 +212,12 @@ class TextDataModule(lightning.LightningDataModule):
         folder alone is read.
         """
         if self.trainer is not None and self.trainer.overfit_batches:  # type: ignore[attr-defined]
-            return self._loader(self.sets[0], "train", None)
+            return self._whole_steps(self._loader(self.sets[0], "train", None))
         place = self._place()
         batches = (self.micro_batch_size, self.global_batch_size)
         order = mixture.training_order(self.sets, self.context_length, *batches, self.seed, *place)
-        return TrainingLoader(self._sequences(self.sets, "train", place), sampler=order, **self._options())
+        loader = TrainingLoader(self._sequences(self.sets, "train", place), sampler=order, **self._options())
+        return self._whole_steps(loader)
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         """Batches of the validation split in order, of each of `validated` if they are several."""

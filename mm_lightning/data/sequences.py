@@ -121,7 +121,7 @@ class TrainingOrder(DistributedSampler):
         self, shards: list[int], batch: int, multiple: int, seed: int, rank: int = 0, world_size: int = 1
     ) -> None:
         self._shards, self._batch, self._seed, self._rank = shards, batch, seed, rank
-        self.world_size = world_size
+        self.world_size, self.multiple = world_size, multiple
         self.total = sum(shards) // multiple * multiple
         self.start = 0  # sequences served before, in all epochs, to all devices
 

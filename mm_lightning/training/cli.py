@@ -315,9 +315,6 @@ class TrainingCLI(LightningCLI):
         trainer, data = self.trainer, self.datamodule
         if trainer.max_steps < 1:
             raise UserError("trainer.max_steps must be set: the learning rate falls over that many steps")
-        if self.model.warmup_steps >= trainer.max_steps:
-            warmup = f"model.warmup_steps {self.model.warmup_steps}"
-            say(f"WARNING: all {trainer.max_steps} steps warm up ({warmup}): the learning rate stays below its peak")
         trainer.accumulate_grad_batches = accumulated(
             data.global_batch_size, data.micro_batch_size, trainer.world_size, trainer.num_devices
         )

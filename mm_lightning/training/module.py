@@ -18,6 +18,7 @@ from torchmetrics import MeanMetric
 from mm_lightning.data import Batch, Tokenizer
 from mm_lightning.data.batch import IGNORED
 from mm_lightning.data.mixture import bits_per_byte, mean
+from mm_lightning.data.sequences import TrainingOrder
 from mm_lightning.errors import UserError
 from mm_lightning.memory.kernels import Kernels, resolve, set_kernels
 from mm_lightning.networks import Checkpointing, NetworkConfig
@@ -212,7 +213,9 @@ class LanguageModule(LightningModule):
 
     def on_train_start(self) -> None:
         """Start counting at the step that a resumed run has reached, with its own settings; validate if it is due."""
+        self._check_loader()
         self._keep_settings()
+        self._warn_of_warmup()
         self.begin_step()
         if self._validation_open:
             validate_if_due(self.trainer)
@@ -229,6 +232,30 @@ class LanguageModule(LightningModule):
         if changed:
             say(f"resuming with {', '.join(changed)}")
         self._changed = None
+
+    def _check_loader(self) -> None:
+        """Check that a loader that was taken out of its data module gets whole global batches.
+
+        Raises:
+            UserError: a step would be of another number of sequences.
+        """
+        trainer: Any = self.trainer
+        order = getattr(trainer.train_dataloader, "sampler", None)
+        if not isinstance(order, TrainingOrder):
+            return
+        batch = trainer.train_dataloader.batch_size * order.world_size * trainer.accumulate_grad_batches
+        if order.multiple != batch or order.world_size != trainer.world_size:
+            raise UserError(
+                f"the loader is of a TextDataModule with global_batch_size {order.multiple} on {order.world_size} "
+                f"devices, a step would be of {batch} sequences, on {trainer.world_size}: give the trainer the module "
+                f"itself, fit(..., datamodule=data), which sets accumulation"
+            )
+
+    def _warn_of_warmup(self) -> None:
+        """Say that the learning rate stays below its peak in all steps of the run."""
+        if self.warmup_steps >= (steps := self._steps()):
+            warmup = f"model.warmup_steps {self.warmup_steps}"
+            say(f"WARNING: all {steps:.0f} steps warm up ({warmup}): the learning rate stays below its peak")
 
     def begin_step(self) -> None:
         """The next batch is the first of a step, whatever went before."""

@@ -98,18 +98,8 @@ class WholeSteps(Callback):
         self._seconds: float | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check that epochs hold whole steps, and take the clock of validation over from Lightning.
-
-        Raises:
-            UserError: an epoch does not hold whole steps.
-        """
-        size, batches = trainer.accumulate_grad_batches, trainer.fit_loop.max_batches
-        if batches % size and not trainer.fast_dev_run:
-            name = "overfit_batches" if trainer.overfit_batches else "limit_train_batches"
-            raise UserError(
-                f"trainer.{name} leaves {batches} batches an epoch for each process, and a step takes {size} of them "
-                f"(data.global_batch_size): choose a multiple of {size}"
-            )
+        """Take the clock of validation over from Lightning."""
+        size = trainer.accumulate_grad_batches
         if isinstance(trainer.val_check_batch, int):  # a fraction of an epoch
             trainer.val_check_batch = max(size, trainer.val_check_batch // size * size)
         if self._seconds is None:

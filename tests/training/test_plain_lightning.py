@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 from mm_lightning.data import TextDataModule
 from mm_lightning.errors import UserError
@@ -56,6 +57,36 @@ def test_the_rate_falls_over_all_epochs(tiny):
     assert all(b < a for a, b in pairwise(rates[2:]))
     with pytest.raises(UserError, match="max_steps or max_epochs"):
         run(tiny, max_epochs=-1)
+
+
+@pytest.mark.parametrize("limit", [{"limit_train_batches": 3}, {"overfit_batches": 1}])
+def test_an_epoch_never_ends_with_part_of_a_global_batch(tiny, limit):
+    with pytest.raises(UserError, match=r"leaves . batches an epoch for each process, and a step takes 2 of them"):
+        run(tiny, max_steps=4, **limit)
+
+
+def test_whatever_would_change_the_global_batch_is_refused(tiny):
+    values = yaml.safe_load(tiny.read_text())
+    data, module = (
+        TextDataModule(**values["data"]),
+        LanguageModule(MemoryMosaicConfig(**values["model"]["network"]["init_args"]), warmup_steps=1),
+    )
+    quiet = {**QUIET, "default_root_dir": tiny.parent, "limit_val_batches": 0, "max_steps": 2}
+    with pytest.raises(UserError, match="GradientAccumulationScheduler is not"):
+        Trainer(**quiet, callbacks=[GradientAccumulationScheduler({0: 1})]).fit(module, datamodule=data)
+    by_hand = TextDataModule(**values["data"])
+    by_hand.setup("fit")
+    with pytest.raises(UserError, match=r"global_batch_size 8 .* a step would be of 4 sequences"):
+        Trainer(**quiet).fit(module, by_hand.train_dataloader())
+    assert Trainer(**quiet, accumulate_grad_batches=2).fit(module, by_hand.train_dataloader()) is None
+    module.automatic_optimization = False
+    with pytest.raises(UserError, match="automatic optimization only: make micro_batch_size 8"):
+        Trainer(**quiet).fit(module, datamodule=data)
+
+
+def test_a_run_that_only_warms_up_says_so(tiny, capsys):
+    run(tiny, max_steps=2)
+    assert "WARNING: all 2 steps warm up" in capsys.readouterr().out
 
 
 def test_loaders_that_lightning_would_divide_again_are_refused(tiny):
