@@ -151,7 +151,8 @@ def test_two_processes_and_their_shards(tiny, tmp_path, strategy):
     used = groups(tmp_path)
     assert [used[n]["clip"] for n in (3, 4, 5)] == [1.0, 0.5, 0.25]
     assert [used[n]["weight_decay"] for n in (3, 4, 5)] == [[0.1, 0.0], [0.5, 0.0], [0.25, 0.0]]
-    assert [used[n]["betas"][1] for n in (3, 4, 5)] == [[0.9, 0.95], [0.8, 0.9], [0.9, 0.95]]
+    # the run goes on with its own configuration, in which the second attempt has put its betas
+    assert [used[n]["betas"][1] for n in (3, 4, 5)] == [[0.9, 0.95], [0.8, 0.9], [0.8, 0.9]]
     assert [used[n]["base_lrs"] for n in (4, 5)] == [[0.001, 0.001], [0.01, 0.01]]
     assert [used[n]["lr"][1] for n in (4, 5)] == pytest.approx([1e-5, 1e-4])
 
