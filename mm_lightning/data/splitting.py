@@ -67,9 +67,9 @@ def plan_split(texts: Iterable[str], fraction: float) -> tuple[DocumentSplit, st
     """Return the rule that sets apart a share of the text, and a line that says how much it gives.
 
     Documents whose hash is below `fraction` are for validation if they hold between half and twice that share of the
-    bytes; then no document changes sides when others are added. With few or very unequal documents they may hold more
-    or less: then documents are taken in the order of their hashes until the share is reached, and one that is too long
-    for that is cut.
+    bytes, and the others likewise of the rest; then no document changes sides when others are added. With few or very
+    unequal documents they may hold more or less: then documents are taken in the order of their hashes until the share
+    is reached, and one that is too long for that is cut.
 
     Args:
         texts: all documents; of many only the first are read.
@@ -88,7 +88,7 @@ def plan_split(texts: Iterable[str], fraction: float) -> tuple[DocumentSplit, st
         if place < fraction:
             chosen, count = chosen + size, count + 1
         if total >= step:
-            if _near(chosen, _target(total, fraction)):
+            if _near(chosen, _target(total, fraction), total):
                 return DocumentSplit(fraction), f"validation: about {chosen / total:.2%} of the text, by documents"
             step += _ENOUGH
     target = _target(total, fraction)
@@ -98,18 +98,20 @@ def plan_split(texts: Iterable[str], fraction: float) -> tuple[DocumentSplit, st
         raise UserError(
             f"{total} bytes are too little for a validation split: give more text, or validation_fraction 0"
         )
-    if _near(chosen, target):
+    if _near(chosen, target, total):
         return DocumentSplit(fraction), _described(chosen, total, count, len(sizes), 0)
     return _by_rank(sizes, total, target)
 
 
 def _target(total: int, fraction: float) -> int:
-    """Return the bytes of validation text to aim at: the share, at least a sequence or a tenth, at most half."""
-    return int(min(max(fraction * total, min(_SEQUENCE, total / 10)), total / 2))
+    """Return the bytes of validation text to aim at: the share, at least a sequence or a tenth."""
+    return int(max(fraction * total, min(_SEQUENCE, total / 10)))
 
 
-def _near(size: int, target: int) -> bool:
-    return size > 0 and target / 2 <= size <= 2 * target
+def _near(size: int, target: int, total: int) -> bool:
+    """Return whether validation and training both get between half and twice their share."""
+    pairs = ((size, target), (total - size, total - target))
+    return size > 0 and all(share / 2 <= part <= 2 * share for part, share in pairs)
 
 
 def _by_rank(sizes: list[tuple[float, int]], total: int, target: int) -> tuple[DocumentSplit, str]:
@@ -121,7 +123,7 @@ def _by_rank(sizes: list[tuple[float, int]], total: int, target: int) -> tuple[D
         size, copies = sum(by_place[place]), len(by_place[place])
         if chosen >= target:
             return DocumentSplit(place), _described(chosen, total, count, len(sizes), 0)
-        if chosen + size > 1.5 * target:
+        if chosen + size - target > min(target, total - target) / 2:
             cut = max((target - chosen) // copies, 1)
             return DocumentSplit(place, cut), _described(chosen + cut * copies, total, count, len(sizes), copies)
         chosen, count = chosen + size, count + copies

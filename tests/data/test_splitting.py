@@ -27,13 +27,14 @@ def size(texts):
 
 
 @pytest.mark.parametrize("texts", [BOOKS, BOOKS + NOTES, BOOKS[:1], BOOKS + BOOKS[:3], [*BOOKS, "字" * 100_000]])
-@pytest.mark.parametrize("fraction", [0.01, 0.05, 0.3])
+@pytest.mark.parametrize("fraction", [0.01, 0.05, 0.3, 0.5, 0.9])
 def test_the_share_is_of_the_text_however_many_documents(texts, fraction):
     split, _ = plan_split(texts, fraction)
     training, validation = sides(split, texts)
     assert sorted("".join(training + validation)) == sorted("".join(texts))
     target = max(fraction * size(texts), 1 << 14)
     assert target / 2 <= size(validation) <= 2 * target
+    assert (size(texts) - target) / 2 <= size(training) <= 2 * (size(texts) - target)
     assert sum(len(split.parts(text)) > 1 for text in set(texts)) <= 1  # documents that are cut
 
 
