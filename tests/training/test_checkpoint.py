@@ -29,7 +29,7 @@ def write(path, **more):
     return path
 
 
-def test_the_newest_whole_one(tmp_path):
+def test_the_newest_whole_one(tmp_path, monkeypatch):
     write(tmp_path / "0" / "checkpoints" / "step=90.ckpt")
     write(tmp_path / "1" / "checkpoints" / "step=9.ckpt")
     newest = write(tmp_path / "1" / "checkpoints" / "step=10.ckpt")
@@ -40,6 +40,8 @@ def test_the_newest_whole_one(tmp_path):
     assert find_checkpoint(tmp_path) == newest
     assert find_checkpoint(tmp_path / "1") == newest
     assert find_checkpoint(newest) == newest
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert find_checkpoint("~/1") == newest
     for wrong in (tmp_path / "2", broken, tmp_path / "none"):
         with pytest.raises(UserError):
             find_checkpoint(wrong)

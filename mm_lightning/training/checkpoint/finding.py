@@ -54,7 +54,7 @@ def find_checkpoint(run_or_file: str | Path, checksums: bool = True) -> Path:
     Raises:
         UserError: there is no whole checkpoint.
     """
-    path = Path(run_or_file)
+    path = Path(run_or_file).expanduser()
     if not path.exists():
         raise UserError(f"there is no checkpoint or run folder {path}")
     if path.is_file() or (path / COMMIT).is_file() or path.suffix == ".ckpt":
