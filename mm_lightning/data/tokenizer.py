@@ -63,7 +63,7 @@ class Tokenizer(ABC):
         if self._adds_space:
             for end in ("\n", ".", "a"):  # of the other text; one that is not joined with this one in a token
                 head, whole = self.encode_batch([end, end + text])
-                if self.decode(head) == end and whole[: len(head)] == head:
+                if self.decode(head).lstrip(" ") == end and whole[: len(head)] == head:
                     return whole[len(head) :]
         return ids
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from mm_lightning.data.tokenizer import load_tokenizer
 from mm_lightning.errors import UserError
 from mm_lightning.inference.text import HALF, TextStream, check_stop, encode_next, unescape
 from tests.inference.conftest import spaced_tokenizer
@@ -88,6 +89,20 @@ def test_text_read_within_a_word(kind, tmp_path):
     document = [tokenizer.bos, *tokenizer.encode("the old")]
     for text in ("er river", "\nriver", ".", "☃", " old\n"):
         assert tokenizer.decode([*document, *encode_next(tokenizer, text, document)]) == "the old" + text
+
+
+def test_text_read_behind_other_text_with_the_space_of_byte_level_tokenizers(tmp_path):
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    names = ["<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    inner = Tokenizer(models.BPE({name: n for n, name in enumerate(names)}, []))
+    inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=True), decoders.ByteLevel()
+    inner.add_special_tokens(names[:2])
+    inner.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(tmp_path)
+    document = [tokenizer.bos, *tokenizer.encode("the old")]
+    for text in ("er river", " river", "\nriver", "."):
+        assert tokenizer.decode([*document, *encode_next(tokenizer, text, document)]) == " the old" + text
 
 
 def test_stop_strings_are_checked():
