@@ -10,7 +10,10 @@ from typing import Any
 
 from mm_lightning.errors import UserError
 
-BOM = "\ufeff".encode()
+MARK = "\ufeff"
+BOM = MARK.encode()
+JSON_LINES = (".jsonl", ".ndjson", ".json")
+_CODECS = {".gz": "gz", ".zst": "zst"}
 
 
 class BadInput(Exception):
@@ -116,6 +119,13 @@ def text_lines(path: str | os.PathLike) -> Iterator[tuple[int, str]]:
             yield row, line
 
 
+def split_suffix(path: str | os.PathLike) -> tuple[str, str | None]:
+    """Return the suffix of a file that says what it holds, in lower case, and how it is compressed: gz, zst or None."""
+    name = Path(path)
+    codec = _CODECS.get(name.suffix.lower())
+    return (name.with_suffix("") if codec else name).suffix.lower(), codec
+
+
 def json_lines(path: str | os.PathLike) -> Iterator[tuple[int, Any]]:
     """Yield the value of each line of a file that is not blank, with the row's number, counted from 1.
 
@@ -137,6 +147,11 @@ def _read(path: str | os.PathLike) -> bytes:
     if not file.exists():
         raise UserError(f"there is no text file {path}")
     try:
+        if codec := split_suffix(file)[1]:
+            from mm_lightning.data.streams import opened
+
+            with opened(str(file), codec) as stream:
+                return stream.read()
         return file.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except (OSError, BadInput) as error:
+        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error

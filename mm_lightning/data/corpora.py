@@ -15,15 +15,14 @@ from typing import Any, Literal
 from mm_lightning.data.retry import storage_error
 from mm_lightning.data.streams import arrow, opened, records
 from mm_lightning.errors import UserError
-from mm_lightning.text_files import BOM, BadInput, check_text, decode, parse_json
+from mm_lightning.text_files import BOM, JSON_LINES, MARK, BadInput, check_text, decode, parse_json, split_suffix
 
 STDLIB = "python-stdlib"
 _NOT_STDLIB = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
 
 Kind = Literal["text", "python", "lines", "parquet"]
 
-_KINDS: dict[str, Kind] = {".txt": "text", ".jsonl": "lines", ".json": "lines", ".parquet": "parquet"}
-_CODECS = {".gz": "gz", ".zst": "zst"}
+_KINDS: dict[str, Kind] = {".txt": "text", **dict.fromkeys(JSON_LINES, "lines"), ".parquet": "parquet"}
 
 
 @dataclass(frozen=True)
@@ -128,9 +127,7 @@ def _find(source: str, settings: ReadSettings) -> list[SourceFile]:
 
 
 def _kind(path: str) -> tuple[Kind, str | None, str]:
-    name = Path(path)
-    codec = _CODECS.get(name.suffix.lower())
-    suffix = (name.with_suffix("") if codec else name).suffix.lower()
+    suffix, codec = split_suffix(path)
     return _KINDS.get(suffix, "text"), codec, suffix
 
 
@@ -165,7 +162,12 @@ def _cuts(file: SourceFile, settings: ReadSettings, unit_bytes: int) -> list[tup
         with opened(file.url, file.codec) as stream:
             try:
                 groups = pq.ParquetFile(stream).metadata.num_row_groups
-            except (pa.ArrowException, BadInput, OSError):  # left whole: reading it will say what is wrong with it
+            except (
+                pa.ArrowException,
+                BadInput,
+                OSError,
+                UnicodeDecodeError,
+            ):  # left whole: reading it will say what is wrong with it
                 return []
         per_unit = max(1, round(groups * unit_bytes / file.size))
         return [(start, min(start + per_unit, groups)) for start in range(0, groups, per_unit)]
@@ -199,7 +201,7 @@ def read_piece(
     try:
         for place, make in _documents(file, piece, settings):
             try:
-                yield make()
+                yield make().removeprefix(MARK)  # JSON and parquet hold it where they were made of files
             except BadInput as error:
                 _bad(f"{file.url} {place}".strip(), error, settings, skipped)
     except (OSError, EOFError, BadInput) as error:
@@ -275,6 +277,8 @@ def _parquet(file: SourceFile, piece: Piece, settings: ReadSettings) -> Iterator
                 for cell in batch.column(0):
                     row += 1
                     yield f"row {row}", partial(_cell, cell)
+        except UnicodeDecodeError as error:  # of the texts themselves `_cell` takes care
+            raise BadInput(f"damaged parquet: a column's name is not UTF-8: {error.object!r}") from error
         except pa.ArrowException as error:
             raise BadInput(f"damaged parquet: {str(error).splitlines()[0]}") from error
 

@@ -14,7 +14,7 @@ from mm_lightning.inference.commands import ReadingBar, long_store
 from mm_lightning.inference.sampling import Sampling
 from mm_lightning.inference.text import unescape
 from mm_lightning.signals import listen, restore
-from mm_lightning.text_files import read_document
+from mm_lightning.text_files import MARK, read_document
 
 if TYPE_CHECKING:
     from mm_lightning.inference.conversation import Conversation
@@ -83,9 +83,11 @@ def converse(talk: Conversation) -> None:
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  (makes input() editable)
         print("/help lists the commands, ctrl-D leaves", file=sys.stderr)
+    first = True
     while True:
         try:
             line = input("> " if interactive else "")
+            line, first = line.removeprefix(MARK) if first else line, False
         except EOFError:
             return
         except KeyboardInterrupt:

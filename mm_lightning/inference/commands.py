@@ -16,7 +16,7 @@ from mm_lightning.errors import UserError
 from mm_lightning.inference.sampling import DEFAULTS, Sampling
 from mm_lightning.inference.text import check_stop, encode_next, escape, unescape
 from mm_lightning.outputs import check_output, opened
-from mm_lightning.text_files import json_lines, read_document, text_lines
+from mm_lightning.text_files import JSON_LINES, MARK, json_lines, read_document, split_suffix, text_lines
 
 if TYPE_CHECKING:
     from mm_lightning.data.tokenizer import Tokenizer
@@ -48,7 +48,8 @@ def generate_command(
     Args:
         checkpoint: a run folder (its newest whole checkpoint is taken) or a checkpoint.
         prompt: how the document begins; nothing if not given. \n is a line end, \t a tab and \\ a backslash.
-        prompts: a file of prompts: one a line, or in a .jsonl file {"prompt": ...}. Empty lines are left out.
+        prompts: a file of prompts: one a line, or in a .jsonl file {"prompt": ...}; also .gz or .zst. Empty lines are
+            left out.
         output: a .jsonl file for the texts; they are printed if not given.
         memory: a memory file of `mm remember` to go on from: prompts are then read at the end of its document.
         samples: texts for each prompt, which is read once.
@@ -208,18 +209,18 @@ def remember_command(checkpoint: str, text: str, output: str, device: str = "aut
 
 
 def read_prompt_file(path: str) -> list[str]:
-    """Return the prompts of a text file, one a line, or of a .jsonl file.
+    """Return the prompts of a text file, one a line, or of JSON lines (.jsonl, .ndjson, .json); each may be compressed.
 
     Raises:
-        UserError: it cannot be read, or holds none; of a .jsonl file, the row that is wrong.
+        UserError: it cannot be read, or holds none; of JSON lines, the row that is wrong.
     """
-    if Path(path).suffix == ".jsonl":
+    if split_suffix(path)[0] in JSON_LINES:
         prompts = []
         for row, value in json_lines(path):
             prompt = value.get("prompt") if isinstance(value, dict) else None
             if not isinstance(prompt, str):
                 raise UserError(f'{path}, row {row} has no text under the key "prompt": {{"prompt": "..."}}')
-            prompts.append(prompt)
+            prompts.append(prompt.removeprefix(MARK))
     else:
         prompts = [line for _, line in text_lines(path)]
     if not prompts:

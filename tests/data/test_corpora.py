@@ -140,6 +140,23 @@ def test_parquet_columns_without_text_are_named_or_skipped(tmp_path, column, rea
     assert len(skipped) == 1
 
 
+def test_parquet_column_names_that_are_not_utf_8_are_named_or_skipped(tmp_path):
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"text": ["a"], "caf\u00e9s": [1]}), path)
+    path.write_bytes(path.read_bytes().replace("caf\u00e9s".encode(), b"cafes\xe9"))
+    with pytest.raises(UserError, match=r"t\.parquet: damaged parquet: a column's name is not UTF-8: b'cafes\\xe9'"):
+        read([tmp_path], 1)
+    skipped = []
+    assert read([tmp_path], on_error="skip", skipped=skipped) == []
+    assert len(skipped) == 1
+
+
+def test_a_byte_order_mark_within_json_and_parquet_is_no_text(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(rb'{"text": "\ufeffa\ufeff"}' + b"\n")
+    pq.write_table(pa.table({"text": ["\ufeffb", "c"]}), tmp_path / "b.parquet")
+    assert read([tmp_path]) == ["a\ufeff", "b", "c"]
+
+
 def test_compressed_parquet(tmp_path):
     file = io.BytesIO()
     pq.write_table(pa.table({"text": ["a", "b"]}), file)

@@ -1,13 +1,15 @@
 """`mm generate`, `mm chat` and `mm remember`, with a network in the place of a checkpoint's."""
 
+import gzip
 import io
 import json
 import shlex
 
 import pytest
+import zstandard
 
 from mm_lightning.cli import main
-from mm_lightning.inference.commands import generate_line
+from mm_lightning.inference.commands import generate_line, read_prompt_file
 from mm_lightning.inference.sampling import Sampling
 from tests.inference.conftest import Recites, build
 
@@ -108,9 +110,25 @@ def test_a_document_is_remembered_and_asked(load, network, tokenizer, capsys, tm
     assert out.split("MB\n")[1] == read.removeprefix(", and")
 
 
+@pytest.mark.parametrize("name", ["p.JSONL", "p.json", "p.ndjson", "p.jsonl.gz", "p.jsonl.zst", "p.txt.gz"])
+def test_prompts_are_told_by_the_suffixes_that_prepare_knows(tmp_path, name):
+    text = "a\n\n b\n" if "txt" in name else '{"prompt": "\\ufeffa"}\n\n{"prompt": " b"}\n'
+    compress = {"gz": gzip.compress, "zst": zstandard.compress}.get(name[-3:].strip("."), bytes)
+    (tmp_path / name).write_bytes(compress(("\ufeff" + text).encode()))
+    assert read_prompt_file(str(tmp_path / name)) == ["a", " b"]
+
+
+def test_what_is_typed_from_a_file_begins_without_its_byte_order_mark(load, tokenizer, capsys, monkeypatch):
+    load(Recites("abcdefgh"), tokenizer)
+    monkeypatch.setattr("sys.stdin", io.StringIO("\ufeffabc\n/stats\n"))
+    assert run("chat", "--max_new_tokens", 2) == 0
+    assert "6 tokens" in capsys.readouterr().out  # of the beginning, what was typed and the answer
+
+
 @pytest.mark.parametrize(
     ("content", "name", "message"),
     [
+        (b"\x1f\x8b", "p.txt.gz", "cannot read"),
         (None, "p.txt", "there is no text file"),
         (b"", "p.txt", "holds no prompts"),
         (b"\n \n", "p.txt", "holds no prompts"),
