@@ -39,10 +39,12 @@ class Work:
         return found[-1] if found else None
 
     def finished(self) -> bool:
-        """Whether its training has come to its end."""
+        """Whether its training has come to its end, which a callback or trainer.max_time may have brought early."""
         newest = self.run_folder
-        mark = newest and newest / "finished.json"
-        return bool(mark and mark.is_file() and json.loads(mark.read_text(encoding="utf-8"))["step"] >= self.steps)
+        if newest is None or not (newest / "finished.json").is_file():
+            return False
+        end = json.loads((newest / "finished.json").read_text(encoding="utf-8"))
+        return max(end["step"], end.get("max_steps", 0)) >= self.steps
 
     @property
     def failure(self) -> Path:

@@ -57,6 +57,12 @@ def remarks(study: Study) -> list[str]:
         if len({of(run.environment) for run in runs if run.environment}) > 1:
             extra = ": tokens/s and training times do not compare" if what == "hardware" else ""
             found.append(f"The runs differ in {what}{extra}.")
+    short = [run for run in runs if run.steps and run.step < run.steps]
+    if short:
+        found.append(
+            f"Ended before the steps that were planned (see runs.csv), by a callback or trainer.max_time: {len(short)} "
+            f"of {len(runs)} finished runs."
+        )
     early = [run for run in runs if run.curve(LOSS) and max(run.curve(LOSS)) < run.step]
     if early:
         found.append(

@@ -197,7 +197,8 @@ def _read_run_folder(run: Run, path: Path) -> None:
     """What `mm fit` wrote into its run folder."""
     run.path, run.status = path, "unfinished"
     if (path / "finished.json").is_file():
-        run.status, run.wall_seconds = "finished", read_json(path / "finished.json")["seconds"]
+        end = read_json(path / "finished.json")
+        run.status, run.wall_seconds, run.last_step = "finished", end["seconds"], end.get("step")
     if (path / "environment.json").is_file():
         run.environment = read_json(path / "environment.json")
     if (path / "baselines.json").is_file():

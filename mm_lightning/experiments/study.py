@@ -22,6 +22,8 @@ class Run:
         status: `finished`, `diverged` (finished with a loss that is not a number), `failed`, `unfinished` or `not
             started`. Only finished runs enter means.
         steps: planned optimisation steps; None if not known.
+        last_step: at which training ended, before `steps` where a callback or trainer.max_time ended it; None if it has
+            not.
         values: place of the variant on each axis of the sweep.
         parameters: of the network; None if not known.
         training_flops_per_token: forward and backward; None if not known.
@@ -39,6 +41,7 @@ class Run:
     path: Path | None
     status: str = "unfinished"
     steps: int | None = None
+    last_step: int | None = None
     values: dict[str, Any] = field(default_factory=dict)
     parameters: int | None = None
     training_flops_per_token: float | None = None
@@ -52,7 +55,7 @@ class Run:
     @property
     def step(self) -> int:
         """The last finished step that is known of."""
-        return self.steps if self.finished and self.steps else max(self.records, default=0)
+        return self.last_step or max(self.records, default=0)
 
     @property
     def finished(self) -> bool:

@@ -122,7 +122,8 @@ class RecordRun(Callback):
             self._nothing_to_do(trainer)
         if trainer.is_global_zero:
             seconds = round(time.perf_counter() - self._begin, 1)
-            write_json(self.folder.path / "finished.json", {"step": trainer.global_step, "seconds": seconds})
+            end = {"step": trainer.global_step, "max_steps": trainer.max_steps, "seconds": seconds}
+            write_json(self.folder.path / "finished.json", end)
 
     @staticmethod
     def _nothing_to_do(trainer: Trainer) -> None:

@@ -5,7 +5,8 @@
         environment.json   command line, code and package versions (and which are not the tested ones), hardware, data
         .lock              held while a process trains here: which one
         metrics.jsonl      one JSON object a line: step, train/..., validation/...
-        finished.json      once training has come to its end: the last step, and the seconds since the last (re)start
+        finished.json      once training has come to its end: the last step, trainer.max_steps (which a callback or
+                           trainer.max_time may cut short), and the seconds since the last (re)start
         events.out...      the same and more for TensorBoard, which names the run by its folder
         checkpoints/       step=200.ckpt ...
 

@@ -117,6 +117,9 @@ def test_what_is_known_of_a_run(tmp_path):
     assert run.command()[-2:] == ["--resume", str(folder / "checkpoints" / "step=4.ckpt")]
     (folder / "finished.json").write_text(json.dumps({"step": 9, "seconds": 1}))
     assert not run.finished()
+    # a callback ended a run that was to have so many steps
+    (folder / "finished.json").write_text(json.dumps({"step": 9, "max_steps": 10, "seconds": 1}))
+    assert run.finished()
     (folder / "finished.json").write_text(json.dumps({"step": 10, "seconds": 1}))
     assert run.finished()
 
