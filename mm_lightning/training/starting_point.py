@@ -18,6 +18,8 @@ from mm_lightning.training.checkpoint import (
     run_of,
     step_of,
 )
+from mm_lightning.training.checkpoint.weights import is_universal
+from mm_lightning.training.checkpoint.whole import TAG
 from mm_lightning.training.loggers import say
 from mm_lightning.training.run_folder import RunFolder
 
@@ -79,7 +81,8 @@ def check_resumable(checkpoint: Path, strategy: Strategy) -> None:
     """Whether a run with this strategy can go on from a checkpoint.
 
     Raises:
-        UserError: it was saved by another strategy, or holds weights alone.
+        UserError: it was saved by another strategy, or with ZeRO's weights whole or divided where this one has them
+            otherwise, or holds weights alone.
     """
     sharded = isinstance(strategy, DeepSpeedStrategy)
     if sharded != checkpoint.is_dir():
@@ -95,6 +98,15 @@ def check_resumable(checkpoint: Path, strategy: Strategy) -> None:
             f"checkpoint {checkpoint} (one file) cannot be resumed by a run with DeepSpeed: keep the strategy, "
             f"or begin anew with its weights: --model.initial_weights {quote(str(checkpoint))}"
         )
+    if isinstance(strategy, DeepSpeedStrategy) and (checkpoint / TAG).is_dir() and not is_universal(checkpoint):
+        partitioned = any((checkpoint / TAG).glob("*zero_pp_rank_*_model_states.pt"))
+        if partitioned != strategy.zero_stage_3:
+            was, now = ("3", "1 or 2") if partitioned else ("1 or 2", "3")
+            raise UserError(
+                f"checkpoint {checkpoint} was saved by stage {was} of ZeRO, and DeepSpeed does not resume it in stage "
+                f"{now}: keep the stage, or begin anew with its weights: --model.initial_weights "
+                f"{quote(str(checkpoint))}"
+            )
     weights_alone = checkpoint.suffix == ".safetensors"
     if weights_alone or "imported" in read_about(checkpoint):
         what = "holds weights alone, with" if weights_alone else "was imported and has"

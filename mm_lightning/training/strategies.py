@@ -32,7 +32,7 @@ from mm_lightning.training.checkpoint import (
     write_synced,
 )
 from mm_lightning.training.checkpoint.universal import to_universal
-from mm_lightning.training.checkpoint.whole import read_commit
+from mm_lightning.training.checkpoint.whole import TAG, read_commit
 from mm_lightning.training.connection import limit_groups
 from mm_lightning.training.loggers import say
 
@@ -172,7 +172,7 @@ class DeepSpeed(DeepSpeedStrategy):
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Restores a checkpoint, on all processes the one that the first has chosen. Nothing in it is ever run.
 
-        One that another number of processes wrote is read through its universal form, which is made beside it and
+        One that another number of processes wrote, or in another precision, is read through its universal form, which is made beside it and
         deleted again.
 
         Raises:
@@ -183,9 +183,11 @@ class DeepSpeed(DeepSpeedStrategy):
         with only_weights(path), self._own_clipping_and_scaling():
             if (path / "latest_universal").is_file():
                 return self._load_universal(path, weights_only)
-            if wrote == self.world_size:
+            same_precision = (path / TAG / self._shard_name).is_file()
+            if wrote == self.world_size and same_precision:
                 return super().load_checkpoint(path, weights_only)
-        say(f"{path} was written by {wrote} processes: converting it for {self.world_size}")
+        form = "" if same_precision else " in another precision"
+        say(f"{path} was written by {wrote} processes{form}: converting it for {self.world_size}")
         universal = path.with_suffix(".universal")
         self._together(lambda: self.is_global_zero and to_universal(path, universal), universal)
         with only_weights(universal), self._own_clipping_and_scaling():
@@ -194,6 +196,12 @@ class DeepSpeed(DeepSpeedStrategy):
         if self.is_global_zero:
             shutil.rmtree(universal)
         return state
+
+    @property
+    def _shard_name(self) -> str:
+        """The first process's file of optimizer states, which DeepSpeed names after the precision."""
+        bf16 = "bf16_" if self.precision_plugin.precision.startswith("bf16") else ""
+        return f"{bf16}zero_pp_rank_0_mp_rank_00_optim_states.pt"
 
     @contextmanager
     def _own_clipping_and_scaling(self) -> Iterator[None]:

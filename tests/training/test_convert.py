@@ -5,16 +5,18 @@ from dataclasses import replace
 import pytest
 import torch
 import yaml
+from lightning.pytorch.plugins.precision import DeepSpeedPrecision
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from resuming import Case, steps, together, tokens
 from runs import metrics
-from test_checkpoint_commands import about, network, plain
+from test_checkpoint_commands import about, network, plain, sharded
 
 from mm_lightning.cli import main
 from mm_lightning.errors import UserError
 from mm_lightning.training.checkpoint import KEY, PARTIAL, commit_folder, damage, only_weights
 from mm_lightning.training.checkpoint.universal import KEPT
 from mm_lightning.training.starting_point import check_resumable
+from mm_lightning.training.strategies import DeepSpeed
 
 KINDS = {"fp32": lambda p: p, "exp_avg": lambda p: -p, "exp_avg_sq": lambda p: p * p}
 
@@ -95,6 +97,25 @@ def test_mistakes(tmp_path, capsys):
     assert main(["checkpoint", "convert", str(source), "--output", str(tmp_path / "x.ckpt")]) == 2
     assert "exp_avg.pt is missing" in capsys.readouterr().err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step=4.ckpt", "step=5.universal"]
+
+
+@pytest.mark.parametrize(("saved", "resumed"), [(2, 3), (3, 2), (2, 1), (3, 3)])
+def test_stage_3_and_the_others_do_not_resume_each_other(tmp_path, saved, resumed):
+    path = sharded(network(), tmp_path / "step=5.ckpt", saved)
+    strategy = DeepSpeed(stage=resumed)
+    if (saved == 3) == (resumed == 3):
+        check_resumable(path, strategy)
+        return
+    with pytest.raises(UserError, match=r"by stage \S+( or 2)? of ZeRO, .* in stage .*: keep the stage"):
+        check_resumable(path, strategy)
+
+
+@pytest.mark.parametrize(
+    ("precision", "file"), [("bf16-mixed", "bf16_zero"), ("32-true", "zero"), ("16-mixed", "zero")]
+)
+def test_deepspeed_names_shards_by_precision(precision, file):
+    strategy = DeepSpeed(stage=2, precision_plugin=DeepSpeedPrecision(precision))
+    assert strategy._shard_name == f"{file}_pp_rank_0_mp_rank_00_optim_states.pt"
 
 
 SETTINGS = {
