@@ -13,7 +13,7 @@ from typing import Any
 
 from mm_lightning.errors import UserError
 from mm_lightning.training.batches import accumulated
-from mm_lightning.training.memory_plan import bytes_per_device, count_devices, layout_of
+from mm_lightning.training.memory_plan import USABLE, bytes_per_device, count_devices, layout_of
 
 DESCRIPTION = """\
 Starts a training config on many nodes: submits a Slurm job, or starts torchrun for this node.
@@ -27,9 +27,6 @@ examples:
   mm launch --config configs/8b.yaml --nodes 8 --gpus 8 --dry_run           prints the Slurm script
   mm launch --config configs/8b.yaml --nodes 8 --gpus 8 --sbatch partition=h100 time=2-00:00:00
   mm launch --config configs/8b.yaml --nodes 2 --gpus 8 --executor torchrun --node_rank 1 --address node0"""
-
-# A tenth of a GPU's memory is left to what nobody counts: fragmentation, kernels' scratch space, NCCL's buffers.
-USABLE = 0.9
 
 SBATCH = """\
 #!/usr/bin/env bash

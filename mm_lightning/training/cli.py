@@ -126,6 +126,12 @@ class TrainingCLI(LightningCLI):
                 help="Instead of training, check on this machine, without its GPUs, a run of so many devices.",
             )
             parser.add_argument(
+                "--gpu_memory",
+                type=float | None,
+                default=None,
+                help="With --plan: GB of each device, which the run must fit.",
+            )
+            parser.add_argument(
                 "--resume",
                 type=bool | str,
                 nargs="?",
@@ -281,7 +287,7 @@ class TrainingCLI(LightningCLI):
     def resolved_config(self) -> str:
         """The config with every default filled in, as YAML that `--config` reads back."""
         config = self.config[self.command].clone()
-        for key in ("config", "resume", "ckpt_path", "plan"):
+        for key in ("config", "resume", "ckpt_path", "plan", "gpu_memory"):
             config.pop(key, None)
         return self._parser(self.command).dump(config, skip_none=False)
 

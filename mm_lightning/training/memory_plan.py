@@ -10,6 +10,9 @@ from mm_lightning.networks import Checkpointing, NetworkConfig
 from mm_lightning.networks.cost import activation_bytes_per_token, parameters
 from mm_lightning.networks.loss import LOGITS
 
+USABLE = 0.9
+"""A tenth of a GPU's memory is left to what nobody counts: fragmentation, kernels' scratch space, NCCL's buffers."""
+
 
 @dataclass(frozen=True)
 class Layout:

@@ -34,7 +34,7 @@ from mm_lightning.training.checkpoint import check_architecture, find_checkpoint
 from mm_lightning.training.cli import TrainingCLI
 from mm_lightning.training.fake_cluster import FakeCluster, fake_processes, use_fake
 from mm_lightning.training.loggers import say
-from mm_lightning.training.memory_plan import Layout, bytes_per_device, layout_of, weight_bytes
+from mm_lightning.training.memory_plan import USABLE, Layout, bytes_per_device, layout_of, weight_bytes
 from mm_lightning.training.module import check_vocabulary
 from mm_lightning.training.parsing import network_of
 from mm_lightning.training.starting_point import starting_point
@@ -71,8 +71,9 @@ class PlannedFit(TrainingCLI):
             with fake_processes(self._devices):
                 self._look(config)
                 self._shrink(config)
-                super().instantiate_classes()
-                self._try()
+                with self._collected():
+                    super().instantiate_classes()
+                    self._try()
         finally:
             shutil.rmtree(self._scratch, ignore_errors=True)
         say("not checked  connections between nodes, GPUs' memory and kernels, speed of reading and saving")
@@ -88,11 +89,17 @@ class PlannedFit(TrainingCLI):
         nodes = self._devices // self._per_node
         say(f"plan         {self._devices} devices on {nodes} nodes; this process plays the first")
         for check in (self._batch, self._data, self._memory, self._disk, self._checkpoint):
-            try:
+            with self._collected():
                 say(check(config))
-            except UserError as error:
-                self._problems.append(str(error))
-                say(f"PROBLEM      {error}")
+
+    @contextlib.contextmanager
+    def _collected(self) -> Iterator[None]:
+        """Context manager that keeps a mistake to be said with all others."""
+        try:
+            yield
+        except UserError as error:
+            self._problems.append(str(error))
+            say(f"PROBLEM      {error}")
 
     def _batch(self, config: Namespace) -> str:
         data = config.data
@@ -106,8 +113,8 @@ class PlannedFit(TrainingCLI):
     def _data(self, config: Namespace) -> str:
         self._data_is_there = False
         values = config.data.as_dict()
-        if values["global_batch_size"] % values["micro_batch_size"]:  # which is said of the batch
-            values["global_batch_size"] = values["micro_batch_size"]
+        if values["global_batch_size"] % (values["micro_batch_size"] * self._devices):  # which is said of the batch
+            values["global_batch_size"] = values["micro_batch_size"] * self._devices
         data = TextDataModule(**values)
         makers = [name for name in ("prepare", "regbench", "facts") if getattr(data, name) is not None]
         if makers and not (data.path / FILE).exists():
@@ -128,7 +135,15 @@ class PlannedFit(TrainingCLI):
         self._layout = dataclasses.replace(layout_of(config), devices=self._devices)
         needed = bytes_per_device(self._network, self._layout)
         listed = ", ".join(f"{name} {count / 1e9:.1f}" for name, count in needed.items())
-        return f"memory       about {sum(needed.values()) / 1e9:.1f} GB on each device ({listed})"
+        total = sum(needed.values())
+        size = config.gpu_memory
+        if size is not None and total / 1e9 > USABLE * size:
+            raise UserError(
+                f"about {total / 1e9:.1f} GB on each device ({listed}) do not fit --gpu_memory {size:g}, a tenth of "
+                f"which libraries need: lower data.micro_batch_size, set model.activation_checkpointing, or choose a "
+                f"higher stage of ZeRO"
+            )
+        return f"memory       about {total / 1e9:.1f} GB on each device ({listed})"
 
     def _disk(self, config: Namespace) -> str:
         place = existing(Path(config.run))

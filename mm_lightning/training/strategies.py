@@ -172,8 +172,8 @@ class DeepSpeed(DeepSpeedStrategy):
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Restores a checkpoint, on all processes the one that the first has chosen. Nothing in it is ever run.
 
-        One that another number of processes wrote, or in another precision, is read through its universal form, which is made beside it and
-        deleted again.
+        One that another number of processes wrote, or in another precision, is read through its universal form, which
+        is made beside it and deleted again.
 
         Raises:
             UserError: it cannot be read, or holds more than tensors and plain values.

@@ -61,6 +61,17 @@ def test_all_that_is_wrong_is_said_at_once(tiny, tmp_path, capsys):
     assert "take 4 or 8" in capsys.readouterr().err
 
 
+def test_what_classes_refuse_is_said_with_the_rest(tiny, tmp_path, capsys):
+    wrong = ["--trainer.callbacks+", "{class_path: EarlyStopping, init_args: {monitor: validation/los}}"]
+    assert plan(tiny, *wrong, "--data.path", str(tmp_path / "nothing"), "--gpu_memory", "0.00001") == 2
+    error = capsys.readouterr().err
+    for problem in ("no prepared data", "monitor is 'validation/los'", "do not fit --gpu_memory 1e-05"):
+        assert error.count(problem) == 1
+    assert plan(tiny, **{"data.global_batch_size": 4, "data.micro_batch_size": 2}) == 2
+    assert capsys.readouterr().err.count("global_batch_size") == 2  # the mistake, and what fits
+    assert plan(tiny, "--gpu_memory", "80") == 0
+
+
 def test_a_checkpoint_is_held_against_the_network(tiny, tmp_path, capsys):
     assert main(["fit", "--config", str(tiny)]) == 0
     assert plan(tiny, "--resume", **{"trainer.max_steps": 9, "model.network.dim": 32}) == 2
