@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import pickle
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch import callbacks as lightning
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
@@ -83,6 +86,24 @@ def check_averaging(trainer: Trainer) -> None:
             )
 
 
+def check_state(callback: Callback) -> None:
+    """Check that a checkpoint with the state of a callback could be resumed: nothing that could run code is read.
+
+    Raises:
+        UserError: it could not.
+    """
+    file = io.BytesIO()
+    try:
+        torch.save(callback.state_dict(), file)
+        file.seek(0)
+        torch.load(file, weights_only=True)
+    except (pickle.PicklingError, pickle.UnpicklingError, AttributeError, TypeError) as error:
+        raise UserError(
+            f"trainer.callbacks: the state_dict of {type(callback).__name__} holds more than tensors and plain values, "
+            f"and no checkpoint with it could be resumed: convert numpy's numbers, paths and other objects there"
+        ) from error
+
+
 class WatchCallbacks(Callback):
     """Checks the metrics that other callbacks wait for before the first step, and says why training ends early."""
 
@@ -101,7 +122,14 @@ class WatchCallbacks(Callback):
                 check_metric(callback, key, metric, names)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember where training begins."""
+        """Remember where training begins; check that what callbacks keep in checkpoints can be read again.
+
+        Raises:
+            UserError: with the callback.
+        """
+        for callback in trainer.callbacks:
+            if not type(callback).__module__.startswith(("lightning.", "mm_lightning.")):
+                check_state(callback)
         self._begin = trainer.global_step
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

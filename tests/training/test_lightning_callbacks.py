@@ -3,20 +3,23 @@
 import copy
 import pickle
 import re
+import threading
+from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import yaml
-from lightning.pytorch import callbacks
+from lightning.pytorch import Callback, callbacks
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from runs import metrics
 
 from mm_lightning.cli import main
 from mm_lightning.errors import UserError
 from mm_lightning.networks import MemoryMosaicConfig
-from mm_lightning.training.lightning_callbacks import ABSTRACT, REFUSED, check_averaging
+from mm_lightning.training.lightning_callbacks import ABSTRACT, REFUSED, check_averaging, check_state
 from mm_lightning.training.module import LanguageModule
 from mm_lightning.training.rollback import restore
 from mm_lightning.training.run_folder import RunFolder
@@ -176,3 +179,22 @@ def test_a_run_that_goes_back_has_both_averages_and_weights(tiny, tmp_path, monk
     overlay = with_callback(tiny, "EMAWeightAveraging", decay=0.5)
     assert main(["fit", "--config", str(tiny), "--config", str(overlay)]) == 0
     assert seen
+
+
+class Remembers(Callback):
+    def __init__(self, state):
+        self.state = state
+
+    def state_dict(self):
+        return self.state
+
+
+@pytest.mark.parametrize("state", [{}, {"seen": [1, 2.0, "x", None, torch.ones(2)], "nested": {"a": (True,)}}])
+def test_plain_state_of_a_callback_is_kept(state):
+    check_state(Remembers(state))
+
+
+@pytest.mark.parametrize("value", [np.float64(1.5), Path("x"), lambda: 1, defaultdict(list), threading.Lock()])
+def test_state_that_no_resume_would_read_is_refused_before_the_first_step(value):
+    with pytest.raises(UserError, match="the state_dict of Remembers holds more than tensors and plain values"):
+        check_state(Remembers({"value": value}))
