@@ -13,7 +13,10 @@ import inspect
 import io
 import os
 import re
+import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -270,6 +273,23 @@ def replace_unprintable() -> None:
             stream.reconfigure(errors="replace")
 
 
+def said_by_the_first_process() -> bool:
+    """Return whether the first process of this machine ends with a mistake too: mostly the same, which it says.
+
+    Lightning's other processes are its children, and torchrun ends what is left when one has ended.
+    """
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        return False
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    parent = os.getppid()
+    for _ in range(50):
+        time.sleep(0.1)
+        if os.getppid() != parent:
+            return True
+    return False
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `mm`; returns the exit status: 0, 2 for a mistake of the user's, 130 when interrupted,
     85 when told to end by a signal (the run can be resumed)."""
@@ -279,7 +299,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as done:  # --help and --print_config end this way
         return done.code if isinstance(done.code, int) else 0
     except UserError as error:
-        print(f"mm: {redact(' '.join(str(error).split()))}", file=sys.stderr)
+        if not said_by_the_first_process():
+            print(f"mm: {redact(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("mm: interrupted", file=sys.stderr)

@@ -183,3 +183,15 @@ def test_a_launcher_names_ranks_to_commands_that_have_one(monkeypatch):
     assert places(one, ["--world_size", "4"]) == ["--world_size", "4", "--rank=3"]
     assert places(one, ["--rank=2"]) == ["--rank=2"]
     assert places(lambda other: None, []) == []
+
+
+@pytest.mark.parametrize(("rank", "parents", "lines"), [("0", [1], 1), ("1", [7, 7, 1], 0), ("1", [7], 1)])
+def test_processes_of_a_machine_say_a_mistake_once(monkeypatch, capsys, rank, parents, lines):
+    """The others wait whether the first one, their parent, ends too; a mistake of their own they say themselves."""
+    left = list(parents)
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    monkeypatch.setattr("os.getppid", lambda: left.pop(0) if len(left) > 1 else left[0])
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    monkeypatch.setattr("signal.signal", lambda *args: None)
+    assert main(["nonsense"]) == 2
+    assert capsys.readouterr().err.count("mm: ") == lines
