@@ -208,12 +208,13 @@ class TrainingCLI(LightningCLI):
         """The run folder of a checkpoint that is resumed or evaluated; None for a fresh run."""
         if self.checkpoint is None or (self.command == "fit" and not config.resume):
             return None
-        if self.command == "fit" and self.checkpoint.parent.name != "checkpoints":
+        folder = run_of(self.checkpoint)
+        if self.command == "fit" and folder == self.checkpoint.parent and not (folder / "config.yaml").is_file():
             raise UserError(
                 f"{self.checkpoint} lies in no run folder, in which --resume goes on: --ckpt_path goes on from it in a "
                 f"fresh one"
             )
-        return run_of(self.checkpoint)
+        return folder
 
     def _use_checkpoint(self) -> None:
         init = self.config_init[self.command]

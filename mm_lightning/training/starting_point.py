@@ -57,7 +57,7 @@ def starting_point(command: str, config: Namespace, found: Path | None = None) -
             f"nothing to resume: {path} is at step {step_of(path)} and trainer.max_steps is "
             f"{config.trainer.max_steps}; raise it to train on"
         )
-    newest = checkpoints_of(path.parent.parent)[:1]
+    newest = checkpoints_of(run_of(path))[:1]
     if newest and step_of(newest[0]) > step_of(path):
         say(
             f"WARNING: {newest[0]} is newer than {path} and stays the newest of its run until this one gets further: "
@@ -73,7 +73,7 @@ def take_over(folder: RunFolder, checkpoint: Path) -> None:
         UserError: another process trains in it.
     """
     folder.take()
-    for partial in remove_leftovers(checkpoint.parent):
+    for partial in remove_leftovers(folder.path / "checkpoints"):
         say(f"removed {partial}: saving it was cut off")
 
 
@@ -92,7 +92,7 @@ def check_resumable(checkpoint: Path, strategy: Strategy) -> None:
             raise UserError(
                 f"checkpoint {checkpoint} (DeepSpeed) cannot be resumed by a run with another strategy: keep the "
                 f"strategy, or make a plain checkpoint of it and resume that: mm checkpoint convert "
-                f"{quote(str(checkpoint))} --output {quote(str(file))}"
+                f"{quote(str(checkpoint))} --output {quote(str(file))}, then --resume {quote(str(file))}"
             )
         raise UserError(
             f"checkpoint {checkpoint} (one file) cannot be resumed by a run with DeepSpeed: keep the strategy, "

@@ -107,7 +107,8 @@ class Case:
             options = [f"--{key}={value}" for key, value in self.settings.items()]
             options += [f"--run={root / self.name}/run", f"--trainer.callbacks={json.dumps(callbacks)}"]
             try:
-                run_training("fit", ["--config", config, *options, *(["--resume"] if n else [])])
+                resume = ["--resume"] if n and "resume" not in self.settings else []
+                run_training("fit", ["--config", config, *options, *resume])
             except Killed:
                 assert n < len(self.kills)
 

@@ -139,16 +139,18 @@ def test_a_run_goes_on_without_deepspeed(tiny, tmp_path, stage, tied):
     zero = Case("zero", {**whole.settings, "trainer.strategy": f"deepspeed_stage_{stage}"}, [20], [20])
     assert not any(together(str(tiny), tmp_path, [(zero, 0, 1)]))
     folder = tmp_path / "zero" / "run" / "0"
-    files = [tmp_path / "step=20.ckpt", folder / "checkpoints" / "plain-step=20.ckpt"]
+    files = [tmp_path / "step=20.ckpt", folder / "plain-step=20.ckpt"]
     assert main(["checkpoint", "convert", str(folder), "--output", str(tmp_path / "step=20.universal")]) == 0
     assert main(["checkpoint", "convert", str(tmp_path / "step=20.universal"), "--output", str(files[0])]) == 0
     assert main(["checkpoint", "convert", str(folder), "--output", str(files[1])]) == 0
     assert files[0].read_bytes() == files[1].read_bytes()
-    assert sorted(p.name for p in files[1].parent.iterdir()) == ["plain-step=20.ckpt", "step=20.ckpt"]
+    assert [p.name for p in (folder / "checkpoints").iterdir()] == ["step=20.ckpt"]
     assert_holds_the_shards(files[0], folder / "checkpoints" / "step=20.ckpt", stage)
 
-    # one process by --resume, which takes the file since it is the newest, and two with DDP by --ckpt_path
-    alone = replace(zero, settings=whole.settings)
+    # one process in the run's own folder by --resume, and two with DDP by --ckpt_path in a fresh one
+    alone = replace(
+        zero, settings={**whole.settings, "resume": str(files[1]), "trainer.strategy": "auto", "trainer.devices": 1}
+    )
     alone.run(str(tiny), tmp_path, 1)
     ddp = Case("ddp", {**whole.settings, "trainer.strategy": "ddp", "ckpt_path": str(files[0])})
     assert not any(together(str(tiny), tmp_path, [(ddp, 0, None)]))
