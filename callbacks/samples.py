@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -76,10 +78,14 @@ class Samples(AfterValidation):
         return generate_line(checkpoint, self.prompt, self.sampling, self.tokens)
 
     def look(self, trainer: Trainer, network: Network) -> None:
-        """Writes a sample."""
-        from mm_lightning.inference.generate import generate
+        """Write a sample, computed as `mm generate` computes, whatever the precision of the training."""
+        from mm_lightning.inference.generate import generate, inference_on
 
-        self.last = generate(network, trainer.datamodule.tokenizer, self.prompt, self.sampling, self.tokens)
+        device = next(network.parameters()).device
+        if device.type == "cpu" and any(p.dtype != torch.float32 for p in network.parameters()):
+            network = copy.deepcopy(network).float()
+        with inference_on(device):
+            self.last = generate(network, trainer.datamodule.tokenizer, self.prompt, self.sampling, self.tokens)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 quoted = "\n".join("    " + line for line in (self.prompt + self.last).splitlines())
