@@ -8,16 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mm_lightning.errors import UserError
+from mm_lightning.decompress import opened
+from mm_lightning.errors import BadInput, UserError
 
 MARK = "\ufeff"
 BOM = MARK.encode()
 JSON_LINES = (".jsonl", ".ndjson", ".json")
 _CODECS = {".gz": "gz", ".zst": "zst"}
-
-
-class BadInput(Exception):
-    """A file or a row that cannot be read, with the reason."""
 
 
 def decode(data: bytes) -> str:
@@ -148,8 +145,6 @@ def _read(path: str | os.PathLike) -> bytes:
         raise UserError(f"there is no text file {path}")
     try:
         if codec := split_suffix(file)[1]:
-            from mm_lightning.data.streams import opened
-
             with opened(str(file), codec) as stream:
                 return stream.read()
         return file.read_bytes()

@@ -12,10 +12,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from mm_lightning.data.retry import storage_error
-from mm_lightning.data.streams import arrow, opened, records
-from mm_lightning.errors import UserError
-from mm_lightning.text_files import BOM, JSON_LINES, MARK, BadInput, check_text, decode, parse_json, split_suffix
+from mm_lightning.decompress import arrow, opened, records
+from mm_lightning.errors import BadInput, UserError
+from mm_lightning.retry import storage_error
+from mm_lightning.text_files import BOM, JSON_LINES, MARK, check_text, decode, parse_json, split_suffix
 
 STDLIB = "python-stdlib"
 _NOT_STDLIB = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}

@@ -21,8 +21,8 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, get_worker_info
 
 from mm_lightning.data.manifest import Shard, shard_problems
-from mm_lightning.data.retry import patiently
 from mm_lightning.errors import UserError
+from mm_lightning.retry import patiently
 
 # Shards that are shuffled together: enough to mix sources, few enough to stay near each other on a disk.
 _WINDOW = 64

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from mm_lightning.data import streams
+from mm_lightning import decompress
 from mm_lightning.data.corpora import ReadSettings, list_files, plan_units, read_piece
 from mm_lightning.errors import UserError
 
@@ -56,12 +56,12 @@ def test_cutting_at_any_byte_finds_each_record_once(monkeypatch):
     for _ in range(500):
         separator = draw.choice([b"\n", b"ab", b"<|e|>"])
         data = separator.join(bytes(draw.choices(b"xyz", k=draw.randint(0, 6))) for _ in range(draw.randint(1, 8)))
-        monkeypatch.setattr(streams, "_BLOCK", draw.randint(1, 7))
+        monkeypatch.setattr(decompress, "_BLOCK", draw.randint(1, 7))
         step = draw.randint(1, 12)
         pieces = [
             record
             for start in range(0, len(data), step)
-            for _, record in streams.records(io.BytesIO(data), separator, start, min(start + step, len(data)))
+            for _, record in decompress.records(io.BytesIO(data), separator, start, min(start + step, len(data)))
         ]
         expected = data.split(separator)
         assert pieces == (expected if expected[-1] else expected[:-1])

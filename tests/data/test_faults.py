@@ -6,9 +6,10 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from mm_lightning.data import TextDataModule, retry
+from mm_lightning import retry
+from mm_lightning.data import TextDataModule
 from mm_lightning.data.prepare import PrepareConfig, prepare
-from mm_lightning.data.streams import opened
+from mm_lightning.decompress import opened
 from mm_lightning.errors import UserError
 
 

@@ -10,9 +10,8 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, BinaryIO
 
-from mm_lightning.data.retry import patiently, storage_error
-from mm_lightning.errors import UserError
-from mm_lightning.text_files import BadInput
+from mm_lightning.errors import BadInput, UserError
+from mm_lightning.retry import patiently, storage_error
 
 _BLOCK = 1 << 20
 
