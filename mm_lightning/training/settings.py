@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +50,16 @@ def check_settings(config: Namespace) -> None:
 def check_devices(accelerator: str | object, devices: int | str | list[int] | None) -> None:
     """Check that this machine has the devices, before a process is started for each.
 
+    Without a GPU, `auto` means processes on the CPU, one for each core at the most.
+
     Raises:
-        UserError: it has fewer GPUs than are asked for.
+        UserError: it has fewer than are asked for.
     """
     named = None if devices is None else count_devices(devices)
     if accelerator not in ("auto", "gpu", "cuda") or named is None:
         return
     count = torch.cuda.device_count() or int(torch.backends.mps.is_available())
-    if named <= count or (accelerator == "auto" and not count and named == 1):
+    if named <= count or (accelerator == "auto" and not count and named <= (os.cpu_count() or 1)):
         return
     fewer = f"--trainer.devices {count}, or " if count else ""
     raise UserError(

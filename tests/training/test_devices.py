@@ -23,6 +23,9 @@ from mm_lightning.training.settings import check_devices
         (1, "gpu", "0,1", "devices is 0,1, but this machine has 1 GPU: "),
         (2, "auto", [0, 1], None),
         (0, "auto", 1, None),
+        (0, "auto", 4, None),
+        (0, "auto", 5, "no GPU"),
+        (0, "gpu", 2, "no GPU"),
         (0, "auto", "auto", None),
         (0, "cpu", 8, None),
         (1, "gpu", -1, None),
@@ -31,6 +34,7 @@ from mm_lightning.training.settings import check_devices
 def test_too_few_gpus(monkeypatch, count, accelerator, devices, said):
     monkeypatch.setattr("torch.cuda.device_count", lambda: count)
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
     if said is None:
         check_devices(accelerator, devices)
         return
