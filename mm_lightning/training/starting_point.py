@@ -89,10 +89,11 @@ def check_resumable(checkpoint: Path, strategy: Strategy) -> None:
         if checkpoint.is_dir():
             # not among the run's own, where it would be the newest for whoever goes on with DeepSpeed
             file = run_of(checkpoint) / f"plain-step={step_of(checkpoint)}.ckpt"
+            option = "--resume" if (run_of(checkpoint) / "config.yaml").is_file() else "--ckpt_path"
             raise UserError(
                 f"checkpoint {checkpoint} (DeepSpeed) cannot be resumed by a run with another strategy: keep the "
                 f"strategy, or make a plain checkpoint of it and resume that: mm checkpoint convert "
-                f"{quote(str(checkpoint))} --output {quote(str(file))}, then --resume {quote(str(file))}"
+                f"{quote(str(checkpoint))} --output {quote(str(file))}, then {option} {quote(str(file))}"
             )
         raise UserError(
             f"checkpoint {checkpoint} (one file) cannot be resumed by a run with DeepSpeed: keep the strategy, "

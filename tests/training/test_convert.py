@@ -91,7 +91,9 @@ def test_mistakes(tmp_path, capsys):
         error = capsys.readouterr().err
         assert told in error
         assert error.count("\n") == 1
-    with pytest.raises(UserError, match=r"mm checkpoint convert \S*step=5.universal --output \S*plain-step=5.ckpt$"):
+    with pytest.raises(
+        UserError, match=r"convert \S*step=5.universal --output (\S*plain-step=5.ckpt), then --ckpt_path \1$"
+    ):
         check_resumable(source, SingleDeviceStrategy())
     next(source.rglob("exp_avg.pt")).unlink()
     assert main(["checkpoint", "convert", str(source), "--output", str(tmp_path / "x.ckpt")]) == 2
