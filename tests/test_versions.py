@@ -52,6 +52,7 @@ def test_the_lock_lies_within_the_bounds(requirement):
         assert requirement.specifier.contains(versions.tested_versions()[normalized(requirement.name)])
 
 
+@pytest.mark.skipif(bool(untested_versions()), reason="other versions than the locked ones may bring other packages")
 def test_the_lock_holds_everything_that_the_extras_bring():
     everything = required(Requirement("mm-lightning[dev]"), set())
     assert everything - set(versions.tested_versions()) == {"mm-lightning"}
