@@ -59,7 +59,7 @@ SYNONYMS = {
     "contexts": "context context_length seq_len lengths",
     "settings": "overrides set config",
 }
-"""What other programs call an option, by the name that it has here."""
+"""The names of an option in other programs, by its name here."""
 
 
 def synonym(name: str, known: Iterable[str]) -> str | None:

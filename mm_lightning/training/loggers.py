@@ -28,7 +28,7 @@ def say(message: str) -> None:
 class MetricsFile(Logger):
     """Appends metrics to metrics.jsonl, one JSON object a line: {"step": 20, "train/loss": 5.1, ...}.
 
-    `step` counts finished optimisation steps. A run that goes back to a checkpoint drops the lines of the steps that
+    `step` counts finished optimization steps. A run that goes back to a checkpoint drops the lines of the steps that
     come again. Lines that cannot be written, the disk being full, for one, wait until they can.
 
     Attributes:
