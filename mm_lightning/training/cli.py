@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from pathlib import Path
 from shlex import quote
@@ -99,7 +98,7 @@ class TrainingCLI(LightningCLI):
             if hasattr(self, "folder"):
                 self.folder.release()
                 if self.command == "fit" and self.config.fit.trainer.fast_dev_run:
-                    shutil.rmtree(self.folder.root, ignore_errors=True)
+                    self.folder.discard_trial()
 
     def subcommands(self) -> dict[str, set[str]]:
         """Only the command that was asked for: building a parser takes a while."""
@@ -295,7 +294,7 @@ class TrainingCLI(LightningCLI):
     # The commands
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Runs it; a run that a mistake ended before it began leaves no folder."""
+        """Runs it; a run that a mistake ended before its first step leaves no folder."""
         try:
             self._check_data()
             super()._run_subcommand(subcommand)

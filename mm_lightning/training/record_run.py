@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -101,6 +102,10 @@ class RecordRun(Callback):
         if self.folder.resumed and trainer.is_global_zero:
             self._write(trainer)
             forget_after(trainer, trainer.global_step)
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        """From now on the folder is one of a training."""
+        self.folder.trained = True
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Says where an interrupted run can go on."""

@@ -16,6 +16,7 @@ goes on in the folder of the checkpoint that it continues.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -24,6 +25,7 @@ import subprocess
 import sys
 from collections import Counter
 from datetime import UTC, datetime
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +78,7 @@ class RunFolder:
     def __init__(self, root: str | Path, path: Path | None = None) -> None:
         self.root = Path(root)
         self.resumed = path is not None
+        self.trained = False  # a batch, in this process
         self._path = path
         self._lock: RunLock | None = None
 
@@ -117,16 +120,35 @@ class RunFolder:
             self._lock = None
 
     def discard_unused(self) -> None:
-        """Removes a fresh folder in which nothing was measured or saved."""
+        """Remove a fresh folder in which nothing was trained, and that holds nothing but what every start writes."""
         path = self._path
-        if path is None or self.resumed or not _is_first() or not path.is_dir():
+        if path is None or self.resumed or self.trained or not _is_first() or not path.is_dir():
             return
-        if not (path / "metrics.jsonl").exists() and not (path / "checkpoints").exists():
+        if all(_from_the_start(entry) for entry in path.iterdir()):
             shutil.rmtree(path)
+
+    def discard_trial(self) -> None:
+        """Remove the folder of a run that is to leave nothing, unless a callback has left something to look at."""
+        self.trained = False
+        self.discard_unused()
+        if _is_first():
+            with contextlib.suppress(OSError):  # which then says where it lies
+                self.root.rmdir()
 
     def share(self, trainer: Trainer) -> None:
         """Tells every process the folder that the first one chose."""
         self._path = trainer.strategy.broadcast(self.path if trainer.is_global_zero else None)
+
+
+STARTED = ("config.yaml", "environment.json", "baselines.json", ".lock", "events.out.tfevents.*")
+"""The files that a run folder gets before its first step."""
+
+
+def _from_the_start(entry: Path) -> bool:
+    """Whether an entry of a run folder says nothing of training: it is there before the first step, or empty."""
+    if entry.is_dir() and not entry.is_symlink():
+        return entry.name == "heartbeats" or not any(entry.iterdir())
+    return any(fnmatch(entry.name, pattern) for pattern in STARTED)
 
 
 def _is_first() -> bool:

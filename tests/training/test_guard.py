@@ -2,9 +2,12 @@
 
 import itertools
 import json
+import re
+import shlex
 import shutil
 import statistics
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -177,6 +180,19 @@ def shown(folder, step, capsys):
     assert main(["data", "show", str(folder), "--step", str(step), "--sequences", "8"]) == 0
     output = capsys.readouterr().out
     return output[output.index("\nsequence") : output.index("8 of 8 sequences")]
+
+
+@pytest.mark.parametrize("trial", [False, True])
+def test_a_stop_before_anything_is_logged_leaves_the_batch_it_names(tiny, tmp_path, poison, capsys, trial):
+    poison(1)
+    path = config(tiny, tmp_path, every=100, on_bad_step="stop")
+    options = ["--trainer.fast_dev_run", "2"] if trial else ["--trainer.log_every_n_steps", "50"]
+    assert main(["fit", "--config", path, *options]) == 2
+    command = re.search("`mm (data show [^`]*)`", capsys.readouterr().err)[1]
+    assert main(shlex.split(command)) == 0
+    assert capsys.readouterr().out.startswith("step 1: loss nan")
+    if trial:
+        shutil.rmtree(Path(shlex.split(command)[2]).parents[2])
 
 
 def test_stop_names_step_value_and_batch(tiny, tmp_path, poison, capsys):

@@ -1,5 +1,7 @@
 """Numbers of run folders."""
 
+import pytest
+
 from mm_lightning.training.run_folder import RunFolder, describe_environment
 
 
@@ -16,10 +18,16 @@ def test_a_folder_in_which_nothing_happened_is_removed(tmp_path):
     folder.path.mkdir(exist_ok=True)
     folder.discard_unused()
     assert not folder.path.exists()
+
+
+@pytest.mark.parametrize("left", ["metrics.jsonl", "bad_steps/step=1/step.json", "preempted.json", "mine.txt"])
+def test_a_folder_in_which_something_happened_stays(tmp_path, left):
     used = RunFolder(tmp_path)
-    (used.path / "metrics.jsonl").write_text("")
+    for name in ("config.yaml", ".lock", "events.out.tfevents.0.hparams", left):
+        (used.path / name).parent.mkdir(parents=True, exist_ok=True)
+        (used.path / name).write_text("")
     used.discard_unused()
-    assert used.path.exists()
+    assert (used.path / left).exists()
 
 
 def test_the_environment_names_versions_and_hardware():
