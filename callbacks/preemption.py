@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from mm_lightning.training.checkpoint import checkpoint_path
 from mm_lightning.training.loggers import say
 
 # Slurm's warning is what `#SBATCH --signal` says, often SIGUSR1; submitit's is SIGUSR2
-NOTICES = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+NOTICES = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
 PREEMPTED = 85  # the number of ERESTART: to be started again
 INTERRUPTED = 130
 MARK = "preempted.json"
@@ -35,7 +36,8 @@ class Preempted(SystemExit):
 
 
 class Preemption(Callback):
-    """Saves a checkpoint and ends the run when it gets SIGTERM, SIGUSR1, SIGUSR2 or ctrl-C. Always there in `mm fit`.
+    """Saves a checkpoint and ends the run when it gets SIGTERM, SIGUSR1, SIGUSR2, SIGHUP (its terminal is closed) or
+    ctrl-C. Always there in `mm fit`. Under nohup, which ignores SIGHUP, the run goes on.
 
     A signal only leaves a note. The processes agree on it once an optimisation step, by a reduction of one number
     between their CPUs that goes on while the devices compute, and save together after the first whole step that began
@@ -70,14 +72,16 @@ class Preemption(Callback):
         self._mark = pl_module.run_folder.path / MARK
         if trainer.is_global_zero:
             self._mark.unlink(missing_ok=True)
-        self._kept = listen(NOTICES, self._notice)
+        nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # it stays ignored
+        self._kept = listen([n for n in NOTICES if not (nohup and n == signal.SIGHUP)], self._notice)
 
     def _notice(self, number: int, frame: Any) -> None:
         now = time.monotonic()
         if not self._noticed:
             self._noticed, self._noticed_at = number, now
             if rank_zero_only.rank == 0:  # not by print, which a handler must not enter twice
-                os.write(2, f"mm: {name(number)}: saving after this step; once more to exit at once\n".encode())
+                with contextlib.suppress(OSError):  # which reaches a closed terminal no more
+                    os.write(2, f"mm: {name(number)}: saving after this step; once more to exit at once\n".encode())
         elif now - self._noticed_at > SAME_NOTICE:
             if hasattr(self._launcher, "kill"):
                 self._launcher.kill(signal.SIGKILL)

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from mm_lightning import streams
 from mm_lightning.errors import UserError
 from mm_lightning.options import expand_words, flags, name_words, option_error, word_lists
 from mm_lightning.redaction import redact
@@ -114,6 +115,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "time mm --help, and mm fit up to its first step",
     ),
 }
+
+PRINTED = {
+    *("data inspect", "data show", "data verify", "cost", "generate", "chat"),
+    *("checkpoint list", "checkpoint verify", "checkpoint compare"),
+}
+"""Commands whose result is what they print: without a reader they end, all others go on."""
 
 EXAMPLES = """\
 examples:
@@ -266,6 +273,12 @@ def dispatch(args: Sequence[str]) -> None:
         run_function(name, rest)
 
 
+def prints_its_result(args: Sequence[str]) -> bool:
+    """Return whether a command line does nothing that outlasts what it prints."""
+    asked = {"-h", "--help", "--version", "--print_config", "--plan"} & {arg.split("=")[0] for arg in args}
+    return not args or bool(asked) or not PRINTED.isdisjoint((args[0], " ".join(args[:2])))
+
+
 def replace_unprintable() -> None:
     """Let streams put `?` for characters that terminal or file have no code for, so that printing never fails."""
     for stream in (sys.stdin, sys.stdout, sys.stderr):
@@ -292,10 +305,17 @@ def said_by_the_first_process() -> bool:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `mm`; returns the exit status: 0, 2 for a mistake of the user's, 130 when interrupted,
-    85 when told to end by a signal (the run can be resumed)."""
+    85 when told to end by a signal (the run can be resumed), 141 when the reader of a printed result has gone."""
+    args = sys.argv[1:] if argv is None else argv
+    streams.guard(needed=prints_its_result(args))
     replace_unprintable()
+    return streams.finish(run_command(args))
+
+
+def run_command(args: Sequence[str]) -> int:
+    """Run one command line; return its exit status."""
     try:
-        dispatch(sys.argv[1:] if argv is None else argv)
+        dispatch(args)
     except SystemExit as done:  # --help and --print_config end this way
         return done.code if isinstance(done.code, int) else 0
     except UserError as error:
@@ -305,9 +325,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("mm: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # `mm data inspect | head` closes the pipe early
-        sys.stderr.close()
+    except streams.OutputLost:
+        return streams.CUT_SHORT
     except Exception as error:
         from mm_lightning.versions import mismatched_torchvision
 

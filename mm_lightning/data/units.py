@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from mm_lightning import streams
 from mm_lightning.data.corpora import Piece, ReadSettings, SourceFile, read_piece
 from mm_lightning.data.manifest import SPLITS
 from mm_lightning.data.splitting import DocumentSplit
@@ -139,6 +140,7 @@ _worker: dict[str, Any] = {}
 
 
 def _start_worker(job: Job, queue: Any, ended: Any) -> None:
+    streams.guard()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C is for the process that started this one, and that says so
     threading.Thread(target=_end_when, args=(ended.wait,), daemon=True).start()
     # The pool is the parallelism; threads of the tokenizers library within each process would only get in its way.

@@ -14,7 +14,9 @@ import threading
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.util import Finalize
 
-_MEANT_FOR_TRAINING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+from mm_lightning import streams
+
+_MEANT_FOR_TRAINING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 
 
 def start_server() -> None:
@@ -49,6 +51,7 @@ def prepare_worker(worker: int) -> None:
     The first may be for training, the next is from whoever cleans up. The training process is not the worker's parent,
     which torch watches: that is the server, and it stays as long as it has workers.
     """
+    streams.guard()
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     threading.Thread(target=_end_with_training, daemon=True).start()

@@ -8,6 +8,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from mm_lightning import streams
 from mm_lightning.errors import UserError
 from mm_lightning.evaluation.run import Job, run
 
@@ -67,6 +68,7 @@ def devices(device: str, processes: int) -> list[str]:
 def _work(job: Job, end: Connection) -> None:
     import torch
 
+    streams.guard()
     torch.set_num_threads(max(1, torch.get_num_threads() // job.world_size))
     try:
         run(job)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from mm_lightning import streams
 from mm_lightning.data.mixture import describe
 from mm_lightning.errors import UserError
 from mm_lightning.memory import kernels
@@ -41,6 +42,7 @@ class RecordRun(Callback):
         if stage != "fit":
             return
         self.folder.share(trainer)
+        streams.note_in(self.folder.path)
         if not trainer.is_global_zero:
             return
         self.folder.take()

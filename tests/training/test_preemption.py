@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 from runs import metrics
@@ -128,6 +129,27 @@ def test_a_second_signal_ends_the_process(monkeypatch):
     assert killed == [signal.SIGKILL]
 
 
+@pytest.mark.parametrize("before", [signal.SIG_IGN, signal.SIG_DFL])
+def test_a_closed_terminal_is_told_to_end_but_not_under_nohup(tmp_path, before):
+    loop = SimpleNamespace(epoch_loop=SimpleNamespace())
+    strategy = SimpleNamespace(launcher=None)
+    trainer = SimpleNamespace(
+        _signal_connector=SimpleNamespace(), fit_loop=loop, strategy=strategy, is_global_zero=False
+    )
+    module = SimpleNamespace(run_folder=SimpleNamespace(path=tmp_path))
+    listener = Preemption()
+    old = signal.signal(signal.SIGHUP, before)
+    try:
+        listener.setup(trainer, module, "fit")
+        handler = signal.getsignal(signal.SIGHUP)
+        listener.teardown(trainer, module, "fit")
+        assert (handler == signal.SIG_IGN) == (before == signal.SIG_IGN)
+        assert handler != signal.SIG_DFL
+        assert signal.getsignal(signal.SIGHUP) == before
+    finally:
+        signal.signal(signal.SIGHUP, old)
+
+
 # Real processes
 
 
@@ -195,7 +217,7 @@ def check_resumable(tiny, run, *more):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP])
 def test_loader_workers_live_until_all_is_saved(tiny, tmp_path, number):
     run = Run(tiny, tmp_path / "run", "--data.num_workers", "2")
     run.wait_for("step      3/")
