@@ -102,6 +102,7 @@ class Evaluation(Callback):
         model = self._model(trainer, pl_module, pl_module.network)
         try:
             self._items = [task.items(model) for task in self.tasks]
+            self._settings = [task.settings_for(model.checkpoint) for task in self.tasks]
         except UserError as error:
             raise UserError(f"Evaluation: {error}") from error
 
@@ -138,7 +139,7 @@ class Evaluation(Callback):
         values: dict[str, float] = {}
         with at_rest(trainer, pl_module) as network:
             model = self._model(trainer, pl_module, network)
-            for task, items in zip(self.tasks, self._items, strict=True):
+            for task, items, settings in zip(self.tasks, self._items, self._settings, strict=True):
                 started = time.monotonic()
                 share = items[trainer.global_rank :: trainer.world_size]
                 known = {record["key"]: record for record in gather(list(task.ask(model, share)))}
@@ -148,7 +149,7 @@ class Evaluation(Callback):
                 if trainer.is_global_zero:
                     folder = pl_module.run_folder.path / "evaluations" / f"step={step}" / task.name
                     about = about_training(model, step, self._step_tokens, len(items))
-                    keep(folder, task, records, rows, about, time.monotonic() - started)
+                    keep(folder, task, settings, records, rows, about, time.monotonic() - started)
                     show(trainer, task, rows, about)
         seconds = time.monotonic() - begin
         self._evaluated, self._seconds = step, self._seconds + seconds
@@ -183,14 +184,20 @@ def about_training(model: Model, step: int, step_tokens: int, items: int) -> dic
 
 
 def keep(
-    folder: Path, task: Task, records: list[Record], rows: list[Row], about: dict[str, Any], seconds: float
+    folder: Path,
+    task: Task,
+    settings: dict[str, Any],
+    records: list[Record],
+    rows: list[Row],
+    about: dict[str, Any],
+    seconds: float,
 ) -> None:
     """Writes what `mm evaluate` would have written."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     (folder / SAMPLES).write_text(lines, encoding="utf-8")
     found = {"task": task.name, "run": folder.parent.name, "rows": [vars(row) for row in rows]}
-    more = {"settings": task.settings(), "network": about, "seconds": round(seconds, 1)}
+    more = {"settings": settings, "network": about, "seconds": round(seconds, 1)}
     write_json(folder / RESULTS, {**found, **more, "sessions": [describe_environment()]})
 
 

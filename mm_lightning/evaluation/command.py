@@ -161,14 +161,20 @@ def evaluate(job: Job, processes: int, overwrite: bool) -> None:
     """Evaluate the networks, write the tables of the output folder, and print the results."""
     from mm_lightning.evaluation.processes import run_processes
     from mm_lightning.evaluation.results import show_results, write_tables
-    from mm_lightning.evaluation.run import run
+    from mm_lightning.evaluation.run import run, say
 
     for subject in job.subjects:
         for task in job.tasks:
             samples = job.samples(subject, task)
+            identity = job.identity(subject, task)
             if overwrite:
                 samples.clear()
-            samples.claim(job.identity(subject, task), None)
+            elif job.world_size == 1 and (reason := samples.renew(identity)):
+                say(
+                    f"{task.name} of {subject.name}: {reason}: asked again; "
+                    f"the answers before are kept in {samples.folder}/before.*"
+                )
+            samples.claim(identity, None)
     try:
         job.output.mkdir(parents=True, exist_ok=True)
         if processes > 1:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,12 +83,17 @@ def of_files(paths: Sequence[str], tokenizer: Tokenizer) -> Texts:
     """
     from mm_lightning.text_files import read_document
 
-    if len(paths) == 1 and (Path(paths[0]).expanduser() / FILE).is_file():
+    if is_prepared(paths):
         return of_folder(Path(paths[0]), tokenizer)
     files = [file for path in paths for file in text_files(path)]
     parts = [np.array(tokenizer.encode(read_document(file)), dtype=np.int64) for file in files]
     source = str(files[0]) if len(files) == 1 else f"{len(files)} files, the first {Path(files[0]).name}"
     return Texts(source, parts)
+
+
+def is_prepared(paths: Sequence[str]) -> bool:
+    """Whether `--text` names one folder of prepared data."""
+    return len(paths) == 1 and (Path(paths[0]).expanduser() / FILE).is_file()
 
 
 def text_files(path: str) -> list[str]:
@@ -111,6 +117,16 @@ def of_run(checkpoint: Path | None, tokenizer: Tokenizer) -> Texts:
     Raises:
         UserError: its run folder or its data is not there.
     """
+    found = [of_folder(folder, tokenizer) for folder in held_out(checkpoint)]
+    return Texts(", ".join(one.source for one in found), [part for one in found for part in one.parts])
+
+
+def held_out(checkpoint: Path | None) -> list[Path]:
+    """Return the folders of a network's data that have validation documents, or all of them where none has.
+
+    Raises:
+        UserError: its run folder or its data is not there.
+    """
     config = None if checkpoint is None else checkpoint.parent.parent / "config.yaml"
     if config is None or not config.is_file():
         raise UserError(
@@ -121,9 +137,7 @@ def of_run(checkpoint: Path | None, tokenizer: Tokenizer) -> Texts:
     for folder in folders:
         if not (folder.expanduser() / FILE).is_file():
             raise UserError(f"the data of {config}, {folder}, is not there: name files, or its folder, by --text")
-    held_out = [folder for folder in folders if "validation" in Manifest.load(folder).splits]
-    found = [of_folder(folder, tokenizer) for folder in held_out or folders]
-    return Texts(", ".join(one.source for one in found), [part for one in found for part in one.parts])
+    return [folder for folder in folders if "validation" in Manifest.load(folder).splits] or folders
 
 
 def of_folder(folder: Path, tokenizer: Tokenizer) -> Texts:
@@ -133,14 +147,44 @@ def of_folder(folder: Path, tokenizer: Tokenizer) -> Texts:
         UserError: there are none, or they were made with another tokenizer.
     """
     manifest = check(folder.expanduser(), tokenizer)
-    if "validation" not in manifest.splits:
-        raise UserError(f"{folder} has no validation documents: name files by --text")
-    shards = manifest.splits["validation"].shards
-    stream = np.concatenate(
-        [read_shard(folder.expanduser() / "validation" / s.file, manifest.dtype, s.tokens) for s in shards]
-    )
+    stream = np.concatenate([*validation_shards(folder, manifest)])
     if tokenizer.bos != tokenizer.eos:
         stream = stream[stream != tokenizer.eos]
     begins = np.flatnonzero(stream == tokenizer.bos)
     parts = np.split(stream, begins)[1:]
     return Texts(str(folder), [part[1:] for part in parts if len(part) > 1])
+
+
+def validation_shards(folder: Path, manifest: Manifest) -> Iterator[np.ndarray]:
+    """Yield the tokens of each validation shard of a prepared folder.
+
+    Raises:
+        UserError: there are none.
+    """
+    if "validation" not in manifest.splits:
+        raise UserError(f"{folder} has no validation documents: name files by --text")
+    for shard in manifest.splits["validation"].shards:
+        yield read_shard(folder.expanduser() / "validation" / shard.file, manifest.dtype, shard.tokens)
+
+
+def digest(paths: Sequence[str] | None, checkpoint: Path | None) -> str:
+    """Return a hash of the content that :func:`of_files` reads, or :func:`of_run` where no paths are given.
+
+    Where the files lie and what they are called does not matter.
+
+    Raises:
+        UserError: they cannot be read.
+    """
+    from mm_lightning.text_files import read_document
+
+    result = hashlib.sha256()
+    if not paths or is_prepared(paths):
+        for folder in [Path(paths[0])] if paths else held_out(checkpoint):
+            manifest = Manifest.load(folder)
+            for tokens in validation_shards(folder, manifest):
+                result.update(f"{manifest.dtype} {tokens.size} ".encode() + tokens.tobytes())
+    else:
+        for file in (file for path in paths for file in text_files(path)):
+            content = read_document(file).encode("utf-8", "surrogatepass")
+            result.update(f"{len(content)} ".encode() + content)
+    return result.hexdigest()[:16]

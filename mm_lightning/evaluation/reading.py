@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mm_lightning.errors import UserError
-from mm_lightning.evaluation.documents import Stretch, Texts, of_files, of_run, stretches
+from mm_lightning.evaluation.documents import Stretch, Texts, digest, of_files, of_run, stretches
 from mm_lightning.evaluation.task import Task
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ class ReadingTask(Task):
         contexts: lengths in tokens; None for some multiples of the training context.
         limit: sequences of each length at most; None for all.
         text: text files, or a folder of prepared data; None for the network's own validation documents.
+        data_hash: refuse other text than that of this hash, as results.json has it.
     """
 
     least: ClassVar[int]  # tokens of a context
@@ -30,6 +32,7 @@ class ReadingTask(Task):
     contexts: list[int] | None = None
     limit: int | None = 32
     text: list[str] | None = None
+    data_hash: str | None = None
 
     def __post_init__(self) -> None:
         if self.contexts is not None:
@@ -38,6 +41,19 @@ class ReadingTask(Task):
                 raise UserError(f"contexts of {self.name} begin with {self.least} tokens, got {self.contexts}")
         if self.limit is not None and self.limit < 1:
             raise UserError(f"limit must be at least 1, got {self.limit}")
+        self._hashes: dict[Path | None, str] = {}
+
+    def settings_for(self, checkpoint: Path | None) -> dict[str, Any]:
+        """The text counts by its content, not by its place."""
+        place = None if self.text else checkpoint
+        if place not in self._hashes:
+            self._hashes[place] = digest(self.text, place)
+        result = self._hashes[place]
+        if self.data_hash not in (None, result):
+            what = " ".join(self.text) if self.text else "the data of the run"
+            raise UserError(f"{what}: its hash is {result}, not data_hash {self.data_hash}")
+        text = self.text and [Path(path).name for path in self.text]
+        return {**self.settings(), "text": text, "data_hash": result}
 
     def lengths(self, model: Model) -> list[int]:
         """The contexts that are asked for."""

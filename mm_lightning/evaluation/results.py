@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 MOST_LINES = 40
 """The most lines of a task in the table on the terminal."""
-FIELDS = ("task", "run", "group", "metric", "value", "stderr", "count")
+FIELDS = ("task", "run", "group", "metric", "value", "stderr", "count", "data_hash")
 
 
 def read_results(output: Path) -> list[dict[str, Any]]:
@@ -81,18 +81,25 @@ def show_results(job: Job) -> None:
         drawn.add_column(name, overflow="fold")
     for name in names:
         drawn.add_column(escape(name), justify="right", overflow="fold")
+    mixed = []
     for task in job.tasks:
+        data = set()
         rows: dict[tuple[str, str], dict[str, str]] = {}
         for subject in job.subjects:
             result = read_json(job.samples(subject, task).folder / RESULTS)
+            data.add(result["settings"].get("data_hash"))
             for row in task.headline([Row(**row) for row in result["rows"]]):
                 rows.setdefault((group_name(row.group), row.metric), {})[subject.name] = estimate(row)
+        if len(data) > 1:
+            mixed.append(task.name)
         for n, ((group, metric), cells) in enumerate([*rows.items()][:MOST_LINES]):
             labels = ["" if n else task.name, group, metric]
             drawn.add_row(*map(escape, labels), *(cells.get(name, "") for name in names))
         if len(rows) > MOST_LINES:
             drawn.add_row("", f"({len(rows) - MOST_LINES} more in results.csv)", "", *("" for _ in names))
     console.print(drawn)
+    for name in mixed:
+        console.print(f"{name}: the networks were asked on different data, so their numbers do not compare")
 
 
 def estimate(row: Row) -> str:
@@ -173,5 +180,5 @@ def as_csv(results: Sequence[dict[str, Any]]) -> str:
         for row in result["rows"]:
             group = group_name(row["group"])
             cells = [row["metric"], row["value"], "" if row["stderr"] is None else row["stderr"], row["count"]]
-            writer.writerow([result["task"], result["run"], group, *cells])
+            writer.writerow([result["task"], result["run"], group, *cells, result["settings"].get("data_hash") or ""])
     return out.getvalue()

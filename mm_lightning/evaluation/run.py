@@ -73,7 +73,8 @@ class Job:
 
     def identity(self, subject: Subject, task: Task) -> dict[str, Any]:
         """What the records of a task about a network depend on."""
-        return {"task": task.name, "settings": task.settings(), "network": subject.identity()}
+        settings = task.settings_for(subject.checkpoint)
+        return {"task": task.name, "settings": settings, "network": subject.identity()}
 
 
 def run(job: Job) -> None:
@@ -133,7 +134,8 @@ def answer(job: Job, subject: Subject, task: Task, model: Model) -> None:
         rows = [vars(row) for row in task.rows(records)]
         seconds = round(time.monotonic() - begin, 1)
         about = {**about_network(model, subject), "items": len(items)}
-        found = {"task": task.name, "run": subject.name, "rows": rows, "settings": task.settings(), "network": about}
+        settings = task.settings_for(subject.checkpoint)
+        found = {"task": task.name, "run": subject.name, "rows": rows, "settings": settings, "network": about}
         write_json(samples.folder / RESULTS, {**found, "seconds": seconds, "sessions": samples.sessions()})
 
 

@@ -2,6 +2,7 @@
 
 OUTPUT/NETWORK/TASK/
     settings.json      what was asked of which network, and every session that asked: written first
+    before.HASH.*      the answers to the same questions of other data, that were there before these
     samples.jsonl      one record a line (of several processes: samples.1.jsonl, ... until the first gathers them)
     results.json       the rows of the table, and where they come from: written last
 """
@@ -21,6 +22,9 @@ from mm_lightning.evaluation.task import Record
 from mm_lightning.outputs import write_json
 
 SETTINGS, SAMPLES, RESULTS = "settings.json", "samples.jsonl", "results.json"
+DATA = "settings.data_hash"
+PLACES = ("settings.data_dir", "settings.essays", "settings.text")
+"""Settings that say where the data lie, which do not matter once their hash is known."""
 
 
 class Samples:
@@ -46,11 +50,7 @@ class Samples:
         path = self.folder / SETTINGS
         known: dict[str, Any] = read_json(path) if path.is_file() else {"identity": identity, "sessions": []}
         before, now = flat(known["identity"]), flat(identity)
-        differ = [
-            f"{name} {before.get(name)!r}, not {now.get(name)!r}"
-            for name in dict.fromkeys([*before, *now])
-            if before.get(name) != now.get(name)
-        ]
+        differ = [f"{name} {before.get(name)!r}, not {now.get(name)!r}" for name in differences(before, now)]
         if differ:
             raise UserError(
                 f"{self.folder} holds answers to something else ({'; '.join(differ[:4])}): "
@@ -59,6 +59,25 @@ class Samples:
         if session is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(path, {**known, "sessions": [*known["sessions"], session]})
+
+    def renew(self, identity: dict[str, Any]) -> str | None:
+        """Set the records aside that are answers to the same questions of other data, or of data that are not known.
+
+        Returns:
+            why; None where nothing was set aside.
+        """
+        path = self.folder / SETTINGS
+        if not path.is_file():
+            return None
+        before, now = flat(read_json(path)["identity"]), flat(identity)
+        if differences(before, now) != [DATA]:
+            return None
+        for file in [*self.files(), self.folder / RESULTS, path]:
+            if file.exists():
+                file.replace(file.with_name(f"before.{before.get(DATA, 'unknown')}.{file.name}"))
+        if DATA not in before:
+            return "an earlier version did not note what data it was asked on"
+        return f"its data have changed (hash {before[DATA]} before, {now[DATA]} now)"
 
     def sessions(self) -> list[dict[str, Any]]:
         """Of every process that answered, in order."""
@@ -142,6 +161,12 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {error}; delete its folder to begin anew") from error
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Return the names of what decides the records and is not the same; where data lie decides nothing, they do."""
+    names = [name for name in dict.fromkeys([*before, *now]) if before.get(name) != now.get(name)]
+    return [name for name in names if not (name in PLACES and now.get(DATA))]
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

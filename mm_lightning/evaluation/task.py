@@ -27,6 +27,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mm_lightning.errors import UserError
@@ -187,6 +188,14 @@ class Task(ABC):
         """All that decides what is asked and how it is scored, in plain types; other settings are other results."""
         fields = dataclasses.asdict(self)  # type: ignore[call-overload]
         return json.loads(json.dumps({"version": self.version, **fields}))
+
+    def settings_for(self, checkpoint: Path | None) -> dict[str, Any]:
+        """The settings, with `data_hash`, the hash of what is read, where that depends on the network.
+
+        Args:
+            checkpoint: the network that is asked; tasks find its own data beside it.
+        """
+        return self.settings()
 
     def headline(self, rows: list[Row]) -> list[Row]:
         """The rows of short tables, on the terminal and in results.md: by default all. results.csv has all."""

@@ -89,6 +89,8 @@ class Evaluation:
             kept["version"] = self.settings["version"]
         if self.task == "loss_by_position":  # in nats a token: of these texts, in these tokens
             kept |= {"text": self.settings.get("text") or self.source, "tokenizer": self.tokenizer}
+            if self.settings.get("data_hash"):  # the text itself: what it is called or where it lies does not matter
+                del kept["text"]
         return kept
 
     @property
