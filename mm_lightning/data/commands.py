@@ -163,11 +163,11 @@ def show(
 
 
 def verify(path: str, checksums: bool = True) -> None:
-    """Check a prepared folder for missing, truncated, damaged or foreign files.
+    """Check a prepared folder for missing, truncated, damaged or foreign files, and for wrong numbers.
 
     Args:
         path: the prepared folder.
-        checksums: also read every shard and compare its checksum.
+        checksums: also read every shard, compare its checksum, and count documents, tokens and bytes again.
 
     Raises:
         UserError: with a line for each problem.
@@ -178,7 +178,7 @@ def verify(path: str, checksums: bool = True) -> None:
     if problems:
         raise UserError("\n".join(problems))
     shards = sum(len(split.shards) for split in room.Manifest.load(path).splits.values())
-    print(f"{path} is whole: {shards} shards" + (", checksums right" if checksums else ""))
+    print(f"{path} is whole: {shards} shards" + (", checksums right, counted again" if checksums else ""))
 
 
 def train_tokenizer(

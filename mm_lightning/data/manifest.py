@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -78,13 +79,15 @@ class Manifest:
         splits: train and, unless the validation fraction was 0, validation.
         sources: for each source its files and bytes.
         settings: what it was prepared with.
-        fingerprint: a hash of the settings, the tokenizer and the source files' names and sizes.
+        fingerprint: a hash of the settings, the tokenizer and the source files' names and sizes: what was to be
+            prepared. `content` says what was.
         skipped: files and rows left out, and why.
         empty_documents: documents without text, which are left out.
         versions: of the libraries.
         context_length: where documents lie whole in rows of one token more than this, what they were laid out for;
             the rest of a row is filled with `bos`, and counts neither as tokens nor as documents.
         files: checksums of files beside the shards, by path in the folder.
+        source_contents: a hash of the contents of the source files; None in folders of earlier versions.
     """
 
     tokenizer: dict[str, Any]
@@ -98,7 +101,17 @@ class Manifest:
     versions: dict[str, str] = field(default_factory=dict)
     context_length: int | None = None
     files: dict[str, str] = field(default_factory=dict)
+    source_contents: str | None = None
     format_version: int = FORMAT_VERSION
+
+    @property
+    def content(self) -> str:
+        """A hash of what training and validation read: shards by their checksums, tokenizer, type and layout."""
+        shards = {
+            name: [[shard.tokens, shard.bytes, shard.crc32] for shard in split.shards]
+            for name, split in self.splits.items()
+        }
+        return _digest([self.dtype, self.context_length, self.tokenizer["sha256"], shards])
 
     @property
     def vocab_size(self) -> int:
@@ -110,15 +123,16 @@ class Manifest:
         return self.splits[split].bits_per_byte(loss)
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Writes `manifest.json`, all of it or nothing."""
-        write_json(Path(folder) / FILE, asdict(self))
+        """Write `manifest.json` with a checksum of its own, all of it or nothing."""
+        content = asdict(self)
+        write_json(Path(folder) / FILE, {**content, "checksum": _digest(content)})
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> Manifest:
         """Reads the manifest of a prepared folder.
 
         Raises:
-            UserError: there is none, or it is not one of this version.
+            UserError: there is none, it is not one of this version, or it was changed after it was written.
         """
         path = Path(folder).expanduser() / FILE
         if not path.is_file():
@@ -130,6 +144,9 @@ class Manifest:
             has = content["format_version"]
             if has != FORMAT_VERSION:
                 raise UserError(f"{path} has format version {has}, this program reads {FORMAT_VERSION}: prepare again")
+            checksum = content.pop("checksum", None)  # earlier versions wrote none
+            if checksum not in (None, _digest(content)):
+                raise ValueError("its checksum is not that of its content")
             splits = {
                 name: Split(**{**split, "shards": [Shard(**shard) for shard in split["shards"]]})
                 for name, split in content.pop("splits").items()
@@ -142,7 +159,33 @@ class Manifest:
         shards = [f"{name}/{shard.file}" for name, split in splits.items() for shard in split.shards]
         for file in [*shards, *manifest.files]:
             check_inside(path.parent, file)
+        if impossible := _impossible(manifest):
+            raise UserError(f"{path} is damaged ({impossible}): prepare the data again")
         return manifest
+
+
+def _digest(content: Any) -> str:
+    """SHA-256 of JSON content, whatever the layout of its file."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _impossible(manifest: Manifest) -> str | None:
+    """Return the first value that no manifest can have; None if there is none."""
+    if manifest.dtype not in _LITDATA_FORMATS:
+        return f"dtype is {manifest.dtype!r}, not {' or '.join(_LITDATA_FORMATS)}"
+    for name, split in manifest.splits.items():
+        counts: dict[str, Any] = {key: getattr(split, key) for key in ("documents", "tokens", "bytes")}
+        counts |= {"longest_document": split.longest_document}
+        counts |= {f"length_histogram[{k}]": count for k, count in enumerate(split.length_histogram)}
+        for shard in split.shards:
+            counts |= {f"bytes of {shard.file}": shard.bytes, f"tokens of {shard.file}": shard.tokens}
+        for key, value in counts.items():
+            if type(value) is not int or value < 0:
+                return f"{name}: {key} is {value!r}, not a number of things"
+        entropy = split.unigram_entropy
+        if type(entropy) not in (int, float) or not 0 <= entropy < math.inf:
+            return f"{name}: unigram_entropy is {entropy!r}, not a number from 0 on"
+    return None
 
 
 def check_inside(folder: Path, file: str) -> None:
@@ -181,14 +224,17 @@ def verify(path: str | os.PathLike, checksums: bool = True) -> list[str]:
 
     Args:
         path: the folder.
-        checksums: also read every shard and compare its checksum.
+        checksums: also read every shard, compare its checksum, and count again what the manifest says of its tokens.
 
     Raises:
         UserError: the folder has no readable manifest.
     """
+    from mm_lightning.data.counts import recounted, sums
+
     folder = Path(path).expanduser()
     manifest = Manifest.load(folder)
-    problems = _tokenizer_problems(folder, manifest)
+    problems = [f"{folder / FILE} is damaged ({wrong})" for wrong in sums(manifest)]
+    problems += _tokenizer_problems(folder, manifest)
     for name, split in manifest.splits.items():
         problems += _index_problems(folder / name, split, manifest.dtype)
         for shard in split.shards:
@@ -202,6 +248,9 @@ def verify(path: str | os.PathLike, checksums: bool = True) -> list[str]:
             problems.append(f"{path} is missing")
         elif checksums and crc32(path) != checksum:
             problems.append(f"{path} is damaged (its checksum is not the one it was written with)")
+    if checksums and not problems:  # what is read is what was written: do the numbers fit it?
+        wrong = recounted(folder, manifest, load_tokenizer(folder))
+        problems = [f"{folder / FILE} is damaged ({line})" for line in wrong]
     return problems
 
 
@@ -255,7 +304,11 @@ def _tokenizer_problems(folder: Path, manifest: Manifest) -> list[str]:
         return [str(error)]
     if found.sha256 != manifest.tokenizer["sha256"]:
         return [f"{folder / 'tokenizer.json'} is not the tokenizer that the shards were made with"]
-    return []
+    return [
+        f"{folder / FILE} is damaged ({key} of the tokenizer is {manifest.tokenizer.get(key)!r}, not {value})"
+        for key in ("vocab_size", "bos", "eos")
+        if manifest.tokenizer.get(key) != (value := getattr(found, key))
+    ]
 
 
 def _index_problems(folder: Path, split: Split, dtype: str) -> list[str]:

@@ -16,6 +16,9 @@ from mm_lightning.data.manifest import Shard, crc32
 from mm_lightning.errors import UserError
 from mm_lightning.outputs import write_json
 
+HEADER = 3 * 4
+"""Bytes before the tokens of a chunk of litdata: how many items, where the one begins and ends, four bytes each."""
+
 
 def write_shards(
     parts: list[tuple[Path, int]], folder: Path, dtype: str, shard_tokens: int, workers: int, row: int = 1
@@ -96,9 +99,8 @@ def read_shard(path: Path, dtype: str, tokens: int) -> np.ndarray:
     Raises:
         UserError: the file is missing or too short.
     """
-    header = 3 * 4  # litdata: the number of items, where the item begins, where it ends, each in four bytes
     try:
-        return np.memmap(path, dtype, "r", header, (tokens,))
+        return np.memmap(path, dtype, "r", HEADER, (tokens,))
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read shard {path} ({error}): run mm data verify") from error
 

@@ -10,13 +10,16 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mm_lightning.data.interruptible import interruptible
 from mm_lightning.data.progress import say
 from mm_lightning.errors import UserError
 from mm_lightning.outputs import write_text
 from mm_lightning.text_files import read_json, read_text
+
+if TYPE_CHECKING:
+    import numpy as np
 
 BEGIN, END = "<|begin_of_text|>", "<|end_of_text|>"
 
@@ -89,6 +92,14 @@ class Tokenizer(ABC):
             special: also show special tokens, by name.
         """
 
+    def text_bytes(self, counts: np.ndarray) -> int | None:
+        """Return the bytes of text that tokens stand for; None where they do not tell it exactly.
+
+        Args:
+            counts: (vocab_size,) how often each token occurs, those around documents included.
+        """
+        return None
+
     @abstractmethod
     def save(self, path: str | os.PathLike) -> None:
         """Writes a JSON file that `load_tokenizer` reads back."""
@@ -108,6 +119,9 @@ class ByteTokenizer(Tokenizer):
         names = {self.bos: BEGIN.encode(), self.eos: END.encode()} if special else {}
         pieces = (bytes([i]) if 0 <= i < 256 else names.get(i, b"") for i in ids)
         return b"".join(pieces).decode(errors="replace")
+
+    def text_bytes(self, counts: np.ndarray) -> int:
+        return int(counts[:256].sum())
 
     def save(self, path: str | os.PathLike) -> None:
         Path(path).write_text('{"tokenizer": "bytes"}\n')
@@ -186,8 +200,43 @@ class FileTokenizer(Tokenizer):
         known = [int(i) for i in ids if 0 <= i < self.vocab_size]
         return self._inner.decode(known, skip_special_tokens=not special)
 
+    def text_bytes(self, counts: np.ndarray) -> int | None:
+        if not _keeps_bytes(self._content):
+            return None
+        added = self._inner.get_added_tokens_decoder()
+        if any(not token.special and (token.lstrip or token.rstrip) for token in added.values()):
+            return None
+        sizes = [0] * len(counts)
+        for text, number in self._inner.get_vocab(with_added_tokens=False).items():
+            sizes[number] = len(text)  # a character a byte
+        for number, token in added.items():
+            sizes[number] = 0 if token.special else len(token.content.encode())
+        return sum(size * count for size, count in zip(sizes, counts.tolist(), strict=True))
+
     def save(self, path: str | os.PathLike) -> None:
         Path(path).write_text(json.dumps(self._content, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _keeps_bytes(content: dict[str, Any]) -> bool:
+    """Return whether a tokenizer is a byte-level BPE whose tokens are the bytes of the text and nothing else."""
+    from tokenizers import pre_tokenizers
+
+    model, normalizer, splits = (content.get(key) or {} for key in ("model", "normalizer", "pre_tokenizer"))
+    splits = splits.get("pretokenizers", [splits])
+    plain = all(
+        (split.get("type") == "ByteLevel" and not split.get("add_prefix_space"))
+        or (split.get("type") in ("Split", "Digits") and split.get("behavior") != "Removed")
+        for split in splits
+    )
+    alphabet = set(pre_tokenizers.ByteLevel.alphabet())
+    return (
+        plain
+        and not normalizer
+        and any(split.get("type") == "ByteLevel" for split in splits)
+        and model.get("type") == "BPE"
+        and not (model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"))
+        and alphabet <= set(model.get("vocab", ()))
+    )
 
 
 def _template(ids: dict[str, int], bos: str, eos: str) -> dict[str, Any]:

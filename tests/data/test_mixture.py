@@ -2,7 +2,6 @@
 
 import collections
 import itertools
-import json
 
 import numpy as np
 import pytest
@@ -10,6 +9,7 @@ from corpus_samples import make_texts, write_lines
 from test_datamodule import Recorder, SaveAt, blocks, module, rows, trainer
 
 from mm_lightning.data.datamodule import TextDataModule
+from mm_lightning.data.facts import FactsConfig, prepare_facts
 from mm_lightning.data.mixture import MixedOrder, bits_per_byte, exact_shares, folders, mean, read, short_names
 from mm_lightning.data.prepare import PrepareConfig, prepare
 from mm_lightning.data.sequences import TrainingOrder
@@ -241,11 +241,9 @@ def test_mistakes_are_named(folder, code, tmp_path):
     prepare(other, tmp_path / "other", progress=False)
     with pytest.raises(UserError, match=r"have different tokenizers, .* prepare one again with --tokenizer"):
         made({str(folder): 1, str(tmp_path / "other"): 1})
-    manifest = json.loads((tmp_path / "short" / "manifest.json").read_text())
-    manifest["context_length"] = 64
-    (tmp_path / "short" / "manifest.json").write_text(json.dumps(manifest))
+    prepare_facts(FactsConfig(5, 2), tmp_path / "facts", 64, progress=False)
     with pytest.raises(UserError, match="lie in rows for context_length 64, not 32"):
-        made({str(folder): 1, str(tmp_path / "short"): 1})
+        made({str(folder): 1, str(tmp_path / "facts"): 1})
 
 
 def test_one_folder_is_no_mixture(folder):

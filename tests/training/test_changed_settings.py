@@ -1,5 +1,6 @@
 """A run that is resumed with other settings than those its data follow from is told so, once, in one line."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -30,8 +31,7 @@ def test_what_has_changed_is_named(tiny, tmp_path, prepared, capsys):
     capsys.readouterr()
 
     other = shutil.copytree(prepared, tmp_path / "other")
-    manifest = json.loads((other / "manifest.json").read_text())
-    (other / "manifest.json").write_text(json.dumps({**manifest, "fingerprint": "another"}))
+    dataclasses.replace(Manifest.load(other), fingerprint="another").save(other)
     resume = ["fit", "--config", str(tiny), "--resume"]
     changed = ["--seed_everything", "5", "--data.global_batch_size", "4", "--data.context_length", "16"]
     assert main([*resume, *changed, "--data.path", str(other), "--trainer.max_steps", "7"]) == 0
