@@ -19,6 +19,7 @@ from mm_lightning.callbacks.checkpoints import Checkpoints
 from mm_lightning.callbacks.step_numbers import LossWindow, Step
 from mm_lightning.data.bad_steps import FOLDER, keep_tokens, note_place, numbers, place
 from mm_lightning.data.batch import Batch
+from mm_lightning.data.mixture import describe
 from mm_lightning.errors import UserError
 from mm_lightning.outputs import write_json
 from mm_lightning.training.batches import accumulating
@@ -179,6 +180,7 @@ class Guard(Callback):
             shape = {"micro_batch_size": data.micro_batch_size, "world_size": trainer.world_size}
             policy = {"on_bad_step": self.on_bad_step, "sigma": self.sigma, "window": self.window}
             values = {"step": step.number, "why": why, **policy, **shape, **about, "first": first}
+            values |= {"sets": describe(data.sets), "tokenizer": data.tokenizer.sha256}
             if first is not None:
                 values["sequences"] = numbers(about, data.sets, first)
             write_json(folder / "step.json", values)

@@ -52,13 +52,17 @@ def arrow(url: str) -> tuple[ModuleType, ModuleType]:
     return pyarrow, pyarrow.parquet
 
 
+def is_remote(url: str) -> bool:
+    """Return whether a URL, as fsspec writes it, is of another file system than the local one."""
+    return "://" in url and not url.startswith("file:")
+
+
 @contextmanager
 def opened(url: str, codec: str | None) -> Iterator[BinaryIO]:
     """The decompressed bytes of a file; damaged compression is a BadInput. A store that fails is asked again."""
     import fsspec
 
-    remote = "://" in url and not url.startswith("file:")
-    with io.BufferedReader(_Remote(url), _BLOCK) if remote else fsspec.open(url, "rb") as stream:
+    with io.BufferedReader(_Remote(url), _BLOCK) if is_remote(url) else fsspec.open(url, "rb") as stream:
         if codec == "gz":
             try:
                 yield gzip.GzipFile(fileobj=stream)  # type: ignore[misc]

@@ -1,7 +1,7 @@
 """What an optimisation step was trained on: kept for bad steps, found again for any other.
 
-`bad_steps/step=N/` in a run folder holds step.json (why, the settings that decide the batch, and where each of its
-sequences lies) and tokens.R.npy, (sequences, context) the tokens that process R was given.
+`bad_steps/step=N/` in a run folder holds step.json (why, the settings that decide the batch, the data and where each of
+its sequences lies in them) and tokens.R.npy, (sequences, context) the tokens that process R was given.
 
 `rollbacks.jsonl` in the run folder tells where the data do not follow from the step alone: from `step` on, the next
 step begins with sequence `first` of the whole run's order.
@@ -102,8 +102,12 @@ def show(path: str, step: int | None, sequences: int, tokens: int, data: list[st
         print(f"step {about['step']}: {about['why']}")
     sets = mixture.read(_now(about["data"], data))
     tokenizer = load_tokenizer(sets[0].folder)
-    rows = about.get("sequences") or numbers(about, sets, about["first"])
     given = _given(folder, about)
+    if changed := about.get("sets") and mixture.differing(about["sets"], sets):
+        readable = given is not None and about.get("tokenizer") == tokenizer.sha256
+        _show_given(given if readable else None, about, changed, sequences, tokens, sets)
+        return
+    rows = about.get("sequences") or numbers(about, sets, about["first"])
     for n, row in enumerate(rows[:sequences]):
         one = sets[row.get("set", 0)]
         where = f"{one.folder}, " if len(sets) > 1 else ""
@@ -145,7 +149,19 @@ def _computed(run: Path, step: int) -> dict[str, Any]:
         raise UserError(f"step {step}: the first is 1")
     weights = mixture.folders(data["path"])
     about = place(weights, data["context_length"], data["global_batch_size"], config["seed_everything"])
-    return {**about, "step": step, "first": first_sequence(run, step, data["global_batch_size"])}
+    first = first_sequence(run, step, data["global_batch_size"])
+    return {**about, "step": step, "first": first, "sets": _recorded(run, step)}
+
+
+def _recorded(run: Path, step: int) -> list[dict[str, Any]] | None:
+    """Return the data that a step of a run was trained on, as the run has recorded them; None where it has not."""
+    try:
+        environment = json.loads((run / "environment.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # not needed for anything else
+        return None
+    sessions = [*environment.get("earlier", []), environment]
+    begun = [session for session in sessions if session.get("step", 0) < step]
+    return (begun or sessions)[-1].get("data")
 
 
 def _given(folder: Path, about: dict[str, Any]) -> list[np.ndarray] | None:
@@ -156,6 +172,30 @@ def _given(folder: Path, about: dict[str, Any]) -> list[np.ndarray] | None:
     ranks = [np.load(file, allow_pickle=False) for file in files]
     size = about["micro_batch_size"]
     return [row for at in range(0, len(ranks[0]), size) for rank in ranks for row in rank[at : at + size]]
+
+
+def _show_given(
+    given: list[np.ndarray] | None,
+    about: dict[str, Any],
+    changed: str,
+    sequences: int,
+    tokens: int,
+    sets: list[DataSet],
+) -> None:
+    """Print the kept tokens of a step whose data are others now.
+
+    Raises:
+        UserError: none were kept that can be read.
+    """
+    sources = ", ".join(str(s.folder) for s in sets)
+    said = f"the data in {sources} are others than step {about['step']} was trained on ({changed})"
+    if given is None:
+        raise UserError(f"{said}: --data names where those lie")
+    print(f"{said}; these are the tokens that it was given:")
+    tokenizer = load_tokenizer(sets[0].folder)
+    for number, row in enumerate(given[:sequences], 1):
+        print(f"\nsequence {number} of the step")
+        print(tokenizer.decode(row[:tokens].tolist(), special=True))
 
 
 def _show_sequence(

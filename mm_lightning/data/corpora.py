@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import sysconfig
 import tokenize
 from collections.abc import Callable, Iterable, Iterator
@@ -46,7 +47,10 @@ class ReadSettings:
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file to read: its URL, what to call it, which source brought it, bytes, and how to read it."""
+    """A file to read: its URL, what to call it, which source brought it, bytes, and how to read it.
+
+    `mark` is what a store says of the file that changes with its content; None where only reading tells.
+    """
 
     url: str
     name: str
@@ -54,6 +58,7 @@ class SourceFile:
     size: int
     kind: Kind
     codec: str | None
+    mark: str | None = None
 
 
 @dataclass(frozen=True)
@@ -122,8 +127,17 @@ def _find(source: str, settings: ReadSettings) -> list[SourceFile]:
         kind, codec, suffix = _kind(path)
         if wanted and (suffix not in wanted or any(part.startswith(".") for part in name.split("/"))):
             continue
-        files.append(SourceFile(fs.unstrip_protocol(path), name, source, info["size"] or 0, kind, codec))
+        files.append(SourceFile(fs.unstrip_protocol(path), name, source, info["size"] or 0, kind, codec, _mark(info)))
     return files
+
+
+# By what the stores of fsspec name a version of a file's content.
+_MARKS = ("ETag", "etag", "Content-MD5", "Digest", "md5Hash", "crc32c", "content_md5", "blob_id", "checksum")
+
+
+def _mark(info: dict[str, Any]) -> str | None:
+    marks = {name: str(info[name]) for name in _MARKS if info.get(name)}
+    return json.dumps(marks, sort_keys=True) if marks else None
 
 
 def _kind(path: str) -> tuple[Kind, str | None, str]:

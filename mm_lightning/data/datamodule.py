@@ -18,7 +18,7 @@ from mm_lightning.data.facts import FactsConfig, prepare_facts
 from mm_lightning.data.folder import reuse
 from mm_lightning.data.manifest import FILE, Manifest
 from mm_lightning.data.mixture import DataSet
-from mm_lightning.data.prepare import PrepareConfig, prepare
+from mm_lightning.data.prepare import PrepareConfig, check_tokenizer, prepare
 from mm_lightning.data.regbench import RegBenchConfig, prepare_regbench
 from mm_lightning.data.sequences import EvaluationOrder, PlainLoader, Sequences, TrainingLoader
 from mm_lightning.data.tokenizer import Tokenizer, load_tokenizer
@@ -123,7 +123,7 @@ class TextDataModule(lightning.LightningDataModule):
         if self.prepare is None:
             return
         if (self.path / FILE).exists():
-            reuse(self.path, self.prepare.wanted())
+            check_tokenizer(self.prepare, reuse(self.path, self.prepare.wanted()), self.path)
         else:
             prepare(self.prepare, self.path)
 

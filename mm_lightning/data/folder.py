@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -11,7 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mm_lightning.data.manifest import Manifest, used_versions
+from mm_lightning.data.contents import Contents
+from mm_lightning.data.manifest import SPLITS, Manifest, used_versions
 from mm_lightning.data.progress import say
 from mm_lightning.data.shards import free_bytes
 from mm_lightning.data.tokenizer import Tokenizer
@@ -41,13 +43,19 @@ def claimed(folder: Path) -> Iterator[None]:
         raise
 
 
-def begin(folder: Path, identity: str, needed: int) -> Path:
-    """Begins to prepare an empty folder, or goes on with what was begun.
+def begin(
+    folder: Path,
+    identity: str,
+    needed: int,
+    contents: Contents | None = None,
+) -> Path:
+    """Begins to prepare an empty folder, or goes on with what was begun; begins anew where its sources changed.
 
     Args:
         folder: the folder, claimed and without a manifest.
         identity: fingerprint of what is prepared.
         needed: about how many bytes that takes.
+        contents: of the sources, as they are now.
 
     Returns:
         The folder for unfinished work.
@@ -57,12 +65,20 @@ def begin(folder: Path, identity: str, needed: int) -> Path:
     """
     plan = folder / UNFINISHED / "plan.json"
     if plan.exists():
-        if json.loads(plan.read_text(encoding="utf-8")).get("fingerprint") != identity:
+        begun = json.loads(plan.read_text(encoding="utf-8"))
+        if begun.get("fingerprint") != identity:
             raise UserError(
                 f"{folder} holds an unfinished preparation of something else: give another folder, or delete "
                 f"{plan.parent} if it is of no use"
             )
-        return plan.parent
+        before = begun.get("contents")  # earlier versions kept none
+        said = before and contents and contents.changed_since(before)
+        if not said:
+            if contents and not before:
+                write_json(plan, {"fingerprint": identity, "contents": contents.hashes})
+            return plan.parent
+        say(f"{said} changed since this preparation began: it begins anew, nothing of the old text is kept")
+        discard(folder)
     strangers = [path.name for path in folder.iterdir() if path.name not in (UNFINISHED, ".lock")]
     if strangers:
         raise UserError(f"{folder} is not empty and not prepared data (it has {strangers[0]}): give another folder")
@@ -70,8 +86,23 @@ def begin(folder: Path, identity: str, needed: int) -> Path:
     if free < needed:
         raise UserError(f"preparing {folder} needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
     plan.parent.mkdir(exist_ok=True)
-    write_json(plan, {"fingerprint": identity})
+    write_json(plan, {"fingerprint": identity, **({"contents": contents.hashes} if contents else {})})
     return plan.parent
+
+
+def discard(folder: Path) -> None:
+    """Remove an unfinished preparation and the shards that it has written."""
+    remove_shards(folder)
+    shutil.rmtree(folder / UNFINISHED)
+
+
+def remove_shards(folder: Path) -> None:
+    """Remove the shards that an unfinished preparation has written."""
+    for split in SPLITS:
+        for file in [*(folder / split).glob("chunk-0-*.bin"), folder / split / "index.json"]:
+            file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # not there, or something of the user's is in it
+            (folder / split).rmdir()
 
 
 def finish(folder: Path, tokenizer: Tokenizer, **contents: Any) -> Manifest:
@@ -99,13 +130,14 @@ def token_type(tokenizer: Tokenizer) -> str:
     return "uint16" if tokenizer.vocab_size <= 1 << 16 else "int32"
 
 
-def reuse(folder: Path, settings: dict[str, Any], identity: str | None = None) -> Manifest:
+def reuse(folder: Path, settings: dict[str, Any], identity: str | None = None, contents: str | None = None) -> Manifest:
     """The manifest of a prepared folder, if it was prepared with these settings.
 
     Args:
         folder: a folder with a manifest.
         settings: what to compare with.
         identity: fingerprint to compare as well, which may cover more than the settings.
+        contents: hash of what the sources hold now, to compare with that of then.
 
     Raises:
         UserError: it was prepared from something else.
@@ -115,6 +147,8 @@ def reuse(folder: Path, settings: dict[str, Any], identity: str | None = None) -
     differ = [f"{key} {has.get(key)!r}, not {value!r}" for key, value in settings.items() if has.get(key) != value]
     if identity not in (None, manifest.fingerprint) and not differ:
         differ = ["other source files or another tokenizer"]
+    if not differ and manifest.source_contents and contents not in (None, manifest.source_contents):
+        differ = ["the source files hold something else now"]
     if differ:
         reason = "; ".join(differ)
         raise UserError(f"{folder} was prepared from something else ({reason}): give another folder")

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mm_lightning.data.folder import begin, claimed, finish, reuse
+from mm_lightning.data.folder import begin, claimed, finish, remove_shards, reuse
 from mm_lightning.data.manifest import FILE, FORMAT_VERSION, Manifest, Split, crc32
 from mm_lightning.data.progress import say
 from mm_lightning.data.tokenizer import Tokenizer
@@ -46,6 +46,7 @@ def generate_folder(
         if (folder / FILE).exists():
             return reuse(folder, settings, fingerprint)
         work = begin(folder, fingerprint, needed)
+        remove_shards(folder)  # all is generated again, by this version of the generator
         tokenizer, splits = fill(folder, work, context_length + 1)
         made = finish(
             folder,

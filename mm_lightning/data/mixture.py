@@ -101,7 +101,7 @@ def read(weights: dict[Path, float], context_length: int | None = None) -> list[
     for folder, name, share in zip(weights, names, exact_shares(list(weights.values())), strict=True):
         manifest = check(folder, context_length=context_length) if context_length else Manifest.load(folder)
         sets.append(DataSet(folder, name, share, manifest))
-    sets.sort(key=lambda s: s.manifest.fingerprint)
+    sets.sort(key=lambda s: (s.manifest.fingerprint, s.manifest.content))
     first = sets[0]
     for other in sets[1:]:
         one, two = first.manifest.tokenizer, other.manifest.tokenizer
@@ -206,4 +206,23 @@ class MixedOrder(TrainingOrder):
 
 def describe(sets: list[DataSet]) -> list[dict[str, Any]]:
     """What a run records of its data."""
-    return [{"fingerprint": s.manifest.fingerprint, "share": str(s.share), "path": str(s.folder)} for s in sets]
+    return [{**_identity(s), "share": str(s.share), "path": str(s.folder)} for s in sets]
+
+
+def _identity(data: DataSet) -> dict[str, str]:
+    return {"fingerprint": data.manifest.fingerprint, "content": data.manifest.content}
+
+
+def differing(recorded: list[dict[str, Any]], now: list[DataSet]) -> str | None:
+    """Return how data or their shares differ from those that `describe` recorded, in words; None if they do not.
+
+    Earlier versions recorded fingerprints alone, which see the names and sizes of the sources.
+    """
+    key = "content" if all("content" in data for data in recorded) else "fingerprint"
+    was, has = (
+        sorted((data[key][:12], data["share"]) for data in described) for described in (recorded, describe(now))
+    )
+    if was == has:
+        return None
+    said = [" + ".join(value if share == "1" else f"{share} x {value}" for value, share in data) for data in (has, was)]
+    return f"{key} {said[0]} instead of {said[1]}"

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from mm_lightning.data.contents import Contents
 from mm_lightning.data.corpora import Piece, ReadSettings, SourceFile, list_files, plan_units
 from mm_lightning.data.folder import UNFINISHED, begin, claimed, finish, reuse, token_type
 from mm_lightning.data.manifest import FILE, FORMAT_VERSION, SPLITS, Manifest, Split, entropy
@@ -119,15 +120,23 @@ def prepare(config: PrepareConfig, output: str | os.PathLike, progress: bool = T
     files = list_files(config.sources, reading)
     identity = _fingerprint(config, files)
     with claimed(folder):
+        contents = Contents(files)
         if (folder / FILE).exists():
-            return reuse(folder, config.wanted(), identity)
+            return reuse(folder, config.wanted(), identity, contents.together())
         # bytes: 2 bytes a token and one token a byte; else seldom less than 2 bytes of text a token, 4 bytes at most.
-        work = begin(folder, identity, int(2.2 * _text_bytes(files)))
-        return _make(folder, work, config, files, identity, progress)
+        needed = int(2.2 * _text_bytes(files))
+        work = begin(folder, identity, needed, contents)
+        return _make(folder, work, config, files, identity, contents, progress)
 
 
 def _make(
-    folder: Path, work: Path, config: PrepareConfig, files: list[SourceFile], identity: str, progress: bool
+    folder: Path,
+    work: Path,
+    config: PrepareConfig,
+    files: list[SourceFile],
+    identity: str,
+    contents: Contents,
+    progress: bool,
 ) -> Manifest:
     total = sum(file.size for file in files)
     units = plan_units(files, config.reading(), max(_UNIT_BYTES, total >> 12))
@@ -142,6 +151,7 @@ def _make(
     workers = config.workers or os.cpu_count() or 1
     with PrepareProgress(total, progress) as bar:
         run_units(job, missing, workers, bar.report)
+    contents.check_unchanged()
     records = [UnitRecord.load(unit.record) for unit in names]
     splits = _splits(config, folder, names, records, tokenizer, dtype, workers)
     made = finish(
@@ -151,6 +161,7 @@ def _make(
         sources=_sources(config, files),
         settings=config.identity(),
         fingerprint=identity,
+        source_contents=contents.together(),
         skipped=[line for record in records for line in record.skipped],
         empty_documents=sum(record.empty for record in records),
     )
@@ -242,6 +253,23 @@ def _tokenizer(
     tokenizer = load_tokenizer(path)
     tokenizer.name = f"BPE trained on {', '.join(config.sources)}"
     return tokenizer
+
+
+def check_tokenizer(config: PrepareConfig, made: Manifest, folder: Path) -> None:
+    """Check that the file of the tokenizer, where it is still there, is what a folder was prepared with.
+
+    Raises:
+        UserError: it was changed since.
+    """
+    path = Path(config.tokenizer).expanduser()
+    if config.tokenizer in ("train", "bytes") or not path.exists():
+        return
+    now = load_tokenizer(path, config.bos, config.eos)
+    if now.sha256 != made.tokenizer["sha256"]:
+        raise UserError(
+            f"{folder} was prepared with {config.tokenizer} as it was ({made.tokenizer['sha256'][:12]}), which is "
+            f"another tokenizer now ({now.sha256[:12]}): give another folder, or leave data.prepare out"
+        )
 
 
 def training_texts(

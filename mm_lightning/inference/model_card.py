@@ -164,6 +164,9 @@ def _data(about: dict[str, Any], config: dict[str, Any]) -> str:
         return "\n\n".join([table(rows, ("what", "value")), f"The data's manifest could not be read: {error}."])
     if not manifests:
         return table(rows, ("what", "value")) if rows else "Nothing is known of it."
+    trained_on = (about.get("data") or {}).get("content", "")
+    if trained_on and not all(manifest.content[:12] in trained_on for _, manifest in manifests):
+        return "\n\n".join([table(rows, ("what", "value")), "The data were prepared anew since, with other content."])
     for number, (weight, manifest) in enumerate(manifests, 1):
         if len(manifests) > 1:
             rows.append((f"data set {number}", f"{weight / sum(weights.values()):.1%} of the training sequences"))
@@ -172,6 +175,7 @@ def _data(about: dict[str, Any], config: dict[str, Any]) -> str:
             rows.append((f"{name} tokens", f"{split.tokens:,}"))
             rows.append((f"{name} bytes", f"{split.bytes:,}"))
         rows.append(("fingerprint", f"`{manifest.fingerprint}`"))
+        rows.append(("content", f"`{manifest.content}`"))
         rows += [(f"source {n}", _source(source)) for n, source in enumerate(manifest.sources, 1)]
     return table(rows, ("what", "value"))
 

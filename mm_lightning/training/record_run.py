@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from mm_lightning import streams
-from mm_lightning.data.mixture import describe
+from mm_lightning.data.mixture import describe, differing
 from mm_lightning.errors import UserError
 from mm_lightning.memory import kernels
 from mm_lightning.memory.retrieval import backend
@@ -47,9 +47,9 @@ class RecordRun(Callback):
             return
         self.folder.take()
         if not self.folder.resumed:
-            self._write(trainer)
+            self._write(trainer, 0)
 
-    def _write(self, trainer: Trainer) -> None:
+    def _write(self, trainer: Trainer, step: int) -> None:
         path = self.folder.path
         (path / "finished.json").unlink(missing_ok=True)  # a finished run may be resumed for more steps
         config = redact(self.config)
@@ -60,14 +60,15 @@ class RecordRun(Callback):
         if (path / "environment.json").is_file():
             before = json.loads((path / "environment.json").read_text(encoding="utf-8"))
             past = [*before.pop("earlier", []), before]
-        data = describe(trainer.datamodule.sets)
+        sets = trainer.datamodule.sets
+        data = describe(sets)
         before = past[-1].get("data", data) if past else data
-        if [(s["fingerprint"], s["share"]) for s in before] != [(s["fingerprint"], s["share"]) for s in data]:
+        if differing(before, sets):
             say(
                 f"the data or their weights are others than before ({path / 'environment.json'}): the run goes on in "
                 f"their order, in which sequences that it has read may come again"
             )
-        write_json(path / "environment.json", {**describe_environment(), "data": data, "earlier": past})
+        write_json(path / "environment.json", {**describe_environment(), "step": step, "data": data, "earlier": past})
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Says once what is going to be trained, on what, and how."""
@@ -102,7 +103,7 @@ class RecordRun(Callback):
             self._nothing_to_do(trainer)
         self._began = True
         if self.folder.resumed and trainer.is_global_zero:
-            self._write(trainer)
+            self._write(trainer, trainer.global_step)
             forget_after(trainer, trainer.global_step)
 
     def on_train_batch_end(self, *args: Any) -> None:

@@ -47,6 +47,7 @@ def fit_progress(checkpoint: dict[str, Any], accumulate: int) -> bool:
 
 
 OPTIONS = {
+    "content": "data.path of content",
     "fingerprint": "data.path of fingerprint",
     "context_length": "data.context_length",
     "global_batch_size": "data.global_batch_size",
@@ -68,8 +69,13 @@ NAMED_ELSEWHERE = {
 def decides_the_data(data: LightningDataModule) -> dict[str, Any]:
     """The values of what decides which tokens a step gets, as checkpoints keep them."""
     shares = [f"{s.share} x " if s.share < 1 else "" for s in data.sets]
-    prints = " + ".join(share + s.manifest.fingerprint[:12] for share, s in zip(shares, data.sets, strict=True))
-    return {name: prints if name == "fingerprint" else getattr(data, name) for name in OPTIONS}
+
+    def prints(name: str) -> str:
+        hashes = (getattr(s.manifest, name)[:12] for s in data.sets)
+        return " + ".join(share + value for share, value in zip(shares, hashes, strict=True))
+
+    own = ("content", "fingerprint")
+    return {name: prints(name) if name in own else getattr(data, name) for name in OPTIONS}
 
 
 def changes(about: dict[str, Any], data: LightningDataModule) -> str | None:
@@ -90,7 +96,9 @@ def changes(about: dict[str, Any], data: LightningDataModule) -> str | None:
             f"checkpoint's weights: --model.initial_weights"
         )
     wanted = decides_the_data(data)
-    before = about.get("data") or wanted  # earlier versions kept nothing
+    before = about.get("data") or wanted  # earlier versions kept nothing, or the fingerprint without the content
+    if "content" in before:
+        del wanted["fingerprint"]
     told = [f"{OPTIONS[n]} {x} instead of {before[n]}" for n, x in wanted.items() if before.get(n, x) != x]
     if not told:
         return None

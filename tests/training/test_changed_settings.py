@@ -16,6 +16,7 @@ from runs import metrics
 
 from mm_lightning.cli import main
 from mm_lightning.data import Manifest
+from mm_lightning.data.prepare import PrepareConfig, prepare
 from mm_lightning.errors import UserError
 from mm_lightning.training.checkpoint import KEY
 from mm_lightning.training.resume import OptimizerSettings, changes, decides_the_data
@@ -26,43 +27,90 @@ def test_what_has_changed_is_named(tiny, tmp_path, prepared, capsys):
     assert main(["fit", "--config", str(tiny)]) == 0
     checkpoint = tmp_path / "run" / "0" / "checkpoints" / "step=6.ckpt"
     about = torch.load(checkpoint, weights_only=True)[KEY]["data"]
-    fingerprint = Manifest.load(prepared).fingerprint[:12]
-    assert about == {"fingerprint": fingerprint, "context_length": 32, "global_batch_size": 8, "seed": 1}
+    manifest = Manifest.load(prepared)
+    prints = {"content": manifest.content[:12], "fingerprint": manifest.fingerprint[:12]}
+    assert about == {**prints, "context_length": 32, "global_batch_size": 8, "seed": 1}
     capsys.readouterr()
 
     other = shutil.copytree(prepared, tmp_path / "other")
-    dataclasses.replace(Manifest.load(other), fingerprint="another").save(other)
+    dataclasses.replace(manifest, fingerprint="elsewhere").save(other)  # the same data of other names
     resume = ["fit", "--config", str(tiny), "--resume"]
+    assert main([*resume, "--data.path", str(other), "--trainer.max_steps", "7"]) == 0
+    assert "are others" not in (said := capsys.readouterr().out)
+    assert "WARNING" not in said
+    shutil.rmtree(other)
+    texts = str(prepared.parent / "*.txt")
+    content = prepare(PrepareConfig([texts], validation_fraction=0.1, workers=1), other, progress=False).content[:12]
     changed = ["--seed_everything", "5", "--data.global_batch_size", "4", "--data.context_length", "16"]
-    assert main([*resume, *changed, "--data.path", str(other), "--trainer.max_steps", "7"]) == 0
+    assert main([*resume, *changed, "--data.path", str(other), "--trainer.max_steps", "8"]) == 0
     warning = [line for line in capsys.readouterr().out.splitlines() if "WARNING" in line]
     assert len(warning) == 1
     for told in (
-        f"data.path of fingerprint another instead of {fingerprint}",
+        f"data.path of content {content} instead of {manifest.content[:12]}",
         "data.context_length 16 instead of 32",
         "data.global_batch_size 4 instead of 8",
         "seed_everything 5 instead of 1",
     ):
         assert told in warning[0]
 
-    # step 7 was saved with the new settings
-    assert main([*resume, *changed, "--data.path", str(other), "--trainer.max_steps", "8"]) == 0
+    # step 8 was saved with the new settings
+    assert main([*resume, *changed, "--data.path", str(other), "--trainer.max_steps", "9"]) == 0
     assert "WARNING" not in capsys.readouterr().out
 
 
 def test_another_tokenizer_is_refused_and_old_checkpoints_are_taken():
     tokenizer = SimpleNamespace(name="bpe", sha256="b" * 64)
-    one = SimpleNamespace(share=Fraction(1), manifest=SimpleNamespace(fingerprint="f" * 64))
+    one = SimpleNamespace(share=Fraction(1), manifest=SimpleNamespace(fingerprint="f" * 64, content="c" * 64))
     data = SimpleNamespace(tokenizer=tokenizer, sets=[one], path="data", context_length=8, global_batch_size=2, seed=1)
     with pytest.raises(UserError, match=r"tokenizer bytes \(aaaaaaaa\), data was prepared with bpe \(bbbbbbbb\)"):
         changes({"tokenizer": {"name": "bytes", "sha256": "a" * 64}}, data)
     assert changes({"tokenizer": {"name": "bpe", "sha256": "b" * 64}}, data) is None
     assert changes({"tokenizer": None}, data) is None
     before = {"tokenizer": None, "data": decides_the_data(data)}
-    other = SimpleNamespace(share=Fraction(1, 4), manifest=SimpleNamespace(fingerprint="e" * 64))
+    old = {"tokenizer": None, "data": {k: value for k, value in before["data"].items() if k != "content"}}
+    assert changes(old, data) is None
+    other = SimpleNamespace(share=Fraction(1, 4), manifest=SimpleNamespace(fingerprint="e" * 64, content="d" * 64))
     data.sets = [SimpleNamespace(share=Fraction(3, 4), manifest=one.manifest), other]
-    told = f"data.path of fingerprint 3/4 x {'f' * 12} + 1/4 x {'e' * 12} instead of {'f' * 12}:"
+    told = f"data.path of content 3/4 x {'c' * 12} + 1/4 x {'d' * 12} instead of {'c' * 12}:"
     assert told in changes(before, data)
+    told = f"data.path of fingerprint 3/4 x {'f' * 12} + 1/4 x {'e' * 12} instead of {'f' * 12}:"
+    assert told in changes(old, data)
+
+
+def test_data_prepared_anew_are_told_and_not_shown(tiny, tmp_path, capsys):
+    """The same names and sizes, other text."""
+    source, data, run = tmp_path / "text.jsonl", tmp_path / "data", tmp_path / "run" / "0"
+
+    def put(letter):
+        source.write_text("".join(json.dumps({"text": f"{letter} {n} " * 20}) + "\n" for n in range(60)))
+        assert main(["data", "prepare", str(source), "--output", str(data), "--progress", "false"]) == 0
+
+    put("a")
+    fit = ["fit", "--config", str(tiny), "--data.path", str(data)]
+    assert main([*fit, "--trainer.max_steps", "3"]) == 0
+    shutil.copytree(data, tmp_path / "first")
+    shown = ["data", "show", str(run), "--step"]
+    capsys.readouterr()
+    assert main([*shown, "2"]) == 0
+    assert re.search(r" (\d+) a \1 a", capsys.readouterr().out)
+    shutil.rmtree(data)
+    put("b")
+    first, second = (Manifest.load(path).content[:12] for path in (tmp_path / "first", data))
+    assert Manifest.load(data).fingerprint == Manifest.load(tmp_path / "first").fingerprint
+    capsys.readouterr()
+    assert main([*shown, "2"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert f"are others than step 2 was trained on (content {second} instead of {first})" in said.err
+    assert main([*shown, "2", "--data", str(tmp_path / "first")]) == 0
+    assert re.search(r" (\d+) a \1 a", capsys.readouterr().out)
+
+    assert main([*fit, "--trainer.max_steps", "5", "--resume"]) == 0
+    said = capsys.readouterr().out
+    assert said.count(f"WARNING: resuming with data.path of content {second} instead of {first}:") == 1
+    assert main([*shown, "5"]) == 0  # of which the second data are the right ones
+    assert re.search(r" (\d+) b \1 b", capsys.readouterr().out)
+    assert main([*shown, "2"]) == 2
 
 
 NEW = ["--model.learning_rate", "0.001", "--model.weight_decay", "0.5", "--model.betas", "[0.8, 0.9]"]

@@ -1,0 +1,77 @@
+"""What source files hold, so that a preparation that goes on, or is asked for again, knows whether they changed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from mm_lightning.data.corpora import SourceFile
+from mm_lightning.data.progress import say
+from mm_lightning.decompress import is_remote, opened
+from mm_lightning.errors import BadInput, UserError
+
+_LARGE = 1 << 33  # bytes whose reading takes long enough to say so
+_THREADS = 8
+_BLOCK = 1 << 20
+
+
+class Contents:
+    """The contents of source files at one time.
+
+    Attributes:
+        hashes: of the content of each file, or of the mark of a remote one whose store has such. A file that cannot be
+            read counts like an empty one: reading its documents says what is wrong with it.
+    """
+
+    def __init__(self, files: Sequence[SourceFile]) -> None:
+        self._files = files
+        self._states = [_state(file) for file in files]
+        size = sum(file.size for file in files if file.mark is None)
+        if size >= _LARGE:
+            say(f"reading {size / 1e9:.0f} GB of sources once, to know later whether they changed")
+        with ThreadPoolExecutor(_THREADS) as pool:
+            self.hashes = list(pool.map(_hash, files))
+
+    def together(self) -> str:
+        """Return one hash of all."""
+        return hashlib.sha256(" ".join(self.hashes).encode()).hexdigest()
+
+    def changed_since(self, before: Sequence[str]) -> str | None:
+        """Return which files' contents differ from the hashes of another time, in words; None if none do."""
+        names = [file.name for file, was, now in zip(self._files, before, self.hashes, strict=True) if was != now]
+        more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
+        return f"{names[0]}{more}" if names else None
+
+    def check_unchanged(self) -> None:
+        """Check the files that were written to since.
+
+        Raises:
+            UserError: one holds something else now: what was read of it in the meantime may be of both.
+        """
+        for file, state, was in zip(self._files, self._states, self.hashes, strict=True):
+            if _state(file) != state and _hash(file) != was:
+                raise UserError(f"{file.url} changed while it was being prepared: run the same again to begin anew")
+
+
+def _hash(file: SourceFile) -> str:
+    if file.mark is not None:
+        return hashlib.sha256(file.mark.encode()).hexdigest()[:32]
+    digest = hashlib.blake2b(digest_size=16)
+    try:
+        with opened(file.url, None) as stream:
+            while block := stream.read(_BLOCK):
+                digest.update(block)
+    except (OSError, BadInput, UserError):
+        pass
+    return digest.hexdigest()
+
+
+def _state(file: SourceFile) -> tuple[int, int] | None:
+    """Return what changes of a local file when it is written to; None of others."""
+    try:
+        about = os.stat(file.url.removeprefix("file://"))
+    except OSError:
+        return None
+    return None if is_remote(file.url) else (about.st_size, about.st_mtime_ns)
