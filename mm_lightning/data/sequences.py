@@ -8,6 +8,7 @@ an interruption needs only the number of sequences served.
 from __future__ import annotations
 
 import os
+import sys
 from bisect import bisect_right
 from collections.abc import Iterator
 from functools import partial
@@ -21,11 +22,14 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, get_worker_info
 
 from mm_lightning.data.manifest import Shard, shard_problems
+from mm_lightning.data.workers import WorkerBatches, WorkerDied, start_server
 from mm_lightning.errors import UserError
 from mm_lightning.retry import patiently
 
 # Shards that are shuffled together: enough to mix sources, few enough to stay near each other on a disk.
 _WINDOW = 64
+
+_STARTS = 3  # of loader workers that die before they have given a batch
 
 _OPEN = 2 * _WINDOW  # files of a process
 
@@ -124,6 +128,7 @@ class TrainingOrder(DistributedSampler):
         self.world_size, self.multiple = world_size, multiple
         self.total = sum(shards) // multiple * multiple
         self.start = 0  # sequences served before, in all epochs, to all devices
+        self.skip = 0  # sequences of this device to leave out, a multiple of a batch
 
     def set_epoch(self, epoch: int) -> None:
         """Nothing: `start` says the epoch. (Lightning counts one more after going on at an epoch's end.)"""
@@ -132,7 +137,9 @@ class TrainingOrder(DistributedSampler):
         return self.total // self.world_size
 
     def __iter__(self) -> Iterator[int]:
-        for position, number in enumerate(islice(self.since(self.start), self.total), self.start):
+        skipped = self.skip * self.world_size
+        start = self.start + skipped
+        for position, number in enumerate(islice(self.since(start), self.total - skipped), start):
             if position // self._batch % self.world_size == self._rank:
                 yield number
 
@@ -170,6 +177,7 @@ class EvaluationOrder(DistributedSampler):
 
     def __init__(self, count: int, limit: int | None = None, rank: int = 0, world_size: int = 1) -> None:
         used = min(count, limit or count)
+        self.skip = 0  # sequences of this device to leave out
         self._mine = (np.arange(used // world_size * world_size) * count // used)[rank::world_size]
 
     def set_epoch(self, epoch: int) -> None:
@@ -179,20 +187,56 @@ class EvaluationOrder(DistributedSampler):
         return len(self._mine)
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self._mine.tolist())
+        return iter(self._mine[self.skip :].tolist())
 
 
 class PlainLoader(DataLoader):
-    """A loader over `Sequences` that passes on a mistake found in a worker without the worker's traceback."""
+    """A loader over `Sequences` that passes on a mistake found in a worker without the worker's traceback.
+
+    When a worker dies, all are started anew and read again what was not served yet: the batches are the same. That is
+    tried `_STARTS` times for one batch.
+    """
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         if not self.num_workers:
             yield from self._alone()
             return
-        try:
-            yield from super().__iter__()
-        except UserError as error:
-            raise UserError(str(error).split("UserError: ")[-1].strip()) from None
+        assert self.batch_size
+        order: Any = self.sampler
+        served = deaths = 0
+        while True:
+            order.skip = served * self.batch_size
+            try:
+                for batch in super().__iter__():
+                    served, deaths = served + 1, 0
+                    yield batch
+                return
+            except UserError as error:
+                raise UserError(str(error).split("UserError: ")[-1].strip()) from None
+            except WorkerDied as death:
+                deaths += 1
+                self._start_anew(str(death), deaths)
+
+    def _get_iterator(self) -> Any:
+        return WorkerBatches(self) if self.num_workers else super()._get_iterator()
+
+    def _start_anew(self, death: str, deaths: int) -> None:
+        """End the other workers, so that the next look starts all of them.
+
+        Raises:
+            UserError: it was no use so many times.
+        """
+        iterator: Any = self._iterator
+        self._iterator = None
+        if iterator is not None:
+            iterator.end()
+        if deaths == _STARTS:
+            raise UserError(
+                f"{death}; so did those that took its place, {_STARTS} times without a batch: `--resume` goes on from "
+                f"the newest checkpoint"
+            )
+        print(f"mm: {death}: the loader's workers are started anew, no batch is lost", file=sys.stderr, flush=True)
+        start_server()
 
     def _alone(self) -> Iterator[Any]:
         """What DataLoader does without workers, except that it announces each batch to torch's profiler: that takes

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from mm_lightning.data.splitting import DocumentSplit
 from mm_lightning.data.tokenizer import Tokenizer, load_tokenizer
 from mm_lightning.errors import UserError
 from mm_lightning.outputs import write_json
+from mm_lightning.signals import end_with_parent
 
 _BATCH_CHARACTERS = 1 << 20
 
@@ -145,17 +146,12 @@ def _start_worker(job: Job, queue: Any, ended: Any) -> None:
     threading.Thread(target=_end_when, args=(ended.wait,), daemon=True).start()
     # The pool is the parallelism; threads of the tokenizers library within each process would only get in its way.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    parent = parent_process()
-    assert parent is not None
-    threading.Thread(target=_end_when, args=(parent.join,), daemon=True).start()
+    end_with_parent()
     _worker.update(job=job, tokenizer=load_tokenizer(job.tokenizer), report=lambda *done: queue.put(done))
 
 
 def _end_when(happens: Callable[[], Any]) -> None:
-    """Wait for an event, then end this process, also in the middle of a unit.
-
-    The events are that preparing is interrupted, and that the process that started this one is gone.
-    """
+    """Wait until preparing is interrupted, then end this process, also in the middle of a unit."""
     happens()
     os._exit(1)
 

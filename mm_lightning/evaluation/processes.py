@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
+import signal
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -11,9 +12,12 @@ from typing import TYPE_CHECKING
 from mm_lightning import streams
 from mm_lightning.errors import UserError
 from mm_lightning.evaluation.run import Job, run
+from mm_lightning.signals import end_with_parent, how_it_ended
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
+
+_HINTS = {signal.SIGKILL: "perhaps for lack of memory: fewer --processes, or a smaller --batch_size, need less"}
 
 
 def run_processes(job: Job, processes: int) -> None:
@@ -42,10 +46,27 @@ def run_processes(job: Job, processes: int) -> None:
         failed = [rank for rank, worker in enumerate(workers) if worker.exitcode]
         for worker in workers:
             worker.terminate()
+        for worker in workers:
+            worker.join(10)
+            worker.kill()  # one that is stopped hears nothing else
             worker.join()
     for rank in failed:
-        message = ends[rank].recv() if ends[rank].poll() else f"exit status {workers[rank].exitcode}, see above"
+        message = _mistake(ends[rank])
+        if message is None:
+            how = how_it_ended(workers[rank].exitcode or 0, _HINTS)
+            raise UserError(
+                f"process {rank} of {processes} {how}{', see above' if workers[rank].exitcode == 1 else ''}; what was "
+                f"answered is kept, and the same command goes on"
+            )
         raise UserError(f"process {rank} of {processes}: {message}")
+
+
+def _mistake(end: Connection) -> str | None:
+    """Return what a process that has ended said of a mistake; None if it said nothing."""
+    try:
+        return end.recv() if end.poll() else None
+    except EOFError:  # it was killed
+        return None
 
 
 def devices(device: str, processes: int) -> list[str]:
@@ -69,6 +90,7 @@ def _work(job: Job, end: Connection) -> None:
     import torch
 
     streams.guard()
+    end_with_parent()
     torch.set_num_threads(max(1, torch.get_num_threads() // job.world_size))
     try:
         run(job)

@@ -1,5 +1,8 @@
 """Data that goes wrong while it is read."""
 
+import os
+import pickle
+import signal
 import warnings
 
 import fsspec
@@ -7,10 +10,13 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from mm_lightning import retry
-from mm_lightning.data import TextDataModule
+from mm_lightning.data import TextDataModule, sequences
 from mm_lightning.data.prepare import PrepareConfig, prepare
+from mm_lightning.data.sequences import PlainLoader
+from mm_lightning.data.workers import WorkerDied
 from mm_lightning.decompress import opened
 from mm_lightning.errors import UserError
+from mm_lightning.signals import how_it_ended
 
 
 def loader(folder, **settings):
@@ -74,8 +80,6 @@ def test_a_shard_that_is_cut_while_it_is_open(shards):
 
 
 def test_few_files_are_open_at_a_time(shards, monkeypatch):
-    from mm_lightning.data import sequences
-
     expected = [batch.tokens.tolist() for batch in loader(shards)]
     monkeypatch.setattr(sequences, "_OPEN", 2)
     ready = loader(shards)
@@ -97,9 +101,95 @@ def test_a_worker_names_it_in_one_line(shards):
     assert "chunk-0-1.bin is damaged" in str(caught.value)
 
 
-def test_each_checksum_is_made_by_one_process(shards, monkeypatch):
-    from mm_lightning.data import sequences
+class Dying:
+    """Stands for the processes of a loader: they die when so many batches were asked for, counted over all lives."""
 
+    def __init__(self, loader, deaths, asked):
+        self.loader, self.deaths, self.asked = loader, deaths, asked
+        self._reset(loader)
+
+    def _reset(self, loader):
+        self.indices = iter(loader.batch_sampler)
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self.asked.append(0)
+        if len(self.asked) in self.deaths:
+            raise WorkerDied("loader worker 0 (process 7) was killed by SIGKILL")
+        batch = self.loader.collate_fn(self.loader.dataset.__getitems__(next(self.indices)))
+        return pickle.loads(pickle.dumps(batch))
+
+    def end(self):
+        """The next look begins anew."""
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_no_batch_is_lost_with_the_workers_that_read_it(shards, monkeypatch, capfd, split, rank):
+    def batches(**settings):
+        options = {"context_length": 32, "global_batch_size": 8, "micro_batch_size": 2, "num_workers": 0, **settings}
+        module = TextDataModule(str(shards), **options)
+        monkeypatch.setattr(module, "_place", lambda: (rank, 2))
+        monkeypatch.setattr(TextDataModule, "validated", property(lambda self: self.sets))
+        module.setup("fit")
+        ready = module.train_dataloader() if split == "train" else module._loader(module.sets[0], "train", 30)
+        return ready, len(ready)
+
+    alone, count = batches()
+    expected = [batch.tokens.tolist() for _ in range(2) for batch in alone]
+    asked: list = []
+    deaths = (1, 2, 7, count + 2, count + 6, 2 * count + 6)
+    monkeypatch.setattr(PlainLoader, "_get_iterator", lambda self: Dying(self, deaths, asked))
+    monkeypatch.setattr(sequences, "start_server", lambda: None)
+    helped, _ = batches(num_workers=2)
+    assert [batch.tokens.tolist() for _ in range(2) for batch in helped] == expected
+    assert capfd.readouterr().err.count("started anew") == sum(n <= len(asked) for n in deaths) >= 5
+
+
+def test_workers_that_keep_dying_end_the_run(shards, monkeypatch, capfd):
+    asked: list = []
+    monkeypatch.setattr(PlainLoader, "_get_iterator", lambda self: Dying(self, range(5, 100), asked))
+    monkeypatch.setattr(sequences, "start_server", lambda: None)
+    with pytest.raises(UserError, match=r"worker 0 \(process 7\) was killed by SIGKILL; so did .* 3 times .*--resume"):
+        list(loader(shards, num_workers=2))
+    assert capfd.readouterr().err.count("started anew") == 2
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_replaced(shards, capfd):
+    expected = [batch.tokens.tolist() for batch in loader(shards)]
+    ready, found = loader(shards, num_workers=2), []
+    for batch in ready:
+        found.append(batch.tokens.tolist())
+        if len(found) in (3, 8):
+            os.kill(ready._iterator._workers[1].pid, signal.SIGKILL)
+    assert found == expected
+    assert "loader worker 1 (process " in (said := capfd.readouterr().err)
+    assert said.count("was killed by SIGKILL, perhaps for lack of memory") == 2
+
+
+@pytest.mark.slow
+def test_workers_that_hang_are_named(shards):
+    ready = loader(shards, num_workers=1)
+    batches = iter(ready)
+    ready.timeout = 3
+    next(batches)
+    os.kill(ready._iterator._workers[0].pid, signal.SIGSTOP)
+    with pytest.raises(UserError, match="no batch for 3 s: they hang, or the storage does"):
+        list(batches)
+
+
+def test_how_a_process_ended():
+    assert how_it_ended(-9, {signal.SIGKILL: "perhaps for lack of memory"}) == (
+        "was killed by SIGKILL, perhaps for lack of memory"
+    )
+    assert how_it_ended(-11, {}) == "was killed by SIGSEGV"
+    assert how_it_ended(3, {}) == "ended with exit status 3"
+
+
+def test_each_checksum_is_made_by_one_process(shards, monkeypatch):
     made = []
     check = sequences.shard_problems
     monkeypatch.setattr(sequences, "shard_problems", lambda path, shard, sums: made.append((path.name, sums)) or [])
@@ -220,8 +310,6 @@ def test_a_store_that_fails_and_then_answers(monkeypatch, failures):
 def test_a_slow_disk_is_asked_again(shards, monkeypatch):
     ready, waits = loader(shards), []
     monkeypatch.setattr(retry.time, "sleep", waits.append)
-    from mm_lightning.data import sequences
-
     check, answers = sequences.shard_problems, iter([OSError(5, "Input/output error"), OSError(110, "timed out")])
 
     def failing(*arguments):
@@ -236,8 +324,6 @@ def test_a_slow_disk_is_asked_again(shards, monkeypatch):
 
 
 def test_a_read_that_fails_is_tried_again(shards, monkeypatch):
-    from mm_lightning.data import sequences
-
     expected, waits = [batch.tokens.tolist() for batch in loader(shards)], []
     monkeypatch.setattr(retry.time, "sleep", waits.append)
     read, failures = sequences.os.pread, iter([OSError(5, "Input/output error")])

@@ -4,7 +4,9 @@ import csv
 import dataclasses
 import json
 import math
+import multiprocessing
 import os
+import signal
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,7 +15,8 @@ import torch
 from torch.nn import functional as F
 
 from mm_lightning.cli import main
-from mm_lightning.evaluation import loss_by_position, task
+from mm_lightning.errors import UserError
+from mm_lightning.evaluation import loss_by_position, processes, task
 from mm_lightning.evaluation.documents import Texts, stretches
 from mm_lightning.evaluation.loss_by_position import LossByPosition, edges, relative_bins
 from mm_lightning.evaluation.model import Model
@@ -273,6 +276,45 @@ def test_real_processes_ask_each_question_once(runs, tmp_path):
     parts = sorted(path.read_text().split() for path in (tmp_path / "asked").iterdir())
     assert parts == [["0", "2", "4", "6"], ["1", "3", "5"]]
     assert [sample["key"] for sample in read(tmp_path / "out" / "v2" / "tallied")[1]] == list("0123456")
+
+
+@dataclasses.dataclass
+class Killed(Tallied):
+    """The process that is asked about item 3 is killed, once."""
+
+    name = "killed"
+
+    def ask(self, model, items):
+        mark = Path(self.folder) / "killed"
+        for item in items:
+            if item.key == "3" and not mark.exists():
+                mark.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield from super().ask(model, [item])
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_named_and_its_answers_are_kept(runs, tmp_path):
+    (tmp_path / "asked").mkdir()
+    subject = Subject(runs / "v2" / "0" / "checkpoints" / "step=1.ckpt", "v2", {"precision": "32"})
+    job = Job([subject], [Killed(str(tmp_path / "asked"))], tmp_path / "out", device="cpu")
+    with pytest.raises(
+        UserError, match=r"^process 1 of 2 was killed by SIGKILL, perhaps for lack of memory: .* goes on"
+    ):
+        run_processes(job, 2)
+    run_processes(job, 2)
+    asked = [key for path in (tmp_path / "asked").glob("*.txt") for key in path.read_text().split()]
+    assert asked.count("1") == 1  # which was answered before
+    assert [sample["key"] for sample in read(tmp_path / "out" / "v2" / "killed")[1]] == list("0123456")
+
+
+def test_what_a_process_said_before_it_ended():
+    for said in ("a mistake", None):
+        end, other = multiprocessing.Pipe(duplex=False)
+        if said:
+            other.send(said)
+        other.close()
+        assert processes._mistake(end) == said
 
 
 @dataclasses.dataclass
