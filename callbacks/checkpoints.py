@@ -16,6 +16,7 @@ from mm_lightning.errors import UserError
 from mm_lightning.outputs import write_json
 from mm_lightning.training.batches import is_last_step
 from mm_lightning.training.checkpoint import checkpoint_path, checkpoints_of, is_whole, remove, step_of
+from mm_lightning.training.checkpoint.plain_values import Unloadable
 from mm_lightning.training.loggers import say
 
 BEST = "best.json"
@@ -162,7 +163,7 @@ class Checkpoints(Checkpoint):
             if trainer.strategy.broadcast(not run.is_dir()):
                 raise UserError(f"cannot write the checkpoint {target}: the run folder is not there any more")
             trainer.save_checkpoint(target)
-            error = None if writer.asynchronous else writer.finish()
+            error = writer.finish(wait=not writer.asynchronous)
         except UserError as failed:
             error = failed
         self._saved_at = time.monotonic()
@@ -172,12 +173,13 @@ class Checkpoints(Checkpoint):
 
     def _check(self, trainer: Trainer, error: Exception | None, final: bool, written: bool = True) -> bool:
         """Whether the first process has written, or begun to; if not, all stop or go on as the setting says."""
-        message = trainer.strategy.broadcast(error and str(error))
-        if message is None:
+        failed = trainer.strategy.broadcast(error and (str(error), isinstance(error, Unloadable)))
+        if failed is None:
             self._warned = self._warned and not written
             return True
+        message, unloadable = failed
         self._saved_step = -1
-        if final or self.on_failure == "stop":
+        if final or unloadable or self.on_failure == "stop":
             raise UserError(message)
         if not self._warned:
             say(f"training goes on, with no new checkpoint: {message}")

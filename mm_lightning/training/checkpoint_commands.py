@@ -71,16 +71,17 @@ def list_command(run: str, checksums: bool = False) -> None:
 
 
 def verify_command(run: str) -> None:
-    """Read checkpoints and compare all their checksums; exit with an error if one is not whole.
+    """Read checkpoints, compare all their checksums and load them; exit with an error if one cannot be used.
 
     Args:
         run: a run folder, a root of numbered run folders, or a checkpoint.
     """
     from mm_lightning.training.checkpoint import damage
+    from mm_lightning.training.checkpoint.weights import unloadable
 
     bad = []
     for path in find_all(run):
-        problem = damage(path)
+        problem = damage(path) or unloadable(path)
         print(f"{path} {problem or 'is whole'}", flush=True)
         bad += [path] if problem else []
     if bad:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import io
-import pickle
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch import callbacks as lightning
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
@@ -15,6 +12,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from mm_lightning.callbacks.checkpoints import Checkpoints
 from mm_lightning.callbacks.metric_names import check_metric, metric_names
 from mm_lightning.errors import UserError
+from mm_lightning.training.checkpoint.plain_values import loadable
 from mm_lightning.training.loggers import say
 
 REFUSED: dict[type[Callback], str] = {
@@ -87,21 +85,12 @@ def check_averaging(trainer: Trainer) -> None:
 
 
 def check_state(callback: Callback) -> None:
-    """Check that a checkpoint with the state of a callback could be resumed: nothing that could run code is read.
+    """Check that a checkpoint with the state of a callback could be loaded: nothing that could run code is read.
 
     Raises:
-        UserError: it could not.
+        UserError: it could not, and what is in the way cannot be converted.
     """
-    file = io.BytesIO()
-    try:
-        torch.save(callback.state_dict(), file)
-        file.seek(0)
-        torch.load(file, weights_only=True)
-    except (pickle.PicklingError, pickle.UnpicklingError, AttributeError, TypeError) as error:
-        raise UserError(
-            f"trainer.callbacks: the state_dict of {type(callback).__name__} holds more than tensors and plain values, "
-            f"and no checkpoint with it could be resumed: convert numpy's numbers, paths and other objects there"
-        ) from error
+    loadable({"callbacks": {callback.state_key: callback.state_dict()}})
 
 
 class WatchCallbacks(Callback):

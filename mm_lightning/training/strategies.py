@@ -31,6 +31,7 @@ from mm_lightning.training.checkpoint import (
     only_weights,
     write_synced,
 )
+from mm_lightning.training.checkpoint.plain_values import Unloadable, loadable
 from mm_lightning.training.checkpoint.universal import to_universal
 from mm_lightning.training.checkpoint.whole import TAG, read_commit
 from mm_lightning.training.connection import limit_groups
@@ -153,13 +154,25 @@ class DeepSpeed(DeepSpeedStrategy):
         target = Path(self.broadcast(str(filepath)))
         partial = target.with_name(target.name + PARTIAL)
         self._together(lambda: self._make_way(target, partial), target)
+        self._together(lambda: checkpoint.update(self._loadable(checkpoint)), target)
         sums: dict[str, int] = {}
 
+        failures: list[Exception] = []
+
         def write_shard(state_dict: Any, path: str) -> None:
-            sums[str(Path(path).relative_to(partial))] = write_synced(state_dict, Path(path))
+            try:
+                with only_weights(partial):
+                    sums[str(Path(path).relative_to(partial))] = write_synced(state_dict, Path(path))
+            except Exception as error:  # DeepSpeed has other processes wait for this one
+                failures.append(error)
+
+        def save() -> None:
+            super(DeepSpeed, self).save_checkpoint(checkpoint, partial, storage_options)
+            if failures:
+                raise failures[0]
 
         self.deepspeed_engine.checkpoint_engine.save = write_shard
-        self._together(lambda: super(DeepSpeed, self).save_checkpoint(checkpoint, partial, storage_options), target)
+        self._together(save, target)
         everyone: list[dict[str, int]] = [{}] * self.world_size
         torch.distributed.all_gather_object(everyone, sums)
         together = {name: value for some in everyone for name, value in some.items()}
@@ -221,8 +234,13 @@ class DeepSpeed(DeepSpeedStrategy):
                 setattr(scaler, name, getattr(optimizer.loss_scaler, name))
         optimizer.loss_scaler, optimizer.dynamic_loss_scale = scaler, scaler.dynamic
 
-    def finish(self) -> None:
+    def finish(self, wait: bool = True) -> None:
         """Nothing is being written when :meth:`save_checkpoint` has returned."""
+
+    @staticmethod
+    def _loadable(checkpoint: dict[str, Any]) -> dict[str, Any]:
+        """All but what DeepSpeed writes itself, whose classes are known when it is loaded."""
+        return loadable({k: v for k, v in checkpoint.items() if k not in ("state_dict", "optimizer_states")})
 
     def _make_way(self, target: Path, partial: Path) -> None:
         if self.is_global_zero:
@@ -255,12 +273,13 @@ class DeepSpeed(DeepSpeedStrategy):
         error: UserError | None = None
         try:
             action()
-        except (OSError, RuntimeError, UserError) as caught:
+        except Exception as caught:  # whatever it is, the others must not wait
             error = cannot_write(target, caught)
-        everywhere: list[str | None] = [None] * self.world_size
-        torch.distributed.all_gather_object(everywhere, error and str(error))
+        everywhere: list[tuple[str, bool] | None] = [None] * self.world_size
+        torch.distributed.all_gather_object(everywhere, error and (str(error), isinstance(error, Unloadable)))
         if any(everywhere):
-            raise error or UserError(next(filter(None, everywhere)))
+            message, unloadable = next(filter(None, everywhere))
+            raise error or (Unloadable if unloadable else UserError)(message)
 
     def _shard_bytes(self) -> int:
         """About what this node's processes write: parameters, and float32 master copy and two moments by ZeRO."""

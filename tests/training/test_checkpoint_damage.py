@@ -22,6 +22,7 @@ from mm_lightning.training.checkpoint import (
     whole,
 )
 from mm_lightning.training.checkpoint.trainer_io import WholeCheckpointIO
+from mm_lightning.training.checkpoint.weights import unloadable
 
 
 def damage(path: Path, checksums: bool = True) -> str | None:
@@ -165,8 +166,14 @@ class Malicious:
 
 def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
     evil = tmp_path / "evil"
-    path = plain(tmp_path / "step=1.ckpt", state_dict=Malicious(evil))
+    path = tmp_path / "step=1.ckpt"
+    torch.save({"state_dict": Malicious(evil)}, path)
     assert damage(path) is None  # it is what somebody has written
+    refused = (
+        f"holds more than tensors and plain values, which could run code: it is refused ({os.mkdir.__module__}.mkdir)"
+    )
+    assert unloadable(path) == refused
+    assert "could run code: it is refused" in str(fails(find_checkpoint, path))
     for read in (read_about, open_weights, WholeCheckpointIO().load_checkpoint):
         assert "could run code: it is refused" in str(fails(read, path))
     assert not evil.exists()
@@ -181,7 +188,11 @@ def test_shards_that_would_run_code_are_refused(tmp_path):
     torch.save({"param_shapes": Malicious(evil)}, partial / "checkpoint" / "mp_rank_00_model_states.pt")
     torch.save({}, partial / "checkpoint" / "zero_pp_rank_0_mp_rank_00_optim_states.pt")
     commit_folder(partial, tmp_path / "step=1.ckpt", 1, {})
-    assert "could run code: it is refused" in str(fails(open_weights, tmp_path / "step=1.ckpt"))
+    path = tmp_path / "step=1.ckpt"
+    assert damage(path) is None
+    assert unloadable(path).startswith("cannot be loaded (checkpoint/mp_rank_00_model_states.pt holds more than")
+    assert main(["checkpoint", "verify", str(path)]) == 2
+    assert "could run code: it is refused" in str(fails(open_weights, path))
     assert not evil.exists()
 
 

@@ -194,7 +194,56 @@ def test_plain_state_of_a_callback_is_kept(state):
     check_state(Remembers(state))
 
 
-@pytest.mark.parametrize("value", [np.float64(1.5), Path("x"), lambda: 1, defaultdict(list), threading.Lock()])
+@pytest.mark.parametrize("value", [lambda: 1, threading.Lock(), Callback, [{"a": (object(),)}]])
 def test_state_that_no_resume_would_read_is_refused_before_the_first_step(value):
-    with pytest.raises(UserError, match="the state_dict of Remembers holds more than tensors and plain values"):
+    with pytest.raises(UserError, match="the state_dict of Remembers holds a value of type"):
         check_state(Remembers({"value": value}))
+
+
+class Late(Callback):
+    """Its state is of another type from the third step on, as one that begins with Python's 0."""
+
+    later = None
+
+    def setup(self, trainer, pl_module, stage):
+        self.state, self.trainer = {"best": 0}, trainer
+
+    def state_dict(self):
+        return self.state if self.trainer.global_step < 3 else {"best": self.later}
+
+    def load_state_dict(self, state):
+        Late.loaded = state
+
+
+def fit_late(tiny, later, **settings) -> int:
+    Late.later = staticmethod(later) if callable(later) else later
+    values = yaml.safe_load(tiny.read_text())
+    saving = {"class_path": "Checkpoints", "init_args": {"every_n_steps": 1, "keep": 0, **settings}}
+    values["trainer"]["callbacks"] = [saving, {"class_path": f"{__name__}.Late"}]
+    tiny.write_text(yaml.safe_dump(values))
+    return main(["fit", "--config", str(tiny), "--trainer.max_steps", "4"])
+
+
+def test_state_that_changes_its_type_in_the_middle_of_a_run_is_converted(tiny, tmp_path):
+    later = {"at": Path("x"), 3: [np.float64(1.5)], "array": np.arange(3), "counts": defaultdict(int, a=np.int8(1))}
+    assert fit_late(tiny, later, asynchronous=True) == 0
+    run = tmp_path / "run" / "0"
+    assert main(["checkpoint", "verify", str(run)]) == 0
+    assert main(["fit", "--resume", str(run), "--trainer.max_steps", "5"]) == 0
+    array = Late.loaded["best"].pop("array")
+    assert Late.loaded == {"best": {"at": "x", 3: [1.5], "counts": {"a": 1}}}
+    assert torch.equal(array, torch.arange(3))
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_state_that_cannot_be_converted_ends_the_run_at_its_first_save(tiny, tmp_path, capsys, asynchronous):
+    """Also where a full disk would not, because trying again would not mend it."""
+    assert fit_late(tiny, {"lock": [threading.Lock()]}, asynchronous=asynchronous, on_failure="continue") == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert "trainer.callbacks: the state_dict of Late holds a value of type _thread.lock" in captured.err
+    assert "['best']['lock'][0]" in captured.err
+    assert "step 3/4" not in captured.out
+    run = tmp_path / "run" / "0"
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step=1.ckpt", "step=2.ckpt"]
+    assert main(["checkpoint", "verify", str(run)]) == 0

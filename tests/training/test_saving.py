@@ -2,8 +2,10 @@
 
 import contextlib
 import errno
+import io
 import json
 import os
+import pickle
 import resource
 import subprocess
 import sys
@@ -21,6 +23,7 @@ from mm_lightning.cli import main
 from mm_lightning.errors import UserError
 from mm_lightning.training.checkpoint import damage, trainer_io, writing
 from mm_lightning.training.checkpoint.trainer_io import WholeCheckpointIO
+from mm_lightning.training.checkpoint.whole import SummedFile
 from mm_lightning.training.checkpoint.writing import snapshot
 from mm_lightning.training.loggers import TensorBoard, append
 from mm_lightning.training.module import LanguageModule
@@ -75,7 +78,8 @@ def fail_at(monkeypatch, *steps: int):
     save, tried = torch.save, []
 
     def full(content, file, **options):
-        if isinstance(content, dict) and content.get("global_step") in steps:
+        on_disk = not isinstance(file, io.BytesIO)
+        if on_disk and isinstance(content, dict) and content.get("global_step") in steps:
             tried.append(content["global_step"])
             file.write(b"half")
             raise OSError(28, "No space left on device")
@@ -143,6 +147,65 @@ def test_a_snapshot_stays_as_it_was_and_shares_what_was_shared():
     assert copied["list"] == [1, {"b": 2}]
     assert copied["a"].data_ptr() == copied["tied"].data_ptr()
     assert copied["scalar"].item() == 3
+
+
+ERRORS = [KeyError("x"), MemoryError(), ValueError("odd"), pickle.PicklingError("no"), SystemExit(3), OSError(5, "I/O")]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_no_error_of_the_thread_that_writes_is_lost(tmp_path, monkeypatch, error):
+    def fail(*args):
+        raise error
+
+    io = WholeCheckpointIO()
+    io.asynchronous = True
+    io.save_checkpoint({"x": 1}, tmp_path / "step=1.ckpt")
+    assert io.finish() is None
+    with monkeypatch.context() as patch:
+        patch.setattr(SummedFile, "seal", fail)
+        io.save_checkpoint({"x": 1}, tmp_path / "step=2.ckpt")
+        io._join()
+    words = error.args[1] if isinstance(error, OSError) else type(error).__name__
+    with pytest.raises(UserError, match=f"cannot write the checkpoint .*step=2.ckpt: {words}"):
+        io.save_checkpoint({"x": 1}, tmp_path / "step=3.ckpt")
+    assert os.listdir(tmp_path) == ["step=1.ckpt"]
+    monkeypatch.setattr(SummedFile, "seal", fail)
+    io.save_checkpoint({"x": 1}, tmp_path / "step=4.ckpt")
+    with pytest.raises(UserError, match=r"step=4\.ckpt"):
+        io.teardown()  # of a trainer whose callbacks have not asked
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_an_error_of_any_class_ends_the_run(tiny, tmp_path, monkeypatch, capsys, asynchronous):
+    seal, sealed = SummedFile.seal, []
+
+    def fail(self):
+        sealed.append(self)
+        if len(sealed) > 1:
+            raise KeyError("a mistake")
+        seal(self)
+
+    monkeypatch.setattr(SummedFile, "seal", fail)
+    assert fit(tiny, every_n_steps=2, asynchronous=asynchronous) == 2
+    assert "step=4.ckpt: KeyError: 'a mistake'. Earlier checkpoints are untouched" in capsys.readouterr().err
+    assert os.listdir(tmp_path / "run" / "0" / "checkpoints") == ["step=2.ckpt"]
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_what_is_written_is_loaded_before_it_gets_its_name(tmp_path, monkeypatch, asynchronous):
+    """A file system that loses what it was given."""
+    io = WholeCheckpointIO()
+    io.asynchronous, io.keeps_errors = asynchronous, True
+    seal = SummedFile.seal
+
+    def lose(self):
+        seal(self)
+        os.truncate(self.file.fileno(), 200)
+
+    monkeypatch.setattr(SummedFile, "seal", lose)
+    io.save_checkpoint({"x": torch.ones(300)}, tmp_path / "step=1.ckpt")
+    assert "what was written cannot be loaded again" in str(io.finish())
+    assert os.listdir(tmp_path) == []
 
 
 def test_permission_and_a_vanished_folder(tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 from shlex import quote
 
 from mm_lightning.errors import UserError
+from mm_lightning.training.checkpoint.weights import unloadable
 from mm_lightning.training.checkpoint.whole import COMMIT, PARTIAL, SAFETENSORS, damage, discard
 from mm_lightning.training.run_folder import numbered
 
@@ -49,7 +50,7 @@ def find_checkpoint(run_or_file: str | Path, checksums: bool = True) -> Path:
     Args:
         run_or_file: a checkpoint (file, or DeepSpeed folder), a run folder (`runs/quickstart/0`), or a root of
             numbered run folders (`runs/quickstart`: the newest run that has a checkpoint).
-        checksums: whether the checkpoint is read and its checksums compared.
+        checksums: whether the checkpoint is read, its checksums compared, and loaded.
 
     Raises:
         UserError: there is no whole checkpoint.
@@ -59,7 +60,7 @@ def find_checkpoint(run_or_file: str | Path, checksums: bool = True) -> Path:
         raise UserError(f"there is no checkpoint or run folder {path}")
     if path.is_file() or (path / COMMIT).is_file() or path.suffix == ".ckpt":
         known = path.is_dir() or path.suffix in (".ckpt", SAFETENSORS, PARTIAL)
-        problem = damage(path, checksums) if known else "is no .ckpt or .safetensors file"
+        problem = _problem(path, checksums) if known else "is no .ckpt or .safetensors file"
         if problem:
             raise UserError(
                 f"{path} is not a whole checkpoint: it {problem}. Name another, or its run folder to take the newest"
@@ -67,7 +68,7 @@ def find_checkpoint(run_or_file: str | Path, checksums: bool = True) -> Path:
         return path
     for folder in [path, *reversed(numbered(path))]:
         for candidate in checkpoints_of(folder):
-            problem = damage(candidate, checksums)
+            problem = _problem(candidate, checksums)
             if problem is None:
                 return candidate
             _say(f"passing over {candidate}: it {problem}")
@@ -78,6 +79,11 @@ def find_checkpoint(run_or_file: str | Path, checksums: bool = True) -> Path:
             f"--output FOLDER)"
         )
     raise UserError(f"{path} holds no whole checkpoint: train first (mm fit), or name a checkpoint file")
+
+
+def _problem(path: Path, checksums: bool) -> str | None:
+    """Return what is wrong with a checkpoint; where its checksums are compared, it is loaded as well."""
+    return damage(path, checksums) or (unloadable(path) if checksums else None)
 
 
 def _say(message: str) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from mm_lightning.errors import UserError
-from mm_lightning.training.checkpoint.writing import agreed, load, snapshot, write
+from mm_lightning.training.checkpoint.plain_values import loadable
+from mm_lightning.training.checkpoint.writing import agreed, cannot_write, load, snapshot, write
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -38,31 +39,51 @@ class WholeCheckpointIO(TorchCheckpointIO):
             UserError: it cannot be written; what was there before is left as it was.
         """
         if "://" in str(path):
-            super().save_checkpoint(checkpoint, path, storage_options)
+            super().save_checkpoint(loadable(checkpoint), path, storage_options)
             return
         self._join()
-        if self.asynchronous:
-            copied = snapshot(checkpoint)
-            self._thread = threading.Thread(target=self._try, args=(copied, Path(path)), name="checkpoint")
-            self._thread.start()
-            return
-        self._try(checkpoint, Path(path))
+        self._raise_unless_kept()
+        target = Path(path)
+        try:
+            values = loadable(checkpoint)
+            if self.asynchronous:
+                thread = threading.Thread(target=self._try, args=(snapshot(values), target), name="checkpoint")
+                thread.start()
+                self._thread = thread
+            else:
+                write(values, target)
+        except Exception as error:
+            self._note(error, target)
+        if self._thread is None:
+            self._raise_unless_kept()
+
+    def _raise_unless_kept(self) -> None:
         if not self.keeps_errors and (error := self.finish()):
             raise error
 
     def _try(self, checkpoint: dict[str, Any], target: Path) -> None:
+        """Write in a thread, which has nobody to raise anything to."""
         try:
             write(checkpoint, target)
-        except UserError as error:
-            self._error = error
+        except BaseException as error:
+            self._note(error, target)
+
+    def _note(self, error: BaseException, target: Path) -> None:
+        self._error = self._error or cannot_write(target, error)
 
     def _join(self) -> None:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
 
-    def finish(self) -> UserError | None:
-        """Waits for what is being written; the error of what could not be, once."""
+    def finish(self, wait: bool = True) -> UserError | None:
+        """Return the error of what could not be written, once.
+
+        Args:
+            wait: for what is being written; else its error is for the next call.
+        """
+        if self._thread is not None and not wait:
+            return None
         self._join()
         error, self._error = self._error, None
         return error
@@ -77,5 +98,10 @@ class WholeCheckpointIO(TorchCheckpointIO):
         return load(agreed(path))
 
     def teardown(self) -> None:
-        """Waits for what is being written."""
-        self._join()
+        """Wait for what is being written.
+
+        Raises:
+            UserError: it could not be, and nobody has asked yet.
+        """
+        if error := self.finish():
+            raise error

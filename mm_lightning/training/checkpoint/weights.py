@@ -99,6 +99,34 @@ def open_weights(path: Path) -> Weights:
     return of_tensors({name.removeprefix(PREFIX): x for name, x in state.items() if name.startswith(PREFIX)})
 
 
+def unloadable(path: Path) -> str | None:
+    """Return why a checkpoint that is whole cannot be loaded, to be read after "it"; None if it can.
+
+    Every file is loaded, its tensors mapped and not read. Nothing in it is run.
+    """
+    if path.suffix == SAFETENSORS:
+        try:
+            open_weights(path)
+        except Exception as error:  # whatever safetensors raises
+            return refusal(error)
+        return None
+    if path.is_file():
+        return _unloadable_file(path)
+    with only_weights(path):
+        for file in sorted(path.rglob("*.pt")):
+            if problem := _unloadable_file(file):
+                return f"cannot be loaded ({file.relative_to(path)} {problem})"
+    return None
+
+
+def _unloadable_file(path: Path) -> str | None:
+    try:
+        torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except Exception as error:
+        return refusal(error)
+    return None
+
+
 def calm_deepspeed() -> None:
     """Tells DeepSpeed, before its import, that there is no GPU, which it otherwise guesses with a warning."""
     if not torch.cuda.is_available():

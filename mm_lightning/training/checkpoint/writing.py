@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import errno
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mm_lightning.errors import UserError
+from mm_lightning.training.checkpoint.plain_values import check_loads
 from mm_lightning.training.checkpoint.whole import PARTIAL, SummedFile, damage, sync, sync_folder
 
 
@@ -41,7 +43,9 @@ def refusal(error: Exception) -> str:
     """Why reading failed, in one line, to be read after "it"."""
     text = str(error)
     if "Weights only load failed" in text or "weights_only" in text:
-        return "holds more than tensors and plain values, which could run code: it is refused"
+        name = re.search(r"GLOBAL (\S+) w", text)  # which torch does not allow
+        where = f" ({name[1]})" if name else ""
+        return f"holds more than tensors and plain values, which could run code: it is refused{where}"
     return f"is no checkpoint ({text.splitlines()[0] if text else type(error).__name__})"
 
 
@@ -62,7 +66,7 @@ def snapshot(value: Any, storages: dict[Any, Any] | None = None) -> Any:
 
 
 def write(checkpoint: dict[str, Any], target: Path) -> None:
-    """Writes a plain checkpoint with its checksum, whole or not at all.
+    """Writes a plain checkpoint with its checksum, whole or not at all, once it has been loaded again.
 
     Raises:
         UserError: it cannot be written.
@@ -75,20 +79,41 @@ def write(checkpoint: dict[str, Any], target: Path) -> None:
             summed = SummedFile(file)
             torch.save(checkpoint, summed)  # type: ignore[arg-type]
             summed.seal()
+        load_again(partial)
         os.replace(partial, target)
         sync_folder(target.parent)
-    except (OSError, RuntimeError) as error:
+    except BaseException as error:
         remove_quietly(partial)
+        if not isinstance(error, Exception):  # ctrl-C
+            raise
         raise cannot_write(target, error) from error
 
 
 def write_synced(content: Any, path: Path) -> int:
-    """Writes a file of torch and waits until it is on the disk; returns its CRC-32."""
+    """Writes a file of torch, waits until it is on the disk, and loads it again; returns its CRC-32.
+
+    Raises:
+        Unloadable: it could not be loaded.
+    """
+    check_loads(content)
     with open(path, "wb") as file:
         summed = SummedFile(file)
         torch.save(content, summed)  # type: ignore[arg-type]
         sync(file)
+    load_again(path)
     return summed.crc32
+
+
+def load_again(path: Path) -> None:
+    """Load what was just written, its tensors mapped and not read.
+
+    Raises:
+        OSError: it cannot be loaded.
+    """
+    try:
+        torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except Exception as error:
+        raise OSError(errno.EIO, f"what was written cannot be loaded again: it {refusal(error)}") from error
 
 
 def remove_quietly(partial: Path) -> None:
@@ -121,20 +146,21 @@ def no_space(target: Path, why: str = "") -> UserError:
     )
 
 
-def cannot_write(target: Path, error: Exception) -> UserError:
+def cannot_write(target: Path, error: BaseException) -> UserError:
     """The error for whatever has kept a checkpoint from being written."""
     if isinstance(error, UserError):
         return error
     if is_full(error, target):
         return no_space(target)
-    why = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    kind = "" if isinstance(error, (OSError, RuntimeError)) and str(error) else f"{type(error).__name__}: "
+    why = getattr(error, "strerror", None) or (kind + str(error).split("\n", 1)[0]).removesuffix(": ")
     return UserError(
         f"cannot write the checkpoint {target}: {why}. Earlier checkpoints are untouched: mend this and continue "
         f"with --resume"
     )
 
 
-def is_full(error: Exception, target: Path) -> bool:
+def is_full(error: BaseException, target: Path) -> bool:
     """Whether writing failed because the disk is full."""
     # torch.save reports a full disk as a RuntimeError about an unexpected position
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
