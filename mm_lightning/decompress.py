@@ -14,32 +14,82 @@ from mm_lightning.errors import BadInput, UserError
 from mm_lightning.retry import patiently, storage_error
 
 _BLOCK = 1 << 20
+_ZSTD_BLOCK = 1 << 12  # may hold some ten thousand times as much
+LONGEST = 1 << 28
+"""Bytes of the longest document that is read unless something else is asked for: 256 MiB."""
 
 
-def records(stream: BinaryIO, separator: bytes, start: int, stop: int | None) -> Iterator[tuple[int, bytes]]:
-    """The records between separators that begin at bytes start <= offset < stop, each with its offset."""
-    base = max(0, start - len(separator))  # the byte of the file at which the buffer begins
+def records(
+    stream: BinaryIO, separator: bytes, start: int, stop: int | None, longest: int = LONGEST
+) -> Iterator[tuple[int, bytes | BadInput]]:
+    """Yield the records between separators that begin at bytes start <= offset < stop, each with its offset.
+
+    Reads each byte once, and no more of the file than it needs; holds one record, and no more than `longest` bytes.
+
+    Args:
+        stream: the file, at its beginning.
+        separator: between two records.
+        start: the first offset; a record that begins before belongs to another piece of the file.
+        stop: where the next piece begins; None for the end of the file.
+        longest: a record of more bytes is a BadInput in its place.
+    """
+    overlap = len(separator) - 1
+    base = max(0, start - len(separator))  # the byte of the file behind those that were read
     if base:
         stream.seek(base)
-    inside = start == 0  # else up to the first separator that ends at or after `start`
-    buffer, begin, scanned = b"", 0, 0
-    while True:
-        end = buffer.find(separator, scanned)
-        if end < 0:
-            block = stream.read(_BLOCK)
-            if not block:
-                break
-            scanned = max(begin, len(buffer) - len(separator) + 1) - begin
-            buffer, base, begin = buffer[begin:] + block, base + begin, 0
-            continue
-        if stop is not None and base + begin >= stop:
-            return
-        if inside:
-            yield base + begin, buffer[begin:end]
-        inside = True
-        begin = scanned = end + len(separator)
-    if inside and begin < len(buffer) and (stop is None or base + begin < stop):
-        yield base + begin, buffer[begin:]
+    begin = 0 if start == 0 else None  # of the record that is being read; None up to the first that begins here
+    record, size = [], 0  # its blocks, and its length, which goes on where they are dropped
+    tail = b""  # the last bytes, which a separator may begin with
+    while block := stream.read(_BLOCK):
+        window, base = tail + block, base + len(block)
+        offset, place = base - len(window), 0  # of the window in the file; in the window, behind the last record
+        while (end := window.find(separator, place)) >= 0:
+            if begin is not None:
+                size += end - place
+                record.append(window[place:end] if size <= longest else b"")
+                yield begin, _joined(record, size, longest)
+            place, record, size = end + len(separator), [], 0
+            begin = offset + place
+            if stop is not None and begin >= stop:
+                return
+        keep = max(place, len(window) - overlap)
+        if begin is None and stop is not None and offset + keep + len(separator) >= stop:
+            return  # whatever follows belongs to a later piece
+        size += keep - place
+        if begin is not None and size <= longest:
+            record.append(window[place:keep])
+        elif record:
+            record = []
+        tail = window[keep:]
+    size += len(tail)
+    if begin is not None and size:
+        record.append(tail)
+        yield begin, _joined(record, size, longest)
+
+
+def _joined(blocks: list[bytes], size: int, longest: int) -> bytes | BadInput:
+    return b"".join(blocks) if size <= longest else too_long(longest)
+
+
+def too_long(longest: int) -> BadInput:
+    """Return what is said of a document of more than `longest` bytes."""
+    return BadInput(f"more than {longest:,} bytes in one document, the most that is read (largest_document)")
+
+
+def read_whole(stream: Any, longest: int) -> bytes:
+    """Return all bytes of a stream.
+
+    Raises:
+        BadInput: they are more than `longest`, as may be those of a small compressed file.
+    """
+    blocks: list[bytes] = []
+    left = longest
+    while block := stream.read(min(_BLOCK, left + 1)):
+        left -= len(block)
+        if left < 0:
+            raise too_long(longest)
+        blocks.append(block)
+    return b"".join(blocks)
 
 
 def arrow(url: str) -> tuple[ModuleType, ModuleType]:
@@ -137,7 +187,7 @@ class _ZstdReader:
             return b"".join(iter(lambda: self.read(_BLOCK), b""))
         data, rest = b"", b""
         while not data:
-            block = rest or self._stream.read(size)
+            block = rest or self._stream.read(min(size, _ZSTD_BLOCK))
             if not block:
                 if self._frame is not None:
                     raise BadInput("damaged zstd: the file ends inside a frame")

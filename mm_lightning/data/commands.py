@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from mm_lightning.decompress import LONGEST
 from mm_lightning.errors import UserError
 
 
@@ -23,6 +24,7 @@ def prepare(
     progress: bool = True,
     bos: str | None = None,
     eos: str | None = None,
+    largest_document: int = LONGEST,
 ) -> None:
     """Turn text into a folder of tokens that `mm fit` trains from.
 
@@ -50,6 +52,8 @@ def prepare(
         bos: of a tokenizer.json, the name of the token that begins a document, where it is none of the usual ones:
             --bos '[CLS]' --eos '[SEP]'.
         eos: likewise of the token that ends a document. One of the two alone is both.
+        largest_document: bytes of the longest document or row that is read; a longer one is an error. It takes about
+            ten times as much memory, and with a tokenizer that does not split at spaces a hundred times.
     """
     from mm_lightning.data import prepare as room
 
@@ -67,6 +71,7 @@ def prepare(
         workers=workers,
         bos=bos,
         eos=eos,
+        largest_document=largest_document,
     )
     room.prepare(config, output, progress)
 

@@ -13,13 +13,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from mm_lightning.decompress import arrow, opened, records
+from mm_lightning.decompress import LONGEST, arrow, opened, read_whole, records, too_long
 from mm_lightning.errors import BadInput, UserError
 from mm_lightning.retry import storage_error
 from mm_lightning.text_files import BOM, JSON_LINES, MARK, check_text, decode, parse_json, split_suffix
 
 STDLIB = "python-stdlib"
 _NOT_STDLIB = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
+
+_BATCH_BYTES = 1 << 24  # of parquet rows that are decoded at once
+_PARQUET_BYTES = 1 << 32  # of a compressed parquet file, which is held in memory
 
 Kind = Literal["text", "python", "lines", "parquet"]
 
@@ -37,12 +40,14 @@ class ReadSettings:
         suffixes: the files of folders to read besides .txt, .jsonl, .json and .parquet, as text: [.py, .md]. With
             this, the four are read only if named.
         on_error: what to do with a file or a row that cannot be read: refuse stops, skip counts it and goes on.
+        largest_document: bytes of the longest document or row; a longer one cannot be read.
     """
 
     text_key: str = "text"
     separator: str | None = None
     suffixes: tuple[str, ...] | None = None
     on_error: Literal["refuse", "skip"] = "refuse"
+    largest_document: int = LONGEST
 
 
 @dataclass(frozen=True)
@@ -240,15 +245,22 @@ def _documents(file: SourceFile, piece: Piece, settings: ReadSettings) -> Iterat
     separator = _separator(file, settings)
     with opened(file.url, file.codec) as stream:
         if separator is None:
-            data = stream.read()
+            data = read_whole(stream, settings.largest_document)
             yield "", partial(_python if file.kind == "python" else decode, data)
             return
-        for number, (offset, record) in enumerate(records(stream, separator, piece.start, piece.stop), 1):
+        found = records(stream, separator, piece.start, piece.stop, settings.largest_document)
+        for number, (offset, record) in enumerate(found, 1):
             place = f"row at byte {offset}" if piece.start else f"row {number}"
-            if file.kind == "text":
+            if isinstance(record, BadInput):
+                yield place, partial(_raise, record)
+            elif file.kind == "text":
                 yield place, partial(_text, record)
             elif record.removeprefix(BOM).strip():
                 yield place, partial(_row, record, settings.text_key)
+
+
+def _raise(error: BadInput) -> str:
+    raise error
 
 
 def _python(data: bytes) -> str:
@@ -282,15 +294,20 @@ def _parquet(file: SourceFile, piece: Piece, settings: ReadSettings) -> Iterator
     pa, pq = arrow(file.url)
     with opened(file.url, file.codec) as stream:
         try:
-            table = pq.ParquetFile(io.BytesIO(stream.read()) if file.codec else stream, page_checksum_verification=True)
+            whole = io.BytesIO(read_whole(stream, _PARQUET_BYTES)) if file.codec else stream
+            # by pages, not by row groups, of which one may be the whole file
+            table = pq.ParquetFile(whole, page_checksum_verification=True, buffer_size=1 << 20)
             _check_column(pa, table.schema_arrow, settings.text_key)
             stop = table.metadata.num_row_groups if piece.stop is None else piece.stop
             row = sum(table.metadata.row_group(g).num_rows for g in range(piece.start))
             groups = list(range(piece.start, stop))
-            for batch in table.iter_batches(1024, row_groups=groups, columns=[settings.text_key]):
+            sizes = [table.metadata.row_group(g) for g in groups]
+            row_bytes = sum(g.total_byte_size for g in sizes) // max(sum(g.num_rows for g in sizes), 1)
+            rows = min(1024, max(1, _BATCH_BYTES // max(row_bytes, 1)))
+            for batch in table.iter_batches(rows, row_groups=groups, columns=[settings.text_key]):
                 for cell in batch.column(0):
                     row += 1
-                    yield f"row {row}", partial(_cell, cell)
+                    yield f"row {row}", partial(_cell, cell, settings.largest_document)
         except UnicodeDecodeError as error:  # of the texts themselves `_cell` takes care
             raise BadInput(f"damaged parquet: a column's name is not UTF-8: {error.object!r}") from error
         except pa.ArrowException as error:
@@ -311,11 +328,13 @@ def _check_column(pa: ModuleType, schema: Any, key: str) -> None:
         raise BadInput(f"the column {key!r} holds {kind}, not text (text_key=... names another)")
 
 
-def _cell(cell: Any) -> str:
+def _cell(cell: Any, longest: int) -> str:
     try:
         value = cell.as_py()
     except UnicodeDecodeError as error:
         value = error.object
     if value is None:
         raise BadInput("null, not text")
+    if len(value) > longest or (4 * len(value) > longest and isinstance(value, str) and len(value.encode()) > longest):
+        raise too_long(longest)
     return value if isinstance(value, str) else decode(value)

@@ -6,9 +6,10 @@ import functools
 import hashlib
 import json
 import os
+import re
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,10 @@ _SPLIT = (
 )
 # The same with pieces of bounded length, to train on: training takes time with the square of the longest piece.
 _BOUNDED_SPLIT = _SPLIT.replace("+", "{1,256}").replace("*", "{0,256}")
+
+PIECE = 1 << 22
+"""Characters of a longer text that are encoded at once, where that gives the same."""
+_WORD_END = re.compile(r"(?<=[^\W_]) ")
 
 _LONG = 1 << 20  # characters that take a second or so to encode
 
@@ -186,6 +191,18 @@ class FileTokenizer(Tokenizer):
         return f"; its special tokens are {', '.join(names[:20])}" if names else "; it has no special tokens"
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        if any(len(text) > PIECE for text in texts) and self._splits_at_spaces:
+            # a hundred bytes of memory a character: of a piece instead of the whole text
+            return [[i for piece in pieces(text) for i in self._encode_batch([piece])[0]] for text in texts]
+        return self._encode_batch(texts)
+
+    @functools.cached_property
+    def _splits_at_spaces(self) -> bool:
+        """Whether a space behind a letter always begins a token, so that long texts can be encoded in pieces."""
+        added = self._inner.get_added_tokens_decoder().values()
+        return not self._content.get("normalizer") and _splits_words(self._content) and all(a.special for a in added)
+
+    def _encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         def encode() -> list[list[int]]:
             return [e.ids for e in self._inner.encode_batch_fast(list(texts), add_special_tokens=False)]
 
@@ -215,6 +232,28 @@ class FileTokenizer(Tokenizer):
 
     def save(self, path: str | os.PathLike) -> None:
         Path(path).write_text(json.dumps(self._content, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def pieces(text: str) -> Iterator[str]:
+    """Yield a text in pieces of about `PIECE` characters that end behind a letter or digit and before a space."""
+    start = 0
+    while (found := _WORD_END.search(text, start + PIECE)) is not None:
+        yield text[start : found.start()]
+        start = found.start()
+    yield text[start:]
+
+
+def _splits_words(content: dict[str, Any]) -> bool:
+    """Return whether a tokenizer begins with Llama 3's split or GPT-2's and puts nothing before a text."""
+    splits = content.get("pre_tokenizer") or {}
+    splits = splits.get("pretokenizers", [splits])
+    first, last = splits[0], splits[-1]
+    if last.get("type") != "ByteLevel" or last.get("add_prefix_space"):
+        return False
+    if len(splits) == 1:
+        return bool(last.get("use_regex"))
+    words = (first.get("pattern") or {}).get("Regex") == _SPLIT and first.get("behavior") == "Isolated"
+    return len(splits) == 2 and first.get("type") == "Split" and words and not first.get("invert")
 
 
 def _keeps_bytes(content: dict[str, Any]) -> bool:
@@ -362,7 +401,7 @@ def train_tokenizer(
     tokenizer.pre_tokenizer = split_by(_SPLIT)
     path = Path(output)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, tokenizer.to_str(pretty=True) + "\n")
+    write_text(path, tokenizer.to_str(pretty=True) + "\n", exact=True)
     return FileTokenizer(path)
 
 

@@ -13,7 +13,7 @@ import zstandard
 
 from mm_lightning import decompress
 from mm_lightning.data.corpora import ReadSettings, list_files, plan_units, read_piece
-from mm_lightning.errors import UserError
+from mm_lightning.errors import BadInput, UserError
 
 
 def read(sources, unit_bytes=1 << 20, skipped=None, **settings):
@@ -235,3 +235,113 @@ def test_standard_library():
     first = next(iter(plan_units(files, ReadSettings(), 1)))[0]
     text = next(read_piece(files[first.file], first, ReadSettings()))
     assert text.encode() == (Path(sysconfig.get_paths()["stdlib"]) / names[0]).read_bytes()
+
+
+class Counted(io.BytesIO):
+    """A file that counts the bytes that are read of it."""
+
+    bytes_read = 0
+
+    def read(self, size=-1):
+        data = super().read(size)
+        self.bytes_read += len(data)
+        return data
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 7, 64])
+def test_records_at_every_border_of_blocks(monkeypatch, block):
+    monkeypatch.setattr(decompress, "_BLOCK", block)
+    draw = random.Random(block)
+    for _ in range(300):
+        separator = draw.choice([b"\n", b"ab", b"<|e|>", b"\r\n"])
+        data = separator.join(bytes(draw.choices(b"xya<|\r", k=draw.randint(0, 6))) for _ in range(draw.randint(1, 8)))
+        step = draw.randint(1, 12)
+        expected = data.split(separator)
+        expected = expected if expected[-1] else expected[:-1]
+        for longest in (3, 1 << 20):
+            found = [
+                record
+                for start in range(0, len(data), step)
+                for place, record in decompress.records(
+                    io.BytesIO(data), separator, start, min(start + step, len(data)), longest
+                )
+            ]
+            found = [record if isinstance(record, bytes) else None for record in found]
+            assert found == [record if len(record) <= longest else None for record in expected]
+
+
+@pytest.mark.parametrize("data", [b"x" * 100_000, b"\n" + b"x" * 100_000, b"<|e" * 30_000, b"x" * 99_990 + b"<|e|>y"])
+def test_a_separator_that_never_occurs_is_looked_for_once(monkeypatch, data):
+    monkeypatch.setattr(decompress, "_BLOCK", 256)
+    step = 1000
+    work = []
+    records = []
+    for start in range(0, len(data), step):
+        file = Counted(data)
+        records += [record for _, record in decompress.records(file, b"<|e|>", start, min(start + step, len(data)))]
+        work.append(file.bytes_read)
+    assert records == data.split(b"<|e|>")
+    assert work[0] <= len(data)
+    assert max(work[1:]) <= step + 2 * 256  # it was the rest of the file for each piece of it
+
+
+def test_no_bytes_are_copied_twice(monkeypatch):
+    """What is searched and joined of a long record is its length, whatever the number of blocks."""
+    monkeypatch.setattr(decompress, "_BLOCK", 256)
+    joined = []
+    monkeypatch.setattr(
+        decompress, "_joined", lambda blocks, size, longest: joined.append(sum(map(len, blocks))) or b"".join(blocks)
+    )
+    data = b"y" * 100_000
+    assert [len(r) for _, r in decompress.records(io.BytesIO(data), b"<|e|>", 0, None)] == [100_000]
+    assert joined == [100_000]
+    # of a record that is too long no more is kept than the limit
+    joined.clear()
+    list(decompress.records(io.BytesIO(data), b"<|e|>", 0, None, 5000))
+    assert joined[0] <= 5000 + 256
+
+
+def test_the_largest_document(tmp_path):
+    (tmp_path / "a.txt").write_text("x" * 30)
+    (tmp_path / "b.jsonl").write_bytes(lines("short", "y" * 40, "end"))
+    (tmp_path / "c.txt.gz").write_bytes(gzip.compress(b"z" * 1_000_000))
+    (tmp_path / "d.txt.zst").write_bytes(zstandard.compress(b"z" * 1_000_000))
+    pq.write_table(pa.table({"text": ["row", "é" * 15]}), tmp_path / "e.parquet")
+    for name, place in (
+        ("a.txt", ""),
+        ("b.jsonl", " row 2"),
+        ("c.txt.gz", ""),
+        ("d.txt.zst", ""),
+        ("e.parquet", " row 2"),
+    ):
+        with pytest.raises(UserError, match=rf"{name}{place}: more than 29 bytes in one document, .*largest_document"):
+            read([tmp_path / name], largest_document=29)
+    skipped = []
+    found = read([tmp_path], skipped=skipped, on_error="skip", largest_document=29)
+    assert found == ["short", "end", "row"]
+    assert len(skipped) == 5
+    assert "short" in read([tmp_path / "b.jsonl"], largest_document=60)
+
+
+def test_a_small_file_that_unpacks_to_a_large_one_is_not_unpacked(tmp_path, monkeypatch):
+    """What is held in memory of a bomb is the limit and what a block unpacks to."""
+    monkeypatch.setattr(decompress, "_ZSTD_BLOCK", 64)
+    for name, data in (("a.gz", gzip.compress(bytes(20_000_000))), ("a.zst", zstandard.compress(bytes(20_000_000)))):
+        (tmp_path / name).write_bytes(data)
+        with decompress.opened(str(tmp_path / name), name.split(".")[1]) as stream:
+            file = Passing(stream)
+            with pytest.raises(BadInput, match="more than 1,000"):
+                decompress.read_whole(file, 1000)
+            assert file.bytes_read < 20_000_000
+
+
+class Passing:
+    """Another stream, whose bytes are counted."""
+
+    def __init__(self, stream):
+        self.stream, self.bytes_read = stream, 0
+
+    def read(self, size):
+        data = self.stream.read(size)
+        self.bytes_read += len(data)
+        return data

@@ -1,10 +1,12 @@
 import json
+import random
 from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer as Inner
 from tokenizers import models, pre_tokenizers
 
+from mm_lightning.data import tokenizer as room
 from mm_lightning.data.tokenizer import BEGIN, END, load_tokenizer, train_tokenizer
 from mm_lightning.errors import UserError
 
@@ -166,3 +168,54 @@ def test_mistakes_are_named(tmp_path):
         train_tokenizer(["a"], 257, tmp_path / "t.json")
     with pytest.raises(UserError, match="no text"):
         train_tokenizer([], 300, tmp_path / "t.json", progress=False)
+
+
+def test_long_texts_are_encoded_in_pieces_that_give_the_same(tmp_path, monkeypatch):
+    trained = train_tokenizer([" ".join(SAMPLES) * 5 + "the cat sat on the mat " * 20], 300, tmp_path / "t.json", False)
+    draw = random.Random(0)
+    parts = [
+        "a",
+        "b",
+        " ",
+        "  ",
+        "\n",
+        "\r\n",
+        "\t",
+        "1",
+        "²",
+        "é",
+        "字",
+        "🙂",
+        ".",
+        "'s",
+        "_",
+        "\u0301",
+        "the ",
+        " cat",
+    ]
+    texts = ["".join(draw.choices(parts, k=draw.randint(0, 60))) for _ in range(500)]
+    whole = trained.encode_batch(texts)
+    monkeypatch.setattr(room, "PIECE", 5)
+    assert sum(len(list(room.pieces(text))) for text in texts) > 1500
+    longest = []
+    encode = trained._encode_batch
+    monkeypatch.setattr(trained, "_encode_batch", lambda batch: longest.append(max(map(len, batch))) or encode(batch))
+    assert trained.encode_batch(texts) == whole
+    assert max(longest) < max(map(len, texts))
+
+
+def test_a_tokenizer_that_looks_further_than_words_reads_a_text_whole(tmp_path):
+    path = tmp_path / "t.json"
+    train_tokenizer(["the cat sat on the mat"], 260, path, False)
+    content = json.loads(path.read_text())
+    assert load_tokenizer(path)._splits_at_spaces
+    others = {
+        "normalizer": {"normalizer": {"type": "NFC"}},
+        "no split": {"pre_tokenizer": None},
+        "prefix": {
+            "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+        },
+    }
+    for changed in others.values():
+        path.write_text(json.dumps({**content, **changed}))
+        assert not load_tokenizer(path)._splits_at_spaces
