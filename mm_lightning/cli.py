@@ -23,7 +23,7 @@ from typing import Any
 from mm_lightning import streams
 from mm_lightning.errors import UserError
 from mm_lightning.options import expand_words, flags, name_words, option_error, word_lists
-from mm_lightning.redaction import redact
+from mm_lightning.redaction import guard_streams, redact
 
 TRAINING: dict[str, str] = {
     "fit": "train a network, or continue a run (--resume)",
@@ -309,6 +309,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = sys.argv[1:] if argv is None else argv
     streams.guard(needed=prints_its_result(args))
     replace_unprintable()
+    guard_streams()
     return streams.finish(run_command(args))
 
 

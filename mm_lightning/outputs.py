@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from mm_lightning.errors import UserError
+from mm_lightning.redaction import redact, redact_values
 
 
 def check_output(path: str | os.PathLike) -> Path:
@@ -30,8 +31,15 @@ def check_output(path: str | os.PathLike) -> Path:
     return target
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a file so that whatever happens it is there whole, as it was before or as it is now."""
+def write_text(path: Path, text: str, exact: bool = False) -> None:
+    """Write a file so that whatever happens it is there whole, as it was before or as it is now.
+
+    Args:
+        path: the file.
+        text: what it is to hold; secrets in it are hidden.
+        exact: nothing is hidden: for data, such as a tokenizer.
+    """
+    text = text if exact else redact(text)
     beside = path.with_name(path.name + ".tmp")
     # half a surrogate pair, as in names of files that are not UTF-8, is escaped as JSON does it
     with beside.open("w", encoding="utf-8", errors="backslashreplace") as file:
@@ -42,8 +50,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """The same of a JSON file."""
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    """Write a JSON file, whole or not at all, in which secrets are hidden."""
+    write_text(path, json.dumps(redact_values(content), indent=1, ensure_ascii=False) + "\n", exact=True)
 
 
 def share(path: Path) -> None:

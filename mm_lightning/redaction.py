@@ -1,37 +1,147 @@
-"""Takes secrets out of text that is going to be kept: logs and run folders are shared more readily than passwords."""
+"""Takes secrets out of what is going to be kept or shown: logs and run folders are shared more readily than passwords.
+
+Every writer of settings does so by itself: :mod:`mm_lightning.outputs` (text and JSON), `yaml_text.write_yaml`, the
+log, error messages and tracebacks. What is data stays as it is: texts that were read, generated or predicted,
+tokenizers, metrics.
+"""
 
 from __future__ import annotations
 
+import logging
 import re
+import sys
+import traceback
+from types import TracebackType
+from typing import Any
 
 HIDDEN = "***"
 
-# not of `tokens`, which are counted here
-_WORD = (
-    r"[\w.\-]*(?:token|"
-    r"(?:secret|passw(?:or)?d|api_?key|access_?key|private_?key|signature|credential|x-amz-\w+)s?)"
+_NAMES = r"secret|passw(?:or)?d|passphrase|api_?key|access_?key|private_?key|signature|credential|authorization"
+# not of `tokens`, which are counted here; bounded, so that long words take no time with their square
+_WORD = rf"[\w.\-]{{0,64}}(?:token|(?:{_NAMES}|x-amz-\w{{1,64}})s?)"
+# one slash: what pathlib leaves of a URL; a password may hold @, # and, unless it begins like a port, a slash
+_SCHEME = r"(?<![a-z0-9+.\-])([a-z][a-z0-9+.\-]{0,30}:/{1,2})"
+_USER = re.compile(
+    rf"{_SCHEME}(?:[^\s/:@\"'?#]{{0,256}}:(?!\d{{1,5}}(?:[/?#]|$))[^\s\"']{{0,512}}?@(?=[^\s@/\"']{{0,256}}(?:[\s/\"']|$))"
+    rf"|[^\s/@\"'?#]{{1,512}}@)",
+    re.IGNORECASE,
 )
-# one slash: what pathlib leaves of a URL
-_USER = re.compile(r"(\b[a-z][a-z0-9+.\-]*:/{1,2})[^\s/@\"'?#]+@", re.IGNORECASE)
 _QUERY = re.compile(rf"([?&;](?:{_WORD}|sig|key|auth)=)[^&\s\"'#]+", re.IGNORECASE)
 _OPTION = re.compile(rf"(--{_WORD}(?:=|\s+))[^\s\"']+", re.IGNORECASE)
+_PAIR = re.compile(
+    rf"(?<![\w.\-?&;])([\"']?{_WORD}[\"']?(?:=|:\s+))(\"[^\"\n]*\"|'[^'\n]*'|[^\s,;}}\]\"'{{\[]+)", re.IGNORECASE
+)
+_BEARER = re.compile(r"\b((?:bearer|basic)\s+)[\w.~+/\-]{8,}=*", re.IGNORECASE)
+# what services begin their tokens with
+_TOKEN = re.compile(
+    r"(?<![A-Za-z0-9_])(?:hf_[A-Za-z0-9]{8,}|(?:AKIA|ASIA)[A-Z0-9]{12,}|gh[pousr]_[A-Za-z0-9]{16,}"
+    r"|github_pat_\w{16,}|sk-[A-Za-z0-9_\-]{16,}|xox[abprs]-[A-Za-z0-9\-]{8,})"
+)
+# a key of a mapping, in snake case: of `token` the ones that open something, not those of a text
+_KEY = re.compile(rf"(?:^|_)(?:(?:{_NAMES})s?(?:_id|_key|_value)?|auth|bearer|pat)$")
+_TOKEN_KEY = re.compile(r"(?:^|_)token$")
+_OF_TEXT = re.compile(r"(?:^|_)(?:bos|eos|pad|unk|sep|cls|mask|begin|end|start|stop|first|last|next|image|per)_token$")
 
 
 def redact(text: str) -> str:
-    """Hides user names and passwords in URLs, tokens in their queries, and the values of options that name a secret.
+    """Hide user names and passwords in URLs, tokens in their queries, the values of options, keys and headers that
+    name a secret, and what looks like a token of a well-known service.
 
     >>> redact("s3://me:pass@host/data?token=abc&page=2")
     's3://***@host/data?token=***&page=2'
     """
     text = _USER.sub(rf"\1{HIDDEN}@", text)
     text = _QUERY.sub(rf"\1{HIDDEN}", text)
-    return _OPTION.sub(rf"\1{HIDDEN}", text)
+    text = _OPTION.sub(lambda found: found[0] if _of_text(found[1]) else found[1] + HIDDEN, text)
+    text = _BEARER.sub(rf"\1{HIDDEN}", text)
+    text = _PAIR.sub(_hide_pair, text)
+    return _TOKEN.sub(HIDDEN, text)
+
+
+def _of_text(name: str) -> bool:
+    """Return whether the name of an option or key, with what is around it, is of a token of text: --eos_token."""
+    return bool(_OF_TEXT.search(name.strip("-\"':= \t\n").lower().replace("-", "_").replace(".", "_")))
+
+
+def _hide_pair(found: re.Match[str]) -> str:
+    name, value = found[1], found[2]
+    if re.search(r"token[\"']?(?:=|:\s+)$", name, re.IGNORECASE) and re.fullmatch(r"[\d.,e+\-]+", value):
+        return found[0]  # counted
+    if re.fullmatch(r"(?:token|\w+s):\s+", name, re.IGNORECASE) and value.isalpha():
+        return found[0]  # "the file keeps no secrets: give them again"
+    if _of_text(name) or value.strip("\"'").lower() in ("", "null", "none", "true", "false"):
+        return found[0]
+    quote = value[0] if value[0] in "\"'" else ""
+    return f"{name}{quote}{HIDDEN}{quote}"
 
 
 def redact_words(words: list[str]) -> list[str]:
     """As :func:`redact`, of a command line: a secret may be the word after its option."""
     found = [redact(word) for word in words]
     for n, word in enumerate(words[:-1]):
-        if word.startswith("--") and _OPTION.fullmatch(f"{word} x"):
+        if word.startswith("--") and _OPTION.fullmatch(f"{word} x") and not _of_text(word):
             found[n + 1] = HIDDEN
     return found
+
+
+def names_secret(key: str) -> bool:
+    """Return whether a key of a mapping names a secret: api_key, hub_token, but not tokens, tokenizer, eos_token."""
+    name = _snake(key)
+    return _is_password(name) or (bool(_TOKEN_KEY.search(name)) and not _OF_TEXT.search(name))
+
+
+def _is_password(name: str) -> bool:
+    return bool(_KEY.search(_snake(name)))
+
+
+def _snake(key: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key).lower().replace("-", "_").replace(".", "_").rstrip("_")
+
+
+def redact_values(value: Any, hide: bool = False, numbers: bool = False) -> Any:
+    """As :func:`redact`, of nested lists and mappings: also hides what stands under keys that name a secret.
+
+    Args:
+        value: as JSON and YAML hold it.
+        hide: it stands under such a key.
+        numbers: numbers there are secrets too; those beside `token` are counts.
+    """
+    if isinstance(value, dict):
+        return {
+            redact(key) if isinstance(key, str) else key: redact_values(
+                inner, hide or names_secret(str(key)), numbers or _is_password(str(key))
+            )
+            for key, inner in value.items()
+        }
+    if isinstance(value, list | tuple):
+        if all(isinstance(word, str) for word in value):
+            return [HIDDEN for _ in value] if hide else redact_words(list(value))
+        return [redact_values(inner, hide, numbers) for inner in value]
+    if isinstance(value, str):
+        return HIDDEN if hide and value else redact(value)
+    return HIDDEN if hide and numbers and isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+def guard_streams() -> None:
+    """Let what Python itself writes for people, the log and the traceback of an error, go through :func:`redact`."""
+    if not getattr(logging.getLogRecordFactory(), "redacts", False):
+        make = logging.getLogRecordFactory()
+
+        def record(*args: Any, **kwargs: Any) -> logging.LogRecord:
+            made = make(*args, **kwargs)
+            try:
+                text = made.getMessage()
+            except (TypeError, ValueError):  # logging says so itself
+                return made
+            if (hidden := redact(text)) != text:
+                made.msg, made.args = hidden, ()
+            return made
+
+        record.redacts = True  # type: ignore[attr-defined]
+        logging.setLogRecordFactory(record)
+    sys.excepthook = print_traceback
+
+
+def print_traceback(kind: type[BaseException], error: BaseException, place: TracebackType | None) -> None:
+    """Print the traceback of an error without secrets, as `sys.excepthook` does with them."""
+    sys.stderr.write(redact("".join(traceback.format_exception(kind, error, place))))

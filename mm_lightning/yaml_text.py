@@ -17,6 +17,8 @@ from typing import Any, ClassVar
 import yaml
 
 from mm_lightning.errors import UserError
+from mm_lightning.outputs import write_text
+from mm_lightning.redaction import redact_values
 from mm_lightning.text_files import read_text
 
 _TAG = "tag:yaml.org,2002:"
@@ -194,6 +196,11 @@ def read_yaml(path: str | Path) -> Any:
 def dump_yaml(values: Any) -> str:
     """Return values as the text of a YAML file, keys in their order."""
     return yaml.dump(values, Dumper=Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False)
+
+
+def write_yaml(path: Path, values: Any) -> None:
+    """Write a YAML file, whole or not at all, in which secrets are hidden."""
+    write_text(path, dump_yaml(redact_values(values)), exact=True)
 
 
 def one_line(value: Any) -> str:

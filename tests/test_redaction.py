@@ -1,8 +1,14 @@
 """Secrets in URLs and options are hidden, all else stays."""
 
+import subprocess
+import sys
+
 import pytest
 
-from mm_lightning.redaction import redact, redact_words
+from mm_lightning.outputs import write_json, write_text
+from mm_lightning.redaction import redact, redact_values, redact_words
+from mm_lightning.training.config_files import leaves
+from mm_lightning.yaml_text import write_yaml
 
 
 @pytest.mark.parametrize(
@@ -31,3 +37,73 @@ def test_the_word_after_an_option():
         "--tokenizer",
         "bytes",
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("http://user:p@ss@host/x", "http://***@host/x"),
+        ("http://user:pa/s#s@host/x?mail=a@b", "http://***@host/x?mail=a@b"),
+        ("http://host:8080/path/a@b", "http://host:8080/path/a@b"),
+        ("http://host?mail=a@b", "http://host?mail=a@b"),
+        ("s3://a:b@h/x s3://c:d@h/y", "s3://***@h/x s3://***@h/y"),
+        ('{"api_key": "abc def", "x": 1}', '{"api_key": "***", "x": 1}'),
+        ("Authorization: Bearer abcdefghijkl", "Authorization: *** ***"),
+        ("hf_abcdefghijklmnop and AKIAIOSFODNN7EXAMPLE", "*** and ***"),
+        ("https://h/x?X-Goog-Signature=1&sig=2", "https://h/x?X-Goog-Signature=***&sig=***"),
+        ("--eos_token </s> --token abc", "--eos_token </s> --token ***"),
+        ("there is no such token: give another", "there is no such token: give another"),
+        ("the file keeps no secrets: give them", "the file keeps no secrets: give them"),
+        ("flops_per_token: 5ms, token: 5, max_tokens=5", "flops_per_token: 5ms, token: 5, max_tokens=5"),
+    ],
+)
+def test_secrets_in_messages_and_what_only_looks_like_one(text, kept):
+    assert redact(text) == kept
+    assert redact(kept) == kept
+
+
+def test_values_under_keys_that_name_a_secret():
+    secret = {
+        "api_key": "x",
+        "apiKey": "x",
+        "hub_token": "x",
+        "password": 12,
+        "credentials": {"user": "x", "pw": ["x"]},
+    }
+    secret |= {"storage_options": {"secret": "x"}, "aws_access_key_id": "x", "Authorization": "x"}
+    plain = {"token": 5, "max_tokens": 5, "eos_token": "</s>", "tokenizer": "bytes", "flops_per_token": 2.5}
+    plain |= {"special_tokens": ["<s>"], "text_key": "text", "hub_token": None, "n": [1, {"key": "a"}]}
+    assert "x" not in str([leaf for _, leaf in leaves(redact_values(secret))])
+    assert redact_values(secret)["password"] == "***"
+    assert redact_values(plain) == plain
+    assert redact_values({"command": ["mm", "--password", "x"]}) == {"command": ["mm", "--password", "***"]}
+    assert redact_values(redact_values(secret)) == redact_values(secret)
+
+
+def test_what_is_written_is_redacted_unless_it_is_data(tmp_path):
+    write_json(tmp_path / "a.json", {"source": "http://u:pa55@h/x", "token": "pa55", "tokens": 3})
+    write_yaml(tmp_path / "a.yaml", {"data": {"api_key": "pa55", "sources": ["http://u:pa55@h/x"]}})
+    write_text(tmp_path / "a.txt", "from http://u:pa55@h/x")
+    assert all("pa55" not in path.read_text() for path in tmp_path.iterdir())
+    write_text(tmp_path / "b.txt", "http://u:pa55@h/x", exact=True)
+    assert (tmp_path / "b.txt").read_text() == "http://u:pa55@h/x"
+
+
+def test_log_and_traceback_are_redacted():
+    program = """
+import logging
+from mm_lightning.redaction import guard_streams
+guard_streams()
+logging.getLogger("x").warning("%s: trying again", "http://u:pa55@h/x")
+raise OSError("cannot read http://u:pa55@h/x")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "http://***@h/x: trying again" in done.stderr
+    assert "OSError: cannot read http://***@h/x" in done.stderr
+    assert "pa55@" not in done.stderr.replace('"http://u:pa55@h/x"', "")  # a traceback of -c shows no source lines
+
+
+def test_redacting_takes_time_with_the_length_only():
+    for part in ("a.", "http://a:", "--", "-token", "x_token: ", "://"):
+        redact(part * 20_000)  # with its square it would not end

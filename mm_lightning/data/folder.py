@@ -19,6 +19,7 @@ from mm_lightning.data.shards import free_bytes
 from mm_lightning.data.tokenizer import Tokenizer
 from mm_lightning.errors import UserError
 from mm_lightning.outputs import write_json
+from mm_lightning.redaction import redact_values
 
 UNFINISHED = ".unfinished"
 """What a folder holds, beside finished shards, until its manifest is written."""
@@ -143,8 +144,8 @@ def reuse(folder: Path, settings: dict[str, Any], identity: str | None = None, c
         UserError: it was prepared from something else.
     """
     manifest = Manifest.load(folder)
-    has = manifest.settings
-    differ = [f"{key} {has.get(key)!r}, not {value!r}" for key, value in settings.items() if has.get(key) != value]
+    has, wanted = redact_values(manifest.settings), redact_values(settings)  # a password may change
+    differ = [f"{key} {has.get(key)!r}, not {value!r}" for key, value in wanted.items() if has.get(key) != value]
     if identity not in (None, manifest.fingerprint) and not differ:
         differ = ["other source files or another tokenizer"]
     if not differ and manifest.source_contents and contents not in (None, manifest.source_contents):

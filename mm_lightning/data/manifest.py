@@ -18,6 +18,7 @@ import numpy as np
 from mm_lightning.data.tokenizer import Tokenizer, load_tokenizer
 from mm_lightning.errors import UserError
 from mm_lightning.outputs import write_json
+from mm_lightning.redaction import redact_values
 
 FILE = "manifest.json"
 FORMAT_VERSION = 1
@@ -124,7 +125,7 @@ class Manifest:
 
     def save(self, folder: str | os.PathLike) -> None:
         """Write `manifest.json` with a checksum of its own, all of it or nothing."""
-        content = asdict(self)
+        content = redact_values(asdict(self))  # of which the checksum is
         write_json(Path(folder) / FILE, {**content, "checksum": _digest(content)})
 
     @classmethod

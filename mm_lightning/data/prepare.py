@@ -27,7 +27,9 @@ from mm_lightning.data.shards import write_shards
 from mm_lightning.data.splitting import DocumentSplit, fraction_of, plan_split
 from mm_lightning.data.tokenizer import Tokenizer, check_vocab_size, load_tokenizer, train_tokenizer
 from mm_lightning.data.units import Job, UnitFiles, UnitRecord, documents_of, run_units
+from mm_lightning.decompress import LONGEST
 from mm_lightning.errors import UserError
+from mm_lightning.redaction import HIDDEN, redact_values
 
 _UNIT_BYTES = 1 << 20  # least text of a unit of work
 _STRETCH = 1 << 20  # characters of a document that a tokenizer is trained on, or not, as a whole
@@ -52,6 +54,8 @@ class PrepareConfig:
         separator: in text files, the string between two documents, such as `<|endoftext|>`.
         suffixes: the files of folders to read, as text unless known, instead of .txt, .jsonl, .json and .parquet.
         on_error: refuse stops at a file or row that cannot be read; skip counts and lists it in the manifest.
+        largest_document: bytes of the longest document or row that is read; a longer one is an error. It takes about
+            ten times as much memory, and with a tokenizer that does not split at spaces a hundred times.
         shard_tokens: tokens in a shard.
         workers: processes; the number of CPU cores if not given. What is written does not depend on it.
         bos: of a tokenizer.json, the name of the token that begins a document, where it is none of the usual ones.
@@ -71,12 +75,15 @@ class PrepareConfig:
     workers: int | None = None
     bos: str | None = None
     eos: str | None = None
+    largest_document: int = LONGEST
 
     def __post_init__(self) -> None:
         if not 0 <= self.validation_fraction < 1:
             raise UserError(f"validation_fraction {self.validation_fraction} is not in [0, 1)")
         if self.on_error not in ("refuse", "skip"):
             raise UserError(f"on_error {self.on_error!r} is neither refuse nor skip")
+        if not 1 <= self.largest_document < 1 << 31:
+            raise UserError(f"largest_document must be from 1 to {(1 << 31) - 1:,} bytes, got {self.largest_document}")
         if self.shard_tokens < 1 or (self.workers is not None and self.workers < 1) or self.tokenizer_bytes < 1:
             raise UserError("shard_tokens, tokenizer_bytes and workers must be at least 1")
         if self.tokenizer == "train":
@@ -91,17 +98,18 @@ class PrepareConfig:
     def reading(self) -> ReadSettings:
         """The part about finding documents."""
         suffixes = None if self.suffixes is None else tuple("." + s.lstrip(".").lower() for s in self.suffixes)
-        return ReadSettings(self.text_key, self.separator, suffixes, self.on_error)
+        return ReadSettings(self.text_key, self.separator, suffixes, self.on_error, self.largest_document)
 
     def identity(self) -> dict[str, Any]:
         """Return all that the result depends on."""
-        settings = {key: value for key, value in asdict(self).items() if key != "workers"}
+        settings = {key: value for key, value in asdict(self).items() if key not in ("workers", "largest_document")}
         # Left out where not given: so are they in folders that were prepared before there were these two.
         return {key: value for key, value in settings.items() if key not in ("bos", "eos") or value is not None}
 
     def wanted(self) -> dict[str, Any]:
         """Return the settings that a folder must have been prepared with to be used in place of a new one."""
-        return {key: value for key, value in asdict(self).items() if key not in ("workers", "on_error")}
+        others = ("workers", "on_error", "largest_document")
+        return {key: value for key, value in asdict(self).items() if key not in others}
 
 
 def prepare(config: PrepareConfig, output: str | os.PathLike, progress: bool = True) -> Manifest:
@@ -116,6 +124,8 @@ def prepare(config: PrepareConfig, output: str | os.PathLike, progress: bool = T
         UserError: bad input, no space, or the folder holds something else.
     """
     folder = Path(output).expanduser()
+    if hidden := next((source for source in config.sources if HIDDEN in source), None):
+        raise UserError(f"the source {hidden} keeps no secrets: give data.prepare.sources again, with them")
     reading = config.reading()
     files = list_files(config.sources, reading)
     identity = _fingerprint(config, files)
@@ -308,7 +318,7 @@ def _fingerprint(config: PrepareConfig, files: list[SourceFile]) -> str:
         named = load_tokenizer(config.tokenizer, config.bos, config.eos).sha256
     # Whatever on_error says, units that are finished stay as they are: a refused preparation can go on with `skip`.
     settings = {**config.identity(), "tokenizer": named, "on_error": None}
-    content = [FORMAT_VERSION, settings, [(file.name, file.size) for file in files]]
+    content = [FORMAT_VERSION, redact_values(settings), [(file.name, file.size) for file in files]]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -6,6 +6,8 @@ import logging
 import time
 from typing import Any
 
+from mm_lightning.redaction import redact
+
 log = logging.getLogger("mm_lightning.data")
 
 
@@ -13,6 +15,7 @@ def say(line: str) -> None:
     """One line for the user, in the terminal and in the log."""
     from rich.console import Console
 
+    line = redact(line)
     log.info(line)
     Console(stderr=True, highlight=False).print(line, markup=False, soft_wrap=True)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mm_lightning.errors import UserError
+from mm_lightning.redaction import redact_words
 from mm_lightning.training.batches import accumulated
 from mm_lightning.training.memory_plan import USABLE, bytes_per_device, count_devices, layout_of
 
@@ -158,6 +159,14 @@ class Launch:
 def launch_command(args: list[str]) -> None:
     """Runs `mm launch` with the rest of its command line."""
     own, rest = options().parse_known_args(args)
+    if own.executor == "slurm" or own.dry_run:
+        for before, word in zip(["", *rest], rest, strict=False):
+            if redact_words([before, word])[1] != word:
+                name = (word if word.startswith("--") else before).partition("=")[0]
+                raise UserError(
+                    f"{name} holds a secret, which mm launch would write into a script: put it in a config file, which "
+                    f"the script only names"
+                )
     launch = planned(rest, own.nodes, own.gpus, own.gpu_memory)
     extra = dict(option.lstrip("-").partition("=")[::2] for option in own.sbatch)
     if own.executor == "slurm":

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mm_lightning.errors import UserError
-from mm_lightning.outputs import write_json, write_text
+from mm_lightning.outputs import write_json
+from mm_lightning.redaction import redact_values, redact_words
 
 if TYPE_CHECKING:
     from mm_lightning.experiments.launchers import Launcher, Work
@@ -125,7 +126,8 @@ def prepare_folder(folder: Path, declared: Sweep, runs: list[Run]) -> dict[str, 
         UserError: a run was begun there with other settings.
     """
     from mm_lightning.experiments.launchers import Work
-    from mm_lightning.yaml_text import dump_yaml, load_yaml, read_yaml
+    from mm_lightning.training.config_files import hand_on_secrets
+    from mm_lightning.yaml_text import dump_yaml, load_yaml, read_yaml, write_yaml
 
     works, texts = {}, {}
     for run in runs:
@@ -134,7 +136,7 @@ def prepare_folder(folder: Path, declared: Sweep, runs: list[Run]) -> dict[str, 
         works[f"{run.variant}, seed {run.seed}"] = Work(place, run.steps)
         if (place / "config.yaml").is_file():
             before = read_yaml(place / "config.yaml")
-            if differing := differences(before, load_yaml(texts[place], place)):
+            if differing := differences(redact_values(before), redact_values(load_yaml(texts[place], place))):
                 raise UserError(
                     f"{place} was begun with other settings ({'; '.join(differing)}): give another --output, or "
                     "delete that folder"
@@ -142,7 +144,8 @@ def prepare_folder(folder: Path, declared: Sweep, runs: list[Run]) -> dict[str, 
     for place, text in texts.items():
         place.mkdir(parents=True, exist_ok=True)
         if not (place / "config.yaml").is_file():
-            write_text(place / "config.yaml", text)
+            write_yaml(place / "config.yaml", load_yaml(text, place))
+    hand_on_secrets(load_yaml(text, place) for place, text in texts.items())
     _mention_others(folder, works)
     write_json(folder / FILE, describe(declared, runs))
     return works
@@ -171,7 +174,7 @@ def describe(declared: Sweep, runs: list[Run]) -> dict[str, Any]:
     kept = ("variant", "seed", "folder", "values", "parameters", "training_flops_per_token", "steps", "step_tokens")
     return {
         "name": declared.name,
-        "command": shlex.join(["mm", *sys.argv[1:]]),
+        "command": shlex.join(redact_words(["mm", *sys.argv[1:]])),
         "declared": asdict(declared),
         "stop": declared.stop,
         "baseline": baseline_of(declared, variants(declared)).name,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mm_lightning.errors import UserError
-from mm_lightning.outputs import share
+from mm_lightning.outputs import share, write_text
 
 if TYPE_CHECKING:
     from mm_lightning.data.tokenizer import Tokenizer
@@ -151,7 +151,7 @@ def export_command(
         export(network, tokenizer, partial, about.get("context_length"), self_contained, max_shard_size)
         kept = {name: value for name, value in about.items() if name != "network"}
         (partial / ABOUT).write_text(json.dumps(kept) + "\n", encoding="utf-8")
-        (partial / "README.md").write_text(model_card(path, about, network, self_contained), encoding="utf-8")
+        write_text(partial / "README.md", model_card(path, about, network, self_contained))
     give_name(partial, Path(output))
     _say(Path(output), network, dtype, tokenizer, self_contained)
 

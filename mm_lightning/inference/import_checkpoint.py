@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mm_lightning.errors import UserError
 from mm_lightning.inference.export import ABOUT, fresh_folder, give_name, kept_if_whole, require
-from mm_lightning.yaml_text import dump_yaml
+from mm_lightning.yaml_text import write_yaml
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -162,7 +162,7 @@ def write(imported: Imported, output: str | os.PathLike) -> Path:
     with kept_if_whole(partial):
         whole = {"state_dict": weights, KEY: about}
         write_checkpoint(whole, checkpoint_path(partial, 0))
-        (partial / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
+        write_yaml(partial / "config.yaml", config)
     give_name(partial, Path(output))
     return checkpoint_path(Path(output), 0)
 

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import json
+import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mm_lightning.errors import UserError
 from mm_lightning.options import PLACES, expand_home, wrong_value
+from mm_lightning.redaction import HIDDEN, redact_values
 from mm_lightning.shipped import resolve_config, suggest_config
 from mm_lightning.synonyms import synonym
 from mm_lightning.yaml_text import locate, one_line, read_yaml
@@ -46,6 +49,7 @@ def read_chain(path: str | Path, above: tuple[Path, ...] = ()) -> list[ConfigFil
     if "base" in values:
         for base in file_names(path, "base", values.pop("base")):
             chain += read_chain(base, (*above, path))
+    _fill_secrets(values)
     _check_shape(path, values)
     _expand_homes(values)
     return [*chain, ConfigFile(str(path), values)]
@@ -98,6 +102,37 @@ def read_config(path: str | Path, named_by: Path | None = None) -> dict[str, Any
     if not isinstance(values, dict):
         raise UserError(f"config file {path} must hold `key: value` lines, found a {type(values).__name__}")
     return values
+
+
+SECRETS = "MM_LIGHTNING_SECRETS"
+"""The environment variable by which `mm sweep` hands its runs what their config.yaml hides: JSON, by dotted key."""
+
+
+def hand_on_secrets(configs: Iterable[dict[str, Any]]) -> None:
+    """Let processes that are started from now on find the secrets that the files of these configs do not hold.
+
+    Raises:
+        UserError: two configs differ in a secret.
+    """
+    secrets: dict[str, Any] = {}
+    for config in configs:
+        hidden = dict(leaves(redact_values(config)))
+        for key, value in leaves(config):
+            if hidden.get(key) != value and secrets.setdefault(key, value) != value:
+                raise UserError(f"the runs differ in {key}, which holds a secret: give all of them the same")
+    if secrets:
+        os.environ[SECRETS] = json.dumps(secrets)
+
+
+def _fill_secrets(values: dict[str, Any]) -> None:
+    """Put what another process of this program has handed on in the place of what is hidden."""
+    for key, value in json.loads(os.environ.get(SECRETS, "{}")).items():
+        *above, last = key.split(".")
+        section: Any = values
+        for name in above:
+            section = section.get(name) if isinstance(section, dict) else None
+        if isinstance(section, dict) and last in section and HIDDEN in json.dumps(section[last], default=str):
+            section[last] = value
 
 
 def file_names(path: Path, key: str, names: Any) -> list[str]:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from mm_lightning.training.config_files import leaves
-from mm_lightning.yaml_text import load_yaml
 
 # TensorBoard believes the first file that says what a run's settings are, and some versions read files in the order of
 # their names and wait at the last one, so that the curves of a running training must come last.
@@ -25,13 +24,12 @@ TRAINER = ("max_steps", "max_epochs", "max_time", "precision", "strategy", "devi
 """Options of the trainer that are settings of an experiment; the others say where things go and what watches."""
 
 
-def settings(config: str) -> dict[str, Any]:
+def settings(values: dict[str, Any]) -> dict[str, Any]:
     """Return the hyper-parameters of a run by dotted name: everything of the model and the data, some of the trainer.
 
     Args:
-        config: the resolved config as YAML, without secrets.
+        values: the resolved config, without secrets.
     """
-    values = load_yaml(config, "the config")
     trainer = values.get("trainer") or {}
     chosen = {key: values[key] for key in ("seed_everything", "model", "data") if key in values}
     chosen["trainer"] = {key: trainer.get(key) for key in TRAINER}

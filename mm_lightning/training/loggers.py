@@ -80,7 +80,7 @@ class MetricsFile(Logger):
                 lines.append(line)
                 self.logged |= values.keys() if values.get("step") == step else set()
         try:
-            write_text(path, "".join(lines))
+            write_text(path, "".join(lines), exact=True)
         except OSError as error:
             say(f"cannot write {path} ({error.strerror}): of a step that appears twice the later line counts")
 

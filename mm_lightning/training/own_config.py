@@ -9,8 +9,9 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
 
+from mm_lightning.data.manifest import FILE
 from mm_lightning.errors import UserError
-from mm_lightning.redaction import HIDDEN
+from mm_lightning.redaction import HIDDEN, redact_values
 from mm_lightning.training.checkpoint import find_checkpoint, run_of
 from mm_lightning.training.config_files import ConfigFile, read_config
 from mm_lightning.training.resume import NAMED_ELSEWHERE
@@ -78,9 +79,16 @@ def own_config(checkpoint: Path, options: Sequence[str], files: Sequence[ConfigF
         if HIDDEN not in json.dumps(content, default=str):
             continue
         for key in hidden(content, section):
-            if not any(key.startswith(name) for name in named) and not any(section in file.values for file in files):
+            given_again = any(key.startswith(name) for name in named) or any(section in f.values for f in files)
+            if not given_again and not (key.startswith("data.prepare.") and _is_prepared(values)):
                 raise UserError(f"{path} keeps no secrets: give {key} again, as in --{key} VALUE")
     return ConfigFile(str(path), values)
+
+
+def _is_prepared(values: dict[str, Any]) -> bool:
+    """Return whether the data of a config lie there, so that nobody asks their sources again."""
+    path = values.get("data", {}).get("path")
+    return isinstance(path, str) and (Path(path).expanduser() / FILE).is_file()
 
 
 def hidden(content: Any, name: str) -> list[str]:
@@ -98,7 +106,9 @@ def overrides(own: ConfigFile, config: str) -> list[str]:
         config: this command's, as YAML.
     """
     changes = []
-    for name, (was, now) in differences(own.values, load_yaml(config, "the config")).items():
+    for name, (was, now) in differences(
+        redact_values(own.values), redact_values(load_yaml(config, "the config"))
+    ).items():
         both = f"{name} {now} instead of {was}"
         if name not in NAMED_ELSEWHERE:
             changes.append(both if len(both) < 200 else name)

@@ -14,13 +14,14 @@ from mm_lightning.data.mixture import describe, differing
 from mm_lightning.errors import UserError
 from mm_lightning.memory import kernels
 from mm_lightning.memory.retrieval import backend
-from mm_lightning.outputs import write_json, write_text
-from mm_lightning.redaction import redact
+from mm_lightning.outputs import write_json
+from mm_lightning.redaction import redact_values
 from mm_lightning.training.checkpoint import find_checkpoint
 from mm_lightning.training.hparams import settings
 from mm_lightning.training.loggers import forget_after, say
 from mm_lightning.training.resume import nothing_to_do
 from mm_lightning.training.run_folder import RunFolder, describe_environment
+from mm_lightning.yaml_text import load_yaml, write_yaml
 
 
 class RecordRun(Callback):
@@ -52,8 +53,8 @@ class RecordRun(Callback):
     def _write(self, trainer: Trainer, step: int) -> None:
         path = self.folder.path
         (path / "finished.json").unlink(missing_ok=True)  # a finished run may be resumed for more steps
-        config = redact(self.config)
-        write_text(path / "config.yaml", config)
+        config = redact_values(load_yaml(self.config, "the config"))
+        write_yaml(path / "config.yaml", config)
         for logger in trainer.loggers:
             logger.log_hyperparams(settings(config))
         past = []

@@ -9,7 +9,8 @@ import yaml
 from mm_lightning.cli import main
 from mm_lightning.errors import UserError
 from mm_lightning.networks import MemoryMosaicConfig
-from mm_lightning.training.config_files import read_chain, split_configs
+from mm_lightning.training.config_files import SECRETS, hand_on_secrets, read_chain, split_configs
+from mm_lightning.yaml_text import write_yaml
 
 
 def test_bases_come_first_and_relative_to_their_file(tmp_path):
@@ -93,3 +94,21 @@ def test_help_leads_with_options_that_exist_and_names_the_rest(capsys):
 @pytest.mark.parametrize("name", re.findall(r"[a-z_]+", "layers dim heads vocab_size persistent_dim short_term_window"))
 def test_help_names_switches_of_the_network(name):
     assert name in {field.name for field in dataclasses.fields(MemoryMosaicConfig)}
+
+
+def test_a_sweeps_runs_get_the_secrets_that_their_configs_hide(tmp_path, monkeypatch):
+    config = {"run": "x", "data": {"path": "d", "prepare": {"sources": ["http://me:pa55@h/x", "b"]}}}
+    config["trainer"] = {"logger": [{"class_path": "L", "init_args": {"api_key": "k3y"}}]}
+    file = tmp_path / "config.yaml"
+    write_yaml(file, config)
+    assert not {"pa55", "k3y"} & set(re.findall(r"\w+", file.read_text()))
+    hidden = read_chain(file)[0].values
+    assert hidden["data"]["prepare"]["sources"] == ["http://***@h/x", "b"]
+    monkeypatch.setenv(SECRETS, "{}")
+    hand_on_secrets([config, config])
+    assert read_chain(file)[0].values == config
+    file.write_text("data: {path: d, prepare: {sources: [a]}}\n")  # nothing is hidden there
+    assert read_chain(file)[0].values["data"]["prepare"]["sources"] == ["a"]
+    other = {"data": {"prepare": {"sources": ["http://me:0ther@h/x", "b"]}}}
+    with pytest.raises(UserError, match=r"the runs differ in data\.prepare\.sources, which holds a secret"):
+        hand_on_secrets([config, other])

@@ -44,7 +44,7 @@ def test_files_of_earlier_versions_go_on_where_they_are(tmp_path):
 def test_settings_have_the_names_that_are_typed():
     network = {"class_path": "mm.MemoryMosaicConfig", "init_args": {"dim": 16, "levels": ["long"]}}
     config = {"model": {"network": network, "initial_weights": None}, "trainer": {"max_steps": 3, "logger": None}}
-    assert settings(yaml.safe_dump({"run": "runs/x", "seed_everything": 7, **config})) == {
+    assert settings({"run": "runs/x", "seed_everything": 7, **config}) == {
         "seed_everything": 7,
         "model.network": "mm.MemoryMosaicConfig",
         "model.network.dim": 16,
