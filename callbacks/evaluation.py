@@ -95,8 +95,6 @@ class Evaluation(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Makes all questions once, so that what they need is missed before training."""
-        data = trainer.datamodule
-        self._step_tokens = data.global_batch_size * data.context_length
         self._step = self._evaluated = trainer.global_step
         self._begin, self._seconds = time.monotonic(), 0.0
         model = self._model(trainer, pl_module, pl_module.network)
@@ -111,15 +109,15 @@ class Evaluation(Callback):
     ) -> None:
         """Evaluates when it is time, after a whole optimisation step."""
         step = trainer.global_step
-        if step != self._step and self._due(step):
+        if step != self._step and self._due(step, pl_module.trained_tokens, pl_module.step_tokens):
             self._evaluate(trainer, pl_module)
         self._step = step
 
-    def _due(self, step: int) -> bool:
+    def _due(self, step: int, tokens: int, step_tokens: int) -> bool:
         if self.every_n_steps:
             return step % self.every_n_steps == 0
-        every, tokens = self.every_n_tokens, self._step_tokens
-        return bool(every) and step * tokens // every > (step - 1) * tokens // every
+        every = self.every_n_tokens
+        return bool(every) and tokens // every > (tokens - step_tokens) // every
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluates the last step."""
@@ -148,7 +146,7 @@ class Evaluation(Callback):
                 values |= {tag(task.name, row): row.value for row in rows}
                 if trainer.is_global_zero:
                     folder = pl_module.run_folder.path / "evaluations" / f"step={step}" / task.name
-                    about = about_training(model, step, self._step_tokens, len(items))
+                    about = about_training(model, step, pl_module.trained_tokens, len(items))
                     keep(folder, task, settings, records, rows, about, time.monotonic() - started)
                     show(trainer, task, rows, about)
         seconds = time.monotonic() - begin
@@ -175,11 +173,11 @@ def gather(records: list[Record]) -> list[Record]:
     return [record for part in everywhere for record in part]
 
 
-def about_training(model: Model, step: int, step_tokens: int, items: int) -> dict[str, Any]:
+def about_training(model: Model, step: int, tokens: int, items: int) -> dict[str, Any]:
     """What tables say of a network in training."""
     from mm_lightning.evaluation.run import describe_model
 
-    trained = {"weights": f"in training, step {step}", "step": step, "tokens": step * step_tokens}
+    trained = {"weights": f"in training, step {step}", "step": step, "tokens": tokens}
     return {"checkpoint": str(model.checkpoint), **describe_model(model), **trained, "items": items}
 
 

@@ -22,7 +22,7 @@ from mm_lightning.data.batch import Batch
 from mm_lightning.data.mixture import describe
 from mm_lightning.errors import UserError
 from mm_lightning.outputs import write_json
-from mm_lightning.training.batches import accumulating
+from mm_lightning.training.batches import accumulating, served
 from mm_lightning.training.checkpoint import checkpoints_of, is_whole, step_of
 from mm_lightning.training.loggers import forget_after, say
 from mm_lightning.training.rollback import restore
@@ -79,7 +79,6 @@ class Guard(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Moves the window to the device."""
         self._losses.to(pl_module.device)
-        self._note_place(trainer, pl_module, 0)
         if isinstance(trainer.strategy, DeepSpeedStrategy):
             optimizer = trainer.strategy.deepspeed_engine.optimizer
             if hasattr(optimizer, "check_grad_overflow"):  # ZeRO 1 and 2; 3 always does
@@ -224,15 +223,11 @@ class Guard(Callback):
         step, data = trainer.global_step, trainer.datamodule
         if trainer.is_global_zero:
             forget_after(trainer, step)
-        self._note_place(trainer, pl_module, data.micro_batch_size * trainer.world_size, left=left)
+        if trainer.is_global_zero and (first := served(trainer)) is not None:
+            about = place(data.weights, data.context_length, data.global_batch_size, data.seed)
+            first -= data.micro_batch_size * trainer.world_size  # of the batch that comes next
+            note_place(pl_module.run_folder.path, step, first, about, left=left)
         say(f"went back from step {left} to {path}; the data of {left - step} steps are passed over")
-
-    def _note_place(self, trainer: Trainer, pl_module: LightningModule, taken: int, **more: Any) -> None:
-        """Lets `mm data show` know where in the data the next step begins, of which so many sequences are taken."""
-        first = served(trainer)
-        if trainer.is_global_zero and first is not None:
-            size = trainer.datamodule.global_batch_size
-            note_place(pl_module.run_folder.path, trainer.global_step, first - taken, size, **more)
 
     def state_dict(self) -> dict[str, Any]:
         """The losses that spikes are measured by."""
@@ -242,9 +237,3 @@ class Guard(Callback):
         """The opposite."""
         self._losses.load(state)
         self._bad_steps = state["bad_steps"]
-
-
-def served(trainer: Trainer) -> int | None:
-    """How many sequences all devices were given; None where the loader does not count (overfit_batches)."""
-    loader = trainer.train_dataloader
-    return loader.state_dict()["sequences"] if hasattr(loader, "state_dict") else None

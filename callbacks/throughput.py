@@ -15,7 +15,7 @@ from mm_lightning.training.peak import peak_flops
 class Throughput(Callback):
     """Logs at every log step, over all devices:
 
-    - `train/tokens`: tokens seen since the first step of the run,
+    - `train/tokens`: tokens of all steps since the first of the run, whatever batch or context each had,
     - `train/tokens_per_second`: since the last log step, validation and checkpoints left out,
     - `train/mfu`: the share of the devices' peak that useful FLOPs reach, where the peak is known (not on CPUs).
     """
@@ -24,19 +24,18 @@ class Throughput(Callback):
         self.tokens_per_second = 0.0
         self._mark = 0.0  # up to where time is counted
         self._seconds = 0.0  # counted since the last log step
-        self._logged_step = 0
+        self._logged_step = self._logged_tokens = 0
         self.interrupted = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Finds out what a token costs and what the devices can do."""
         data = trainer.datamodule
-        self._step_tokens = data.global_batch_size * data.context_length
         self._token_flops = training_flops_per_token(pl_module.config, data.context_length)
         reduced = trainer.precision.startswith(("bf16", "16"))
         peak = peak_flops(pl_module.device, torch.bfloat16 if reduced else torch.float32)
         self._peak = peak * trainer.world_size if peak else None
         self._mark, self._seconds = time.perf_counter(), 0.0
-        self._logged_step = trainer.global_step
+        self._logged_step, self._logged_tokens = trainer.global_step, pl_module.trained_tokens
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Forgets the time of a validation or of a checkpoint's writing, but not that of waiting for data."""
@@ -51,13 +50,14 @@ class Throughput(Callback):
         self._seconds, self._mark = self._seconds + now - self._mark, now
         step = trainer.global_step
         if step < self._logged_step:  # gone back to a checkpoint
-            self._logged_step, self._seconds = step, 0.0
+            self._logged_step, self._logged_tokens, self._seconds = step, pl_module.trained_tokens, 0.0
         if step == self._logged_step or step % trainer.log_every_n_steps:
             return
-        self.tokens_per_second = (step - self._logged_step) * self._step_tokens / max(self._seconds, 1e-9)
-        self._logged_step, self._seconds = step, 0.0
+        tokens = pl_module.trained_tokens
+        self.tokens_per_second = (tokens - self._logged_tokens) / max(self._seconds, 1e-9)
+        self._logged_step, self._logged_tokens, self._seconds = step, tokens, 0.0
         values = {
-            "train/tokens": float(step * self._step_tokens),
+            "train/tokens": float(tokens),
             "train/tokens_per_second": self.tokens_per_second,
         }
         if self._peak:

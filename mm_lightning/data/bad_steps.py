@@ -3,8 +3,9 @@
 `bad_steps/step=N/` in a run folder holds step.json (why, the settings that decide the batch, the data and where each of
 its sequences lies in them) and tokens.R.npy, (sequences, context) the tokens that process R was given.
 
-`rollbacks.jsonl` in the run folder tells where the data do not follow from the step alone: from `step` on, the next
-step begins with sequence `first` of the whole run's order.
+`rollbacks.jsonl` in the run folder tells where the data do not follow from step and config alone: from `step` on, the
+next step begins with sequence `first` of the whole run's order, and where a resume has changed what decides the order
+(`place`), it is that one.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from mm_lightning.data.mixture import DataSet
 from mm_lightning.data.shards import read_shard
 from mm_lightning.data.tokenizer import Tokenizer, load_tokenizer
 from mm_lightning.errors import UserError
+from mm_lightning.outputs import write_text
 from mm_lightning.yaml_text import read_yaml
 
 FOLDER = "bad_steps"
@@ -67,21 +69,72 @@ def keep_tokens(folder: Path, rank: int, batches: Sequence[Tensor]) -> None:
     np.save(folder / f"tokens.{rank}.npy", np.concatenate([b.cpu().numpy().astype(np.int32) for b in batches]))
 
 
-def first_sequence(run: Path, step: int, global_batch_size: int) -> int:
-    """How many sequences a run had served to all devices before a step (the first is 1)."""
+def place_of_step(run: Path, step: int, about: dict[str, Any]) -> dict[str, Any]:
+    """Return what decides the sequences of a step (the first is 1), and `first`, how many were served before it.
+
+    Args:
+        run: the run folder.
+        step: which step.
+        about: of :func:`place`, where the run folder notes no other.
+    """
     since, first = 0, 0
-    if (run / RETURNS).is_file():
-        for line in map(json.loads, (run / RETURNS).read_text(encoding="utf-8").splitlines()):
-            if line["step"] < step:
-                since, first = line["step"], line["first"]
-    return first + (step - 1 - since) * global_batch_size
+    for line in _notes(run):
+        if line["step"] < step:
+            since, first, about = line["step"], line["first"], line.get("place", about)
+    return {**about, "first": first + (step - 1 - since) * about["global_batch_size"]}
 
 
-def note_place(run: Path, step: int, first: int, global_batch_size: int, **more: Any) -> None:
-    """Writes into rollbacks.jsonl with which sequence the step after `step` begins, if that does not follow."""
-    if first_sequence(run, step + 1, global_batch_size) != first:
-        with open(run / RETURNS, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, "first": first, **more}) + "\n")
+def _notes(run: Path) -> list[dict[str, Any]]:
+    """The lines of rollbacks.jsonl; a last one that a killed process left unfinished is no line."""
+    if not (run / RETURNS).is_file():
+        return []
+    text = (run / RETURNS).read_text(encoding="utf-8")
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def note_place(run: Path, step: int, first: int, about: dict[str, Any], **more: Any) -> None:
+    """Write into rollbacks.jsonl with which sequence the step after `step` begins, and in which order, if need be.
+
+    Args:
+        run: the run folder.
+        step: the last finished step.
+        first: sequences served before the next one.
+        about: of :func:`place`, of this run.
+        more: kept too.
+    """
+    if place_of_step(run, step + 1, about) != {**about, "first": first}:
+        _append(run, {"step": step, "first": first, **more})
+
+
+def note_resume(run: Path, step: int, first: int, was: dict[str, Any] | None, about: dict[str, Any]) -> None:
+    """Write into rollbacks.jsonl what a resume changes, and drop what was noted of steps that come again.
+
+    Args:
+        run: the run folder.
+        step: the last finished step.
+        first: sequences served before the next one.
+        was: of :func:`place`, as the run was before; None where that is not known.
+        about: the same of this run.
+    """
+    known = _notes(run)
+    kept = [line for line in known if line["step"] <= step]
+    if kept != known:
+        write_text(run / RETURNS, "".join(json.dumps(line) + "\n" for line in kept))
+    before = place_of_step(run, step + 1, was or about)
+    if before == {**about, "first": first}:
+        return
+    if was is not None and was != about and not any("place" in line for line in kept):
+        # the config of the steps before is overwritten
+        write_text(run / RETURNS, "".join(json.dumps({"place": was, **line}) + "\n" for line in [_BEGIN, *kept]))
+    _append(run, {"step": step, "first": first, "place": about})
+
+
+_BEGIN = {"step": 0, "first": 0}
+
+
+def _append(run: Path, line: dict[str, Any]) -> None:
+    text = "".join(json.dumps(known) + "\n" for known in [*_notes(run), line])
+    write_text(run / RETURNS, text)
 
 
 def show(path: str, step: int | None, sequences: int, tokens: int, data: list[str] | str | None) -> None:
@@ -143,14 +196,17 @@ def _list(run: Path, kept: list[Path]) -> None:
 
 def _computed(run: Path, step: int) -> dict[str, Any]:
     """The settings of a run, and where a step begins."""
-    config = read_yaml(run / "config.yaml")
-    data = config["data"]
     if step < 1:
         raise UserError(f"step {step}: the first is 1")
+    return {**place_of_step(run, step, configured_place(run)), "step": step, "sets": _recorded(run, step)}
+
+
+def configured_place(run: Path) -> dict[str, Any]:
+    """Return :func:`place` of a run's config.yaml."""
+    config = read_yaml(run / "config.yaml")
+    data = config["data"]
     weights = mixture.folders(data["path"])
-    about = place(weights, data["context_length"], data["global_batch_size"], config["seed_everything"])
-    first = first_sequence(run, step, data["global_batch_size"])
-    return {**about, "step": step, "first": first, "sets": _recorded(run, step)}
+    return place(weights, data["context_length"], data["global_batch_size"], config["seed_everything"])
 
 
 def _recorded(run: Path, step: int) -> list[dict[str, Any]] | None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
-from mm_lightning.training.checkpoint import step_of
+from mm_lightning.errors import UserError
+from mm_lightning.training.checkpoint import read_about, step_of
+from mm_lightning.training.trained_tokens import tokens_at
 from mm_lightning.yaml_text import read_yaml
 
 
@@ -24,23 +27,28 @@ def origin(checkpoint: Path) -> dict[str, Any]:
         return found
     config = read_yaml(run / "config.yaml") or {}
     base = (config.get("model") or {}).get("initial_weights")
-    tokens = _tokens_of_step(run / "metrics.jsonl")
+    tokens = trained_tokens(checkpoint)
     found |= {"run_folder": str(run), "fine_tuned_from": base}
-    if tokens is not None and step >= 0:
+    if tokens is not None:
         before = origin(Path(base))["training_tokens"] if base else 0
-        found["training_tokens"] = None if before is None else before + round(tokens * step)
+        found["training_tokens"] = None if before is None else before + tokens
     return found
 
 
-def _tokens_of_step(metrics: Path) -> float | None:
-    """Tokens of one optimisation step, from the last line that has them."""
-    if not metrics.is_file():
+def trained_tokens(checkpoint: Path) -> int | None:
+    """Return the tokens of a checkpoint's training: its own count or, of earlier versions, as its run logged them."""
+    if checkpoint.exists():
+        with contextlib.suppress(UserError):
+            if (counted := read_about(checkpoint).get("tokens")) is not None:
+                return counted
+    step, metrics = step_of(checkpoint), checkpoint.parent.parent / "metrics.jsonl"
+    if step < 0 or not metrics.is_file():
         return None
-    for text in reversed(metrics.read_text(encoding="utf-8").splitlines()):
-        try:
+    counts = {}
+    for text in metrics.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(ValueError):  # the last line of a killed run
             line = json.loads(text)
-        except ValueError:  # the last line of a killed run
-            continue
-        if line.get("train/tokens") and line.get("step"):
-            return line["train/tokens"] / line["step"]
-    return None
+            if line.get("train/tokens") and line.get("step"):
+                counts[line["step"]] = line["train/tokens"]
+    tokens = tokens_at(step, counts)
+    return None if tokens is None else round(tokens)

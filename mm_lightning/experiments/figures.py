@@ -44,13 +44,13 @@ def draw(study: Study, rows: list[Row]) -> list[Drawing]:
 
 
 AGAINST: list[tuple[str, str, Callable[[Run, int], float | None]]] = [
-    ("tokens", "training tokens", lambda run, step: step * run.step_tokens if run.step_tokens else None),
+    ("tokens", "training tokens", lambda run, step: run.tokens_at(step)),
     (
         "flops",
         "training FLOPs",
         lambda run, step: (
-            step * run.step_tokens * run.training_flops_per_token
-            if run.step_tokens and run.training_flops_per_token
+            tokens * run.training_flops_per_token
+            if (tokens := run.tokens_at(step)) and run.training_flops_per_token
             else None
         ),
     ),

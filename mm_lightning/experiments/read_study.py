@@ -199,16 +199,13 @@ def _read_run_folder(run: Run, path: Path) -> None:
     if (path / "finished.json").is_file():
         end = read_json(path / "finished.json")
         run.status, run.wall_seconds, run.last_step = "finished", end["seconds"], end.get("step")
+        run.last_tokens = end.get("tokens")
     if (path / "environment.json").is_file():
         run.environment = read_json(path / "environment.json")
     if (path / "baselines.json").is_file():
         run.references = read_json(path / "baselines.json")
     if (path / "metrics.jsonl").is_file():
         run.records = read_metrics(path / "metrics.jsonl")
-    tokens = run.curve("train/tokens")
-    if run.step_tokens is None and tokens:
-        step = max(tokens)
-        run.step_tokens = tokens[step] / step
 
 
 def read_json(path: Path) -> dict[str, Any]:

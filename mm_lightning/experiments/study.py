@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mm_lightning.training.trained_tokens import tokens_at
+
 LOSS = "validation/loss"
 
 
@@ -27,7 +29,8 @@ class Run:
         values: place of the variant on each axis of the sweep.
         parameters: of the network; None if not known.
         training_flops_per_token: forward and backward; None if not known.
-        step_tokens: tokens of one optimisation step; None if not known.
+        step_tokens: planned tokens of one optimisation step; None if not known.
+        last_tokens: tokens of all steps up to `last_step`; None if not known.
         wall_seconds: of the session that finished the run, with start, validation and checkpoints.
         records: all metrics by step; of lines that repeat a step, the later one counts.
         environment: environment.json.
@@ -46,6 +49,7 @@ class Run:
     parameters: int | None = None
     training_flops_per_token: float | None = None
     step_tokens: float | None = None
+    last_tokens: float | None = None
     wall_seconds: float | None = None
     records: dict[int, dict[str, float]] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
@@ -65,7 +69,15 @@ class Run:
     @property
     def tokens(self) -> float | None:
         """Seen in training."""
-        return self.step * self.step_tokens if self.step_tokens else None
+        return self.tokens_at(self.step)
+
+    def tokens_at(self, step: int) -> float | None:
+        """Seen up to a step: as counted, or as planned where no count is known."""
+        counts = self.curve("train/tokens")
+        if self.last_step and self.last_tokens is not None:
+            counts[self.last_step] = self.last_tokens
+        counted = tokens_at(step, counts)
+        return step * self.step_tokens if counted is None and self.step_tokens else counted
 
     @property
     def training_flops(self) -> float | None:
@@ -95,13 +107,15 @@ class Run:
 
     def seconds_at(self, step: int) -> float | None:
         """Training time up to a step, validation and checkpoints left out: tokens of each log interval / tokens/s."""
-        total, last, speed = 0.0, 0, 0.0
+        total, before, speed = 0.0, 0.0, 0.0
         for at, speed in self._series("train/tokens_per_second"):
-            total += (min(at, step) - last) * (self.step_tokens or 0) / speed
-            last = at
+            tokens = self.tokens_at(min(at, step)) or 0.0
+            total += (tokens - before) / speed
+            before = tokens
             if at >= step:
                 return total
-        return total + (step - last) * self.step_tokens / speed if speed and self.step_tokens else None
+        last = self.tokens_at(step)
+        return total + (last - before) / speed if speed and last is not None else None
 
 
 @dataclass

@@ -127,8 +127,17 @@ def _training(checkpoint: Path, about: dict[str, Any], config: dict[str, Any]) -
     rows: list[tuple[str, Any]] = [("checkpoint", checkpoint.name)]
     if "imported" in about:
         rows.append(("imported from", about["imported"]))
+    from mm_lightning.training.checkpoint import step_of
+
+    step, planned = step_of(checkpoint), config.get("trainer", {}).get("max_steps")
+    if step >= 0:
+        rows.append(("steps", f"{step:,}" + (f" of {planned:,} planned" if planned and step < planned else "")))
+    if about.get("tokens") is not None:
+        rows.append(("tokens", f"{about['tokens']:,}"))
+    trained = about.get("recipe", {})  # the config is of the run's last start
     for part, names in RECIPE:
-        rows += [(f"`{part}.{n}`", config[part][n]) for n in names if config.get(part, {}).get(n) is not None]
+        known = {n: trained.get(f"{part}.{n}", config.get(part, {}).get(n)) for n in names}
+        rows += [(f"`{part}.{n}`", value) for n, value in known.items() if value is not None]
     if "seed_everything" in config:
         rows.append(("`seed_everything`", config["seed_everything"]))
     environment = checkpoint.parent.parent / "environment.json"

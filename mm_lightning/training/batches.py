@@ -47,6 +47,12 @@ def accumulating(trainer: Trainer) -> bool:
     return trainer.fit_loop._should_accumulate()
 
 
+def served(trainer: Trainer) -> int | None:
+    """Return how many sequences all devices were given; None where the loader does not count (overfit_batches)."""
+    loader = trainer.train_dataloader
+    return loader.state_dict()["sequences"] if hasattr(loader, "state_dict") else None
+
+
 def is_last_step(trainer: Trainer) -> bool:
     """Return whether the step that a batch has finished is the last one, by trainer.max_steps or trainer.max_epochs."""
     epochs, epoch = trainer.max_epochs or -1, trainer.fit_loop.epoch_progress.current.processed + 1

@@ -218,6 +218,7 @@ class ProgressLines(Logger):
     def __init__(self, max_steps: int) -> None:
         super().__init__()
         self.max_steps = max_steps
+        self._before = (0, 0.0)  # step and tokens of the line before
 
     @property
     def name(self) -> str:
@@ -249,7 +250,11 @@ class ProgressLines(Logger):
         speed = metrics.get("train/tokens_per_second")
         if not speed:
             return ""
-        seconds = (self.max_steps - step) * metrics["train/tokens"] / step / speed
+        steps, tokens = step - self._before[0], metrics["train/tokens"] - self._before[1]
+        if steps <= 0 or tokens <= 0:  # gone back
+            steps, tokens = step, metrics["train/tokens"]
+        self._before = step, metrics["train/tokens"]
+        seconds = (self.max_steps - step) * tokens / steps / speed
         utilisation = f"  mfu {metrics['train/mfu']:.1%}" if "train/mfu" in metrics else ""
         return f"  {speed:,.0f} tokens/s{utilisation}  {clock(seconds)} to go"
 

@@ -119,6 +119,8 @@ class LanguageModule(LightningModule):
         self.run_folder: RunFolder | None = None  # given by the CLI
         self._step_loss: list[Tensor] = []
         self._step_balance: list[Tensor] = []  # where there are experts
+        self._tokens = 0  # of the finished steps that are logged
+        self._share = 0  # tokens of the step that this process was given
         self._stopping = False
         self._finished_steps = 0
         self._validation_open = False
@@ -191,6 +193,7 @@ class LanguageModule(LightningModule):
             # From the place in the run alone, so that a resumed run drops what the uninterrupted one would have.
             place = f"dropout of seed {self.seed}, step {self.global_step}, {len(self._step_loss)}, {self.global_rank}"
             torch.manual_seed(int.from_bytes(hashlib.sha256(place.encode()).digest()[:8]))
+        self._share = batch.targets.numel() + (self._share if self._step_loss else 0)
         loss, balance, predicted = self._losses(batch, **random)
         self._step_loss.append(torch.stack([loss.detach() * predicted, predicted]))
         if balance is not None:
@@ -257,6 +260,17 @@ class LanguageModule(LightningModule):
             warmup = f"model.warmup_steps {self.warmup_steps}"
             say(f"WARNING: all {steps:.0f} steps warm up ({warmup}): the learning rate stays below its peak")
 
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of the last optimization step, over all processes."""
+        return self._share * self.trainer.world_size
+
+    @property
+    def trained_tokens(self) -> int:
+        """Tokens of all finished optimization steps that led to these weights, as they were counted."""
+        finished = self.global_step != self._finished_steps  # a step that is not logged yet
+        return self._tokens + (self.step_tokens if finished else 0)
+
     def begin_step(self) -> None:
         """The next batch is the first of a step, whatever went before."""
         self._finished_steps = self.global_step
@@ -269,7 +283,7 @@ class LanguageModule(LightningModule):
             self.trainer.should_stop = False
             return
         self.trainer.should_stop = self.trainer.should_stop or self._stopping
-        self._finished_steps = self.global_step
+        self._tokens, self._finished_steps = self.trained_tokens, self.global_step
         sums = torch.cat([self.step_sums(), *(x[None] for x in self._step_balance)])
         self._step_loss, self._step_balance = [], []
         if self.global_step % self.trainer.log_every_n_steps == 0:
@@ -407,6 +421,7 @@ class LanguageModule(LightningModule):
         context = None if data is None else data.context_length
         checkpoint[KEY] = describe_network(self.config, tokenizer, context)
         checkpoint[KEY]["recipe"] = recipe(self)
+        checkpoint[KEY]["tokens"] = self.trained_tokens
         if data is not None:
             checkpoint[KEY]["data"] = decides_the_data(data)
 
@@ -421,4 +436,12 @@ class LanguageModule(LightningModule):
             changed = changes(checkpoint[KEY], self.trainer.datamodule)
             if changed:
                 say(changed)
+        self.restore_tokens(checkpoint)
         self._validation_open = fit_progress(checkpoint, self.trainer.accumulate_grad_batches)
+
+    def restore_tokens(self, checkpoint: dict[str, Any]) -> None:
+        """Take the count of tokens from a checkpoint; those of earlier versions had steps of one size."""
+        about, data = checkpoint.get(KEY, {}), self.trainer.datamodule
+        now = {} if data is None else {n: getattr(data, n) for n in ("global_batch_size", "context_length")}
+        sizes = now | {name: value for name, value in about.get("data", {}).items() if name in now}
+        self._tokens = about.get("tokens", checkpoint["global_step"] * math.prod(sizes.values()) if sizes else 0)

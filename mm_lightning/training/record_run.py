@@ -10,12 +10,14 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from mm_lightning import streams
+from mm_lightning.data.bad_steps import configured_place, note_resume, place
 from mm_lightning.data.mixture import describe, differing
 from mm_lightning.errors import UserError
 from mm_lightning.memory import kernels
 from mm_lightning.memory.retrieval import backend
 from mm_lightning.outputs import write_json
 from mm_lightning.redaction import redact_values
+from mm_lightning.training.batches import served
 from mm_lightning.training.checkpoint import find_checkpoint
 from mm_lightning.training.hparams import settings
 from mm_lightning.training.loggers import forget_after, say
@@ -104,12 +106,25 @@ class RecordRun(Callback):
             self._nothing_to_do(trainer)
         self._began = True
         if self.folder.resumed and trainer.is_global_zero:
+            self._note_order(trainer)
             self._write(trainer, trainer.global_step)
             forget_after(trainer, trainer.global_step)
 
     def on_train_batch_end(self, *args: Any) -> None:
         """From now on the folder is one of a training."""
         self.folder.trained = True
+
+    def _note_order(self, trainer: Trainer) -> None:
+        """Keep for `mm data show` what decided the data's order so far, before its config is overwritten."""
+        first, data, run = served(trainer), trainer.datamodule, self.folder.path
+        if first is None:
+            return
+        try:
+            was = configured_place(run)
+        except (UserError, OSError, KeyError, TypeError, ValueError):  # not needed to resume
+            was = None
+        now = place(data.weights, data.context_length, data.global_batch_size, data.seed)
+        note_resume(run, trainer.global_step, first, was, now)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Says where an interrupted run can go on."""
@@ -131,8 +146,8 @@ class RecordRun(Callback):
             self._nothing_to_do(trainer)
         if trainer.is_global_zero:
             seconds = round(time.perf_counter() - self._begin, 1)
-            end = {"step": trainer.global_step, "max_steps": trainer.max_steps, "seconds": seconds}
-            write_json(self.folder.path / "finished.json", end)
+            end = {"step": trainer.global_step, "max_steps": trainer.max_steps, "tokens": pl_module.trained_tokens}
+            write_json(self.folder.path / "finished.json", {**end, "seconds": seconds})
 
     @staticmethod
     def _nothing_to_do(trainer: Trainer) -> None:

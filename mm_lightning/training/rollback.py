@@ -12,6 +12,7 @@ def restore(trainer: Trainer, path: Path) -> None:
     before = trainer.global_step
     state = trainer.strategy.load_checkpoint(path, weights_only=True)
     trainer.strategy.load_model_state_dict(state)
+    trainer.lightning_module.restore_tokens(state)
     for callback in trainer.callbacks:  # averages of weights have others than those in training
         callback.on_load_checkpoint(trainer, trainer.lightning_module, state)
     trainer.strategy.load_optimizer_state_dict(state)

@@ -119,3 +119,15 @@ class StopSpy(Callback):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         self.batches -= 1
         trainer.should_stop = trainer.should_stop or self.batches == 0
+
+
+class BatchSpy(Callback):
+    """Writes a JSON line a micro batch, as `file`: the step that it belongs to, and its rows of tokens."""
+
+    def __init__(self, file: str):
+        self.file = file
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.is_global_zero:
+            with open(self.file, "a") as file:
+                file.write(json.dumps([trainer.global_step + 1, batch.tokens.tolist()]) + "\n")

@@ -141,8 +141,7 @@ def test_evaluation_by_tokens_is_due_at_the_first_step_that_reaches_a_multiple()
     from mm_lightning.callbacks import Evaluation
 
     evaluation = Evaluation(["loss_by_position"], every_n_tokens=100)
-    evaluation._step_tokens = 30
-    assert [step for step in range(1, 12) if evaluation._due(step)] == [4, 7, 10]
+    assert [step for step in range(1, 12) if evaluation._due(step, step * 30, 30)] == [4, 7, 10]
 
 
 @pytest.mark.parametrize(
