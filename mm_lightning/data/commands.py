@@ -209,7 +209,7 @@ def train_tokenizer(
         separator: in text files, the string between two documents.
         suffixes: the files of folders to read, as text unless known, instead of .txt, .jsonl, .json and .parquet.
         on_error: refuse stops at a file or row that cannot be read; skip leaves it out.
-        overwrite: replace an existing file.
+        overwrite: replace an existing output.
         progress: show a progress bar.
     """
     from pathlib import Path
@@ -217,14 +217,15 @@ def train_tokenizer(
     from mm_lightning.data import tokenizer as room
     from mm_lightning.data.prepare import PrepareConfig, skipped_line, training_texts
     from mm_lightning.data.progress import say
+    from mm_lightning.outputs import check_output
 
     path = Path(output).expanduser()
     if path.is_dir():
         path = path / "tokenizer.json"
-    if path.exists() and not overwrite:
-        raise UserError(f"{path} exists: give another --output, or --overwrite")
+    named = [sources] if isinstance(sources, str) else sources
+    target = check_output(path, overwrite, named)
     config = PrepareConfig(
-        sources=[sources] if isinstance(sources, str) else sources,
+        sources=named,
         tokenizer="train",
         vocab_size=vocab_size,
         tokenizer_bytes=tokenizer_bytes,
@@ -235,7 +236,7 @@ def train_tokenizer(
         on_error=on_error,
     )
     skipped: list[str] = []
-    trained = room.train_tokenizer(training_texts(config, skipped=skipped), vocab_size, path, progress)
+    trained = room.train_tokenizer(training_texts(config, skipped=skipped), vocab_size, target, progress)
     if skipped:
         say(skipped_line(skipped))
     print(f"{path}: {trained.vocab_size} entries, sha256 {trained.sha256}")

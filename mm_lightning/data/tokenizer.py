@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from mm_lightning.data.interruptible import interruptible
 from mm_lightning.data.progress import say
 from mm_lightning.errors import UserError
-from mm_lightning.outputs import write_text
+from mm_lightning.outputs import Output, write_text
 from mm_lightning.text_files import read_json, read_text
 
 if TYPE_CHECKING:
@@ -340,7 +340,7 @@ def check_vocab_size(vocab_size: int) -> None:
 
 
 def train_tokenizer(
-    texts: Iterable[str], vocab_size: int, output: str | os.PathLike, progress: bool = True
+    texts: Iterable[str], vocab_size: int, output: str | os.PathLike | Output, progress: bool = True
 ) -> Tokenizer:
     """Train a byte-level BPE and write it as a `tokenizer.json`; the same texts always give the same file.
 
@@ -399,9 +399,9 @@ def train_tokenizer(
     if not seen:
         raise UserError("there is no text to train a tokenizer on")
     tokenizer.pre_tokenizer = split_by(_SPLIT)
-    path = Path(output)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, tokenizer.to_str(pretty=True) + "\n", exact=True)
+    path = output.name if isinstance(output, Output) else Path(output)
+    target = output if isinstance(output, Output) else path
+    write_text(target, tokenizer.to_str(pretty=True) + "\n", exact=True)
     return FileTokenizer(path)
 
 

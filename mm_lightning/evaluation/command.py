@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mm_lightning.errors import UserError
 from mm_lightning.evaluation.settings import left_out, left_out_line, make_tasks
+from mm_lightning.outputs import made_folder
 
 if TYPE_CHECKING:
     from mm_lightning.evaluation.run import Job, Subject
@@ -160,27 +162,28 @@ def evaluate_command(
 def evaluate(job: Job, processes: int, overwrite: bool) -> None:
     """Evaluate the networks, write the tables of the output folder, and print the results."""
     from mm_lightning.evaluation.processes import run_processes
-    from mm_lightning.evaluation.results import show_results, write_tables
+    from mm_lightning.evaluation.results import check_tables, show_results, write_tables
     from mm_lightning.evaluation.run import run, say
 
-    for subject in job.subjects:
-        for task in job.tasks:
-            samples = job.samples(subject, task)
-            identity = job.identity(subject, task)
-            if overwrite:
-                samples.clear()
-            elif job.world_size == 1 and (reason := samples.renew(identity)):
-                say(
-                    f"{task.name} of {subject.name}: {reason}: asked again; "
-                    f"the answers before are kept in {samples.folder}/before.*"
-                )
-            samples.claim(identity, None)
+    check_tables(job.output)
     try:
-        job.output.mkdir(parents=True, exist_ok=True)
-        if processes > 1:
-            run_processes(job, processes)
-        else:
-            run(job)
+        with made_folder(job.output), contextlib.ExitStack() as stack:
+            for subject in job.subjects:
+                for task in job.tasks:
+                    samples = job.samples(subject, task)
+                    identity = job.identity(subject, task)
+                    if overwrite:
+                        stack.enter_context(samples.begun_anew())
+                    elif job.world_size == 1 and (reason := samples.renew(identity)):
+                        say(
+                            f"{task.name} of {subject.name}: {reason}: asked again; "
+                            f"the answers before are kept in {samples.folder}/before.*"
+                        )
+                    samples.claim(identity, None)
+            if processes > 1:
+                run_processes(job, processes)
+            else:
+                run(job)
         if job.rank == 0:
             written = write_tables(job.output, [subject.name for subject in job.subjects])
             show_results(job)

@@ -17,6 +17,7 @@ from shlex import quote
 from typing import Any
 
 from mm_lightning.errors import UserError
+from mm_lightning.outputs import made_folder
 from mm_lightning.redaction import redact
 from mm_lightning.text_files import read_json, read_text, text_lines
 
@@ -144,8 +145,7 @@ def fetch_command(
             raise UserError(f"there is no data set {name!r} to fetch: choose {', '.join(DATA_SETS)}, or all{more}")
     folder = Path(output).expanduser()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as partial:
+        with made_folder(folder), tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as partial:
             for name in chosen:
                 for file in DATA_SETS[name]:
                     _fetch(file, folder / name, Path(partial), mirror, overwrite)

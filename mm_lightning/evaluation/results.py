@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mm_lightning.errors import UserError
 from mm_lightning.evaluation.persistent.table import overview
-from mm_lightning.evaluation.samples import RESULTS, read_json
+from mm_lightning.evaluation.samples import RESULTS, SETTINGS, read_json
 from mm_lightning.evaluation.task import Result, Row, Task, find_task
 from mm_lightning.markdown import markdown_table
+from mm_lightning.outputs import write_text
 from mm_lightning.training.run_folder import hardware
 
 if TYPE_CHECKING:
@@ -60,9 +62,21 @@ def write_tables(output: Path, order: Sequence[str] = ()) -> list[Path]:
             written += save(figure, output / f"{name}{suffix}")
         links = "".join(f"\n![{name}]({name}{suffix}.svg)\n" for name in figures)
         text.append(f"## {task.name}\n\n{settings_line(same[0])}\n\n{task.markdown(results)}{links}\n{networks(same)}")
-    (output / "results.md").write_text("\n".join(text), encoding="utf-8")
-    (output / "results.csv").write_text(as_csv(found), encoding="utf-8")
-    return [output / "results.md", output / "results.csv", *written]
+    texts = {"results.md": "\n".join(text), "results.csv": as_csv(found)}
+    for name, content in texts.items():
+        write_text(output / name, content)
+    return [*(output / name for name in texts), *written]
+
+
+def check_tables(output: Path) -> None:
+    """Check that an output folder's tables, if there are any, are those of evaluations in it.
+
+    Raises:
+        UserError: they are somebody else's.
+    """
+    for table in (output / "results.md", output / "results.csv"):
+        if table.exists() and not any(output.glob(f"*/*/{SETTINGS}")):
+            raise UserError(f"{table} exists and is of no mm evaluate, which would replace it: give another --output")
 
 
 def show_results(job: Job) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any
 
 from mm_lightning.errors import UserError
 from mm_lightning.evaluation.task import Record
-from mm_lightning.outputs import write_json
+from mm_lightning.outputs import staged, write_json
 
 SETTINGS, SAMPLES, RESULTS = "settings.json", "samples.jsonl", "results.json"
 DATA = "settings.data_hash"
@@ -134,21 +135,32 @@ class Samples:
         """Joins the files of all processes into samples.jsonl, in the order of the keys; returns the records."""
         ordered = [records[key] for key in keys]
         target = self.folder / SAMPLES
-        beside = target.with_name(target.name + ".tmp")
-        with open(beside, "w", encoding="utf-8") as file:
+        with staged(target) as beside, open(beside, "w", encoding="utf-8") as file:
             file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in ordered)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, target)
         for path in self.files():
             if path != target:
                 path.unlink()
         return ordered
 
-    def clear(self) -> None:
-        """Removes what is there."""
-        for path in [*self.files(), self.folder / SETTINGS, self.folder / RESULTS]:
-            path.unlink(missing_ok=True)
+    @contextmanager
+    def begun_anew(self) -> Iterator[None]:
+        """Context manager that takes what is there out of the way, and puts it back if it fails without an answer."""
+        if not self.folder.is_dir():
+            yield
+            return
+        with tempfile.TemporaryDirectory(prefix=f".{self.folder.name}.", suffix=".partial", dir=self.folder) as room:
+            before = [*self.files(), *filter(Path.is_file, (self.folder / SETTINGS, self.folder / RESULTS))]
+            for path in before:
+                os.replace(path, Path(room, path.name))
+            try:
+                yield
+            except BaseException:
+                if not self.count():
+                    for path in before:
+                        os.replace(Path(room, path.name), path)
+                raise
 
 
 def read_json(path: Path) -> Any:

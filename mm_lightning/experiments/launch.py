@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mm_lightning.errors import UserError
+from mm_lightning.outputs import write_text
 from mm_lightning.redaction import redact_words
 from mm_lightning.training.batches import accumulated
 from mm_lightning.training.memory_plan import USABLE, bytes_per_device, count_devices, layout_of
@@ -290,7 +291,7 @@ def submit(launch: Launch, script: str) -> str:
         raise UserError("there is no sbatch here: run this on a login node, or with --executor torchrun, or --dry_run")
     launch.logs.mkdir(parents=True, exist_ok=True)  # Slurm makes no folders
     path = launch.logs / "job.sbatch"
-    path.write_text(script, encoding="utf-8")
+    write_text(path, script, exact=True)
     done = subprocess.run(["sbatch", "--parsable", str(path)], capture_output=True, text=True, check=False)
     if done.returncode:
         raise UserError(f"sbatch refused {path}: {done.stderr.strip()}")

@@ -30,9 +30,20 @@ from mm_lightning.experiments.tables import (
     variant_record,
     write_csv,
 )
+from mm_lightning.outputs import FolderKind, check_folder, staged
+
+REPORT = FolderKind(
+    "a report",
+    "report.md",
+    ("index.html", "report.csv", "runs.csv", "numbers.csv", "tables/*.csv", "figures/*.svg", "figures/*.png"),
+    shared=True,
+)
+"""The folders that `mm report` writes."""
 
 
-def report_command(folders: list[str] | str, output: str | None = None, baseline: str | None = None) -> None:
+def report_command(
+    folders: list[str] | str, output: str | None = None, baseline: str | None = None, overwrite: bool = False
+) -> None:
     """Compares runs and evaluations: tables, figures and a page (index.html), as in `mm report runs/ablation`.
 
     mm report runs/ablation                                       a sweep's folder
@@ -52,10 +63,11 @@ def report_command(folders: list[str] | str, output: str | None = None, baseline
 
     Args:
         folders: a sweep's folder, or any folders that contain run folders or results of `mm evaluate`.
-        output: where to write; by default report/ in the folder.
+        output: where to write; by default report/ in the folder, whose report is written anew.
         baseline: the variant that others are compared with; by default the sweep's, without a sweep the first one.
+        overwrite: replace an existing output.
     """
-    report = _write([folders] if isinstance(folders, str) else folders, output, baseline)
+    report = _write([folders] if isinstance(folders, str) else folders, output, baseline, overwrite)
     found = ["report.md"]
     if report.study is not None:
         show(report.study, report.rows)
@@ -70,13 +82,19 @@ def report_command(folders: list[str] | str, output: str | None = None, baseline
     print(f"{report.place / 'index.html'}, {', '.join(found)} and figures/ beside it")
 
 
-def write_report(folder: str | Path | list[str], output: str | Path | None = None, baseline: str | None = None) -> Path:
+def write_report(
+    folder: str | Path | list[str],
+    output: str | Path | None = None,
+    baseline: str | None = None,
+    overwrite: bool = False,
+) -> Path:
     """Writes what `mm report` writes and prints nothing.
 
     Args:
         folder: a sweep's folder, or one or several that contain run folders or results of `mm evaluate`.
         output: where to write; by default report/ in the folder.
         baseline: the variant that others are compared with; by default the sweep's, without a sweep the first one.
+        overwrite: replace an existing output.
 
     Returns:
         The report's folder.
@@ -84,7 +102,7 @@ def write_report(folder: str | Path | list[str], output: str | Path | None = Non
     Raises:
         UserError: there are neither runs nor evaluations, or matplotlib or scipy are not installed.
     """
-    return _write(folder if isinstance(folder, list) else [folder], output, baseline).place
+    return _write(folder if isinstance(folder, list) else [folder], output, baseline, overwrite).place
 
 
 @dataclass(frozen=True)
@@ -98,10 +116,11 @@ class _Report:
     place: Path
 
 
-def _write(folders: list[Any], output: str | Path | None, baseline: str | None) -> _Report:
+def _write(folders: list[Any], output: str | Path | None, baseline: str | None, overwrite: bool) -> _Report:
     if output is None and len(folders) != 1:
         raise UserError("several folders make one report: say where it goes, as in --output runs/report")
     paths = [Path(folder) for folder in folders]
+    target = check_folder(paths[0] / "report" if output is None else output, REPORT, overwrite or output is None, paths)
     trained = [path for path in paths if has_runs(path)]
     gathered = gather(paths)
     for path in paths:
@@ -114,14 +133,19 @@ def _write(folders: list[Any], output: str | Path | None, baseline: str | None) 
         raise UserError(f"--baseline {baseline} names a variant of runs: there are evaluations only, leave it out")
     study = read_study(trained, baseline) if trained else None
     rows = summarise(study) if study is not None else []
-    place = Path(output) if output is not None else paths[0] / "report"
-    try:
-        (place / "figures").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {place}: {error.strerror}") from error
     options = {"output": output, "baseline": baseline}
     words = [word for name, value in options.items() if value for word in (f"--{name}", str(value))]
     command = shlex.join(["mm", "report", *map(str, folders), *words])
+    with staged(target) as place:
+        (place / "figures").mkdir(parents=True)
+        evaluated = _fill(place, paths, command, study, rows, gathered)
+    return _Report(study, rows, gathered, evaluated, target.name)
+
+
+def _fill(
+    place: Path, paths: list[Path], command: str, study: Study | None, rows: list[Row], gathered: Gathered
+) -> list[Part]:
+    """Write a report into a folder; return what it says of evaluations."""
     evaluated = _write_evaluated(place, gathered) if gathered.evaluations else []
     blocks = _blocks(study, rows, command) if study is not None else []
     blocks += [page.Heading("Evaluation")] if study is not None and evaluated else []
@@ -137,7 +161,7 @@ def _write(folders: list[Any], output: str | Path | None, baseline: str | None) 
     (place / "index.html").write_text(page.page(title, blocks), encoding="utf-8")
     if study is not None:
         _write_runs(place, study, rows)
-    return _Report(study, rows, gathered, evaluated, place)
+    return evaluated
 
 
 def _write_runs(place: Path, study: Study, rows: list[Row]) -> None:

@@ -13,6 +13,7 @@ from mm_lightning.errors import UserError
 from mm_lightning.inference.commands import ReadingBar, long_store
 from mm_lightning.inference.sampling import Sampling
 from mm_lightning.inference.text import unescape
+from mm_lightning.outputs import MEMORY, check_output
 from mm_lightning.signals import listen, restore
 from mm_lightning.text_files import MARK, read_document
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 HELP = """\
 What you type is read, and the network goes on from it. Everything is remembered, and read only once.
   /read FILE         read a text file into the memory
-  /save FILE         write the memory to a file
+  /save FILE         write the memory to a file; /save FILE --overwrite in the place of another memory
   /load FILE         forget everything but the memory of a file
   /reset             forget everything
   /set NAME VALUE    set temperature, top_k, top_p, min_p, repetition_penalty, seed or max_new_tokens (none: not at all)
@@ -138,7 +139,8 @@ def obey(talk: Conversation, line: str) -> bool:
         with ReadingBar(len(tokens)) as bar:
             talk.read(tokens, bar.advance)
     elif name == "save":
-        talk.save(value)
+        file, overwrite = value.removesuffix(" --overwrite").strip(), value.endswith(" --overwrite")
+        talk.save(check_output(file, overwrite, kind=MEMORY))
     elif name == "load":
         talk.load(value)
     elif name == "reset":

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mm_lightning.errors import UserError
 from mm_lightning.inference.sampling import DEFAULTS, Sampling
 from mm_lightning.inference.text import check_stop, encode_next, escape, unescape
-from mm_lightning.outputs import check_output, opened
+from mm_lightning.outputs import MEMORY, Output, check_output, opened
 from mm_lightning.text_files import JSON_LINES, MARK, json_lines, read_document, split_suffix, text_lines
 
 if TYPE_CHECKING:
@@ -70,9 +70,7 @@ def generate_command(
     stops = [unescape(text) for text in ([stop] if isinstance(stop, str) else stop or [])]
     check_stop(stops)
     asked = [unescape(prompt or "")] if prompts is None else read_prompt_file(prompts)
-    target = None if output is None else check_output(output)
-    if target is not None and target.exists() and not overwrite:
-        raise UserError(f"{target} exists: give another --output, or --overwrite")
+    target = None if output is None else check_output(output, overwrite, [prompts, memory])
     from mm_lightning.inference.generate import choose_device, inference_on, write
     from mm_lightning.inference.memory_file import load_memory
     from mm_lightning.training.checkpoint import load_network
@@ -165,10 +163,10 @@ def _print_samples(prompt: str, written: Written, samples: int) -> None:
             print(f"--- {number + 1} of {samples}\n{prompt}{text}")
 
 
-def _write_lines(written: Written, samples: int, total: int, target: Path | None) -> None:
+def _write_lines(written: Written, samples: int, total: int, target: Output | None) -> None:
     from mm_lightning.inference.generate import collect
 
-    with opened(target) as file, ReadingBar(total, "prompts", shown=target is not None) as bar:
+    with opened(target, keep=True) as file, ReadingBar(total, "prompts", shown=target is not None) as bar:
         for prompts, pieces in written:
             texts = collect(pieces, len(prompts) * samples)
             for n, prompt in enumerate(prompts):
@@ -179,7 +177,7 @@ def _write_lines(written: Written, samples: int, total: int, target: Path | None
             bar.advance(len(prompts))
 
 
-def remember_command(checkpoint: str, text: str, output: str, device: str = "auto") -> None:
+def remember_command(checkpoint: str, text: str, output: str, overwrite: bool = False, device: str = "auto") -> None:
     """Read a document once and keep what the network remembers of it.
 
     `mm generate --memory FILE` and `mm chat --memory FILE` go on from there.
@@ -187,16 +185,17 @@ def remember_command(checkpoint: str, text: str, output: str, device: str = "aut
     Args:
         checkpoint: a run folder (its newest whole checkpoint is taken) or a checkpoint.
         text: the document, a text file.
-        output: the memory file to write; an older one is replaced. It also holds the document's text, as tokens.
+        output: the memory file to write. It also holds the document's text, as tokens.
+        overwrite: replace an existing output.
         device: cpu, cuda, ...; auto takes a GPU if there is one.
     """
     document = read_document(text)
     from mm_lightning.inference.generate import choose_device, inference_on
-    from mm_lightning.inference.memory_file import check_target, save_memory
+    from mm_lightning.inference.memory_file import save_memory
     from mm_lightning.inference.reader import Reader
     from mm_lightning.training.checkpoint import load_network
 
-    check_target(output)
+    target = check_output(output, overwrite, [text], MEMORY)
     place = choose_device(device)
     network, tokenizer = load_network(checkpoint, place)
     tokens = [tokenizer.bos, *tokenizer.encode(document)]
@@ -204,7 +203,7 @@ def remember_command(checkpoint: str, text: str, output: str, device: str = "aut
         reader = Reader(network, 1, len(tokens))
         with ReadingBar(len(tokens)) as bar:
             reader.read([tokens], bar.advance)
-        save_memory(output, reader, tokenizer)
+        save_memory(target, reader, tokenizer)
     print(f"{output}: {len(tokens):,} tokens, {reader.state.bytes / 1e6:.1f} MB")
 
 

@@ -12,6 +12,7 @@ from mm_lightning.inference.memory_file import load_memory, save_memory
 from mm_lightning.inference.reader import Reader
 from mm_lightning.inference.sampling import DEFAULTS, Sampler, Sampling
 from mm_lightning.inference.text import TextStream, check_stop, encode_next
+from mm_lightning.outputs import Output
 
 if TYPE_CHECKING:
     from mm_lightning.data.tokenizer import Tokenizer
@@ -78,7 +79,7 @@ class Conversation:
         self.reader = load_memory(path, self.network, self.tokenizer, long_store=self.long_store)
         self._answers = 0
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path | Output) -> None:
         """Writes what is remembered to a memory file."""
         save_memory(path, self.reader, self.tokenizer)
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import re
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mm_lightning.errors import UserError
-from mm_lightning.outputs import share, write_text
+from mm_lightning.outputs import FolderKind, check_folder, share, staged, write_text
 
 if TYPE_CHECKING:
     from mm_lightning.data.tokenizer import Tokenizer
@@ -31,22 +27,14 @@ def require(*packages: str) -> None:
             raise UserError(f"this needs the package {package}: pip install 'mm-lightning[export]'")
 
 
-def fresh_folder(path: str | os.PathLike) -> Path:
-    """A folder beside an output folder, to be given its name when it is complete.
-
-    Raises:
-        UserError: the output is there already.
-    """
-    output = Path(path)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"{output} exists: name another --output, or remove it")
-    partial = output.with_name(output.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {partial}: {error.strerror}") from error
-    return partial
+# fmt: off
+EXPORT = FolderKind("an export", ABOUT, (
+    "config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "README.md",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "errors.py", "inference_*.py", "memory_*.py", "networks*.py",
+))
+# fmt: on
+"""The folders that `mm export` writes."""
 
 
 def export(
@@ -107,6 +95,7 @@ def export_command(
     dtype: Literal["float32", "bfloat16"] = "float32",
     self_contained: bool = False,
     max_shard_size: str = "5GB",
+    overwrite: bool = False,
 ) -> None:
     """Write a trained network as a folder that transformers loads.
 
@@ -120,10 +109,12 @@ def export_command(
         dtype: of the weights.
         self_contained: add the modelling code, so that it can be loaded without this package.
         max_shard_size: weights above it are written as several files.
+        overwrite: replace an existing export.
     """
     require("transformers", "safetensors")
     if not re.fullmatch(r"\s*\d+(\.\d+)?\s*[KMGT]B\s*", max_shard_size, re.IGNORECASE):
         raise UserError(f"max_shard_size must be a number of KB, MB, GB or TB, such as 5GB, got {max_shard_size!r}")
+    target = check_folder(output, EXPORT, overwrite, [checkpoint])
     import torch
 
     from mm_lightning.inference.model_card import model_card
@@ -142,41 +133,17 @@ def export_command(
     path = find_checkpoint(checkpoint)
     about = read_about(path)
     tokenizer = restore_tokenizer(about, path) if about["tokenizer"] else None
-    partial = fresh_folder(output)
     logging.disable_progress_bar()
-    with kept_if_whole(partial):
+    with staged(target) as folder:
+        folder.mkdir()
         network = network_config(about, path).build()
         load_weights(network, path)
         network = network.to(getattr(torch, dtype))
-        export(network, tokenizer, partial, about.get("context_length"), self_contained, max_shard_size)
+        export(network, tokenizer, folder, about.get("context_length"), self_contained, max_shard_size)
         kept = {name: value for name, value in about.items() if name != "network"}
-        (partial / ABOUT).write_text(json.dumps(kept) + "\n", encoding="utf-8")
-        write_text(partial / "README.md", model_card(path, about, network, self_contained))
-    give_name(partial, Path(output))
-    _say(Path(output), network, dtype, tokenizer, self_contained)
-
-
-@contextlib.contextmanager
-def kept_if_whole(partial: Path) -> Iterator[None]:
-    """Removes a folder that is being filled when that fails or is interrupted.
-
-    Raises:
-        UserError: the disk is full, or does not take it for another reason.
-    """
-    try:
-        yield
-    except BaseException as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise UserError(f"cannot write {partial}: {error.strerror or error}") from error
-        raise
-
-
-def give_name(partial: Path, output: Path) -> None:
-    """Renames a complete folder, over an empty one if there is one."""
-    if output.is_dir():
-        output.rmdir()
-    os.replace(partial, output)
+        (folder / ABOUT).write_text(json.dumps(kept) + "\n", encoding="utf-8")
+        write_text(folder / "README.md", model_card(path, about, network, self_contained))
+    _say(target.name, network, dtype, tokenizer, self_contained)
 
 
 def _say(output: Path, network: Network, dtype: str, tokenizer: Any, self_contained: bool) -> None:

@@ -11,7 +11,8 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from mm_lightning.errors import UserError
-from mm_lightning.inference.export import ABOUT, fresh_folder, give_name, kept_if_whole, require
+from mm_lightning.inference.export import ABOUT, require
+from mm_lightning.outputs import FolderKind, Output, check_folder, staged
 from mm_lightning.yaml_text import write_yaml
 
 if TYPE_CHECKING:
@@ -143,7 +144,11 @@ def check(imported: Imported) -> None:
         raise UserError(f"the weights do not fit the network: {problems[0]}{more}")
 
 
-def write(imported: Imported, output: str | os.PathLike) -> Path:
+IMPORT = FolderKind("the run folder of an import", "checkpoints/step=0.ckpt", ("config.yaml",))
+"""The folders that `mm import` writes, before anything is trained in them."""
+
+
+def write(imported: Imported, target: Output) -> Path:
     """Writes a run folder that holds a checkpoint and a config.
 
     Returns:
@@ -155,16 +160,14 @@ def write(imported: Imported, output: str | os.PathLike) -> Path:
     about = describe_network(imported.config, imported.tokenizer, imported.context_length)
     about["imported"] = imported.source
     weights = {f"network.{name}": x.contiguous() for name, x in imported.weights.items()}
-    partial = fresh_folder(output)
     network = {"class_path": about["network"]["class"], "init_args": about["network"]["fields"]}
     data = {"context_length": imported.context_length} if imported.context_length else {}
-    config = {"run": str(output), "model": {"network": network}, **({"data": data} if data else {})}
-    with kept_if_whole(partial):
+    config = {"run": str(target), "model": {"network": network}, **({"data": data} if data else {})}
+    with staged(target) as folder:
         whole = {"state_dict": weights, KEY: about}
-        write_checkpoint(whole, checkpoint_path(partial, 0))
-        write_yaml(partial / "config.yaml", config)
-    give_name(partial, Path(output))
-    return checkpoint_path(Path(output), 0)
+        write_checkpoint(whole, checkpoint_path(folder, 0))
+        write_yaml(folder / "config.yaml", config)
+    return checkpoint_path(target.name, 0)
 
 
 def import_command(
@@ -174,6 +177,7 @@ def import_command(
     largest_key_exponent: float | None = None,
     bos: str | None = None,
     eos: str | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Turn weights from elsewhere into a checkpoint.
 
@@ -189,7 +193,9 @@ def import_command(
             code; leave it out for nanoMosaics itself, which cuts at log(65535) as networks here do.
         bos: the name of the tokenizer's token that begins a document, where it is none of the usual ones.
         eos: likewise of the token that ends a document. One of the two alone is both.
+        overwrite: replace an existing import.
     """
+    target = check_folder(output, IMPORT, overwrite, [source, tokenizer])
     from mm_lightning.inference.flatten import holds_other_code
 
     # the source's own may be one that cannot be read, where another is named
@@ -207,7 +213,7 @@ def import_command(
             )
         imported.tokenizer = describe_tokenizer(given)
     check(imported)
-    path = write(imported, output)
+    path = write(imported, target)
     parameters = sum(x.numel() for x in imported.weights.values())
     print(f"{path}: {imported.source}, {parameters:,} parameters")
     folder = Path(source).expanduser()

@@ -11,15 +11,13 @@ Its metadata say what can read it: `format` and `version` of the file, `tokens` 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mm_lightning.errors import UserError
-from mm_lightning.outputs import check_output, share
+from mm_lightning.outputs import MEMORY, Output, check_output, share, staged
 
 if TYPE_CHECKING:
     import torch
@@ -34,11 +32,11 @@ SAMPLED = 256
 """Numbers of each parameter that enter the fingerprint."""
 
 
-def save_memory(path: str | Path, reader: Reader, tokenizer: Tokenizer) -> None:
+def save_memory(path: str | Path | Output, reader: Reader, tokenizer: Tokenizer) -> None:
     """Writes what a reader of one document remembers.
 
     Args:
-        path: the file; an older memory file is replaced, whole or not at all.
+        path: the file; another memory file is replaced, unless it is an Output that must not be there.
         reader: has read something.
         tokenizer: of the document.
 
@@ -51,32 +49,17 @@ def save_memory(path: str | Path, reader: Reader, tokenizer: Tokenizer) -> None:
 
     if len(reader.documents) != 1 or reader.logits is None:
         raise ValueError("a memory file holds one document, of which something was read")
-    target = Path(path).expanduser()
-    check_target(target)
+    target = path if isinstance(path, Output) else check_output(path, True, kind=MEMORY)
     tensors = {f"state.{name}": x.contiguous() for name, x in reader.state.tensors().items()}
     tensors["document"] = torch.tensor(reader.documents[0])
     tensors["logits"] = reader.logits[0].float()
     about = {"format": FORMAT, "version": str(VERSION), "tokens": str(len(reader.documents[0]))}
-    partial = target.with_name(target.name + ".partial")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, partial, about | _describe(reader.network, tokenizer))
-        share(partial)
-        os.replace(partial, target)
-    except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
+        with staged(target) as part:
+            save_file(tensors, part, about | _describe(reader.network, tokenizer))
+            share(part)
+    except SafetensorError as error:
         raise UserError(f"cannot write the memory file {target}: {error}") from error
-
-
-def check_target(path: str | Path) -> None:
-    """Raises a UserError where a memory file cannot be written, or would destroy something else."""
-    target = check_output(path)
-    if target.exists():
-        try:
-            _metadata(target)
-        except UserError as error:
-            raise UserError(f"{target} exists and is not a memory file: name another file") from error
 
 
 def load_memory(

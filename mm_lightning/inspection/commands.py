@@ -47,13 +47,11 @@ def inspect_command(
             drawn from the text itself.
         text_tokens: the beginning of each of these documents that is read; shorter documents are left out.
         text_documents: how many of them.
-        overwrite: replace an existing page.
+        overwrite: replace an existing output.
         device: cpu, cuda, ...; auto takes a GPU if there is one.
     """
     content = _text(prompt, file)
-    target = check_output(output)
-    if target.exists() and not overwrite:
-        raise UserError(f"{target} exists: give another --output, or --overwrite")
+    target = check_output(output, overwrite, [file, text])
     limits = {"max_tokens": (max_tokens, 2), "text_tokens": (text_tokens, 2), "text_documents": (text_documents, 1)}
     for name, (value, least) in limits.items():
         if value is not None and value < least:

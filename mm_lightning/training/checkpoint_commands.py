@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mm_lightning.errors import UserError
+from mm_lightning.outputs import CHECKPOINT, SAFETENSORS, FolderKind, check_folder, check_output, staged
 
 if TYPE_CHECKING:
     from mm_lightning.training.checkpoint.weights import Weights
@@ -89,7 +90,10 @@ def verify_command(run: str) -> None:
 
 
 def consolidate_command(
-    checkpoint: str, output: str, dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    checkpoint: str,
+    output: str,
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    overwrite: bool = False,
 ) -> None:
     """Write the weights of a checkpoint as one safetensors file.
 
@@ -100,26 +104,22 @@ def consolidate_command(
         checkpoint: a checkpoint, or a run folder (its newest whole checkpoint is taken).
         output: the .safetensors file to write.
         dtype: of the weights in it.
+        overwrite: replace an existing output.
     """
     import torch
 
     from mm_lightning.training.checkpoint import find_checkpoint, open_weights, read_about
     from mm_lightning.training.checkpoint.safetensors_file import write_safetensors
 
-    target = Path(output)
-    if target.suffix != ".safetensors":
+    if Path(output).suffix != ".safetensors":
         raise UserError(f"--output {output} must end in .safetensors")
-    if target.exists():
-        raise UserError(f"{target} exists: name another --output, or remove it")
+    target = check_output(output, overwrite, [checkpoint], SAFETENSORS)
     path = find_checkpoint(checkpoint)
     about = read_about(path)
     weights = open_weights(path)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_safetensors(weights, target, about, tied_names(about, weights), getattr(torch, dtype))
-    except OSError as error:
-        raise UserError(f"cannot write {target}: {error.strerror}") from error
-    print(f"{target}: {len(weights)} tensors in {dtype}, {target.stat().st_size:,} bytes, from {path}")
+    with staged(target) as part:
+        write_safetensors(weights, part, about, tied_names(about, weights), getattr(torch, dtype))
+    print(f"{target}: {len(weights)} tensors in {dtype}, {size_of(target.place):,} bytes, from {path}")
 
 
 def tied_names(about: dict[str, Any], weights: Weights) -> dict[str, str]:
@@ -139,7 +139,15 @@ def tied_names(about: dict[str, Any], weights: Weights) -> dict[str, str]:
     return tied
 
 
-def convert_command(checkpoint: str, output: str) -> None:
+UNIVERSAL = FolderKind(
+    "the universal form of a checkpoint",
+    "checkpoint/zero/optimizer_state.pt",
+    ("commit.json", "latest", "checkpoint/*"),
+)
+"""The folders that `mm checkpoint convert` writes."""
+
+
+def convert_command(checkpoint: str, output: str, overwrite: bool = False) -> None:
     """Convert a DeepSpeed checkpoint to its universal form, and either of them to a plain checkpoint.
 
     A run with DeepSpeed goes on from the universal form with any number of processes. A run without it, of one process
@@ -151,6 +159,7 @@ def convert_command(checkpoint: str, output: str) -> None:
         checkpoint: a DeepSpeed checkpoint, its universal form, or a run folder (its newest whole checkpoint is taken).
         output: the folder to write the universal form to, as in runs/mine/0/step=200.universal; or the plain file,
             whose name ends in .ckpt, as in runs/mine/0/step=200.ckpt.
+        overwrite: replace an existing output.
     """
     from mm_lightning.training.checkpoint import find_checkpoint
     from mm_lightning.training.checkpoint.universal import to_plain, to_universal
@@ -167,10 +176,14 @@ def convert_command(checkpoint: str, output: str) -> None:
         )
     if target.suffix in (".safetensors", ".pt"):
         raise UserError(f"--output {output} must be a folder or end in .ckpt; mm checkpoint consolidate writes weights")
-    if target.exists():
-        raise UserError(f"{output} exists: name another --output, or remove it")
-    (to_plain if plain else to_universal)(path, target)
-    print(f"{output}: {size_of(target):,} bytes, from {path}")
+    place = (
+        check_output(output, overwrite, [path], CHECKPOINT)
+        if plain
+        else check_folder(output, UNIVERSAL, overwrite, [path])
+    )
+    with staged(place) as part:
+        (to_plain if plain else to_universal)(path, part)
+    print(f"{output}: {size_of(place.place):,} bytes, from {path}")
 
 
 def compare_command(checkpoints: list[str], tolerance: float = 0.0) -> None:

@@ -144,7 +144,11 @@ class TrainingCLI(LightningCLI):
                 "--output",
                 type=str | None,
                 default=None,
-                help="JSON lines to write, one a document; by default predictions.jsonl in the run folder.",
+                help="JSON lines to write, one a document; by default predictions.jsonl in the run folder, which is "
+                "written anew.",
+            )
+            parser.add_argument(
+                "--overwrite", type=bool, nargs="?", const=True, default=False, help="Replace an existing output."
             )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -358,7 +362,9 @@ class TrainingCLI(LightningCLI):
         """Writes one JSON line a document: what :meth:`LanguageModule.predict_step` says of it."""
         if self.trainer.world_size > 1:
             raise UserError("mm predict runs on one device: add --trainer.devices 1")
-        output = check_output(self.config[self.command].output or self.folder.path / "predictions.jsonl")
+        config = self.config[self.command]
+        own = self.folder.path / "predictions.jsonl"
+        output = check_output(config.output or own, config.overwrite or not config.output)
         batches = self.trainer.predict(**kwargs)
         if len(self.datamodule.validated) > 1:
             batches = [batch for of_a_set in batches for batch in of_a_set]

@@ -362,7 +362,21 @@ def test_a_mistake_leaves_nothing_behind(evaluate, tmp_path):
     """The same command without it needs no other folder."""
     status, said = evaluate("v2", more=["--text", "nowhere.txt"])
     assert (status, said.count("\n")) == (2, 1)
-    assert not list(tmp_path.glob("out/**/*.json"))
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "results.md").write_text("mine")
+    status, said = evaluate("v2")
+    assert (status, said.count("\n")) == (2, 1)
+    assert "results.md exists and is of no mm evaluate" in said
+    assert [p.read_text() for p in (tmp_path / "out").iterdir()] == ["mine"]
+
+
+def test_answers_stay_where_beginning_anew_fails_without_one(evaluate, tmp_path):
+    assert evaluate("v2")[0] == 0
+    folder = tmp_path / "out" / "v2-0-step1" / "loss_by_position"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert evaluate("v2", more=["--overwrite", "--text", "nowhere.txt"])[0] == 2
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_no_long_term_memory_to_remove(evaluate):

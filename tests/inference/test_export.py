@@ -213,7 +213,7 @@ def test_mistakes_are_one_line(v2, tmp_path, capsys, monkeypatch):
 
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("mine")
-    assert "full exists: name another --output" in export("--output", str(tmp_path / "full"))
+    assert "full exists and is not an export" in export("--output", str(tmp_path / "full"))
     assert "float8" in export("--output", str(tmp_path / "out"), "--dtype", "float8")
     assert "such as 5GB, got 'much'" in export("--output", str(tmp_path / "out"), "--max_shard_size", "much")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

@@ -107,6 +107,11 @@ def test_validate_predict_and_a_network_without_yaml(tiny, tmp_path, capsys):
     assert line["changed"] == {"model.network.levels": ["short"], "data.validation_sequences": 4}
     assert main(["predict", "--config", str(tiny), "--output", str(tmp_path)]) == 2
     assert "is a folder: name a file" in capsys.readouterr().err
+    saved = tmp_path / "run" / "0" / "checkpoints" / "step=3.ckpt"
+    before = saved.read_bytes()
+    for option in ([], ["--overwrite"]):
+        assert main(["predict", "--config", str(tiny), "--output", str(saved), *option]) == 2
+    assert saved.read_bytes() == before
     assert main(["predict", "--config", str(tiny)]) == 0
     rows = [json.loads(row) for row in (folder / "predictions.jsonl").read_text().splitlines()]
     predicted = sum(row["predicted"] for row in rows)

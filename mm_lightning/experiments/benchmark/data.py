@@ -27,6 +27,7 @@ def data_command(
     repeats: int = 5,
     seed: int = 0,
     output: str | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Time the training loader against plain reading, and against what the network takes in.
 
@@ -44,10 +45,11 @@ def data_command(
         repeats: timed runs of each.
         seed: of the order of sequences, and of the network.
         output: a JSON file for the result.
+        overwrite: replace an existing output.
     """
     from mm_lightning.experiments.benchmark.step import TrainingStep
 
-    place, target = begin(device, threads, repeats, output)
+    place, target = begin(device, threads, repeats, output, overwrite)
     what = setup(config, {})
     if batches < 1:
         raise UserError(f"batches must be at least 1, got {batches}")

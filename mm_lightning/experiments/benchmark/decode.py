@@ -45,6 +45,7 @@ def decode_command(
     prefills: int = 3,
     seed: int = 0,
     output: str | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Time prefill and decoding of a memory mosaic against other networks of the same dimensions.
 
@@ -72,12 +73,13 @@ def decode_command(
         prefills: timed runs of each prefill.
         seed: of the weights and the tokens.
         output: a JSON file for the result.
+        overwrite: replace an existing output.
     """
     import torch
 
     from mm_lightning.memory.kernels import resolve
 
-    place, target = begin(device, threads, repeats, output)
+    place, target = begin(device, threads, repeats, output, overwrite)
     numbers(prefills, [], "prefills")
     lengths = numbers(contexts, [1024, 8192], "contexts")
     given = {"dim": dim, "layers": layers, "heads": heads, "persistent_dim": persistent_dim, "vocab_size": vocab_size}

@@ -54,6 +54,7 @@ def reads_command(
     repeats: int = 7,
     seed: int = 0,
     output: str | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Time the reads of short-term and long-term memory against a full causal read of the same tokens.
 
@@ -81,10 +82,11 @@ def reads_command(
         repeats: timed runs of each.
         seed: of the numbers, the lengths of documents and the delays m.
         output: a JSON file for the result.
+        overwrite: replace an existing output.
     """
     from dataclasses import replace
 
-    place, target = begin(device, threads, repeats, output)
+    place, target = begin(device, threads, repeats, output, overwrite)
     what = setup(config, DEFAULTS, dim=dim, heads=heads, batch_size=batch_size, precision=precision)
     if window is not None:
         what = replace(what, network=replace(what.network, short_term_window=window))

@@ -54,6 +54,7 @@ def recurrence_command(
     repeats: int = 7,
     seed: int = 0,
     output: str | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Time the keys of equation (8), and the values of (9), against one linear layer on the same tokens.
 
@@ -81,8 +82,9 @@ def recurrence_command(
         repeats: timed runs of each.
         seed: of the numbers.
         output: a JSON file for the result.
+        overwrite: replace an existing output.
     """
-    place, target = begin(device, threads, repeats, output)
+    place, target = begin(device, threads, repeats, output, overwrite)
     what = setup(config, DEFAULTS, dim=dim, heads=heads, batch_size=batch_size, precision=precision)
     sizes = numbers(lengths, LENGTHS, "lengths")
     chosen = forms(kernels, what, place)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
-from mm_lightning.outputs import opened
+from mm_lightning.outputs import Output, opened
 
 
 def report(
@@ -16,7 +15,7 @@ def report(
     columns: Sequence[str],
     labels: int,
     sections: Iterable[Iterable[Sequence[str]]],
-    target: Path | None,
+    target: Output | None,
 ) -> None:
     """Prints the table and writes the result.
 

@@ -41,6 +41,7 @@ def retrieval_command(
     threads: int | None = None,
     seed: int = 0,
     output: str | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Time sub-linear reads of the long-term memory, and measure their error.
 
@@ -65,6 +66,7 @@ def retrieval_command(
         threads: CPU threads; torch's choice by default.
         seed: of the order of the text's files, and of random keys.
         output: a JSON file for the result.
+        overwrite: replace an existing output.
     """
     import torch
 
@@ -76,7 +78,7 @@ def retrieval_command(
         raise UserError(
             f"pairs must be at least {SMALLEST}, queries 1 and context 2, got {sizes}, {queries} and {context}"
         )
-    target = None if output is None else check_output(output)
+    target = None if output is None else check_output(output, overwrite, [text])
     if threads:
         torch.set_num_threads(threads)
     place = choose_device(device)

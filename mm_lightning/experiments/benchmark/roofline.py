@@ -32,6 +32,7 @@ def roofline_command(
     repeats: int = 7,
     seed: int = 0,
     output: str | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Time each operation of a v2 training step beside its floor.
 
@@ -58,10 +59,11 @@ def roofline_command(
         repeats: timed runs of each.
         seed: of the weights, the tokens and the delays m.
         output: a JSON file for the result.
+        overwrite: replace an existing output.
     """
     from mm_lightning.memory.kernels import resolve
 
-    place, target = begin(device, threads, repeats, output)
+    place, target = begin(device, threads, repeats, output, overwrite)
     given = {"dim": dim, "layers": layers, "heads": heads, "persistent_dim": persistent_dim, "vocab_size": vocab_size}
     sizes = {"context_length": context_length, "batch_size": batch_size, "precision": precision}
     what = setup(config, DEFAULTS, **given, **sizes)

@@ -42,6 +42,7 @@ def startup_command(
     repeats: int = 5,
     seed: int = 1,
     output: str | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Time `mm --help`, and `mm fit` up to the end of its first training step.
 
@@ -57,8 +58,9 @@ def startup_command(
         repeats: processes of each kind.
         seed: of the runs.
         output: a JSON file for the result.
+        overwrite: replace an existing output.
     """
-    place, target = begin(device, None, repeats, output)
+    place, target = begin(device, None, repeats, output, overwrite)
     if threads is not None and threads < 1:
         raise UserError(f"threads must be at least 1, got {threads}: leave it out for torch's choice")
     paths = [config] if isinstance(config, str) else config

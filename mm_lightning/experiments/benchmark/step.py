@@ -50,6 +50,7 @@ def step_command(
     repeats: int = 7,
     seed: int = 0,
     output: str | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Time a training step of a memory mosaic against other networks of the same dimensions.
 
@@ -83,10 +84,11 @@ def step_command(
         repeats: timed runs of each.
         seed: of the weights, the tokens and the delays m.
         output: a JSON file for the result.
+        overwrite: replace an existing output.
     """
     from mm_lightning.memory.kernels import resolve
 
-    place, target = begin(device, threads, repeats, output)
+    place, target = begin(device, threads, repeats, output, overwrite)
     if accumulate < 1:
         raise UserError(f"accumulate must be at least 1, got {accumulate}")
     given = {

@@ -7,11 +7,10 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from mm_lightning.errors import UserError
-from mm_lightning.outputs import check_output
+from mm_lightning.outputs import Output, check_output
 
 Run = Callable[[], Any]
 
@@ -19,7 +18,9 @@ MOST_CALLS = 1000
 """In a timed run, however short a call is."""
 
 
-def begin(device: str, threads: int | None, repeats: int, output: str | None) -> tuple[Any, Path | None]:
+def begin(
+    device: str, threads: int | None, repeats: int, output: str | None, overwrite: bool
+) -> tuple[Any, Output | None]:
     """The device and the file that a command's options name, checked; the number of threads is set.
 
     Raises:
@@ -33,7 +34,7 @@ def begin(device: str, threads: int | None, repeats: int, output: str | None) ->
         raise UserError(f"repeats must be at least 1, got {repeats}")
     if threads is not None and threads < 1:
         raise UserError(f"threads must be at least 1, got {threads}: leave it out for torch's choice")
-    target = None if output is None else check_output(output)
+    target = None if output is None else check_output(output, overwrite)
     if threads:
         torch.set_num_threads(threads)
     return choose_device(device), target
