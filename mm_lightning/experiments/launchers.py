@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mm_lightning.errors import UserError
-from mm_lightning.training.run_folder import numbered
+from mm_lightning.training.run_folder import has_finished, numbered
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,7 @@ class Work:
     def finished(self) -> bool:
         """Whether its training has come to its end, which a callback or trainer.max_time may have brought early."""
         newest = self.run_folder
-        if newest is None or not (newest / "finished.json").is_file():
-            return False
-        end = json.loads((newest / "finished.json").read_text(encoding="utf-8"))
-        return max(end["step"], end.get("max_steps", 0)) >= self.steps
+        return newest is not None and has_finished(newest, self.steps)
 
     @property
     def failure(self) -> Path:

@@ -11,6 +11,7 @@ from typing import Any
 
 from mm_lightning.errors import UserError
 from mm_lightning.experiments.study import LOSS, Run, Study
+from mm_lightning.training.run_folder import end_of, has_finished, newest_step
 from mm_lightning.yaml_text import read_yaml
 
 
@@ -112,6 +113,8 @@ def _read_sweep(folder: Path) -> Study:
         folders = numbered(place)
         if folders:
             _read_run_folder(run, folders[-1])
+        if run.finished and not has_finished(folders[-1], planned["steps"]):
+            run.status, run.last_step = "unfinished", None  # of a sweep that asks for more steps now
         if (place / "failed").is_file() and not run.finished:
             run.status = "failed"
         if (place / "log.txt").is_file():
@@ -144,7 +147,8 @@ def _read_plain(folder: Path) -> Study:
         config = read_yaml(path / "config.yaml") or {}
         run = Run(_variant_of(path, folder), config.get("seed_everything", 1), "", path)
         run.name = _label(folder) if path == folder else path.relative_to(folder).as_posix()
-        run.steps = (config.get("trainer") or {}).get("max_steps")
+        steps = (config.get("trainer") or {}).get("max_steps")
+        run.steps = steps if isinstance(steps, int) and steps > 0 else None  # -1 where epochs say how many
         _read_run_folder(run, path)
         older = newest.get((run.variant, run.seed))
         if older is not None:
@@ -196,12 +200,12 @@ def _add_cost(run: Run, path: Path) -> str | None:
 def _read_run_folder(run: Run, path: Path) -> None:
     """What `mm fit` wrote into its run folder."""
     run.path, run.status = path, "unfinished"
-    if (path / "finished.json").is_file():
-        end = read_json(path / "finished.json")
-        run.status, run.wall_seconds, run.last_step = "finished", end["seconds"], end.get("step")
-        run.last_tokens = end.get("tokens")
+    run.saved_step = newest_step(path)
     if (path / "environment.json").is_file():
         run.environment = read_json(path / "environment.json")
+    if end := end_of(path):
+        run.status, run.last_step, run.last_tokens = "finished", end.get("step"), end.get("tokens")
+        run.wall_seconds = None if run.environment.get("earlier") else end.get("seconds")
     if (path / "baselines.json").is_file():
         run.references = read_json(path / "baselines.json")
     if (path / "metrics.jsonl").is_file():

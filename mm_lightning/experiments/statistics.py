@@ -41,6 +41,8 @@ class Row:
         done: seeds that finished.
         metrics: last logged values of each evaluation metric.
         difference: of the validation loss from its reference; None for the baseline and without common seeds.
+        steps: of the finished runs, the fewest and the most; None without finished runs.
+        planned_steps: of its runs; None if not known.
         parameters: of the network; None if not known.
         training_flops_per_token: forward and backward; None if not known.
         tokens: seen in a run.
@@ -54,6 +56,8 @@ class Row:
     done: int
     metrics: dict[str, Spread]
     difference: Difference | None
+    steps: tuple[int, int] | None
+    planned_steps: int | None
     parameters: int | None
     training_flops_per_token: float | None
     tokens: float | None
@@ -115,6 +119,8 @@ def summarise(study: Study) -> list[Row]:
                 done=len(runs),
                 metrics={name: spread(values) for name, values in metrics.items()},
                 difference=None if variant == reference else paired_difference(loss[variant], baseline),
+                steps=(min(run.step for run in runs), max(run.step for run in runs)) if runs else None,
+                planned_steps=max((run.steps for run in planned if run.steps), default=None),
                 parameters=planned[0].parameters,
                 training_flops_per_token=planned[0].training_flops_per_token,
                 tokens=_mean([run.tokens for run in runs]),

@@ -31,7 +31,8 @@ class Run:
         training_flops_per_token: forward and backward; None if not known.
         step_tokens: planned tokens of one optimisation step; None if not known.
         last_tokens: tokens of all steps up to `last_step`; None if not known.
-        wall_seconds: of the session that finished the run, with start, validation and checkpoints.
+        saved_step: of the newest checkpoint, which may be ahead of the last metrics.
+        wall_seconds: with start, validation and checkpoints; None of a run that was resumed, of which it is not known.
         records: all metrics by step; of lines that repeat a step, the later one counts.
         environment: environment.json.
         references: by metric, other numbers to hold it against (baselines.json).
@@ -45,6 +46,7 @@ class Run:
     status: str = "unfinished"
     steps: int | None = None
     last_step: int | None = None
+    saved_step: int = 0
     values: dict[str, Any] = field(default_factory=dict)
     parameters: int | None = None
     training_flops_per_token: float | None = None
@@ -59,7 +61,7 @@ class Run:
     @property
     def step(self) -> int:
         """The last finished step that is known of."""
-        return self.last_step or max(self.records, default=0)
+        return self.last_step or max(self.saved_step, *self.records, 0)
 
     @property
     def finished(self) -> bool:

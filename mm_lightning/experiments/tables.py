@@ -19,7 +19,7 @@ def table(study: Study, rows: list[Row]) -> tuple[list[str], list[list[str]]]:
     """Columns and cells: what can be read side by side; everything else is in the CSV files."""
     metrics = [name for name in study.metrics if name not in DERIVED]
     compared = any(row.difference for row in rows)
-    columns = ["variant", "seeds"]
+    columns = ["variant", "seeds", "steps"]
     for name in metrics:
         columns.append(word(name))
         columns += ["difference [95% CI]"] if name == LOSS and compared else []
@@ -27,6 +27,7 @@ def table(study: Study, rows: list[Row]) -> tuple[list[str], list[list[str]]]:
     lines = []
     for row in rows:
         line = [row.variant, f"{row.done}" if row.done == row.planned else f"{row.done} of {row.planned}"]
+        line.append(steps_text(row))
         for name in metrics:
             line.append(spread_text(row.metrics.get(name), row.done))
             if name == LOSS and compared:
@@ -35,6 +36,14 @@ def table(study: Study, rows: list[Row]) -> tuple[list[str], list[list[str]]]:
         speed = NOTHING if row.tokens_per_second is None else f"{row.tokens_per_second:,.0f}"
         lines.append([*line, _short(row.training_flops), speed, _clock(row.seconds)])
     return columns, lines
+
+
+def steps_text(row: Row) -> str:
+    """1,000, 28 of 1,000, or 28 to 1,000 of 1,000"""
+    if row.steps is None:
+        return NOTHING
+    text = " to ".join(dict.fromkeys(f"{step:,}" for step in row.steps))
+    return f"{text} of {row.planned_steps:,}" if row.planned_steps and row.steps[0] < row.planned_steps else text
 
 
 def spread_text(found: Spread | None, seeds: int) -> str:
@@ -124,6 +133,8 @@ def variant_record(study: Study, row: Row) -> dict[str, Any]:
     """A line of report.csv."""
     record: dict[str, Any] = {"variant": row.variant, **_axes(study.of(row.variant, finished=False)[0])}
     record |= {"seeds_finished": row.done, "seeds_planned": row.planned}
+    record |= {"steps_fewest": row.steps and row.steps[0], "steps_most": row.steps and row.steps[1]}
+    record["steps_planned"] = row.planned_steps
     for name, found in row.metrics.items():
         record |= {f"{name} mean": found.mean, f"{name} sd": found.deviation}
     if row.difference is not None:

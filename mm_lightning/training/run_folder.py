@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import json
 import os
 import platform
 import shutil
@@ -59,6 +60,31 @@ def numbered(root: Path) -> list[Path]:
     if not root.is_dir():
         return []
     return sorted((p for p in root.iterdir() if p.is_dir() and p.name.isdigit()), key=lambda p: int(p.name))
+
+
+def end_of(run: Path) -> dict[str, Any] | None:
+    """Return what finished.json says of a run's end; None where training has not come to its end."""
+    try:
+        end = json.loads((run / "finished.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # not there, or cut off while it was written
+        return None
+    return end if isinstance(end, dict) else None
+
+
+def has_finished(run: Path, steps: int) -> bool:
+    """Return whether a run's training, of so many planned steps, has come to its end.
+
+    A callback or trainer.max_time may have brought it early; a run that was planned with fewer steps has more to do.
+    """
+    end = end_of(run)
+    return end is not None and max(end.get("step", 0), end.get("max_steps", 0)) >= steps
+
+
+def newest_step(run: Path) -> int:
+    """Return the step of the newest checkpoint that a run has saved; 0 before the first."""
+    names = (path.name for path in (run / "checkpoints").glob("step=*.ckpt"))
+    steps = (name.removeprefix("step=").removesuffix(".ckpt") for name in names)
+    return max((int(step) for step in steps if step.isdigit()), default=0)
 
 
 def board_folder(run: Path) -> Path:

@@ -145,7 +145,7 @@ def test_what_did_not_finish_is_listed_and_in_no_mean(tmp_path, no_figures):
     assert (rows[1].done, rows[1].planned) == (3, 6)
     place = write_report(sweep)
     text = (place / "report.md").read_text()
-    assert "| other | 3 of 6 | 2.4000 ± 0.3606 | +0.3000 \\[-0.3572, +0.9572\\] |" in text
+    assert "| other | 3 of 6 | 20 | 2.4000 ± 0.3606 | +0.3000 \\[-0.3572, +0.9572\\] |" in text
     assert "| other/seed-4 | unfinished | 10 of 20 | RuntimeError: out of \\| memory |" in text
     assert "| other/seed-5 | diverged | 20 of 20 |" in text
     assert "| never | 0 of 1 | – | – |" in text
@@ -159,7 +159,7 @@ def test_one_seed_has_no_interval(tmp_path, capsys, monkeypatch, no_figures):
     assert main(["report", str(sweep)]) == 0
     assert "+0.2500 (1 seed)" in capsys.readouterr().out
     text = (sweep / "report/report.md").read_text()
-    assert "| other | 1 | 2.2500 | +0.2500 (1 seed) |" in text
+    assert "| other | 1 | 20 | 2.2500 | +0.2500 (1 seed) |" in text
     assert "no interval is given" in text
     assert records(sweep / "report/report.csv")[1]["difference_low"] == ""
 
