@@ -7,6 +7,8 @@ import faulthandler
 import json
 import os
 import platform
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -20,6 +22,8 @@ from mm_lightning.callbacks.arguments import check_number
 EXIT_STATUS = 70
 """Of the processes of a run that hung: EX_SOFTWARE of sysexits.h."""
 
+_DUMP = getattr(signal, "SIGRTMAX", signal.SIGPROF)  # nobody else's; at it, a process prints its stacks
+
 
 class Watchdog(Callback):
     """When a process makes no progress for `minutes`, every process prints the step and phase that it is in and its
@@ -27,7 +31,11 @@ class Watchdog(Callback):
 
     Progress is a batch that is loaded, goes forward or backward, or is stepped on or validated, and any forward pass of
     the network, as in evaluations. Each process keeps a small file in `heartbeats/` of the run folder, so that a look
-    there says where a run stands. A process that is stuck outside Python is ended half as late again.
+    there says where a run stands. A process that is stuck outside Python is ended half as late again, by a small
+    process that watches it from outside (exit status 137).
+
+    Only time in which the process was awake counts: one that was stopped as a whole (SIGSTOP, ctrl-Z, a suspended or
+    paused machine) goes on. To the other processes of a run, one that stays stopped alone hangs.
 
     It is always there; name it in a config only to change its time.
 
@@ -40,7 +48,8 @@ class Watchdog(Callback):
         self.limit = minutes * 60  # seconds
         self.interval = min(15.0, self.limit / 4)
         self._beats = 0  # changes of phase since the start, by which processes are compared
-        self._phase, self._step, self._time = "starting", 0, 0.0
+        self._phase, self._step = "starting", 0
+        self._outside: subprocess.Popen | None = None
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -48,15 +57,15 @@ class Watchdog(Callback):
         """Begins to watch."""
         self._rank, self._ranks = trainer.global_rank, trainer.world_size
         self._folder = pl_module.run_folder.path / "heartbeats"
-        self._folder.mkdir(parents=True, exist_ok=True)
         self._beat(trainer, "waiting for data")
         self._hook = pl_module.network.register_forward_pre_hook(lambda *_: self._beat(trainer, self._phase))
         self._over.clear()
+        self._watch_from_outside()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
 
     def _beat(self, trainer: Trainer, phase: str) -> None:
-        self._phase, self._step, self._time = phase, trainer.global_step, time.monotonic()
+        self._phase, self._step = phase, trainer.global_step
         self._beats += 1
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -104,39 +113,70 @@ class Watchdog(Callback):
         self._thread.join()
         self._thread = None
         self._hook.remove()
-        faulthandler.cancel_dump_traceback_later()
+        faulthandler.unregister(_DUMP)
+        if self._outside is not None and self._outside.stdin is not None:
+            with contextlib.suppress(OSError):
+                self._outside.stdin.close()
+            self._outside.wait()
         self._file(self._rank).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # the last process finds it empty
             self._folder.rmdir()
 
+    def _watch_from_outside(self) -> None:
+        faulthandler.register(_DUMP, file=sys.__stderr__, all_threads=True, chain=False)
+        script = Path(__file__).with_name("stuck_process.py")
+        numbers = (os.getpid(), self.limit * 1.5 + 10, self.interval, _DUMP)
+        # in a session of its own, so that a ctrl-Z for this process does not stop it, nor ctrl-C end it
+        self._outside = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(script), *map(str, numbers)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            bufsize=0,
+            start_new_session=True,
+        )
+        assert self._outside.stdin is not None
+        os.set_blocking(self._outside.stdin.fileno(), False)
+
+    def _sign_of_life(self) -> None:
+        if self._outside is not None and self._outside.stdin is not None:
+            with contextlib.suppress(OSError, ValueError):  # it may be gone; then nobody watches from outside
+                self._outside.stdin.write(b".")
+
     def _watch(self) -> None:
+        still, beats, before = 0.0, self._beats, time.monotonic()
         while True:
-            # Fires from outside Python if this thread is not let in again.
-            faulthandler.dump_traceback_later(self.limit * 1.5, exit=True, file=sys.__stderr__)
-            still = time.monotonic() - self._time
+            self._sign_of_life()
             with contextlib.suppress(OSError):  # the folder may be out of reach for a while: the watch goes on
                 self._write(still)
             if still > self.limit:
                 self._give_up(still)
             if self._over.wait(self.interval):
                 return
+            now = time.monotonic()
+            passed, before = now - before, now
+            # A wait that took far longer is one that this process slept through: what it does not see does not count.
+            still = still + min(passed, 2 * self.interval) if self._beats == beats else 0.0
+            beats = self._beats
 
     def _file(self, rank: int) -> Path:
         return self._folder / f"{rank}.json"
 
     def _write(self, still: float) -> None:
-        place = {"host": platform.node(), "beats": self._beats, "step": self._step, "phase": self._phase}
-        place["waits"] = waits_for_others()
+        self._folder.mkdir(exist_ok=True)
         beside = self._folder / f"{self._rank}.tmp"
-        beside.write_text(json.dumps({**place, "seconds": round(still, 1)}) + "\n", encoding="utf-8")
+        beside.write_text(json.dumps({**self._place(), "seconds": round(still, 1)}) + "\n", encoding="utf-8")
         os.replace(beside, self._file(self._rank))
+
+    def _place(self) -> dict[str, Any]:
+        place = {"host": platform.node(), "beats": self._beats, "step": self._step, "phase": self._phase}
+        return {**place, "waits": waits_for_others()}
 
     def _give_up(self, still: float) -> None:
         """Says where this process stands, waits for the others to do so, and ends this one."""
         tell(f"rank {self._rank} stands after step {self._step}, {self._phase}, for {still:.0f} s:")
         faulthandler.dump_traceback(file=sys.__stderr__)
         self._over.wait(2 * self.interval)
-        found = {rank: json.loads(self._file(rank).read_text(encoding="utf-8")) for rank in self._written()}
+        found = {**self._others(), self._rank: self._place()}
         behind = min(found, key=lambda rank: (found[rank]["beats"], found[rank]["waits"]))
         place = found[behind]
         missing = sorted(set(range(self._ranks)) - set(found))
@@ -148,8 +188,13 @@ class Watchdog(Callback):
         )
         os._exit(EXIT_STATUS)
 
-    def _written(self) -> list[int]:
-        return [rank for rank in range(self._ranks) if self._file(rank).is_file()]
+    def _others(self) -> dict[int, dict[str, Any]]:
+        """Return what the other processes have last written of themselves."""
+        places = {}
+        for rank in range(self._ranks):
+            with contextlib.suppress(OSError, ValueError):
+                places[rank] = json.loads(self._file(rank).read_text(encoding="utf-8"))
+        return places
 
 
 def waits_for_others() -> bool:

@@ -58,7 +58,7 @@ def list_command(run: str, checksums: bool = False) -> None:
     for path in paths:
         problem = damage(path, checksums)
         state = "partial" if path.name.endswith(PARTIAL) else f"damaged: {problem}" if problem else "whole"
-        seconds = time.time() - path.stat().st_mtime
+        seconds = max(0.0, time.time() - path.stat().st_mtime)  # clocks are set back, or differ
         kind = "folder of shards" if path.is_dir() else "file"
         rows.append((f"{step_of(path)}", f"{size_of(path) / 1e6:,.1f} MB", age(seconds), kind, f"{path}", state))
     head = ("step", "size", "age", "kind", "checkpoint", "state")

@@ -166,7 +166,7 @@ class RunFolder:
         self._path = trainer.strategy.broadcast(self.path if trainer.is_global_zero else None)
 
 
-STARTED = ("config.yaml", "environment.json", "baselines.json", ".lock", "events.out.tfevents.*")
+STARTED = ("config.yaml", "environment.json", "baselines.json", ".lock", "events.out.tfevents.*", "lost_output.txt")
 """The files that a run folder gets before its first step."""
 
 
