@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
 import time
-from datetime import UTC, datetime
 from typing import Any
 
 import torch
@@ -16,19 +14,22 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
 from mm_lightning.callbacks.checkpoints import Checkpoints
-from mm_lightning.outputs import write_json
-from mm_lightning.signals import listen, restore
+from mm_lightning.signals import (
+    INTERRUPTED,
+    MARK,
+    NOTICES,
+    PREEMPTED,
+    SAME_NOTICE,
+    listen,
+    name,
+    noticed,
+    requeue,
+    restore,
+    write_mark,
+)
 from mm_lightning.training.batches import accumulating, is_last_step
 from mm_lightning.training.checkpoint import checkpoint_path
 from mm_lightning.training.loggers import say
-
-# Slurm's warning is what `#SBATCH --signal` says, often SIGUSR1; submitit's is SIGUSR2
-NOTICES = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
-PREEMPTED = 85  # the number of ERESTART: to be started again
-INTERRUPTED = 130
-MARK = "preempted.json"
-SAME_NOTICE = 1.0
-"""Seconds within which a second signal is taken for the first: a terminal and torchrun both pass on ctrl-C."""
 
 
 class Preempted(SystemExit):
@@ -69,11 +70,14 @@ class Preemption(Callback):
         trainer._signal_connector.register_signal_handlers = lambda: None
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
         self._launcher = trainer.strategy.launcher
-        self._mark = pl_module.run_folder.path / MARK
+        self._folder = pl_module.run_folder.path
         if trainer.is_global_zero:
-            self._mark.unlink(missing_ok=True)
+            for folder in (self._folder, pl_module.run_folder.root):  # where a run that had none yet has left it
+                (folder / MARK).unlink(missing_ok=True)
         nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # it stays ignored
         self._kept = listen([n for n in NOTICES if not (nohup and n == signal.SIGHUP)], self._notice)
+        if number := noticed():
+            self._notice(number, None)
 
     def _notice(self, number: int, frame: Any) -> None:
         now = time.monotonic()
@@ -123,8 +127,7 @@ class Preemption(Callback):
             trainer.save_checkpoint(path)
         self._agreed = told
         if trainer.is_global_zero:
-            now = datetime.now(UTC).isoformat(timespec="seconds")
-            write_json(self._mark, {"signal": name(told), "step": step, "checkpoint": path.name, "time": now})
+            write_mark(self._folder, told, step, path.name)
         say(f"{name(told)}: saved after step {step}; --resume goes on from {path}")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -135,7 +138,7 @@ class Preemption(Callback):
     def _leave(self, trainer: Trainer) -> None:
         status = INTERRUPTED if self._agreed == signal.SIGINT else PREEMPTED
         if self.slurm_job and trainer.is_global_zero and status == PREEMPTED:
-            requeue(self.slurm_job)
+            say(requeue(self.slurm_job))
         # Lightning, which starts the other processes of a node, would kill all of them for one that ends with an error.
         raise Preempted(status if trainer.local_rank == 0 else 0)
 
@@ -147,18 +150,3 @@ class Preemption(Callback):
         """Signals do again what they did before."""
         restore(self._kept)
         self._kept = {}
-
-
-def name(number: int) -> str:
-    """15 -> SIGTERM; 2 -> ctrl-C"""
-    return "ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
-
-
-def requeue(job: str) -> None:
-    """Asks Slurm to start a job again."""
-    try:
-        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=60)
-        problem = done.stderr.strip() or f"exit status {done.returncode}" if done.returncode else ""
-    except (OSError, subprocess.TimeoutExpired) as error:
-        problem = str(error)
-    say(f"could not requeue Slurm job {job}: {problem}" if problem else f"Slurm job {job} is queued again")

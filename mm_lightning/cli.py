@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mm_lightning import streams
+from mm_lightning import signals, streams
 from mm_lightning.errors import UserError
 from mm_lightning.options import expand_words, flags, name_words, option_error, word_lists
 from mm_lightning.redaction import guard_streams, redact
@@ -305,7 +305,8 @@ def said_by_the_first_process() -> bool:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `mm`; returns the exit status: 0, 2 for a mistake of the user's, 130 when interrupted,
-    85 when told to end by a signal (the run can be resumed), 141 when the reader of a printed result has gone."""
+    85 when a signal ended training (the same command, or --resume, goes on), 128 and its number when it ended another
+    command, 141 when the reader of a printed result has gone."""
     args = sys.argv[1:] if argv is None else argv
     streams.guard(needed=prints_its_result(args))
     replace_unprintable()
@@ -315,6 +316,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_command(args: Sequence[str]) -> int:
     """Run one command line; return its exit status."""
+    with signals.ending():
+        return _run_command(args)
+
+
+def _run_command(args: Sequence[str]) -> int:
     try:
         dispatch(args)
     except SystemExit as done:  # --help and --print_config end this way
@@ -323,6 +329,11 @@ def run_command(args: Sequence[str]) -> int:
         if not said_by_the_first_process():
             print(f"mm: {redact(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
+    except signals.Ended as told:
+        if list(args[:1]) == ["fit"] and not any(arg.split("=")[0] == "--plan" for arg in args):
+            return signals.left_before_training(told, slurm_job())
+        print(f"mm: {told}: ended", file=sys.stderr)
+        return 128 + told.number
     except KeyboardInterrupt:
         print("mm: interrupted", file=sys.stderr)
         return 130

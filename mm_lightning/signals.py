@@ -1,13 +1,54 @@
-"""Signals, which only a program's main thread can listen to, and how processes end."""
+"""Signals that end a command: what they raise, which exit status they give, and the queue that starts it again; and how
+processes end."""
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
+import subprocess
 import threading
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from multiprocessing import resource_tracker
+from pathlib import Path
 from typing import Any
+
+from mm_lightning.outputs import write_json
+
+# Slurm's warning is what `#SBATCH --signal` says, often SIGUSR1; submitit's is SIGUSR2; SIGHUP is a closed terminal's
+NOTICES = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
+PREEMPTED = 85  # the number of ERESTART: to be started again
+INTERRUPTED = 130
+MARK = "preempted.json"
+SAME_NOTICE = 1.0
+"""Seconds within which a second signal is taken for the first: a terminal and torchrun both pass on ctrl-C."""
+
+_first: tuple[int, float] | None = None  # the signal that ends this command, and when it came
+
+
+class Ended(KeyboardInterrupt):
+    """Raised in the main thread by a signal that ends a command, so that all that cleans up after ctrl-C does.
+
+    Args:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(name(number))
+        self.number = number
+
+
+def name(number: int) -> str:
+    """15 -> SIGTERM; 2 -> ctrl-C"""
+    return "ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+
+
+def signal_of(told: KeyboardInterrupt) -> int:
+    """Return the signal that raised it."""
+    return getattr(told, "number", signal.SIGINT)
 
 
 def listen(numbers: Iterable[int], handler: Callable[[int, Any], Any]) -> dict[int, Any]:
@@ -30,6 +71,18 @@ def restore(handlers: dict[int, Any]) -> None:
     for number, before in handlers.items():
         if before is not None:  # one that was not installed from Python cannot be put back from there
             signal.signal(number, before)
+
+
+@contextlib.contextmanager
+def starting_deaf() -> Iterator[None]:
+    """Context manager within which processes are started that hear none of the signals meant for this one."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, NOTICES)
+    try:
+        resource_tracker.ensure_running()  # first, because it lets two of the signals through again
+        signal.pthread_sigmask(signal.SIG_BLOCK, NOTICES)
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def end_with_parent() -> None:
@@ -57,3 +110,92 @@ def how_it_ended(status: int, hints: Mapping[signal.Signals, str]) -> str:
         return f"ended with exit status {status}"
     hint = hints.get(number)
     return f"was killed by {number.name}" + (f", {hint}" if hint else "")
+
+
+@contextlib.contextmanager
+def ending() -> Iterator[None]:
+    """Context manager within which each of `NOTICES` ends the command as ctrl-C does, which Python itself raises.
+
+    A second one, a second or more after the first, ends the process at once. What ignores a signal, as nohup does, or
+    handles it already, stays.
+    """
+    global _first
+    before, _first = _first, None
+    numbers = [n for n in NOTICES if n != signal.SIGINT and signal.getsignal(n) == signal.SIG_DFL]
+    handlers = listen(numbers, _end)
+    try:
+        yield
+    finally:
+        restore(handlers)
+        _first = before
+
+
+def _end(number: int, frame: Any) -> None:
+    global _first
+    now = time.monotonic()
+    if _first is None:
+        _first = (number, now)
+        if _child_of_lightning():
+            os.kill(os.getppid(), number)
+        raise Ended(number)
+    if now - _first[1] > SAME_NOTICE:
+        os._exit(128 + number)
+
+
+def noticed() -> int:
+    """Return the signal that has ended this command, or was to: Python drops what is raised in a destructor; or 0."""
+    return _first[0] if _first else 0
+
+
+def interrupt(number: int, frame: Any) -> None:
+    """Raise what ctrl-C raises, whatever the signal: a handler for :func:`listen`."""
+    raise KeyboardInterrupt if number == signal.SIGINT else Ended(number)
+
+
+def rank() -> int:
+    """Return which of several processes that were started together this is, as Lightning does."""
+    names = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
+    return int(next((os.environ[name] for name in names if os.environ.get(name)), 0))
+
+
+def _child_of_lightning() -> bool:
+    """Return whether the first process of this machine has started this one: it decides for both how they end."""
+    return os.environ.get("LOCAL_RANK", "0") != "0" and "RANK" not in os.environ and "SLURM_PROCID" not in os.environ
+
+
+def left_before_training(told: Ended, job: str | None) -> int:
+    """Say that a run was ended before its first step, and queue its Slurm job again; return the exit status.
+
+    Args:
+        told: what ended it.
+        job: the Slurm job; None for none.
+    """
+    if _child_of_lightning():
+        return 0  # Lightning would kill all processes for one that ends with an error
+    if rank() == 0:
+        _say(f"mm: {name(told.number)}: ended before the first step; the same command goes on")
+        # torchrun sends SIGTERM to the other processes when one has failed, which would fail again
+        if job and not (told.number == signal.SIGTERM and "TORCHELASTIC_RUN_ID" in os.environ):
+            _say(f"mm: {requeue(job)}")
+    return PREEMPTED
+
+
+def _say(line: str) -> None:
+    with contextlib.suppress(OSError):  # which reaches a closed terminal no more
+        os.write(2, f"{line}\n".encode())
+
+
+def write_mark(folder: Path, number: int, step: int, checkpoint: str | None) -> None:
+    """Write what ended a run into its folder."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    write_json(folder / MARK, {"signal": name(number), "step": step, "checkpoint": checkpoint, "time": now})
+
+
+def requeue(job: str) -> str:
+    """Ask Slurm to start a job again; return a line that says what came of it."""
+    try:
+        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=60)
+        problem = done.stderr.strip() or f"exit status {done.returncode}" if done.returncode else ""
+    except (OSError, subprocess.TimeoutExpired) as error:
+        problem = str(error)
+    return f"could not requeue Slurm job {job}: {problem}" if problem else f"Slurm job {job} is queued again"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from mm_lightning.data.corpora import SourceFile
 from mm_lightning.data.progress import say
@@ -31,8 +33,12 @@ class Contents:
         size = sum(file.size for file in files if file.mark is None)
         if size >= _LARGE:
             say(f"reading {size / 1e9:.0f} GB of sources once, to know later whether they changed")
+        stopped = threading.Event()
         with ThreadPoolExecutor(_THREADS) as pool:
-            self.hashes = list(pool.map(_hash, files))
+            try:
+                self.hashes = list(pool.map(partial(_hash, stopped=stopped), files))
+            finally:
+                stopped.set()
 
     def together(self) -> str:
         """Return one hash of all."""
@@ -55,13 +61,13 @@ class Contents:
                 raise UserError(f"{file.url} changed while it was being prepared: run the same again to begin anew")
 
 
-def _hash(file: SourceFile) -> str:
+def _hash(file: SourceFile, stopped: threading.Event | None = None) -> str:
     if file.mark is not None:
         return hashlib.sha256(file.mark.encode()).hexdigest()[:32]
     digest = hashlib.blake2b(digest_size=16)
     try:
         with opened(file.url, None) as stream:
-            while block := stream.read(_BLOCK):
+            while not (stopped and stopped.is_set()) and (block := stream.read(_BLOCK)):
                 digest.update(block)
     except (OSError, BadInput, UserError):
         pass

@@ -98,6 +98,7 @@ class TextDataModule(lightning.LightningDataModule):
         self.num_workers, self.seed = num_workers, seed
         self.validation_sequences = validation_sequences
         self.prepare, self.regbench, self.facts = prepare, regbench, facts
+        self._prepared = False
 
     @property
     def path(self) -> Path:
@@ -115,7 +116,13 @@ class TextDataModule(lightning.LightningDataModule):
         return [s for s in self.sets if "validation" in s.manifest.splits]
 
     def prepare_data(self) -> None:
-        """Prepares the folder on first use. (Lightning calls this in one process of each node.)"""
+        """Prepare the folder on first use; several processes that want to, of one or many nodes, wait for each other.
+
+        Lightning calls this in one process of each node, `mm fit` before in every process.
+        """
+        if self._prepared:
+            return
+        self._prepared = True
         if self.regbench is not None:
             prepare_regbench(self.regbench, self.path, self.context_length)
         if self.facts is not None:

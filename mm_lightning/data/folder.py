@@ -31,11 +31,18 @@ def claimed(folder: Path) -> Iterator[None]:
 
     Raises:
         UserError: it cannot be written to, or is full.
+        KeyboardInterrupt: after a line that says what is kept.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
             yield
+    except KeyboardInterrupt:
+        if (folder / UNFINISHED).is_dir():
+            done = len(list((folder / UNFINISHED).glob("unit-*.json")))
+            kept = f"{done:,} finished units of work are kept in {folder}" if done else "no unit of work was finished"
+            say(f"preparing was interrupted: {kept}; the same command goes on")
+        raise
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise UserError(f"no space left for {folder}: free some and run the same again to go on") from error

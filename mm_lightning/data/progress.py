@@ -7,12 +7,15 @@ import time
 from typing import Any
 
 from mm_lightning.redaction import redact
+from mm_lightning.signals import rank
 
 log = logging.getLogger("mm_lightning.data")
 
 
 def say(line: str) -> None:
-    """One line for the user, in the terminal and in the log."""
+    """One line for the user, in the terminal and in the log, by the first of several processes."""
+    if rank():
+        return
     from rich.console import Console
 
     line = redact(line)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
@@ -47,7 +49,7 @@ def write_shards(
     shards: list[Shard] = []
     config: dict[str, Any] = {}
     freed = 0
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(workers) as pool, _cancelled(pool):
         written = pool.map(lambda n: _write_shard(parts, ends, bounds[n], n, folder, dtype), range(count))
         for (shard, config), (_, stop) in zip(written, bounds, strict=True):  # noqa: B007
             shards.append(shard)
@@ -57,6 +59,16 @@ def write_shards(
     chunks = [{"filename": s.file, "chunk_bytes": s.bytes, "chunk_size": 1, "dim": s.tokens} for s in shards]
     write_json(folder / "index.json", {"chunks": chunks, "config": config})
     return shards
+
+
+@contextmanager
+def _cancelled(pool: ThreadPoolExecutor) -> Iterator[None]:
+    """Let an error, or a signal, end a pool without what it has not begun."""
+    try:
+        yield
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
 
 
 def _write_shard(

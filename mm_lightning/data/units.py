@@ -23,9 +23,10 @@ from mm_lightning.data.splitting import DocumentSplit
 from mm_lightning.data.tokenizer import Tokenizer, load_tokenizer
 from mm_lightning.errors import UserError
 from mm_lightning.outputs import write_json
-from mm_lightning.signals import end_with_parent
+from mm_lightning.signals import end_with_parent, starting_deaf
 
 _BATCH_CHARACTERS = 1 << 20
+_LATE = 2.0  # seconds
 
 # Called with documents, tokens and characters done since the last call.
 Report = Callable[[int, int, int], None]
@@ -109,10 +110,12 @@ def run_units(job: Job, numbers: list[int], workers: int, report: Report) -> Non
             tokenize_unit(job, number, tokenizer, report)
         return
     context = get_context("spawn")
-    queue, ended = context.Queue(), context.Event()
+    with starting_deaf():
+        queue, ended = context.Queue(), context.Event()
     pool = ProcessPoolExecutor(min(workers, len(numbers)), context, _start_worker, (job, queue, ended))
     try:
-        waiting = {pool.submit(_work, number) for number in numbers}
+        with starting_deaf():
+            waiting = {pool.submit(_work, number) for number in numbers}
         while waiting:
             done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
             while not queue.empty():
@@ -142,7 +145,10 @@ _worker: dict[str, Any] = {}
 
 def _start_worker(job: Job, queue: Any, ended: Any) -> None:
     streams.guard()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C is for the process that started this one, and that says so
+    # Started deaf to them: signals are for the process that started this one, which then ends it. Only the pool's own
+    # SIGTERM, when another worker has died, is obeyed, late enough for that process to be told first.
+    signal.signal(signal.SIGTERM, lambda *_: threading.Timer(_LATE, os._exit, (1,)).start())
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     threading.Thread(target=_end_when, args=(ended.wait,), daemon=True).start()
     # The pool is the parallelism; threads of the tokenizers library within each process would only get in its way.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

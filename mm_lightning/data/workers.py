@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import signal
-from multiprocessing import connection, forkserver, resource_tracker
+from multiprocessing import connection, forkserver
 from multiprocessing.util import Finalize
 from typing import Any
 
@@ -18,9 +18,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from mm_lightning import streams
 from mm_lightning.errors import UserError
-from mm_lightning.signals import end_with_parent, how_it_ended
-
-_MEANT_FOR_TRAINING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
+from mm_lightning.signals import end_with_parent, how_it_ended, starting_deaf
 
 _HINTS = {
     signal.SIGKILL: "perhaps for lack of memory: fewer workers (data.num_workers), or smaller batches, need less",
@@ -83,12 +81,8 @@ class WorkerBatches(_MultiProcessingDataLoaderIter):
 def start_server() -> None:
     """Starts the process that workers are forked from, deaf to these signals, as its workers are then."""
     _end_workers_at_exit()
-    resource_tracker.ensure_running()  # first, because it lets two of the signals through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _MEANT_FOR_TRAINING)
-    try:
+    with starting_deaf():
         forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @functools.cache

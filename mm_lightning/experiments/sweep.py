@@ -70,7 +70,7 @@ def sweep_command(
     from mm_lightning.experiments.launchers import LocalProcesses, Slurm
     from mm_lightning.experiments.plan import plan
     from mm_lightning.experiments.sweep_file import read_sweep
-    from mm_lightning.signals import listen, restore
+    from mm_lightning.signals import interrupt, listen, restore
 
     if jobs < 1:
         raise UserError(f"jobs must be at least 1, got {jobs}")
@@ -92,7 +92,7 @@ def sweep_command(
             print(f'the report will need {" and ".join(missing)}: pip install "mm-lightning[report]"', flush=True)
         # What `kill` and batch systems send ends a sweep as ctrl-C does; and runs of a sweep that a script has put
         # in the background, where ctrl-C is ignored, still take it from us.
-        handlers = listen((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), signal.default_int_handler)
+        handlers = listen((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), interrupt)
         try:
             carry_out(folder, works, launcher)
         finally:

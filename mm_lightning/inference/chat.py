@@ -14,7 +14,7 @@ from mm_lightning.inference.commands import ReadingBar, long_store
 from mm_lightning.inference.sampling import Sampling
 from mm_lightning.inference.text import unescape
 from mm_lightning.outputs import MEMORY, check_output
-from mm_lightning.signals import listen, restore
+from mm_lightning.signals import Ended, listen, restore
 from mm_lightning.text_files import MARK, read_document
 
 if TYPE_CHECKING:
@@ -91,6 +91,8 @@ def converse(talk: Conversation) -> None:
             line, first = line.removeprefix(MARK) if first else line, False
         except EOFError:
             return
+        except Ended:
+            raise
         except KeyboardInterrupt:
             print("\n/quit or ctrl-D leaves", file=sys.stderr)
             continue
@@ -102,6 +104,8 @@ def converse(talk: Conversation) -> None:
                 reply(talk, line.removeprefix("/") if line.startswith("//") else line)
         except UserError as error:
             print(f"mm: {error}", file=sys.stderr)
+        except Ended:
+            raise
         except KeyboardInterrupt:
             print("interrupted: nothing was read", file=sys.stderr)
 

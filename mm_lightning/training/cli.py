@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
 from pathlib import Path
@@ -17,15 +18,15 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from mm_lightning import callbacks as watchers
+from mm_lightning import signals
 from mm_lightning.data import TextDataModule
-from mm_lightning.data.manifest import FILE
 from mm_lightning.errors import UserError
 from mm_lightning.networks import NetworkConfig
 from mm_lightning.options import expand_words
 from mm_lightning.outputs import check_output, opened
 from mm_lightning.training import strategies
 from mm_lightning.training.batches import accumulated
-from mm_lightning.training.checkpoint import check_architecture, run_of
+from mm_lightning.training.checkpoint import check_architecture, run_of, step_of
 from mm_lightning.training.checkpoint.trainer_io import WholeCheckpointIO
 from mm_lightning.training.config_files import ConfigFile, explain, read_chain, split_configs
 from mm_lightning.training.connection import lost_contact, set_timeout
@@ -94,11 +95,32 @@ class TrainingCLI(LightningCLI):
                 auto_configure_optimizers=False,
                 args=[command, *texts, *self.options],
             )
+        except (KeyboardInterrupt, SystemExit) as stop:
+            # Lightning's answer to ctrl-C is SystemExit
+            told = stop if isinstance(stop, KeyboardInterrupt) else stop.__context__
+            if not isinstance(told, KeyboardInterrupt):
+                raise
+            self._leave(told)
+            raise told from None
         finally:
             if hasattr(self, "folder"):
                 self.folder.release()
                 if self.command == "fit" and self.config.fit.trainer.fast_dev_run:
                     self.folder.discard_trial()
+
+    def _leave(self, told: KeyboardInterrupt) -> None:
+        """Leave of a training that a signal ended before its first step what says so, and nothing else."""
+        folder = getattr(self, "folder", None)
+        if self.command != "fit" or folder is None or folder.trained or signals.rank():
+            return
+        if self.config.fit.trainer.fast_dev_run:
+            return
+        folder.discard_unused()
+        step, name = (step_of(self.checkpoint), self.checkpoint.name) if folder.resumed else (0, None)
+        place = folder.path if folder.resumed else folder.root
+        with contextlib.suppress(OSError):  # it is not needed for anything
+            place.mkdir(parents=True, exist_ok=True)
+            signals.write_mark(place, signals.signal_of(told), step, name)
 
     def subcommands(self) -> dict[str, set[str]]:
         """Only the command that was asked for: building a parser takes a while."""
@@ -314,11 +336,13 @@ class TrainingCLI(LightningCLI):
             raise (lost or error) from error
 
     def _check_data(self) -> None:
-        """Check the data that are prepared already, before Lightning starts a process for each device."""
-        data = self.datamodule
-        if (data.path / FILE).is_file() or not any((data.prepare, data.regbench, data.facts)):
-            data.setup("validate")
-            check_vocabulary(data.tokenizer, self.model.config)
+        """Prepare the data and check them, before Lightning starts a process for each device.
+
+        A process that waited for the preparation within a collective would hear no signal.
+        """
+        self.datamodule.prepare_data()
+        self.datamodule.setup("validate")
+        check_vocabulary(self.datamodule.tokenizer, self.model.config)
 
     def before_fit(self) -> None:
         """Derives accumulation from the global batch, and counts validation in optimisation steps."""
@@ -392,10 +416,6 @@ def run_training(command: str, args: list[str], slurm_job: str | None = None) ->
             TrainingCLI(command, args, slurm_job)
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
-    except SystemExit as stop:
-        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning's answer to ctrl-C
-            raise KeyboardInterrupt from None
-        raise
 
 
 def prepare() -> None:

@@ -134,12 +134,15 @@ def test_a_tokenizer_that_was_edited_in_place(sources, tmp_path):
     train_tokenizer(make_texts(30), 270, path, progress=False)
     settings = {"tokenizer": str(path), "validation_fraction": 0.1, "workers": 1}
     config = PrepareConfig([str(source) for source in sources], **settings)
-    module = TextDataModule(str(tmp_path / "out"), prepare=config)
+
+    def start():
+        TextDataModule(str(tmp_path / "out"), prepare=config).prepare_data()
+
     for _ in range(2):
-        module.prepare_data()
+        start()
     train_tokenizer(make_texts(30, seed=5), 280, path, progress=False)
     with pytest.raises(UserError, match="which is another tokenizer now"):
-        module.prepare_data()
+        start()
     path.unlink()
-    module.prepare_data()
+    start()
     assert Manifest.load(tmp_path / "out").tokenizer["vocab_size"] == 270

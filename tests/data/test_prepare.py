@@ -3,6 +3,10 @@ import hashlib
 import json
 import math
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -309,3 +313,44 @@ def test_a_refused_preparation_goes_on_when_told_to_skip(tmp_path):
     made = run([tmp_path / "a.jsonl"], tmp_path / "out", validation_fraction=0.0, on_error="skip")
     assert made.splits["train"].documents == 2
     assert len(made.skipped) == 1
+
+
+def ended(group):
+    """Whether no process of a group is left, after a while."""
+    for _ in range(100):
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM,
+        *(
+            pytest.param(n, marks=pytest.mark.slow)
+            for n in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGINT)
+        ),
+    ],
+)
+def test_a_signal_to_all_processes_ends_a_preparation(tmp_path, number):
+    """As Slurm and terminals send it; workers end with the process that started them, which says what is kept."""
+    source = write_lines(tmp_path / "in.jsonl", make_texts(3000) * 8)
+    words = ["data", "prepare", source, "--output", str(tmp_path / "out"), "--workers", "2", "--progress", "false"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mm_lightning.cli", *words], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while not list((tmp_path / "out").glob(".unfinished/unit-*.json")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, number)
+    said = process.communicate(timeout=60)[1].splitlines()
+    assert process.returncode == 128 + number
+    assert "are kept in" in said[-2]
+    assert said[-1] == ("mm: interrupted" if number == signal.SIGINT else f"mm: {number.name}: ended")
+    assert not [line for line in said if "Traceback" in line or "leaked" in line]
+    assert ended(process.pid)
+    assert run([source], tmp_path / "out", validation_fraction=0.01).splits["train"].documents >= 23_000
