@@ -6,20 +6,22 @@ import json
 import math
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from mm_lightning.callbacks.arguments import check_choice, check_number
 from mm_lightning.errors import UserError
 from mm_lightning.outputs import write_json
+from mm_lightning.ranges import Name, Natural, Range, checked
 from mm_lightning.training.batches import is_last_step
 from mm_lightning.training.checkpoint import checkpoint_path, checkpoints_of, is_whole, remove, step_of
 from mm_lightning.training.checkpoint.plain_values import Unloadable
 from mm_lightning.training.loggers import say
 
 BEST = "best.json"
+
+Minutes = Annotated[float, Range(0, 525_600)]  # a year
 
 
 class Checkpoints(Checkpoint):
@@ -44,23 +46,18 @@ class Checkpoints(Checkpoint):
             ends with an error only if the last step could not be saved.
     """
 
+    @checked()
     def __init__(
         self,
-        every_n_steps: int = 1000,
-        keep: int = 2,
-        keep_every_n_steps: int = 0,
-        every_n_minutes: float = 0.0,
-        best: str | None = None,
+        every_n_steps: Natural = 1000,
+        keep: Natural = 2,
+        keep_every_n_steps: Natural = 0,
+        every_n_minutes: Minutes = 0.0,
+        best: Name | None = None,
         best_mode: Literal["min", "max"] = "min",
         asynchronous: bool = False,
         on_failure: Literal["stop", "continue"] = "stop",
     ) -> None:
-        steps = {"every_n_steps": every_n_steps, "keep": keep, "keep_every_n_steps": keep_every_n_steps}
-        for name, value in steps.items():
-            check_number("Checkpoints", name, value, 0)
-        check_number("Checkpoints", "every_n_minutes", every_n_minutes, 0, whole=False)
-        check_choice("Checkpoints", "best_mode", best_mode, ("min", "max"))
-        check_choice("Checkpoints", "on_failure", on_failure, ("stop", "continue"))
         self.every_n_steps = every_n_steps
         self.keep = keep
         self.keep_every_n_steps = keep_every_n_steps

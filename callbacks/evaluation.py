@@ -11,13 +11,13 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from mm_lightning.callbacks.arguments import check_number
 from mm_lightning.callbacks.throughput import Throughput
 from mm_lightning.errors import UserError
 from mm_lightning.evaluation.samples import RESULTS, SAMPLES
 from mm_lightning.evaluation.settings import left_out, left_out_line, make_tasks
 from mm_lightning.evaluation.task import Record, Result, Row, Task
 from mm_lightning.outputs import write_json
+from mm_lightning.ranges import Count, Name, Natural, checked
 from mm_lightning.training.at_rest import at_rest
 from mm_lightning.training.checkpoint import checkpoint_path
 from mm_lightning.training.loggers import board_tag, say
@@ -57,18 +57,16 @@ class Evaluation(Callback):
         batch_size: questions side by side at most.
     """
 
+    @checked()
     def __init__(
         self,
-        tasks: list[str] | str,
-        every_n_steps: int = 0,
-        every_n_tokens: int = 0,
+        tasks: list[Name] | Name,
+        every_n_steps: Natural = 0,
+        every_n_tokens: Natural = 0,
         at_end: bool = True,
         settings: dict[str, Any] | None = None,
-        batch_size: int = 16,
+        batch_size: Count = 16,
     ) -> None:
-        check_number("Evaluation", "every_n_steps", every_n_steps, 0)
-        check_number("Evaluation", "every_n_tokens", every_n_tokens, 0)
-        check_number("Evaluation", "batch_size", batch_size, 1)
         if every_n_steps and every_n_tokens:
             raise UserError(
                 f"Evaluation: give one of every_n_steps and every_n_tokens, got {every_n_steps} and {every_n_tokens}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 from shlex import quote
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -14,7 +14,6 @@ from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 
-from mm_lightning.callbacks.arguments import check_choice, check_number
 from mm_lightning.callbacks.checkpoints import Checkpoints
 from mm_lightning.callbacks.step_numbers import LossWindow, Step
 from mm_lightning.data.bad_steps import FOLDER, keep_tokens, note_place, numbers, place
@@ -22,10 +21,13 @@ from mm_lightning.data.batch import Batch
 from mm_lightning.data.mixture import describe
 from mm_lightning.errors import UserError
 from mm_lightning.outputs import write_json
+from mm_lightning.ranges import Count, NonNegative, Range, checked
 from mm_lightning.training.batches import accumulating, served
 from mm_lightning.training.checkpoint import checkpoints_of, is_whole, step_of
 from mm_lightning.training.loggers import forget_after, say
 from mm_lightning.training.rollback import restore
+
+Window = Annotated[int, Range(4, 1_000_000)]
 
 
 class Guard(Callback):
@@ -54,17 +56,14 @@ class Guard(Callback):
         patience: so many bad steps in a row, or returns to one checkpoint, end the run: it is not the batch.
     """
 
+    @checked()
     def __init__(
         self,
         on_bad_step: Literal["skip", "rollback", "stop"] = "skip",
-        sigma: float = 6.0,
-        window: int = 128,
-        patience: int = 10,
+        sigma: NonNegative = 6.0,
+        window: Window = 128,
+        patience: Count = 10,
     ) -> None:
-        check_choice("Guard", "on_bad_step", on_bad_step, ("skip", "rollback", "stop"))
-        check_number("Guard", "sigma", sigma, 0, whole=False)
-        check_number("Guard", "window", window, 4, most=1_000_000)
-        check_number("Guard", "patience", patience, 1)
         self.on_bad_step, self.sigma, self.window, self.patience = on_bad_step, sigma, window, patience
         self._losses = LossWindow(sigma, window)
         self._now = Step()

@@ -8,9 +8,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from mm_lightning.callbacks.arguments import check_number
 from mm_lightning.callbacks.validation_rows import ValidationRows
 from mm_lightning.networks import Network
+from mm_lightning.ranges import Count, Natural, checked
 from mm_lightning.training.loggers import board_tag
 
 
@@ -28,9 +28,8 @@ class MemoryStatistics(ValidationRows):
             head, in pieces.
     """
 
-    def __init__(self, every_n_steps: int = 100, sequences: int = 1) -> None:
-        check_number("MemoryStatistics", "every_n_steps", every_n_steps, 1)
-        check_number("MemoryStatistics", "sequences", sequences, 0)
+    @checked()
+    def __init__(self, every_n_steps: Count = 100, sequences: Natural = 1) -> None:
         super().__init__(sequences)
         self.every_n_steps = every_n_steps
         self._written = -1

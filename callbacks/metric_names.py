@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from mm_lightning.errors import UserError
+from mm_lightning.options import nearest
 
 KNOWN = ("mm_lightning.", "lightning.")
 """Packages whose callbacks and modules log only what they say beforehand."""
@@ -33,6 +33,6 @@ def check_metric(callback: Callback, key: str, metric: Any, names: Collection[st
     if metric in names:
         return
     there = ", ".join(sorted(map(str, names))) or "none, because nothing is validated"
-    near = difflib.get_close_matches(str(metric).replace("val_", "validation/"), names, 1, 0.5)
-    hint = f": did you mean {near[0]}?" if near else ""
+    near = nearest(str(metric).replace("val_", "validation/"), names)
+    hint = f": did you mean {near}?" if near else ""
     raise UserError(f"{type(callback).__name__}: {key} is {metric!r}, metrics are {there}{hint}")

@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
 from mm_lightning.callbacks.checkpoints import Checkpoints
+from mm_lightning.ranges import Name, checked
 from mm_lightning.signals import (
     INTERRUPTED,
     MARK,
@@ -54,7 +55,8 @@ class Preemption(Callback):
         slurm_job: the Slurm job to queue again; None for none.
     """
 
-    def __init__(self, slurm_job: str | None = None) -> None:
+    @checked()
+    def __init__(self, slurm_job: Name | None = None) -> None:
         self.slurm_job = slurm_job
         self._noticed = 0  # the signal that this process got
         self._noticed_at = 0.0

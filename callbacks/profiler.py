@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from mm_lightning.callbacks.arguments import check_number
+from mm_lightning.ranges import Count, checked
 from mm_lightning.training.loggers import say
 from mm_lightning.training.quiet import quiet_profiler
 
@@ -35,17 +35,16 @@ class Profiler(Callback):
         every_process: trace all processes, each to a file of its own, in the place of the first alone.
     """
 
+    @checked()
     def __init__(
         self,
-        first: int = 10,
-        steps: int = 3,
+        first: Count = 10,
+        steps: Count = 3,
         memory: bool = True,
         shapes: bool = False,
         stacks: bool = False,
         every_process: bool = False,
     ) -> None:
-        check_number("Profiler", "first", first, 1)
-        check_number("Profiler", "steps", steps, 1)
         self.first, self.steps, self.memory, self.every_process = first, steps, memory, every_process
         self._options = {"profile_memory": memory, "record_shapes": shapes, "with_stack": stacks}
         self._profile: torch.profiler.profile | None = None

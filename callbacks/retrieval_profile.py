@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from mm_lightning.callbacks.arguments import check_number
 from mm_lightning.callbacks.validation_rows import ValidationRows
 from mm_lightning.errors import UserError
 from mm_lightning.evaluation.figures import profile_axes
 from mm_lightning.networks import Network
+from mm_lightning.ranges import AtLeastTwo, Count, Range, accept, checked
 from mm_lightning.style import figure_of
 from mm_lightning.training.loggers import board_tag, say
 
@@ -35,10 +35,8 @@ class RetrievalProfile(ValidationRows):
         distances: how far back to look, in tokens; half the context by default.
     """
 
-    def __init__(self, sequences: int = 4, distances: int | None = None) -> None:
-        check_number("RetrievalProfile", "sequences", sequences, 1)
-        if distances is not None:
-            check_number("RetrievalProfile", "distances", distances, 2)
+    @checked()
+    def __init__(self, sequences: Count = 4, distances: AtLeastTwo | None = None) -> None:
         if importlib.util.find_spec("matplotlib") is None:
             raise UserError("RetrievalProfile needs matplotlib: pip install 'mm-lightning[report]', or leave it out")
         super().__init__(sequences)
@@ -48,7 +46,7 @@ class RetrievalProfile(ValidationRows):
         """Check that the context is as long as the largest distance."""
         if self.distances is not None and trainer.datamodule is not None:
             context = trainer.datamodule.context_length
-            check_number("RetrievalProfile", "distances", self.distances, 2, most=context)
+            accept(Annotated[int, Range(2, context)], self.distances, "RetrievalProfile: distances")
 
     def look(self, trainer: Trainer, network: Network) -> None:
         """Draws."""

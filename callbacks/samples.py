@@ -9,12 +9,12 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from mm_lightning.callbacks.arguments import check_number
 from mm_lightning.callbacks.validation_rows import AfterValidation
 from mm_lightning.errors import UserError
 from mm_lightning.inference.commands import generate_line
 from mm_lightning.inference.sampling import Sampling
 from mm_lightning.networks import Network
+from mm_lightning.ranges import Count, Portion, Seed, Temperature, checked
 from mm_lightning.training.at_rest import at_rest
 from mm_lightning.training.loggers import board_tag
 
@@ -36,23 +36,18 @@ class Samples(AfterValidation):
         seed: of sampling.
     """
 
+    @checked()
     def __init__(
         self,
         prompt: str,
-        tokens: int = 64,
-        temperature: float = 0.8,
-        top_k: int | None = 50,
-        top_p: float | None = None,
-        seed: int = 1,
+        tokens: Count = 64,
+        temperature: Temperature = 0.8,
+        top_k: Count | None = 50,
+        top_p: Portion | None = None,
+        seed: Seed = 1,
     ) -> None:
         if not isinstance(prompt, str):
             raise UserError(f"Samples: prompt must be a text, which may be empty, got {prompt!r}")
-        check_number("Samples", "tokens", tokens, 1)
-        check_number("Samples", "temperature", temperature, 0, whole=False)
-        if top_k is not None:
-            check_number("Samples", "top_k", top_k, 1)
-        if top_p is not None:
-            check_number("Samples", "top_p", top_p, 0, most=1, whole=False, above=True)
         self.prompt = prompt
         self.tokens = tokens
         self.sampling = Sampling(temperature, top_k, top_p, seed=seed)

@@ -13,15 +13,16 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from mm_lightning.callbacks.arguments import check_number
+from mm_lightning.ranges import Range, checked
 
 EXIT_STATUS = 70
 """Of the processes of a run that hung: EX_SOFTWARE of sysexits.h."""
 
+Limit = Annotated[float, Range(0, 525_600, above=True)]  # a year
 _DUMP = getattr(signal, "SIGRTMAX", signal.SIGPROF)  # nobody else's; at it, a process prints its stacks
 
 
@@ -43,8 +44,8 @@ class Watchdog(Callback):
         minutes: longer than the slowest checkpoint takes to write, and shorter than communication_timeout.
     """
 
-    def __init__(self, minutes: float = 20.0) -> None:
-        check_number("Watchdog", "minutes", minutes, 0, most=525_600, whole=False, above=True)  # a year
+    @checked()
+    def __init__(self, minutes: Limit = 20.0) -> None:
         self.limit = minutes * 60  # seconds
         self.interval = min(15.0, self.limit / 4)
         self._beats = 0  # changes of phase since the start, by which processes are compared

@@ -7,7 +7,7 @@ options and its help. Nothing heavy is imported before a command is chosen, so `
 
 from __future__ import annotations
 
-import difflib
+import errno
 import importlib
 import inspect
 import io
@@ -22,7 +22,8 @@ from typing import Any
 
 from mm_lightning import signals, streams
 from mm_lightning.errors import UserError
-from mm_lightning.options import expand_words, flags, name_words, option_error, word_lists
+from mm_lightning.options import flags, name_words, nearest, option_error, word_lists
+from mm_lightning.ranges import accept, hints, state_ranges
 from mm_lightning.redaction import guard_streams, redact
 
 TRAINING: dict[str, str] = {
@@ -161,9 +162,8 @@ def find_command(args: Sequence[str]) -> tuple[str, list[str]]:
     group = [name for name in COMMANDS if name.split()[0] == args[0]]
     if group:
         raise UserError(f"`mm {args[0]}` needs one more word: {', '.join('mm ' + name for name in group)}")
-    near = difflib.get_close_matches(" ".join(args[:2]), [*TRAINING, *COMMANDS], 1, 0.5)
-    near = near or difflib.get_close_matches(args[0], [*TRAINING, *COMMANDS], 1, 0.5)
-    hint = f": did you mean `mm {near[0]}`?" if near else ": `mm --help` lists them"
+    near = nearest(" ".join(args[:2]), [*TRAINING, *COMMANDS]) or nearest(args[0], [*TRAINING, *COMMANDS])
+    hint = f": did you mean `mm {near}`?" if near else ": `mm --help` lists them"
     raise UserError(f"there is no command {args[0]!r}{hint}")
 
 
@@ -201,21 +201,11 @@ def run_function(name: str, args: list[str]) -> None:
     if name in ("cost", "launch"):  # take the options of `mm fit`, so they read them themselves
         load(COMMANDS[name][0])(args)
         return
-    from jsonargparse import ArgumentError, ArgumentParser
+    from jsonargparse import ArgumentError
 
-    from mm_lightning.yaml_text import use_for_options
-
-    use_for_options()
     function = load(COMMANDS[name][0])
-    args = expand_words(args)
     arguments = places(function, flags(function, word_lists(function, name_words(function, args))))
-    # not auto_cli, which has a --config of its own and keeps a command's from it
-    parser = ArgumentParser(prog=f"mm {name}", exit_on_error=False, allow_abbrev=False)
-    parser.add_function_arguments(function, as_group=False)
-    # as typed: read as YAML, which a type with None is, `--prompt '# A title'` is nothing
-    optional_texts: list[Any] = [a for a in parser._actions if getattr(a, "_typehint", None) == str | None]
-    for action in optional_texts:
-        action._typehint = str
+    parser = function_parser(name, function)
     if {"-h", "--help"} & set(args):
         print(help_of(name, function, parser.format_help()))
         return
@@ -223,7 +213,28 @@ def run_function(name: str, args: list[str]) -> None:
         values = parser.parse_args(arguments)
     except ArgumentError as error:
         raise UserError(option_error(str(error), name, parser.get_defaults().keys())) from error
+    for option, hint in hints(function).items():
+        if option in values:
+            values[option] = accept(hint, values[option], f"--{option}")
     function(**parser.instantiate(values))
+
+
+def function_parser(name: str, function: Callable[..., Any]) -> Any:
+    """The parser of a command that is a typed function."""
+    from jsonargparse import ArgumentParser
+
+    from mm_lightning.yaml_text import use_for_options
+
+    use_for_options()
+    # not auto_cli, which has a --config of its own and keeps a command's from it
+    parser = ArgumentParser(prog=f"mm {name}", exit_on_error=False, allow_abbrev=False)
+    parser.add_function_arguments(function, as_group=False)
+    # as typed: read as YAML, which a type with None is, `--prompt '# A title'` is nothing
+    optional_texts: list[Any] = [a for a in parser._actions if getattr(a, "_typehint", None) == str | None]
+    for action in optional_texts:
+        action._typehint = str
+    state_ranges(parser, hints(function))
+    return parser
 
 
 def help_of(name: str, function: Callable[..., Any], options: str) -> str:
@@ -303,6 +314,16 @@ def said_by_the_first_process() -> bool:
     return False
 
 
+NAME_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
+"""What the system says of files that cannot be read or written by their names, wherever a command meets them."""
+
+
+def shortened(message: str) -> str:
+    """Return a message as one line, in which no word is longer than a path can be."""
+    words = (word if len(word) <= 512 else f"{word[:60]}...{word[-20:]}" for word in message.split())
+    return " ".join(words)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `mm`; returns the exit status: 0, 2 for a mistake of the user's, 130 when interrupted,
     85 when a signal ended training (the same command, or --resume, goes on), 128 and its number when it ended another
@@ -327,7 +348,7 @@ def _run_command(args: Sequence[str]) -> int:
         return done.code if isinstance(done.code, int) else 0
     except UserError as error:
         if not said_by_the_first_process():
-            print(f"mm: {redact(' '.join(str(error).split()))}", file=sys.stderr)
+            print(f"mm: {redact(shortened(str(error)))}", file=sys.stderr)
         return 2
     except signals.Ended as told:
         if list(args[:1]) == ["fit"] and not any(arg.split("=")[0] == "--plan" for arg in args):
@@ -345,7 +366,12 @@ def _run_command(args: Sequence[str]) -> int:
         if "torchvision" in str(error) and (wrong := mismatched_torchvision()):
             print(f"mm: {wrong}", file=sys.stderr)
             return 2
-        if type(error).__name__ != "OutOfMemoryError":  # torch's, imported only by commands that compute
+        if isinstance(error, OSError) and error.errno in NAME_ERRORS and error.filename is not None:
+            print(f"mm: {redact(shortened(f'{error.filename}: {error.strerror}'))}", file=sys.stderr)
+            return 2
+        # torch's, imported only by commands that compute; numpy's; torch's on a CPU
+        no_memory = type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError)
+        if not no_memory and "can't allocate memory" not in str(error):
             raise
         said = ". ".join(" ".join(str(error).split()).split(". ")[:3])
         print(

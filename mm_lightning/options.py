@@ -2,46 +2,42 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import inspect
 import json
-import os
 import re
+import typing
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NoReturn
 
 from mm_lightning.errors import UserError
 from mm_lightning.synonyms import synonym
 
-# fmt: off
-PLACES = {
-    "sources", "output", "tokenizer", "path", "data", "sweep", "checkpoint", "checkpoints", "text",
-    "data_dir", "essays", "dataset", "tacred", "prompts", "memory", "file", "source", "run", "folders",
-    "config", "resume", "ckpt_path", "model.initial_weights", "trainer.default_root_dir", "data.path",
-    "data.prepare.sources", "data.prepare.tokenizer",
-}
-# fmt: on
-"""Options that name files or folders, in which `~` is the home folder wherever the shell leaves it."""
+
+def type_words(function: Callable[..., Any]) -> dict[str, str]:
+    """Return the types of a function's parameters as text, without what they state: `bool`, `list[int] | None`."""
+    plain = typing.get_type_hints(function)
+    found = {name: plain.get(name, Any) for name in inspect.signature(function).parameters}
+    return {name: kind.__name__ if type(kind) is type else str(kind) for name, kind in found.items()}
 
 
-def expand_home(value: Any) -> Any:
-    """Return a path, or each of a list, with the home folder in the place of `~`."""
-    if isinstance(value, list):
-        return [expand_home(one) for one in value]
-    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~") else value
+def nearest(name: str, known: Iterable[str], likeness: float = 0.5) -> str | None:
+    """Return the name that was probably meant; None where none is near."""
+    return next(iter(difflib.get_close_matches(name, list(known), 1, likeness)), None)
 
 
-def expand_words(args: Iterable[str]) -> list[str]:
-    """Return a command line with the home folder in the place of `~` in options that name files or folders."""
-    words, option = [], "path"  # words before the first option are paths
-    for arg in args:
-        name, equals, value = arg.partition("=")
-        if arg.startswith("--"):
-            option = name.removeprefix("--")
-            words.append(f"{name}={expand_home(value)}" if equals and option in PLACES else arg)
-        else:
-            words.append(expand_home(arg) if option in PLACES else arg)
-    return words
+class OptionParser(argparse.ArgumentParser):
+    """A parser of options that takes others too, and says in one line what is wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise a UserError."""
+        message = " ".join(message.split())
+        if found := re.fullmatch(r"argument (--\w+): invalid (int|float) value: (.*)", message):
+            raise UserError(f"{found[1]} takes {KINDS[found[2]][0]}, got {found[3]}")
+        if found := re.fullmatch(r"argument (--\w+): expected one argument", message):
+            raise UserError(f"{found[1]} needs a value (one that begins with -: {found[1]}=-x)")
+        raise UserError(message.removeprefix("argument "))
 
 
 def name_words(function: Callable[..., Any], args: list[str]) -> list[str]:
@@ -50,16 +46,14 @@ def name_words(function: Callable[..., Any], args: list[str]) -> list[str]:
     if words == 0:
         return args
     first = next(iter(inspect.signature(function).parameters.values()))
-    if words > 1 and "list" not in str(first.annotation):
+    if words > 1 and "list" not in type_words(function)[first.name]:
         raise UserError(f"{args[1]!r} is one word too many after {args[0]!r}: name other values, as in --option value")
     return word_lists(function, [f"--{first.name}", *args[:words]]) + args[words:]
 
 
 def flags(function: Callable[..., Any], args: list[str]) -> list[str]:
     """Lets an option that is yes or no stand alone: `--dry_run` for `--dry_run true`."""
-    switches = {
-        f"--{p.name}" for p in inspect.signature(function).parameters.values() if p.annotation in (bool, "bool")
-    }
+    switches = {f"--{name}" for name, kind in type_words(function).items() if kind == "bool"}
     following = [*args, "--"][1:]
     return [
         f"{arg}=true" if arg in switches and after.startswith("--") else arg
@@ -70,7 +64,7 @@ def flags(function: Callable[..., Any], args: list[str]) -> list[str]:
 def word_lists(function: Callable[..., Any], args: list[str]) -> list[str]:
     """Lets an option that is a list take words: `--names a b` for `--names '["a", "b"]'`, `--layers 0 5`; given again,
     as in `--stop A --stop B`, it is added to."""
-    kinds = {f"--{p.name}": str(p.annotation) for p in inspect.signature(function).parameters.values()}
+    kinds = {f"--{name}": kind for name, kind in type_words(function).items()}
     found: list[str] = []
     given: set[str] = set()
     at = 0
@@ -103,8 +97,8 @@ def option_error(message: str, name: str, options: Iterable[str]) -> str:
     if found := re.search(r"unrecognized arguments: --([\w.\-]+)", message):
         options = list(options)
         meant = synonym(found[1], options)
-        near = [meant] if meant else difflib.get_close_matches(found[1].replace("-", "_"), options, 1, 0.4)
-        hint = f"did you mean --{near[0]}?" if near else f"`mm {name} --help` lists them"
+        near = meant or nearest(found[1].replace("-", "_"), options, 0.4)
+        hint = f"did you mean --{near}?" if near else f"`mm {name} --help` lists them"
         return f"mm {name} has no option --{found[1]}: {hint}"
     if found := re.search(r"unrecognized arguments: (.+)", message):
         return f"{name}: {found[1]!r} belongs to no option: quote a value that holds spaces"

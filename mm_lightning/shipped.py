@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
+
+from mm_lightning.options import nearest
 
 
 def configs_folder() -> Path:
@@ -39,9 +40,9 @@ def suggest_config(path: Path) -> str:
     shipped = [file.relative_to(folder).with_suffix("").as_posix() for file in sorted(folder.rglob("*.yaml"))]
     # by its whole name or its last part: overlays/zero_2 is meant by zero_2 too
     names = {name.rsplit("/", 1)[-1]: name for name in reversed(shipped)} | {name: name for name in shipped}
-    near = difflib.get_close_matches(_plain(path).name, names, 1, 0.6)
+    near = nearest(_plain(path).name, names, 0.6)
     top = ", ".join(name for name in shipped if "/" not in name)
-    return f"did you mean the shipped {names[near[0]]}?" if near else f"the package ships {top}"
+    return f"did you mean the shipped {names[near]}?" if near else f"the package ships {top}"
 
 
 def _plain(path: Path) -> Path:

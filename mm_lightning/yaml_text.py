@@ -224,7 +224,10 @@ def use_for_options() -> None:
 
 
 def _load_option(text: str) -> Any:
-    value = yaml.load(text, Loader)
+    try:
+        value = yaml.load(text, Loader)
+    except RecursionError:
+        raise yaml.YAMLError("lists or mappings too deep inside each other") from None
     if (
         value
         and isinstance(value, dict)

@@ -1,13 +1,12 @@
 """Words of a command line, and what is said of those that do not fit."""
 
-import inspect
 from typing import Literal
 
 import pytest
 from jsonargparse import ArgumentParser
 
-from mm_lightning.cli import COMMANDS, load, main
-from mm_lightning.options import PLACES, expand_words, name_words, option_error, word_lists
+from mm_lightning.cli import main
+from mm_lightning.options import name_words, option_error, word_lists
 from mm_lightning.synonyms import SYNONYMS
 from mm_lightning.training.config_files import explain
 
@@ -92,41 +91,6 @@ def test_what_is_wrong_with_options(args, message, capsys):
 
 def test_a_message_without_words_for_it_is_passed_on():
     assert option_error('Parser key "a":\n  Something new', "chat", []) == 'chat: Parser key "a": Something new'
-
-
-def test_the_home_folder_in_options_that_name_places(monkeypatch):
-    monkeypatch.setenv("HOME", "/home/me")
-    typed = ["~/run", "--checkpoint", "~/a", "~/b", "--output=~/out", "--prompt", "~/ is home", "--run=~", "--stop=~/"]
-    assert expand_words(typed) == [
-        *("/home/me/run", "--checkpoint", "/home/me/a", "/home/me/b", "--output=/home/me/out"),
-        *("--prompt", "~/ is home", "--run=/home/me", "--stop=~/"),
-    ]
-
-
-TEXTS = {
-    "prompt",
-    "stop",
-    "device",
-    "user",
-    "answer",
-    "bos",
-    "eos",
-    "text_key",
-    "separator",
-    "suffixes",
-    "tasks",
-    "names",
-}
-TEXTS |= {"contexts", "shots", "labels", "strategies", "baseline", "max_shard_size", "settings", "mirror"}
-
-
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("cost", "launch")])
-def test_every_option_that_takes_a_text_names_a_place_or_not(name):
-    """A new option has to be put in one of the two lists."""
-    parameters = inspect.signature(load(COMMANDS[name][0])).parameters.values()
-    texts = {p.name for p in parameters if "str" in str(p.annotation)}
-    assert texts <= TEXTS | PLACES
-    assert not TEXTS & PLACES
 
 
 @pytest.mark.parametrize(

@@ -6,25 +6,26 @@ from typing import Literal
 
 from mm_lightning.decompress import LONGEST
 from mm_lightning.errors import UserError
+from mm_lightning.ranges import Count, DocumentBytes, Few, Name, Natural, Part, Place, Seed, VocabSize
 
 
 def prepare(
-    sources: list[str] | str,
-    output: str,
-    tokenizer: str = "bytes",
-    vocab_size: int = 4096,
-    tokenizer_bytes: int = 50_000_000,
-    validation_fraction: float = 0.01,
-    text_key: str = "text",
+    sources: list[Place] | Place,
+    output: Place,
+    tokenizer: Place = "bytes",
+    vocab_size: VocabSize = 4096,
+    tokenizer_bytes: Count = 50_000_000,
+    validation_fraction: Part = 0.01,
+    text_key: Name = "text",
     separator: str | None = None,
-    suffixes: list[str] | None = None,
+    suffixes: list[Name] | None = None,
     on_error: Literal["refuse", "skip"] = "refuse",
-    shard_tokens: int = 1 << 24,
-    workers: int | None = None,
+    shard_tokens: Count = 1 << 24,
+    workers: Few | None = None,
     progress: bool = True,
-    bos: str | None = None,
-    eos: str | None = None,
-    largest_document: int = LONGEST,
+    bos: Name | None = None,
+    eos: Name | None = None,
+    largest_document: DocumentBytes = LONGEST,
 ) -> None:
     """Turn text into a folder of tokens that `mm fit` trains from.
 
@@ -77,11 +78,11 @@ def prepare(
 
 
 def regbench(
-    output: str,
-    train_sequences: int = 1000,
-    test_sequences: int = 1000,
-    context_length: int = 1024,
-    seed: int = 0,
+    output: Place,
+    train_sequences: Count = 1000,
+    test_sequences: Count = 1000,
+    context_length: Count = 1024,
+    seed: Seed = 0,
     progress: bool = True,
 ) -> None:
     """Generate RegBench, the synthetic benchmark of learning languages in context.
@@ -102,12 +103,12 @@ def regbench(
 
 
 def facts(
-    output: str,
-    documents: int = 4000,
-    test_documents: int = 200,
-    context_length: int = 512,
-    tokenizer: str = "facts",
-    seed: int = 0,
+    output: Place,
+    documents: Count = 4000,
+    test_documents: Count = 200,
+    context_length: Count = 512,
+    tokenizer: Place = "facts",
+    seed: Seed = 0,
     progress: bool = True,
 ) -> None:
     """Generate documents of made-up facts with questions about them, which a small network learns to answer.
@@ -129,7 +130,7 @@ def facts(
     room.prepare_facts(room.FactsConfig(documents, test_documents, seed, tokenizer), output, context_length, progress)
 
 
-def inspect(path: str, samples: int = 3, seed: int = 0) -> None:
+def inspect(path: Place, samples: Natural = 3, seed: Seed = 0) -> None:
     """Show what a prepared folder holds: sizes, document lengths, decoded samples.
 
     Args:
@@ -143,11 +144,11 @@ def inspect(path: str, samples: int = 3, seed: int = 0) -> None:
 
 
 def show(
-    path: str,
-    step: int | None = None,
-    sequences: int = 3,
-    tokens: int = 200,
-    data: list[str] | str | None = None,
+    path: Place,
+    step: Count | None = None,
+    sequences: Natural = 3,
+    tokens: Natural = 200,
+    data: list[Place] | Place | None = None,
 ) -> None:
     """Show what an optimisation step was trained on: shards, documents, decoded text; or list a run's bad steps.
 
@@ -162,12 +163,10 @@ def show(
     """
     from mm_lightning.data import bad_steps as room
 
-    if sequences < 0 or tokens < 0:
-        raise UserError(f"sequences {sequences} and tokens {tokens} must be at least 0")
     room.show(path, step, sequences, tokens, data)
 
 
-def verify(path: str, checksums: bool = True) -> None:
+def verify(path: Place, checksums: bool = True) -> None:
     """Check a prepared folder for missing, truncated, damaged or foreign files, and for wrong numbers.
 
     Args:
@@ -187,13 +186,13 @@ def verify(path: str, checksums: bool = True) -> None:
 
 
 def train_tokenizer(
-    sources: list[str] | str,
-    output: str,
-    vocab_size: int = 4096,
-    tokenizer_bytes: int = 50_000_000,
-    text_key: str = "text",
+    sources: list[Place] | Place,
+    output: Place,
+    vocab_size: VocabSize = 4096,
+    tokenizer_bytes: Count = 50_000_000,
+    text_key: Name = "text",
     separator: str | None = None,
-    suffixes: list[str] | None = None,
+    suffixes: list[Name] | None = None,
     on_error: Literal["refuse", "skip"] = "refuse",
     overwrite: bool = False,
     progress: bool = True,

@@ -24,6 +24,7 @@ from mm_lightning.data.sequences import EvaluationOrder, PlainLoader, Sequences,
 from mm_lightning.data.tokenizer import Tokenizer, load_tokenizer
 from mm_lightning.data.workers import prepare_worker, start_server
 from mm_lightning.errors import UserError
+from mm_lightning.ranges import Count, Place, Positive, Seed, Workers, checked
 
 _WORKER_TIMEOUT = 300  # seconds
 
@@ -58,30 +59,21 @@ class TextDataModule(lightning.LightningDataModule):
     sets: list[DataSet]
     tokenizer: Tokenizer
 
+    @checked("data.")
     def __init__(
         self,
-        path: str | dict[str, float],
-        context_length: int = 1024,
-        global_batch_size: int = 8,
-        micro_batch_size: int = 8,
-        num_workers: int = 2,
-        seed: int = 0,
-        validation_sequences: int | None = None,
+        path: Place | dict[Place, Positive],
+        context_length: Count = 1024,
+        global_batch_size: Count = 8,
+        micro_batch_size: Count = 8,
+        num_workers: Workers = 2,
+        seed: Seed = 0,
+        validation_sequences: Count | None = None,
         prepare: PrepareConfig | None = None,
         regbench: RegBenchConfig | None = None,
         facts: FactsConfig | None = None,
     ) -> None:
         super().__init__()
-        for name, value, least in (
-            ("context_length", context_length, 1),
-            ("global_batch_size", global_batch_size, 1),
-            ("micro_batch_size", micro_batch_size, 1),
-            ("num_workers", num_workers, 0),
-            ("seed", seed, 0),
-            ("validation_sequences", validation_sequences, 1),
-        ):
-            if value is not None and value < least:
-                raise UserError(f"data: {name} is {value}, it must be at least {least}")
         if global_batch_size % micro_batch_size:
             raise UserError(
                 f"data: global_batch_size {global_batch_size} is not a multiple of micro_batch_size {micro_batch_size}"

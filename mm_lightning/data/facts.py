@@ -29,6 +29,7 @@ from mm_lightning.data.progress import PrepareProgress
 from mm_lightning.data.rows import write_split
 from mm_lightning.data.tokenizer import BEGIN, END, Tokenizer, load_tokenizer
 from mm_lightning.errors import UserError
+from mm_lightning.ranges import Count, Place, Seed, check_fields
 
 OWN = "facts"
 """The tokenizer of this language: a token a syllable, an attribute, a sign."""
@@ -126,15 +127,13 @@ class FactsConfig:
         tokenizer: `facts`, a token a syllable; or `bytes`, or a tokenizer.json (or a folder holding one).
     """
 
-    documents: int = 4000
-    test_documents: int = 200
-    seed: int = 0
-    tokenizer: str = OWN
+    documents: Count = 4000
+    test_documents: Count = 200
+    seed: Seed = 0
+    tokenizer: Place = OWN
 
     def __post_init__(self) -> None:
-        for name, least in {"documents": 1, "test_documents": 1, "seed": 0}.items():
-            if getattr(self, name) < least:
-                raise UserError(f"facts: {name} is {getattr(self, name)}, it must be at least {least}")
+        check_fields(self, "facts: ")
 
 
 def generate(config: FactsConfig, split: str, tokenizer: Tokenizer, room: int) -> Iterator[str]:

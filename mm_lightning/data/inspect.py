@@ -10,7 +10,6 @@ import numpy as np
 from mm_lightning.data.manifest import Manifest, Split
 from mm_lightning.data.shards import read_shard
 from mm_lightning.data.tokenizer import Tokenizer, load_tokenizer
-from mm_lightning.errors import UserError
 
 _BAR = 40  # characters
 _SAMPLE = 200  # tokens
@@ -29,8 +28,6 @@ def inspect(path: str | os.PathLike, samples: int = 3, seed: int = 0) -> None:
     """
     from rich.console import Console
 
-    if samples < 0:
-        raise UserError(f"samples must be at least 0, got {samples}")
     folder = Path(path).expanduser()
     manifest = Manifest.load(folder)
     tokenizer = load_tokenizer(folder)

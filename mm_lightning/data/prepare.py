@@ -25,10 +25,11 @@ from mm_lightning.data.manifest import FILE, FORMAT_VERSION, SPLITS, Manifest, S
 from mm_lightning.data.progress import PrepareProgress, say
 from mm_lightning.data.shards import write_shards
 from mm_lightning.data.splitting import DocumentSplit, fraction_of, plan_split
-from mm_lightning.data.tokenizer import Tokenizer, check_vocab_size, load_tokenizer, train_tokenizer
+from mm_lightning.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from mm_lightning.data.units import Job, UnitFiles, UnitRecord, documents_of, run_units
 from mm_lightning.decompress import LONGEST
 from mm_lightning.errors import UserError
+from mm_lightning.ranges import Count, DocumentBytes, Few, Name, Part, Place, VocabSize, check_fields
 from mm_lightning.redaction import HIDDEN, redact_values
 
 _UNIT_BYTES = 1 << 20  # least text of a unit of work
@@ -62,32 +63,25 @@ class PrepareConfig:
         eos: likewise of the token that ends a document. One of the two alone is both.
     """
 
-    sources: list[str]
-    tokenizer: str = "bytes"
-    vocab_size: int = 4096
-    tokenizer_bytes: int = 50_000_000
-    validation_fraction: float = 0.01
-    text_key: str = "text"
+    sources: list[Place]
+    tokenizer: Place = "bytes"
+    vocab_size: VocabSize = 4096
+    tokenizer_bytes: Count = 50_000_000
+    validation_fraction: Part = 0.01
+    text_key: Name = "text"
     separator: str | None = None
-    suffixes: list[str] | None = None
+    suffixes: list[Name] | None = None
     on_error: Literal["refuse", "skip"] = "refuse"
-    shard_tokens: int = 1 << 24
-    workers: int | None = None
-    bos: str | None = None
-    eos: str | None = None
-    largest_document: int = LONGEST
+    shard_tokens: Count = 1 << 24
+    workers: Few | None = None
+    bos: Name | None = None
+    eos: Name | None = None
+    largest_document: DocumentBytes = LONGEST
 
     def __post_init__(self) -> None:
-        if not 0 <= self.validation_fraction < 1:
-            raise UserError(f"validation_fraction {self.validation_fraction} is not in [0, 1)")
+        check_fields(self)
         if self.on_error not in ("refuse", "skip"):
             raise UserError(f"on_error {self.on_error!r} is neither refuse nor skip")
-        if not 1 <= self.largest_document < 1 << 31:
-            raise UserError(f"largest_document must be from 1 to {(1 << 31) - 1:,} bytes, got {self.largest_document}")
-        if self.shard_tokens < 1 or (self.workers is not None and self.workers < 1) or self.tokenizer_bytes < 1:
-            raise UserError("shard_tokens, tokenizer_bytes and workers must be at least 1")
-        if self.tokenizer == "train":
-            check_vocab_size(self.vocab_size)
         if (self.bos or self.eos) and self.tokenizer in ("train", "bytes"):
             raise UserError(
                 f"bos and eos name tokens of a tokenizer.json: with tokenizer {self.tokenizer} leave them out"

@@ -25,6 +25,7 @@ from mm_lightning.data.rows import lay_out, pack, write_split
 from mm_lightning.data.tokenizer import BEGIN, END, Tokenizer, load_tokenizer
 from mm_lightning.errors import UserError
 from mm_lightning.outputs import write_json
+from mm_lightning.ranges import Count, Seed, check_fields
 
 BETWEEN, BOS, EOS = LETTERS, LETTERS + 1, LETTERS + 2
 ALLOWED, BASELINES = "validation/allowed.npy", "baselines.json"
@@ -42,14 +43,12 @@ class RegBenchConfig:
         seed: of all automata and words.
     """
 
-    train_sequences: int = 1000
-    test_sequences: int = 1000
-    seed: int = 0
+    train_sequences: Count = 1000
+    test_sequences: Count = 1000
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        for name, least in {"train_sequences": 1, "test_sequences": 1, "seed": 0}.items():
-            if getattr(self, name) < least:
-                raise UserError(f"regbench: {name} is {getattr(self, name)}, it must be at least {least}")
+        check_fields(self, "regbench: ")
 
 
 @dataclass(frozen=True)

@@ -9,43 +9,44 @@ from typing import TYPE_CHECKING, Literal
 from mm_lightning.errors import UserError
 from mm_lightning.evaluation.settings import left_out, left_out_line, make_tasks
 from mm_lightning.outputs import made_folder
+from mm_lightning.ranges import Count, Few, Name, Natural, Place, Seed
 
 if TYPE_CHECKING:
     from mm_lightning.evaluation.run import Job, Subject
 
 
 def evaluate_command(
-    checkpoint: list[str],
-    tasks: list[str],
-    output: str = "results",
-    names: list[str] | None = None,
-    contexts: list[str] | None = None,
-    limit: int | None = None,
-    text: list[str] | None = None,
-    data_dir: str | None = None,
-    essays: str | None = None,
+    checkpoint: list[Place],
+    tasks: list[Name],
+    output: Place = "results",
+    names: list[Name] | None = None,
+    contexts: list[Name] | None = None,
+    limit: Count | None = None,
+    text: list[Place] | None = None,
+    data_dir: Place | None = None,
+    essays: Place | None = None,
     gold_position: Literal["even", "published"] | None = None,
-    seed: int | None = None,
-    shots: list[str] | None = None,
-    labels: list[str] | None = None,
-    strategies: list[str] | None = None,
-    demonstration_seeds: int | None = None,
-    longest_prompt: int | None = None,
-    dataset: str | None = None,
-    tacred: str | None = None,
-    fewshot: int | None = None,
-    max_length: int | None = None,
+    seed: Seed | None = None,
+    shots: list[Name] | None = None,
+    labels: list[Name] | None = None,
+    strategies: list[Name] | None = None,
+    demonstration_seeds: Count | None = None,
+    longest_prompt: Count | None = None,
+    dataset: Place | None = None,
+    tacred: Place | None = None,
+    fewshot: Natural | None = None,
+    max_length: Natural | None = None,
     run_code: bool = False,
     long_term: Literal["on", "off"] = "on",
-    inference_delay: int | None = None,
-    batch_size: int = 16,
+    inference_delay: Count | None = None,
+    batch_size: Count = 16,
     precision: Literal["auto", "32", "bf16"] = "auto",
-    device: str = "auto",
-    processes: int = 1,
+    device: Name = "auto",
+    processes: Few = 1,
     overwrite: bool = False,
-    rank: int = 0,
-    world_size: int = 1,
-    local_rank: int = 0,
+    rank: Natural = 0,
+    world_size: Count = 1,
+    local_rank: Natural = 0,
 ) -> None:
     """Ask trained networks what they can do, and write tables and figures.
 
@@ -140,12 +141,10 @@ def evaluate_command(
         "run_code": run_code or None,
     }
     chosen = make_tasks(tasks, given)
-    if not 0 <= rank < world_size:
-        raise UserError(f"rank must be at least 0 and below world_size {world_size}, got {rank}")
-    if processes < 1 or (processes > 1 and world_size > 1):
-        raise UserError(f"processes must be at least 1, and 1 where others start the processes, got {processes}")
-    if batch_size < 1:
-        raise UserError(f"batch_size must be at least 1, got {batch_size}")
+    if rank >= world_size:
+        raise UserError(f"rank must be below world_size {world_size}, got {rank}")
+    if processes > 1 and world_size > 1:
+        raise UserError(f"processes must be 1 where others start the processes, got {processes}")
     if overwrite and world_size > 1:
         raise UserError(f"several processes would delete each other's answers: delete {output} instead of --overwrite")
     from mm_lightning.evaluation.run import Job, say

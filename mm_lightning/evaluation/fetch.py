@@ -18,6 +18,7 @@ from typing import Any
 
 from mm_lightning.errors import UserError
 from mm_lightning.outputs import made_folder
+from mm_lightning.ranges import Name, Place
 from mm_lightning.redaction import redact
 from mm_lightning.text_files import read_json, read_text, text_lines
 
@@ -122,7 +123,7 @@ DATA_SETS: dict[str, tuple[PublicFile, ...]] = {
 
 
 def fetch_command(
-    names: list[str] | str, output: str = "data", mirror: str | None = None, overwrite: bool = False
+    names: list[Name] | Name, output: Place = "data", mirror: Name | None = None, overwrite: bool = False
 ) -> None:
     """Download the public data sets that `mm evaluate` asks about.
 

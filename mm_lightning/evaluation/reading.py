@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from mm_lightning.errors import UserError
 from mm_lightning.evaluation.documents import Stretch, Texts, digest, of_files, of_run, stretches
 from mm_lightning.evaluation.task import Task
+from mm_lightning.ranges import Count, Place, check_fields
 
 if TYPE_CHECKING:
     from mm_lightning.evaluation.model import Model
@@ -29,18 +30,17 @@ class ReadingTask(Task):
     least: ClassVar[int]  # tokens of a context
     multiples: ClassVar[tuple[int, ...]] = (1,)  # of the training context
 
-    contexts: list[int] | None = None
-    limit: int | None = 32
-    text: list[str] | None = None
+    contexts: list[Count] | None = None
+    limit: Count | None = 32
+    text: list[Place] | None = None
     data_hash: str | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.contexts is not None:
             self.contexts = sorted(set(self.contexts))
             if not self.contexts or self.contexts[0] < self.least:
                 raise UserError(f"contexts of {self.name} begin with {self.least} tokens, got {self.contexts}")
-        if self.limit is not None and self.limit < 1:
-            raise UserError(f"limit must be at least 1, got {self.limit}")
         self._hashes: dict[Path | None, str] = {}
 
     def settings_for(self, checkpoint: Path | None) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 from mm_lightning.errors import UserError
 from mm_lightning.evaluation.task import Item, Record, Result, Row, Task, table
 from mm_lightning.markdown import markdown_table
+from mm_lightning.ranges import Count, Seed, check_fields
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,12 +36,11 @@ class RegBench(Task):
     """
 
     name: ClassVar[str] = "regbench"
-    limit: int | None = 200
-    seed: int = 0
+    limit: Count | None = 200
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        if self.limit is not None and self.limit < 1:
-            raise UserError(f"limit must be at least 1, got {self.limit}")
+        check_fields(self, f"{self.name}: ")
 
     def samples(self) -> list[Sample]:
         """The sequences."""

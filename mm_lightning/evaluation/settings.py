@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import types
+import typing
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,14 +34,26 @@ def make_tasks(names: str | Sequence[str], given: dict[str, Any]) -> list[Task]:
         raise UserError("tasks names nothing to ask")
     # --run_code false is the default, which tasks that run nothing take too
     given = {name: value for name, value in given.items() if value is not None and (name, value) != ("run_code", False)}
-    types = {kind: {field.name: str(field.type) for field in dataclasses.fields(kind)} for kind in kinds}  # type: ignore[arg-type]
+    settings = {kind: _types(kind) for kind in kinds}
     for name in given:
-        if not any(name in own for own in types.values()):
+        if not any(name in own for own in settings.values()):
             raise UserError(f"{name} is for none of the tasks {', '.join(kind.name for kind in kinds)}: leave it out")
     return [
         kind(**{name: typed(name, given[name], own[name]) for name in given if name in own})
-        for kind, own in types.items()
+        for kind, own in settings.items()
     ]
+
+
+def _types(kind: type[Task]) -> dict[str, str]:
+    """Return the types of a task's settings in words: `int`, `list[int]`; those that may be None likewise."""
+    plain = typing.get_type_hints(kind)
+    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    found = {}
+    for name in names:
+        union = typing.get_origin(plain[name]) in (typing.Union, types.UnionType)
+        one = typing.get_args(plain[name])[0] if union else plain[name]
+        found[name] = one.__name__ if type(one) is type else str(one)
+    return found
 
 
 def left_out(names: str | Sequence[str], given: dict[str, Any]) -> list[str]:

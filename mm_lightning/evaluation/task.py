@@ -20,7 +20,6 @@ Modules of tasks import torch and other heavy packages where they use them.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 import json
 import math
@@ -33,6 +32,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from mm_lightning.errors import UserError
 from mm_lightning.evaluation.persistent.definitions import BENCHMARK_GROUPS, DEFINITIONS
 from mm_lightning.markdown import markdown_table
+from mm_lightning.options import nearest
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -272,8 +272,8 @@ def find_task(name: str) -> type[Task]:
         UserError: there is none; it names the nearest.
     """
     if name not in TASKS:
-        near = difflib.get_close_matches(name, [*TASKS, *GROUPS], 1, 0.4)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join([*TASKS, *GROUPS])}"
+        near = nearest(name, [*TASKS, *GROUPS], 0.4)
+        hint = f"did you mean {near}?" if near else f"there are {', '.join([*TASKS, *GROUPS])}"
         raise UserError(f"there is no task {name!r}: {hint}")
     module, kind = TASKS[name][0].split(":")
     return getattr(importlib.import_module(module), kind)

@@ -9,6 +9,8 @@ from typing import Any
 from mm_lightning.errors import UserError
 from mm_lightning.networks import NetworkConfig
 from mm_lightning.networks.cost import forward_flops_per_token, parameters, parts, training_flops_per_token
+from mm_lightning.options import OptionParser
+from mm_lightning.ranges import Count, accept
 from mm_lightning.training.memory_plan import Layout, bytes_per_device, layout_of
 
 DESCRIPTION = """\
@@ -27,7 +29,7 @@ examples:
 
 def cost_command(args: list[str]) -> None:
     """Runs `mm cost` with the rest of its command line."""
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         "mm cost",
         description=DESCRIPTION,
         epilog=EXAMPLES,
@@ -37,8 +39,7 @@ def cost_command(args: list[str]) -> None:
     parser.add_argument("--context", type=int, help="tokens in the context, for the FLOPs; default: the config's")
     parser.add_argument("--json", action="store_true", help="print JSON, for other programs")
     own, rest = parser.parse_known_args(args)
-    if own.context is not None and own.context < 1:
-        raise UserError(f"--context must be at least 1 token, got {own.context}")
+    accept(Count | None, own.context, "--context")
     if "--config" not in " ".join(rest):
         raise UserError("mm cost needs a config: mm cost --config configs/8b.yaml")
 

@@ -9,10 +9,12 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from mm_lightning.errors import UserError
+from mm_lightning.options import OptionParser
 from mm_lightning.outputs import write_text
+from mm_lightning.ranges import Few, Name, Natural, Range, accept
 from mm_lightning.redaction import redact_words
 from mm_lightning.training.batches import accumulated
 from mm_lightning.training.memory_plan import USABLE, bytes_per_device, count_devices, layout_of
@@ -160,6 +162,8 @@ class Launch:
 def launch_command(args: list[str]) -> None:
     """Runs `mm launch` with the rest of its command line."""
     own, rest = options().parse_known_args(args)
+    for name, hint in STATED.items():
+        accept(hint, getattr(own, name), f"--{name}")
     if own.executor == "slurm" or own.dry_run:
         for before, word in zip(["", *rest], rest, strict=False):
             if redact_words([before, word])[1] != word:
@@ -187,9 +191,21 @@ def launch_command(args: list[str]) -> None:
     raise SystemExit(subprocess.call([sys.executable, "-m", "torch.distributed.run", *words[1:]]))
 
 
-def options() -> argparse.ArgumentParser:
+STATED: dict[str, Any] = {
+    "nodes": Annotated[int, Range(1, 100_000)] | None,
+    "gpus": Few | None,
+    "gpu_memory": Annotated[float, Range(0, 1_000_000, above=True)],
+    "node_rank": Natural | None,
+    "address": Name | None,
+    "port": Annotated[int, Range(1, 65_535)],
+    "sbatch": list[Name],
+}
+"""What its own options take."""
+
+
+def options() -> OptionParser:
     """What `mm launch` takes beside the options of `mm fit`."""
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         "mm launch",
         description=DESCRIPTION,
         epilog=EXAMPLES,
@@ -230,9 +246,6 @@ def planned(args: list[str], nodes: int | None, gpus: int | None, gpu_memory: fl
 
     if not any(arg.startswith("--config") for arg in args):
         raise UserError("mm launch needs a config: mm launch --config configs/8b.yaml --nodes 8 --gpus 8")
-    for name, value in {"--nodes": nodes, "--gpus": gpus, "--gpu_memory": gpu_memory}.items():
-        if value is not None and value <= 0:
-            raise UserError(f"{name} must be above 0, got {value}")
     start, arguments = where_it_begins(args)
     config = parse_fit([*arguments, *start])
     nodes = nodes or config.trainer.num_nodes

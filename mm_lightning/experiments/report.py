@@ -31,6 +31,7 @@ from mm_lightning.experiments.tables import (
     write_csv,
 )
 from mm_lightning.outputs import FolderKind, check_folder, staged
+from mm_lightning.ranges import Name, Place
 
 REPORT = FolderKind(
     "a report",
@@ -42,7 +43,7 @@ REPORT = FolderKind(
 
 
 def report_command(
-    folders: list[str] | str, output: str | None = None, baseline: str | None = None, overwrite: bool = False
+    folders: list[Place] | Place, output: Place | None = None, baseline: Name | None = None, overwrite: bool = False
 ) -> None:
     """Compares runs and evaluations: tables, figures and a page (index.html), as in `mm report runs/ablation`.
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mm_lightning.errors import UserError
 from mm_lightning.outputs import write_json
+from mm_lightning.ranges import Few, Place
 from mm_lightning.redaction import redact_values, redact_words
 
 if TYPE_CHECKING:
@@ -26,10 +27,10 @@ FILE = "sweep.json"
 
 
 def sweep_command(
-    sweep: str,
-    output: str | None = None,
+    sweep: Place,
+    output: Place | None = None,
     dry_run: bool = False,
-    jobs: int = 1,
+    jobs: Few = 1,
     executor: Literal["local", "slurm"] = "local",
     settings: dict[str, Any] | None = None,
     measure: bool = True,
@@ -72,8 +73,6 @@ def sweep_command(
     from mm_lightning.experiments.sweep_file import read_sweep
     from mm_lightning.signals import interrupt, listen, restore
 
-    if jobs < 1:
-        raise UserError(f"jobs must be at least 1, got {jobs}")
     declared = read_sweep(sweep)
     declared.settings |= settings or {}
     folder = Path(output or f"runs/{declared.name}")

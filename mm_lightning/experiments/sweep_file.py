@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import json
 import math
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mm_lightning.errors import UserError
+from mm_lightning.options import nearest
 from mm_lightning.shipped import resolve_config
 
 STOPS = ("steps", "tokens", "flops")
@@ -191,8 +191,8 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     known = [f.name for f in fields(Sweep) if f.name != "path"]
     for key in values:
         if key not in known:
-            near = difflib.get_close_matches(key, [*known, "like"], 1, 0.5)
-            hint = f"did you mean {near[0]}?" if near else f"there are like, {', '.join(known)}"
+            near = nearest(key, [*known, "like"])
+            hint = f"did you mean {near}?" if near else f"there are like, {', '.join(known)}"
             raise UserError(f"unknown key {key} in sweep file {path}: {hint}")
     if "base" in values:
         values["base"] = _files(path, values["base"] or [values["base"]])

@@ -7,13 +7,14 @@ import dataclasses
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from mm_lightning.errors import UserError
 from mm_lightning.inference.commands import ReadingBar, long_store
 from mm_lightning.inference.sampling import Sampling
 from mm_lightning.inference.text import unescape
 from mm_lightning.outputs import MEMORY, check_output
+from mm_lightning.ranges import Budget, Count, Name, Place
 from mm_lightning.signals import Ended, listen, restore
 from mm_lightning.text_files import MARK, read_document
 
@@ -33,15 +34,15 @@ ctrl-C ends an answer. A turn that begins with a slash is typed with two."""
 
 
 def chat_command(
-    checkpoint: str,
-    memory: str | None = None,
+    checkpoint: Place,
+    memory: Place | None = None,
     user: str = "{}",
     answer: str = "",
     stop: str | list[str] | None = None,
-    max_new_tokens: int = 200,
-    long_budget: int | None = None,
-    device: str = "auto",
-    **sampling: Any,
+    max_new_tokens: Count = 200,
+    long_budget: Budget | None = None,
+    device: Name = "auto",
+    **sampling: Annotated[Any, Sampling],
 ) -> None:
     r"""Write a text in turns with a trained network, which remembers all of it.
 

@@ -10,12 +10,13 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from mm_lightning.errors import UserError
 from mm_lightning.inference.sampling import DEFAULTS, Sampling
 from mm_lightning.inference.text import check_stop, encode_next, escape, unescape
 from mm_lightning.outputs import MEMORY, Output, check_output, opened
+from mm_lightning.ranges import Budget, Count, Name, Place
 from mm_lightning.text_files import JSON_LINES, MARK, json_lines, read_document, split_suffix, text_lines
 
 if TYPE_CHECKING:
@@ -26,19 +27,19 @@ if TYPE_CHECKING:
 
 
 def generate_command(
-    checkpoint: str,
+    checkpoint: Place,
     prompt: str | None = None,
-    prompts: str | None = None,
-    output: str | None = None,
-    memory: str | None = None,
-    samples: int = 1,
-    batch_size: int = 8,
-    max_new_tokens: int = 200,
+    prompts: Place | None = None,
+    output: Place | None = None,
+    memory: Place | None = None,
+    samples: Count = 1,
+    batch_size: Count = 8,
+    max_new_tokens: Count = 200,
     stop: str | list[str] | None = None,
-    long_budget: int | None = None,
+    long_budget: Budget | None = None,
     overwrite: bool = False,
-    device: str = "auto",
-    **sampling: Any,
+    device: Name = "auto",
+    **sampling: Annotated[Any, Sampling],
 ) -> None:
     r"""Sample text from a trained network.
 
@@ -64,9 +65,6 @@ def generate_command(
     chosen = Sampling(**sampling)
     if prompt is not None and prompts is not None:
         raise UserError("give --prompt or --prompts, not both")
-    for name, value in (("samples", samples), ("batch_size", batch_size), ("max_new_tokens", max_new_tokens)):
-        if value < 1:
-            raise UserError(f"{name} must be at least 1, got {value}")
     stops = [unescape(text) for text in ([stop] if isinstance(stop, str) else stop or [])]
     check_stop(stops)
     asked = [unescape(prompt or "")] if prompts is None else read_prompt_file(prompts)
@@ -150,8 +148,6 @@ def long_store(budget: int | None) -> BlockStore | None:
         return None
     from mm_lightning.memory.blocks import BlockStore
 
-    if budget < BlockStore.block:
-        raise UserError(f"long_budget must be at least {BlockStore.block}, the pairs of a block, got {budget}")
     return BlockStore(budget)
 
 
@@ -177,7 +173,9 @@ def _write_lines(written: Written, samples: int, total: int, target: Output | No
             bar.advance(len(prompts))
 
 
-def remember_command(checkpoint: str, text: str, output: str, overwrite: bool = False, device: str = "auto") -> None:
+def remember_command(
+    checkpoint: Place, text: Place, output: Place, overwrite: bool = False, device: Name = "auto"
+) -> None:
     """Read a document once and keep what the network remembers of it.
 
     `mm generate --memory FILE` and `mm chat --memory FILE` go on from there.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mm_lightning.errors import UserError
 from mm_lightning.outputs import FolderKind, check_folder, share, staged, write_text
+from mm_lightning.ranges import Name, Place
 
 if TYPE_CHECKING:
     from mm_lightning.data.tokenizer import Tokenizer
@@ -90,11 +91,11 @@ def export(
 
 
 def export_command(
-    checkpoint: str,
-    output: str,
+    checkpoint: Place,
+    output: Place,
     dtype: Literal["float32", "bfloat16"] = "float32",
     self_contained: bool = False,
-    max_shard_size: str = "5GB",
+    max_shard_size: Name = "5GB",
     overwrite: bool = False,
 ) -> None:
     """Write a trained network as a folder that transformers loads.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mm_lightning.errors import UserError
 from mm_lightning.inference.export import ABOUT, require
 from mm_lightning.outputs import FolderKind, Output, check_folder, staged
+from mm_lightning.ranges import Name, Place, Positive
 from mm_lightning.yaml_text import write_yaml
 
 if TYPE_CHECKING:
@@ -171,12 +172,12 @@ def write(imported: Imported, target: Output) -> Path:
 
 
 def import_command(
-    source: str,
-    output: str,
-    tokenizer: str | None = None,
-    largest_key_exponent: float | None = None,
-    bos: str | None = None,
-    eos: str | None = None,
+    source: Place,
+    output: Place,
+    tokenizer: Place | None = None,
+    largest_key_exponent: Positive | None = None,
+    bos: Name | None = None,
+    eos: Name | None = None,
     overwrite: bool = False,
 ) -> None:
     """Turn weights from elsewhere into a checkpoint.

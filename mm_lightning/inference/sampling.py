@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mm_lightning.errors import UserError
+from mm_lightning.ranges import Count, Penalty, Portion, Seed, Share, Temperature, check_fields
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,24 +34,15 @@ class Sampling:
         UserError: a setting is out of range.
     """
 
-    temperature: float = 0.8
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repetition_penalty: float = 1.0
-    seed: int = 0
+    temperature: Temperature = 0.8
+    top_k: Count | None = None
+    top_p: Portion | None = None
+    min_p: Share | None = None
+    repetition_penalty: Penalty = 1.0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf"):
-            raise UserError(f"temperature must be at least 0 (always the most probable token), got {self.temperature}")
-        if self.top_k is not None and self.top_k < 1:
-            raise UserError(f"top_k must be at least 1, got {self.top_k}")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise UserError(f"top_p must be above 0 and at most 1, got {self.top_p}")
-        if self.min_p is not None and not 0 <= self.min_p <= 1:
-            raise UserError(f"min_p must be between 0 and 1, got {self.min_p}")
-        if not 0 < self.repetition_penalty < float("inf"):
-            raise UserError(f"repetition_penalty must be above 0 (1 is none), got {self.repetition_penalty}")
+        check_fields(self)
 
 
 DEFAULTS = Sampling()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from mm_lightning.errors import UserError
 from mm_lightning.inference.text import unescape
 from mm_lightning.outputs import check_output, opened
+from mm_lightning.ranges import AtLeastTwo, Count, Name, Natural, Place
 
 if TYPE_CHECKING:
     from mm_lightning.data.tokenizer import Tokenizer
@@ -16,18 +17,18 @@ if TYPE_CHECKING:
 
 
 def inspect_command(
-    checkpoint: str,
+    checkpoint: Place,
     prompt: str | None = None,
-    file: str | None = None,
-    output: str = "inspect.html",
-    max_tokens: int | None = None,
-    layers: list[int] | None = None,
-    pairs: int | None = None,
-    text: str | None = None,
-    text_tokens: int = 512,
-    text_documents: int = 32,
+    file: Place | None = None,
+    output: Place = "inspect.html",
+    max_tokens: AtLeastTwo | None = None,
+    layers: list[Natural] | None = None,
+    pairs: Count | None = None,
+    text: Place | None = None,
+    text_tokens: AtLeastTwo = 512,
+    text_documents: Count = 32,
     overwrite: bool = False,
-    device: str = "auto",
+    device: Name = "auto",
 ) -> None:
     r"""Write a web page that shows what each memory of a trained network reads in a text.
 
@@ -52,10 +53,6 @@ def inspect_command(
     """
     content = _text(prompt, file)
     target = check_output(output, overwrite, [file, text])
-    limits = {"max_tokens": (max_tokens, 2), "text_tokens": (text_tokens, 2), "text_documents": (text_documents, 1)}
-    for name, (value, least) in limits.items():
-        if value is not None and value < least:
-            raise UserError(f"{name} must be at least {least}, got {value}")
     from mm_lightning.inference.generate import choose_device, inference_on
     from mm_lightning.inspection.page import write_page
     from mm_lightning.inspection.trace import make_plan

@@ -47,6 +47,7 @@ from torch.nn import functional as F
 from mm_lightning.errors import UserError
 from mm_lightning.memory.kernels import Kernels, resolve
 from mm_lightning.memory.summaries import LONG, full, nearby, rows, summarize
+from mm_lightning.ranges import AtLeastTwo, Count, NonNegative, check_fields
 
 GAIN = 1.5
 """The largest var / 2 for which a block's second moments are believed."""
@@ -69,18 +70,17 @@ class BlockStore:
         segment: pairs that are sorted into blocks at a time; segments of equal size are merged. block * 2^i.
     """
 
-    budget: int = 8192
-    epsilon: float | None = None
-    block: int = 16
-    segment: int = 4096
+    budget: Count = 8192
+    epsilon: NonNegative | None = None
+    block: AtLeastTwo = 16
+    segment: Count = 4096
 
     def __post_init__(self) -> None:
-        if self.block < 2 or self.budget < self.block:
-            raise UserError(f"block must be at least 2 and budget at least a block, got {self.block} and {self.budget}")
+        check_fields(self)
+        if self.budget < self.block:
+            raise UserError(f"budget must be at least a block, got {self.budget} and block {self.block}")
         if self.segment % self.block or (self.segment // self.block).bit_count() != 1:
             raise UserError(f"segment must be {self.block} times a power of two, got {self.segment}")
-        if self.epsilon is not None and not self.epsilon >= 0:
-            raise UserError(f"epsilon must be at least 0, got {self.epsilon}")
 
 
 def rounding(norm: Any, dim: int, block: int) -> Any:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from mm_lightning.errors import UserError
 from mm_lightning.memory.retrieval import Span
+from mm_lightning.ranges import AtLeastTwo, Count, Part, Range, Share, check_fields
 
 if TYPE_CHECKING:
     from mm_lightning.networks.base import Network
 
 Level = Literal["long", "short", "full"]
+Vocabulary = Annotated[int, Range(1, 2**31 - 1)]
+Layers = Annotated[int, Range(1, 10_000)]
+Dimension = Annotated[int, Range(1, 2**20)]
+Hidden = Annotated[int, Range(1, 2**24)]
 
 
 @dataclass
@@ -30,37 +35,33 @@ class NetworkConfig:
         dropout: share of retrieval weights, and of the outputs of each half-block, dropped in training.
         levels: the contextual memories (or attentions) of a block, whose outputs are concatenated: `long` and `short`,
             `full` (all that came before), or any of them. A level that is not named has no parameters.
-        short_term_window: h; the short-term memory reads the pairs t-h+1 .. t-1.
+        short_term_window: h; the short-term memory reads the h-1 pairs t-h+1 .. t-1.
         long_term_delay: [smallest, largest] m of a training step, drawn anew for each; the long-term memory reads
             the pairs 1 .. t-m.
-        inference_delay: m at evaluation.
+        inference_delay: m at evaluation; at least 1, as a memory never reads its own position.
     """
 
-    vocab_size: int = 128256
-    layers: int = 24
-    dim: int = 2048
-    heads: int = 16
-    persistent_dim: int = 6144
-    norm_eps: float = 1e-6
+    vocab_size: Vocabulary = 128256
+    layers: Layers = 24
+    dim: Dimension = 2048
+    heads: Dimension = 16
+    persistent_dim: Hidden = 6144
+    norm_eps: Share = 1e-6
     norm: Literal["rms", "layer"] = "rms"
     tied: bool = False
-    dropout: float = 0.0
+    dropout: Part = 0.0
     levels: tuple[Level, ...] = ("long", "short")
-    short_term_window: int = 256
-    long_term_delay: tuple[int, int] = (64, 256)
-    inference_delay: int = 64
+    short_term_window: AtLeastTwo = 256
+    long_term_delay: tuple[Count, Count] = (64, 256)
+    inference_delay: Count = 64
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "layers", "dim", "heads", "persistent_dim"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_fields(self)
         if self.dim % self.heads:
             raise UserError(
                 f"heads must divide dim: {self.heads} heads do not divide dim {self.dim}; "
                 f"the nearest number of heads that does is {self._nearest_heads()}"
             )
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"dropout must be at least 0 and below 1, got {self.dropout}")
         self._check_spans()
 
     def _check_spans(self) -> None:
@@ -69,18 +70,8 @@ class NetworkConfig:
         low, high = self.long_term_delay
         if not self.levels or len(set(self.levels)) != len(self.levels):
             raise UserError(f"levels must name one or more of long, short and full, each once, got {list(self.levels)}")
-        if self.short_term_window < 2:
-            raise UserError(
-                f"short_term_window must be at least 2, got {self.short_term_window}: "
-                f"a window of h tokens holds h-1 pairs, so a smaller one holds none"
-            )
         if low > high:
             raise UserError(f"long_term_delay must be [smallest, largest], got [{low}, {high}]: swap them")
-        if min(low, self.inference_delay) < 1:
-            raise UserError(
-                f"long_term_delay and inference_delay must be at least 1, got [{low}, {high}] and "
-                f"{self.inference_delay}: a memory never reads its own position"
-            )
 
     def span(self, level: Level, delay: int) -> Span:
         """What a memory of this level reads; `delay` is m."""

@@ -18,7 +18,8 @@ from mm_lightning.memory.units import Bandwidth, ContextualMemory, Keys, SlotMem
 from mm_lightning.memory.values import Scale, Values
 from mm_lightning.networks.base import Context, Network, depth_std
 from mm_lightning.networks.block import Block
-from mm_lightning.networks.config import NetworkConfig
+from mm_lightning.networks.config import Hidden, NetworkConfig
+from mm_lightning.ranges import NonNegative
 
 Persistent = Literal["swiglu", "key_value", "experts", "none"]
 
@@ -60,18 +61,15 @@ class MemoryMosaicConfig(NetworkConfig):
     look_ahead: bool = True
     value_scale: Scale = "exp_abs"
     persistent: Persistent = "swiglu"
-    persistent_slots: int = 2688
-    persistent_banks: int = 1
+    persistent_slots: Hidden = 2688
+    persistent_banks: Hidden = 1
     bias: bool = False
-    experts: int = 8
-    experts_per_token: int = 2
-    balance_weight: float = 0.01
+    experts: Hidden = 8
+    experts_per_token: Hidden = 2
+    balance_weight: NonNegative = 0.01
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("persistent_slots", "persistent_banks", "experts", "experts_per_token"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.experts_per_token > self.experts:
             raise UserError(f"experts_per_token {self.experts_per_token} is more than the {self.experts} experts")
         parts = (self.keys, self.levels, self.persistent, self.norm)

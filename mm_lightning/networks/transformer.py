@@ -17,6 +17,7 @@ from mm_lightning.memory.retrieval import Span, read
 from mm_lightning.networks.base import Context, Network, depth_std
 from mm_lightning.networks.block import Block, token_by_token
 from mm_lightning.networks.config import Level, NetworkConfig
+from mm_lightning.ranges import Count, Positive
 
 
 @dataclass
@@ -33,12 +34,12 @@ class TransformerConfig(NetworkConfig):
     """
 
     levels: tuple[Level, ...] = ("full",)
-    rope_base: float = 500_000.0
-    kv_heads: int | None = None
+    rope_base: Positive = 500_000.0
+    kv_heads: Count | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.kv_heads is not None and (self.kv_heads < 1 or self.heads % self.kv_heads):
+        if self.kv_heads is not None and self.heads % self.kv_heads:
             raise UserError(f"kv_heads must divide heads: {self.kv_heads} does not divide {self.heads}")
         if self.head_dim % 2:
             raise UserError(f"rotary positions need an even head size, got dim / heads = {self.head_dim}")

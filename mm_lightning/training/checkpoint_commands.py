@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mm_lightning.errors import UserError
 from mm_lightning.outputs import CHECKPOINT, SAFETENSORS, FolderKind, check_folder, check_output, staged
+from mm_lightning.ranges import NonNegative, Place
 
 if TYPE_CHECKING:
     from mm_lightning.training.checkpoint.weights import Weights
@@ -45,7 +46,7 @@ def age(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def list_command(run: str, checksums: bool = False) -> None:
+def list_command(run: Place, checksums: bool = False) -> None:
     """List checkpoints with their step, size, age and state.
 
     Args:
@@ -71,7 +72,7 @@ def list_command(run: str, checksums: bool = False) -> None:
             print(f"best of {folder}: step {best['step']}, {best['metric']} {best['value']:.6g}")
 
 
-def verify_command(run: str) -> None:
+def verify_command(run: Place) -> None:
     """Read checkpoints, compare all their checksums and load them; exit with an error if one cannot be used.
 
     Args:
@@ -90,8 +91,8 @@ def verify_command(run: str) -> None:
 
 
 def consolidate_command(
-    checkpoint: str,
-    output: str,
+    checkpoint: Place,
+    output: Place,
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     overwrite: bool = False,
 ) -> None:
@@ -147,7 +148,7 @@ UNIVERSAL = FolderKind(
 """The folders that `mm checkpoint convert` writes."""
 
 
-def convert_command(checkpoint: str, output: str, overwrite: bool = False) -> None:
+def convert_command(checkpoint: Place, output: Place, overwrite: bool = False) -> None:
     """Convert a DeepSpeed checkpoint to its universal form, and either of them to a plain checkpoint.
 
     A run with DeepSpeed goes on from the universal form with any number of processes. A run without it, of one process
@@ -186,7 +187,7 @@ def convert_command(checkpoint: str, output: str, overwrite: bool = False) -> No
     print(f"{output}: {size_of(place.place):,} bytes, from {path}")
 
 
-def compare_command(checkpoints: list[str], tolerance: float = 0.0) -> None:
+def compare_command(checkpoints: list[Place], tolerance: NonNegative = 0.0) -> None:
     """Compare the weights of two checkpoints: which tensors differ, and by how much.
 
     Exits with an error if one differs by more than the tolerance.

@@ -22,8 +22,8 @@ from mm_lightning import signals
 from mm_lightning.data import TextDataModule
 from mm_lightning.errors import UserError
 from mm_lightning.networks import NetworkConfig
-from mm_lightning.options import expand_words
 from mm_lightning.outputs import check_output, opened
+from mm_lightning.ranges import state_ranges
 from mm_lightning.training import strategies
 from mm_lightning.training.batches import accumulated
 from mm_lightning.training.checkpoint import check_architecture, run_of, step_of
@@ -38,7 +38,7 @@ from mm_lightning.training.preparation import keep_own_preparation
 from mm_lightning.training.quiet import quiet
 from mm_lightning.training.record_run import RecordRun
 from mm_lightning.training.run_folder import RunFolder
-from mm_lightning.training.settings import changed, check_devices, check_settings
+from mm_lightning.training.settings import changed, check_devices, check_settings, help_types
 from mm_lightning.training.starting_point import check_resumable, starting_point, take_over
 from mm_lightning.training.trainer_options import WholeSteps, refused_by_lightning
 from mm_lightning.yaml_text import one_line, use_for_options
@@ -76,7 +76,7 @@ class TrainingCLI(LightningCLI):
     def __init__(self, command: str, args: list[str], slurm_job: str | None = None) -> None:
         self.command = command
         self.slurm_job = slurm_job
-        configs, self.options = split_configs(expand_words(args))
+        configs, self.options = split_configs(args)
         self.files: list[ConfigFile] = [file for path in configs for file in read_chain(path)]
         self.found = self._continued_checkpoint()
         self.own = self.found and own_config(self.found, self.options, self.files)
@@ -174,9 +174,11 @@ class TrainingCLI(LightningCLI):
             )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """One seed for everything."""
+        """One seed for everything; and the ranges of numbers in the help."""
         parser.link_arguments("seed_everything", "model.seed")
         parser.link_arguments("seed_everything", "data.seed")
+        for prefix, types in help_types().items():
+            state_ranges(parser, {f"{prefix}{name}": hint for name, hint in types.items()})
 
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
         """Parses; a mistake becomes a UserError that names key, file and nearest key."""
@@ -185,6 +187,9 @@ class TrainingCLI(LightningCLI):
         except ArgumentError as error:
             raise UserError(explain(str(error), self.files, self._known(), self.options)) from error
         keep_own_preparation(self.config[self.command].data, self.files, self.options)
+        self._check_settings()
+
+    def _check_settings(self) -> None:
         check_settings(self.config[self.command])
 
     def _known(self) -> list[str]:

@@ -7,7 +7,6 @@ there is no such file, the name is that of a config that the package ships: `bas
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import json
 import os
@@ -18,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from mm_lightning.errors import UserError
-from mm_lightning.options import PLACES, expand_home, wrong_value
+from mm_lightning.options import nearest, wrong_value
+from mm_lightning.ranges import Place, accept, expand_home
 from mm_lightning.redaction import HIDDEN, redact_values
 from mm_lightning.shipped import resolve_config, suggest_config
 from mm_lightning.synonyms import synonym
@@ -48,10 +48,9 @@ def read_chain(path: str | Path, above: tuple[Path, ...] = ()) -> list[ConfigFil
     chain = []
     if "base" in values:
         for base in file_names(path, "base", values.pop("base")):
-            chain += read_chain(base, (*above, path))
+            chain += read_chain(expand_home(base), (*above, path))
     _fill_secrets(values)
     _check_shape(path, values)
-    _expand_homes(values)
     return [*chain, ConfigFile(str(path), values)]
 
 
@@ -69,16 +68,6 @@ def _check_shape(path: Path, values: dict[str, Any]) -> None:
         if name.rsplit(".", 1)[-1] == "class_path" and not (isinstance(value, str) and value):
             line = (locate(path, name.split("."), str(value)) or (1,))[0]
             raise UserError(f"{name} in {path}, line {line} must name a class, got {one_line(value)}")
-
-
-def _expand_homes(values: dict[str, Any]) -> None:
-    """Put the home folder in the place of `~`; the data module does so itself, and keeps paths as they are written."""
-    for key, value in values.items():
-        if key in PLACES:
-            values[key] = expand_home(value)
-    for section, key in (("model", "initial_weights"), ("trainer", "default_root_dir")):
-        if key in values.get(section, {}):
-            values[section][key] = expand_home(values[section][key])
 
 
 def read_config(path: str | Path, named_by: Path | None = None) -> dict[str, Any]:
@@ -142,7 +131,7 @@ def file_names(path: Path, key: str, names: Any) -> list[str]:
         UserError: they are no texts.
     """
     listed = names if isinstance(names, list) else [names]
-    if not listed or any(not isinstance(name, str) or not name or "\0" in name for name in listed):
+    if not listed or any(not isinstance(name, str) or not name.strip() or "\0" in name for name in listed):
         line = f", line {found[0]}" if (found := locate(path, key.split("."))) else ""
         raise UserError(f"{key} in {path}{line} must be the name of a file or a list of names, got {one_line(names)}")
     return listed
@@ -169,9 +158,9 @@ def split_configs(args: list[str]) -> tuple[list[str], list[str]]:
             value = next(rest, None)
             if value is None:
                 raise UserError("--config needs a file, as in --config configs/quickstart.yaml")
-            configs.append(value)
+            configs.append(accept(Place, value, "--config"))
         elif arg.startswith("--config="):
-            configs.append(arg.removeprefix("--config="))
+            configs.append(accept(Place, arg.removeprefix("--config="), "--config"))
         else:
             others.append(arg)
     return configs, others
@@ -236,7 +225,7 @@ def explain(message: str, files: list[ConfigFile], known: list[str], options: Se
 def _unknown(kind: str, key: str, known: list[str], where: str, owner: str, options: Sequence[str] = ()) -> str:
     meant = synonym(key, options)
     near = [meant] if meant else [name for name in known if name.startswith(key)]
-    near = near or difflib.get_close_matches(key, known, 1, 0.5)
+    near = near or [name for name in [nearest(key, known)] if name]
     if not near:  # right name, wrong section
         near = [name for name in known if name.split(".")[-1] == key.split(".")[-1]][:1]
     prefix = "--" if kind.endswith("--") else ""

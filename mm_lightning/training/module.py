@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from lightning.pytorch import LightningModule
@@ -23,6 +23,7 @@ from mm_lightning.errors import UserError
 from mm_lightning.memory.kernels import Kernels, resolve, set_kernels
 from mm_lightning.networks import Checkpointing, NetworkConfig
 from mm_lightning.networks.block import set_compiled
+from mm_lightning.ranges import Natural, Part, Place, Range, Seed, Share, checked
 from mm_lightning.training.batches import is_last_step
 from mm_lightning.training.checkpoint import (
     KEY,
@@ -44,6 +45,9 @@ from mm_lightning.training.resume import (
     validate_if_due,
 )
 from mm_lightning.training.run_folder import RunFolder
+
+LearningRate = Annotated[float, Range(0, 1000, above=True)]
+Decay = Annotated[float, Range(0, 1000)]
 
 
 def evaluation_loss() -> MeanMetric:
@@ -83,26 +87,22 @@ class LanguageModule(LightningModule):
         seed: of the initial weights and of what is random about a step. Set by `seed_everything`.
     """
 
+    @checked("model.")
     def __init__(
         self,
         network: NetworkConfig,
-        learning_rate: float = 3e-4,
-        warmup_steps: int = 2000,
-        final_learning_rate: float = 0.01,
-        weight_decay: float = 0.1,
-        betas: tuple[float, float] = (0.9, 0.95),
+        learning_rate: LearningRate = 3e-4,
+        warmup_steps: Natural = 2000,
+        final_learning_rate: Share = 0.01,
+        weight_decay: Decay = 0.1,
+        betas: tuple[Part, Part] = (0.9, 0.95),
         activation_checkpointing: Checkpointing = False,
         kernels: Kernels = "auto",
         compile: bool = False,
-        initial_weights: str | None = None,
-        seed: int = 1,
+        initial_weights: Place | None = None,
+        seed: Seed = 1,
     ) -> None:
         super().__init__()
-        if learning_rate <= 0 or warmup_steps < 0 or weight_decay < 0 or not 0 <= final_learning_rate <= 1:
-            raise UserError(
-                f"model: learning_rate {learning_rate} must be above 0, warmup_steps {warmup_steps} and weight_decay "
-                f"{weight_decay} at least 0, final_learning_rate {final_learning_rate} between 0 and 1"
-            )
         self.config = network
         self.learning_rate = learning_rate
         self.warmup_steps = warmup_steps

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from mm_lightning.data.manifest import FILE
 from mm_lightning.errors import UserError
+from mm_lightning.ranges import Place, accept
 from mm_lightning.redaction import HIDDEN, redact_values
 from mm_lightning.training.checkpoint import find_checkpoint, run_of
 from mm_lightning.training.config_files import ConfigFile, read_config
@@ -32,25 +33,28 @@ def continued_checkpoint(command: str, options: Sequence[str], files: Sequence[C
         UserError: no whole checkpoint is there.
     """
     root = given("run", options) or next((str(f.values["run"]) for f in reversed(files) if "run" in f.values), None)
+    for name in ("run", "ckpt_path"):
+        if (place := given(name, options)) is not None:
+            accept(Place, place, f"--{name}")
     if command != "fit":
         place = given("ckpt_path", options) or given("run", options)
         return find_checkpoint(place) if place and not files else None
-    resume = given("resume", options)
+    resume = given("resume", options, alone="true")
     if resume is None:
         resume = next((str(f.values["resume"]) for f in reversed(files) if "resume" in f.values), "false")
     if resume.lower() == "false" or given("ckpt_path", options):
         return None
-    place = resume if resume.lower() not in ("", "true") else root or DEFAULT_ROOT
+    place = accept(Place, resume if resume.lower() != "true" else root or DEFAULT_ROOT, "resume")
     # The first process compares checksums, and its choice is what all of them load.
     return find_checkpoint(place, checksums=rank_zero_only.rank == 0)
 
 
-def given(name: str, options: Sequence[str]) -> str | None:
-    """Return the value of an option, empty for one that stands alone; None where it is not given."""
+def given(name: str, options: Sequence[str], alone: str = "") -> str | None:
+    """Return the value of an option, `alone` for one that stands alone; None where it is not given."""
     value = None
     for word, following in zip(options, [*options, "--"][1:], strict=True):
         if word == f"--{name}":
-            value = "" if following.startswith("--") else following
+            value = alone if following.startswith("--") else following
         elif word.startswith(f"--{name}="):
             value = word.partition("=")[2]
     return value

@@ -31,13 +31,17 @@ from mm_lightning.networks import NetworkConfig
 from mm_lightning.networks.cost import parameters
 from mm_lightning.training.batches import accumulated
 from mm_lightning.training.checkpoint import check_architecture, find_checkpoint
-from mm_lightning.training.cli import TrainingCLI
+from mm_lightning.training.cli import TRAINER_DEFAULTS, TrainingCLI
 from mm_lightning.training.fake_cluster import FakeCluster, fake_processes, use_fake
 from mm_lightning.training.loggers import say
 from mm_lightning.training.memory_plan import USABLE, Layout, bytes_per_device, layout_of, weight_bytes
 from mm_lightning.training.module import check_vocabulary
 from mm_lightning.training.parsing import network_of
+from mm_lightning.training.settings import mistakes
 from mm_lightning.training.starting_point import starting_point
+
+DEFAULTS: dict[str, Any] = {"max_steps": 1, "accumulate_grad_batches": 1, **TRAINER_DEFAULTS}
+"""Of options of the trainer, in the place of wrong ones."""
 
 _LAYERS, _HEAD_DIM, _TOKENS = 2, 4, 256
 
@@ -60,6 +64,23 @@ class PlannedFit(TrainingCLI):
         with contextlib.suppress(UserError):  # found again, and said, beside what else is wrong
             return super()._continued_checkpoint()
         return None
+
+    def _check_settings(self) -> None:
+        """Keep mistakes of the trainer's options to be said with all others, and go on with the defaults.
+
+        Raises:
+            UserError: there are mistakes that all else depends on; it says all of them.
+        """
+        config, others = self.config.fit, False
+        for key, error in mistakes(config):
+            self._problems.append(str(error))
+            section, _, name = key.partition(".")
+            if section == "trainer" and name in config.trainer and name not in ("devices", "num_nodes", "strategy"):
+                config.trainer[name] = DEFAULTS.get(name)
+            else:
+                others = True
+        if others:
+            raise UserError(f"this run would not begin: {'; '.join(self._problems)}")
 
     def instantiate_classes(self) -> None:
         """Checks what the config says, then makes it small and builds its classes."""
@@ -252,8 +273,6 @@ def spread(config: Namespace) -> tuple[int, int]:
         UserError: `--plan` is not a whole number of nodes.
     """
     count, devices = config.plan, config.trainer.devices
-    if count < 1:
-        raise UserError(f"--plan must be at least 1 device, got {count}")
     if devices in ("auto", -1, "-1"):
         devices = max(1, count // config.trainer.num_nodes)
     per_node = min(count, len(devices) if isinstance(devices, list) else int(devices))

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from jsonargparse import Namespace
 
+from mm_lightning.data import TextDataModule
+from mm_lightning.data.facts import FactsConfig
+from mm_lightning.data.prepare import PrepareConfig
+from mm_lightning.data.regbench import RegBenchConfig
 from mm_lightning.errors import UserError
+from mm_lightning.ranges import Place, Range, Seed, accept, hints
+from mm_lightning.training import trainer_options
 from mm_lightning.training.config_files import leaves
 from mm_lightning.training.memory_plan import count_devices
-from mm_lightning.training.trainer_options import check_options
+from mm_lightning.training.module import LanguageModule
+from mm_lightning.training.trainer_options import option_mistakes
 from mm_lightning.yaml_text import load_yaml, read_yaml
 
 DECIDE_THE_LOSS = (
@@ -26,25 +36,90 @@ DECIDE_THE_LOSS = (
 )
 
 
+STATED: dict[str, Any] = {
+    "seed_everything": Seed,
+    "run": Place,
+    "communication_timeout": Annotated[float, Range(0, 10 * 365 * 86_400, above=True)],
+    "plan": Annotated[int, Range(1, 1_000_000)] | None,
+    "gpu_memory": Annotated[float, Range(0, 1_000_000, above=True)] | None,
+    "resume": bool | Place,
+    "ckpt_path": Place | None,
+    "output": Place | None,
+}
+"""What options of training commands take beside those of trainer, model and data."""
+
+
 def check_settings(config: Namespace) -> None:
-    """Check that a training command can do what its config says.
+    """Check that a training command can do what its config says, and put the home folder in the place of `~`.
 
     Raises:
         UserError: it cannot; the error names the key.
     """
+    for _, error in mistakes(config):
+        raise error
+
+
+def mistakes(config: Namespace) -> Iterator[tuple[str, UserError]]:
+    """Yield the keys of a config whose values a training command cannot take, and why."""
+    parts = [("", config, STATED), *stated_parts(config)]
+    for key, values, types in parts:
+        for name, hint in types.items():
+            if name not in values:
+                continue
+            full = f"{key}.{name}".lstrip(".")
+            try:
+                value = accept(hint, values[name], full)
+            except UserError as error:
+                yield full, error
+                continue
+            if key in ("", "trainer", "model"):  # the data module keeps names as they are written
+                values[name] = value
     trainer = config.trainer
-    if not config.run:
-        raise UserError("run must name a folder, as in --run runs/mine")
     if isinstance(trainer.strategy, str) and any(kind in trainer.strategy for kind in ("spawn", "fork", "notebook")):
-        raise UserError(f"trainer.strategy {trainer.strategy} starts processes out of one that has begun: choose ddp")
+        wrong = f"trainer.strategy {trainer.strategy} starts processes out of one that has begun: choose ddp"
+        yield "trainer.strategy", UserError(wrong)
     if trainer.accumulate_grad_batches != 1:
-        raise UserError(
-            "trainer.accumulate_grad_batches follows from data.global_batch_size and data.micro_batch_size: "
-            "set these and leave it out"
+        yield (
+            "trainer.accumulate_grad_batches",
+            UserError(
+                "trainer.accumulate_grad_batches follows from data.global_batch_size and data.micro_batch_size: "
+                "set these and leave it out"
+            ),
         )
-    if not 0 <= config.seed_everything < 1 << 32:
-        raise UserError(f"seed_everything must be at least 0 and below 2^32, got {config.seed_everything}")
-    check_options(trainer)
+    yield from option_mistakes(trainer)
+
+
+def help_types() -> dict[str, dict[str, Any]]:
+    """Return the types of all options of a training command, by what their names begin with."""
+    return {
+        "": STATED,
+        "trainer.": trainer_options.STATED,
+        "model.": hints(LanguageModule.__init__),
+        "data.": hints(TextDataModule.__init__),
+        "data.prepare.": hints(PrepareConfig),
+        "data.regbench.": hints(RegBenchConfig),
+        "data.facts.": hints(FactsConfig),
+    }
+
+
+def stated_parts(config: Namespace) -> Iterator[tuple[str, Namespace, dict[str, Any]]]:
+    """Yield the parts of a config whose values have types that state what they take: key, values and types."""
+    yield "trainer", config.trainer, trainer_options.STATED
+    yield "model", config.model, hints(LanguageModule.__init__)
+    yield "data", config.data, hints(TextDataModule.__init__)
+    for name, kind in (("prepare", PrepareConfig), ("regbench", RegBenchConfig), ("facts", FactsConfig)):
+        if isinstance(config.data.get(name), Namespace):
+            yield f"data.{name}", config.data[name], hints(kind)
+    chosen = config.trainer.get("callbacks")
+    for key, part in (
+        ("model.network", config.model.get("network")),
+        *(("trainer.callbacks", one) for one in (chosen if isinstance(chosen, list) else [chosen])),
+    ):
+        if isinstance(part, Namespace) and "class_path" in part and isinstance(part.get("init_args"), Namespace):
+            module, _, name = part.class_path.rpartition(".")
+            kind = getattr(importlib.import_module(module), name)
+            of_class = hints(kind) if dataclasses.is_dataclass(kind) else hints(kind.__init__)
+            yield f"{key}.{name}" if key == "trainer.callbacks" else key, part.init_args, of_class
 
 
 def check_devices(accelerator: str | object, devices: int | str | list[int] | None) -> None:

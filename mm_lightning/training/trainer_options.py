@@ -6,10 +6,10 @@ import linecache
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import lightning
 from jsonargparse import Namespace
@@ -17,17 +17,32 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from mm_lightning.errors import UserError
+from mm_lightning.ranges import Count, Name, Natural, NonNegative, Place, Positive, Range, Share
 from mm_lightning.training.batches import accumulating
 
-LEAST = {
-    "log_every_n_steps": 1,
-    "check_val_every_n_epoch": 1,
-    "num_sanity_val_steps": -1,
-    "min_steps": 0,
-    "min_epochs": 0,
-    "gradient_clip_val": 0,  # below, it would turn gradients round
+Batches = Annotated[int, Range(0)] | Share
+"""How many batches, or which share of them."""
+
+STATED: dict[str, Any] = {
+    "max_steps": Annotated[int, Range(-1)],
+    "max_epochs": Annotated[int, Range(-1)] | None,
+    "min_steps": Natural | None,
+    "min_epochs": Natural | None,
+    "log_every_n_steps": Count | None,
+    "check_val_every_n_epoch": Count | None,
+    "val_check_interval": Count | Positive | str | dict | timedelta | None,
+    "num_sanity_val_steps": Annotated[int, Range(-1)] | None,
+    "limit_train_batches": Batches | None,
+    "limit_val_batches": Batches | None,
+    "limit_test_batches": Batches | None,
+    "limit_predict_batches": Batches | None,
+    "overfit_batches": Batches | None,
+    "gradient_clip_val": NonNegative | None,  # below 0, it would turn gradients round
+    "devices": list[Natural] | Annotated[int, Range(-1, 100_000)] | Name,
+    "num_nodes": Annotated[int, Range(1, 100_000)],
+    "default_root_dir": Place | None,
 }
-"""The least value of options that are numbers; Lightning checks those of the others."""
+"""What options of Lightning's Trainer take, as far as they are numbers or places."""
 
 REFUSED = {
     "barebones": "leaves out the loggers and checkpoints that a run is read by: mm benchmark step times steps",
@@ -37,29 +52,23 @@ REFUSED = {
 """Options that must stay as they are."""
 
 
-def check_options(trainer: Namespace) -> None:
-    """Refuse values by which a run would not do what they say.
-
-    Raises:
-        UserError: naming the option, its value and what it takes.
-    """
+def option_mistakes(trainer: Namespace) -> Iterator[tuple[str, UserError]]:
+    """Yield the options by which a run would not do what they say, and why."""
     for name, reason in REFUSED.items():
         if trainer.get(name):
-            raise UserError(f"trainer.{name} {str(trainer[name]).lower()} {reason}")
-    for name, least in LEAST.items():
-        value = trainer.get(name)
-        if value is not None and not value >= least:
-            raise UserError(f"trainer.{name} must be at least {least}, got {value}")
+            yield f"trainer.{name}", UserError(f"trainer.{name} {str(trainer[name]).lower()} {reason}")
     for name in ("val_check_interval", "max_time"):
         value = trainer.get(name)
         if isinstance(value, (str, Mapping, timedelta)):
-            check_duration(f"trainer.{name}", value)
-        elif value is not None and not value > 0:
-            raise UserError(f"trainer.{name} must be at least 1, got {value}")
+            try:
+                check_duration(f"trainer.{name}", value)
+            except UserError as error:
+                yield f"trainer.{name}", error
     for least_name, most_name in (("min_steps", "max_steps"), ("min_epochs", "max_epochs")):
         least, most = trainer.get(least_name), trainer.get(most_name)
         if least and most and 0 < most < least:
-            raise UserError(f"trainer.{least_name} {least} is above trainer.{most_name} {most}")
+            wrong = f"trainer.{least_name} {least} is above trainer.{most_name} {most}"
+            yield f"trainer.{least_name}", UserError(wrong)
 
 
 def check_duration(name: str, value: str | Mapping[str, Any] | timedelta) -> None:

@@ -243,7 +243,7 @@ def test_too_little_text_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"1 bytes are too little for a validation split: .* validation_fraction 0"):
         run([one], tmp_path / "one", validation_fraction=1e-9)
     assert run([one], tmp_path / "one", validation_fraction=0).splits["train"].documents == 1  # as the message says
-    with pytest.raises(UserError, match="vocab_size 10 is below 258"):
+    with pytest.raises(UserError, match="vocab_size takes a whole number of at least 258"):
         run([one], tmp_path / "two", tokenizer="train", vocab_size=10)
 
 

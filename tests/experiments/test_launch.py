@@ -110,7 +110,7 @@ def test_it_submits_what_runs_and_goes_on(config, cluster, capsys):
             ["x 6 devices = 18", "global_batch_size 18 or 36", "4 or 8 devices (2 or 4 nodes)", "2 or 4"],
         ),
         (["--gpu_memory", "1"], ["GB on each of 4 GPUs do not fit 1 GB"]),
-        (["--nodes", "0"], ["--nodes must be above 0"]),
+        (["--nodes", "0"], ["--nodes takes a whole number of at least 1"]),
         (["--executor", "torchrun"], ["--node_rank 0 --address"]),
         (["--trainer.devices", "auto"], ["say --gpus"]),
         (["--data.batch", "3"], ["--data.batch"]),

@@ -151,7 +151,7 @@ def test_commands(network, tokenizer, monkeypatch, capsys, tmp_path):
         ("/set heat 3", "there is no setting 'heat'"),
         ("/set top_k 0.5", "needs a whole number"),
         ("/set temperature none", "needs a number"),
-        ("/set temperature -1", "temperature must be at least 0"),
+        ("/set temperature -1", "temperature takes a number of at least 0"),
         ("/set max_new_tokens 0", "max_new_tokens must be at least 1"),
     ],
 )

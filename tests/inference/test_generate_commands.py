@@ -163,12 +163,12 @@ def test_an_error_begins_on_a_line_of_its_own(load, tokenizer, capsys):
     ("args", "message"),
     [
         (("generate", "--prompt", "a", "--prompts", "b"), "give --prompt or --prompts"),
-        (("generate", "--samples", "0"), "samples must be at least 1"),
-        (("generate", "--top_p", "2"), "top_p must be above 0"),
+        (("generate", "--samples", "0"), "samples takes a whole number of at least 1"),
+        (("generate", "--top_p", "2"), "top_p takes a number above 0"),
         (("generate", "--temprature", "2"), "did you mean --temperature?"),
         (("generate", "--stop", ""), "not empty"),
         (("chat", "--user", "User:"), "needs a {}"),
-        (("chat", "--max_new_tokens", "0"), "max_new_tokens must be at least 1"),
+        (("chat", "--max_new_tokens", "0"), "max_new_tokens takes a whole number of at least 1"),
         (("remember", "--text", "nowhere.txt", "--output", "a"), "there is no text file nowhere.txt"),
     ],
 )
@@ -199,7 +199,7 @@ def test_a_long_memory_read_by_blocks(load, tokenizer, network, capsys, tmp_path
     assert run("chat", "--long_budget", 1000, "--max_new_tokens", 3) == 0
     assert set(read) == {1000}
     assert run("generate", "--long_budget", 3) == 2
-    assert "long_budget must be at least 16" in capsys.readouterr().err
+    assert "long_budget takes a whole number of at least 16" in capsys.readouterr().err
     load(build("transformer"), tokenizer)
     for command in ("generate", "chat"):
         assert run(command, "--long_budget", 1000) == 2

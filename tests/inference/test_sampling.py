@@ -93,12 +93,12 @@ def test_draws_do_not_depend_on_neighbours(settings):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"temperature": -1.0}, "temperature must be at least 0"),
-        ({"temperature": float("nan")}, "temperature must be at least 0"),
-        ({"top_k": 0}, "top_k must be at least 1"),
-        ({"top_p": 1.5}, "top_p must be above 0 and at most 1"),
-        ({"min_p": 1.5}, "min_p must be between 0 and 1"),
-        ({"repetition_penalty": 0.0}, "repetition_penalty must be above 0"),
+        ({"temperature": -1.0}, "temperature takes a number of at least 0"),
+        ({"temperature": float("nan")}, "temperature takes a number of at least 0"),
+        ({"top_k": 0}, "top_k takes a whole number of at least 1"),
+        ({"top_p": 1.5}, "top_p takes a number above 0 and at most 1"),
+        ({"min_p": 1.5}, "min_p takes a number of at least 0 and at most 1"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty takes a number above 0"),
     ],
 )
 def test_settings_out_of_range(settings, message):

@@ -256,10 +256,10 @@ def test_the_sampled_delay_is_the_one_used(build, packed):
     ("settings", "message"),
     [
         ({"dim": 24, "heads": 5}, "heads must divide dim: 5 heads do not divide dim 24; .* is 4"),
-        ({"layers": 0}, "layers must be at least 1, got 0"),
+        ({"layers": 0}, "layers takes a whole number of at least 1 and at most 10,000, got 0"),
         ({"long_term_delay": (9, 5)}, r"\[smallest, largest\], got \[9, 5\]"),
-        ({"short_term_window": 1}, "short_term_window must be at least 2, got 1"),
-        ({"inference_delay": 0}, "never reads its own position"),
+        ({"short_term_window": 1}, "short_term_window takes a whole number of at least 2, got 1"),
+        ({"inference_delay": 0}, "inference_delay takes a whole number of at least 1, got 0"),
         ({"levels": ()}, "levels must name"),
         ({"bias": True}, "bias is for v1 alone"),
     ],

@@ -10,6 +10,7 @@ from mm_lightning.cli import main
 from mm_lightning.errors import UserError
 from mm_lightning.networks import MemoryMosaicConfig
 from mm_lightning.training.config_files import SECRETS, hand_on_secrets, read_chain, split_configs
+from mm_lightning.training.parsing import parse_fit
 from mm_lightning.yaml_text import write_yaml
 
 
@@ -64,16 +65,17 @@ def test_the_home_folder_is_found_wherever_a_config_names_it(tmp_path, monkeypat
     (tmp_path / "sub").mkdir()
     (tmp_path / "a.yaml").write_text("run: ~/runs\ndata: {path: ~/text}\ntrainer: {default_root_dir: ~/x}\n")
     (tmp_path / "sub" / "b.yaml").write_text("base: ~/a.yaml\nmodel: {initial_weights: ~/w.ckpt}\n")
-    first, second = read_chain("~/sub/b.yaml")
-    assert first.values["run"] == str(tmp_path / "runs")
-    assert first.values["trainer"]["default_root_dir"] == str(tmp_path / "x")
-    assert first.values["data"]["path"] == "~/text"  # the data module finds it, and config.yaml stays portable
-    assert second.values["model"]["initial_weights"] == str(tmp_path / "w.ckpt")
+    assert len(read_chain("~/sub/b.yaml")) == 2
+    config = parse_fit(["--config=quickstart", "--config=~/sub/b.yaml"])
+    assert config.run == str(tmp_path / "runs")
+    assert config.trainer.default_root_dir == str(tmp_path / "x")
+    assert config.data.path == "~/text"  # the data module finds it, and config.yaml stays portable
+    assert config.model.initial_weights == str(tmp_path / "w.ckpt")
 
 
-def test_the_home_folder_in_options_of_fit(tiny, tmp_path, monkeypatch, capsys):
+def test_the_home_folder_in_options_of_fit(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert printed(capsys, "--config=~/tiny.yaml", "--run", "~/runs")["run"] == str(tmp_path / "runs")
+    assert parse_fit(["--config", "quickstart", "--run=~/runs"]).run == str(tmp_path / "runs")
 
 
 def test_help_leads_with_options_that_exist_and_names_the_rest(capsys):

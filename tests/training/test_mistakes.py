@@ -58,14 +58,14 @@ def test_in_a_file(keys, words, tiny, tmp_path, capsys):
         (["--trainer.gradient_clip_val", "-1"], ["trainer.gradient_clip_val", "at least 0"]),
         (["--trainer.precision", "bf17"], ["takes one of 64, 32, 16, transformer-engine", "got bf17"]),
         (["--trainer.precision", "16-true"], ["trainer.precision 16-true", "use bf16-true"]),
-        (["--seed_everything", "-1"], ["seed_everything", "2^32"]),
+        (["--seed_everything", "-1"], ["seed_everything takes a whole number of at least 0 and at most 4,294,967,295"]),
         (["--model.network.levels", "long"], ["model.network.levels takes a list", "got long"]),
         (["mine.yaml"], ["--config mine.yaml"]),
         (["--resume"], ["run"]),
         (["--ckpt_path", "nothing.ckpt"], ["nothing.ckpt"]),
         (["--config", "nothing.yaml"], ["nothing.yaml", "does not exist"]),
         (["--config", "."], ["config file .", "is a folder"]),
-        (["--run", ""], ["run must name a folder"]),
+        (["--run", ""], ["run takes the name of a file or folder, got ''"]),
         (["--trainer.strategy", "ddp_spawn"], ["trainer.strategy ddp_spawn", "choose ddp"]),
         (["--config"], ["--config needs a file"]),
     ],
@@ -109,8 +109,8 @@ def test_a_checkpoint_never_overrides_the_config(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--model.learning_rate", "-1"], "learning_rate -1.0 must be above 0"),
-        (["--trainer.max_steps", "-5"], "non-negative integer"),
+        (["--model.learning_rate", "-1"], "model.learning_rate takes a number above 0"),
+        (["--trainer.max_steps", "-5"], "trainer.max_steps takes a whole number of at least -1, got -5"),
         (["--run", "/proc/x"], "cannot make the run folder"),
     ],
 )

@@ -127,4 +127,4 @@ def test_a_folder_written_twice_is_told(config, tmp_path, prepared, capsys):
     assert f"{prepared} comes twice" in (error := capsys.readouterr().err)
     assert error.count("\n") == 1
     assert main(["fit", "--config", config, f"--data.path={json.dumps({str(prepared): -1})}"]) == 2
-    assert f"the weight of {prepared} is -1.0, it must be above 0" in capsys.readouterr().err
+    assert f"data.path: {prepared} takes a number above 0, got -1.0" in capsys.readouterr().err

@@ -110,3 +110,23 @@ def test_a_shrunken_network_keeps_its_kind():
     config = MemoryMosaicConfig(layers=32, dim=4096, heads=32, persistent_dim=14336, keys="leaky")
     small = shrunken(config)
     assert (small.layers, small.dim, small.heads, small.persistent_dim, small.keys) == (2, 128, 32, 448, "leaky")
+
+
+def test_all_mistakes_of_settings_are_said_at_once(tiny, capsys):
+    wrong = {"trainer.max_steps": -5, "trainer.gradient_clip_val": ".nan", "trainer.accumulate_grad_batches": 3}
+    assert plan(tiny, **wrong, **{"trainer.max_time": "x", "data.global_batch_size": 7}) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    for words in (
+        "max_steps takes",
+        "clip_val takes",
+        "accumulate_grad_batches follows",
+        "max_time takes",
+        "size 7 is",
+    ):
+        assert words in message, message
+    assert plan(tiny, **wrong, **{"model.learning_rate": -1, "data.context_length": 0}) == 2
+    message = capsys.readouterr().err
+    assert all(words in message for words in ("max_steps takes", "learning_rate takes", "context_length takes")), (
+        message
+    )

@@ -61,7 +61,7 @@ def test_a_step_that_never_comes(profiled, tmp_path, capsys):
 
 def test_mistakes(profiled, capsys):
     assert main(["fit", "--config", str(profiled(steps=0))]) == 2
-    assert "Profiler: steps must be a whole number of at least 1, got 0" in capsys.readouterr().err
+    assert "trainer.callbacks.Profiler.steps takes a whole number of at least 1, got 0" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -218,7 +218,7 @@ def test_permission_and_a_vanished_folder(tmp_path):
 
 
 def test_mistakes_in_settings(tiny, capsys):
-    with pytest.raises(UserError, match="every_n_minutes must be a number of at least 0, got -1"):
+    with pytest.raises(UserError, match="every_n_minutes takes a number of at least 0, got -1"):
         Checkpoints(every_n_minutes=-1)
     assert fit(tiny, steps=2, best="validation/los") == 2
     assert "best is 'validation/los', metrics are" in capsys.readouterr().err

@@ -195,6 +195,6 @@ def test_tokens_of_samples_are_looked_at_before_the_first_step(tiny, tmp_path, c
     overlay.write_text(yaml.safe_dump({"trainer": {"callbacks": [samples]}}))
     assert main(["fit", "--config", str(tiny), "--config", str(overlay)]) == 2
     captured = capsys.readouterr()
-    assert "Samples: tokens must be a whole number of at least 1, got 0" in captured.err
+    assert "trainer.callbacks.Samples.tokens takes a whole number of at least 1, got 0" in captured.err
     assert captured.err.count("\n") == 1
     assert not (tmp_path / "run").exists()

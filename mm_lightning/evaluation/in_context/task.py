@@ -23,6 +23,7 @@ from mm_lightning.evaluation.in_context.prompts import (
 )
 from mm_lightning.evaluation.in_context.table import BEST, WAYS, accuracy_rows, accuracy_table
 from mm_lightning.evaluation.task import Item, Record, Result, Row, Task
+from mm_lightning.ranges import Count, Place, Seed, check_fields
 
 if TYPE_CHECKING:
     from mm_lightning.evaluation.model import Model
@@ -50,21 +51,18 @@ class InContext(Task):
         data_hash: refuse any other data set than the one of this hash, as results.json has it.
     """
 
-    data_dir: str = "data"
-    shots: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16])
+    data_dir: Place = "data"
+    shots: list[Count] = field(default_factory=lambda: [1, 2, 4, 8, 16])
     labels: list[Labels] = field(default_factory=lambda: ["semantic", "anonymous"])
     strategies: list[Strategy] = field(default_factory=lambda: list(STRATEGIES))
-    demonstration_seeds: int = 3
-    limit: int | None = 500
-    seed: int = 0
-    longest_prompt: int | None = None
+    demonstration_seeds: Count = 3
+    limit: Count | None = 500
+    seed: Seed = 0
+    longest_prompt: Count | None = None
     data_hash: str | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("demonstration_seeds", 1), ("limit", 1), ("longest_prompt", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UserError(f"{name} must be at least {least}, got {value}")
+        check_fields(self)
         for name, allowed in (("labels", ("semantic", "anonymous")), ("strategies", STRATEGIES)):
             for value in getattr(self, name):
                 if value not in allowed:
@@ -73,8 +71,6 @@ class InContext(Task):
             values = getattr(self, name)
             if not values or len(set(values)) != len(values):
                 raise UserError(f"{name} must name one or more values, each once, got {values}")
-        if min(self.shots) < 1:
-            raise UserError(f"shots must be at least 1, got {min(self.shots)}")
 
     def read(self) -> Dataset:
         """The data set."""
@@ -180,8 +176,8 @@ class Tacred(InContext):
     """
 
     name: ClassVar[str] = "tacred"
-    shots: list[int] = field(default_factory=lambda: [2, 4, 6, 8, 10])
-    tacred: str | None = None
+    shots: list[Count] = field(default_factory=lambda: [2, 4, 6, 8, 10])
+    tacred: Place | None = None
 
     def read(self) -> Dataset:
         folder = Path(self.tacred or Path(self.data_dir) / self.name).expanduser()
@@ -220,7 +216,7 @@ class Classification(InContext):
     """
 
     name: ClassVar[str] = "classification"
-    dataset: str | None = None
+    dataset: Place | None = None
 
     def read(self) -> Dataset:
         if self.dataset is None:

@@ -19,6 +19,7 @@ from mm_lightning.evaluation.new_knowledge.samples import (
     fullest,
 )
 from mm_lightning.evaluation.new_knowledge.task import LongTextTask
+from mm_lightning.ranges import Count
 
 
 class FactSource(Source):
@@ -82,7 +83,7 @@ class GeneratedFacts(LongTextTask):
     new_tokens: ClassVar[int] = 8
     stop: ClassVar[tuple[str, ...]] = (" .", "\n")
 
-    contexts: list[int] = field(default_factory=lambda: [256, 512, 1024, 2048])
+    contexts: list[Count] = field(default_factory=lambda: [256, 512, 1024, 2048])
 
     def make_source(self, tokenizer: Tokenizer) -> Source:
         """See :meth:`LongTextTask.make_source`."""

@@ -16,6 +16,7 @@ from mm_lightning.errors import UserError
 from mm_lightning.evaluation.new_knowledge.haystack import NeedleKind, NeedleSource
 from mm_lightning.evaluation.new_knowledge.samples import Source, fingerprint
 from mm_lightning.evaluation.new_knowledge.task import LongTextTask
+from mm_lightning.ranges import Place
 
 
 @dataclass
@@ -34,8 +35,8 @@ class Needles(LongTextTask):
     kind: ClassVar[NeedleKind]
     new_tokens: ClassVar[int] = 128
 
-    data_dir: str = "data"
-    essays: str | None = None
+    data_dir: Place = "data"
+    essays: Place | None = None
     data_hash: str | None = None
 
     def _folder(self) -> Path:

@@ -28,6 +28,7 @@ from mm_lightning.evaluation.new_knowledge.samples import (
     fingerprint,
 )
 from mm_lightning.evaluation.new_knowledge.task import LongTextTask
+from mm_lightning.ranges import Place
 
 GoldPosition = Literal["even", "published"]
 
@@ -198,7 +199,7 @@ class QuestionAnswering(LongTextTask):
     folder: ClassVar[str]
 
     gold_position: GoldPosition = "even"
-    data_dir: str = "data"
+    data_dir: Place = "data"
     data_hash: str | None = None
 
     def __post_init__(self) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 from mm_lightning.errors import UserError
 from mm_lightning.evaluation.new_knowledge.samples import DEFAULT_LIMIT, Sample, Source, share_found, spread
 from mm_lightning.evaluation.task import Item, Record, Result, Row, Task, mean_row, mean_rows
+from mm_lightning.ranges import Count, Seed, check_fields
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,15 +43,14 @@ class LongTextTask(Task):
     new_tokens: ClassVar[int] = 32
     stop: ClassVar[tuple[str, ...]] = ()
 
-    contexts: list[int] = field(default_factory=lambda: [4096, 8192, 16384, 32768])
-    limit: int | None = DEFAULT_LIMIT
-    seed: int = 0
+    contexts: list[Count] = field(default_factory=lambda: [4096, 8192, 16384, 32768])
+    limit: Count | None = DEFAULT_LIMIT
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        if self.limit is not None and self.limit < 1:
-            raise UserError(f"{self.name}: limit must be at least 1, got {self.limit}")
+        check_fields(self, f"{self.name}: ")
         self.contexts = sorted(set(self.contexts))
-        if not self.contexts or self.contexts[0] < 1:
+        if not self.contexts:
             raise UserError(f"{self.name}: contexts must be one or more numbers of tokens, got {self.contexts}")
         self._made: tuple[str, Source] | None = None
 

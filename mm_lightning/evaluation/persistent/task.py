@@ -16,6 +16,7 @@ from mm_lightning.errors import UserError
 from mm_lightning.evaluation.persistent.data import digest
 from mm_lightning.evaluation.persistent.definitions import DEFINITIONS, Definition
 from mm_lightning.evaluation.task import Item, Record, Row, Task, mean_row
+from mm_lightning.ranges import Count, Natural, Place, Seed, check_fields
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
@@ -46,18 +47,15 @@ class Benchmark(Task):
 
     definition: ClassVar[Definition]
 
-    fewshot: int | None = None
-    limit: int | None = None
-    seed: int = FEWSHOT_SEED
-    max_length: int | None = None
-    data_dir: str | None = None
+    fewshot: Natural | None = None
+    limit: Count | None = None
+    seed: Seed = FEWSHOT_SEED
+    max_length: Natural | None = None
+    data_dir: Place | None = None
     data_hash: str | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("fewshot", 0), ("limit", 1), ("max_length", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UserError(f"{self.name}: {name} must be at least {least}, got {value}")
+        check_fields(self, f"{self.name}: ")
         self._tasks: dict[str, ConfigurableTask] = {}
 
     def __reduce__(self) -> Any:

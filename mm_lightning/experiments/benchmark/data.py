@@ -9,24 +9,24 @@ from typing import Any
 
 import numpy as np
 
-from mm_lightning.errors import UserError
 from mm_lightning.experiments.benchmark.report import report
 from mm_lightning.experiments.benchmark.setup import Setup, setup
 from mm_lightning.experiments.benchmark.timing import begin, machine, medians, numbers, ratio, take_turns
+from mm_lightning.ranges import Count, Few, Name, Place, Seed, Workers
 
 MAPPED = "memory-mapped read"
 NETWORK = "network, a training step"
 
 
 def data_command(
-    config: str | list[str],
-    workers: list[int] | int | None = None,
-    batches: int = 200,
-    device: str = "cpu",
-    threads: int | None = None,
-    repeats: int = 5,
-    seed: int = 0,
-    output: str | None = None,
+    config: Place | list[Place],
+    workers: list[Workers] | Workers | None = None,
+    batches: Count = 200,
+    device: Name = "cpu",
+    threads: Few | None = None,
+    repeats: Count = 5,
+    seed: Seed = 0,
+    output: Place | None = None,
     overwrite: bool = False,
 ) -> None:
     """Time the training loader against plain reading, and against what the network takes in.
@@ -51,9 +51,7 @@ def data_command(
 
     place, target = begin(device, threads, repeats, output, overwrite)
     what = setup(config, {})
-    if batches < 1:
-        raise UserError(f"batches must be at least 1, got {batches}")
-    counts = numbers(workers, [what.fit.data.num_workers], "workers", least=0)
+    counts = numbers(workers, [what.fit.data.num_workers], "workers")
     streams = {f"loader, {n} workers": Stream(loader(what, n, seed)) for n in counts}
     runs: dict[str, Any] = {name: partial(stream.take, batches) for name, stream in streams.items()}
     runs[MAPPED] = Mapped(what, seed, batches)

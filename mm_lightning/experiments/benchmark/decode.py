@@ -12,6 +12,7 @@ from mm_lightning.experiments.benchmark.setup import Opponent, Precision, setup
 from mm_lightning.experiments.benchmark.step import opponents
 from mm_lightning.experiments.benchmark.timing import begin, machine, medians, numbers, ratio, take_turns
 from mm_lightning.memory.kernels import Kernels
+from mm_lightning.ranges import Count, Few, Name, Place, Seed
 
 TOKENS = 16
 """Decoded in a timed run."""
@@ -28,23 +29,23 @@ DEFAULTS = {
 
 
 def decode_command(
-    contexts: list[int] | int | None = None,
+    contexts: list[Count] | Count | None = None,
     network: Literal["v2", "v1"] = "v2",
     against: list[Opponent] | None = None,
-    config: str | list[str] | None = None,
-    dim: int | None = None,
-    layers: int | None = None,
-    heads: int | None = None,
-    persistent_dim: int | None = None,
-    vocab_size: int | None = None,
+    config: Place | list[Place] | None = None,
+    dim: Count | None = None,
+    layers: Count | None = None,
+    heads: Count | None = None,
+    persistent_dim: Count | None = None,
+    vocab_size: Count | None = None,
     precision: Precision | None = None,
     kernels: Kernels = "auto",
-    device: str = "cpu",
-    threads: int | None = None,
-    repeats: int = 9,
-    prefills: int = 3,
-    seed: int = 0,
-    output: str | None = None,
+    device: Name = "cpu",
+    threads: Few | None = None,
+    repeats: Count = 9,
+    prefills: Count = 3,
+    seed: Seed = 0,
+    output: Place | None = None,
     overwrite: bool = False,
 ) -> None:
     """Time prefill and decoding of a memory mosaic against other networks of the same dimensions.
@@ -80,7 +81,6 @@ def decode_command(
     from mm_lightning.memory.kernels import resolve
 
     place, target = begin(device, threads, repeats, output, overwrite)
-    numbers(prefills, [], "prefills")
     lengths = numbers(contexts, [1024, 8192], "contexts")
     given = {"dim": dim, "layers": layers, "heads": heads, "persistent_dim": persistent_dim, "vocab_size": vocab_size}
     what = setup(config, DEFAULTS, **given, precision=precision or "fp32")

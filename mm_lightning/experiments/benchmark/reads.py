@@ -19,6 +19,7 @@ from mm_lightning.experiments.benchmark.timing import (
     ratio,
     take_turns,
 )
+from mm_lightning.ranges import AtLeastTwo, Count, Few, Name, Place, Seed
 
 LENGTHS = [1024, 2048, 4096, 8192]
 
@@ -39,21 +40,21 @@ CHOSEN = "the same by torch's choice"
 
 
 def reads_command(
-    lengths: list[int] | int | None = None,
-    documents: int = 1,
-    config: str | list[str] | None = None,
-    dim: int | None = None,
-    heads: int | None = None,
-    batch_size: int | None = None,
-    tokens: int | None = None,
-    window: int | None = None,
+    lengths: list[Count] | Count | None = None,
+    documents: Count = 1,
+    config: Place | list[Place] | None = None,
+    dim: Count | None = None,
+    heads: Count | None = None,
+    batch_size: Count | None = None,
+    tokens: Count | None = None,
+    window: AtLeastTwo | None = None,
     precision: Precision | None = None,
     reference: bool = False,
-    device: str = "cpu",
-    threads: int | None = None,
-    repeats: int = 7,
-    seed: int = 0,
-    output: str | None = None,
+    device: Name = "cpu",
+    threads: Few | None = None,
+    repeats: Count = 7,
+    seed: Seed = 0,
+    output: Place | None = None,
     overwrite: bool = False,
 ) -> None:
     """Time the reads of short-term and long-term memory against a full causal read of the same tokens.

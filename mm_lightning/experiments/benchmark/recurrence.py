@@ -22,6 +22,7 @@ from mm_lightning.experiments.benchmark.timing import (
     take_turns,
 )
 from mm_lightning.memory.kernels import Kernels, ahead_values, gated_keys, resolve
+from mm_lightning.ranges import Count, Few, Name, Place, Seed
 from mm_lightning.training.compiler import check_compiler
 
 LENGTHS = [1024, 2048, 4096, 8192, 16384, 32768]
@@ -40,20 +41,20 @@ LINEAR = "linear layer"
 
 
 def recurrence_command(
-    lengths: list[int] | int | None = None,
+    lengths: list[Count] | Count | None = None,
     kernels: list[Kernels] | None = None,
-    config: str | list[str] | None = None,
-    dim: int | None = None,
-    heads: int | None = None,
-    batch_size: int | None = None,
-    tokens: int | None = None,
+    config: Place | list[Place] | None = None,
+    dim: Count | None = None,
+    heads: Count | None = None,
+    batch_size: Count | None = None,
+    tokens: Count | None = None,
     precision: Precision | None = None,
     compile: bool = False,
-    device: str = "cpu",
-    threads: int | None = None,
-    repeats: int = 7,
-    seed: int = 0,
-    output: str | None = None,
+    device: Name = "cpu",
+    threads: Few | None = None,
+    repeats: Count = 7,
+    seed: Seed = 0,
+    output: Place | None = None,
     overwrite: bool = False,
 ) -> None:
     """Time the keys of equation (8), and the values of (9), against one linear layer on the same tokens.

@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from mm_lightning.errors import UserError
 from mm_lightning.experiments.benchmark.faiss_index import FaissIndex
 from mm_lightning.experiments.benchmark.report import report
 from mm_lightning.experiments.benchmark.timing import machine
 from mm_lightning.outputs import check_output
+from mm_lightning.ranges import AtLeastTwo, Budget, Count, Few, Name, NonNegative, Place, Range, Seed
 
 if TYPE_CHECKING:
     import torch
@@ -25,22 +26,24 @@ Index = Literal["ivf", "hnsw"]
 SMALLEST = 4096
 """Pairs of a memory that blocks are made of."""
 
+StoredPairs = Annotated[int, Range(SMALLEST)]
+
 
 def retrieval_command(
-    checkpoint: str,
-    text: str = "python-stdlib",
-    pairs: list[int] | int | None = None,
-    budgets: list[int] | None = None,
-    epsilons: list[float] | None = None,
+    checkpoint: Place,
+    text: Place = "python-stdlib",
+    pairs: list[StoredPairs] | StoredPairs | None = None,
+    budgets: list[Budget] | None = None,
+    epsilons: list[NonNegative] | None = None,
     index: list[Index] | None = None,
-    neighbours: int = 4096,
-    queries: int = 32,
-    context: int = 2048,
+    neighbours: Count = 4096,
+    queries: Count = 32,
+    context: AtLeastTwo = 2048,
     random_keys: bool = True,
-    device: str = "cpu",
-    threads: int | None = None,
-    seed: int = 0,
-    output: str | None = None,
+    device: Name = "cpu",
+    threads: Few | None = None,
+    seed: Seed = 0,
+    output: Place | None = None,
     overwrite: bool = False,
 ) -> None:
     """Time sub-linear reads of the long-term memory, and measure their error.
@@ -74,10 +77,8 @@ def retrieval_command(
     from mm_lightning.training.checkpoint import load_network
 
     sizes = [32768, 131072] if pairs is None else [pairs] if isinstance(pairs, int) else pairs
-    if not sizes or min(sizes) < SMALLEST or queries < 1 or context < 2:
-        raise UserError(
-            f"pairs must be at least {SMALLEST}, queries 1 and context 2, got {sizes}, {queries} and {context}"
-        )
+    if not sizes:
+        raise UserError("pairs is empty: name one or more numbers of pairs")
     target = None if output is None else check_output(output, overwrite, [text])
     if threads:
         torch.set_num_threads(threads)

@@ -12,26 +12,27 @@ from mm_lightning.experiments.benchmark.setup import Precision, setup
 from mm_lightning.experiments.benchmark.step import DEFAULTS, TrainingStep
 from mm_lightning.experiments.benchmark.timing import begin, machine, measure_peaks, medians, take_turns
 from mm_lightning.memory.kernels import Kernels
+from mm_lightning.ranges import Count, Few, Name, Place, Seed
 
 STEP = "whole step"
 
 
 def roofline_command(
-    config: str | list[str] | None = None,
-    dim: int | None = None,
-    layers: int | None = None,
-    heads: int | None = None,
-    persistent_dim: int | None = None,
-    vocab_size: int | None = None,
-    context_length: int | None = None,
-    batch_size: int | None = None,
+    config: Place | list[Place] | None = None,
+    dim: Count | None = None,
+    layers: Count | None = None,
+    heads: Count | None = None,
+    persistent_dim: Count | None = None,
+    vocab_size: Count | None = None,
+    context_length: Count | None = None,
+    batch_size: Count | None = None,
     precision: Precision | None = None,
     kernels: Kernels = "auto",
-    device: str = "cpu",
-    threads: int | None = None,
-    repeats: int = 7,
-    seed: int = 0,
-    output: str | None = None,
+    device: Name = "cpu",
+    threads: Few | None = None,
+    repeats: Count = 7,
+    seed: Seed = 0,
+    output: Place | None = None,
     overwrite: bool = False,
 ) -> None:
     """Time each operation of a v2 training step beside its floor.

@@ -72,9 +72,6 @@ def setup(config: str | list[str] | None, otherwise: dict[str, Any], **given: An
     values |= {name: value for name, value in given.items() if value is not None}
     if network is None or given.get("dim") is not None:
         values["persistent_dim"] = given.get("persistent_dim") or values.get("persistent_dim") or 3 * values["dim"]
-    for name in ("context_length", "batch_size"):
-        if values[name] < 1:
-            raise UserError(f"{name} must be at least 1, got {values[name]}")
     of_setup = {name: values.pop(name) for name in ("context_length", "batch_size", "precision")}
     return Setup(_mosaic(network, values), **of_setup, fit=fit)
 

@@ -19,6 +19,7 @@ from typing import Any
 from mm_lightning.errors import UserError
 from mm_lightning.experiments.benchmark.report import report
 from mm_lightning.experiments.benchmark.timing import begin, machine
+from mm_lightning.ranges import Count, Few, Name, Place, Seed
 
 MM = [sys.executable, "-m", "mm_lightning.cli"]
 
@@ -36,12 +37,12 @@ PACKAGES = 8
 
 
 def startup_command(
-    config: str | list[str],
-    device: str = "cpu",
-    threads: int | None = None,
-    repeats: int = 5,
-    seed: int = 1,
-    output: str | None = None,
+    config: Place | list[Place],
+    device: Name = "cpu",
+    threads: Few | None = None,
+    repeats: Count = 5,
+    seed: Seed = 1,
+    output: Place | None = None,
     overwrite: bool = False,
 ) -> None:
     """Time `mm --help`, and `mm fit` up to the end of its first training step.
@@ -61,8 +62,6 @@ def startup_command(
         overwrite: replace an existing output.
     """
     place, target = begin(device, None, repeats, output, overwrite)
-    if threads is not None and threads < 1:
-        raise UserError(f"threads must be at least 1, got {threads}: leave it out for torch's choice")
     paths = [config] if isinstance(config, str) else config
     check_prepared(paths)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)} if threads else dict(os.environ)

@@ -15,6 +15,7 @@ from mm_lightning.experiments.benchmark.setup import Opponent, Precision, Setup,
 from mm_lightning.experiments.benchmark.timing import begin, machine, medians, peak_bytes, ratio, take_turns
 from mm_lightning.memory.kernels import Kernels
 from mm_lightning.networks import Checkpointing
+from mm_lightning.ranges import Count, Few, Name, Place, Seed
 from mm_lightning.training.compiler import check_compiler
 
 DEFAULTS = {
@@ -31,25 +32,25 @@ DEFAULTS = {
 def step_command(
     network: Literal["v2", "v1"] = "v2",
     against: list[Opponent] | None = None,
-    config: str | list[str] | None = None,
-    dim: int | None = None,
-    layers: int | None = None,
-    heads: int | None = None,
-    persistent_dim: int | None = None,
-    vocab_size: int | None = None,
-    context_length: int | None = None,
-    batch_size: int | None = None,
-    accumulate: int = 1,
+    config: Place | list[Place] | None = None,
+    dim: Count | None = None,
+    layers: Count | None = None,
+    heads: Count | None = None,
+    persistent_dim: Count | None = None,
+    vocab_size: Count | None = None,
+    context_length: Count | None = None,
+    batch_size: Count | None = None,
+    accumulate: Count = 1,
     precision: Precision | None = None,
     kernels: Kernels = "auto",
     checkpointing: Checkpointing = False,
     compile: bool = False,
     apart: bool = False,
-    device: str = "cpu",
-    threads: int | None = None,
-    repeats: int = 7,
-    seed: int = 0,
-    output: str | None = None,
+    device: Name = "cpu",
+    threads: Few | None = None,
+    repeats: Count = 7,
+    seed: Seed = 0,
+    output: Place | None = None,
     overwrite: bool = False,
 ) -> None:
     """Time a training step of a memory mosaic against other networks of the same dimensions.
@@ -89,8 +90,6 @@ def step_command(
     from mm_lightning.memory.kernels import resolve
 
     place, target = begin(device, threads, repeats, output, overwrite)
-    if accumulate < 1:
-        raise UserError(f"accumulate must be at least 1, got {accumulate}")
     given = {
         "dim": dim,
         "layers": layers,

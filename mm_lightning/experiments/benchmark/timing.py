@@ -30,25 +30,21 @@ def begin(
 
     from mm_lightning.inference.generate import choose_device
 
-    if repeats < 1:
-        raise UserError(f"repeats must be at least 1, got {repeats}")
-    if threads is not None and threads < 1:
-        raise UserError(f"threads must be at least 1, got {threads}: leave it out for torch's choice")
     target = None if output is None else check_output(output, overwrite)
     if threads:
         torch.set_num_threads(threads)
     return choose_device(device), target
 
 
-def numbers(given: list[int] | int | None, otherwise: list[int], name: str, least: int = 1) -> list[int]:
+def numbers(given: list[int] | int | None, otherwise: list[int], name: str) -> list[int]:
     """The whole numbers of an option that is one or several.
 
     Raises:
-        UserError: there is none, or one below the least.
+        UserError: there is none.
     """
     found = otherwise if given is None else [given] if isinstance(given, int) else given
-    if not found or min(found) < least:
-        raise UserError(f"{name} must be at least {least}, got {found}")
+    if not found:
+        raise UserError(f"{name} is empty: name one or more whole numbers")
     return found
 
 

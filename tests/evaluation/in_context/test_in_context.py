@@ -169,11 +169,11 @@ def test_settings_make_the_task_again():
 MISTAKES = [
     ({"shots": []}, "shots must name one or more values"),
     ({"shots": [2, 2]}, "each once"),
-    ({"shots": [0]}, "shots must be at least 1, got 0"),
+    ({"shots": [0]}, "shots takes a whole number of at least 1, got 0"),
     ({"labels": ["Semantic"]}, "labels: there is no 'Semantic', only semantic, anonymous"),
     ({"strategies": ["tab"]}, "strategies: there is no 'tab', only newline, newline-shuffled, space, space-shuffled"),
-    ({"demonstration_seeds": 0}, "demonstration_seeds must be at least 1"),
-    ({"limit": 0}, "limit must be at least 1"),
+    ({"demonstration_seeds": 0}, "demonstration_seeds takes a whole number of at least 1"),
+    ({"limit": 0}, "limit takes a whole number of at least 1"),
 ]
 
 

@@ -213,19 +213,19 @@ def test_turns_and_bytes():
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ("step --repeats 0", "repeats must be at least 1, got 0"),
-        ("step --threads 0", "threads must be at least 1, got 0"),
-        ("step --batch_size 0", "batch_size must be at least 1, got 0"),
+        ("step --repeats 0", "repeats takes a whole number of at least 1"),
+        ("step --threads 0", "threads takes a whole number of at least 1"),
+        ("step --batch_size 0", "batch_size takes a whole number of at least 1"),
         ("step --heads 3", "heads must divide dim"),
         ("step --against v1 v1", "names one twice"),
         ("step --config nowhere.yaml", "nowhere.yaml"),
         ("step --device quantum", "there is no device 'quantum'"),
         ("step --device meta", "there is no device 'meta'"),
         ("recurrence --lengths 4 8 --tokens 12", "got 12 tokens and a length of 8"),
-        ("recurrence --lengths 0", "lengths must be at least 1, got [0]"),
+        ("recurrence --lengths 0", "lengths takes a whole number of at least 1, got 0"),
         ("reads --lengths 8 --documents 9", "at most the 8 tokens of a row, got 9"),
-        ("decode --contexts 0", "contexts must be at least 1"),
-        ("decode --prefills 0", "prefills must be at least 1, got [0]"),
+        ("decode --contexts 0", "contexts takes a whole number of at least 1"),
+        ("decode --prefills 0", "prefills takes a whole number of at least 1, got 0"),
     ],
 )
 def test_mistakes(args, message, capsys):
