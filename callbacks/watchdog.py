@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +25,9 @@ EXIT_STATUS = 70
 
 Limit = Annotated[float, Range(0, 525_600, above=True)]  # a year
 _DUMP = getattr(signal, "SIGRTMAX", signal.SIGPROF)  # nobody else's; at it, a process prints its stacks
+
+HERE = ("_over", "_thread", "_hook", "_outside")
+"""What of a Watchdog is of this process alone."""
 
 
 class Watchdog(Callback):
@@ -54,12 +58,20 @@ class Watchdog(Callback):
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy watches nothing."""
+        return {name: value for name, value in vars(self).items() if name not in HERE}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._over, self._thread = threading.Event(), None
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begins to watch."""
         self._rank, self._ranks = trainer.global_rank, trainer.world_size
         self._folder = pl_module.run_folder.path / "heartbeats"
         self._beat(trainer, "waiting for data")
-        self._hook = pl_module.network.register_forward_pre_hook(lambda *_: self._beat(trainer, self._phase))
+        self._hook = pl_module.network.register_forward_pre_hook(ForwardHook(lambda: self._beat(trainer, self._phase)))
         self._over.clear()
         self._watch_from_outside()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -196,6 +208,21 @@ class Watchdog(Callback):
             with contextlib.suppress(OSError, ValueError):
                 places[rank] = json.loads(self._file(rank).read_text(encoding="utf-8"))
         return places
+
+
+class ForwardHook:
+    """A hook that calls a function before each forward pass; a copy of its module, or a pickled one, calls nothing."""
+
+    def __init__(self, call: Callable[[], None] | None = None) -> None:
+        self.call = call
+
+    def __call__(self, *args: Any) -> None:
+        """Call the function."""
+        if self.call is not None:
+            self.call()
+
+    def __reduce__(self) -> Any:
+        return ForwardHook, ()
 
 
 def waits_for_others() -> bool:

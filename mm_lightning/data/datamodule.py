@@ -92,6 +92,10 @@ class TextDataModule(lightning.LightningDataModule):
         self.prepare, self.regbench, self.facts = prepare, regbench, facts
         self._prepared = False
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy belongs to no trainer, as a module's."""
+        return {**vars(self), "trainer": None}
+
     @property
     def path(self) -> Path:
         """The prepared folder, or the first of several."""

@@ -64,6 +64,10 @@ class Sequences(Dataset):
         self._files: dict[int, FileIO] = {}  # by shard, the first opened first
         self._summed: set[int] = set()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy opens files of its own."""
+        return {**vars(self), "_files": {}}
+
     def __len__(self) -> int:
         return self._ends[-1]
 

@@ -1,6 +1,8 @@
 """Callbacks that write down what a run in another process does, for tests to read."""
 
+import copy
 import json
+import pickle
 import weakref
 from pathlib import Path
 
@@ -131,3 +133,28 @@ class BatchSpy(Callback):
         if trainer.is_global_zero:
             with open(self.file, "a") as file:
                 file.write(json.dumps([trainer.global_step + 1, batch.tokens.tolist()]) + "\n")
+
+
+class CopySpy(Callback):
+    """Copies and pickles what takes part in the first step, and writes, as `file`, what cannot be."""
+
+    def __init__(self, file: str):
+        self.file = file
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step > 1 or Path(self.file).exists():
+            return
+        things = [pl_module, pl_module.network, pl_module.network.new_state(1, 8), trainer.datamodule, batch]
+        things += [trainer.train_dataloader, *trainer.optimizers, trainer.lr_scheduler_configs[0].scheduler]
+        things += [*trainer.callbacks, trainer.callbacks, *trainer.loggers]
+        failed = []
+        for thing in things:
+            for copied in (copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))):
+                try:
+                    assert type(copied(thing)) is type(thing)
+                except Exception as error:
+                    failed.append(f"{type(thing).__name__}: {type(error).__name__}: {error}")
+        for _ in range(2):  # a copy reads, and watches nothing
+            copy.deepcopy(pl_module.network)(batch.tokens, batch.documents)
+        next(iter(copy.deepcopy(trainer.train_dataloader)))
+        Path(self.file).write_text(json.dumps({"copied": len(things), "failed": failed}))

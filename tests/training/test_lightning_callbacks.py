@@ -1,6 +1,7 @@
 """Each callback that Lightning ships, named in a config: it works, or one line says what to use instead."""
 
 import copy
+import json
 import pickle
 import re
 import threading
@@ -247,3 +248,23 @@ def test_state_that_cannot_be_converted_ends_the_run_at_its_first_save(tiny, tmp
     run = tmp_path / "run" / "0"
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step=1.ckpt", "step=2.ckpt"]
     assert main(["checkpoint", "verify", str(run)]) == 0
+
+
+def test_all_that_takes_part_in_training_can_be_copied_and_pickled(tiny, tmp_path):
+    """Locks, threads, open files and functions of this process alone stay behind."""
+    file = tmp_path / "copies"
+    task = {"tasks": ["loss_by_position"], "settings": {"contexts": [64], "limit": 1}, "at_end": False}
+    chosen = [
+        {"class_path": "spies.CopySpy", "init_args": {"file": str(file)}},
+        {"class_path": "MemoryStatistics"},
+        {"class_path": "RetrievalProfile"},
+        {"class_path": "Samples", "init_args": {"prompt": "12 ", "tokens": 2}},
+        {"class_path": "Evaluation", "init_args": {**task, "every_n_steps": 100}},
+    ]
+    path = tmp_path / "copied.yaml"
+    trainer = {"max_steps": 2, "val_check_interval": 100, "limit_val_batches": 0, "callbacks": chosen}
+    path.write_text(yaml.safe_dump({"base": str(tiny), "trainer": trainer}))
+    assert main(["fit", "--config", str(path)]) == 0
+    found = json.loads(file.read_text())
+    assert found["failed"] == []
+    assert found["copied"] > 20
