@@ -68,12 +68,14 @@ def records(
 
 
 def _joined(blocks: list[bytes], size: int, longest: int) -> bytes | BadInput:
-    return b"".join(blocks) if size <= longest else too_long(longest)
+    return b"".join(blocks) if size <= longest else TooLong(longest)
 
 
-def too_long(longest: int) -> BadInput:
-    """Return what is said of a document of more than `longest` bytes."""
-    return BadInput(f"more than {longest:,} bytes in one document, the most that is read (largest_document)")
+class TooLong(BadInput):
+    """A document of more bytes than are read."""
+
+    def __init__(self, longest: int) -> None:
+        super().__init__(f"more than {longest:,} bytes in one document")
 
 
 def read_whole(stream: Any, longest: int) -> bytes:
@@ -87,7 +89,7 @@ def read_whole(stream: Any, longest: int) -> bytes:
     while block := stream.read(min(_BLOCK, left + 1)):
         left -= len(block)
         if left < 0:
-            raise too_long(longest)
+            raise TooLong(longest)
         blocks.append(block)
     return b"".join(blocks)
 

@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mm_lightning.decompress import opened
+from mm_lightning.decompress import opened, read_whole
 from mm_lightning.errors import BadInput, UserError
 
 MARK = "\ufeff"
 BOM = MARK.encode()
 JSON_LINES = (".jsonl", ".ndjson", ".json")
+LARGEST_FILE = 1 << 31
+"""Bytes of a file, unpacked, that is read as a whole: 2 GiB."""
 _CODECS = {".gz": "gz", ".zst": "zst"}
 
 
@@ -59,11 +61,31 @@ def parse_json(data: bytes) -> Any:
         raise BadInput(f"not JSON that can be read: {error}") from error
 
 
+def check_once(data: bytes, key: str) -> None:
+    """Check that a JSON object has a key once: of several, parsers take the last in silence.
+
+    Raises:
+        BadInput: the key comes again.
+    """
+    if data.count(json.dumps(key).encode()) < 2:
+        return
+
+    def once(pairs: list[tuple[str, Any]]) -> int:
+        return sum(name == key for name, _ in pairs)
+
+    times = json.loads(decode(data), object_pairs_hook=once)  # the outermost object comes last
+    if times > 1:
+        raise BadInput(f"the key {key!r} comes {times} times")
+
+
 def _parse_texts(data: bytes) -> Any:
     """Return what `parse_json` does, all texts in it checked."""
     value = parse_json(data)
     if b"\\u" in data:  # the only way in: decoding lets none through
-        check_text(json.dumps(value, ensure_ascii=False))
+        try:
+            check_text(json.dumps(value, ensure_ascii=False))
+        except RecursionError as error:
+            raise BadInput(f"not JSON that can be read: {error}") from error
     return value
 
 
@@ -73,20 +95,24 @@ def read_text(path: str | os.PathLike) -> str:
     Raises:
         UserError: there is no such file, or it is not UTF-8.
     """
+    return _decoded(path).replace("\r\n", "\n")
+
+
+def _decoded(path: str | os.PathLike) -> str:
     data = _read(path)
     try:
-        return decode(data).replace("\r\n", "\n")
+        return decode(data)
     except BadInput as error:
         raise UserError(f"{path}: {error}: save it as UTF-8") from error
 
 
 def read_document(path: str | os.PathLike) -> str:
-    """Return the text of a file that must not be empty, like `read_text`.
+    """Return the text of a file that must not be empty, as `mm data prepare` reads it: line ends stay as they are.
 
     Raises:
         UserError: it cannot be read, or is empty.
     """
-    text = read_text(path)
+    text = _decoded(path)
     if not text:
         raise UserError(f"{path} is empty: give a file with text")
     return text
@@ -146,7 +172,8 @@ def _read(path: str | os.PathLike) -> bytes:
     try:
         if codec := split_suffix(file)[1]:
             with opened(str(file), codec) as stream:
-                return stream.read()
-        return file.read_bytes()
+                return read_whole(stream, LARGEST_FILE)
+        with file.open("rb") as stream:
+            return read_whole(stream, LARGEST_FILE)
     except (OSError, BadInput) as error:
         raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error

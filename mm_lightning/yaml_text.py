@@ -219,7 +219,7 @@ def use_for_options() -> None:
     """Let jsonargparse read values, and write configs, as files are read and written here."""
     from jsonargparse import set_dumper, set_loader
 
-    set_loader("yaml", _load_option, (yaml.YAMLError,))
+    set_loader("yaml", _load_option, (yaml.YAMLError, RecursionError))
     set_dumper("yaml", dump_yaml)
 
 

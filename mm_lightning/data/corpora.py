@@ -13,10 +13,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from mm_lightning.decompress import LONGEST, arrow, opened, read_whole, records, too_long
+from mm_lightning.decompress import LONGEST, TooLong, arrow, opened, read_whole, records
 from mm_lightning.errors import BadInput, UserError
 from mm_lightning.retry import storage_error
-from mm_lightning.text_files import BOM, JSON_LINES, MARK, check_text, decode, parse_json, split_suffix
+from mm_lightning.text_files import BOM, JSON_LINES, MARK, check_once, check_text, decode, parse_json, split_suffix
 
 STDLIB = "python-stdlib"
 _NOT_STDLIB = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
@@ -229,6 +229,8 @@ def read_piece(
 
 def _bad(where: str, error: Exception, settings: ReadSettings, skipped: list[str] | None) -> None:
     reason = str(error) or type(error).__name__
+    if isinstance(error, TooLong):
+        reason += ", the most that is read: largest_document allows more"
     if settings.on_error == "refuse":
         raise UserError(
             f"cannot read {where}: {reason} (mend it, or leave such input out with on_error=skip)"
@@ -286,6 +288,7 @@ def _row(record: bytes, key: str) -> str:
             type(row[key]), "a number"
         )
         raise BadInput(f"the key {key!r} holds {kind}, not text")
+    check_once(record, key)
     check_text(row[key])
     return row[key]
 
@@ -336,5 +339,5 @@ def _cell(cell: Any, longest: int) -> str:
     if value is None:
         raise BadInput("null, not text")
     if len(value) > longest or (4 * len(value) > longest and isinstance(value, str) and len(value.encode()) > longest):
-        raise too_long(longest)
+        raise TooLong(longest)
     return value if isinstance(value, str) else decode(value)

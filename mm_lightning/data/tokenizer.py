@@ -88,6 +88,12 @@ class Tokenizer(ABC):
             UserError: a text holds something that is no character.
         """
 
+    def encode_arrays(self, texts: Sequence[str], dtype: str) -> list[np.ndarray]:
+        """Return what `encode_batch` does as arrays, which of long texts take a tenth of the memory."""
+        import numpy as np
+
+        return [np.array(ids, dtype) for ids in self.encode_batch(texts)]
+
     @abstractmethod
     def decode(self, ids: Iterable[int], special: bool = False) -> str:
         """The text of `ids`.
@@ -119,6 +125,11 @@ class ByteTokenizer(Tokenizer):
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         return [list(_utf8(text)) for text in texts]
+
+    def encode_arrays(self, texts: Sequence[str], dtype: str) -> list[np.ndarray]:
+        import numpy as np
+
+        return [np.frombuffer(_utf8(text), np.uint8).astype(dtype) for text in texts]
 
     def decode(self, ids: Iterable[int], special: bool = False) -> str:
         names = {self.bos: BEGIN.encode(), self.eos: END.encode()} if special else {}
@@ -191,10 +202,23 @@ class FileTokenizer(Tokenizer):
         return f"; its special tokens are {', '.join(names[:20])}" if names else "; it has no special tokens"
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        if any(len(text) > PIECE for text in texts) and self._splits_at_spaces:
-            # a hundred bytes of memory a character: of a piece instead of the whole text
-            return [[i for piece in pieces(text) for i in self._encode_batch([piece])[0]] for text in texts]
+        if self._in_pieces(texts):
+            return [ids.tolist() for ids in self.encode_arrays(texts, "int32")]
         return self._encode_batch(texts)
+
+    def encode_arrays(self, texts: Sequence[str], dtype: str) -> list[np.ndarray]:
+        import numpy as np
+
+        if not self._in_pieces(texts):
+            return [np.array(ids, dtype) for ids in self._encode_batch(texts)]
+        # a hundred bytes of memory a character: of a piece instead of the whole text
+        return [
+            np.concatenate([np.array(self._encode_batch([piece])[0], dtype) for piece in pieces(text)])
+            for text in texts
+        ]
+
+    def _in_pieces(self, texts: Sequence[str]) -> bool:
+        return any(len(text) > PIECE for text in texts) and self._splits_at_spaces
 
     @functools.cached_property
     def _splits_at_spaces(self) -> bool:

@@ -171,6 +171,7 @@ def tokenize_unit(job: Job, number: int, tokenizer: Tokenizer, report: Report) -
     files = UnitFiles(job.folder, number)
     counts = {split: SplitCounts() for split in SPLITS}
     frequencies = np.zeros((len(SPLITS), tokenizer.vocab_size), np.int64)
+    begin, end = np.array([tokenizer.bos], job.dtype), np.array([tokenizer.eos], job.dtype)
     skipped: list[str] = []
     empty = 0
     # Under another name until complete: the worker of a killed run may still be writing.
@@ -182,8 +183,9 @@ def tokenize_unit(job: Job, number: int, tokenizer: Tokenizer, report: Report) -
             empty += len(texts) - len(full)
             parts = [part for text in full for part in job.split.parts(text)]
             streams: list[list[np.ndarray]] = [[] for _ in SPLITS]
-            for (which, text), ids in zip(parts, tokenizer.encode_batch([text for _, text in parts]), strict=True):
-                streams[which].append(np.array([tokenizer.bos, *ids, tokenizer.eos], job.dtype))
+            encoded = tokenizer.encode_arrays([text for _, text in parts], job.dtype)
+            for (which, text), ids in zip(parts, encoded, strict=True):
+                streams[which] += [begin, ids, end]
                 _count(counts[SPLITS[which]], text, len(ids) + 2)
             for which, split in enumerate(SPLITS):
                 stream = np.concatenate([np.empty(0, job.dtype), *streams[which]])

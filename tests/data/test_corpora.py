@@ -2,6 +2,7 @@ import gzip
 import io
 import json
 import random
+import re
 import sysconfig
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import zstandard
 from mm_lightning import decompress
 from mm_lightning.data.corpora import ReadSettings, list_files, plan_units, read_piece
 from mm_lightning.errors import BadInput, UserError
+from mm_lightning.text_files import read_document
 
 
 def read(sources, unit_bytes=1 << 20, skipped=None, **settings):
@@ -345,3 +347,52 @@ class Passing:
         data = self.stream.read(size)
         self.bytes_read += len(data)
         return data
+
+
+ROWS = {
+    "lists within lists": b'{"text": "x", "a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    "objects within objects": b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
+    "a number of 5,000 digits": b'{"text": "x", "n": ' + b"9" * 5000 + b"}",
+    "half a pair": b'{"text": "\\ud83d alone"}',
+    "a NUL byte": b'{"text": "a\x00b"}',
+    "a list": b'["text"]',
+    "a number": b"17",
+    "UTF-16": '{"text": "x"}'.encode("utf-16"),
+    "Latin-1": b'{"text": "\xff"}',
+    "cut off": b'{"text": "abc',
+    "null": b'{"text": null}',
+    "no key": b'{"": "x"}',
+    "the key twice": b'{"text": "first", "text": "second"}',
+    "too long": b'{"text": "' + b"x" * 1_000_000 + b'"}',
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_row_that_cannot_be_read_is_named_and_skipped(tmp_path, name):
+    (tmp_path / "a.jsonl").write_bytes(lines("one") + ROWS[name] + b"\n" + lines("three"))
+    with pytest.raises(
+        UserError, match=r"cannot read .*a\.jsonl row 2: .* \(mend it, or leave such input out with on_err"
+    ):
+        read([tmp_path], largest_document=900_000)
+    skipped = []
+    assert read([tmp_path], skipped=skipped, on_error="skip", largest_document=900_000) == ["one", "three"]
+    assert re.fullmatch(r".*a\.jsonl row 2: .+", *skipped)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        b'{"text": "x", "n": [1e999999, NaN, -Infinity]}',
+        b'{"text": "x", "\\ud83d": 1}',
+        b'{"n": {"text": "y"}, "text": "x"}',
+    ],
+)
+def test_what_stands_beside_the_text_does_not_matter(tmp_path, row):
+    (tmp_path / "a.jsonl").write_bytes(row)
+    assert read([tmp_path]) == ["x"]
+
+
+def test_one_document_is_the_same_for_every_reader(tmp_path):
+    """Line ends stay as they are: text that is evaluated or remembered is what was trained on."""
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\nthree")
+    assert read([tmp_path / "a.txt"]) == [read_document(tmp_path / "a.txt")] == ["one\r\ntwo\nthree"]

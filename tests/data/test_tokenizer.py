@@ -201,6 +201,7 @@ def test_long_texts_are_encoded_in_pieces_that_give_the_same(tmp_path, monkeypat
     encode = trained._encode_batch
     monkeypatch.setattr(trained, "_encode_batch", lambda batch: longest.append(max(map(len, batch))) or encode(batch))
     assert trained.encode_batch(texts) == whole
+    assert [ids.tolist() for ids in trained.encode_arrays(texts, "uint16")] == whole
     assert max(longest) < max(map(len, texts))
 
 
