@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from mm_lightning.errors import UserError
 from mm_lightning.outputs import write_json
 from mm_lightning.ranges import Name, Natural, Range, checked
+from mm_lightning.terminal import display
 from mm_lightning.training.batches import is_last_step
 from mm_lightning.training.checkpoint import checkpoint_path, checkpoints_of, is_whole, remove, step_of
 from mm_lightning.training.checkpoint.plain_values import Unloadable
@@ -119,7 +120,7 @@ class Checkpoints(Checkpoint):
         """Waits for what is being written."""
         error = self._writer(trainer).finish()
         if error is not None:
-            print(error, flush=True)
+            display(str(error), flush=True)
 
     def save_now(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves the finished step, unless that was done, and returns when it is written (all processes call it).

@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from mm_lightning.callbacks.samples import Samples
 from mm_lightning.data.mixture import bits_per_byte, mean
+from mm_lightning.terminal import console, display
 from mm_lightning.training.checkpoint.finding import checkpoints_of
 from mm_lightning.training.loggers import clock
 
@@ -36,7 +37,6 @@ class Summary(Callback):
         """Print the panel on the first process, if anything was trained."""
         if not trainer.is_global_zero or self._begin is None:
             return
-        from rich.console import Console
         from rich.panel import Panel
         from rich.text import Text
 
@@ -54,13 +54,13 @@ class Summary(Callback):
         if saved:
             commands.append(f"mm validate --config {quote(str(folder / 'config.yaml'))}")
             commands[:0] = [s.command(folder) for s in samplers] or [f"mm generate --checkpoint {quote(str(folder))}"]
-        console = Console(soft_wrap=False)
-        if console.is_terminal:
-            console.print(Panel(Text("\n".join(lines)), title="finished", expand=False))
+        out = console(soft_wrap=False)
+        if out.is_terminal:
+            out.print(Panel(Text("\n".join(lines)), title="finished", expand=False))
         else:
-            print("\n".join(["", *lines]))
+            display("\n".join(["", *lines]))
         # without a border, which a terminal would copy along
-        print("\n".join(["", "try next:", *(f"  {command}" for command in commands)]), flush=True)
+        display("\n".join(["", "try next:", *(f"  {command}" for command in commands)]), flush=True)
 
     def _scores(self, trainer: Trainer) -> list[str]:
         found = {name: float(value) for name, value in trainer.callback_metrics.items()}

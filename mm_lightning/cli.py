@@ -25,6 +25,7 @@ from mm_lightning.errors import UserError
 from mm_lightning.options import flags, name_words, nearest, option_error, word_lists
 from mm_lightning.ranges import accept, hints, state_ranges
 from mm_lightning.redaction import guard_streams, redact
+from mm_lightning.terminal import display
 
 TRAINING: dict[str, str] = {
     "fit": "train a network, or continue a run (--resume)",
@@ -348,7 +349,7 @@ def _run_command(args: Sequence[str]) -> int:
         return done.code if isinstance(done.code, int) else 0
     except UserError as error:
         if not said_by_the_first_process():
-            print(f"mm: {redact(shortened(str(error)))}", file=sys.stderr)
+            display(f"mm: {redact(shortened(str(error)))}", file=sys.stderr)
         return 2
     except signals.Ended as told:
         if list(args[:1]) == ["fit"] and not any(arg.split("=")[0] == "--plan" for arg in args):
@@ -367,7 +368,7 @@ def _run_command(args: Sequence[str]) -> int:
             print(f"mm: {wrong}", file=sys.stderr)
             return 2
         if isinstance(error, OSError) and error.errno in NAME_ERRORS and error.filename is not None:
-            print(f"mm: {redact(shortened(f'{error.filename}: {error.strerror}'))}", file=sys.stderr)
+            display(f"mm: {redact(shortened(f'{error.filename}: {error.strerror}'))}", file=sys.stderr)
             return 2
         # torch's, imported only by commands that compute; numpy's; torch's on a CPU
         no_memory = type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError)

@@ -14,6 +14,8 @@ import traceback
 from types import TracebackType
 from typing import Any
 
+from mm_lightning.terminal import visible
+
 HIDDEN = "***"
 
 _NAMES = r"secret|passw(?:or)?d|passphrase|api_?key|access_?key|private_?key|signature|credential|authorization"
@@ -133,7 +135,7 @@ def guard_streams() -> None:
                 text = made.getMessage()
             except (TypeError, ValueError):  # logging says so itself
                 return made
-            if (hidden := redact(text)) != text:
+            if (hidden := visible(redact(text))) != text:
                 made.msg, made.args = hidden, ()
             return made
 
@@ -144,4 +146,4 @@ def guard_streams() -> None:
 
 def print_traceback(kind: type[BaseException], error: BaseException, place: TracebackType | None) -> None:
     """Print the traceback of an error without secrets, as `sys.excepthook` does with them."""
-    sys.stderr.write(redact("".join(traceback.format_exception(kind, error, place))))
+    sys.stderr.write(visible(redact("".join(traceback.format_exception(kind, error, place)))))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
+
+from mm_lightning.terminal import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,6 +38,40 @@ def figure_of(width: float, height: float, columns: int = 1, rows: int = 1) -> t
         axes.yaxis.label.set_color(INK)
         axes.title.set_color(INK)
     return figure, grid
+
+
+def tame(figure: Figure) -> None:
+    """Let all text of a figure be what it says: no formula, however many `$` a name has, and nothing invisible.
+
+    Numbers on logarithmic axes stay the formulas that Matplotlib makes of them.
+    """
+    from matplotlib.text import Text
+    from matplotlib.ticker import FixedFormatter, FuncFormatter
+
+    def literal(label: Any) -> str:
+        return visible(str(label)).replace("$", r"\$")
+
+    if getattr(figure, "mm_tame", False):  # twice would escape twice
+        return
+    figure.mm_tame = True  # type: ignore[attr-defined]
+    numbers: set[Any] = set()
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            for formatter in (axis.get_major_formatter(), axis.get_minor_formatter()):
+                if isinstance(formatter, FixedFormatter):
+                    formatter.seq = [literal(label) for label in formatter.seq]
+                elif isinstance(formatter, FuncFormatter):
+                    formatter.func = partial(_through, literal, formatter.func)
+            ticks = [*axis.get_major_ticks(), *axis.get_minor_ticks()]
+            numbers.update(label for tick in ticks for label in (tick.label1, tick.label2))
+    for text in figure.findobj(Text):
+        if text not in numbers:
+            text.set_text(visible(text.get_text()))
+            text.set_parse_math(False)
+
+
+def _through(literal: Callable[[Any], str], label: Callable[..., Any], *place: Any) -> str:
+    return literal(label(*place))
 
 
 def look_of(number: int) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from mm_lightning.data.shards import read_shard
 from mm_lightning.data.tokenizer import Tokenizer, load_tokenizer
 from mm_lightning.errors import UserError
 from mm_lightning.outputs import write_text
+from mm_lightning.terminal import display
 from mm_lightning.yaml_text import read_yaml
 
 FOLDER = "bad_steps"
@@ -152,7 +153,7 @@ def show(path: str, step: int | None, sequences: int, tokens: int, data: list[st
         folder = folder / FOLDER / f"step={step}"
     if (folder / STEP).is_file():
         about = json.loads((folder / STEP).read_text(encoding="utf-8"))
-        print(f"step {about['step']}: {about['why']}")
+        display(f"step {about['step']}: {about['why']}")
     sets = mixture.read(_now(about["data"], data))
     tokenizer = load_tokenizer(sets[0].folder)
     given = _given(folder, about)
@@ -166,7 +167,7 @@ def show(path: str, step: int | None, sequences: int, tokens: int, data: list[st
         where = f"{one.folder}, " if len(sets) > 1 else ""
         _show_sequence(one, where, tokenizer, row, about["context_length"], tokens, None if given is None else given[n])
     sources = ", ".join(str(s.folder) for s in sets)
-    print(f"{min(sequences, len(rows))} of {len(rows)} sequences of step {about['step']}, data {sources}")
+    display(f"{min(sequences, len(rows))} of {len(rows)} sequences of step {about['step']}, data {sources}")
 
 
 def _now(weights: dict[str, float] | str, moved: list[str] | str | None) -> dict[Path, float]:
@@ -190,8 +191,8 @@ def _run_folder(folder: Path) -> Path:
 
 def _list(run: Path, kept: list[Path]) -> None:
     for path in kept:
-        print(f"{path.name.removeprefix('step='):>8}  {json.loads((path / STEP).read_text(encoding='utf-8'))['why']}")
-    print(f"{run}: {len(kept)} bad steps kept; --step N shows the batch of any step")
+        display(f"{path.name.removeprefix('step='):>8}  {json.loads((path / STEP).read_text(encoding='utf-8'))['why']}")
+    display(f"{run}: {len(kept)} bad steps kept; --step N shows the batch of any step")
 
 
 def _computed(run: Path, step: int) -> dict[str, Any]:
@@ -247,11 +248,11 @@ def _show_given(
     said = f"the data in {sources} are others than step {about['step']} was trained on ({changed})"
     if given is None:
         raise UserError(f"{said}: --data names where those lie")
-    print(f"{said}; these are the tokens that it was given:")
+    display(f"{said}; these are the tokens that it was given:")
     tokenizer = load_tokenizer(sets[0].folder)
     for number, row in enumerate(given[:sequences], 1):
-        print(f"\nsequence {number} of the step")
-        print(tokenizer.decode(row[:tokens].tolist(), special=True))
+        display(f"\nsequence {number} of the step")
+        display(tokenizer.decode(row[:tokens].tolist(), special=True))
 
 
 def _show_sequence(
@@ -273,11 +274,11 @@ def _show_sequence(
     starts = np.flatnonzero(here == tokenizer.bos)
     bounds = np.unique([0, *starts.tolist(), len(here)])
     first = before + (1 if len(starts) and starts[0] == 0 else 0)
-    print(
+    display(
         f"\nsequence {row['sequence']:,}: {where}{shard.file}, tokens {begin:,} to {end - 1:,}, documents {first:,} to "
         f"{before + len(starts):,} of the shard, with {', '.join(map(str, np.diff(bounds).tolist()))} tokens"
     )
     if given is not None and not np.array_equal(given, here):
-        print("the run was given other tokens than lie there now; these are the run's:")
+        display("the run was given other tokens than lie there now; these are the run's:")
         here = given
-    print(tokenizer.decode(here[:shown].tolist(), special=True))
+    display(tokenizer.decode(here[:shown].tolist(), special=True))

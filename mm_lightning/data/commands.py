@@ -7,6 +7,7 @@ from typing import Literal
 from mm_lightning.decompress import LONGEST
 from mm_lightning.errors import UserError
 from mm_lightning.ranges import Count, DocumentBytes, Few, Name, Natural, Part, Place, Seed, VocabSize
+from mm_lightning.terminal import display
 
 
 def prepare(
@@ -182,7 +183,7 @@ def verify(path: Place, checksums: bool = True) -> None:
     if problems:
         raise UserError("\n".join(problems))
     shards = sum(len(split.shards) for split in room.Manifest.load(path).splits.values())
-    print(f"{path} is whole: {shards} shards" + (", checksums right, counted again" if checksums else ""))
+    display(f"{path} is whole: {shards} shards" + (", checksums right, counted again" if checksums else ""))
 
 
 def train_tokenizer(
@@ -238,4 +239,4 @@ def train_tokenizer(
     trained = room.train_tokenizer(training_texts(config, skipped=skipped), vocab_size, target, progress)
     if skipped:
         say(skipped_line(skipped))
-    print(f"{path}: {trained.vocab_size} entries, sha256 {trained.sha256}")
+    display(f"{path}: {trained.vocab_size} entries, sha256 {trained.sha256}")

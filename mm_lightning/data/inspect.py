@@ -10,6 +10,7 @@ import numpy as np
 from mm_lightning.data.manifest import Manifest, Split
 from mm_lightning.data.shards import read_shard
 from mm_lightning.data.tokenizer import Tokenizer, load_tokenizer
+from mm_lightning.terminal import console
 
 _BAR = 40  # characters
 _SAMPLE = 200  # tokens
@@ -26,19 +27,17 @@ def inspect(path: str | os.PathLike, samples: int = 3, seed: int = 0) -> None:
     Raises:
         UserError: the folder has no manifest, or a shard cannot be read.
     """
-    from rich.console import Console
-
     folder = Path(path).expanduser()
     manifest = Manifest.load(folder)
     tokenizer = load_tokenizer(folder)
-    console = Console(highlight=False)
-    console.print(_table(folder, manifest))
+    out = console()
+    out.print(_table(folder, manifest))
     for name, split in manifest.splits.items():
-        console.print(f"\n[bold]{name}: documents by length in tokens")
-        console.print("\n".join(histogram(split.length_histogram)), markup=False)
+        out.print(f"\n{name}: documents by length in tokens", style="bold")
+        out.print("\n".join(histogram(split.length_histogram)))
         for begin, text in draw(folder / name, split, manifest.dtype, tokenizer, samples, seed):
-            console.print(f"\n[bold]{name}, from token {begin:,}")
-            console.print(text, markup=False, soft_wrap=True)
+            out.print(f"\n{name}, from token {begin:,}", style="bold")
+            out.print(text, soft_wrap=True)
 
 
 def _table(folder: Path, manifest: Manifest) -> object:

@@ -8,6 +8,7 @@ from typing import Any
 
 from mm_lightning.redaction import redact
 from mm_lightning.signals import rank
+from mm_lightning.terminal import console
 
 log = logging.getLogger("mm_lightning.data")
 
@@ -16,11 +17,9 @@ def say(line: str) -> None:
     """One line for the user, in the terminal and in the log, by the first of several processes."""
     if rank():
         return
-    from rich.console import Console
-
     line = redact(line)
     log.info(line)
-    Console(stderr=True, highlight=False).print(line, markup=False, soft_wrap=True)
+    console(stderr=True).print(line, soft_wrap=True)
 
 
 class PrepareProgress:
@@ -33,7 +32,6 @@ class PrepareProgress:
     """
 
     def __init__(self, total: int, shown: bool, title: str = "tokenizing") -> None:
-        from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         self._bar = Progress(
@@ -41,7 +39,7 @@ class PrepareProgress:
             BarColumn(),
             TextColumn("{task.percentage:>3.0f}%  {task.fields[rate]}"),
             TimeRemainingColumn(),
-            console=Console(stderr=True),
+            console=console(stderr=True),
             disable=not shown,
         )
         self._total = total

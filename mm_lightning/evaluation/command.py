@@ -10,6 +10,7 @@ from mm_lightning.errors import UserError
 from mm_lightning.evaluation.settings import left_out, left_out_line, make_tasks
 from mm_lightning.outputs import made_folder
 from mm_lightning.ranges import Count, Few, Name, Natural, Place, Seed
+from mm_lightning.terminal import display
 
 if TYPE_CHECKING:
     from mm_lightning.evaluation.run import Job, Subject
@@ -186,7 +187,7 @@ def evaluate(job: Job, processes: int, overwrite: bool) -> None:
         if job.rank == 0:
             written = write_tables(job.output, [subject.name for subject in job.subjects])
             show_results(job)
-            print("\n".join(map(str, written)))
+            display("\n".join(map(str, written)))
     except OSError as error:
         raise UserError(f"cannot write to {job.output}: {error.strerror or error}") from error
 

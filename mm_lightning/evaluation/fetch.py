@@ -20,6 +20,7 @@ from mm_lightning.errors import UserError
 from mm_lightning.outputs import made_folder
 from mm_lightning.ranges import Name, Place
 from mm_lightning.redaction import redact
+from mm_lightning.terminal import display
 from mm_lightning.text_files import read_json, read_text, text_lines
 
 SECONDS = 30
@@ -158,7 +159,7 @@ def _fetch(file: PublicFile, folder: Path, partial: Path, mirror: str | None, ov
     """Download, check and store one file; `partial` is a folder for what is not checked yet."""
     target = folder / file.name
     if target.exists() and not overwrite:
-        print(f"{target} is there already")
+        display(f"{target} is there already")
         return
     address = file.address if mirror is None else f"{mirror.rstrip('/')}/{folder.name}/{file.name}"
     member = file.member if mirror is None else None
@@ -166,7 +167,7 @@ def _fetch(file: PublicFile, folder: Path, partial: Path, mirror: str | None, ov
     by_hand = f"get {part} by other means and put it at {target}, or name a copy with --mirror"
     whole = partial / hashlib.sha256(address.encode()).hexdigest()  # an archive serves several files
     if not whole.exists():
-        print(redact(f"{target} from {address}"), file=sys.stderr, flush=True)
+        display(redact(f"{target} from {address}"), file=sys.stderr, flush=True)
         try:
             download(address, whole)
         except Exception as error:  # of any store's library
@@ -190,7 +191,7 @@ def _fetch(file: PublicFile, folder: Path, partial: Path, mirror: str | None, ov
     folder.mkdir(exist_ok=True)
     shutil.copyfile(content, partial / "next")
     (partial / "next").replace(target)
-    print(f"{target}: {rows:,} rows")
+    display(f"{target}: {rows:,} rows")
 
 
 def download(address: str, target: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import importlib.util
 import io
 import json
@@ -10,12 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mm_lightning.csv_text import csv_text
 from mm_lightning.errors import UserError
 from mm_lightning.evaluation.persistent.table import overview
 from mm_lightning.evaluation.samples import RESULTS, SETTINGS, read_json
 from mm_lightning.evaluation.task import Result, Row, Task, find_task
-from mm_lightning.markdown import markdown_table
+from mm_lightning.markdown import markdown_table, plain
 from mm_lightning.outputs import write_text
+from mm_lightning.style import tame
+from mm_lightning.terminal import console
 from mm_lightning.training.run_folder import hardware
 
 if TYPE_CHECKING:
@@ -82,19 +84,15 @@ def check_tables(output: Path) -> None:
 def show_results(job: Job) -> None:
     """Print the results of an evaluation as one table: a line for each headline number, a column for each network."""
     from rich import box
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
-    console = Console()
-    if not console.is_terminal:
-        console.width = 200  # a file has room for long names
+    out = console(width=200)
     names = [subject.name for subject in job.subjects]
     drawn = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, caption="± half a 95% interval (items)")
     for name in ("task", "group", "metric"):
         drawn.add_column(name, overflow="fold")
     for name in names:
-        drawn.add_column(escape(name), justify="right", overflow="fold")
+        drawn.add_column(name, justify="right", overflow="fold")
     mixed = []
     for task in job.tasks:
         data = set()
@@ -108,12 +106,12 @@ def show_results(job: Job) -> None:
             mixed.append(task.name)
         for n, ((group, metric), cells) in enumerate([*rows.items()][:MOST_LINES]):
             labels = ["" if n else task.name, group, metric]
-            drawn.add_row(*map(escape, labels), *(cells.get(name, "") for name in names))
+            drawn.add_row(*labels, *(cells.get(name, "") for name in names))
         if len(rows) > MOST_LINES:
             drawn.add_row("", f"({len(rows) - MOST_LINES} more in results.csv)", "", *("" for _ in names))
-    console.print(drawn)
+    out.print(drawn)
     for name in mixed:
-        console.print(f"{name}: the networks were asked on different data, so their numbers do not compare")
+        out.print(f"{name}: the networks were asked on different data, so their numbers do not compare")
 
 
 def estimate(row: Row) -> str:
@@ -138,7 +136,10 @@ def draw(task: Task, results: Sequence[Result]) -> dict[str, Figure]:
     """The figures, if there is something to draw them with."""
     if importlib.util.find_spec("matplotlib") is None:
         return {}
-    return task.figures(results)
+    figures = task.figures(results)
+    for figure in figures.values():
+        tame(figure)
+    return figures
 
 
 def save(figure: Figure, path: Path) -> list[Path]:
@@ -158,7 +159,7 @@ def save(figure: Figure, path: Path) -> list[Path]:
 def settings_line(result: dict[str, Any]) -> str:
     """What was asked, in one line."""
     said = [f"{name} {value}" for name, value in result["settings"].items() if name != "version" and value is not None]
-    return "Settings: " + (", ".join(said) or "none") + "."
+    return plain("Settings: " + (", ".join(said) or "none") + ".")
 
 
 def networks(results: Sequence[dict[str, Any]]) -> str:
@@ -187,12 +188,10 @@ def networks(results: Sequence[dict[str, Any]]) -> str:
 
 def as_csv(results: Sequence[dict[str, Any]]) -> str:
     """Every row of every result."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(FIELDS)
+    lines: list[Sequence[Any]] = [FIELDS]
     for result in results:
         for row in result["rows"]:
             group = group_name(row["group"])
             cells = [row["metric"], row["value"], "" if row["stderr"] is None else row["stderr"], row["count"]]
-            writer.writerow([result["task"], result["run"], group, *cells, result["settings"].get("data_hash") or ""])
-    return out.getvalue()
+            lines.append([result["task"], result["run"], group, *cells, result["settings"].get("data_hash") or ""])
+    return csv_text(lines)

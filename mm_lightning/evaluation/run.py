@@ -19,6 +19,8 @@ from mm_lightning.evaluation.origin import origin
 from mm_lightning.evaluation.samples import RESULTS, Samples
 from mm_lightning.evaluation.task import Item, Task
 from mm_lightning.outputs import write_json
+from mm_lightning.redaction import redact
+from mm_lightning.terminal import display
 
 if TYPE_CHECKING:
     from mm_lightning.evaluation.model import Model
@@ -215,7 +217,7 @@ def run_name(checkpoint: Path, long_term: bool = True, inference_delay: int | No
 
 def say(message: str) -> None:
     """One line of progress."""
-    print(message, file=sys.stderr, flush=True)
+    display(redact(message), file=sys.stderr, flush=True)
 
 
 class Progress:

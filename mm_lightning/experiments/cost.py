@@ -11,6 +11,7 @@ from mm_lightning.networks import NetworkConfig
 from mm_lightning.networks.cost import forward_flops_per_token, parameters, parts, training_flops_per_token
 from mm_lightning.options import OptionParser
 from mm_lightning.ranges import Count, accept
+from mm_lightning.terminal import console
 from mm_lightning.training.memory_plan import Layout, bytes_per_device, layout_of
 
 DESCRIPTION = """\
@@ -85,10 +86,9 @@ def cost_of(network: NetworkConfig, layout: Layout, context: int | None = None) 
 
 def show(found: dict[str, Any]) -> None:
     """Prints the numbers as two tables."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    out = console()
     table = Table(
         "part", "parameters", "forward FLOPs/token", title=f"{found['network']}, {found['context']:,} tokens of context"
     )
@@ -99,7 +99,7 @@ def show(found: dict[str, Any]) -> None:
     table.add_section()
     table.add_row("all", scaled(found["parameters"]), scaled(found["forward_flops_per_token"]))
     table.add_row("training", "", scaled(found["training_flops_per_token"]))
-    console.print(table)
+    out.print(table)
 
     layout = found["layout"]
     sharding = f"ZeRO-{layout['zero_stage']}" if layout["zero_stage"] else "every device holds all"
@@ -119,7 +119,7 @@ def show(found: dict[str, Any]) -> None:
         table.add_row(name, f"{count / 1e9:,.2f}")
     table.add_section()
     table.add_row("all", f"{found['total_bytes_per_device'] / 1e9:,.2f}")
-    console.print(table)
+    out.print(table)
 
 
 def scaled(number: int) -> str:

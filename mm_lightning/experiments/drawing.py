@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mm_lightning.experiments.page import Drawing
 from mm_lightning.experiments.study import Study
-from mm_lightning.style import COLOURS, INK, MARKERS
+from mm_lightning.style import COLOURS, INK, MARKERS, tame
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,6 +71,7 @@ def drawing(figure: Figure, name: str, caption: str, png: bool = False) -> Drawi
     """The figure as SVG: text stays text, the same figure gives the same file, no two share an id; as PNG if wanted."""
     from matplotlib import rc_context
 
+    tame(figure)
     buffer = io.StringIO()
     empty = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif"}):

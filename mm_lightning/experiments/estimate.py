@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from mm_lightning.experiments.cost import scaled
 from mm_lightning.experiments.plan import Run
+from mm_lightning.terminal import console, display
 
 MOST_FLOPS = {"cpu": 3e12, "cuda": 1e16}
 """Of a forward and backward pass that is timed here: more would take minutes."""
@@ -23,7 +24,6 @@ def show_plan(runs: list[Run], jobs: int, measure: bool) -> None:
         jobs: runs at once.
         measure: time a step of each variant here.
     """
-    from rich.console import Console
     from rich.progress import track
     from rich.table import Table
 
@@ -32,14 +32,12 @@ def show_plan(runs: list[Run], jobs: int, measure: bool) -> None:
     by_variant: dict[str, list[Run]] = {}
     for run in runs:
         by_variant.setdefault(run.variant, []).append(run)
-    console = Console()
-    if not console.is_terminal:
-        console.width = 140  # a file has room for long names
+    out = console(width=140)
     first = {name: group[0] for name, group in by_variant.items()}
     timed: dict[str, float | None] = dict.fromkeys(first)
     start = 0.0
     if measure:
-        names = track(first, "timing a step of each", console=console, transient=True)
+        names = track(first, "timing a step of each", console=out, transient=True)
         timed = {name: run_seconds(first[name], jobs) for name in names}
         start = start_seconds()
 
@@ -58,16 +56,16 @@ def show_plan(runs: list[Run], jobs: int, measure: bool) -> None:
             f"{run.flops:.2e}",
             "not measured" if seconds is None else clock(seconds),
         )
-    console.print(table)
+    out.print(table)
     known = [timed[run.variant] for run in runs]
     total = f"{len(runs)} runs, {sum(run.flops for run in runs):.2e} training FLOPs"
     if None in known:
         missing = "" if not measure else f": {known.count(None)} runs are too large to be timed here"
-        print(f"{total}; time not measured{missing}")
+        display(f"{total}; time not measured{missing}")
     else:
         seconds = sum(each + start for each in known if each is not None) / jobs
         at_once = f", {jobs} at once" if jobs > 1 else ""
-        print(f"{total}; about {clock(seconds)}{at_once}, {clock(start)} to start each of them included")
+        display(f"{total}; about {clock(seconds)}{at_once}, {clock(start)} to start each of them included")
 
 
 def start_seconds() -> float:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mm_lightning.errors import UserError
 from mm_lightning.experiments.launchers import Handle, Launcher, Work
+from mm_lightning.terminal import console, display
 from mm_lightning.training.loggers import clock
 
 LOG_LINES = 8
@@ -66,7 +67,7 @@ def execute(works: dict[str, Work], launcher: Launcher, poll_seconds: float = 0.
             time.sleep(poll_seconds)
     except KeyboardInterrupt:
         watch.close()
-        print(f"interrupted: {launcher.leaving}; the same command goes on", flush=True)
+        display(f"interrupted: {launcher.leaving}; the same command goes on", flush=True)
         raise
     finally:
         for handle in active.values():
@@ -94,8 +95,9 @@ class Watch:
         if sys.stdout.isatty():
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-            columns = (TextColumn("{task.description}"), BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn())
-            self._bars = Progress(*columns, TextColumn("{task.fields[now]}"))
+            name = TextColumn("{task.description}", markup=False)
+            columns = (name, BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn())
+            self._bars = Progress(*columns, TextColumn("{task.fields[now]}", markup=False), console=console())
             self._tasks = {"": self._bars.add_task("runs", total=len(works), completed=done, now="")}
             self._bars.start()
 
@@ -162,7 +164,7 @@ class Watch:
 
             self._bars.console.print(Text(line))
         else:
-            print(line, flush=True)
+            display(line, flush=True)
 
 
 def tail(path: Path, count: int) -> list[str]:

@@ -16,6 +16,7 @@ from mm_lightning.options import OptionParser
 from mm_lightning.outputs import write_text
 from mm_lightning.ranges import Few, Name, Natural, Range, accept
 from mm_lightning.redaction import redact_words
+from mm_lightning.terminal import display
 from mm_lightning.training.batches import accumulated
 from mm_lightning.training.memory_plan import USABLE, bytes_per_device, count_devices, layout_of
 
@@ -176,10 +177,10 @@ def launch_command(args: list[str]) -> None:
     extra = dict(option.lstrip("-").partition("=")[::2] for option in own.sbatch)
     if own.executor == "slurm":
         script = launch.sbatch(extra)
-        print(script if own.dry_run else submit(launch, script), end="" if own.dry_run else "\n")
+        display(script if own.dry_run else submit(launch, script), end="" if own.dry_run else "\n")
         return
     if own.dry_run:
-        print(launch.torchrun_script(own.port), end="")
+        display(launch.torchrun_script(own.port), end="")
         return
     if launch.nodes > 1 and (own.node_rank is None or own.address is None):
         raise UserError(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import html
-import re
 from dataclasses import dataclass
 
-from mm_lightning.markdown import markdown_table
+from mm_lightning.markdown import Markup, code_block, markdown_table, plain
+from mm_lightning.terminal import visible
 
 NOTHING = "–"
 """In cells of tables that have no number."""
@@ -103,22 +103,22 @@ Block = Heading | Text | Points | Facts | Code | Table | Drawing
 
 def markdown(title: str, blocks: list[Block]) -> str:
     """The document as Markdown; figures are looked for as figures/NAME.svg beside it."""
-    parts = [f"# {_plain(title)}", *(_markdown_block(block) for block in blocks)]
+    parts = [f"# {plain(title)}", *(_markdown_block(block) for block in blocks)]
     return "\n\n".join(parts) + "\n"
 
 
 def _markdown_block(block: Block) -> str:
     match block:
         case Heading(text, level):
-            return f"{'#' * level} {_plain(text)}"
+            return f"{'#' * level} {plain(text)}"
         case Text(text):
-            return _plain(text)
+            return plain(text)
         case Points(items):
-            return "\n".join(f"- {_plain(item)}" for item in items)
+            return "\n".join(f"- {plain(item)}" for item in items)
         case Facts(items):
-            return "\n".join(f"- **{_plain(name)}**: {_plain(text)}" for name, text in items.items())
+            return "\n".join(f"- **{plain(name)}**: {plain(text)}" for name, text in items.items())
         case Code(text):
-            return f"```bash\n{text}\n```"
+            return code_block(text, "bash")
         case Table(columns, rows, words):
             head, *cells = (
                 [_slanted(cell, block.published(n, m)) for m, cell in enumerate(row)]
@@ -126,16 +126,11 @@ def _markdown_block(block: Block) -> str:
             )
             return markdown_table(head, cells, len(columns) if words else block.labels)
         case Drawing(_, name, caption):
-            return f"![{_plain(caption)}](figures/{name}.svg)\n\n*{_plain(caption)}*"
+            return f"![{plain(caption)}](figures/{name}.svg)\n\n*{plain(caption)}*"
 
 
 def _slanted(text: str, slanted: bool) -> str:
-    return f"*{_plain(text)}*" if slanted and text.strip() else _plain(text)
-
-
-def _plain(text: str) -> str:
-    """Text in which nothing is taken for Markdown."""
-    return re.sub(r"([\\|*_`<>\[\]])", r"\\\1", " ".join(text.split()))
+    return Markup(f"*{plain(text)}*" if slanted and text.strip() else plain(text))
 
 
 def page(title: str, blocks: list[Block]) -> str:
@@ -146,32 +141,37 @@ def page(title: str, blocks: list[Block]) -> str:
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{html.escape(title)}</title>
+<title>{_escaped(title)}</title>
 <style>
 {STYLE}
 </style>
 </head>
 <body>
-<h1>{html.escape(title)}</h1>
+<h1>{_escaped(title)}</h1>
 {body}
 </body>
 </html>
 """
 
 
+def _escaped(text: str) -> str:
+    """Return a text in which nothing is taken for HTML, or cannot be seen."""
+    return html.escape(visible(text))
+
+
 def _html_block(block: Block) -> str:
     match block:
         case Heading(text, level):
-            return f"<h{level}>{html.escape(text)}</h{level}>"
+            return f"<h{level}>{_escaped(text)}</h{level}>"
         case Text(text):
-            return f"<p>{html.escape(text)}</p>"
+            return f"<p>{_escaped(text)}</p>"
         case Points(items):
-            return "<ul>\n" + "\n".join(f"<li>{html.escape(item)}</li>" for item in items) + "\n</ul>"
+            return "<ul>\n" + "\n".join(f"<li>{_escaped(item)}</li>" for item in items) + "\n</ul>"
         case Facts(items):
-            rows = (f"<dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd>" for name, text in items.items())
+            rows = (f"<dt>{_escaped(name)}</dt><dd>{_escaped(text)}</dd>" for name, text in items.items())
             return "<dl>\n" + "\n".join(rows) + "\n</dl>"
         case Code(text):
-            return f"<pre>{html.escape(text)}</pre>"
+            return f"<pre>{_escaped(text)}</pre>"
         case Table(columns, rows, words):
             head = "".join(_cell("th", cell, block, None, m) for m, cell in enumerate(columns))
             lines = (
@@ -181,14 +181,14 @@ def _html_block(block: Block) -> str:
             kind = ' class="text"' if words else ""
             return f'<div class="wide"><table{kind}>\n<tr>{head}</tr>\n{body}\n</table></div>'
         case Drawing(svg, _, caption):
-            return f"<figure>\n{_inline(svg, caption)}\n<figcaption>{html.escape(caption)}</figcaption>\n</figure>"
+            return f"<figure>\n{_inline(svg, caption)}\n<figcaption>{_escaped(caption)}</figcaption>\n</figure>"
 
 
 def _cell(tag: str, text: str, table: Table, row: int | None, column: int) -> str:
     kinds = ["label"] if 0 < column < table.labels else []  # the first column is one anyway
     kinds += ["published"] if table.published(row, column) else []
     mark = f' class="{" ".join(kinds)}"' if kinds else ""
-    return f"<{tag}{mark}>{html.escape(text)}</{tag}>"
+    return f"<{tag}{mark}>{_escaped(text)}</{tag}>"
 
 
 def _inline(svg: str, caption: str) -> str:
@@ -197,4 +197,4 @@ def _inline(svg: str, caption: str) -> str:
     from mm_lightning.style import INK
 
     drawing = svg[svg.index("<svg") :].replace(GROUND, "", 1).replace(INK, "currentColor")
-    return drawing.replace("<svg ", f'<svg role="img" aria-label="{html.escape(caption)}" ', 1).strip()
+    return drawing.replace("<svg ", f'<svg role="img" aria-label="{_escaped(caption)}" ', 1).strip()

@@ -32,6 +32,7 @@ from mm_lightning.experiments.tables import (
 )
 from mm_lightning.outputs import FolderKind, check_folder, staged
 from mm_lightning.ranges import Name, Place
+from mm_lightning.terminal import display
 
 REPORT = FolderKind(
     "a report",
@@ -78,9 +79,9 @@ def report_command(
             if isinstance(part, Grid) and part.name != "networks":
                 part.show()
         for note in report.gathered.notes:
-            print(note)
+            display(note)
         found += ["tables/", "numbers.csv"]
-    print(f"{report.place / 'index.html'}, {', '.join(found)} and figures/ beside it")
+    display(f"{report.place / 'index.html'}, {', '.join(found)} and figures/ beside it")
 
 
 def write_report(

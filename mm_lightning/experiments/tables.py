@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
+from mm_lightning.csv_text import csv_text
 from mm_lightning.experiments.drawing import short, word
 from mm_lightning.experiments.figures import DERIVED
 from mm_lightning.experiments.page import NOTHING
 from mm_lightning.experiments.provenance import commit, remarks
 from mm_lightning.experiments.statistics import Difference, Row, Spread
 from mm_lightning.experiments.study import LOSS, Run, Study
+from mm_lightning.terminal import console
 from mm_lightning.training.run_folder import hardware
 
 
@@ -101,27 +102,23 @@ def reference_rows(study: Study) -> list[list[str]]:
 def show(study: Study, rows: list[Row]) -> None:
     """Prints the table and what does not count."""
     from rich import box
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
     columns, lines = table(study, rows)
-    console = Console()
-    if not console.is_terminal:
-        console.width = 200  # a file has room for long names
-    drawn = Table(title=escape(study.name), box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    out = console(width=200)
+    drawn = Table(title=study.name, box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     kept = [n for n, name in enumerate(columns) if not name.endswith("tokens") and "FLOPs" not in name]
     for n in kept:
-        drawn.add_column(escape(columns[n]), justify="left" if n == 0 else "right", no_wrap=n > 0, overflow="fold")
+        drawn.add_column(columns[n], justify="left" if n == 0 else "right", no_wrap=n > 0, overflow="fold")
     for line in lines:
-        drawn.add_row(*(escape(line[n]) for n in kept))
-    console.print(drawn)
+        drawn.add_row(*(line[n] for n in kept))
+    out.print(drawn)
     for run in study.runs:
         if not run.finished:
             last = f": {run.last_line[:160]}" if run.last_line else ""
-            console.print(escape(f"does not count: {run.name}, {run.status} at step {reached(run)}{last}"))
+            out.print(f"does not count: {run.name}, {run.status} at step {reached(run)}{last}")
     for note in [*remarks(study), *study.notes]:
-        console.print(escape(note))
+        out.print(note)
 
 
 def _axes(run: Run) -> dict[str, Any]:
@@ -162,7 +159,5 @@ def run_record(run: Run) -> dict[str, Any]:
 def write_csv(path: Path, records: list[dict[str, Any]]) -> None:
     """Records under the union of their columns."""
     columns = list(dict.fromkeys(name for record in records for name in record))
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(records)
+    rows = [[record.get(name, "") for name in columns] for record in records]
+    path.write_text(csv_text([columns, *rows]), encoding="utf-8")

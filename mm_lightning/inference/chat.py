@@ -16,6 +16,7 @@ from mm_lightning.inference.text import unescape
 from mm_lightning.outputs import MEMORY, check_output
 from mm_lightning.ranges import Budget, Count, Name, Place
 from mm_lightning.signals import Ended, listen, restore
+from mm_lightning.terminal import display
 from mm_lightning.text_files import MARK, read_document
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def converse(talk: Conversation) -> None:
     if interactive:
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  (makes input() editable)
-        print("/help lists the commands, ctrl-D leaves", file=sys.stderr)
+        display("/help lists the commands, ctrl-D leaves", file=sys.stderr)
     first = True
     while True:
         try:
@@ -95,7 +96,7 @@ def converse(talk: Conversation) -> None:
         except Ended:
             raise
         except KeyboardInterrupt:
-            print("\n/quit or ctrl-D leaves", file=sys.stderr)
+            display("\n/quit or ctrl-D leaves", file=sys.stderr)
             continue
         try:
             if line.startswith("/") and not line.startswith("//"):
@@ -104,19 +105,19 @@ def converse(talk: Conversation) -> None:
             else:
                 reply(talk, line.removeprefix("/") if line.startswith("//") else line)
         except UserError as error:
-            print(f"mm: {error}", file=sys.stderr)
+            display(f"mm: {error}", file=sys.stderr)
         except Ended:
             raise
         except KeyboardInterrupt:
-            print("interrupted: nothing was read", file=sys.stderr)
+            display("interrupted: nothing was read", file=sys.stderr)
 
 
 def reply(talk: Conversation, text: str) -> None:
     """Prints an answer as it is written."""
     with ending_by_ctrl_c(talk.interrupt):
         for piece in talk.answer(text):
-            print(piece, end="", flush=True)
-    print(flush=True)
+            display(piece, end="", flush=True)
+    display("", flush=True)
 
 
 @contextlib.contextmanager
@@ -138,7 +139,7 @@ def obey(talk: Conversation, line: str) -> bool:
     if name in ("read", "save", "load") and not value:
         raise UserError(f"/{name} needs a file: /{name} FILE")
     if name == "help":
-        print(HELP)
+        display(HELP)
     elif name == "read":
         tokens = talk.encode(read_document(value))
         with ReadingBar(len(tokens)) as bar:
@@ -154,7 +155,7 @@ def obey(talk: Conversation, line: str) -> bool:
         set_option(talk, value)
     elif name == "stats":
         length, held = talk.reader.state.length, talk.reader.state.bytes
-        print(f"{length:,} token{'' if length == 1 else 's'} remembered in {held / 1e6:.1f} MB")
+        display(f"{length:,} token{'' if length == 1 else 's'} remembered in {held / 1e6:.1f} MB")
     else:
         raise UserError(f"there is no command /{name}: /help lists them")
     return True
@@ -164,7 +165,7 @@ def set_option(talk: Conversation, words: str) -> None:
     """`/set temperature 0.7`; alone, shows the settings."""
     settings = {**dataclasses.asdict(talk.sampling), "max_new_tokens": talk.max_new_tokens}
     if not words:
-        print("\n".join(f"{name} {'none' if value is None else value}" for name, value in settings.items()))
+        display("\n".join(f"{name} {'none' if value is None else value}" for name, value in settings.items()))
         return
     name, _, text = words.partition(" ")
     if name not in settings:

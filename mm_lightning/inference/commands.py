@@ -17,6 +17,7 @@ from mm_lightning.inference.sampling import DEFAULTS, Sampling
 from mm_lightning.inference.text import check_stop, encode_next, escape, unescape
 from mm_lightning.outputs import MEMORY, Output, check_output, opened
 from mm_lightning.ranges import Budget, Count, Name, Place
+from mm_lightning.terminal import console, display
 from mm_lightning.text_files import JSON_LINES, MARK, json_lines, read_document, split_suffix, text_lines
 
 if TYPE_CHECKING:
@@ -86,12 +87,12 @@ def generate_command(
         )
         if prompts is None and target is None and samples == 1:
             try:
-                print(asked[0], end="", flush=True)
+                display(asked[0], end="", flush=True)
                 for _, pieces in written:
                     for _, piece in pieces:
-                        print(piece, end="", flush=True)
+                        display(piece, end="", flush=True)
             finally:  # what is said of an error or of ctrl-C begins on a line of its own
-                print()
+                display("")
         elif prompts is None and target is None:
             _print_samples(asked[0], written, samples)
         else:
@@ -156,7 +157,7 @@ def _print_samples(prompt: str, written: Written, samples: int) -> None:
 
     for _, pieces in written:
         for number, text in enumerate(collect(pieces, samples)):
-            print(f"--- {number + 1} of {samples}\n{prompt}{text}")
+            display(f"--- {number + 1} of {samples}\n{prompt}{text}")
 
 
 def _write_lines(written: Written, samples: int, total: int, target: Output | None) -> None:
@@ -202,7 +203,7 @@ def remember_command(
         with ReadingBar(len(tokens)) as bar:
             reader.read([tokens], bar.advance)
         save_memory(target, reader, tokenizer)
-    print(f"{output}: {len(tokens):,} tokens, {reader.state.bytes / 1e6:.1f} MB")
+    display(f"{output}: {len(tokens):,} tokens, {reader.state.bytes / 1e6:.1f} MB")
 
 
 def read_prompt_file(path: str) -> list[str]:
@@ -241,7 +242,7 @@ class Speed:
         """Says it."""
         if sys.stderr.isatty():
             seconds = time.monotonic() - self.begin
-            print(f"{self.tokens:,} tokens, {self.tokens / seconds:,.1f} tokens/s", file=sys.stderr)
+            display(f"{self.tokens:,} tokens, {self.tokens / seconds:,.1f} tokens/s", file=sys.stderr)
 
 
 class ReadingBar:
@@ -254,12 +255,11 @@ class ReadingBar:
     """
 
     def __init__(self, total: int, what: str = "reading", shown: bool = True) -> None:
-        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        console = Console(stderr=True)
-        self._bar = Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal))
+        out = console(stderr=True)
+        self._bar = Progress(*columns, console=out, transient=True, disable=not (shown and out.is_terminal))
         self._task = self._bar.add_task(what, total=total)
 
     def __enter__(self) -> ReadingBar:

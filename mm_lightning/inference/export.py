@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mm_lightning.errors import UserError
 from mm_lightning.outputs import FolderKind, check_folder, share, staged, write_text
 from mm_lightning.ranges import Name, Place
+from mm_lightning.terminal import display
 
 if TYPE_CHECKING:
     from mm_lightning.data.tokenizer import Tokenizer
@@ -150,10 +151,10 @@ def export_command(
 def _say(output: Path, network: Network, dtype: str, tokenizer: Any, self_contained: bool) -> None:
     size = sum(file.stat().st_size for file in output.iterdir())
     parameters = sum(p.numel() for p in network.parameters())
-    print(f"{output}: {type(network).__name__}, {parameters:,} parameters in {dtype}, {size:,} bytes")
+    display(f"{output}: {type(network).__name__}, {parameters:,} parameters in {dtype}, {size:,} bytes")
     if tokenizer is None:
-        print("the checkpoint carries no tokenizer: none was written")
+        display("the checkpoint carries no tokenizer: none was written")
     first, option = ("", ", trust_remote_code=True") if self_contained else ("mm_lightning, ", "")
     load = f"transformers.AutoModelForCausalLM.from_pretrained({str(output)!r}{option})"
-    print(f"load it: import {first}transformers; model = {load}")
-    print("its README.md names no licence: choose one before you publish it")
+    display(f"load it: import {first}transformers; model = {load}")
+    display("its README.md names no licence: choose one before you publish it")

@@ -14,6 +14,7 @@ from mm_lightning.errors import UserError
 from mm_lightning.inference.export import ABOUT, require
 from mm_lightning.outputs import FolderKind, Output, check_folder, staged
 from mm_lightning.ranges import Name, Place, Positive
+from mm_lightning.terminal import display
 from mm_lightning.yaml_text import write_yaml
 
 if TYPE_CHECKING:
@@ -216,12 +217,12 @@ def import_command(
     check(imported)
     path = write(imported, target)
     parameters = sum(x.numel() for x in imported.weights.values())
-    print(f"{path}: {imported.source}, {parameters:,} parameters")
+    display(f"{path}: {imported.source}, {parameters:,} parameters")
     folder = Path(source).expanduser()
     if holds_other_code(folder):
-        print(
+        display(
             f"{source} comes with modeling code of another version, which newer transformers may not run: write it "
             f"anew with mm export --checkpoint {quote(output)} --output {quote(f'{folder}_new')} --self_contained"
         )
     if imported.tokenizer is None:
-        print("it came without a tokenizer, which generating needs: --tokenizer names one")
+        display("it came without a tokenizer, which generating needs: --tokenizer names one")

@@ -6,7 +6,8 @@ A memory file is a safetensors file. Its tensors are those of the state of infer
     logits      (V,) float32 for the token after it
 
 Its metadata say what can read it: `format` and `version` of the file, `tokens` T, `network` (class and fields, JSON),
-`weights` (a fingerprint of them) and `tokenizer` (its sha256).
+`weights` (a fingerprint of them) and `tokenizer` (its sha256); and `crc32`, the checksum of the whole file with eight
+zeros in the checksum's place.
 """
 
 from __future__ import annotations
@@ -47,17 +48,20 @@ def save_memory(path: str | Path | Output, reader: Reader, tokenizer: Tokenizer)
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    from mm_lightning.training.checkpoint.safetensors_file import UNSEALED, seal
+
     if len(reader.documents) != 1 or reader.logits is None:
         raise ValueError("a memory file holds one document, of which something was read")
     target = path if isinstance(path, Output) else check_output(path, True, kind=MEMORY)
     tensors = {f"state.{name}": x.contiguous() for name, x in reader.state.tensors().items()}
     tensors["document"] = torch.tensor(reader.documents[0])
     tensors["logits"] = reader.logits[0].float()
-    about = {"format": FORMAT, "version": str(VERSION), "tokens": str(len(reader.documents[0]))}
+    about = {"format": FORMAT, "version": str(VERSION), "tokens": str(len(reader.documents[0])), "crc32": UNSEALED}
     try:
         with staged(target) as part:
             save_file(tensors, part, about | _describe(reader.network, tokenizer))
             share(part)
+            seal(part)
     except SafetensorError as error:
         raise UserError(f"cannot write the memory file {target}: {error}") from error
 
@@ -89,6 +93,8 @@ def load_memory(
 
     path = Path(path).expanduser()
     about = _metadata(path)
+    if wrong := damaged(path):
+        raise UserError(f"{path} is a damaged memory file (it {wrong}): read the text again with `mm remember`")
     _check(path, about, _describe(network, tokenizer))
     device = next(network.parameters()).device
     try:
@@ -107,6 +113,26 @@ def load_memory(
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise UserError(f"{path} is a damaged memory file ({error}): read the text again with `mm remember`") from error
     return reader
+
+
+def is_memory(path: Path) -> bool:
+    """Return whether a file says that it is a memory file."""
+    from mm_lightning.training.checkpoint.safetensors_file import read_header
+
+    try:
+        return read_header(path)["__metadata__"]["format"] == FORMAT
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
+
+
+def damaged(path: Path) -> str | None:
+    """Return what is wrong with the bytes of a memory file, to be read after its name; None if nothing is.
+
+    Files of earlier versions have no checksum: of them it is only seen whether all is there.
+    """
+    from mm_lightning.training.checkpoint.safetensors_file import problem
+
+    return problem(path)
 
 
 PAIRS = (".keys", ".values", ".raw")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mm_lightning.errors import UserError
-from mm_lightning.markdown import markdown_table
+from mm_lightning.markdown import Markup, code, markdown_table, plain
 from mm_lightning.training.run_folder import hardware
 from mm_lightning.versions import required_versions
 
@@ -81,7 +81,7 @@ def model_card(checkpoint: Path, about: dict[str, Any], network: Network, self_c
         "Data": _data(about, config),
         "Evaluation": _evaluation(checkpoint, run),
     }
-    head = _HEAD.format(name=_name(run, checkpoint), kind=kind, home=_HOME, code=code)
+    head = _HEAD.format(name=plain(_name(run, checkpoint)), kind=kind, home=_HOME, code=code)
     return "\n".join([head, *(f"## {title}\n\n{text}\n" for title, text in sections.items())])
 
 
@@ -99,7 +99,7 @@ def table(rows: Iterable[tuple[Any, ...]], head: tuple[str, ...]) -> str:
 def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.5g}"
-    return str(value).replace("|", "\\|").replace("\n", " ")
+    return value if isinstance(value, Markup) else str(value)
 
 
 def _name(run: Path, checkpoint: Path) -> str:
@@ -119,7 +119,7 @@ def _network(about: dict[str, Any], network: Network) -> str:
     parameters = sum(p.numel() for p in network.parameters())
     dtype = str(next(network.parameters()).dtype).removeprefix("torch.")
     fields = about["network"]["fields"].items()
-    rows = [("parameters", f"{parameters:,} ({dtype})"), *((f"`{name}`", value) for name, value in fields)]
+    rows = [("parameters", f"{parameters:,} ({dtype})"), *((code(name), value) for name, value in fields)]
     return table(rows, ("setting", "value"))
 
 
@@ -137,15 +137,15 @@ def _training(checkpoint: Path, about: dict[str, Any], config: dict[str, Any]) -
     trained = about.get("recipe", {})  # the config is of the run's last start
     for part, names in RECIPE:
         known = {n: trained.get(f"{part}.{n}", config.get(part, {}).get(n)) for n in names}
-        rows += [(f"`{part}.{n}`", value) for n, value in known.items() if value is not None]
+        rows += [(code(f"{part}.{n}"), value) for n, value in known.items() if value is not None]
     if "seed_everything" in config:
-        rows.append(("`seed_everything`", config["seed_everything"]))
+        rows.append((code("seed_everything"), config["seed_everything"]))
     environment = checkpoint.parent.parent / "environment.json"
     if environment.is_file():
         rows += _environment(json.loads(environment.read_text(encoding="utf-8")))
     if len(rows) > 1:
         return table(rows, ("setting", "value"))
-    return f"Nothing is known but its name, `{checkpoint.name}`: it did not lie in a run folder."
+    return f"Nothing is known but its name, {code(checkpoint.name)}: it did not lie in a run folder."
 
 
 def _environment(environment: dict[str, Any]) -> list[tuple[str, Any]]:
@@ -164,13 +164,15 @@ def _data(about: dict[str, Any], config: dict[str, Any]) -> str:
     tokenizer = about["tokenizer"]
     rows: list[tuple[str, Any]] = []
     if tokenizer:
-        rows += [("tokenizer", Path(tokenizer["name"]).name), ("tokenizer sha256", f"`{tokenizer['sha256']}`")]
+        rows += [("tokenizer", Path(tokenizer["name"]).name), ("tokenizer sha256", code(tokenizer["sha256"]))]
     path = config.get("data", {}).get("path")
     weights = path if isinstance(path, dict) else {path: 1.0} if path else {}
     try:
         manifests = [(weight, Manifest.load(folder)) for folder, weight in weights.items()]
     except UserError as error:
-        return "\n\n".join([table(rows, ("what", "value")), f"The data's manifest could not be read: {error}."])
+        return "\n\n".join(
+            [table(rows, ("what", "value")), f"The data's manifest could not be read: {plain(str(error))}."]
+        )
     if not manifests:
         return table(rows, ("what", "value")) if rows else "Nothing is known of it."
     trained_on = (about.get("data") or {}).get("content", "")
@@ -183,8 +185,8 @@ def _data(about: dict[str, Any], config: dict[str, Any]) -> str:
             rows.append((f"{name} documents", f"{split.documents:,}"))
             rows.append((f"{name} tokens", f"{split.tokens:,}"))
             rows.append((f"{name} bytes", f"{split.bytes:,}"))
-        rows.append(("fingerprint", f"`{manifest.fingerprint}`"))
-        rows.append(("content", f"`{manifest.content}`"))
+        rows.append(("fingerprint", code(manifest.fingerprint)))
+        rows.append(("content", code(manifest.content)))
         rows += [(f"source {n}", _source(source)) for n, source in enumerate(manifest.sources, 1)]
     return table(rows, ("what", "value"))
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mm_lightning.errors import UserError
 from mm_lightning.outputs import CHECKPOINT, SAFETENSORS, FolderKind, check_folder, check_output, staged
 from mm_lightning.ranges import NonNegative, Place
+from mm_lightning.terminal import display
 
 if TYPE_CHECKING:
     from mm_lightning.training.checkpoint.weights import Weights
@@ -65,26 +66,27 @@ def list_command(run: Place, checksums: bool = False) -> None:
     head = ("step", "size", "age", "kind", "checkpoint", "state")
     widths = [max(len(row[n]) for row in [head, *rows]) for n in range(len(head))]
     for row in [head, *rows]:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        display("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     for folder in sorted({path.parent for path in paths}):
         if (folder / "best.json").is_file():
             best = json.loads((folder / "best.json").read_text(encoding="utf-8"))
-            print(f"best of {folder}: step {best['step']}, {best['metric']} {best['value']:.6g}")
+            display(f"best of {folder}: step {best['step']}, {best['metric']} {best['value']:.6g}")
 
 
 def verify_command(run: Place) -> None:
     """Read checkpoints, compare all their checksums and load them; exit with an error if one cannot be used.
 
     Args:
-        run: a run folder, a root of numbered run folders, or a checkpoint.
+        run: a run folder, a root of numbered run folders, a checkpoint, or a memory file of `mm remember`.
     """
+    from mm_lightning.inference.memory_file import damaged, is_memory
     from mm_lightning.training.checkpoint import damage
     from mm_lightning.training.checkpoint.weights import unloadable
 
     bad = []
     for path in find_all(run):
-        problem = damage(path) or unloadable(path)
-        print(f"{path} {problem or 'is whole'}", flush=True)
+        problem = damaged(path) if is_memory(path) else damage(path) or unloadable(path)
+        display(f"{path} {problem or 'is whole'}", flush=True)
         bad += [path] if problem else []
     if bad:
         raise UserError(f"{len(bad)} of the checkpoints in {run} cannot be used: --resume passes over them")
@@ -120,7 +122,7 @@ def consolidate_command(
     weights = open_weights(path)
     with staged(target) as part:
         write_safetensors(weights, part, about, tied_names(about, weights), getattr(torch, dtype))
-    print(f"{target}: {len(weights)} tensors in {dtype}, {size_of(target.place):,} bytes, from {path}")
+    display(f"{target}: {len(weights)} tensors in {dtype}, {size_of(target.place):,} bytes, from {path}")
 
 
 def tied_names(about: dict[str, Any], weights: Weights) -> dict[str, str]:
@@ -184,7 +186,7 @@ def convert_command(checkpoint: Place, output: Place, overwrite: bool = False) -
     )
     with staged(place) as part:
         (to_plain if plain else to_universal)(path, part)
-    print(f"{output}: {size_of(place.place):,} bytes, from {path}")
+    display(f"{output}: {size_of(place.place):,} bytes, from {path}")
 
 
 def compare_command(checkpoints: list[Place], tolerance: NonNegative = 0.0) -> None:
@@ -205,7 +207,7 @@ def compare_command(checkpoints: list[Place], tolerance: NonNegative = 0.0) -> N
     missing = [f"{name} is in {paths[name not in one]} only" for name in sorted(one.keys() ^ two.keys())]
     lines = [difference(name, one, two, tolerance) for name in one if name in two]
     different = [*missing, *filter(None, lines)]
-    print("\n".join(different or [f"{len(one)} tensors are the same"]))
+    display("\n".join(different or [f"{len(one)} tensors are the same"]))
     if different:
         raise UserError(f"{len(different)} of {len(one.keys() | two.keys())} tensors differ")
 

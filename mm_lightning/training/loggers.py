@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from mm_lightning.outputs import write_text
 from mm_lightning.redaction import redact
+from mm_lightning.terminal import display
 from mm_lightning.training.hparams import write_settings
 from mm_lightning.training.run_folder import RunFolder, board_folder
 
@@ -22,7 +23,7 @@ from mm_lightning.training.run_folder import RunFolder, board_folder
 @rank_zero_only
 def say(message: str) -> None:
     """Prints one line on the first process only."""
-    print(redact(message), flush=True)
+    display(redact(message), flush=True)
 
 
 class MetricsFile(Logger):

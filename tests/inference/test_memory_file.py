@@ -4,7 +4,10 @@ import json
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
+from mm_lightning.cli import main
 from mm_lightning.data.tokenizer import train_tokenizer
 from mm_lightning.errors import UserError
 from mm_lightning.inference.generate import collect, read_prompts, write
@@ -131,3 +134,28 @@ def test_files_that_are_no_memory(network, tokenizer, tmp_path):
     save_file({name: x for name, x in tensors.items() if not name.startswith(begin)}, path, about)
     with pytest.raises(UserError, match="a damaged memory file"):
         load_memory(path, network, tokenizer)
+
+
+def test_a_flipped_bit_is_found(network, tokenizer, tmp_path, capsys):
+    path = tmp_path / "m.memory"
+    saved(path, network, tokenizer)
+    whole = path.read_bytes()
+    assert main(["checkpoint", "verify", str(path)]) == 0
+    for place in (len(whole) // 2, len(whole) - 1, whole.index(b'"tokens"') + 11):
+        changed = bytearray(whole)
+        changed[place] ^= 1
+        path.write_bytes(changed)
+        with pytest.raises(UserError, match=r"checksum|damaged"):
+            load_memory(path, network, tokenizer)
+        assert main(["checkpoint", "verify", str(path)]) == 2
+        assert "is damaged (its checksum is not the one it was written with)" in capsys.readouterr().out
+
+
+def test_a_memory_of_earlier_versions_has_no_checksum(network, tokenizer, tmp_path):
+    path = tmp_path / "m.memory"
+    saved(path, network, tokenizer)
+    with safe_open(path, "pt") as file:
+        about = {name: text for name, text in file.metadata().items() if name != "crc32"}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    save_file(tensors, path, about)
+    assert load_memory(path, network, tokenizer).documents

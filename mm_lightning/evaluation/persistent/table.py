@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mm_lightning.evaluation.persistent.definitions import DEFINITIONS, OTHER_6, PERSISTENT_13
-from mm_lightning.markdown import markdown_table
+from mm_lightning.markdown import Markup, markdown_table
 
 TABLES = {"Persistent knowledge": PERSISTENT_13, "Other benchmarks": OTHER_6}
 
@@ -31,7 +31,7 @@ def overview(results: Sequence[dict[str, Any]]) -> str:
         columns = [run for run in runs if any((name, run) in cells for name in there)]
         lines = [[DEFINITIONS[name].label, *(_percent(cells.get((name, run))) for run in columns)] for name in there]
         if any(means := [mean(cells, names, run) for run in columns]):
-            lines.append([f"**mean of {len(names)}**", *map(_percent, means)])
+            lines.append([Markup(f"**mean of {len(names)}**"), *map(_percent, means)])
         text.append(f"## {title}\n\n{markdown_table(['benchmark', *columns], lines)}\n")
     return "\n".join(text)
 

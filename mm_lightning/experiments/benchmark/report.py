@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from mm_lightning.outputs import Output, opened
+from mm_lightning.terminal import console
 
 
 def report(
@@ -27,7 +28,6 @@ def report(
         sections: rows of cells, with a line between sections.
         target: the JSON file, if one is wanted.
     """
-    from rich.console import Console
     from rich.table import Table
 
     settings = ", ".join(
@@ -40,10 +40,7 @@ def report(
         for row in rows:
             table.add_row(*row)
         table.add_section()
-    console = Console()
-    if not console.is_terminal:
-        console.width = 140  # a file has room for long names
-    console.print(table)
+    console(width=140).print(table)
     if target:
         with opened(target) as file:
             file.write(json.dumps(result, indent=2) + "\n")

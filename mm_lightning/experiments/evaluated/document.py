@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from mm_lightning.csv_text import csv_text
 from mm_lightning.experiments import page
 from mm_lightning.experiments.drawing import short
 from mm_lightning.experiments.evaluated import anything, in_context, long_texts, persistent, positions, published
@@ -120,12 +121,11 @@ def _facts(gathered: Gathered) -> dict[str, str]:
 def write_numbers(path: Path, gathered: Gathered) -> None:
     """Every row of every evaluation as it is, with its network and its settings."""
     heads = ["task", "network", "group", "metric", "value", "stderr", "count", "partial", "settings"]
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(heads)
-        for e in gathered.evaluations:
-            settings = "; ".join(f"{name}={value}" for name, value in e.asked().items())
-            for row in e.rows:
-                group = " ".join(f"{name}={value}" for name, value in row.group.items())
-                cells = [e.task, e.network.name, group, row.metric, row.value, row.stderr, row.count]
-                writer.writerow([*cells, "" if e.answers is None else e.answers, settings])
+    lines: list[list[Any]] = [heads]
+    for e in gathered.evaluations:
+        settings = "; ".join(f"{name}={value}" for name, value in e.asked().items())
+        for row in e.rows:
+            group = " ".join(f"{name}={value}" for name, value in row.group.items())
+            cells = [e.task, e.network.name, group, row.metric, row.value, row.stderr, row.count]
+            lines.append([*cells, "" if e.answers is None else e.answers, settings])
+    path.write_text(csv_text(lines), encoding="utf-8")

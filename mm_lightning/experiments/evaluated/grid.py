@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from mm_lightning.csv_text import csv_text
 from mm_lightning.experiments import page
 from mm_lightning.experiments.evaluated.estimates import Estimate
 from mm_lightning.experiments.page import NOTHING
+from mm_lightning.terminal import console
 
 Cell = Estimate | float | int | str | None
 
@@ -49,34 +49,27 @@ class Grid:
     def show(self) -> None:
         """Prints it; published numbers are in italics."""
         from rich import box
-        from rich.console import Console
-        from rich.markup import escape
         from rich.table import Table
+        from rich.text import Text
 
-        console = Console()
-        if not console.is_terminal:
-            console.width = 200  # a file has room for long names
-        drawn = Table(title=escape(self.name), box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+        drawn = Table(title=self.name, box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
         for m, head in enumerate(self.heads):
-            drawn.add_column(escape(head), justify="left" if m < self.labels else "right", overflow="fold")
+            drawn.add_column(head, justify="left" if m < self.labels else "right", overflow="fold")
         block = self.block()
         for n, row in enumerate(block.rows):
-            cells = [f"[italic]{escape(c)}[/]" if block.published(n, m) else escape(c) for m, c in enumerate(row)]
-            drawn.add_row(*cells)
-        console.print(drawn)
+            drawn.add_row(*(Text(c, "italic" if block.published(n, m) else "") for m, c in enumerate(row)))
+        console(width=200).print(drawn)
 
     def csv(self) -> str:
         """Each estimate as value, ends of its interval, and count; everything else as it is."""
         wide = {m for m in range(len(self.heads)) if any(isinstance(row[m], Estimate) for row in self.rows)}
-        out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\n")
         ends = [" low", " high", " count"]
         heads = [[head, *(head + end for end in ends)] if m in wide else [head] for m, head in enumerate(self.heads)]
-        writer.writerow(["source", *(name for part in heads for name in part)])
+        lines: list[list[Cell]] = [["source", *(name for part in heads for name in part)]]
         for n, row in enumerate(self.rows):
             cells = [part for m, cell in enumerate(row) for part in _parts(cell, m in wide)]
-            writer.writerow(["published" if n in self.published_rows else "ours", *cells])
-        return out.getvalue()
+            lines.append(["published" if n in self.published_rows else "ours", *cells])
+        return csv_text(lines)
 
 
 def _parts(cell: Cell, wide: bool) -> list[Cell]:

@@ -21,7 +21,8 @@ from mm_lightning.training.checkpoint.weights import Weights
 from mm_lightning.training.checkpoint.whole import KEY, PARTIAL, crc32, sync, sync_folder
 
 _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64", torch.int64: "I64"}
-_ZEROS = "00000000"
+UNSEALED = "00000000"
+"""What the metadata hold under `crc32` while a file is written."""
 _LARGEST_HEADER = 100_000_000  # bytes; the same limit as safetensors'
 _PIECE = 1 << 24  # elements converted and written at once
 
@@ -75,9 +76,9 @@ def problem(path: Path, checksums: bool = True) -> str | None:
     if not checksums:
         return None
     place = 8 + _place(raw, about["crc32"])
-    before = zlib.crc32(_ZEROS.encode(), crc32(path, place))
+    before = zlib.crc32(UNSEALED.encode(), crc32(path, place))
     with open(path, "rb") as file:
-        file.seek(place + len(_ZEROS))
+        file.seek(place + len(UNSEALED))
         while block := file.read(1 << 22):
             before = zlib.crc32(block, before)
     return None if f"{before:08x}" == about["crc32"] else "is damaged (its checksum is not the one it was written with)"
@@ -101,7 +102,7 @@ def write_safetensors(
         dtype: of what is stored; None leaves each as it is.
     """
     names = [name for name in weights if name not in tied]
-    metadata = {"format": "pt", KEY: json.dumps(about), "tied": json.dumps(tied), "crc32": _ZEROS}
+    metadata = {"format": "pt", KEY: json.dumps(about), "tied": json.dumps(tied), "crc32": UNSEALED}
     header: dict[str, Any] = {"__metadata__": metadata}
     offset = 0
     for name in names:
@@ -119,7 +120,7 @@ def write_safetensors(
             for name in names:
                 for piece in _pieces(weights[name], dtype or weights.dtypes[name]):
                     value = _put(file, value, piece)
-            file.seek(8 + _place(text, _ZEROS))
+            file.seek(8 + _place(text, UNSEALED))
             file.write(f"{value:08x}".encode())
             sync(file)
         os.replace(partial, target)
@@ -127,6 +128,16 @@ def write_safetensors(
         partial.unlink(missing_ok=True)
         raise
     sync_folder(target.absolute().parent)
+
+
+def seal(path: Path) -> None:
+    """Put the checksum of a file into its header, in the place of the `UNSEALED` that it was written with."""
+    place = 8 + _place(_header_bytes(path), UNSEALED)
+    value = crc32(path)
+    with open(path, "r+b") as file:
+        file.seek(place)
+        file.write(f"{value:08x}".encode())
+        sync(file)
 
 
 def _put(file: Any, value: int, data: Any) -> int:

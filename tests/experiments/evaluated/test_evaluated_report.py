@@ -188,7 +188,7 @@ def test_partial_results_say_so(tmp_path, no_figures):
     place = write_report(tmp_path)
     text = (place / "report.md").read_text()
     assert r"| v2 (partial: 10 answers) | 512 | 10 | 30.0 \[10.8, 60.3\] |" in text
-    assert r"generated\_facts of v2 is partial: its numbers are those of the first 10 answers." in text
+    assert r"generated_facts of v2 is partial: its numbers are those of the first 10 answers." in text
     assert "1 of 2 evaluations are partial" in text
     with open(place / "numbers.csv", newline="") as file:
         numbers = list(csv.DictReader(file))
@@ -319,7 +319,7 @@ def test_runs_and_evaluations_in_one_page(tmp_path, no_figures, monkeypatch):
     ]
     write(sweep / "base/seed-1/0/evaluations", "base", "qa_1", [share(5, 10, length=4096)], V2, **LONG)
     text = (write_report(sweep) / "report.md").read_text()
-    assert text.index("| base | 1 | 2.0000 |") < text.index("## Evaluation") < text.index(r"### qa\_1")
+    assert text.index("| base | 1 | 2.0000 |") < text.index("## Evaluation") < text.index("### qa_1")
 
 
 @pytest.mark.parametrize(
