@@ -295,8 +295,10 @@ class LanguageModule(LightningModule):
             self.trainer.should_stop = True  # the last step is validated whatever the interval
 
     def log_train(self, values: dict[str, float]) -> None:
-        """Logs values of a training step under the number of finished steps."""
-        self.log_dict({**values, "step": float(self.global_step)}, on_step=True, on_epoch=False)
+        """Log values of a training step under the number of finished steps, in float64: counts are exact."""
+        numbers = {**values, "step": float(self.global_step)}
+        exact = {name: torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}
+        self.log_dict(exact, on_step=True, on_epoch=False)
 
     def schedule(self, step: int) -> float:
         """The learning rate of a step, counted from 0, as a fraction of the peak."""
