@@ -5,13 +5,13 @@ from __future__ import annotations
 import gzip
 import io
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, BinaryIO
 
 from mm_lightning.errors import BadInput, UserError
-from mm_lightning.retry import patiently, storage_error
+from mm_lightning.stores import Remote, is_remote
 
 _BLOCK = 1 << 20
 _ZSTD_BLOCK = 1 << 12  # may hold some ten thousand times as much
@@ -104,17 +104,12 @@ def arrow(url: str) -> tuple[ModuleType, ModuleType]:
     return pyarrow, pyarrow.parquet
 
 
-def is_remote(url: str) -> bool:
-    """Return whether a URL, as fsspec writes it, is of another file system than the local one."""
-    return "://" in url and not url.startswith("file:")
-
-
 @contextmanager
 def opened(url: str, codec: str | None) -> Iterator[BinaryIO]:
     """The decompressed bytes of a file; damaged compression is a BadInput. A store that fails is asked again."""
     import fsspec
 
-    with io.BufferedReader(_Remote(url), _BLOCK) if is_remote(url) else fsspec.open(url, "rb") as stream:
+    with io.BufferedReader(Remote(url), _BLOCK) if is_remote(url) else fsspec.open(url, "rb") as stream:
         if codec == "gz":
             try:
                 yield gzip.GzipFile(fileobj=stream)  # type: ignore[misc]
@@ -124,51 +119,6 @@ def opened(url: str, codec: str | None) -> Iterator[BinaryIO]:
             yield _ZstdReader(stream, url)  # type: ignore[misc]
         else:
             yield stream
-
-
-def _from_store(action: Callable[[], Any]) -> Any:
-    try:
-        return action()
-    except Exception as error:
-        raise storage_error(error) from error
-
-
-class _Remote(io.RawIOBase):
-    """A file elsewhere, read again from where it was when its store fails."""
-
-    def __init__(self, url: str) -> None:
-        import fsspec
-
-        self._url = url
-        self._file: Any = patiently(lambda: _from_store(lambda: fsspec.open(url, "rb").open()), url)
-
-    def readinto(self, buffer: Any) -> int:
-        at = self._file.tell()
-
-        def read() -> bytes:
-            self._file.seek(at)
-            return self._file.read(len(buffer))
-
-        data = patiently(lambda: _from_store(read), self._url)
-        buffer[: len(data)] = data
-        return len(data)
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        if not self.closed:
-            self._file.close()
-        super().close()
 
 
 class _ZstdReader:

@@ -1,35 +1,108 @@
-"""Storage that fails for a moment: a network file system, an object store."""
+"""Storage that fails for a moment: a network file system, an object store, a web server."""
 
 from __future__ import annotations
 
 import logging
+import socket
 import time
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 from mm_lightning.errors import UserError
+from mm_lightning.redaction import redact
 
 _WAITS = (1.0, 4.0, 16.0)  # seconds before each further try
-_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+
+
+class Unreachable(OSError):
+    """There is no such machine, or nothing there that answers."""
+
+
+class Refused(OSError):
+    """The answer of a server to a request that it will never fulfill."""
+
+
+class Passing(OSError):
+    """What is expected to be over soon: a server that is busy or being started, silence, a dropped connection."""
+
+
+FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, Refused)
+"""What trying again cannot mend."""
+
+_PASSING = {408, 425, 429, *range(500, 600)} - {501, 505}  # statuses of HTTP
+_KINDS: dict[int, tuple[type[OSError], str]] = {
+    **dict.fromkeys((401, 402, 403, 407, 451), (PermissionError, "not allowed")),
+    **dict.fromkeys((404, 410), (FileNotFoundError, "not there")),
+}
 
 _Result = TypeVar("_Result")
 
 
 def storage_error(error: Exception) -> OSError:
-    """Return any error that the library of a store raised as an OSError with a message of one line."""
-    if isinstance(error, OSError):
-        return error
-    status = getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)
-    kind = {401: PermissionError, 403: PermissionError, 404: FileNotFoundError, 410: FileNotFoundError}
-    return kind.get(status or 0, OSError)(" ".join(str(error).split())[:300] or type(error).__name__)
+    """Return any error that the library of a store raised as an OSError of a fitting kind with a message of one line.
+
+    Libraries raise "not found" for whatever went wrong: what they raised it from says what that was.
+    """
+    chain = [*_causes(error)]
+    for cause in chain:
+        if status := _status(cause):
+            kind, said = _KINDS.get(status, (Passing if status in _PASSING else Refused, "refused"))
+            said = "the server failed" if kind is Passing else said
+            return kind(f"{said} ({status}): {getattr(cause, 'message', None) or _text(cause)}".removesuffix(": "))
+    for cause in reversed(chain):
+        if isinstance(cause, socket.gaierror | ConnectionRefusedError) or type(cause).__name__ in _NOT_CONNECTED:
+            return Unreachable(f"cannot be reached: {getattr(cause, 'strerror', None) or _text(cause)}")
+    for cause in chain:
+        if isinstance(cause, TimeoutError):
+            return Passing(f"timed out: {cause}".removesuffix(": "))
+        if isinstance(cause, ConnectionError) or type(cause).__name__ in _DROPPED:
+            return Passing(f"the connection was dropped: {_text(cause)}")
+    if isinstance(error, FileNotFoundError | PermissionError) and error.errno is None:  # a store's own
+        said = "not there" if isinstance(error, FileNotFoundError) else "not allowed"
+        address = _text(error).lower().startswith("http")  # of fsspec, for an answer of 404
+        return type(error)(f"{said} (404)" if address else f"{said}: {_text(error)}")
+    return error if isinstance(error, OSError) else OSError(_text(error))
 
 
-def patiently(action: Callable[[], _Result], what: str) -> _Result:
+_NOT_CONNECTED = ("ClientConnectorError", "ClientConnectorDNSError", "EndpointConnectionError")
+_DROPPED = ("ClientPayloadError", "ServerDisconnectedError", "ClientOSError", "IncompleteRead", "ProtocolError")
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__
+
+
+def _status(error: Any) -> int | None:
+    """Return the status of HTTP that an error of any library carries."""
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):  # of botocore
+        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    else:
+        status = getattr(error, "status", None) or getattr(response, "status_code", None)
+    return status if isinstance(status, int) and 400 <= status < 600 else None
+
+
+def _text(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def patiently(
+    action: Callable[[], _Result],
+    what: str,
+    final: tuple[type[OSError], ...] = FINAL,
+    passing: type[OSError] = OSError,
+) -> _Result:
     """Does something that reads, again a few times if the storage fails, waiting longer each time.
 
     Args:
         action: what to do.
         what: the file that is read, for messages.
+        final: errors that trying again does not mend.
+        passing: the errors that it may.
 
     Raises:
         UserError: it failed to the end.
@@ -38,11 +111,11 @@ def patiently(action: Callable[[], _Result], what: str) -> _Result:
     for wait in (*_WAITS, None):
         try:
             return action()
-        except _FINAL:
+        except final:
             raise
-        except OSError as error:
+        except passing as error:
             if wait is None:
                 raise UserError(f"cannot read {what}: {error} ({len(_WAITS) + 1} tries)") from error
-            logging.getLogger(__name__).warning("%s: %s; trying again in %g s", what, error, wait)
+            logging.getLogger(__name__).warning("%s: %s; trying again in %g s", redact(what), error, wait)
             time.sleep(wait)
     raise AssertionError

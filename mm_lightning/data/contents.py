@@ -11,8 +11,9 @@ from functools import partial
 
 from mm_lightning.data.corpora import SourceFile
 from mm_lightning.data.progress import say
-from mm_lightning.decompress import is_remote, opened
+from mm_lightning.decompress import opened
 from mm_lightning.errors import BadInput, UserError
+from mm_lightning.stores import is_remote
 
 _LARGE = 1 << 33  # bytes whose reading takes long enough to say so
 _THREADS = 8
@@ -69,7 +70,7 @@ def _hash(file: SourceFile, stopped: threading.Event | None = None) -> str:
         with opened(file.url, None) as stream:
             while not (stopped and stopped.is_set()) and (block := stream.read(_BLOCK)):
                 digest.update(block)
-    except (OSError, BadInput, UserError):
+    except (OSError, BadInput):
         pass
     return digest.hexdigest()
 

@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 from mm_lightning.decompress import LONGEST, TooLong, arrow, opened, read_whole, records
 from mm_lightning.errors import BadInput, UserError
-from mm_lightning.retry import storage_error
+from mm_lightning.retry import Passing, Refused, Unreachable, patiently
+from mm_lightning.stores import file_path, find, from_store, gives_ranges, is_http, is_remote
 from mm_lightning.text_files import BOM, JSON_LINES, MARK, check_once, check_text, decode, parse_json, split_suffix
 
 STDLIB = "python-stdlib"
@@ -27,6 +28,8 @@ _PARQUET_BYTES = 1 << 32  # of a compressed parquet file, which is held in memor
 Kind = Literal["text", "python", "lines", "parquet"]
 
 _KINDS: dict[str, Kind] = {".txt": "text", **dict.fromkeys(JSON_LINES, "lines"), ".parquet": "parquet"}
+
+_FILES = (*_KINDS, ".gz", ".zst")
 
 
 @dataclass(frozen=True)
@@ -109,26 +112,20 @@ def _stdlib_files() -> list[SourceFile]:
 
 
 def _find(source: str, settings: ReadSettings) -> list[SourceFile]:
-    import fsspec
-
+    place = str(Path(source).expanduser()) if source.startswith("~") else source
     try:
-        fs, root = fsspec.core.url_to_fs(str(Path(source).expanduser()) if source.startswith("~") else source)
-        if any(c in root for c in "*?[") and not fs.exists(root):
-            found = {path: info for path, info in fs.glob(root, detail=True).items() if info["type"] == "file"}
-            wanted = None
-        elif fs.isdir(root):
-            found, wanted = fs.find(root, detail=True), settings.suffixes or tuple(_KINDS)
-        elif fs.exists(root):
-            found, wanted = {root: fs.info(root)}, None
-        else:
-            raise UserError(f"there is no {source}")
+        fs, root, found, folder = patiently(lambda: from_store(lambda: find(place, _FILES)), source, passing=Passing)
     except UserError:
         raise
-    except Exception as error:  # the file systems of fsspec raise what their libraries do
-        raise UserError(f"cannot list {source}: {storage_error(error)}") from error
+    except (FileNotFoundError, PermissionError, Refused, Unreachable) as error:
+        missing = isinstance(error, FileNotFoundError) and not is_remote(source)
+        raise UserError(f"there is no {source}" if missing else f"cannot read {source}: {error}") from error
+    except OSError as error:
+        raise UserError(f"cannot list {source}: {error}") from error
+    wanted = (settings.suffixes or tuple(_KINDS)) if folder else None
     files = []
     for path, info in sorted(found.items()):
-        name = path.removeprefix(root).lstrip("/") or Path(path).name
+        name = path.removeprefix(root).lstrip("/") or Path(file_path(path)).name
         kind, codec, suffix = _kind(path)
         if wanted and (suffix not in wanted or any(part.startswith(".") for part in name.split("/"))):
             continue
@@ -146,7 +143,15 @@ def _mark(info: dict[str, Any]) -> str | None:
 
 
 def _kind(path: str) -> tuple[Kind, str | None, str]:
-    suffix, codec = split_suffix(path)
+    """Return how the file of a path or URL is read, by its suffix; `?...` and `#...` of a URL are none of it.
+
+    Where it has no suffix that says more, those count: `https://host/get?file=a.jsonl`, `s3://bucket/part#1.jsonl`.
+    """
+    suffix, codec = split_suffix(file_path(path))
+    if not codec and suffix not in _KINDS:
+        whole, of_whole = split_suffix(path)
+        if of_whole or whole in _KINDS:
+            suffix, codec = whole, of_whole
     return _KINDS.get(suffix, "text"), codec, suffix
 
 
@@ -174,7 +179,7 @@ def plan_units(files: list[SourceFile], settings: ReadSettings, unit_bytes: int)
 
 
 def _cuts(file: SourceFile, settings: ReadSettings, unit_bytes: int) -> list[tuple[int, int]]:
-    if file.codec:
+    if file.codec or (is_http(file.url) and not gives_ranges(file.url)):
         return []
     if file.kind == "parquet":
         pa, pq = arrow(file.url)

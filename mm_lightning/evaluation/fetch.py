@@ -14,17 +14,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
-from typing import Any
 
+from mm_lightning.decompress import opened
 from mm_lightning.errors import UserError
 from mm_lightning.outputs import made_folder
 from mm_lightning.ranges import Name, Place
 from mm_lightning.redaction import redact
 from mm_lightning.terminal import display
 from mm_lightning.text_files import read_json, read_text, text_lines
-
-SECONDS = 30
-"""The longest time that a server may stay silent."""
 
 
 def _questions(path: Path) -> int:
@@ -171,7 +168,7 @@ def _fetch(file: PublicFile, folder: Path, partial: Path, mirror: str | None, ov
         try:
             download(address, whole)
         except Exception as error:  # of any store's library
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            reason = " ".join(str(error).removeprefix(f"cannot read {address}: ").split())[:200]
             raise UserError(f"cannot get {address} ({reason}): {by_hand}") from error
     content = whole
     if member is not None:
@@ -195,17 +192,14 @@ def _fetch(file: PublicFile, folder: Path, partial: Path, mirror: str | None, ov
 
 
 def download(address: str, target: Path) -> None:
-    """Write what is at an address, a URL of any store that fsspec knows or a local path, into a file."""
-    import fsspec
+    """Write what is at an address, a URL of any store that fsspec knows or a local path, into a file.
 
-    options: dict[str, Any] = {}
-    if address.startswith(("http://", "https://")):
-        from aiohttp import ClientTimeout
-
-        timeout = ClientTimeout(total=None, sock_connect=SECONDS, sock_read=SECONDS)
-        options = {"client_kwargs": {"trust_env": True, "timeout": timeout}}  # proxies are the environment's
-    store, path = fsspec.core.url_to_fs(str(Path(address).expanduser()) if address[0] == "~" else address, **options)
-    store.get_file(path, str(target))
+    Raises:
+        OSError, UserError: it cannot be read, also after some tries.
+    """
+    place = str(Path(address).expanduser()) if address[0] == "~" else address
+    with opened(place, None) as stream, target.open("wb") as file:
+        shutil.copyfileobj(stream, file)
 
 
 def fetch_hint(path: Path) -> str:
