@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from mm_lightning.redaction import redact
 from mm_lightning.terminal import visible
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
@@ -25,7 +26,7 @@ def csv_text(rows: Iterable[Sequence[Any]]) -> str:
 def _cell(value: Any) -> Any:
     if not isinstance(value, str):
         return value
-    text = visible(value)  # a carriage return would end the row
+    text = visible(redact(value))  # a carriage return would end the row
     if not text.startswith(_FORMULA):
         return f"'{text}" if value.startswith(_FORMULA) else text
     try:

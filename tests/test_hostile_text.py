@@ -5,10 +5,12 @@ import io
 import re
 import xml.etree.ElementTree
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from rich.table import Table
 
+import mm_lightning
 from mm_lightning.csv_text import csv_text
 from mm_lightning.experiments import page
 from mm_lightning.experiments.drawing import drawing
@@ -156,3 +158,21 @@ def test_figures():
         first = next(line for line in visible(text).split("\n") if line).strip()
         assert written.count(first) >= 3, text  # at its tick, in the legend and in the title
     assert "$\\mathdefault{10" not in written  # the powers of the logarithmic axis are still computed
+
+
+PRINTING = {"cli.py", "terminal.py", "streams.py", "outputs.py", "experiments/cost.py", "data/sequences.py"}
+PRINTING |= {"inference/model_card.py", "callbacks/watchdog.py"}
+"""Modules that print what holds no text of others: help, numbers, what became of a stream or process."""
+
+
+def test_texts_are_printed_and_tables_made_in_one_place():
+    root = Path(mm_lightning.__file__).parent
+    for path in [*root.rglob("*.py"), *(root.parent / "callbacks").rglob("*.py")]:
+        name = str(path.relative_to(root.parent)).removeprefix("mm_lightning/")
+        text = path.read_text(encoding="utf-8")
+        if name not in PRINTING:
+            assert not re.search(r"(?<![\w.`\"])print\(", text), f"{name}: display() of terminal.py shows texts"
+        if name != "terminal.py":
+            assert not re.search(r"(?<!\w)Console\(|rich\.markup", text), f"{name}: console() of terminal.py"
+        if name != "csv_text.py":
+            assert "csv.writer(" not in text, f"{name}: csv_text"

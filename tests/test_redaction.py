@@ -1,10 +1,13 @@
 """Secrets in URLs and options are hidden, all else stays."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import mm_lightning
 from mm_lightning.outputs import write_json, write_text
 from mm_lightning.redaction import redact, redact_values, redact_words
 from mm_lightning.training.config_files import leaves
@@ -107,3 +110,51 @@ raise OSError("cannot read http://u:pa55@h/x")
 def test_redacting_takes_time_with_the_length_only():
     for part in ("a.", "http://a:", "--", "-token", "x_token: ", "://"):
         redact(part * 20_000)  # with its square it would not end
+
+
+ELSEWHERE = {
+    "data/tokenizer.py": "a tokenizer is data",
+    "data/regbench.py": "a tokenizer is data",
+    "data/facts.py": "a tokenizer is data",
+    "data/units.py": "tokens",
+    "data/folder.py": "a lock",
+    "evaluation/persistent/harness.py": "task definitions of the library, in a temporary folder",
+    "evaluation/persistent/code.py": "a program that a network wrote, which is run",
+    "evaluation/samples.py": "answers of a network",
+    "evaluation/results.py": "SVG",
+    "evaluation/fetch.py": "what was downloaded",
+    "experiments/report.py": "SVG, and CSV of csv_text",
+    "experiments/tables.py": "CSV of csv_text",
+    "experiments/evaluated/document.py": "CSV of csv_text",
+    "experiments/execution.py": "an exit status",
+    "experiments/launchers.py": "a job's number, a lock, and what a run prints",
+    "experiments/sweep.py": "a lock",
+    "inference/export.py": "modeling code, and the tokenizer with its settings",
+    "training/cli.py": "losses",
+    "training/hparams.py": "settings without secrets, as event file",
+    "training/loggers.py": "metrics",
+    "training/plan.py": "made-up text, in a temporary folder",
+    "training/checkpoint/network.py": "a tokenizer is data",
+    "training/checkpoint/universal.py": "a tag",
+    "training/checkpoint/whole.py": "checksums, and what a checkpoint says of itself",
+    "training/checkpoint/writing.py": "checkpoints",
+    "training/run_lock.py": "a lock",
+    "data/bad_steps.py": "numbers of steps",
+    "callbacks/evaluation.py": "answers of a network",
+    "callbacks/watchdog.py": "where a process stands",
+    "streams.py": "which stream was lost",
+    "outputs.py": "the shared writers",
+}
+"""Modules that write files without the shared writers, which hide secrets, and why."""
+
+
+def test_settings_are_written_by_the_shared_writers():
+    root = Path(mm_lightning.__file__).parent
+    files = [*root.rglob("*.py"), *(root.parent / "callbacks").rglob("*.py")]
+    own = re.compile(r"\.write_text\(|open\([^)]*\"[wa]b?\+?\"|json\.dump\(|\.write_bytes\(")
+    found = {
+        str(path.relative_to(root.parent)).removeprefix("mm_lightning/")
+        for path in files
+        if own.search(path.read_text(encoding="utf-8"))
+    }
+    assert found - ELSEWHERE.keys() == set()

@@ -30,7 +30,7 @@ from mm_lightning.experiments.tables import (
     variant_record,
     write_csv,
 )
-from mm_lightning.outputs import FolderKind, check_folder, staged
+from mm_lightning.outputs import FolderKind, check_folder, staged, write_text
 from mm_lightning.ranges import Name, Place
 from mm_lightning.terminal import display
 
@@ -159,8 +159,8 @@ def _fill(
             (place / "figures" / f"{block.name}.svg").write_text(block.svg, encoding="utf-8")
             if block.png:
                 (place / "figures" / f"{block.name}.png").write_bytes(block.png)
-    (place / "report.md").write_text(page.markdown(title, blocks), encoding="utf-8")
-    (place / "index.html").write_text(page.page(title, blocks), encoding="utf-8")
+    write_text(place / "report.md", page.markdown(title, blocks))
+    write_text(place / "index.html", page.page(title, blocks))
     if study is not None:
         _write_runs(place, study, rows)
     return evaluated

@@ -60,6 +60,15 @@ def test_secrets_that_are_not_kept_are_asked_for(tmp_path):
     own = own_config(checkpoint, ["--data.prepare.sources", "[s3://me:pass@host/a]"], [])
     assert own.values["run"] == str(tmp_path)
     assert own_config(checkpoint, [], [ConfigFile("x.yaml", {"data": {"prepare": None}})]) is not None
+    (tmp_path / "prepared").mkdir()
+    (tmp_path / "prepared" / "manifest.json").write_text("{}")
+    values["data"]["path"] = str(tmp_path / "prepared")  # where nobody asks the source again
+    (folder / "config.yaml").write_text(yaml.safe_dump(values))
+    assert own_config(checkpoint, [], []) is not None
+    values["trainer"] = {"logger": {"class_path": "L", "init_args": {"api_key": "***"}}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(UserError, match=r"keeps no secrets: give trainer\.logger\.api_key again"):
+        own_config(checkpoint, [], [])
 
 
 def test_options_that_stand_alone():
