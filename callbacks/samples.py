@@ -10,11 +10,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from mm_lightning.callbacks.validation_rows import AfterValidation
-from mm_lightning.errors import UserError
 from mm_lightning.inference.commands import generate_line
 from mm_lightning.inference.sampling import Sampling
 from mm_lightning.networks import Network
-from mm_lightning.ranges import Count, Portion, Seed, Temperature, checked
+from mm_lightning.ranges import Count, Portion, Seed, Temperature, Text, checked
 from mm_lightning.training.at_rest import at_rest
 from mm_lightning.training.loggers import board_tag
 
@@ -39,15 +38,13 @@ class Samples(AfterValidation):
     @checked()
     def __init__(
         self,
-        prompt: str,
+        prompt: Text,
         tokens: Count = 64,
         temperature: Temperature = 0.8,
         top_k: Count | None = 50,
         top_p: Portion | None = None,
         seed: Seed = 1,
     ) -> None:
-        if not isinstance(prompt, str):
-            raise UserError(f"Samples: prompt must be a text, which may be empty, got {prompt!r}")
         self.prompt = prompt
         self.tokens = tokens
         self.sampling = Sampling(temperature, top_k, top_p, seed=seed)

@@ -9,6 +9,7 @@ import functools
 import inspect
 import math
 import os
+import re
 import types
 import typing
 from collections.abc import Callable
@@ -63,15 +64,21 @@ class Named:
 
     Args:
         place: whether it is a file or folder, in which `~` is the home folder.
+        blank: whether it may be empty: a text that names nothing.
     """
 
     place: bool = False
+    blank: bool = False
 
     def accept(self, kind: type, value: Any) -> Any:
         """Return the text; raise ValueError with what it must be."""
-        if not isinstance(value, str | os.PathLike) or not os.fspath(value).strip():
-            raise ValueError("the name of a file or folder" if self.place else "a text that is not empty")
+        if not isinstance(value, str | os.PathLike) or not (self.blank or os.fspath(value).strip()):
+            raise ValueError(
+                "the name of a file or folder" if self.place else f"a text{'' if self.blank else ' that is not empty'}"
+            )
         if not self.place:
+            if re.search(r"[\ud800-\udfff]", os.fspath(value)):
+                raise ValueError("a text in UTF-8")
             return value
         text = os.fspath(value)
         if "\0" in text or ("://" not in text and any(len(os.fsencode(part)) > 255 for part in text.split("/"))):
@@ -101,6 +108,7 @@ NonNegative = Annotated[float, Range(0)]
 Share = Annotated[float, Range(0, 1)]
 Part = Annotated[float, Range(0, 1, below=True)]
 Name = Annotated[str, Named()]
+Text = Annotated[str, Named(blank=True)]
 Place = Annotated[str, Named(place=True)]
 
 
@@ -177,7 +185,7 @@ def stated(hint: Any) -> str:
         if isinstance(mark, Range):
             return mark.words()
         if isinstance(mark, Named):
-            return "not empty"
+            return "any text" if mark.blank else "not empty"
     if typing.get_origin(hint) is Literal:
         return ""
     return next(filter(None, map(stated, typing.get_args(hint))), "")
@@ -186,7 +194,7 @@ def stated(hint: Any) -> str:
 def state_ranges(parser: Any, types_by_name: dict[str, Any]) -> None:
     """Add to the help of a parser's options the ranges that their types state."""
     for action in parser._actions:
-        if (words := stated(types_by_name.get(action.dest))) and words != "not empty":
+        if (words := stated(types_by_name.get(action.dest))) and not words.endswith(("empty", "text")):
             action.help = f"{(action.help or '').rstrip('.')} [{words}]".strip()
 
 

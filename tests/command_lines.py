@@ -10,6 +10,7 @@ import random
 import shutil
 import signal
 import sys
+import tempfile
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -141,7 +142,7 @@ def bases(python: str = "") -> dict[str, list[str]]:
         "cost": ["--config", "tiny.yaml"],
         "launch": ["--config", "tiny.yaml", "--nodes", "1", "--gpus", "1", "--dry_run"],
         "sweep": ["sweep.yaml", "--dry_run", "--measure", "false", "--output", "out"],
-        "evaluate": ["run", "--tasks", "loss_by_position", "--output", "out", "--contexts", "32", "--limit", "1"],
+        "evaluate": ["run", "--tasks", "loss_by_position", "--output", "out", "--contexts", "64", "--limit", "1"],
         "generate": ["run", "--prompt", "ab", "--max_new_tokens", "2"],
         "chat": ["run", "--max_new_tokens", "2"],
         "remember": ["run", "--text", "text.txt", "--output", "out"],
@@ -179,7 +180,7 @@ def furnish(folder: Path, run: Path, data: Path, config: Path) -> None:
     values.pop("run", None)
     (folder / "tiny.yaml").write_text(yaml.safe_dump(values))
     (folder / "sweep.yaml").write_text(
-        yaml.safe_dump({"base": "tiny.yaml", "stop": {"steps": 2}, "axes": {"model.learning_rate": [0.1, 0.2]}})
+        yaml.safe_dump({"base": "tiny.yaml", "stop": {"steps": 8}, "axes": {"model.learning_rate": [0.1, 0.2]}})
     )
     (folder / "folder").mkdir()
     (folder / "text.txt").write_text("What is read once is remembered. " * 20)
@@ -215,6 +216,8 @@ def lines(seed: int, count: int, commands: list[str] | None = None) -> Iterator[
             name = dice.choice(options[command])
             if kind < 0.75:
                 new = value(dice)
+                if name.endswith(("num_nodes", "devices", "processes")) and new in ("2", "1e3", "1_0"):
+                    new = "0"  # others would wait for processes that nobody starts
                 if name.split(".")[-1] in ("output", "run", "path", "default_root_dir", "save_dir") and new.startswith(
                     ("/", "..")
                 ):
@@ -246,10 +249,7 @@ def state(folder: Path) -> dict[str, tuple[int, int]]:
     return found
 
 
-ALLOWED_LINES = ("WARNING", "left out:")
-
-
-def try_line(args: list[str], folder: Path, seconds: int = 60) -> Ended:
+def try_line(args: list[str], folder: Path, seconds: int = 240) -> Ended:
     """Run a command line in this process, within a folder that :func:`furnish` has filled."""
     before = state(folder)
     out, err = io.StringIO(), io.StringIO()
@@ -261,7 +261,8 @@ def try_line(args: list[str], folder: Path, seconds: int = 60) -> Ended:
 
     previous = signal.signal(signal.SIGALRM, late)
     signal.alarm(seconds)
-    environment = {**os.environ, "HOME": str(folder / "folder"), "HF_HUB_OFFLINE": "1"}
+    places = {"HOME": str(folder / "folder"), "MPLCONFIGDIR": tempfile.gettempdir()}
+    environment = {**os.environ, **places, "HF_HUB_OFFLINE": "1"}
     try:
         with (
             contextlib.chdir(folder),
@@ -295,3 +296,46 @@ def try_line(args: list[str], folder: Path, seconds: int = 60) -> Ended:
         changed = sorted({*before.items()} ^ {*after.items()})
         wrong = f"leaves behind: {json.dumps(changed[:4])}"
     return Ended(args, status, out.getvalue(), said, wrong)
+
+
+def spoiled(text: str, dice: random.Random) -> bytes:
+    """Return a config with something wrong in it, mostly."""
+    kind = dice.randrange(9)
+    if kind == 0:
+        return text.encode()[: dice.randrange(len(text))]
+    if kind == 1:  # a line that is cut out, or that comes twice
+        rows = text.splitlines(keepends=True)
+        at = dice.randrange(len(rows))
+        return "".join([*rows[:at], *rows[at] * dice.choice([0, 2]), *rows[at + 1 :]]).encode()
+    if kind == 2:  # a byte that is no UTF-8, or none at all
+        at = dice.randrange(len(text))
+        return (
+            text[:at].encode() + dice.choice([b"\xff", b"\x00", b"\x1b", b"\t", b"\xe2\x80\xa8"]) + text[at:].encode()
+        )
+    values = yaml.safe_load(text)
+    places = [[key] for key in values]
+    for path in places:
+        inside = _at(values, path)
+        places += [[*path, key] for key in inside] if isinstance(inside, dict) else []
+    path = dice.choice(places)
+    above = _at(values, path[:-1])
+    if kind == 3:
+        above[f"{path[-1]}x"] = above.pop(path[-1])
+    elif kind == 4:  # two sections that change places
+        other = dice.choice(places)
+        _at(values, other[:-1])[other[-1]], above[path[-1]] = above[path[-1]], None
+    elif kind == 5:
+        above[path[-1]] = [above[path[-1]]]
+    elif kind == 6:
+        above[path[-1]] = {"a": above[path[-1]]}
+    elif kind == 7:
+        above[path[-1]] = dice.choice([None, [], {}, "", " ", -1, 0, 10**30, 1e308, True, "~", [[]], {1: 2}, "a\0b"])
+    else:
+        return text.encode() + f"\n{dice.choice(places)[0]}: {value(dice)}\n".encode(errors="replace")
+    return yaml.safe_dump(values).encode()
+
+
+def _at(values: Any, path: list[Any]) -> Any:
+    for key in path:
+        values = values[key]
+    return values

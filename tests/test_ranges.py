@@ -58,7 +58,7 @@ TYPED = {
 }
 FREE = {
     # texts that may be empty, or that have a check of their own
-    *("prompt", "stop", "separator", "user", "answer", "label", "name", "data_hash", "dataset_name"),
+    *("label", "name", "data_hash", "dataset_name"),
     # words that are checked as what they stand for
     *("val_check_interval", "settings"),
 }

@@ -6,7 +6,7 @@ from typing import Literal
 
 from mm_lightning.decompress import LONGEST
 from mm_lightning.errors import UserError
-from mm_lightning.ranges import Count, DocumentBytes, Few, Name, Natural, Part, Place, Seed, VocabSize
+from mm_lightning.ranges import Count, DocumentBytes, Few, Name, Natural, Part, Place, Seed, Text, VocabSize
 from mm_lightning.terminal import display
 
 
@@ -18,7 +18,7 @@ def prepare(
     tokenizer_bytes: Count = 50_000_000,
     validation_fraction: Part = 0.01,
     text_key: Name = "text",
-    separator: str | None = None,
+    separator: Text | None = None,
     suffixes: list[Name] | None = None,
     on_error: Literal["refuse", "skip"] = "refuse",
     shard_tokens: Count = 1 << 24,
@@ -192,7 +192,7 @@ def train_tokenizer(
     vocab_size: VocabSize = 4096,
     tokenizer_bytes: Count = 50_000_000,
     text_key: Name = "text",
-    separator: str | None = None,
+    separator: Text | None = None,
     suffixes: list[Name] | None = None,
     on_error: Literal["refuse", "skip"] = "refuse",
     overwrite: bool = False,

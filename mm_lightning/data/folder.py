@@ -34,9 +34,18 @@ def claimed(folder: Path) -> Iterator[None]:
         KeyboardInterrupt: after a line that says what is kept.
     """
     try:
+        made, locked_before = not folder.exists(), (folder / ".lock").exists()
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder):
-            yield
+        try:
+            with _locked(folder):
+                yield
+        except UserError:
+            if not locked_before and not (folder / UNFINISHED).is_dir():  # nothing that anyone could go on with
+                (folder / ".lock").unlink(missing_ok=True)
+                if made:
+                    with contextlib.suppress(OSError):
+                        folder.rmdir()
+            raise
     except KeyboardInterrupt:
         if (folder / UNFINISHED).is_dir():
             done = len(list((folder / UNFINISHED).glob("unit-*.json")))

@@ -29,7 +29,7 @@ from mm_lightning.data.tokenizer import Tokenizer, load_tokenizer, train_tokeniz
 from mm_lightning.data.units import Job, UnitFiles, UnitRecord, documents_of, run_units
 from mm_lightning.decompress import LONGEST
 from mm_lightning.errors import UserError
-from mm_lightning.ranges import Count, DocumentBytes, Few, Name, Part, Place, VocabSize, check_fields
+from mm_lightning.ranges import Count, DocumentBytes, Few, Name, Part, Place, Text, VocabSize, check_fields
 from mm_lightning.redaction import HIDDEN, redact_values
 
 _UNIT_BYTES = 1 << 20  # least text of a unit of work
@@ -69,7 +69,7 @@ class PrepareConfig:
     tokenizer_bytes: Count = 50_000_000
     validation_fraction: Part = 0.01
     text_key: Name = "text"
-    separator: str | None = None
+    separator: Text | None = None
     suffixes: list[Name] | None = None
     on_error: Literal["refuse", "skip"] = "refuse"
     shard_tokens: Count = 1 << 24

@@ -82,8 +82,8 @@ def sweep_command(
 
         show_plan(plan(declared), jobs, measure)
         return
+    runs = plan(declared)
     with locked(folder):
-        runs = plan(declared)
         launcher = LocalProcesses(jobs) if executor == "local" else Slurm(folder / "slurm", declared.slurm)
         works = prepare_folder(folder, declared, runs)
         display(f"{len(runs)} runs of {len({run.variant for run in runs})} variants in {folder}", flush=True)

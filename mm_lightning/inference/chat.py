@@ -14,7 +14,7 @@ from mm_lightning.inference.commands import ReadingBar, long_store
 from mm_lightning.inference.sampling import Sampling
 from mm_lightning.inference.text import unescape
 from mm_lightning.outputs import MEMORY, check_output
-from mm_lightning.ranges import Budget, Count, Name, Place
+from mm_lightning.ranges import Budget, Count, Name, Place, Text
 from mm_lightning.signals import Ended, listen, restore
 from mm_lightning.terminal import display
 from mm_lightning.text_files import MARK, read_document
@@ -37,9 +37,9 @@ ctrl-C ends an answer. A turn that begins with a slash is typed with two."""
 def chat_command(
     checkpoint: Place,
     memory: Place | None = None,
-    user: str = "{}",
-    answer: str = "",
-    stop: str | list[str] | None = None,
+    user: Text = "{}",
+    answer: Text = "",
+    stop: Text | list[Text] | None = None,
     max_new_tokens: Count = 200,
     long_budget: Budget | None = None,
     device: Name = "auto",

@@ -16,7 +16,7 @@ from mm_lightning.errors import UserError
 from mm_lightning.inference.sampling import DEFAULTS, Sampling
 from mm_lightning.inference.text import check_stop, encode_next, escape, unescape
 from mm_lightning.outputs import MEMORY, Output, check_output, opened
-from mm_lightning.ranges import Budget, Count, Name, Place
+from mm_lightning.ranges import Budget, Count, Name, Place, Text
 from mm_lightning.terminal import console, display
 from mm_lightning.text_files import JSON_LINES, MARK, json_lines, read_document, split_suffix, text_lines
 
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 def generate_command(
     checkpoint: Place,
-    prompt: str | None = None,
+    prompt: Text | None = None,
     prompts: Place | None = None,
     output: Place | None = None,
     memory: Place | None = None,
     samples: Count = 1,
     batch_size: Count = 8,
     max_new_tokens: Count = 200,
-    stop: str | list[str] | None = None,
+    stop: Text | list[Text] | None = None,
     long_budget: Budget | None = None,
     overwrite: bool = False,
     device: Name = "auto",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from mm_lightning.errors import UserError
 from mm_lightning.inference.text import unescape
 from mm_lightning.outputs import check_output, opened
-from mm_lightning.ranges import AtLeastTwo, Count, Name, Natural, Place
+from mm_lightning.ranges import AtLeastTwo, Count, Name, Natural, Place, Text
 from mm_lightning.terminal import display
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def inspect_command(
     checkpoint: Place,
-    prompt: str | None = None,
+    prompt: Text | None = None,
     file: Place | None = None,
     output: Place = "inspect.html",
     max_tokens: AtLeastTwo | None = None,

@@ -106,6 +106,7 @@ class RunFolder:
         self.resumed = path is not None
         self.trained = False  # a batch, in this process
         self._path = path
+        self._made_root = False
         self._lock: RunLock | None = None
 
     @property
@@ -117,8 +118,10 @@ class RunFolder:
         while self._path is None:
             taken = numbered(self.root)
             candidate = self.root / str(int(taken[-1].name) + 1 if taken else 0)
+            made_root = not self.root.exists()
             try:
                 candidate.mkdir(parents=True)
+                self._made_root = made_root
                 self._path = candidate
             except FileExistsError as error:
                 if not candidate.is_dir():
@@ -152,6 +155,9 @@ class RunFolder:
             return
         if all(_from_the_start(entry) for entry in path.iterdir()):
             shutil.rmtree(path)
+            if self._made_root:
+                with contextlib.suppress(OSError):  # another run may have begun there
+                    self.root.rmdir()
 
     def discard_trial(self) -> None:
         """Remove the folder of a run that is to leave nothing, unless a callback has left something to look at."""

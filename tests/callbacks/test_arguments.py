@@ -61,7 +61,7 @@ def test_nonsense_for_a_number(name, key, kind):
         ("Profiler", {"first": 0}, "first takes a whole number of at least 1, got 0"),
         ("RetrievalProfile", {"sequences": 0}, "sequences takes a whole number of at least 1, got 0"),
         ("RetrievalProfile", {"distances": 1}, "distances takes a whole number of at least 2, got 1"),
-        ("Samples", {"prompt": 3}, "prompt must be a text"),
+        ("Samples", {"prompt": 3}, "prompt takes a text"),
         ("Samples", {"tokens": 0}, "tokens takes a whole number of at least 1, got 0"),
         ("Samples", {"top_p": 2.0}, "top_p takes a number above 0 and at most 1, got 2.0"),
         ("Watchdog", {"minutes": 0}, "minutes takes a number above 0 and at most 525,600, got 0"),
