@@ -5,7 +5,6 @@ Processes need no connection: each asks its share of the items, writes its own f
 
 from __future__ import annotations
 
-import hashlib
 import multiprocessing
 import re
 import sys
@@ -21,11 +20,10 @@ from mm_lightning.evaluation.task import Item, Task
 from mm_lightning.outputs import write_json
 from mm_lightning.redaction import redact
 from mm_lightning.terminal import display
+from mm_lightning.training.checkpoint import fingerprint
 
 if TYPE_CHECKING:
     from mm_lightning.evaluation.model import Model
-
-SMALL_FILE = 1 << 26  # bytes that are hashed whole
 
 
 @dataclass(frozen=True)
@@ -187,21 +185,6 @@ def describe_model(model: Model) -> dict[str, Any]:
         "precision": "bf16" if model.bf16 else "32",
         "device": model.device.type,
     }
-
-
-def fingerprint(path: Path) -> str:
-    """Names the weights in a checkpoint: a hash of small files whole, and of parts all over large ones."""
-    digest = hashlib.sha256()
-    for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
-        size = file.stat().st_size
-        digest.update(f"{file.relative_to(path)} {size}".encode())
-        with open(file, "rb") as stream:
-            if size <= SMALL_FILE:
-                digest.update(stream.read())
-            for part in range(256) if size > SMALL_FILE else ():
-                stream.seek(part * (size - (1 << 16)) // 255)
-                digest.update(stream.read(1 << 16))
-    return digest.hexdigest()[:16]
 
 
 def run_name(checkpoint: Path, long_term: bool = True, inference_delay: int | None = None) -> str:

@@ -200,7 +200,7 @@ def _source(source: dict[str, Any]) -> str:
 
 
 def _evaluation(checkpoint: Path, run: Path) -> str:
-    from mm_lightning.training.checkpoint import step_of
+    from mm_lightning.training.checkpoint import fingerprint, step_of
 
     found = []
     last: dict[str, Any] = {}
@@ -211,6 +211,9 @@ def _evaluation(checkpoint: Path, run: Path) -> str:
         found.append("Last validation during training:\n\n" + table([tuple(last.values())], tuple(last)))
     rows = [_flat(line) for line in _lines(run / "evaluation.jsonl")]
     rows = [row for row in rows if row.get("checkpoint", checkpoint.name) == checkpoint.name]
+    if any("weights" in row for row in rows):  # a run that went back may have had other weights under this name
+        weights = fingerprint(checkpoint)
+        rows = [row for row in rows if row.get("weights", weights) == weights]
     if rows:
         names = tuple(dict.fromkeys(name for row in rows for name in row))
         found.append("Afterwards:\n\n" + table([tuple(row.get(n, "") for n in names) for row in rows], names))

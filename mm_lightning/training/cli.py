@@ -26,7 +26,7 @@ from mm_lightning.outputs import check_output, opened
 from mm_lightning.ranges import state_ranges
 from mm_lightning.training import strategies
 from mm_lightning.training.batches import accumulated
-from mm_lightning.training.checkpoint import check_architecture, run_of, step_of
+from mm_lightning.training.checkpoint import check_architecture, fingerprint, run_of, step_of
 from mm_lightning.training.checkpoint.trainer_io import WholeCheckpointIO
 from mm_lightning.training.config_files import ConfigFile, explain, read_chain, split_configs
 from mm_lightning.training.connection import lost_contact, set_timeout
@@ -380,7 +380,12 @@ class TrainingCLI(LightningCLI):
         say(f"{self.checkpoint}: " + "  ".join(f"{n.removeprefix(f'{split}/')} {v:.4f}" for n, v in values.items()))
         if (self.folder.path / "config.yaml").is_file():
             differs = changed(self.folder.path / "config.yaml", self.resolved_config())
-            line = {"checkpoint": self.checkpoint.name, **({"changed": differs} if differs else {}), **values}
+            asked = {
+                "checkpoint": self.checkpoint.name,
+                "weights": fingerprint(self.checkpoint),
+                "data": " + ".join(s.manifest.content[:12] for s in self.datamodule.sets),
+            }
+            line = {**asked, **({"changed": differs} if differs else {}), **values}
             try:
                 with open(self.folder.path / "evaluation.jsonl", "a", encoding="utf-8") as file:
                     file.write(json.dumps(line) + "\n")

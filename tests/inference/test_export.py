@@ -26,6 +26,7 @@ from mm_lightning.training.checkpoint import (
     describe_network,
     describe_tokenizer,
     find_checkpoint,
+    fingerprint,
     load_network,
     open_weights,
 )
@@ -171,6 +172,23 @@ def documented(tmp_path):
     ]
     (run / "evaluation.jsonl").write_text("".join(json.dumps(line) + "\n" for line in scores))
     return run
+
+
+def test_the_card_has_evaluations_of_these_weights_alone(documented, tmp_path):
+    """A run that went back, or began anew, may have had other weights under the same name."""
+    path = find_checkpoint(documented)
+    lines = [
+        {"checkpoint": path.name, "weights": fingerprint(path), "data": "one", "validation/loss": 2.125},
+        {"checkpoint": path.name, "weights": fingerprint(path), "data": "other", "validation/loss": 4.5},
+        {"checkpoint": path.name, "weights": "0" * 16, "data": "one", "validation/loss": 1.75},
+    ]
+    folder = path.parent.parent
+    (folder / "evaluation.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    export_command(str(documented), str(tmp_path / "out"))
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| one | 2.125 |" in card
+    assert "| other | 4.5 |" in card
+    assert "1.75" not in card
 
 
 def test_the_card_says_what_the_run_folder_knows(documented, tmp_path, capsys):

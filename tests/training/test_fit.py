@@ -9,9 +9,10 @@ import yaml
 from runs import metrics
 
 from mm_lightning.cli import main
+from mm_lightning.data import Manifest
 from mm_lightning.memory.documents import Documents
 from mm_lightning.networks import MemoryMosaicConfig
-from mm_lightning.training.checkpoint import find_checkpoint, load_network
+from mm_lightning.training.checkpoint import find_checkpoint, fingerprint, load_network
 from mm_lightning.training.module import LanguageModule
 
 
@@ -101,6 +102,9 @@ def test_validate_predict_and_a_network_without_yaml(tiny, tmp_path, capsys):
     logged = metrics(folder, "validation/loss")[6]
     assert line["validation/loss"] == pytest.approx(logged, rel=1e-5)
     assert "changed" not in line
+    whole = fingerprint(folder / "checkpoints" / "step=6.ckpt")
+    data = Manifest.load(yaml.safe_load(tiny.read_text())["data"]["path"]).content[:12]
+    assert (line["checkpoint"], line["weights"], line["data"]) == ("step=6.ckpt", whole, data)
     more = ["--model.network.levels", "[short]", "--data.validation_sequences", "4"]
     assert main(["validate", "--config", str(tiny), *more]) == 0
     line = json.loads((folder / "evaluation.jsonl").read_text().splitlines()[1])

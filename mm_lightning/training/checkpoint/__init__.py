@@ -45,7 +45,16 @@ from mm_lightning.training.checkpoint.weights import (
     open_weights,
     read_about,
 )
-from mm_lightning.training.checkpoint.whole import COMMIT, KEY, PARTIAL, commit_folder, damage, is_whole, remove
+from mm_lightning.training.checkpoint.whole import (
+    COMMIT,
+    KEY,
+    PARTIAL,
+    commit_folder,
+    damage,
+    fingerprint,
+    is_whole,
+    remove,
+)
 from mm_lightning.training.checkpoint.writing import agreed, cannot_write, check_space, write_synced
 
 __all__ = [
@@ -64,6 +73,7 @@ __all__ = [
     "describe_network",
     "describe_tokenizer",
     "find_checkpoint",
+    "fingerprint",
     "is_whole",
     "load_network",
     "load_weights",

@@ -8,6 +8,7 @@ it. DeepSpeed's checksums are in commit.json, which has one of its own.
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import os
 import shutil
@@ -30,6 +31,7 @@ _END = b"PK\x05\x06"  # begins the 22 bytes at the end of a zip file; the last t
 _END_LENGTH = 22
 _COMMENT_LENGTH = len(_MARK) + 8
 _BLOCK = 1 << 22
+_SMALL = 1 << 26  # bytes that are hashed whole
 
 
 class SummedFile:
@@ -249,3 +251,22 @@ def discard(partial: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
     else:
         partial.unlink(missing_ok=True)
+
+
+def fingerprint(path: Path) -> str:
+    """Return a hash that names a checkpoint by its content: of small files whole, of large ones parts.
+
+    Among the parts are the checksums of the whole: at the ends of plain checkpoints, in the headers of safetensors
+    files, and in commit.json.
+    """
+    digest = hashlib.sha256()
+    for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
+        size = file.stat().st_size
+        digest.update(f"{file.relative_to(path)} {size}".encode())
+        with open(file, "rb") as stream:
+            if size <= _SMALL:
+                digest.update(stream.read())
+            for part in range(256) if size > _SMALL else ():
+                stream.seek(part * (size - (1 << 16)) // 255)
+                digest.update(stream.read(1 << 16))
+    return digest.hexdigest()[:16]
