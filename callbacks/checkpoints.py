@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,9 +17,17 @@ from mm_lightning.outputs import write_json
 from mm_lightning.ranges import Name, Natural, Range, checked
 from mm_lightning.terminal import display
 from mm_lightning.training.batches import is_last_step
-from mm_lightning.training.checkpoint import checkpoint_path, checkpoints_of, is_whole, remove, step_of
+from mm_lightning.training.checkpoint import (
+    checkpoint_path,
+    checkpoints_of,
+    is_whole,
+    remove,
+    saved_by_run,
+    step_of,
+)
 from mm_lightning.training.checkpoint.plain_values import Unloadable
 from mm_lightning.training.loggers import say
+from mm_lightning.training.run_folder import RunFolder
 
 BEST = "best.json"
 
@@ -110,7 +119,7 @@ class Checkpoints(Checkpoint):
         self._best = {"step": trainer.global_step, "metric": self.best, "value": value}
         self._save(trainer, pl_module)
         if trainer.is_global_zero:
-            self._record_best(pl_module.run_folder.path)
+            self._record_best(pl_module.run_folder)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves what an early stop left unsaved, and waits until all is written."""
@@ -129,6 +138,7 @@ class Checkpoints(Checkpoint):
             UserError: it cannot be written, whatever `on_failure` says.
         """
         writer = self._writer(trainer)
+        writer.keeps_errors = True
         try:
             self._check(trainer, writer.finish(), final=False)
             if trainer.global_step != self._saved_step:
@@ -185,25 +195,27 @@ class Checkpoints(Checkpoint):
         return False
 
     def _prune(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Deletes what need not stay; what is newer than this step, of a run that was resumed before it, is let be."""
+        """Delete what need not stay of the run's own; what is newer than this step, after a resume before it, stays."""
         if not trainer.is_global_zero:
             return
         run = pl_module.run_folder.path
-        self._record_best(run)
+        self._record_best(pl_module.run_folder)
         if not self.keep:
             return
-        whole = [p for p in checkpoints_of(run) if step_of(p) <= trainer.global_step and is_whole(p)]
+        own = [p for p in checkpoints_of(run) if saved_by_run(p) and step_of(p) <= trainer.global_step]
+        whole = [p for p in own if is_whole(p)]
         best = self._read_best(run) if self.best else None
         for path in reversed(whole[self.keep :]):
             milestone = self.keep_every_n_steps and step_of(path) % self.keep_every_n_steps == 0
             if not milestone and step_of(path) != (best and best["step"]):
-                remove(path)
+                pl_module.run_folder.write(path, partial(remove, path), "it stays until it can be deleted")
 
-    def _record_best(self, run: Path) -> None:
+    def _record_best(self, folder: RunFolder) -> None:
         """Writes best.json once the best checkpoint is complete: until then the one before counts."""
-        best = self._best
+        best, run = self._best, folder.path
         if best and is_whole(checkpoint_path(run, best["step"])) and best != self._read_best(run):
-            write_json(run / "checkpoints" / BEST, best)
+            file = run / "checkpoints" / BEST
+            folder.write(file, lambda: write_json(file, best))
 
     def _read_best(self, run: Path) -> dict[str, Any] | None:
         """What best.json says, if it is of the same metric and its checkpoint is there."""

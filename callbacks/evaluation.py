@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from mm_lightning.errors import UserError
 from mm_lightning.evaluation.samples import RESULTS, SAMPLES
 from mm_lightning.evaluation.settings import left_out, left_out_line, make_tasks
 from mm_lightning.evaluation.task import Record, Result, Row, Task
-from mm_lightning.outputs import write_json
+from mm_lightning.outputs import write_bytes, write_json
 from mm_lightning.ranges import Count, Name, Natural, checked
 from mm_lightning.training.at_rest import at_rest
 from mm_lightning.training.checkpoint import checkpoint_path
@@ -145,7 +146,8 @@ class Evaluation(Callback):
                 if trainer.is_global_zero:
                     folder = pl_module.run_folder.path / "evaluations" / f"step={step}" / task.name
                     about = about_training(model, step, pl_module.trained_tokens, len(items))
-                    keep(folder, task, settings, records, rows, about, time.monotonic() - started)
+                    write = partial(keep, folder, task, settings, records, rows, about, time.monotonic() - started)
+                    pl_module.run_folder.write(folder, write)
                     show(trainer, task, rows, about)
         seconds = time.monotonic() - begin
         self._evaluated, self._seconds = step, self._seconds + seconds
@@ -191,7 +193,7 @@ def keep(
     """Writes what `mm evaluate` would have written."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-    (folder / SAMPLES).write_text(lines, encoding="utf-8")
+    write_bytes(folder / SAMPLES, lines.encode("utf-8", errors="backslashreplace"))
     found = {"task": task.name, "run": folder.parent.name, "rows": [vars(row) for row in rows]}
     more = {"settings": settings, "network": about, "seconds": round(seconds, 1)}
     write_json(folder / RESULTS, {**found, **more, "sessions": [describe_environment()]})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from shlex import quote
 from typing import Annotated, Any, Literal
@@ -16,14 +17,14 @@ from torch.optim import Optimizer
 
 from mm_lightning.callbacks.checkpoints import Checkpoints
 from mm_lightning.callbacks.step_numbers import LossWindow, Step
-from mm_lightning.data.bad_steps import FOLDER, keep_tokens, note_place, numbers, place
+from mm_lightning.data.bad_steps import FOLDER, RETURNS, keep_tokens, note_place, numbers, place
 from mm_lightning.data.batch import Batch
 from mm_lightning.data.mixture import describe
 from mm_lightning.errors import UserError
 from mm_lightning.outputs import write_json
 from mm_lightning.ranges import Count, NonNegative, Range, checked
 from mm_lightning.training.batches import accumulating, served
-from mm_lightning.training.checkpoint import checkpoints_of, is_whole, step_of
+from mm_lightning.training.checkpoint import checkpoints_of, is_whole, saved_by_run, step_of
 from mm_lightning.training.loggers import forget_after, say
 from mm_lightning.training.rollback import restore
 
@@ -151,7 +152,7 @@ class Guard(Callback):
                 f", {(loss - mean) / max(deviation, 1e-12):.1f} standard deviations above the last losses ({mean:.6g})"
             )
         folder = self._keep(trainer, pl_module, step, why)
-        look = f"`mm data show {quote(str(folder))}` shows its batch"
+        look = f"`mm data show {quote(str(folder))}` shows its batch" if folder else "its batch could not be kept"
         bad = f"step {step.number} was bad: {why}. Its update was left out; {look}"
         if self.on_bad_step == "stop":
             raise UserError(
@@ -167,10 +168,19 @@ class Guard(Callback):
         if self.on_bad_step == "rollback" and self._back is None:
             self._back = step.number
 
-    def _keep(self, trainer: Trainer, pl_module: LightningModule, step: Step, why: str) -> Path:
-        """Writes down the batch; every process its own tokens."""
-        data = trainer.datamodule
+    def _keep(self, trainer: Trainer, pl_module: LightningModule, step: Step, why: str) -> Path | None:
+        """Write down the batch; return the folder, or None if that was not possible."""
         folder = pl_module.run_folder.path / FOLDER / f"step={step.number}"
+
+        def write() -> None:
+            self._write_batch(trainer, folder, step, why)
+
+        ends = "the run ends without its batch" if self.on_bad_step == "stop" else None
+        return folder if pl_module.run_folder.write(folder, write, ends) else None
+
+    def _write_batch(self, trainer: Trainer, folder: Path, step: Step, why: str) -> None:
+        """Every process writes its own tokens, the first one what is known of the step."""
+        data = trainer.datamodule
         keep_tokens(folder, trainer.global_rank, step.tokens)
         if trainer.is_global_zero:
             about = place(data.weights, data.context_length, data.global_batch_size, data.seed)
@@ -182,7 +192,6 @@ class Guard(Callback):
             if first is not None:
                 values["sequences"] = numbers(about, data.sets, first)
             write_json(folder / "step.json", values)
-        return folder
 
     # Going back
 
@@ -191,7 +200,7 @@ class Guard(Callback):
         path = None
         if trainer.is_global_zero:
             files = checkpoints_of(pl_module.run_folder.path)  # the newest first
-            path = next((p for p in files if step_of(p) < bad and is_whole(p)), None)
+            path = next((p for p in files if saved_by_run(p) and step_of(p) < bad and is_whole(p)), None)
         path = trainer.strategy.broadcast(path)
         if path is None:
             say(f"there is no checkpoint from before step {bad} to go back to: the run goes on")
@@ -225,7 +234,8 @@ class Guard(Callback):
         if trainer.is_global_zero and (first := served(trainer)) is not None:
             about = place(data.weights, data.context_length, data.global_batch_size, data.seed)
             first -= data.micro_batch_size * trainer.world_size  # of the batch that comes next
-            note_place(pl_module.run_folder.path, step, first, about, left=left)
+            run = pl_module.run_folder
+            run.write(run.path / RETURNS, partial(note_place, run.path, step, first, about, left=left), waits=True)
         say(f"went back from step {left} to {path}; the data of {left - step} steps are passed over")
 
     def state_dict(self) -> dict[str, Any]:

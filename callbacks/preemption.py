@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import time
+from functools import partial
 from typing import Any
 
 import torch
@@ -122,14 +123,12 @@ class Preemption(Callback):
     def _save(self, trainer: Trainer, pl_module: LightningModule, told: int) -> None:
         step = trainer.global_step
         path = checkpoint_path(pl_module.run_folder.path, step)
-        saver = next((c for c in trainer.callbacks if isinstance(c, Checkpoints)), None)
-        if saver is not None:
-            saver.save_now(trainer, pl_module)
-        else:
-            trainer.save_checkpoint(path)
+        saver = next((c for c in trainer.callbacks if isinstance(c, Checkpoints)), Checkpoints(keep=0))
+        saver.save_now(trainer, pl_module)
         self._agreed = told
         if trainer.is_global_zero:
-            write_mark(self._folder, told, step, path.name)
+            mark = partial(write_mark, self._folder, told, step, path.name)
+            pl_module.run_folder.write(self._folder / MARK, mark, "the checkpoint is written all the same")
         say(f"{name(told)}: saved after step {step}; --resume goes on from {path}")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import shutil
 from typing import Any
 
 import torch
@@ -105,11 +107,26 @@ class Profiler(Callback):
 
     def _write(self, profile: torch.profiler.profile, trainer: Trainer, module: Any) -> None:
         folder = module.run_folder.path / "profile"
-        folder.mkdir(parents=True, exist_ok=True)
         name = f"steps-{self.first}-{trainer.global_step}_rank-{trainer.global_rank}"
         trace = folder / f"{name}.pt.trace.json.gz"
-        profile.export_chrome_trace(str(trace))
+
+        def write() -> None:
+            folder.mkdir(parents=True, exist_ok=True)
+            plain = folder / f"{name}.partial.json"  # torch would put it into the folder for temporary files
+            try:
+                profile.export_chrome_trace(str(plain))
+                with open(plain, "rb") as source, gzip.open(trace, "wb") as target:
+                    shutil.copyfileobj(source, target)
+            except OSError:
+                trace.unlink(missing_ok=True)
+                raise
+            finally:
+                plain.unlink(missing_ok=True)
+            if self.memory and module.device.type == "cuda":
+                torch.cuda.memory._dump_snapshot(str(folder / f"{name}.memory.pickle"))
+
+        written = module.run_folder.write(trace, write)
         if self.memory and module.device.type == "cuda":
-            torch.cuda.memory._dump_snapshot(str(folder / f"{name}.memory.pickle"))
             torch.cuda.memory._record_memory_history(enabled=None)
-        say(f"trace of steps {self.first} to {trainer.global_step}: {trace}")
+        if written:
+            say(f"trace of steps {self.first} to {trainer.global_step}: {trace}")

@@ -69,7 +69,8 @@ class Watchdog(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begins to watch."""
         self._rank, self._ranks = trainer.global_rank, trainer.world_size
-        self._folder = pl_module.run_folder.path / "heartbeats"
+        self._run = pl_module.run_folder
+        self._folder = self._run.path / "heartbeats"
         self._beat(trainer, "waiting for data")
         self._hook = pl_module.network.register_forward_pre_hook(ForwardHook(lambda: self._beat(trainer, self._phase)))
         self._over.clear()
@@ -159,8 +160,10 @@ class Watchdog(Callback):
         still, beats, before = 0.0, self._beats, time.monotonic()
         while True:
             self._sign_of_life()
-            with contextlib.suppress(OSError):  # the folder may be out of reach for a while: the watch goes on
+            try:
                 self._write(still)
+            except Exception as error:  # nobody else would hear of it, and the watch would be over
+                tell(f"Watchdog: {type(error).__name__}: {error}")
             if still > self.limit:
                 self._give_up(still)
             if self._over.wait(self.interval):
@@ -175,10 +178,17 @@ class Watchdog(Callback):
         return self._folder / f"{rank}.json"
 
     def _write(self, still: float) -> None:
-        self._folder.mkdir(exist_ok=True)
-        beside = self._folder / f"{self._rank}.tmp"
-        beside.write_text(json.dumps({**self._place(), "seconds": round(still, 1)}) + "\n", encoding="utf-8")
-        os.replace(beside, self._file(self._rank))
+        def write() -> None:
+            self._folder.mkdir(exist_ok=True)
+            beside = self._folder / f"{self._rank}.tmp"
+            try:
+                beside.write_text(json.dumps({**self._place(), "seconds": round(still, 1)}) + "\n", encoding="utf-8")
+                os.replace(beside, self._file(self._rank))
+            except OSError:
+                beside.unlink(missing_ok=True)
+                raise
+
+        self._run.write(self._file(self._rank), write, "the watch goes on")
 
     def _place(self) -> dict[str, Any]:
         place = {"host": platform.node(), "beats": self._beats, "step": self._step, "phase": self._phase}

@@ -285,10 +285,31 @@ def write_text(target: Output | Path, text: str, exact: bool = False) -> None:
     """
     text = text if exact else redact(text)
     # half a surrogate pair, as in names of files that are not UTF-8, is escaped as JSON does it
-    with staged(target) as part, part.open("w", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(text)
+    write_bytes(target, text.encode("utf-8", errors="backslashreplace"))
+
+
+def write_bytes(target: Output | Path, data: bytes) -> None:
+    """Write a file, whole or not at all."""
+    with staged(target) as part, part.open("wb") as file:
+        file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def append(path: Path, data: bytes) -> None:
+    """Add to a file, all of it or nothing.
+
+    Raises:
+        OSError: nothing was added.
+    """
+    with open(path, "ab", buffering=0) as file:
+        before, written = file.tell(), 0
+        try:
+            while written < len(data):
+                written += file.write(data[written:])
+        except OSError:
+            os.truncate(path, before)
+            raise
 
 
 def write_json(target: Output | Path, content: Any) -> None:

@@ -10,6 +10,7 @@ next step begins with sequence `first` of the whole run's order, and where a res
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from itertools import islice
@@ -25,7 +26,7 @@ from mm_lightning.data.mixture import DataSet
 from mm_lightning.data.shards import read_shard
 from mm_lightning.data.tokenizer import Tokenizer, load_tokenizer
 from mm_lightning.errors import UserError
-from mm_lightning.outputs import write_text
+from mm_lightning.outputs import write_bytes, write_text
 from mm_lightning.terminal import display
 from mm_lightning.yaml_text import read_yaml
 
@@ -67,7 +68,9 @@ def numbers(about: dict[str, Any], sets: list[DataSet], first: int) -> list[dict
 def keep_tokens(folder: Path, rank: int, batches: Sequence[Tensor]) -> None:
     """Writes the tokens of a process, (B, T) a batch."""
     folder.mkdir(parents=True, exist_ok=True)
-    np.save(folder / f"tokens.{rank}.npy", np.concatenate([b.cpu().numpy().astype(np.int32) for b in batches]))
+    file = io.BytesIO()
+    np.save(file, np.concatenate([b.cpu().numpy().astype(np.int32) for b in batches]))
+    write_bytes(folder / f"tokens.{rank}.npy", file.getvalue())
 
 
 def place_of_step(run: Path, step: int, about: dict[str, Any]) -> dict[str, Any]:
@@ -145,7 +148,10 @@ def show(path: str, step: int | None, sequences: int, tokens: int, data: list[st
         raise UserError(f"there is no run folder {folder}")
     if not (folder / STEP).is_file():
         folder = _run_folder(folder)
-        kept = sorted((folder / FOLDER).glob("step=*"), key=lambda p: int(p.name.removeprefix("step=")))
+        whole = [
+            file.parent for file in (folder / FOLDER).glob(f"step=*/{STEP}")
+        ]  # without one that a full disk cut off
+        kept = sorted(whole, key=lambda p: int(p.name.removeprefix("step=")))
         if step is None:
             _list(folder, kept)
             return

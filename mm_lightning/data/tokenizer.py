@@ -112,8 +112,16 @@ class Tokenizer(ABC):
         return None
 
     @abstractmethod
+    def to_json(self) -> str:
+        """Return the text of a JSON file that `load_tokenizer` reads back."""
+
     def save(self, path: str | os.PathLike) -> None:
         """Writes a JSON file that `load_tokenizer` reads back."""
+        Path(path).write_text(self.to_json(), encoding="utf-8")
+
+
+_BYTES = {"tokenizer": "bytes"}
+"""The content of the file that means the byte tokenizer."""
 
 
 class ByteTokenizer(Tokenizer):
@@ -121,7 +129,7 @@ class ByteTokenizer(Tokenizer):
 
     def __init__(self) -> None:
         self.name, self.vocab_size, self.bos, self.eos = "bytes", 258, 256, 257
-        self.sha256 = _digest({"tokenizer": "bytes"})
+        self.sha256 = _digest(_BYTES)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         return [list(_utf8(text)) for text in texts]
@@ -139,8 +147,8 @@ class ByteTokenizer(Tokenizer):
     def text_bytes(self, counts: np.ndarray) -> int:
         return int(counts[:256].sum())
 
-    def save(self, path: str | os.PathLike) -> None:
-        Path(path).write_text('{"tokenizer": "bytes"}\n')
+    def to_json(self) -> str:
+        return json.dumps(_BYTES) + "\n"
 
 
 class FileTokenizer(Tokenizer):
@@ -150,13 +158,16 @@ class FileTokenizer(Tokenizer):
         path: the file.
         bos: the name of the token that begins a document, where it is none of the usual ones.
         eos: likewise of the token that ends a document. One of the two alone is both.
+        text: what is in the file; by default it is read.
     """
 
-    def __init__(self, path: str | os.PathLike, bos: str | None = None, eos: str | None = None) -> None:
+    def __init__(
+        self, path: str | os.PathLike, bos: str | None = None, eos: str | None = None, text: str | None = None
+    ) -> None:
         import tokenizers
 
         self.name = str(path)
-        text = read_text(path)
+        text = read_text(path) if text is None else text
         try:
             content = json.loads(text)
             self._inner = tokenizers.Tokenizer.from_str(text)
@@ -254,8 +265,8 @@ class FileTokenizer(Tokenizer):
             sizes[number] = 0 if token.special else len(token.content.encode())
         return sum(size * count for size, count in zip(sizes, counts.tolist(), strict=True))
 
-    def save(self, path: str | os.PathLike) -> None:
-        Path(path).write_text(json.dumps(self._content, ensure_ascii=False) + "\n", encoding="utf-8")
+    def to_json(self) -> str:
+        return json.dumps(self._content, ensure_ascii=False) + "\n"
 
 
 def pieces(text: str) -> Iterator[str]:
@@ -344,9 +355,27 @@ def load_tokenizer(spec: str | os.PathLike, bos: str | None = None, eos: str | N
         content = read_json(path)
     except UserError as error:
         raise UserError(f"{path} is not a tokenizer.json: {error}") from error
-    if content == {"tokenizer": "bytes"}:
+    if content == _BYTES:
         return _bytes(bos, eos)
     return FileTokenizer(path, bos, eos)
+
+
+def tokenizer_from_json(text: str, name: str) -> Tokenizer:
+    """Return the tokenizer whose file would hold `text`.
+
+    Args:
+        text: of :meth:`Tokenizer.to_json`.
+        name: of the tokenizer.
+
+    Raises:
+        UserError: not a usable tokenizer.
+    """
+    try:
+        if json.loads(text) == _BYTES:
+            return ByteTokenizer()
+    except ValueError as error:
+        raise UserError(f"{name} is not a tokenizer.json: {error}") from error
+    return FileTokenizer(name, text=text)
 
 
 def _bytes(bos: str | None, eos: str | None) -> Tokenizer:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mm_lightning.data.tokenizer import BEGIN, END, ByteTokenizer, Tokenizer
@@ -54,10 +52,7 @@ def _inner(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
 
     if isinstance(tokenizer, ByteTokenizer):
         return _bytes()
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "tokenizer.json"
-        tokenizer.save(file)
-        return tokenizers.Tokenizer.from_file(str(file))
+    return tokenizers.Tokenizer.from_str(tokenizer.to_json())
 
 
 def _bytes() -> tokenizers.Tokenizer:

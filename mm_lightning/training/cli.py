@@ -290,6 +290,8 @@ class TrainingCLI(LightningCLI):
             chosen = [c for c in chosen if type(c) is not ProgressBar]  # which shows nothing
             always.append(watchers.Progress())
         config["callbacks"] = [*always, *chosen, *callbacks]
+        savers = [c for c in config["callbacks"] if isinstance(c, watchers.Checkpoints)]
+        self.folder.on_failure = savers[0].on_failure if savers else "stop"
         config["logger"] = self._loggers(config)
         plugins = config.get("plugins") or []
         config["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), WholeCheckpointIO()]

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
-from mm_lightning.outputs import write_text
+from mm_lightning.outputs import append, write_text
 from mm_lightning.redaction import redact
 from mm_lightning.terminal import display
-from mm_lightning.training.hparams import write_settings
+from mm_lightning.training.hparams import SETTINGS, write_settings
 from mm_lightning.training.run_folder import RunFolder, board_folder
 
 
@@ -57,13 +56,9 @@ class MetricsFile(Logger):
         """Writes one line and closes the file, so that a killed run loses nothing."""
         self._waiting.append(json.dumps({"step": step, **metrics}) + "\n")
         path = self.folder.path / "metrics.jsonl"
-        try:
-            append(path, "".join(self._waiting))
-        except OSError as error:
-            if len(self._waiting) == 1:
-                say(f"cannot write {path} ({error.strerror}): its lines are kept in memory until that is possible")
-            return
-        self._waiting = []
+        lines = "".join(self._waiting).encode()
+        if self.folder.write(path, lambda: append(path, lines), "its lines are kept in memory until that is possible"):
+            self._waiting = []
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """Settings are in config.yaml."""
@@ -80,10 +75,9 @@ class MetricsFile(Logger):
             if values is not None and (values.get("step") or 0) <= step:
                 lines.append(line)
                 self.logged |= values.keys() if values.get("step") == step else set()
-        try:
-            write_text(path, "".join(lines), exact=True)
-        except OSError as error:
-            say(f"cannot write {path} ({error.strerror}): of a step that appears twice the later line counts")
+        text = "".join(lines)
+        later = "of a step that appears twice the later line counts"
+        self.folder.write(path, lambda: write_text(path, text, exact=True), later)
 
 
 def _parse_line(line: str) -> dict[str, Any] | None:
@@ -101,44 +95,6 @@ def forget_after(trainer: Trainer, step: int) -> None:
             logger.forget_after(step)
 
 
-def append(path: Path, text: str) -> None:
-    """Adds text to a file, all of it or nothing.
-
-    Raises:
-        OSError: nothing.
-    """
-    with open(path, "ab", buffering=0) as file:
-        before, data, written = file.tell(), text.encode(), 0
-        try:
-            while written < len(data):
-                written += file.write(data[written:])
-        except OSError:
-            os.truncate(path, before)
-            raise
-
-
-class Patient:
-    """A file of TensorBoard's that does not end the run when it cannot be written."""
-
-    def __init__(self, file: Any) -> None:
-        self.file = file
-
-    def write(self, data: bytes) -> None:
-        """Writes a record, if that is possible."""
-        with contextlib.suppress(OSError):  # metrics.jsonl has the same, and says so
-            self.file.write(data)
-
-    def flush(self) -> None:
-        """As the file's."""
-        with contextlib.suppress(OSError):
-            self.file.flush()
-
-    def close(self) -> None:
-        """As the file's."""
-        with contextlib.suppress(OSError):
-            self.file.close()
-
-
 LATER = ("epoch", "evaluation", "memory", "retrieval_profile", "samples")
 """Groups of tags that come before `train` in the alphabet."""
 
@@ -154,7 +110,7 @@ def board_tag(name: str) -> str:
 class TensorBoard(TensorBoardLogger):
     """TensorBoard files in the run folder, with tags of :func:`board_tag`.
 
-    What cannot be written there is in metrics.jsonl only.
+    What cannot be written waits, as lines of metrics.jsonl do.
     """
 
     def __init__(self, folder: RunFolder) -> None:
@@ -172,15 +128,14 @@ class TensorBoard(TensorBoardLogger):
         return str(board_folder(self.folder.path))
 
     @property
+    @rank_zero_experiment
     def experiment(self) -> Any:
-        """TensorBoard's writer, whose thread would end the run after an error of the disk."""
-        experiment = super().experiment
-        files = getattr(experiment, "all_writers", None)
-        for file in files.values() if isinstance(files, dict) else ():  # other processes have none
-            queue = file.event_writer._async_writer
-            if not isinstance(queue._writer, Patient):
-                queue._writer = queue._worker._record_writer = Patient(queue._writer)
-        return experiment
+        """The writer of the run's event file."""
+        if self._experiment is None:
+            from mm_lightning.training.event_file import RunSummaryWriter  # slow
+
+            self._experiment = RunSummaryWriter(self.folder, Path(self.log_dir))
+        return self._experiment
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Write a point of each metric's curve."""
@@ -189,8 +144,8 @@ class TensorBoard(TensorBoardLogger):
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         """Write a run's settings for the HPARAMS tab."""
-        with contextlib.suppress(OSError):
-            write_settings(Path(self.log_dir), params)
+        folder, values = Path(self.log_dir), dict(params)
+        self.folder.write(folder / SETTINGS, lambda: write_settings(folder, values), waits=True)
 
     @rank_zero_only
     def forget_after(self, step: int) -> None:

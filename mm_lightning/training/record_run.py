@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import time
+from functools import partial
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from mm_lightning import streams
-from mm_lightning.data.bad_steps import configured_place, note_resume, place
+from mm_lightning.data.bad_steps import RETURNS, configured_place, note_resume, place
 from mm_lightning.data.mixture import describe, differing
 from mm_lightning.errors import UserError
 from mm_lightning.memory import kernels
@@ -56,7 +57,7 @@ class RecordRun(Callback):
         path = self.folder.path
         (path / "finished.json").unlink(missing_ok=True)  # a finished run may be resumed for more steps
         config = redact_values(load_yaml(self.config, "the config"))
-        write_yaml(path / "config.yaml", config)
+        self.folder.write(path / "config.yaml", lambda: write_yaml(path / "config.yaml", config), waits=True)
         for logger in trainer.loggers:
             logger.log_hyperparams(settings(config))
         past = []
@@ -71,7 +72,9 @@ class RecordRun(Callback):
                 f"the data or their weights are others than before ({path / 'environment.json'}): the run goes on in "
                 f"their order, in which sequences that it has read may come again"
             )
-        write_json(path / "environment.json", {**describe_environment(), "step": step, "data": data, "earlier": past})
+        content = {**describe_environment(), "step": step, "data": data, "earlier": past}
+        file = path / "environment.json"
+        self.folder.write(file, lambda: write_json(file, content), waits=True)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Says once what is going to be trained, on what, and how."""
@@ -124,7 +127,8 @@ class RecordRun(Callback):
         except (UserError, OSError, KeyError, TypeError, ValueError):  # not needed to resume
             was = None
         now = place(data.weights, data.context_length, data.global_batch_size, data.seed)
-        note_resume(run, trainer.global_step, first, was, now)
+        note = partial(note_resume, run, trainer.global_step, first, was, now)
+        self.folder.write(run / RETURNS, note, waits=True)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Says where an interrupted run can go on."""
@@ -147,7 +151,8 @@ class RecordRun(Callback):
         if trainer.is_global_zero:
             seconds = round(time.perf_counter() - self._begin, 1)
             end = {"step": trainer.global_step, "max_steps": trainer.max_steps, "tokens": pl_module.trained_tokens}
-            write_json(self.folder.path / "finished.json", {**end, "seconds": seconds})
+            path = self.folder.path / "finished.json"
+            self.folder.write(path, lambda: write_json(path, {**end, "seconds": seconds}))
 
     @staticmethod
     def _nothing_to_do(trainer: Trainer) -> None:

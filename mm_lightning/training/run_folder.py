@@ -17,6 +17,7 @@ goes on in the folder of the checkpoint that it continues.
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.metadata
 import json
 import os
@@ -25,10 +26,11 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from datetime import UTC, datetime
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mm_lightning.errors import UserError
 from mm_lightning.redaction import redact_words
@@ -105,9 +107,16 @@ class RunFolder:
         self.root = Path(root)
         self.resumed = path is not None
         self.trained = False  # a batch, in this process
+        self.on_failure: Literal["stop", "continue"] = "stop"  # as of Checkpoints
+        self._failing: set[str] = set()  # things in the folder that could not be written lately, as was said
+        self._waiting: dict[Path, Callable[[], object]] = {}
         self._path = path
         self._made_root = False
         self._lock: RunLock | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy of whatever leads here has nothing left to write."""
+        return {**self.__dict__, "_waiting": {}}
 
     @property
     def path(self) -> Path:
@@ -166,6 +175,64 @@ class RunFolder:
         if _is_first():
             with contextlib.suppress(OSError):  # which then says where it lies
                 self.root.rmdir()
+
+    def write(
+        self, path: Path, action: Callable[[], object], otherwise: str | None = None, waits: bool = False
+    ) -> bool:
+        """Write into the folder of a running training: every file of it but checkpoints is written through here.
+
+        What cannot be written, the disk being full, for one, is said once for each thing in the folder, until it is
+        written again, and ends the run only where `on_failure` says so.
+
+        Args:
+            path: of the file or folder.
+            action: writes it, or raises an OSError.
+            otherwise: what happens if it cannot be written, where the run goes on in any case.
+            waits: try again whenever something else is written, until it succeeds.
+
+        Returns:
+            Whether it was written.
+
+        Raises:
+            UserError: it was not, and the run is to stop.
+        """
+        for waiting, again in list(self._waiting.items()):
+            if waiting == path or self._try(waiting, again) is None:
+                self._waiting.pop(waiting, None)
+        error = self._try(path, action)
+        if error is None:
+            return True
+        reason = error.strerror or str(error)
+        if otherwise is None and self.on_failure == "stop":
+            raise UserError(
+                f"cannot write {path}: {reason}. Mend this and continue with --resume, or let a run go on without such "
+                f"files: on_failure: continue of Checkpoints"
+            ) from error
+        if waits:
+            self._waiting[path] = action
+        thing = self._thing(path)
+        if thing not in self._failing:
+            from mm_lightning.training.loggers import say  # which stands on this
+
+            self._failing.add(thing)
+            default = "it is written when that is possible" if waits else "training goes on without it"
+            say(f"cannot write {path} ({reason}): {otherwise or default}")
+        return False
+
+    def _try(self, path: Path, action: Callable[[], object]) -> OSError | None:
+        try:
+            if not self.path.is_dir():  # moved away, perhaps to come back: nothing takes its place
+                raise FileNotFoundError(errno.ENOENT, "the run folder is not there any more")
+            action()
+        except OSError as error:
+            return error
+        self._failing.discard(self._thing(path))
+        return None
+
+    def _thing(self, path: Path) -> str:
+        """The entry of the folder that a path belongs to."""
+        inside = path.relative_to(self.path) if path.is_relative_to(self.path) else path
+        return inside.parts[0] if inside.parts else str(path)
 
     def share(self, trainer: Trainer) -> None:
         """Tells every process the folder that the first one chose."""

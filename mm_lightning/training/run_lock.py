@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -63,8 +64,8 @@ class RunLock:
             raise
         self._file = file
         file.truncate(0)
-        file.write(json.dumps({"process": os.getpid(), "host": platform.node()}) + "\n")
-        file.flush()
+        with contextlib.suppress(OSError):  # on a full disk nobody can read whose it is
+            os.write(file.fileno(), json.dumps({"process": os.getpid(), "host": platform.node()}).encode() + b"\n")
 
     def _try(self, file: TextIO) -> bool:
         from mm_lightning.training.loggers import say

@@ -33,7 +33,7 @@ from mm_lightning.training.checkpoint import (
 )
 from mm_lightning.training.checkpoint.plain_values import Unloadable, loadable
 from mm_lightning.training.checkpoint.universal import to_universal
-from mm_lightning.training.checkpoint.whole import TAG, read_commit
+from mm_lightning.training.checkpoint.whole import TAG, discard, read_commit
 from mm_lightning.training.connection import limit_groups
 from mm_lightning.training.loggers import say
 
@@ -201,13 +201,13 @@ class DeepSpeed(DeepSpeedStrategy):
                 return super().load_checkpoint(path, weights_only)
         form = "" if same_precision else " in another precision"
         say(f"{path} was written by {wrote} processes{form}: converting it for {self.world_size}")
-        universal = path.with_suffix(".universal")
+        universal = path.with_name(f"{path.name}.universal{PARTIAL}")  # whoever resumes removes one that is cut off
         self._together(lambda: self.is_global_zero and to_universal(path, universal), universal)
         with only_weights(universal), self._own_clipping_and_scaling():
             state = self._load_universal(universal, weights_only)
         self.barrier()
         if self.is_global_zero:
-            shutil.rmtree(universal)
+            discard(universal)
         return state
 
     @property

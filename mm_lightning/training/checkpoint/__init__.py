@@ -28,6 +28,7 @@ from mm_lightning.training.checkpoint.finding import (
     find_checkpoint,
     remove_leftovers,
     run_of,
+    saved_by_run,
     step_of,
 )
 from mm_lightning.training.checkpoint.network import (
@@ -85,6 +86,7 @@ __all__ = [
     "remove_leftovers",
     "restore_tokenizer",
     "run_of",
+    "saved_by_run",
     "step_of",
     "write_synced",
 ]

@@ -19,6 +19,11 @@ def step_of(path: Path) -> int:
     return int(found[1]) if found else -1
 
 
+def saved_by_run(path: Path) -> bool:
+    """Return whether a file has the name that a run gives its checkpoints: `step=200.ckpt`, and nothing beside that."""
+    return path.name == f"step={step_of(path)}.ckpt"
+
+
 def checkpoint_path(run_folder: Path, step: int) -> Path:
     """Where a run keeps a step, plain file or DeepSpeed's folder."""
     return run_folder / "checkpoints" / f"step={step}.ckpt"
@@ -31,8 +36,7 @@ def checkpoints_of(run_folder: Path) -> list[Path]:
     """
 
     def newness(path: Path) -> tuple[bool, int, float]:
-        step = step_of(path)
-        return path.name == f"step={step}.ckpt", step, path.stat().st_mtime
+        return saved_by_run(path), step_of(path), path.stat().st_mtime
 
     return sorted((run_folder / "checkpoints").glob("*.ckpt"), key=newness, reverse=True)
 
@@ -93,8 +97,12 @@ def _say(message: str) -> None:
 
 
 def remove_leftovers(folder: Path) -> list[Path]:
-    """Deletes what cut-off saves have left in a folder of checkpoints; returns what it was."""
-    found = sorted(folder.glob(f"*{PARTIAL}"))
+    """Delete what cut-off saves, deletions and conversions of a run have left in its checkpoints; return what it was.
+
+    Only names that a run writes itself: a file of somebody else's stays.
+    """
+    name = re.compile(r"step=\d+\.ckpt(\.old|\.universal|\.partial)*" + re.escape(PARTIAL))
+    found = sorted(path for path in folder.glob(f"*{PARTIAL}") if name.fullmatch(path.name))
     for partial in found:
         discard(partial)
     return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,11 +29,7 @@ def describe_network(config: NetworkConfig, tokenizer: dict[str, Any] | None, co
 
 def describe_tokenizer(tokenizer: Tokenizer) -> dict[str, str]:
     """What a checkpoint says of the tokenizer: enough to make it again."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "tokenizer.json"
-        tokenizer.save(file)
-        text = file.read_text(encoding="utf-8")
-    return {"name": tokenizer.name, "sha256": tokenizer.sha256, "json": text}
+    return {"name": tokenizer.name, "sha256": tokenizer.sha256, "json": tokenizer.to_json()}
 
 
 def network_config(about: dict[str, Any], path: Path | None = None) -> NetworkConfig:
@@ -163,7 +158,7 @@ def load_network(
 
 def restore_tokenizer(about: dict[str, Any], path: Path) -> Tokenizer:
     """The tokenizer that a checkpoint carries."""
-    from mm_lightning.data import load_tokenizer
+    from mm_lightning.data.tokenizer import tokenizer_from_json
 
     if not about["tokenizer"]:
         if "imported" in about:
@@ -172,7 +167,4 @@ def restore_tokenizer(about: dict[str, Any], path: Path) -> Tokenizer:
                 f"one. Import it again with --tokenizer"
             )
         raise UserError(f"checkpoint {path} carries no tokenizer: it was trained without prepared data")
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "tokenizer.json"
-        file.write_text(about["tokenizer"]["json"], encoding="utf-8")
-        return load_tokenizer(str(file))
+    return tokenizer_from_json(about["tokenizer"]["json"], about["tokenizer"]["name"])
