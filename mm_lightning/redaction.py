@@ -33,14 +33,18 @@ _OPTION = re.compile(rf"(--{_WORD}(?:=|\s+))[^\s\"']+", re.IGNORECASE)
 _PAIR = re.compile(
     rf"(?<![\w.\-?&;])([\"']?{_WORD}[\"']?(?:=|:\s+))(\"[^\"\n]*\"|'[^'\n]*'|[^\s,;}}\]\"'{{\[]+)", re.IGNORECASE
 )
-_BEARER = re.compile(r"\b((?:bearer|basic)\s+)[\w.~+/\-]{8,}=*", re.IGNORECASE)
-# what services begin their tokens with
+# of words that follow, such as "basic knowledge", a token differs by its digits
+_BEARER = re.compile(
+    r"(\bbearer\s+(?=[^\s\"']{0,256}\d)|\bauthorization[\"']?\s*[:=]\s*[\"']?(?:bearer|basic|token)\s+)[\w.~+/\-]{8,}=*",
+    re.IGNORECASE,
+)
+# what services begin their tokens with, at the length they have: folders are called hf_transformer, too
 _TOKEN = re.compile(
-    r"(?<![A-Za-z0-9_])(?:hf_[A-Za-z0-9]{8,}|(?:AKIA|ASIA)[A-Z0-9]{12,}|gh[pousr]_[A-Za-z0-9]{16,}"
-    r"|github_pat_\w{16,}|sk-[A-Za-z0-9_\-]{16,}|xox[abprs]-[A-Za-z0-9\-]{8,})"
+    r"(?<![A-Za-z0-9_])(?:hf_[A-Za-z0-9]{30,}|(?:AKIA|ASIA)[A-Z0-9]{16}|gh[pousr]_[A-Za-z0-9]{30,}"
+    r"|github_pat_\w{30,}|sk-(?:[A-Za-z]+-)?[A-Za-z0-9]{32,}|xox[abprs]-[A-Za-z0-9\-]{20,})(?![A-Za-z0-9])"
 )
 # a key of a mapping, in snake case: of `token` the ones that open something, not those of a text
-_KEY = re.compile(rf"(?:^|_)(?:(?:{_NAMES})s?(?:_id|_key|_value)?|auth|bearer|pat)$")
+_KEY = re.compile(rf"(?:^|_)(?:(?:{_NAMES})s?(?:_id|_key|_value)?|auth|bearer)$")
 _TOKEN_KEY = re.compile(r"(?:^|_)token$")
 _OF_TEXT = re.compile(r"(?:^|_)(?:bos|eos|pad|unk|sep|cls|mask|begin|end|start|stop|first|last|next|image|per)_token$")
 

@@ -21,6 +21,7 @@ from typing import Any
 from mm_lightning.errors import UserError
 from mm_lightning.evaluation.task import Record
 from mm_lightning.outputs import staged, write_json
+from mm_lightning.redaction import redact_values
 
 SETTINGS, SAMPLES, RESULTS = "settings.json", "samples.jsonl", "results.json"
 DATA = "settings.data_hash"
@@ -50,7 +51,7 @@ class Samples:
         """
         path = self.folder / SETTINGS
         known: dict[str, Any] = read_json(path) if path.is_file() else {"identity": identity, "sessions": []}
-        before, now = flat(known["identity"]), flat(identity)
+        before, now = flat(redact_values(known["identity"])), flat(redact_values(identity))
         differ = [f"{name} {before.get(name)!r}, not {now.get(name)!r}" for name in differences(before, now)]
         if differ:
             raise UserError(
@@ -70,7 +71,7 @@ class Samples:
         path = self.folder / SETTINGS
         if not path.is_file():
             return None
-        before, now = flat(read_json(path)["identity"]), flat(identity)
+        before, now = flat(redact_values(read_json(path)["identity"])), flat(redact_values(identity))
         if differences(before, now) != [DATA]:
             return None
         for file in [*self.files(), self.folder / RESULTS, path]:
