@@ -65,10 +65,12 @@ class Named:
     Args:
         place: whether it is a file or folder, in which `~` is the home folder.
         blank: whether it may be empty: a text that names nothing.
+        utf8: whether the name must be UTF-8, because a library that takes no other writes there.
     """
 
     place: bool = False
     blank: bool = False
+    utf8: bool = False
 
     def accept(self, kind: type, value: Any) -> Any:
         """Return the text; raise ValueError with what it must be."""
@@ -76,11 +78,11 @@ class Named:
             raise ValueError(
                 "the name of a file or folder" if self.place else f"a text{'' if self.blank else ' that is not empty'}"
             )
-        if not self.place:
-            if re.search(r"[\ud800-\udfff]", os.fspath(value)):
-                raise ValueError("a text in UTF-8")
-            return value
         text = os.fspath(value)
+        if (self.utf8 or not self.place) and re.search(r"[\ud800-\udfff]", text):
+            raise ValueError(f"a {'name' if self.place else 'text'} in UTF-8")
+        if not self.place:
+            return value
         if "\0" in text or ("://" not in text and any(len(os.fsencode(part)) > 255 for part in text.split("/"))):
             raise ValueError("a name that files can have: of 255 bytes at most between two /, none of them zero")
         if text.startswith("~") and expand_home(text) == text:
@@ -110,6 +112,7 @@ Part = Annotated[float, Range(0, 1, below=True)]
 Name = Annotated[str, Named()]
 Text = Annotated[str, Named(blank=True)]
 Place = Annotated[str, Named(place=True)]
+PlainPlace = Annotated[str, Named(place=True, utf8=True)]
 
 
 def expand_home(value: Any) -> Any:

@@ -20,6 +20,8 @@ DEEP = "[" * 400
         (["data", "prepare", ".", "--output", ""], "--output takes the name of a file or folder, got ''"),
         (["data", "inspect", "x" * 300], "--path takes a name that files can have"),
         (["data", "prepare", ".", "--output", "out", "--separator", "\udcff"], "--separator takes a text in UTF-8"),
+        (["export", "nowhere", "--output", "a\udc80b"], "--output takes a name in UTF-8"),
+        (["checkpoint", "consolidate", "nowhere", "--output", "a\udc80b"], "--output takes a name in UTF-8"),
         (["benchmark", "data", "--config", "nowhere", "--batches", "9" * 30], "--batches takes a whole number"),
         (["launch", "--config", "quickstart", "--nodes"], "--nodes needs a value"),
         (["launch", "--config", "quickstart", "--nodes", "x"], "--nodes takes a whole number, got 'x'"),
@@ -53,6 +55,14 @@ def test_an_empty_name_in_a_config(text, tmp_path, monkeypatch, capsys):
     assert main(["fit", "--config", "a.yaml"]) == 2
     assert "takes the name of a file or folder, got '" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["a.yaml"]
+
+
+def test_a_file_that_is_no_text_for_a_section(tmp_path, capsys):
+    (tmp_path / "binary").write_bytes(bytes(range(256)))
+    assert main(["fit", "--config", "quickstart", "--model", str(tmp_path / "binary")]) == 2
+    message = capsys.readouterr().err
+    assert "no text in UTF-8" in message
+    assert message.count("\n") == 1
 
 
 def test_a_value_of_any_length_is_said_in_a_short_line(capsys):

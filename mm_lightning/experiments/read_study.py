@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -167,7 +168,8 @@ def _read_plain(folder: Path) -> Study:
 
 def _run_folders(folder: Path) -> Iterator[Path]:
     """The run folders at any depth, in the order of their names and numbers."""
-    found = [path.parent for path in folder.rglob("metrics.jsonl") if (path.parent / "config.yaml").is_file()]
+    there = ((Path(place), files) for place, _, files in os.walk(folder))  # which leaves out what it cannot read
+    found = [place for place, files in there if {"metrics.jsonl", "config.yaml"} <= set(files)]
     yield from sorted(found, key=lambda path: (path.parent, int(path.name) if path.name.isdigit() else -1, path.name))
 
 

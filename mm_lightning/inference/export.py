@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mm_lightning.errors import UserError
 from mm_lightning.outputs import FolderKind, check_folder, share, staged, write_text
-from mm_lightning.ranges import Name, Place
+from mm_lightning.ranges import Name, Place, PlainPlace
 from mm_lightning.terminal import display
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def export(
 
 def export_command(
     checkpoint: Place,
-    output: Place,
+    output: PlainPlace,
     dtype: Literal["float32", "bfloat16"] = "float32",
     self_contained: bool = False,
     max_shard_size: Name = "5GB",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mm_lightning.errors import UserError
 from mm_lightning.outputs import CHECKPOINT, SAFETENSORS, FolderKind, check_folder, check_output, staged
-from mm_lightning.ranges import NonNegative, Place
+from mm_lightning.ranges import NonNegative, Place, PlainPlace
 from mm_lightning.terminal import display
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def verify_command(run: Place) -> None:
 
 def consolidate_command(
     checkpoint: Place,
-    output: Place,
+    output: PlainPlace,
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     overwrite: bool = False,
 ) -> None:

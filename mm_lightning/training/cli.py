@@ -186,6 +186,8 @@ class TrainingCLI(LightningCLI):
             self.config = parser.parse_args(args)
         except ArgumentError as error:
             raise UserError(explain(str(error), self.files, self._known(), self.options)) from error
+        except UnicodeDecodeError as error:  # of a file in the place of a section's values
+            raise UserError(f"a file that an option names, as in --model FILE, is no text in UTF-8: {error}") from error
         keep_own_preparation(self.config[self.command].data, self.files, self.options)
         self._check_settings()
 
