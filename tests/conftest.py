@@ -9,6 +9,7 @@ settings.load_profile("plain")
 
 def pytest_addoption(parser):
     parser.addoption("--soak_minutes", type=float, default=30.0, help="how long -m soak kills a run again and again")
+    parser.addoption("--soak_seed", type=int, default=1, help="of the order and the moments of what -m soak does")
     parser.addoption("--soak_log", default=None, help="a file to which -m soak adds its summary")
 
 

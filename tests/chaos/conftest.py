@@ -28,9 +28,9 @@ def prepared(tmp_path_factory) -> Path:
 def config(tmp_path, prepared):
     """Writes the config of a run: `config(max_steps=8, keep=1)`."""
 
-    def write(max_steps: int = 60, **checkpoints) -> list[str]:
+    def write(max_steps: int = 60, more: list | None = None, **checkpoints) -> list[str]:
         settings = {"every_n_steps": 1, "keep": 2, **checkpoints}
-        callbacks = [{"class_path": "Checkpoints", "init_args": settings}]
+        callbacks = [{"class_path": "Checkpoints", "init_args": settings}, *(more or [])]
         network = {"vocab_size": 258, "layers": 1, "dim": 16, "heads": 2, "persistent_dim": 32}
         network |= {"short_term_window": 8, "long_term_delay": [2, 6], "inference_delay": 2}
         values = {

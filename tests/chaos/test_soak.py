@@ -1,27 +1,38 @@
-"""A run that is killed every 20 to 60 seconds for half an hour ends bit-identical to the undisturbed one.
+"""A run that is disturbed again and again for half an hour ends bit-identical to the undisturbed one.
 
-`pytest -m soak -s --soak_minutes 30`, with `--soak_log PATH` for a summary to keep.
+`pytest -m soak -s --soak_minutes 30`, with `--soak_log PATH` for a summary to keep. About a minute of it is among the
+slow tests.
 """
 
+import functools
+import os
 import time
+from collections import Counter
 
 import pytest
+from disturbances import KINDS, disturb
 from harness import Run, assert_same_losses, kill_until, same_state
 
 BATCH_SECONDS = 0.1  # two make a step
 
 
-def slowly() -> None:
+def slowly(seconds: float = BATCH_SECONDS) -> None:
     """Makes batches last at least so long, so that half an hour of kills is worth a few minutes undisturbed."""
     from mm_lightning.training.module import LanguageModule
 
     step = LanguageModule.training_step
 
     def training_step(*args):
-        time.sleep(BATCH_SECONDS)
+        time.sleep(seconds)
         return step(*args)
 
     LanguageModule.training_step = training_step
+
+
+def apart() -> None:
+    """Slowly, and in a session of its own, which can be stopped as a whole."""
+    os.setsid()
+    slowly(2 * BATCH_SECONDS)
 
 
 @pytest.mark.soak
@@ -52,3 +63,47 @@ def test_soak(config, tmp_path, request):
         lives = [line for line in said.splitlines() if line.startswith(("resuming", "removed", "passing over"))]
         with open(request.config.getoption("--soak_log"), "a", encoding="utf-8") as file:
             file.write("\n".join([summary, *lives, ""]))
+
+
+def disturbed(config, folder, minutes, limit, pauses, seed):
+    """Disturb a run, compare it with an undisturbed one, and return a summary with a line for each disturbance."""
+    steps = int(minutes * 60 / (4 * BATCH_SECONDS)) + 400  # not all are done before the last round is
+    watchdog = {"class_path": "Watchdog", "init_args": {"minutes": limit / 60}}
+    saving = {"keep": 3, "asynchronous": True, "on_failure": "continue"}
+    args = [*config(max_steps=steps, more=[watchdog], **saving), "--data.num_workers", "1"]
+    log, mixed, calm = folder / "log.txt", folder / "mixed" / "0", folder / "calm" / "0"
+    begin = time.monotonic()
+    run = functools.partial(disturb, seconds=60 * minutes, seed=seed, limit=limit, pauses=pauses, hook=apart)
+    events = run([*args, "--run", str(mixed.parent)], mixed, log)
+    seconds = time.monotonic() - begin
+    Run([*args, "--run", str(calm.parent)], log).finish(timeout=60 * minutes + 600)
+    counts = Counter(kind for event in events for kind in KINDS if kind in event)
+    assert_same_losses(mixed, calm, counts["kill -9"])
+    last = f"step={steps}.ckpt"
+    same_state(mixed / "checkpoints" / last, calm / "checkpoints" / last)
+    summary = (
+        f"seed {seed}: {', '.join(f'{counts[kind]} x {kind}' for kind in KINDS)} in {seconds / 60:.1f} "
+        f"minutes; {steps} steps; weights, optimizer state and losses bit-identical to the "
+        f"undisturbed run"
+    )
+    print(summary)
+    return counts, "\n".join([summary, *events, ""])
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(0)
+def test_mixed_soak(config, tmp_path, request):
+    minutes = request.config.getoption("--soak_minutes")
+    _, text = disturbed(
+        config, tmp_path, minutes, limit=30, pauses=(2, 25), seed=request.config.getoption("--soak_seed")
+    )
+    if request.config.getoption("--soak_log"):
+        with open(request.config.getoption("--soak_log"), "a", encoding="utf-8") as file:
+            file.write(text)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_short_mixed_soak(config, tmp_path):
+    counts, _ = disturbed(config, tmp_path, 0, limit=12, pauses=(0.1, 2), seed=3)
+    assert counts.keys() == set(KINDS)
