@@ -26,7 +26,7 @@ EXIT_STATUS = 70
 Limit = Annotated[float, Range(0, 525_600, above=True)]  # a year
 _DUMP = getattr(signal, "SIGRTMAX", signal.SIGPROF)  # nobody else's; at it, a process prints its stacks
 
-HERE = ("_over", "_thread", "_hook", "_outside")
+HERE = ("_over", "_thread", "_hook", "_outside", "_launcher")
 """What of a Watchdog is of this process alone."""
 
 
@@ -55,6 +55,7 @@ class Watchdog(Callback):
         self._beats = 0  # changes of phase since the start, by which processes are compared
         self._phase, self._step = "starting", 0
         self._outside: subprocess.Popen | None = None
+        self._launcher: Any = None
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -64,11 +65,12 @@ class Watchdog(Callback):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._over, self._thread = threading.Event(), None
+        self._over, self._thread, self._outside, self._launcher = threading.Event(), None, None, None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begins to watch."""
         self._rank, self._ranks = trainer.global_rank, trainer.world_size
+        self._launcher = getattr(trainer.strategy, "launcher", None)
         self._run = pl_module.run_folder
         self._folder = self._run.path / "heartbeats"
         self._beat(trainer, "waiting for data")
@@ -209,6 +211,9 @@ class Watchdog(Callback):
             + (f"; nothing is known of ranks {missing}" if missing else "")
             + ". The stacks above say what each process waits for; --resume goes on from the newest checkpoint"
         )
+        if hasattr(self._launcher, "kill"):  # the processes that this one started: one that is stopped would stay
+            self._over.wait(self.interval)
+            self._launcher.kill(signal.SIGKILL)
         os._exit(EXIT_STATUS)
 
     def _others(self) -> dict[int, dict[str, Any]]:

@@ -67,7 +67,7 @@ def test_soak(config, tmp_path, request):
 
 def disturbed(config, folder, minutes, limit, pauses, seed):
     """Disturb a run, compare it with an undisturbed one, and return a summary with a line for each disturbance."""
-    steps = int(minutes * 60 / (4 * BATCH_SECONDS)) + 400  # not all are done before the last round is
+    steps = int(minutes * 60 / (4 * BATCH_SECONDS)) + 200  # not all are done before the last round is
     watchdog = {"class_path": "Watchdog", "init_args": {"minutes": limit / 60}}
     saving = {"keep": 3, "asynchronous": True, "on_failure": "continue"}
     args = [*config(max_steps=steps, more=[watchdog], **saving), "--data.num_workers", "1"]
