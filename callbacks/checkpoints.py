@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from functools import partial
@@ -15,6 +14,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from mm_lightning.errors import UserError
 from mm_lightning.outputs import write_json
 from mm_lightning.ranges import Name, Natural, Range, checked
+from mm_lightning.side_files import read_object
 from mm_lightning.terminal import display
 from mm_lightning.training.batches import is_last_step
 from mm_lightning.training.checkpoint import (
@@ -219,9 +219,6 @@ class Checkpoints(Checkpoint):
 
     def _read_best(self, run: Path) -> dict[str, Any] | None:
         """What best.json says, if it is of the same metric and its checkpoint is there."""
-        try:
-            found = json.loads((run / "checkpoints" / BEST).read_text(encoding="utf-8"))
-            same = found["metric"] == self.best and isinstance(found["value"], float)
-            return found if same and is_whole(checkpoint_path(run, found["step"])) else None
-        except (OSError, ValueError, KeyError):
-            return None
+        found = read_object(run / "checkpoints" / BEST)
+        same = found.get("metric") == self.best and isinstance(found.get("value"), float)
+        return found if same and is_whole(checkpoint_path(run, found["step"])) else None

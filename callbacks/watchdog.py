@@ -19,6 +19,7 @@ from typing import Annotated, Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from mm_lightning.ranges import Range, checked
+from mm_lightning.side_files import read_object
 
 EXIT_STATUS = 70
 """Of the processes of a run that hung: EX_SOFTWARE of sysexits.h."""
@@ -218,11 +219,8 @@ class Watchdog(Callback):
 
     def _others(self) -> dict[int, dict[str, Any]]:
         """Return what the other processes have last written of themselves."""
-        places = {}
-        for rank in range(self._ranks):
-            with contextlib.suppress(OSError, ValueError):
-                places[rank] = json.loads(self._file(rank).read_text(encoding="utf-8"))
-        return places
+        places = {rank: read_object(self._file(rank)) for rank in range(self._ranks)}
+        return {rank: place for rank, place in places.items() if place}
 
 
 class ForwardHook:

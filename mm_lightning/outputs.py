@@ -26,6 +26,7 @@ from typing import Any, TextIO
 
 from mm_lightning.errors import UserError
 from mm_lightning.redaction import redact, redact_values
+from mm_lightning.terminal import display
 
 TEXT, CHECKPOINT, SAFETENSORS = "a text file", "a checkpoint", "a safetensors file"
 MEMORY = "a memory file"
@@ -271,7 +272,7 @@ def opened(target: Output | None, keep: bool = False) -> Iterator[TextIO]:
                 if keep and part.exists() and part.stat().st_size:
                     kept = target.place.with_name(f"{part.parent.name.removeprefix('.')}")
                     os.replace(part, kept)
-                    print(f"what was written so far is in {kept}", file=sys.stderr, flush=True)
+                    display(f"what was written so far is in {kept}", file=sys.stderr, flush=True)
                 raise
 
 

@@ -27,8 +27,8 @@ from mm_lightning.data.shards import read_shard
 from mm_lightning.data.tokenizer import Tokenizer, load_tokenizer
 from mm_lightning.errors import UserError
 from mm_lightning.outputs import write_bytes, write_text
+from mm_lightning.side_files import pass_over, read_config, read_lines, read_object
 from mm_lightning.terminal import display
-from mm_lightning.yaml_text import read_yaml
 
 FOLDER = "bad_steps"
 RETURNS = "rollbacks.jsonl"
@@ -90,10 +90,7 @@ def place_of_step(run: Path, step: int, about: dict[str, Any]) -> dict[str, Any]
 
 def _notes(run: Path) -> list[dict[str, Any]]:
     """The lines of rollbacks.jsonl; a last one that a killed process left unfinished is no line."""
-    if not (run / RETURNS).is_file():
-        return []
-    text = (run / RETURNS).read_text(encoding="utf-8")
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    return read_lines(run / RETURNS, "step")
 
 
 def note_place(run: Path, step: int, first: int, about: dict[str, Any], **more: Any) -> None:
@@ -144,22 +141,25 @@ def _append(run: Path, line: dict[str, Any]) -> None:
 def show(path: str, step: int | None, sequences: int, tokens: int, data: list[str] | str | None) -> None:
     """Prints what a step was trained on; see :func:`mm_lightning.data.commands.show`."""
     folder = Path(path).expanduser()
+    about: dict[str, Any] = {}
     if not folder.is_dir():
         raise UserError(f"there is no run folder {folder}")
     if not (folder / STEP).is_file():
         folder = _run_folder(folder)
-        whole = [
-            file.parent for file in (folder / FOLDER).glob(f"step=*/{STEP}")
-        ]  # without one that a full disk cut off
-        kept = sorted(whole, key=lambda p: int(p.name.removeprefix("step=")))
+        whole = [file.parent for file in (folder / FOLDER).glob(f"step=*/{STEP}")]  # others a full disk has cut off
+        found = {path.name.removeprefix("step="): path for path in whole}
+        kept = [found[n] for n in sorted(filter(str.isdecimal, found), key=int)]
         if step is None:
             _list(folder, kept)
             return
         about = _computed(folder, step)
         folder = folder / FOLDER / f"step={step}"
     if (folder / STEP).is_file():
-        about = json.loads((folder / STEP).read_text(encoding="utf-8"))
-        display(f"step {about['step']}: {about['why']}")
+        if said := read_object(folder / STEP):
+            about = said
+            display(f"step {about['step']}: {about['why']}")
+        elif not about:
+            raise UserError(f"{folder / STEP} is damaged: mm data show RUN --step N finds the batch without it")
     sets = mixture.read(_now(about["data"], data))
     tokenizer = load_tokenizer(sets[0].folder)
     given = _given(folder, about)
@@ -197,7 +197,7 @@ def _run_folder(folder: Path) -> Path:
 
 def _list(run: Path, kept: list[Path]) -> None:
     for path in kept:
-        display(f"{path.name.removeprefix('step='):>8}  {json.loads((path / STEP).read_text(encoding='utf-8'))['why']}")
+        display(f"{path.name.removeprefix('step='):>8}  {read_object(path / STEP).get('why', 'why is not known')}")
     display(f"{run}: {len(kept)} bad steps kept; --step N shows the batch of any step")
 
 
@@ -210,17 +210,17 @@ def _computed(run: Path, step: int) -> dict[str, Any]:
 
 def configured_place(run: Path) -> dict[str, Any]:
     """Return :func:`place` of a run's config.yaml."""
-    config = read_yaml(run / "config.yaml")
-    data = config["data"]
+    config = read_config(run / "config.yaml")
+    data = config.get("data") or {}
+    if missing := {"path", "context_length", "global_batch_size"} - data.keys():
+        raise UserError(f"{run / 'config.yaml'} does not say what was trained on: no data.{min(missing)}")
     weights = mixture.folders(data["path"])
-    return place(weights, data["context_length"], data["global_batch_size"], config["seed_everything"])
+    return place(weights, data["context_length"], data["global_batch_size"], config.get("seed_everything", 1))
 
 
 def _recorded(run: Path, step: int) -> list[dict[str, Any]] | None:
     """Return the data that a step of a run was trained on, as the run has recorded them; None where it has not."""
-    try:
-        environment = json.loads((run / "environment.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # not needed for anything else
+    if not (environment := read_object(run / "environment.json")):
         return None
     sessions = [*environment.get("earlier", []), environment]
     begun = [session for session in sessions if session.get("step", 0) < step]
@@ -232,7 +232,11 @@ def _given(folder: Path, about: dict[str, Any]) -> list[np.ndarray] | None:
     files = [folder / f"tokens.{rank}.npy" for rank in range(about.get("world_size", 0))]
     if not files or not all(file.is_file() for file in files):
         return None
-    ranks = [np.load(file, allow_pickle=False) for file in files]
+    try:
+        ranks = [np.load(file, allow_pickle=False) for file in files]
+    except (OSError, ValueError, EOFError) as error:
+        pass_over(f"the tokens in {folder} are damaged ({error}): passed over")
+        return None
     size = about["micro_batch_size"]
     return [row for at in range(0, len(ranks[0]), size) for rank in ranks for row in rank[at : at + size]]
 

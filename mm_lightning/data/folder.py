@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from mm_lightning.data.tokenizer import Tokenizer
 from mm_lightning.errors import UserError
 from mm_lightning.outputs import write_json
 from mm_lightning.redaction import redact_values
+from mm_lightning.side_files import read_object
 
 UNFINISHED = ".unfinished"
 """What a folder holds, beside finished shards, until its manifest is written."""
@@ -82,7 +82,7 @@ def begin(
     """
     plan = folder / UNFINISHED / "plan.json"
     if plan.exists():
-        begun = json.loads(plan.read_text(encoding="utf-8"))
+        begun = read_object(plan)
         if begun.get("fingerprint") != identity:
             raise UserError(
                 f"{folder} holds an unfinished preparation of something else: give another folder, or delete "

@@ -13,7 +13,7 @@ import numpy as np
 from mm_lightning.data.manifest import FILE, Manifest, check
 from mm_lightning.data.shards import read_shard
 from mm_lightning.errors import UserError
-from mm_lightning.yaml_text import read_yaml
+from mm_lightning.side_files import read_config
 
 if TYPE_CHECKING:
     from mm_lightning.data.tokenizer import Tokenizer
@@ -132,7 +132,9 @@ def held_out(checkpoint: Path | None) -> list[Path]:
         raise UserError(
             f"{checkpoint} lies in no run folder that says what data it was trained on: name files by --text"
         )
-    path = read_yaml(config)["data"]["path"]
+    path = (read_config(config).get("data") or {}).get("path")
+    if not path:
+        raise UserError(f"{config} does not say what data the network was trained on: name files by --text")
     folders = [Path(folder) for folder in (path if isinstance(path, dict) else [path])]
     for folder in folders:
         if not (folder.expanduser() / FILE).is_file():

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from pathlib import Path
 from typing import Any
 
 from mm_lightning.errors import UserError
+from mm_lightning.side_files import known_config, read_lines
 from mm_lightning.training.checkpoint import read_about, step_of
 from mm_lightning.training.trained_tokens import tokens_at
-from mm_lightning.yaml_text import read_yaml
 
 
 def origin(checkpoint: Path) -> dict[str, Any]:
@@ -25,7 +24,7 @@ def origin(checkpoint: Path) -> dict[str, Any]:
     found |= {"training_tokens": None, "fine_tuned_from": None}
     if checkpoint.parent.name != "checkpoints" or not (run / "config.yaml").is_file():
         return found
-    config = read_yaml(run / "config.yaml") or {}
+    config = known_config(run / "config.yaml")
     base = (config.get("model") or {}).get("initial_weights")
     tokens = trained_tokens(checkpoint)
     found |= {"run_folder": str(run), "fine_tuned_from": base}
@@ -41,14 +40,8 @@ def trained_tokens(checkpoint: Path) -> int | None:
         with contextlib.suppress(UserError):
             if (counted := read_about(checkpoint).get("tokens")) is not None:
                 return counted
-    step, metrics = step_of(checkpoint), checkpoint.parent.parent / "metrics.jsonl"
-    if step < 0 or not metrics.is_file():
+    if (step := step_of(checkpoint)) < 0:
         return None
-    counts = {}
-    for text in metrics.read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(ValueError):  # the last line of a killed run
-            line = json.loads(text)
-            if line.get("train/tokens") and line.get("step"):
-                counts[line["step"]] = line["train/tokens"]
-    tokens = tokens_at(step, counts)
+    lines = read_lines(checkpoint.parent.parent / "metrics.jsonl", "step")
+    tokens = tokens_at(step, {line["step"]: line["train/tokens"] for line in lines if line.get("train/tokens")})
     return None if tokens is None else round(tokens)

@@ -25,7 +25,7 @@ def write_hparams(run_folder: Path, values: dict[str, Any], metrics: dict[str, f
     from mm_lightning.experiments.read_study import read_metrics
 
     logged = run_folder / "metrics.jsonl"
-    records = read_metrics(logged) if logged.is_file() else {}
+    records = read_metrics(logged)
     points = {
         # at the step of its curve's last point
         name: (max((step for step, record in records.items() if name in record), default=0), value)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import signal
 import subprocess
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mm_lightning.errors import UserError
+from mm_lightning.side_files import parse_line
 from mm_lightning.training.run_folder import has_finished, numbered
 
 
@@ -58,10 +58,7 @@ class Work:
             lines = file.read().split(b"\n")
         values: dict[str, float] = {}
         for line in lines[:-1]:  # the last line may be half written
-            try:
-                values |= json.loads(line)
-            except ValueError:  # the first one may be cut
-                continue
+            values |= parse_line(line) or {}  # the first one may be cut
         return values
 
     def command(self) -> list[str]:

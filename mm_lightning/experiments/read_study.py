@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -12,8 +11,8 @@ from typing import Any
 
 from mm_lightning.errors import UserError
 from mm_lightning.experiments.study import LOSS, Run, Study
+from mm_lightning.side_files import known_config, read_lines, read_object
 from mm_lightning.training.run_folder import end_of, has_finished, newest_step
-from mm_lightning.yaml_text import read_yaml
 
 
 def read_study(folders: list[Path], baseline: str | None = None) -> Study:
@@ -96,9 +95,9 @@ def _read_sweep(folder: Path) -> Study:
     from mm_lightning.training.run_folder import numbered
 
     path = folder / "sweep.json"
-    sweep = read_json(path)
-    if not isinstance(sweep, dict):
-        raise UserError(f"{path} is not what mm sweep writes")
+    sweep = read_object(path)
+    if not sweep:
+        raise UserError(f"{path} is not what mm sweep writes: the same mm sweep writes it anew")
     study = Study(sweep.get("name") or folder.name, [], sweep.get("command") or "", sweep.get("baseline"))
     study.axes, study.stop = sweep.get("axes") or {}, _in_words(sweep.get("stop"))
     for planned in sweep.get("runs") or []:
@@ -145,7 +144,7 @@ def _read_plain(folder: Path) -> Study:
     study = Study(_label(folder), [])
     newest: dict[tuple[str, int], Run] = {}
     for path in _run_folders(folder):
-        config = read_yaml(path / "config.yaml") or {}
+        config = known_config(path / "config.yaml")
         run = Run(_variant_of(path, folder), config.get("seed_everything", 1), "", path)
         run.name = _label(folder) if path == folder else path.relative_to(folder).as_posix()
         steps = (config.get("trainer") or {}).get("max_steps")
@@ -203,48 +202,18 @@ def _read_run_folder(run: Run, path: Path) -> None:
     """What `mm fit` wrote into its run folder."""
     run.path, run.status = path, "unfinished"
     run.saved_step = newest_step(path)
-    if (path / "environment.json").is_file():
-        run.environment = read_json(path / "environment.json")
+    run.environment = read_object(path / "environment.json")
     if end := end_of(path):
         run.status, run.last_step, run.last_tokens = "finished", end.get("step"), end.get("tokens")
         run.wall_seconds = None if run.environment.get("earlier") else end.get("seconds")
-    if (path / "baselines.json").is_file():
-        run.references = read_json(path / "baselines.json")
-    if (path / "metrics.jsonl").is_file():
-        run.records = read_metrics(path / "metrics.jsonl")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        UserError: it is not one.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not whole: {error}") from error
+    run.references = read_object(path / "baselines.json")
+    run.records = read_metrics(path / "metrics.jsonl")
 
 
 def read_metrics(path: Path) -> dict[int, dict[str, float]]:
-    """All metrics by step; where a step appears again after a resume, the later line counts.
-
-    Raises:
-        UserError: a line other than the last, which a kill can cut short, is not JSON.
-    """
+    """Return all metrics by step; where a step appears again after a resume, the later line counts."""
     records: dict[int, dict[str, float]] = {}
-    lines = path.read_text(encoding="utf-8").split("\n")
-    for number, text in enumerate(lines, 1):
-        if not text.strip():
-            continue
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError as error:
-            if number == len(lines):
-                break
-            raise UserError(f"{path}, line {number} is not JSON: {error}") from error
-        if not isinstance(line, dict) or "step" not in line:
-            raise UserError(f"{path}, line {number} has no step")
+    for line in read_lines(path, "step"):
         step = line.pop("step")
         records.setdefault(step, {}).update({k: v for k, v in line.items() if _is_number(v)})
     return records

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import importlib.util
-import json
+import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -17,6 +17,7 @@ from mm_lightning.errors import UserError
 from mm_lightning.outputs import write_json
 from mm_lightning.ranges import Few, Place
 from mm_lightning.redaction import redact_values, redact_words
+from mm_lightning.side_files import read_object
 from mm_lightning.terminal import display
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ def sweep_command(
 
         show_plan(plan(declared), jobs, measure)
         return
+    check_own(folder / FILE, sweep)
     runs = plan(declared)
     with locked(folder):
         launcher = LocalProcesses(jobs) if executor == "local" else Slurm(folder / "slurm", declared.slurm)
@@ -151,11 +153,20 @@ def prepare_folder(folder: Path, declared: Sweep, runs: list[Run]) -> dict[str, 
     return works
 
 
+def check_own(path: Path, sweep: str) -> None:
+    """Check that the sweep.json in a sweep's folder, if there is one, is none of the user's.
+
+    Raises:
+        UserError: it is the sweep file itself, or was not written by `mm sweep`.
+    """
+    content = read_object(path)
+    if path.is_file() and (os.path.samefile(path, sweep) or (content and not {"declared", "runs"} <= content.keys())):
+        raise UserError(f"{path} exists and mm sweep, which would replace it, did not write it: give another --output")
+
+
 def _mention_others(folder: Path, works: dict[str, Work]) -> None:
     """Says which runs of an earlier start are not in the sweep file any more: the report leaves them out."""
-    if not (folder / FILE).is_file():
-        return
-    before = json.loads((folder / FILE).read_text(encoding="utf-8"))["runs"]
+    before = read_object(folder / FILE).get("runs", [])
     places = {work.folder for work in works.values()}
     gone = [run["folder"] for run in before if folder / run["folder"] not in places]
     if gone:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mm_lightning.errors import UserError
 from mm_lightning.markdown import Markup, code, markdown_table, plain
+from mm_lightning.side_files import known_config, read_lines, read_object
 from mm_lightning.training.run_folder import hardware
 from mm_lightning.versions import required_versions
 
@@ -68,7 +68,7 @@ def model_card(checkpoint: Path, about: dict[str, Any], network: Network, self_c
         self_contained: whether the folder holds the modelling code.
     """
     run = checkpoint.parent.parent
-    config = _yaml(run / "config.yaml")
+    config = known_config(run / "config.yaml")
     kind = type(network).__name__
     code = " (the code beside the weights is mm-lightning's, Apache-2.0)" if self_contained else ""
     load = {"imports": "import mm_lightning", "trust": "", "versions": _versions()}
@@ -109,12 +109,6 @@ def _name(run: Path, checkpoint: Path) -> str:
     return f"{run.parent.name} {run.name}" if run.name.isdigit() else run.name
 
 
-def _yaml(path: Path) -> dict[str, Any]:
-    from mm_lightning.yaml_text import read_yaml
-
-    return (read_yaml(path) or {}) if path.is_file() else {}
-
-
 def _network(about: dict[str, Any], network: Network) -> str:
     parameters = sum(p.numel() for p in network.parameters())
     dtype = str(next(network.parameters()).dtype).removeprefix("torch.")
@@ -140,9 +134,8 @@ def _training(checkpoint: Path, about: dict[str, Any], config: dict[str, Any]) -
         rows += [(code(f"{part}.{n}"), value) for n, value in known.items() if value is not None]
     if "seed_everything" in config:
         rows.append((code("seed_everything"), config["seed_everything"]))
-    environment = checkpoint.parent.parent / "environment.json"
-    if environment.is_file():
-        rows += _environment(json.loads(environment.read_text(encoding="utf-8")))
+    if environment := read_object(checkpoint.parent.parent / "environment.json"):
+        rows += _environment(environment)
     if len(rows) > 1:
         return table(rows, ("setting", "value"))
     return f"Nothing is known but its name, {code(checkpoint.name)}: it did not lie in a run folder."
@@ -204,12 +197,12 @@ def _evaluation(checkpoint: Path, run: Path) -> str:
 
     found = []
     last: dict[str, Any] = {}
-    for line in _lines(run / "metrics.jsonl"):
+    for line in read_lines(run / "metrics.jsonl", "step"):
         if "validation/loss" in line and line["step"] <= step_of(checkpoint):
             last = {name: value for name, value in line.items() if not name.startswith("train/")}
     if last:
         found.append("Last validation during training:\n\n" + table([tuple(last.values())], tuple(last)))
-    rows = [_flat(line) for line in _lines(run / "evaluation.jsonl")]
+    rows = [_flat(line) for line in read_lines(run / "evaluation.jsonl")]
     rows = [row for row in rows if row.get("checkpoint", checkpoint.name) == checkpoint.name]
     if any("weights" in row for row in rows):  # a run that went back may have had other weights under this name
         weights = fingerprint(checkpoint)
@@ -226,9 +219,3 @@ def _flat(line: dict[str, Any], begin: str = "") -> dict[str, Any]:
     for name, value in line.items():
         found.update(_flat(value, f"{begin}{name}/") if isinstance(value, dict) else {f"{begin}{name}": value})
     return found
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mm_lightning.errors import UserError
 from mm_lightning.outputs import CHECKPOINT, SAFETENSORS, FolderKind, check_folder, check_output, staged
 from mm_lightning.ranges import NonNegative, Place, PlainPlace
+from mm_lightning.side_files import read_object
 from mm_lightning.terminal import display
 
 if TYPE_CHECKING:
@@ -68,8 +68,7 @@ def list_command(run: Place, checksums: bool = False) -> None:
     for row in [head, *rows]:
         display("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     for folder in sorted({path.parent for path in paths}):
-        if (folder / "best.json").is_file():
-            best = json.loads((folder / "best.json").read_text(encoding="utf-8"))
+        if (best := read_object(folder / "best.json")).keys() >= {"step", "metric", "value"}:
             display(f"best of {folder}: step {best['step']}, {best['metric']} {best['value']:.6g}")
 
 

@@ -24,6 +24,7 @@ from mm_lightning.errors import UserError
 from mm_lightning.networks import NetworkConfig
 from mm_lightning.outputs import check_output, opened
 from mm_lightning.ranges import state_ranges
+from mm_lightning.side_files import append_lines
 from mm_lightning.training import strategies
 from mm_lightning.training.batches import accumulated
 from mm_lightning.training.checkpoint import check_architecture, fingerprint, run_of, step_of
@@ -391,8 +392,7 @@ class TrainingCLI(LightningCLI):
             }
             line = {**asked, **({"changed": differs} if differs else {}), **values}
             try:
-                with open(self.folder.path / "evaluation.jsonl", "a", encoding="utf-8") as file:
-                    file.write(json.dumps(line) + "\n")
+                append_lines(self.folder.path / "evaluation.jsonl", json.dumps(line) + "\n")
             except OSError as error:
                 say(f"not kept in {self.folder.path / 'evaluation.jsonl'}: {error.strerror}")
 

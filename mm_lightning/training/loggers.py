@@ -12,8 +12,9 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
-from mm_lightning.outputs import append, write_text
+from mm_lightning.outputs import write_text
 from mm_lightning.redaction import redact
+from mm_lightning.side_files import append_lines, read_lines
 from mm_lightning.terminal import display
 from mm_lightning.training.hparams import SETTINGS, write_settings
 from mm_lightning.training.run_folder import RunFolder, board_folder
@@ -56,8 +57,8 @@ class MetricsFile(Logger):
         """Writes one line and closes the file, so that a killed run loses nothing."""
         self._waiting.append(json.dumps({"step": step, **metrics}) + "\n")
         path = self.folder.path / "metrics.jsonl"
-        lines = "".join(self._waiting).encode()
-        if self.folder.write(path, lambda: append(path, lines), "its lines are kept in memory until that is possible"):
+        lines, later = "".join(self._waiting), "its lines are kept in memory until that is possible"
+        if self.folder.write(path, lambda: append_lines(path, lines), later):
             self._waiting = []
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
@@ -69,23 +70,11 @@ class MetricsFile(Logger):
         self.logged = set()
         if not path.is_file():
             return
-        lines = []
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
-            values = _parse_line(line)
-            if values is not None and (values.get("step") or 0) <= step:
-                lines.append(line)
-                self.logged |= values.keys() if values.get("step") == step else set()
-        text = "".join(lines)
+        lines = [line for line in read_lines(path, "step") if line["step"] <= step]
+        self.logged = {name for line in lines if line["step"] == step for name in line}
+        text = "".join(json.dumps(line) + "\n" for line in lines)
         later = "of a step that appears twice the later line counts"
         self.folder.write(path, lambda: write_text(path, text, exact=True), later)
-
-
-def _parse_line(line: str) -> dict[str, Any] | None:
-    """Return the values of a whole line of metrics.jsonl; None for one that a kill has cut off."""
-    try:
-        return json.loads(line) if line.endswith("\n") else None
-    except ValueError:
-        return None
 
 
 def forget_after(trainer: Trainer, step: int) -> None:

@@ -13,8 +13,9 @@ from mm_lightning.data.manifest import FILE
 from mm_lightning.errors import UserError
 from mm_lightning.ranges import Place, accept
 from mm_lightning.redaction import HIDDEN, redact_values
+from mm_lightning.side_files import pass_over, read_config
 from mm_lightning.training.checkpoint import find_checkpoint, run_of
-from mm_lightning.training.config_files import ConfigFile, read_config
+from mm_lightning.training.config_files import ConfigFile
 from mm_lightning.training.resume import NAMED_ELSEWHERE
 from mm_lightning.training.settings import differences
 from mm_lightning.yaml_text import load_yaml
@@ -69,13 +70,22 @@ def own_config(checkpoint: Path, options: Sequence[str], files: Sequence[ConfigF
         files: the configs that it names.
 
     Raises:
-        UserError: it hides a secret that the command line does not give.
+        UserError: it is damaged and there is no other config, or hides a secret that the command line does not give.
     """
     folder = run_of(checkpoint)
     path = folder / CONFIG
     if not path.is_file():
         return None
-    values = read_config(path)
+    try:
+        values = read_config(path)
+    except UserError as error:
+        if not files:
+            raise UserError(
+                f"{error}. A checkpoint does not hold a run's settings: name the config that the run was begun with, "
+                f"as in --config FILE"
+            ) from error
+        pass_over(f"{error}: passed over, the configs that are named are all there is")
+        return None
     if folder.name.isdigit():
         values["run"] = str(folder.parent)  # wherever it was moved to
     named = [word.partition("=")[0].removeprefix("--") for word in options if word.startswith("--")]

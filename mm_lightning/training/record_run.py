@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from functools import partial
 from typing import Any
@@ -18,13 +17,14 @@ from mm_lightning.memory import kernels
 from mm_lightning.memory.retrieval import backend
 from mm_lightning.outputs import write_json
 from mm_lightning.redaction import redact_values
+from mm_lightning.side_files import read_object, write_config
 from mm_lightning.training.batches import served
 from mm_lightning.training.checkpoint import find_checkpoint
 from mm_lightning.training.hparams import settings
 from mm_lightning.training.loggers import forget_after, say
 from mm_lightning.training.resume import nothing_to_do
 from mm_lightning.training.run_folder import RunFolder, describe_environment
-from mm_lightning.yaml_text import load_yaml, write_yaml
+from mm_lightning.yaml_text import load_yaml
 
 
 class RecordRun(Callback):
@@ -57,13 +57,11 @@ class RecordRun(Callback):
         path = self.folder.path
         (path / "finished.json").unlink(missing_ok=True)  # a finished run may be resumed for more steps
         config = redact_values(load_yaml(self.config, "the config"))
-        self.folder.write(path / "config.yaml", lambda: write_yaml(path / "config.yaml", config), waits=True)
+        self.folder.write(path / "config.yaml", lambda: write_config(path / "config.yaml", config), waits=True)
         for logger in trainer.loggers:
             logger.log_hyperparams(settings(config))
-        past = []
-        if (path / "environment.json").is_file():
-            before = json.loads((path / "environment.json").read_text(encoding="utf-8"))
-            past = [*before.pop("earlier", []), before]
+        last = read_object(path / "environment.json")
+        past = [*last.pop("earlier", []), last] if last else []
         sets = trainer.datamodule.sets
         data = describe(sets)
         before = past[-1].get("data", data) if past else data

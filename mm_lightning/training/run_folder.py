@@ -19,7 +19,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib.metadata
-import json
 import os
 import platform
 import shutil
@@ -34,6 +33,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mm_lightning.errors import UserError
 from mm_lightning.redaction import redact_words
+from mm_lightning.side_files import read_object
 from mm_lightning.training.run_lock import RunLock
 from mm_lightning.versions import untested_versions
 
@@ -66,11 +66,7 @@ def numbered(root: Path) -> list[Path]:
 
 def end_of(run: Path) -> dict[str, Any] | None:
     """Return what finished.json says of a run's end; None where training has not come to its end."""
-    try:
-        end = json.loads((run / "finished.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # not there, or cut off while it was written
-        return None
-    return end if isinstance(end, dict) else None
+    return read_object(run / "finished.json") or None
 
 
 def has_finished(run: Path, steps: int) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from mm_lightning.errors import UserError
+from mm_lightning.side_files import parse_line
 
 LOCK = ".lock"
 UNLOCKABLE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
@@ -84,13 +85,10 @@ class RunLock:
     def _holder(file: TextIO) -> dict[str, str | int]:
         """Who holds it, as far as that is written down already."""
         file.seek(0)
-        try:
-            return dict(json.loads(file.read()))
-        except ValueError:
-            return {}
+        return parse_line(file.read().encode()) or {}
 
     def _taken(self, holder: dict[str, str | int]) -> UserError:
-        who = f"process {holder['process']} on {holder['host']}" if "process" in holder else "another process"
+        who = f"process {holder['process']} on {holder['host']}" if len(holder) == 2 else "another process"
         return UserError(
             f"{who} is training in {self.folder}: wait for it or stop it, then --resume; a run without --resume takes "
             f"a folder of its own"

@@ -18,12 +18,13 @@ from mm_lightning.data.prepare import PrepareConfig
 from mm_lightning.data.regbench import RegBenchConfig
 from mm_lightning.errors import UserError
 from mm_lightning.ranges import Place, Range, Seed, accept, hints
+from mm_lightning.side_files import known_config
 from mm_lightning.training import trainer_options
 from mm_lightning.training.config_files import leaves
 from mm_lightning.training.memory_plan import count_devices
 from mm_lightning.training.module import LanguageModule
 from mm_lightning.training.trainer_options import option_mistakes
-from mm_lightning.yaml_text import load_yaml, read_yaml
+from mm_lightning.yaml_text import load_yaml
 
 DECIDE_THE_LOSS = (
     "model.network",
@@ -150,7 +151,9 @@ def changed(of_the_run: Path, config: str) -> dict[str, Any]:
         of_the_run: the file.
         config: this command's, as YAML.
     """
-    was, now = read_yaml(of_the_run), load_yaml(config, "the config")
+    was, now = known_config(of_the_run), load_yaml(config, "the config")
+    if not was:
+        return {}
     return {name: value for name, (_, value) in differences(was, now).items() if name.startswith(DECIDE_THE_LOSS)}
 
 

@@ -296,15 +296,12 @@ def test_any_run_folders(tmp_path):
         (["empty"], ["empty", "no runs"]),
         (["s", "empty"], ["--output"]),
         (["s", "--baseline", "othr"], ["othr", "base, other"]),
-        (["broken"], ["broken", "line 1"]),
     ],
 )
 def test_mistakes(args, words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     write_sweep(tmp_path / "s", three_seeds())
-    broken = write_sweep(tmp_path / "broken", three_seeds())
-    (broken / "base/seed-1/0/metrics.jsonl").write_text("{not json\n{}\n")
     assert main(["report", *args]) == 2
     message = capsys.readouterr().err
     assert message.count("\n") == 1

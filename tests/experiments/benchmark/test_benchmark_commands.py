@@ -23,7 +23,7 @@ def run(tmp_path, capsys):
 
     def run(name, *args):
         output = tmp_path / "result.json"
-        assert main(["benchmark", name, *args, "--output", str(output)]) == 0, capsys.readouterr().err
+        assert main(["benchmark", name, *args, "--output", str(output), "--overwrite"]) == 0, capsys.readouterr().err
         result = json.loads(output.read_text())
         assert result["benchmark"] == name
         assert result["environment"]["packages"]["torch"]
