@@ -143,7 +143,11 @@ def accept(hint: Any, value: Any, name: str) -> Any:
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (Union, types.UnionType):
         return _of_union(inner, value, name)
-    if origin in (list, tuple) and isinstance(value, list | tuple):
+    if origin in (list, tuple):
+        if not isinstance(value, list | tuple):
+            if stated(hint):
+                raise UserError(f"{name} takes a list, got {shown(value)}")
+            return value
         each = inner if origin is tuple and Ellipsis not in inner else inner[:1] * len(value)
         if not stated(hint) or len(each) != len(value):
             return value
@@ -164,6 +168,7 @@ def _of_union(members: tuple[Any, ...], value: Any, name: str) -> Any:
     ranged = [member for member in members if stated(member)]
     if not fitting and not ranged:
         return value
+    ranged.sort(key=lambda member: typing.get_origin(member) is not Annotated)  # which say more than lists of them
     return accept((fitting or ranged)[0], value, name)
 
 

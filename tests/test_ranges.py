@@ -154,6 +154,8 @@ TRAINING = {
         (Count, 10**30, f"--n takes a whole number of at least 1 and at most 1,000,000,000,000, got 1{'0' * 30}"),
         (Natural | None, -1, "--n takes a whole number of at least 0, got -1"),
         (list[Count] | Count, [3, 0], "--n takes a whole number of at least 1, got 0"),
+        (list[Count] | Count, 2.5, "--n takes a whole number of at least 1, got 2.5"),
+        (list[Count], 2, "--n takes a list, got 2"),
         (tuple[Part, Part], (0.9, 1.0), "--n takes a number of at least 0 and below 1, got 1.0"),
         (Positive, 0, "--n takes a number above 0, got 0"),
         (Positive, math.inf, "--n takes a number above 0, got inf"),

@@ -8,10 +8,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from mm_lightning.errors import UserError
 from mm_lightning.options import nearest
+from mm_lightning.ranges import Count, Name, Part, Range, Seed, accept, check_fields
 from mm_lightning.shipped import resolve_config
 
 STOPS = ("steps", "tokens", "flops")
@@ -73,40 +74,31 @@ class Sweep:
     axes: dict[str, dict[Any, Change]] = field(default_factory=dict)
     design: Literal["grid", "one_change"] = "grid"
     runs: dict[str, Change] = field(default_factory=dict)
-    baseline: str | None = None
-    seeds: list[int] = field(default_factory=lambda: [1])
+    baseline: Name | None = None
+    seeds: list[Seed] = field(default_factory=lambda: [1])
     stop: dict[str, float] = field(default_factory=dict)
-    warmup: float | None = None
-    validations: int | None = None
+    warmup: Part | None = None
+    validations: Count | None = None
     slurm: dict[str, Any] = field(default_factory=dict)
     path: str = ""
 
     def __post_init__(self) -> None:
         for name, types, wanted in (
             ("settings", (dict,), "a mapping of dotted keys to values"),
-            ("baseline", (str, type(None)), "the name of a variant"),
-            ("seeds", (int, list), "whole numbers, or how many there are"),
-            ("warmup", (int, float, type(None)), "a share of the steps, at least 0 and below 1"),
-            ("validations", (int, type(None)), "a whole number"),
             ("slurm", (dict,), "a mapping of submitit's parameters"),
         ):
             value = getattr(self, name)
             if not isinstance(value, types) or isinstance(value, bool):
                 raise UserError(f"{self.path}: {name} must be {wanted}, got {value!r}")
-        if isinstance(self.seeds, int):
-            self.seeds = list(range(1, self.seeds + 1))
-        if not self.seeds or any(type(seed) is not int or seed < 0 for seed in self.seeds):
-            raise UserError(f"{self.path}: seeds must be whole numbers or how many there are, got {self.seeds}")
+        if not isinstance(self.seeds, list):  # how many there are
+            self.seeds = list(range(1, accept(Annotated[int, Range(1, 10_000)], self.seeds, f"{self.path}: seeds") + 1))
+        check_fields(self, f"{self.path}: ")
+        if not self.seeds:
+            raise UserError(f"{self.path}: seeds is empty: name one or more, or how many there are")
         if len(set(self.seeds)) < len(self.seeds):
             raise UserError(f"{self.path}: a seed is there twice: {self.seeds}")
         if bool(self.axes) == bool(self.runs):
             raise UserError(f"{self.path} must have either axes or runs")
-        if self.design not in ("grid", "one_change"):
-            raise UserError(f"{self.path}: design must be grid or one_change, got {self.design!r}")
-        if self.warmup is not None and not 0 <= self.warmup < 1:
-            raise UserError(f"{self.path}: warmup is a share of the steps, at least 0 and below 1, got {self.warmup}")
-        if self.validations is not None and self.validations < 1:
-            raise UserError(f"{self.path}: validations must be at least 1, got {self.validations}")
         check_stop(self.stop, self.path)
         self.settings = flat(self.settings)
         self._check_settings(self.settings, "settings")

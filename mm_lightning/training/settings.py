@@ -114,13 +114,14 @@ def stated_parts(config: Namespace) -> Iterator[tuple[str, Namespace, dict[str, 
     chosen = config.trainer.get("callbacks")
     for key, part in (
         ("model.network", config.model.get("network")),
+        ("trainer.strategy", config.trainer.get("strategy")),
         *(("trainer.callbacks", one) for one in (chosen if isinstance(chosen, list) else [chosen])),
     ):
         if isinstance(part, Namespace) and "class_path" in part and isinstance(part.get("init_args"), Namespace):
             module, _, name = part.class_path.rpartition(".")
             kind = getattr(importlib.import_module(module), name)
             of_class = hints(kind) if dataclasses.is_dataclass(kind) else hints(kind.__init__)
-            yield f"{key}.{name}" if key == "trainer.callbacks" else key, part.init_args, of_class
+            yield key if key == "model.network" else f"{key}.{name}", part.init_args, of_class
 
 
 def check_devices(accelerator: str | object, devices: int | str | list[int] | None) -> None:

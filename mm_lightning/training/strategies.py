@@ -20,6 +20,7 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, Strateg
 from torch import Tensor
 
 from mm_lightning.errors import UserError
+from mm_lightning.ranges import Natural, checked
 from mm_lightning.training.checkpoint import (
     KEY,
     PARTIAL,
@@ -50,13 +51,14 @@ class DeepSpeed(DeepSpeedStrategy):
         param_persistence_threshold: of stage 3, parameters of fewer numbers stay whole on every process.
     """
 
+    @checked()
     def __init__(
         self,
         *args: Any,
-        prefetch_bucket_size: int = 50_000_000,
-        max_live_parameters: int = 1_000_000_000,
-        max_reuse_distance: int = 1_000_000_000,
-        param_persistence_threshold: int = 100_000,
+        prefetch_bucket_size: Natural = 50_000_000,
+        max_live_parameters: Natural = 1_000_000_000,
+        max_reuse_distance: Natural = 1_000_000_000,
+        param_persistence_threshold: Natural = 100_000,
         **kwargs: Any,
     ) -> None:
         calm_deepspeed()
