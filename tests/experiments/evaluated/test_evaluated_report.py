@@ -319,7 +319,7 @@ def test_runs_and_evaluations_in_one_page(tmp_path, no_figures, monkeypatch):
     ]
     write(sweep / "base/seed-1/0/evaluations", "base", "qa_1", [share(5, 10, length=4096)], V2, **LONG)
     text = (write_report(sweep) / "report.md").read_text()
-    assert text.index("| base | 1 | 2.0000 |") < text.index("## Evaluation") < text.index("### qa_1")
+    assert text.index("| base | 1 | 20 | 2.0000 |") < text.index("## Evaluation") < text.index("### qa_1")
 
 
 @pytest.mark.parametrize(
