@@ -338,8 +338,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_command(args: Sequence[str]) -> int:
     """Run one command line; return its exit status."""
-    with signals.ending():
+    stuck = (lambda told: signals.left_before_training(told, slurm_job())) if trains(args) else None
+    with signals.ending(stuck):
         return _run_command(args)
+
+
+def trains(args: Sequence[str]) -> bool:
+    """Return whether a command line is of a training, which goes on after it was ended."""
+    return list(args[:1]) == ["fit"] and not any(arg.split("=")[0] == "--plan" for arg in args)
 
 
 def _run_command(args: Sequence[str]) -> int:
@@ -352,7 +358,7 @@ def _run_command(args: Sequence[str]) -> int:
             display(f"mm: {redact(shortened(str(error)))}", file=sys.stderr)
         return 2
     except signals.Ended as told:
-        if list(args[:1]) == ["fit"] and not any(arg.split("=")[0] == "--plan" for arg in args):
+        if trains(args):
             return signals.left_before_training(told, slurm_job())
         print(f"mm: {told}: ended", file=sys.stderr)
         return 128 + told.number

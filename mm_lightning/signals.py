@@ -26,6 +26,11 @@ MARK = "preempted.json"
 SAME_NOTICE = 1.0
 """Seconds within which a second signal is taken for the first: a terminal and torchrun both pass on ctrl-C."""
 
+STUCK = 3.0
+"""Seconds after which a main thread that has not heard a signal is taken to wait in native code."""
+when_stuck: list[Callable[[Any], None]] = []
+"""What else is to be done then."""
+
 _first: tuple[int, float] | None = None  # the signal that ends this command, and when it came
 
 
@@ -113,21 +118,54 @@ def how_it_ended(status: int, hints: Mapping[signal.Signals, str]) -> str:
 
 
 @contextlib.contextmanager
-def ending() -> Iterator[None]:
+def ending(stuck: Callable[[Ended], int] | None = None) -> Iterator[None]:
     """Context manager within which each of `NOTICES` ends the command as ctrl-C does, which Python itself raises.
 
     A second one, a second or more after the first, ends the process at once. What ignores a signal, as nohup does, or
     handles it already, stays.
+
+    Args:
+        stuck: returns the exit status of a process whose main thread hears nothing, as one that waits for others in
+            native code; it is asked, in another thread, when that has lasted for some seconds. None waits.
     """
     global _first
     before, _first = _first, None
     numbers = [n for n in NOTICES if n != signal.SIGINT and signal.getsignal(n) == signal.SIG_DFL]
     handlers = listen(numbers, _end)
+    with _watched(stuck) if stuck and handlers else contextlib.nullcontext():
+        try:
+            yield
+        finally:
+            restore(handlers)
+            _first = before
+
+
+@contextlib.contextmanager
+def _watched(stuck: Callable[[Ended], int]) -> Iterator[None]:
+    """Context manager within which a thread reads of each signal when it arrives, whatever the main thread does."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    thread = threading.Thread(target=_watch, args=(reading, stuck), daemon=True)
+    thread.start()
     try:
         yield
     finally:
-        restore(handlers)
-        _first = before
+        signal.set_wakeup_fd(before)
+        os.close(writing)  # which ends the thread
+
+
+def _watch(reading: int, stuck: Callable[[Ended], int]) -> None:
+    with os.fdopen(reading, "rb", buffering=0) as pipe:
+        while number := pipe.read(1):
+            time.sleep(STUCK)
+            if _first is None and number[0] in NOTICES and signal.getsignal(number[0]) is _end:
+                if _child_of_lightning():
+                    os.kill(os.getppid(), number[0])
+                told = Ended(number[0])
+                for action in when_stuck:
+                    action(told)
+                os._exit(stuck(told))
 
 
 def _end(number: int, frame: Any) -> None:

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -113,3 +115,28 @@ def test_a_chat_ends_too(monkeypatch):
     monkeypatch.setattr("builtins.input", lambda _: signal.raise_signal(signal.SIGTERM))
     with ending(), pytest.raises(Ended):
         chat.converse(None)
+
+
+STUCK = """
+import ctypes, sys, threading
+from mm_lightning import cli, signals
+signals.STUCK = 0.3
+def wait(args):
+    signals.when_stuck.append(lambda told: print("others of", told, flush=True))
+    threading.Timer(0.5, lambda: print("waiting", flush=True)).start()
+    mutex = (ctypes.c_char * 64)()
+    for _ in range(2):  # the second time waits for ever, and no signal interrupts it
+        ctypes.CDLL(None).pthread_mutex_lock(mutex)
+cli.dispatch = wait
+sys.exit(cli.main(["fit"]))
+"""
+
+
+def test_a_main_thread_that_waits_in_native_code_is_ended_from_another():
+    process = subprocess.Popen([sys.executable, "-c", STUCK], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "waiting\n"
+    process.send_signal(signal.SIGUSR1)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 85
+    assert out == "others of SIGUSR1\n"
+    assert err == "mm: SIGUSR1: ended before the first step; the same command goes on\n"

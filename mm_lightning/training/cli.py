@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import tempfile
 from pathlib import Path
 from shlex import quote
@@ -85,6 +86,7 @@ class TrainingCLI(LightningCLI):
             self.files.insert(0, self.own)
         texts = [f"--config={one_line(file.values)}" for file in self.files if file.values]
         settings = {"exit_on_error": False, "allow_abbrev": False}
+        signals.when_stuck.append(self._stuck)
         try:
             super().__init__(
                 LanguageModule,
@@ -104,10 +106,18 @@ class TrainingCLI(LightningCLI):
             self._leave(told)
             raise told from None
         finally:
+            signals.when_stuck.remove(self._stuck)
             if hasattr(self, "folder"):
                 self.folder.release()
                 if self.command == "fit" and self.config.fit.trainer.fast_dev_run:
                     self.folder.discard_trial()
+
+    def _stuck(self, told: KeyboardInterrupt) -> None:
+        """End the other processes of this machine in place of a main thread that waits for them."""
+        launcher = getattr(getattr(getattr(self, "trainer", None), "strategy", None), "launcher", None)
+        if hasattr(launcher, "kill"):
+            launcher.kill(signal.SIGKILL)
+        self._leave(told)
 
     def _leave(self, told: KeyboardInterrupt) -> None:
         """Leave of a training that a signal ended before its first step what says so, and nothing else."""
