@@ -18,7 +18,7 @@ from mm_lightning.shipped import configs_folder
 from tests.command_lines import bases, furnish, lines, spoiled, state, try_line
 from tests.training.conftest import TINY
 
-COUNT = int(os.environ.get("FUZZ_LINES", "150"))
+COUNT = int(os.environ.get("FUZZ_LINES", "100"))
 
 
 @pytest.fixture(scope="module")
