@@ -159,8 +159,11 @@ def check_own(path: Path, sweep: str) -> None:
     Raises:
         UserError: it is the sweep file itself, or was not written by `mm sweep`.
     """
+    if not path.is_file():
+        return
     content = read_object(path)
-    if path.is_file() and (os.path.samefile(path, sweep) or (content and not {"declared", "runs"} <= content.keys())):
+    same = os.path.exists(sweep) and os.path.samefile(path, sweep)
+    if same or (content and not {"declared", "runs"} <= content.keys()):
         raise UserError(f"{path} exists and mm sweep, which would replace it, did not write it: give another --output")
 
 

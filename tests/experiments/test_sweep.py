@@ -1,6 +1,7 @@
 """The folder of a sweep: what is begun there is not changed, and one sweep at a time works in it."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +9,7 @@ import yaml
 
 from mm_lightning.errors import UserError
 from mm_lightning.experiments.plan import Run
-from mm_lightning.experiments.sweep import differences, locked, prepare_folder
+from mm_lightning.experiments.sweep import check_own, differences, locked, prepare_folder
 from mm_lightning.experiments.sweep_file import Change, Sweep
 
 
@@ -20,6 +21,16 @@ def run(variant, seed, steps=4):
 @pytest.fixture
 def declared():
     return Sweep(base=["base.yaml"], runs={"a": Change(), "b": Change()}, path="trial.yaml")
+
+
+@pytest.mark.parametrize("sweep", ["sweep.json", "bandwidth"])
+def test_a_sweep_file_of_the_users_is_not_replaced(sweep, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own = {"base": "a.yaml", "declared": {}, "runs": {}}
+    (tmp_path / "sweep.json").write_text(json.dumps(own if "." in sweep else {"a": 1}))
+    with pytest.raises(UserError, match="mm sweep, which would replace it, did not write it"):
+        check_own(Path("sweep.json"), sweep)
+    check_own(Path("other.json"), sweep)
 
 
 def test_configs_are_written_once_and_never_changed(tmp_path, declared, capsys):
