@@ -34,7 +34,7 @@ def die_at(step: int, point: str) -> None:
             def flush(self):
                 file.flush()
 
-        save(content, Half(), **options)
+        save(content, Half() if isinstance(file, whole.SummedFile) else file, **options)
 
     def sealed(file):
         seal(file)
