@@ -146,20 +146,24 @@ def _watched(stuck: Callable[[Ended], int]) -> Iterator[None]:
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    thread = threading.Thread(target=_watch, args=(reading, stuck), daemon=True)
-    thread.start()
+    over = threading.Event()
+    threading.Thread(target=_watch, args=(reading, stuck, over), daemon=True).start()
     try:
         yield
     finally:
+        over.set()
         signal.set_wakeup_fd(before)
         os.close(writing)  # which ends the thread
 
 
-def _watch(reading: int, stuck: Callable[[Ended], int]) -> None:
+def _watch(reading: int, stuck: Callable[[Ended], int], over: threading.Event) -> None:
     with os.fdopen(reading, "rb", buffering=0) as pipe:
         while number := pipe.read(1):
-            time.sleep(STUCK)
-            if _first is None and number[0] in NOTICES and signal.getsignal(number[0]) is _end:
+            if number[0] not in NOTICES or signal.getsignal(number[0]) is not _end:  # but a training's own
+                continue
+            if over.wait(STUCK):
+                return
+            if _first is None and signal.getsignal(number[0]) is _end:
                 if _child_of_lightning():
                     os.kill(os.getppid(), number[0])
                 told = Ended(number[0])
