@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from mm_lightning.training.checkpoint.plain_values import Unloadable, loadable
+from mm_lightning.training.checkpoint.writing import load, snapshot, write
 
 
 class Color(enum.Enum):
@@ -91,9 +92,56 @@ def test_what_is_plain_stays_the_same_object():
     assert converted["a"] is converted["b"]["c"]
 
 
+def holds_itself():
+    value = [1]
+    value.append({"a": value})
+    return value
+
+
+def nested(depth):
+    return [nested(depth - 1)] if depth else 1
+
+
+def deep():
+    value = []
+    for _ in range(5000):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Counter("aab"),
+        OrderedDict(a=[1, {"b": (2, {3})}]),
+        nested(50),
+        torch.eye(3).to_sparse(),
+        torch.eye(3).to_sparse_csr(),
+        torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
+        torch.empty(3, device="meta"),
+        torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+    ],
+)
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_what_is_written_is_what_is_read(tmp_path, value, asynchronous):
+    values = loadable({"x": [value]})
+    write(snapshot(values) if asynchronous else values, tmp_path / "step=1.ckpt")
+    read = load(tmp_path / "step=1.ckpt")["x"][0]
+    assert type(read) is type(value)
+    assert repr(read) == repr(value) if isinstance(value, torch.Tensor) else read == value
+
+
+def test_a_copy_keeps_the_versions_of_a_state_dict():
+    state = OrderedDict(weight=torch.ones(3))
+    state._metadata = {"": {"version": 2}}
+    assert snapshot(state)._metadata == state._metadata
+
+
 @pytest.mark.parametrize(
     ("checkpoint", "words"),
     [
+        ({"callbacks": {"Mine": {"a": holds_itself()}}}, "the state_dict of Mine holds a value of type (list|dict)"),
+        ({"callbacks": {"Other": 1, "Mine": {"a": deep()}}}, "the state_dict of Mine holds a value of type list"),
         ({"callbacks": {"Mine{'monitor': 'x'}": {"a": [1, print]}}}, "the state_dict of Mine holds .*builtin_function"),
         ({"callbacks": {"Mine": {("a", threading.Lock()): 1}}}, "the state_dict of Mine holds .* _thread.lock"),
         ({"callbacks": {"Mine": {Path("a"): 1, "a": 2}}}, "PosixPath"),  # which both would be "a"

@@ -32,7 +32,10 @@ def loadable(checkpoint: dict[str, Any]) -> dict[str, Any]:
     Raises:
         Unloadable: something in it can be neither kept nor converted; it is named.
     """
-    result = _Mapped(_plain)(checkpoint)
+    try:
+        result = _Mapped(_plain)(checkpoint)
+    except RecursionError as error:
+        raise _unloadable(checkpoint) from error
     check_loads(result)
     return result
 
@@ -44,16 +47,20 @@ def check_loads(checkpoint: dict[str, Any]) -> None:
         Unloadable: it could not; what is in the way is named.
     """
     error = _loading_error(checkpoint)
-    if error is None:
-        return
+    if error is not None:
+        raise _unloadable(checkpoint) from error
+
+
+def _unloadable(checkpoint: dict[str, Any]) -> Unloadable:
+    """The error that names what is in the way."""
     path, value = _culprit(checkpoint, [])
     kind = type(value)
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
     place = "".join(f"[{key!r}]" for key in path)
-    raise Unloadable(
+    return Unloadable(
         f"{_owner(path)} holds a value of type {name} (at {place} of the checkpoint), and no checkpoint with it could "
         f"be loaded: keep tensors, numbers, texts, lists and dictionaries there. Earlier checkpoints are untouched"
-    ) from error
+    )
 
 
 def _owner(path: list[Any]) -> str:
@@ -83,7 +90,7 @@ def _loading_error(value: Any) -> Exception | None:
 
 
 def _culprit(value: Any, path: list[Any]) -> tuple[list[Any], Any]:
-    """Return the innermost value that cannot be loaded, and the way there."""
+    """Return the innermost value that cannot be loaded, and the way there, which may have no end."""
     if isinstance(value, dict):
         children = [pair for key, child in value.items() for pair in ((key, key), (key, child))]
     else:
@@ -91,25 +98,30 @@ def _culprit(value: Any, path: list[Any]) -> tuple[list[Any], Any]:
     bad = next(
         ((key, child) for key, child in children if child is not value and _loading_error(child) is not None), None
     )
-    return (path, value) if bad is None else _culprit(bad[1], [*path, bad[0]])
+    return (path, value) if bad is None or len(path) > 9 else _culprit(bad[1], [*path, bad[0]])
 
 
 class _Mapped:
     """A function applied to every value within containers; a container in which nothing changes stays the same object.
 
-    What several containers share is shared in the result.
+    What several containers share is shared in the result. One that holds itself is a RecursionError, as is one that is
+    too deep.
     """
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
         self.function = function
+        self._open: set[int] = set()
         self._done: dict[int, tuple[Any, Any]] = {}  # with the original, whose id is its own while it lives
 
     def __call__(self, value: Any) -> Any:
         if type(value) in PLAIN:
             return value
+        if id(value) in self._open:
+            raise RecursionError("a container holds itself")
         if id(value) not in self._done:
-            self._done[id(value)] = (value, value)  # a container that holds itself
+            self._open.add(id(value))
             self._done[id(value)] = (value, self._map(value))
+            self._open.remove(id(value))
         return self._done[id(value)][1]
 
     def _map(self, value: Any) -> Any:
@@ -135,9 +147,13 @@ class _Mapped:
 
 def _without_contents(value: Any) -> Any:
     """An empty tensor of the same type in the place of one; others, whose classes may matter, as they are."""
-    if type(value) in (Tensor, torch.nn.Parameter) and value.layout == torch.strided and not value.is_quantized:
-        return torch.empty(0, dtype=value.dtype)
-    return value
+    return torch.empty(0, dtype=value.dtype) if isinstance(value, Tensor) and is_dense(value) else value
+
+
+def is_dense(value: Tensor) -> bool:
+    """Return whether a tensor is of no other class and has its numbers in a storage: not sparse, nested or the like."""
+    plain = type(value) in (Tensor, torch.nn.Parameter) and value.layout == torch.strided
+    return plain and not (value.is_quantized or value.is_nested or value.is_meta)
 
 
 def _plain(value: Any) -> Any:

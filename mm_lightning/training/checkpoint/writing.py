@@ -7,6 +7,7 @@ import errno
 import os
 import re
 import shutil
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mm_lightning.errors import UserError
-from mm_lightning.training.checkpoint.plain_values import check_loads
+from mm_lightning.training.checkpoint.plain_values import check_loads, is_dense
 from mm_lightning.training.checkpoint.whole import PARTIAL, SummedFile, damage, sync, sync_folder
 
 
@@ -53,11 +54,18 @@ def snapshot(value: Any, storages: dict[Any, Any] | None = None) -> Any:
     """A copy in the CPU's memory that later steps of training leave as it is; what was shared in it stays shared."""
     storages = {} if storages is None else storages
     if isinstance(value, dict):
-        return type(value)((name, snapshot(child, storages)) for name, child in value.items())
+        made = type(value)()
+        made.update({name: snapshot(child, storages) for name, child in value.items()})
+        if isinstance(value, OrderedDict):  # as _metadata of a state_dict
+            made.__dict__.update(value.__dict__)
+        return made
     if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
         return type(value)(snapshot(child, storages) for child in value)
-    if type(value) not in (Tensor, torch.nn.Parameter):
-        return value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else copy.deepcopy(value)
+    if not isinstance(value, Tensor):
+        return copy.deepcopy(value)
+    if not is_dense(value):
+        copied = value.detach().clone()
+        return copied if copied.is_meta else copied.cpu()
     storage = value.untyped_storage()
     key = (storage.device, storage.data_ptr(), storage.nbytes())
     if key not in storages:
@@ -126,7 +134,7 @@ def remove_quietly(partial: Path) -> None:
 
 def _tensor_bytes(value: Any) -> int:
     if isinstance(value, Tensor):
-        return value.nbytes
+        return value.nbytes if value.layout == torch.strided else 0
     children = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
     return sum(_tensor_bytes(child) for child in children)
 
