@@ -198,12 +198,16 @@ def make_subjects(
     """The networks of these checkpoints.
 
     Raises:
-        UserError: there is no checkpoint, or two would have one name.
+        UserError: there is no checkpoint, one cannot be read or has no tokenizer, or two would have one name.
     """
     from mm_lightning.evaluation.run import Subject, run_name
-    from mm_lightning.training.checkpoint import find_checkpoint
+    from mm_lightning.training.checkpoint import find_checkpoint, network_config, read_about, restore_tokenizer
 
     paths = [find_checkpoint(path) for path in checkpoints]
+    for path in paths:
+        about = read_about(path)
+        network_config(about, path)
+        restore_tokenizer(about, path)
     if names is not None and len(names) != len(paths):
         raise UserError(f"--names has {len(names)} for {len(paths)} checkpoints: give one for each")
     names = names or [run_name(path, long_term, inference_delay) for path in paths]

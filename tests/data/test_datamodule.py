@@ -243,8 +243,8 @@ def test_no_validation_split(tmp_path):
         ({"context_length": 10**6}, "context_length 1000000 does not fit the train split"),
         ({"global_batch_size": 4000}, "fewer than global_batch_size 4000"),
         ({"micro_batch_size": 3}, "global_batch_size 8 is not a multiple of micro_batch_size 3"),
-        ({"context_length": 0}, "context_length is 0"),
-        ({"validation_sequences": 0}, "validation_sequences is 0"),
+        ({"context_length": 0}, "context_length takes a whole number of at least 1, got 0"),
+        ({"validation_sequences": 0}, "validation_sequences takes a whole number of at least 1, got 0"),
         ({"path": "/nowhere/x"}, "no prepared data in /nowhere/x: run `mm data prepare"),
     ],
 )

@@ -111,7 +111,7 @@ def test_other_tokenizers_and_the_data_module(tmp_path):
 
 def test_mistakes(tmp_path):
     for wrong in ({"documents": 0}, {"test_documents": 0}, {"seed": -1}):
-        with pytest.raises(UserError, match=f"facts: {next(iter(wrong))} is"):
+        with pytest.raises(UserError, match=f"facts: {next(iter(wrong))} takes a whole number"):
             FactsConfig(**wrong)
     with pytest.raises(UserError, match="32 tokens are too few for a document and a question"):
         prepare_facts(FactsConfig(3, 1), tmp_path / "a", 31, progress=False)

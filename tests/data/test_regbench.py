@@ -225,7 +225,7 @@ def test_mistakes_are_named(bench, tmp_path):
         prepare_regbench(RegBenchConfig(13, 7, seed=3), bench, 1000)
     with pytest.raises(UserError, match="context_length 949 is too short for RegBench: at least 950"):
         prepare_regbench(CONFIG, tmp_path / "x", 949)
-    with pytest.raises(UserError, match="train_sequences is 0"):
+    with pytest.raises(UserError, match="train_sequences takes a whole number of at least 1, got 0"):
         RegBenchConfig(0)
     with pytest.raises(UserError, match=r"rows for context_length 1000, not 500: set data\.context_length to 1000"):
         TextDataModule(str(bench), 500, 1, 1).setup()

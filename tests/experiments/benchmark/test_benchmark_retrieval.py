@@ -64,6 +64,6 @@ def test_what_a_memory_is_filled_with(network, text):
 
 
 def test_mistakes(network, text, capsys):
-    for args, message in ((["--pairs", "100"], "at least 4096"), (["--pairs", "5000000"], "has 5")):
+    for args, message in ((["--pairs", "100"], "at least 4,096"), (["--pairs", "5000000"], "has 5")):
         assert main(["benchmark", "retrieval", "--checkpoint", "any", "--text", text, *args]) == 2
         assert message in capsys.readouterr().err
