@@ -4,7 +4,7 @@ One rule holds for every place that a user names, as with `--output`:
 
 - what exists is refused, unless `--overwrite` is given, and with it too if it is of another kind than what the command
   writes: a checkpoint never becomes JSON lines, and no folder is replaced that holds a file of anyone else's;
-- a file that the command reads is never replaced;
+- a file that the command reads is never replaced, and none that a training has written of itself;
 - what is written grows under a fresh name beside its place, and is renamed when it is whole: until then an older one is
   there as it was, and two commands never write into one another's;
 - a command that fails leaves neither a part of its output nor a folder that it made for it.
@@ -31,6 +31,18 @@ from mm_lightning.terminal import display
 TEXT, CHECKPOINT, SAFETENSORS = "a text file", "a checkpoint", "a safetensors file"
 MEMORY = "a memory file"
 """Kinds of files, as :func:`kind_of` tells them by their first bytes."""
+
+
+OF_A_RUN = (
+    "config.yaml",
+    "environment.json",
+    "metrics.jsonl",
+    "finished.json",
+    "evaluation.jsonl",
+    "rollbacks.jsonl",
+    "preempted.json",
+)
+"""Files of text that a training writes beside its checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +114,8 @@ def check_output(
     if output.place.is_file():
         if not overwrite:
             raise UserError(f"{output} exists: give another --output, or --overwrite")
+        if _of_a_run(output.place):
+            raise UserError(f"{output} is what a training has written of itself: give another --output")
         if (found := kind_of(output.place)) not in (kind, None):
             raise UserError(
                 f"{output} is {found}, and {kind} would take its place: give another --output (--overwrite replaces "
@@ -172,6 +186,12 @@ def kind_of(path: Path) -> str | None:
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
         return MEMORY if b'"mm-lightning memory"' in head else SAFETENSORS
     return "a binary file" if b"\0" in head else TEXT
+
+
+def _of_a_run(place: Path) -> bool:
+    """Whether a file is what a training has written of itself."""
+    run = place.parent
+    return place.name in OF_A_RUN and any((run / name).exists() for name in ("checkpoints", "metrics.jsonl"))
 
 
 def _free(place: Path) -> bool:

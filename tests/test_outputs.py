@@ -101,6 +101,19 @@ def test_a_file_is_replaced_if_asked_to_and_by_its_kind_alone(tmp_path, content,
     assert target.read_bytes() == before
 
 
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "environment.json", "evaluation.jsonl"])
+def test_what_a_training_has_written_of_itself_stays(tmp_path, name):
+    """They are text files, as answers are: with --overwrite, answers took their place."""
+    (tmp_path / "checkpoints").mkdir()
+    for there in (tmp_path / name, tmp_path / "predictions.jsonl"):
+        there.write_text("{}\n")
+    with pytest.raises(UserError, match="is what a training has written of itself"):
+        check_output(tmp_path / name, overwrite=True)
+    assert check_output(tmp_path / "predictions.jsonl", overwrite=True).overwrite
+    (tmp_path / "checkpoints").rmdir()
+    assert name == "metrics.jsonl" or check_output(tmp_path / name, overwrite=True).overwrite
+
+
 def test_what_a_command_reads_is_never_its_output(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a").write_text("x")

@@ -177,7 +177,7 @@ def reuse(folder: Path, settings: dict[str, Any], identity: str | None = None, c
 def _locked(folder: Path) -> Iterator[None]:
     import fcntl
 
-    with (folder / ".lock").open("w") as lock:
+    with (folder / ".lock").open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -330,14 +330,15 @@ def test_only_what_the_run_has_saved_is_deleted(tiny, tmp_path):
     """A file that somebody put beside the checkpoints stays, whatever its name and whatever `keep` says."""
     checkpoints = tmp_path / "run" / "0" / "checkpoints"
     foreign = ["milestone.ckpt", "step=1-copy.ckpt", "my-step=2.ckpt", "step=02.ckpt", "best.ckpt", "x.ckpt.partial"]
-    foreign += ["step=2.universal", "notes.partial", "step=1.ckpt.bak"]
+    foreign += ["step=2.universal", "notes.partial", "step=1.ckpt.bak", "step=-1.ckpt", "step=\u0661.ckpt"]
     assert fit(tiny, steps=2, every_n_steps=1, keep=0) == 0
     for name in foreign:
         shutil.copy(checkpoints / "step=1.ckpt", checkpoints / name)
+    (checkpoints / "latest.ckpt").symlink_to("step=1.ckpt")  # which leads nowhere once that is deleted
     for name in ("step=9.ckpt.partial", "step=1.ckpt.old.partial"):
         (checkpoints / name).write_bytes(b"cut off")
     assert fit(tiny, "--resume", str(tmp_path / "run" / "0"), steps=6, every_n_steps=1, keep=2) == 0
-    assert sorted(os.listdir(checkpoints)) == sorted([*foreign, "step=5.ckpt", "step=6.ckpt"])
+    assert sorted(os.listdir(checkpoints)) == sorted([*foreign, "latest.ckpt", "step=5.ckpt", "step=6.ckpt"])
     for name in foreign:
         assert (checkpoints / name).stat().st_size > 1000, name
     assert find_checkpoint(tmp_path / "run" / "0").name == "step=6.ckpt"

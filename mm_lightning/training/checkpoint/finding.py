@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ def step_of(path: Path) -> int:
 
 def saved_by_run(path: Path) -> bool:
     """Return whether a file has the name that a run gives its checkpoints: `step=200.ckpt`, and nothing beside that."""
-    return path.name == f"step={step_of(path)}.ckpt"
+    return re.fullmatch(r"step=(0|[1-9][0-9]*)\.ckpt", path.name) is not None
 
 
 def checkpoint_path(run_folder: Path, step: int) -> Path:
@@ -32,13 +33,14 @@ def checkpoint_path(run_folder: Path, step: int) -> Path:
 def checkpoints_of(run_folder: Path) -> list[Path]:
     """Return the checkpoints of one run folder, whole or not, the newest first.
 
-    Last come those that the run has not saved itself, such as a conversion beside what was converted.
+    Last come those that the run has not saved itself, such as a conversion beside what was converted. Links that lead
+    nowhere, such as one to a step that was deleted, are left out.
     """
-
-    def newness(path: Path) -> tuple[bool, int, float]:
-        return saved_by_run(path), step_of(path), path.stat().st_mtime
-
-    return sorted((run_folder / "checkpoints").glob("*.ckpt"), key=newness, reverse=True)
+    found = []
+    for path in (run_folder / "checkpoints").glob("*.ckpt"):
+        with contextlib.suppress(FileNotFoundError):
+            found.append((saved_by_run(path), step_of(path), path.stat().st_mtime, path))
+    return [path for *_, path in sorted(found, reverse=True)]
 
 
 def run_of(checkpoint: Path) -> Path:

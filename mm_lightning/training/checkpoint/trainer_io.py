@@ -52,7 +52,9 @@ class WholeCheckpointIO(TorchCheckpointIO):
                 self._thread = thread
             else:
                 write(values, target)
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # SystemExit as well: the run would end with status 0
             self._note(error, target)
         if self._thread is None:
             self._raise_unless_kept()
