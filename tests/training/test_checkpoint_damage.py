@@ -1,5 +1,6 @@
 """Damaged checkpoints are recognised and named, and what could run code is refused."""
 
+import hashlib
 import os
 import pickle
 import shutil
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from runs import metrics
+from safetensors.torch import save_file
 
 from mm_lightning.cli import main
 from mm_lightning.errors import UserError
@@ -21,8 +23,9 @@ from mm_lightning.training.checkpoint import (
     remove_leftovers,
     whole,
 )
+from mm_lightning.training.checkpoint.safetensors_file import write_safetensors
 from mm_lightning.training.checkpoint.trainer_io import WholeCheckpointIO
-from mm_lightning.training.checkpoint.weights import unloadable
+from mm_lightning.training.checkpoint.weights import Weights, unloadable
 
 
 def damage(path: Path, checksums: bool = True) -> str | None:
@@ -213,3 +216,52 @@ def test_every_load_of_the_package_takes_weights_only():
         if "weights_only=False" in line and not line.lstrip().startswith(("#", "DeepSpeed itself"))
     ]
     assert calls == []
+
+
+def sampled(path: Path) -> str:
+    """The fingerprint of earlier versions, which read parts of every large file."""
+    digest = hashlib.sha256()
+    for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
+        content = file.read_bytes()
+        digest.update(f"{file.relative_to(path)} {len(content)}".encode())
+        starts = (
+            [part * (len(content) - (1 << 16)) // 255 for part in range(256)] if len(content) > whole._SMALL else []
+        )
+        digest.update(b"".join(content[s : s + (1 << 16)] for s in starts) or content)
+    return digest.hexdigest()[:16]
+
+
+@pytest.mark.parametrize("kind", ["plain", "folder", "safetensors", "foreign.ckpt", "foreign.safetensors"])
+def test_a_fingerprint_sees_every_byte_of_a_large_checkpoint(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(whole, "_SMALL", 1 << 18)  # as if large
+    path = tmp_path / f"large.{kind.removeprefix('foreign.')}"
+    x = torch.zeros(6_000_000)  # between two of the parts lie some 25 kB
+
+    def write() -> str:
+        if path.is_dir():
+            shutil.rmtree(path)
+        if kind == "plain":
+            plain(path, weights=x)
+        elif kind == "foreign.ckpt":
+            torch.save({"x": x}, path)
+        elif kind == "folder":
+            partial = path.with_name(path.name + PARTIAL)
+            (partial / "checkpoint").mkdir(parents=True)
+            torch.save({"x": x}, partial / "checkpoint" / "rank_0.pt")
+            commit_folder(partial, path, 1, {})
+        elif kind == "safetensors":
+            weights = Weights({"x": lambda: x}, {"x": tuple(x.shape)}, {"x": x.dtype})
+            write_safetensors(weights, path, {"step": 1}, {})
+        else:
+            save_file({"x": x}, path)
+        return whole.fingerprint(path)
+
+    before = write()
+    if "foreign" not in kind:
+        assert before == sampled(path)  # answers of earlier versions stay known
+    assert write() == before
+    x[20_000] = 1.0  # byte 80,000: after the first part of 65,536 and before the second, at about 94,000
+    assert write() != before
+    if "foreign" in kind:
+        x[20_000] = 0.0
+        assert write() == before

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import shutil
 import struct
 import zipfile
@@ -32,6 +33,7 @@ _END_LENGTH = 22
 _COMMENT_LENGTH = len(_MARK) + 8
 _BLOCK = 1 << 22
 _SMALL = 1 << 26  # bytes that are hashed whole
+_PART = 1 << 16  # bytes that are read at once of larger files
 
 
 class SummedFile:
@@ -254,19 +256,39 @@ def discard(partial: Path) -> None:
 
 
 def fingerprint(path: Path) -> str:
-    """Return a hash that names a checkpoint by its content: of small files whole, of large ones parts.
+    """Return a hash that names a checkpoint by its content.
 
-    Among the parts are the checksums of the whole: at the ends of plain checkpoints, in the headers of safetensors
-    files, and in commit.json.
+    Of large files that carry the checksum of their whole content (at the end of plain checkpoints, in the headers of
+    safetensors files, in commit.json), parts are read, that checksum among them; all others are read whole.
     """
     digest = hashlib.sha256()
+    summed = _summed(path)
     for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
-        size = file.stat().st_size
-        digest.update(f"{file.relative_to(path)} {size}".encode())
-        with open(file, "rb") as stream:
-            if size <= _SMALL:
-                digest.update(stream.read())
-            for part in range(256) if size > _SMALL else ():
-                stream.seek(part * (size - (1 << 16)) // 255)
-                digest.update(stream.read(1 << 16))
+        size, name = file.stat().st_size, str(file.relative_to(path))
+        digest.update(f"{name} {size}".encode())
+        if size > _SMALL and (name in summed or _carries_checksum(file)):
+            with open(file, "rb") as stream:
+                for part in range(256):
+                    stream.seek(part * (size - _PART) // 255)
+                    digest.update(stream.read(_PART))
+        else:
+            for block in _blocks(file):
+                digest.update(block)
     return digest.hexdigest()[:16]
+
+
+def _summed(folder: Path) -> set[str]:
+    """The files of a DeepSpeed checkpoint whose checksums are in its commit.json."""
+    try:
+        return {name for name, about in read_commit(folder)["files"].items() if isinstance(about, dict)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return set()
+
+
+def _carries_checksum(file: Path) -> bool:
+    """Whether the checksum of a whole file is in its first or its last part."""
+    with open(file, "rb") as stream:
+        head = stream.read(_PART)
+    return _seal_of(file) is not None or (
+        file.suffix == SAFETENSORS and KEY.encode() in head and bool(re.search(rb'"crc32":"[0-9a-f]{8}"', head))
+    )
