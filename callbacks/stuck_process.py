@@ -1,4 +1,4 @@
-"""Ends the process that started this one when it gives no sign of life, as when it is stuck outside Python.
+"""End the process that started this one when it gives no sign of life, as when it is stuck outside Python.
 
 Run as a program by the Watchdog, with nothing but the standard library; no thread of the stuck process could do it.
 

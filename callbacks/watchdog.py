@@ -28,7 +28,7 @@ Limit = Annotated[float, Range(0, 525_600, above=True)]  # a year
 _DUMP = getattr(signal, "SIGRTMAX", signal.SIGPROF)  # nobody else's; at it, a process prints its stacks
 
 HERE = ("_over", "_thread", "_hook", "_outside", "_launcher")
-"""What of a Watchdog is of this process alone."""
+"""Attributes of a Watchdog that belong to this process alone: a copy or a pickle leaves them out."""
 
 
 class Watchdog(Callback):

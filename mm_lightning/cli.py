@@ -316,7 +316,7 @@ def said_by_the_first_process() -> bool:
 
 
 NAME_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
-"""What the system says of files that cannot be read or written by their names, wherever a command meets them."""
+"""Errors of the system about names of files that cannot be read or written."""
 
 
 def shortened(message: str) -> str:

@@ -1,4 +1,4 @@
-"""What commands write: refused where something is in the way, before any work, and there whole or not at all.
+"""Outputs of commands: refused where something is in the way, before any work, and there whole or not at all.
 
 One rule holds for every place that a user names, as with `--output`:
 
@@ -189,13 +189,13 @@ def kind_of(path: Path) -> str | None:
 
 
 def _of_a_run(place: Path) -> bool:
-    """Whether a file is what a training has written of itself."""
+    """Return whether a file is one that a training writes beside its checkpoints."""
     run = place.parent
     return place.name in OF_A_RUN and any((run / name).exists() for name in ("checkpoints", "metrics.jsonl"))
 
 
 def _free(place: Path) -> bool:
-    """Whether nothing is there but, at most, an empty folder."""
+    """Return whether nothing is there but, at most, an empty folder."""
     return not os.path.lexists(place) or (place.is_dir() and not any(place.iterdir()))
 
 
@@ -339,7 +339,7 @@ def write_json(target: Output | Path, content: Any) -> None:
 
 
 def share(path: Path) -> None:
-    """Gives a file the permissions of any new one: safetensors writes files that only their owner can read."""
+    """Give a file the permissions of any new one: safetensors writes files that only their owner can read."""
     mask = os.umask(0)  # the only way to ask for it
     os.umask(mask)
     path.chmod(0o666 & ~mask)

@@ -98,7 +98,7 @@ Workers = Annotated[int, Range(0, 1024)]
 AtLeastTwo = Annotated[int, Range(2)]
 DocumentBytes = Annotated[int, Range(1, 2**31 - 1)]
 VocabSize = Annotated[int, Range(258, 2**24)]
-"""Of a tokenizer that is trained: the 256 bytes and 2 special tokens at least."""
+"""The vocabulary of a tokenizer that is trained: 256 bytes and 2 special tokens at least."""
 Budget = Annotated[int, Range(16)]
 """Pairs that a long-term memory reads one by one: a block of memory/blocks.py at least."""
 Seed = Annotated[int, Range(0, 2**32 - 1)]

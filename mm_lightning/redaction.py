@@ -105,7 +105,7 @@ def _snake(key: str) -> str:
 
 
 def redact_values(value: Any, hide: bool = False, numbers: bool = False) -> Any:
-    """As :func:`redact`, of nested lists and mappings: also hides what stands under keys that name a secret.
+    """Return nested lists and mappings with secrets hidden, as :func:`redact` does, also under keys that name one.
 
     Args:
         value: as JSON and YAML hold it.

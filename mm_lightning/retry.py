@@ -23,11 +23,11 @@ class Refused(OSError):
 
 
 class Passing(OSError):
-    """What is expected to be over soon: a server that is busy or being started, silence, a dropped connection."""
+    """A failure that soon passes: a server that is busy or being started, silence, a dropped connection."""
 
 
 FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, Refused)
-"""What trying again cannot mend."""
+"""Errors that trying again cannot mend."""
 
 _PASSING = {408, 425, 429, *range(500, 600)} - {501, 505}  # statuses of HTTP
 _KINDS: dict[int, tuple[type[OSError], str]] = {
@@ -96,7 +96,7 @@ def patiently(
     final: tuple[type[OSError], ...] = FINAL,
     passing: type[OSError] = OSError,
 ) -> _Result:
-    """Does something that reads, again a few times if the storage fails, waiting longer each time.
+    """Do something that reads, again a few times if the storage fails, waiting longer each time.
 
     Args:
         action: what to do.

@@ -19,13 +19,13 @@ from mm_lightning.terminal import display
 from mm_lightning.yaml_text import dump_yaml, read_yaml
 
 _HEAD, _END = "# Every setting of the run. The last line is three dots, where nothing of the file is lost.\n", "...\n"
-_told: set[str] = set()
+_reported: set[str] = set()
 
 
 def pass_over(message: str) -> None:
-    """Say in one line, once a process, that something damaged is left out."""
-    if message not in _told:
-        _told.add(message)
+    """Report in one line, once a process, that something damaged is left out."""
+    if message not in _reported:
+        _reported.add(message)
         display(f"mm: {redact(message)}", file=sys.stderr, flush=True)
 
 
@@ -69,14 +69,14 @@ def read_lines(path: Path, number: str | None = None) -> list[dict[str, Any]]:
     except OSError as error:
         pass_over(f"{path} cannot be read ({error.strerror}): passed over")
         return []
-    found = []
+    objects = []
     for n, line in enumerate(lines, 1):
         content = parse_line(line)
         if content is not None and (number is None or type(content.get(number)) is int):
-            found.append(content)
+            objects.append(content)
         elif line.strip() and n < len(lines):
             pass_over(f"{path}, line {n} is damaged: passed over")
-    return found
+    return objects
 
 
 def append_lines(path: Path, text: str) -> None:

@@ -29,7 +29,7 @@ SAME_NOTICE = 1.0
 STUCK = 3.0
 """Seconds after which a main thread that has not heard a signal is taken to wait in native code."""
 when_stuck: list[Callable[[Any], None]] = []
-"""What else is to be done then."""
+"""Functions that are called then with the :class:`Ended` of the signal, before the process ends."""
 
 _first: tuple[int, float] | None = None  # the signal that ends this command, and when it came
 

@@ -1,4 +1,4 @@
-"""What a terminal is shown: text of others is data there, and never an instruction.
+"""Text for terminals: text of others is data there, and never an instruction.
 
 A document, a generated text or a file's name can hold what a terminal obeys: colors, the cursor's moves, the window's
 title, answers typed in the user's place, text that runs backwards. A terminal gets these characters as they are

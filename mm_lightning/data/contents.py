@@ -1,4 +1,4 @@
-"""What source files hold, so that a preparation that goes on, or is asked for again, knows whether they changed."""
+"""Hashes of source files, by which a preparation that goes on, or is asked for again, knows whether they changed."""
 
 from __future__ import annotations
 

@@ -66,15 +66,16 @@ def recounted(folder: Path, manifest: Manifest, tokenizer: Tokenizer) -> Iterato
 
 @dataclass
 class _Counts:
-    """What shards hold.
+    """The numbers of a split, counted from its shards.
 
     Attributes:
-        frequencies: of each token.
-        largest: token there is.
-        documents: how many.
-        longest: document, in tokens.
-        lengths: documents of 2**k to 2**(k+1) - 1 tokens.
-        whole: whether they are documents one after the other, each from `bos` to `eos`.
+        frequencies: (V,), how often each token occurs.
+        largest: the largest token.
+        documents: number of documents.
+        tokens: number of tokens, without those that fill rows.
+        longest: tokens in the longest document.
+        lengths: (48,), documents of 2**k to 2**(k+1) - 1 tokens.
+        whole: whether the tokens are documents one after the other, each from `bos` to `eos`.
     """
 
     frequencies: np.ndarray

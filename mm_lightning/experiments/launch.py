@@ -201,7 +201,7 @@ STATED: dict[str, Any] = {
     "port": Annotated[int, Range(1, 65_535)],
     "sbatch": list[Name],
 }
-"""What its own options take."""
+"""The types of the options of `mm launch`, with their ranges."""
 
 
 def options() -> OptionParser:

@@ -59,7 +59,7 @@ class WaitingFile:
 
 
 class EventWriter:
-    """What TensorBoard's EventFileWriter does, with neither its thread nor its temporary file.
+    """The counterpart of TensorBoard's EventFileWriter without a thread or a temporary file.
 
     Args:
         run: the run folder.

@@ -41,7 +41,7 @@ from mm_lightning.training.settings import mistakes
 from mm_lightning.training.starting_point import starting_point
 
 DEFAULTS: dict[str, Any] = {"max_steps": 1, "accumulate_grad_batches": 1, **TRAINER_DEFAULTS}
-"""Of options of the trainer, in the place of wrong ones."""
+"""Values of trainer options in the place of wrong ones, so that `--plan` reports all mistakes at once."""
 
 _LAYERS, _HEAD_DIM, _TOKENS = 2, 4, 256
 

@@ -112,7 +112,7 @@ class RecordRun(Callback):
             forget_after(trainer, trainer.global_step)
 
     def on_train_batch_end(self, *args: Any) -> None:
-        """From now on the folder is one of a training."""
+        """Mark the folder as one in which steps were trained."""
         self.folder.trained = True
 
     def _note_order(self, trainer: Trainer) -> None:

@@ -187,7 +187,7 @@ class RunFolder:
             waits: try again whenever something else is written, until it succeeds.
 
         Returns:
-            Whether it was written.
+            True if it was written.
 
         Raises:
             UserError: it was not, and the run is to stop.
@@ -240,7 +240,7 @@ STARTED = ("config.yaml", "environment.json", "baselines.json", ".lock", "events
 
 
 def _from_the_start(entry: Path) -> bool:
-    """Whether an entry of a run folder says nothing of training: it is there before the first step, or empty."""
+    """Return whether an entry of a run folder is there before the first step, or is empty."""
     if entry.is_dir() and not entry.is_symlink():
         return entry.name == "heartbeats" or not any(entry.iterdir())
     return any(fnmatch(entry.name, pattern) for pattern in STARTED)

@@ -47,7 +47,7 @@ STATED: dict[str, Any] = {
     "ckpt_path": Place | None,
     "output": Place | None,
 }
-"""What options of training commands take beside those of trainer, model and data."""
+"""The types of the options of training commands beside those of trainer, model and data."""
 
 
 def check_settings(config: Namespace) -> None:

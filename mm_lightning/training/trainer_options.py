@@ -21,7 +21,7 @@ from mm_lightning.ranges import Count, Name, Natural, NonNegative, Place, Positi
 from mm_lightning.training.batches import accumulating
 
 Batches = Annotated[int, Range(0)] | Share
-"""How many batches, or which share of them."""
+"""A number of batches, or a share of them."""
 
 STATED: dict[str, Any] = {
     "max_steps": Annotated[int, Range(-1)],
@@ -42,7 +42,7 @@ STATED: dict[str, Any] = {
     "num_nodes": Annotated[int, Range(1, 100_000)],
     "default_root_dir": Place | None,
 }
-"""What options of Lightning's Trainer take, as far as they are numbers or places."""
+"""The types of the options of Lightning's Trainer that are numbers or places, with their ranges."""
 
 REFUSED = {
     "barebones": "leaves out the loggers and checkpoints that a run is read by: mm benchmark step times steps",

@@ -52,7 +52,7 @@ def check_loads(checkpoint: dict[str, Any]) -> None:
 
 
 def _unloadable(checkpoint: dict[str, Any]) -> Unloadable:
-    """The error that names what is in the way."""
+    """Return the error that names the value that cannot be loaded."""
     path, value = _culprit(checkpoint, [])
     kind = type(value)
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
@@ -64,7 +64,7 @@ def _unloadable(checkpoint: dict[str, Any]) -> Unloadable:
 
 
 def _owner(path: list[Any]) -> str:
-    """What a place in a checkpoint belongs to, in a user's words."""
+    """Return the owner of a place in a checkpoint, in a user's words."""
     first, *rest = path or [""]
     if first == "callbacks" and rest:
         return f"trainer.callbacks: the state_dict of {str(rest[0]).split('{')[0]}"
@@ -146,7 +146,7 @@ class _Mapped:
 
 
 def _without_contents(value: Any) -> Any:
-    """An empty tensor of the same type in the place of one; others, whose classes may matter, as they are."""
+    """Return an empty tensor of the same type for a dense one; any other value, whose class may matter, as it is."""
     return torch.empty(0, dtype=value.dtype) if isinstance(value, Tensor) and is_dense(value) else value
 
 
@@ -157,7 +157,7 @@ def is_dense(value: Tensor) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """A plain value in the place of one that can be converted; others as they are."""
+    """Return the plain value that a value is converted to; any that needs none or has none as it is."""
     if isinstance(value, Enum):
         return _Mapped(_plain)(value.value)
     if isinstance(value, np.generic):
@@ -180,7 +180,7 @@ def _plain(value: Any) -> Any:
 
 
 def _of_derived_class(value: Any) -> Any:
-    """The plain value that one of a derived class stands for, whatever its class says of itself."""
+    """Return the built-in value of an instance of a derived class, whatever methods that class overrides."""
     if isinstance(value, str):
         return str.__str__(value)
     if isinstance(value, int):

@@ -22,7 +22,7 @@ from mm_lightning.training.checkpoint.whole import KEY, PARTIAL, crc32, sync, sy
 
 _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64", torch.int64: "I64"}
 UNSEALED = "00000000"
-"""What the metadata hold under `crc32` while a file is written."""
+"""The value of `crc32` in the metadata while a file is written."""
 _LARGEST_HEADER = 100_000_000  # bytes; the same limit as safetensors'
 _PIECE = 1 << 24  # elements converted and written at once
 
