@@ -7,12 +7,14 @@ tokenizers, metrics.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import sys
 import traceback
+import warnings
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from mm_lightning.terminal import visible
 
@@ -129,7 +131,7 @@ def redact_values(value: Any, hide: bool = False, numbers: bool = False) -> Any:
 
 
 def guard_streams() -> None:
-    """Let what Python itself writes for people, the log and the traceback of an error, go through :func:`redact`."""
+    """Let what Python itself writes for people (log, warnings, the traceback of an error) go through :func:`redact`."""
     if not getattr(logging.getLogRecordFactory(), "redacts", False):
         make = logging.getLogRecordFactory()
 
@@ -145,7 +147,22 @@ def guard_streams() -> None:
 
         record.redacts = True  # type: ignore[attr-defined]
         logging.setLogRecordFactory(record)
+    warnings.showwarning = print_warning
     sys.excepthook = print_traceback
+
+
+def print_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Print a warning without secrets, as `warnings.showwarning` does with them, in the form that is set by then."""
+    text = visible(redact(warnings.formatwarning(message, category, filename, lineno, line)))
+    with contextlib.suppress(OSError, AttributeError):  # no standard error
+        (file or sys.stderr).write(text)
 
 
 def print_traceback(kind: type[BaseException], error: BaseException, place: TracebackType | None) -> None:

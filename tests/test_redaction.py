@@ -96,17 +96,22 @@ def test_what_is_written_is_redacted_unless_it_is_data(tmp_path):
     assert (tmp_path / "b.txt").read_text() == "http://u:pa55@h/x"
 
 
-def test_log_and_traceback_are_redacted():
+def test_log_warnings_and_traceback_are_redacted():
     program = """
-import logging
+import logging, warnings
 from mm_lightning.redaction import guard_streams
 guard_streams()
 logging.getLogger("x").warning("%s: trying again", "http://u:pa55@h/x")
+warnings.warn("asking http://u:pa55@h/x")
+warnings.formatwarning = lambda message, *_: f"as Lightning does: {message}"
+warnings.warn("asking http://u:pa55@h/x again")
 raise OSError("cannot read http://u:pa55@h/x")
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "http://***@h/x: trying again" in done.stderr
+    assert "UserWarning: asking http://***@h/x" in done.stderr
+    assert "as Lightning does: asking http://***@h/x again" in done.stderr
     assert "OSError: cannot read http://***@h/x" in done.stderr
     assert "pa55@" not in done.stderr.replace('"http://u:pa55@h/x"', "")  # a traceback of -c shows no source lines
 
