@@ -15,7 +15,7 @@ from mm_lightning.evaluation.persistent.table import overview
 from mm_lightning.evaluation.samples import RESULTS, SETTINGS, read_json
 from mm_lightning.evaluation.task import Result, Row, Task, find_task
 from mm_lightning.markdown import markdown_table, plain
-from mm_lightning.outputs import write_text
+from mm_lightning.outputs import staged, write_text
 from mm_lightning.style import tame
 from mm_lightning.terminal import console
 from mm_lightning.training.run_folder import hardware
@@ -148,11 +148,12 @@ def save(figure: Figure, path: Path) -> list[Path]:
 
     files = [path.with_name(f"{path.name}.{kind}") for kind in ("png", "svg")]
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": path.name}):
-        figure.savefig(files[0], dpi=150)
+        with staged(files[0]) as part:
+            figure.savefig(part, format="png", dpi=150)
         image = io.StringIO()
         figure.savefig(image, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     lines = (line.rstrip() for line in image.getvalue().splitlines())
-    files[1].write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text(files[1], "\n".join(lines) + "\n", exact=True)
     return files
 
 
