@@ -19,7 +19,7 @@ from mm_lightning.data.tokenizer import Tokenizer
 from mm_lightning.errors import UserError
 from mm_lightning.outputs import write_json
 from mm_lightning.redaction import redact_values
-from mm_lightning.side_files import read_object
+from mm_lightning.side_files import parse_line
 
 UNFINISHED = ".unfinished"
 """What a folder holds, beside finished shards, until its manifest is written."""
@@ -81,8 +81,11 @@ def begin(
         UserError: the folder holds something else, or there is no space.
     """
     plan = folder / UNFINISHED / "plan.json"
-    if plan.exists():
-        begun = read_object(plan)
+    begun = parse_line(plan.read_bytes()) or {} if plan.exists() else {}
+    if plan.exists() and "fingerprint" not in begun:
+        say(f"{plan} is damaged: this preparation begins anew")
+        discard(folder)
+    elif begun:
         if begun.get("fingerprint") != identity:
             raise UserError(
                 f"{folder} holds an unfinished preparation of something else: give another folder, or delete "

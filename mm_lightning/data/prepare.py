@@ -26,7 +26,7 @@ from mm_lightning.data.progress import PrepareProgress, say
 from mm_lightning.data.shards import write_shards
 from mm_lightning.data.splitting import DocumentSplit, fraction_of, plan_split
 from mm_lightning.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
-from mm_lightning.data.units import Job, UnitFiles, UnitRecord, documents_of, run_units
+from mm_lightning.data.units import Job, UnitFiles, UnitRecord, documents_of, is_done, run_units
 from mm_lightning.decompress import LONGEST
 from mm_lightning.errors import UserError
 from mm_lightning.ranges import Count, DocumentBytes, Few, Name, Part, Place, Text, VocabSize, check_fields
@@ -149,7 +149,7 @@ def _make(
     dtype = token_type(tokenizer)
     job = Job(files, units, config.reading(), work / "tokenizer.json", dtype, split, work)
     names = [UnitFiles(work, number) for number in range(len(units))]
-    missing = [number for number, unit in enumerate(names) if not unit.record.exists()]
+    missing = [number for number, unit in enumerate(names) if not is_done(unit)]
     if len(missing) < len(units):
         say(f"going on: {len(units) - len(missing)} of {len(units)} units of work are done")
     workers = config.workers or os.cpu_count() or 1
@@ -177,7 +177,12 @@ def _make(
 def _document_split(config: PrepareConfig, files: list[SourceFile], work: Path) -> DocumentSplit:
     path = work / "split.json"
     if path.exists():
-        return DocumentSplit.load(path)
+        try:
+            return DocumentSplit.load(path)
+        except (ValueError, KeyError, TypeError, RecursionError):  # the units that are done follow it
+            say(f"{path} is damaged: this preparation begins anew")
+            for file in [*work.glob("unit-*"), work / "tokenizer.json", path]:
+                file.unlink(missing_ok=True)
     plain = DocumentSplit(config.validation_fraction)
     # Work that is finished without such a file was begun before there were others.
     if not config.validation_fraction or (work / "tokenizer.json").exists():

@@ -47,8 +47,9 @@ class DocumentSplit:
 
     @classmethod
     def load(cls, path: Path) -> DocumentSplit:
-        """Read what `save` wrote."""
-        return cls(**json.loads(path.read_text(encoding="utf-8")))
+        """Read what `save` wrote; a KeyError, TypeError or ValueError where it is damaged."""
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return cls(content["below"], content["cut"])
 
 
 def _cut_position(text: str, tail: int) -> int:

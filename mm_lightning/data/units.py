@@ -19,6 +19,7 @@ import numpy as np
 from mm_lightning import streams
 from mm_lightning.data.corpora import Piece, ReadSettings, SourceFile, read_piece
 from mm_lightning.data.manifest import SPLITS
+from mm_lightning.data.progress import say
 from mm_lightning.data.splitting import DocumentSplit
 from mm_lightning.data.tokenizer import Tokenizer, load_tokenizer
 from mm_lightning.errors import UserError
@@ -53,9 +54,17 @@ class UnitRecord:
 
     @classmethod
     def load(cls, path: Path) -> UnitRecord:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        splits = {name: SplitCounts(**counts) for name, counts in content.pop("splits").items()}
-        return cls(splits=splits, **content)
+        """Read what a unit has left.
+
+        Raises:
+            ValueError: it is damaged.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            splits = {name: SplitCounts(**content["splits"][name]) for name in SPLITS}
+            return cls(splits, content["skipped"], content["empty"])
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ValueError(f"{path} is damaged") from error
 
 
 @dataclass(frozen=True)
@@ -96,6 +105,18 @@ def documents_of(
     """The documents of a unit, in order, empty ones included."""
     for piece in unit:
         yield from read_piece(files[piece.file], piece, settings, skipped)
+
+
+def is_done(files: UnitFiles) -> bool:
+    """Return whether a unit has left a whole record; a line says where it is damaged."""
+    if not files.record.exists():
+        return False
+    try:
+        UnitRecord.load(files.record)
+    except ValueError:
+        say(f"{files.record} is damaged: its unit of work is done again")
+        return False
+    return True
 
 
 def run_units(job: Job, numbers: list[int], workers: int, report: Report) -> None:

@@ -16,6 +16,7 @@ from litdata import StreamingDataset, TokensLoader
 from tokenizers import Tokenizer as Inner
 from tokenizers import models, pre_tokenizers
 
+from mm_lightning.cli import main
 from mm_lightning.data import folder as folders
 from mm_lightning.data import prepare as room
 from mm_lightning.data import shards, splitting, units
@@ -137,6 +138,40 @@ def test_an_interrupted_preparation_goes_on(tmp_path, monkeypatch, place):
     made = contents(tmp_path / "cut")
     assert made == contents(tmp_path / "whole")
     assert len(done) == (sum(1 for _ in room.plan_units(*_plan(source))) - 2 if place == "unit" else 0)
+
+
+@pytest.mark.usefixtures("small_units")
+@pytest.mark.parametrize("content", ["", '{"below"', "[]", "{}", "null"])
+@pytest.mark.parametrize("name", ["plan.json", "split.json", "unit-000001.json"])
+def test_torn_files_of_an_interrupted_preparation_are_made_anew(tmp_path, monkeypatch, name, content):
+    source = write_lines(tmp_path / "in.jsonl", make_texts(100))
+    run([source], tmp_path / "whole")
+    calls = []
+
+    def broken(*args):
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return original_unit(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(units, "tokenize_unit", broken)
+        with pytest.raises(KeyboardInterrupt):
+            run([source], tmp_path / "cut")
+    (tmp_path / "cut" / ".unfinished" / name).write_text(content)
+    run([source], tmp_path / "cut")
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+def test_a_folder_of_others_is_left_as_it_was(tmp_path):
+    source = write_lines(tmp_path / "in.jsonl", make_texts(10))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.md").write_text("mine")
+    with pytest.raises(UserError, match="not prepared data"):
+        run([source], tmp_path / "mine")
+    for command in ("regbench", "facts"):
+        assert main(["data", command, "--output", str(tmp_path / "mine")]) == 2
+    assert contents(tmp_path / "mine") == {"notes.md": b"mine"}
 
 
 original_unit = units.tokenize_unit
