@@ -64,7 +64,7 @@ def trained(prepared, tmp_path_factory):
 @pytest.fixture
 def run(trained, tmp_path, monkeypatch):
     """A copy of it, to be damaged."""
-    monkeypatch.setattr(side_files, "_told", set())
+    monkeypatch.setattr(side_files, "_reported", set())
     shutil.copytree(trained, tmp_path / "run" / "0")
     return tmp_path / "run" / "0"
 
@@ -157,7 +157,7 @@ def test_a_config_is_whole_or_said_not_to_be(tmp_path, capsys):
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", FILES)
 def test_a_damaged_file_is_read_as_if_it_were_not_there(trained, tmp_path, name, damage, capsys, monkeypatch):
-    monkeypatch.setattr(side_files, "_told", set())
+    monkeypatch.setattr(side_files, "_reported", set())
     path = tmp_path / "file"
     path.write_bytes(DAMAGES[damage]((trained / name).read_bytes()))
     assert read_object(path) == read_object(path) == {}
@@ -167,7 +167,7 @@ def test_a_damaged_file_is_read_as_if_it_were_not_there(trained, tmp_path, name,
 
 
 def test_a_damaged_line_is_named_and_a_torn_last_one_is_not(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(side_files, "_told", set())
+    monkeypatch.setattr(side_files, "_reported", set())
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1}\n{"step"\n\n{"step": null}\n{"step": 5}\n{"step": 6')
     assert read_lines(path, "step") == read_lines(path, "step") == [{"step": 1}, {"step": 5}]
