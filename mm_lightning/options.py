@@ -18,8 +18,8 @@ from mm_lightning.synonyms import synonym
 def type_words(function: Callable[..., Any]) -> dict[str, str]:
     """Return the types of a function's parameters as text, without what they state: `bool`, `list[int] | None`."""
     plain = typing.get_type_hints(function)
-    found = {name: plain.get(name, Any) for name in inspect.signature(function).parameters}
-    return {name: kind.__name__ if type(kind) is type else str(kind) for name, kind in found.items()}
+    parameters = {name: plain.get(name, Any) for name in inspect.signature(function).parameters}
+    return {name: kind.__name__ if type(kind) is type else str(kind) for name, kind in parameters.items()}
 
 
 def nearest(name: str, known: Iterable[str], likeness: float = 0.5) -> str | None:
@@ -33,10 +33,10 @@ class OptionParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise a UserError."""
         message = " ".join(message.split())
-        if found := re.fullmatch(r"argument (--\w+): invalid (int|float) value: (.*)", message):
-            raise UserError(f"{found[1]} takes {KINDS[found[2]][0]}, got {found[3]}")
-        if found := re.fullmatch(r"argument (--\w+): expected one argument", message):
-            raise UserError(f"{found[1]} needs a value (one that begins with -: {found[1]}=-x)")
+        if match := re.fullmatch(r"argument (--\w+): invalid (int|float) value: (.*)", message):
+            raise UserError(f"{match[1]} takes {KINDS[match[2]][0]}, got {match[3]}")
+        if match := re.fullmatch(r"argument (--\w+): expected one argument", message):
+            raise UserError(f"{match[1]} needs a value (one that begins with -: {match[1]}=-x)")
         raise UserError(message.removeprefix("argument "))
 
 
@@ -65,7 +65,7 @@ def word_lists(function: Callable[..., Any], args: list[str]) -> list[str]:
     """Lets an option that is a list take words: `--names a b` for `--names '["a", "b"]'`, `--layers 0 5`; given again,
     as in `--stop A --stop B`, it is added to."""
     kinds = {f"--{name}": kind for name, kind in type_words(function).items()}
-    found: list[str] = []
+    arguments: list[str] = []
     given: set[str] = set()
     at = 0
     while at < len(args):
@@ -77,12 +77,12 @@ def word_lists(function: Callable[..., Any], args: list[str]) -> list[str]:
             words = ["[" + ", ".join(words) + "]" if numbers else json.dumps(words)]
         if "list" in kind and words:
             name = f"{option}+" if option in given else option  # the parser's way to add to a list
-            found += [f"{name}={words[0]}", *words[1:]]
+            arguments += [f"{name}={words[0]}", *words[1:]]
             given.add(option)
         else:
-            found += args[at:end]
+            arguments += args[at:end]
         at = end
-    return found
+    return arguments
 
 
 def option_error(message: str, name: str, options: Iterable[str]) -> str:
@@ -94,19 +94,19 @@ def option_error(message: str, name: str, options: Iterable[str]) -> str:
         options: that it has.
     """
     message = " ".join(message.split())
-    if found := re.search(r"unrecognized arguments: --([\w.\-]+)", message):
+    if match := re.search(r"unrecognized arguments: --([\w.\-]+)", message):
         options = list(options)
-        meant = synonym(found[1], options)
-        near = meant or nearest(found[1].replace("-", "_"), options, 0.4)
+        meant = synonym(match[1], options)
+        near = meant or nearest(match[1].replace("-", "_"), options, 0.4)
         hint = f"did you mean --{near}?" if near else f"`mm {name} --help` lists them"
-        return f"mm {name} has no option --{found[1]}: {hint}"
-    if found := re.search(r"unrecognized arguments: (.+)", message):
-        return f"{name}: {found[1]!r} belongs to no option: quote a value that holds spaces"
-    if found := re.search(r"arguments are required: (.+)", message):
-        missing = ", ".join(f"--{option}" for option in found[1].split(", "))
+        return f"mm {name} has no option --{match[1]}: {hint}"
+    if match := re.search(r"unrecognized arguments: (.+)", message):
+        return f"{name}: {match[1]!r} belongs to no option: quote a value that holds spaces"
+    if match := re.search(r"arguments are required: (.+)", message):
+        missing = ", ".join(f"--{option}" for option in match[1].split(", "))
         return f"{name}: required, but missing: {missing}. `mm {name} --help` explains every option"
-    if found := re.search(r"argument (--\w+)\S*: expected (?:at least )?one argument", message):
-        return f"{name}: {found[1]} needs a value (one that begins with -: {found[1]}=-x)"
+    if match := re.search(r"argument (--\w+)\S*: expected (?:at least )?one argument", message):
+        return f"{name}: {match[1]} needs a value (one that begins with -: {match[1]}=-x)"
     wrong = wrong_value(message)
     return f"{name}: --{wrong[0]} takes {wrong[1]}, got {wrong[2]}" if wrong else f"{name}: {message}"
 
@@ -119,7 +119,7 @@ def wrong_value(message: str) -> tuple[str, str, str] | None:
     text = next((part for part in inner if part.startswith("Parser key ")), message)
     kind = re.search(r"Expected an? (.+?)\. Got value: (.*?)(?= - (?:Expected|Not a) |$)", text)
     kind = re.search(r"Subtypes: \[(.+?)\] Errors: .*Given value: (.*)$", text) or kind
-    keys = [found[1] for part in (outer, text) if (found := re.search(r'Parser key "([\w.]+)"', part))]
+    keys = [match[1] for part in (outer, text) if (match := re.search(r'Parser key "([\w.]+)"', part))]
     keys = list(dict.fromkeys(keys))
     wanted = kind and kind_of(kind[1])
     return (".".join(keys), wanted, kind[2]) if keys and kind and wanted else None

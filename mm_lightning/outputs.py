@@ -47,7 +47,7 @@ OF_A_RUN = (
 
 @dataclass(frozen=True)
 class Output:
-    """A place that a command was found to be allowed to write to.
+    """A place that a command may write to.
 
     Attributes:
         name: as the user named it.
@@ -116,9 +116,9 @@ def check_output(
             raise UserError(f"{output} exists: give another --output, or --overwrite")
         if _of_a_run(output.place):
             raise UserError(f"{output} is what a training has written of itself: give another --output")
-        if (found := kind_of(output.place)) not in (kind, None):
+        if (present := kind_of(output.place)) not in (kind, None):
             raise UserError(
-                f"{output} is {found}, and {kind} would take its place: give another --output (--overwrite replaces "
+                f"{output} is {present}, and {kind} would take its place: give another --output (--overwrite replaces "
                 f"only what is of the same kind)"
             )
     return output
@@ -246,9 +246,9 @@ def _put(part: Path, output: Output, room: Path) -> None:
     """Give what is whole its name."""
     place = output.place
     if not output.overwrite and not _free(place):
-        kept = place.with_name(f"{room.name.removeprefix('.')}.whole")
-        os.replace(part, kept)
-        raise UserError(f"{output} was written by something else in the meantime: what this command wrote is {kept}")
+        rescued = place.with_name(f"{room.name.removeprefix('.')}.whole")
+        os.replace(part, rescued)
+        raise UserError(f"{output} was written by something else in the meantime: what this command wrote is {rescued}")
     if place.is_file() and part.is_file():
         shutil.copymode(place, part)
     if not place.is_dir():
@@ -290,9 +290,9 @@ def opened(target: Output | None, keep: bool = False) -> Iterator[TextIO]:
                     yield file
             except BaseException:
                 if keep and part.exists() and part.stat().st_size:
-                    kept = target.place.with_name(f"{part.parent.name.removeprefix('.')}")
-                    os.replace(part, kept)
-                    display(f"what was written so far is in {kept}", file=sys.stderr, flush=True)
+                    rescued = target.place.with_name(f"{part.parent.name.removeprefix('.')}")
+                    os.replace(part, rescued)
+                    display(f"what was written so far is in {rescued}", file=sys.stderr, flush=True)
                 raise
 
 

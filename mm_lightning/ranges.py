@@ -219,13 +219,13 @@ def hints(function: Callable[..., Any]) -> dict[str, Any]:
     `**options: Annotated[Any, Options]` stands for the fields of the dataclass Options.
     """
     try:
-        found = typing.get_type_hints(function, include_extras=True)
+        types_by_name = typing.get_type_hints(function, include_extras=True)
     except (NameError, TypeError):  # of a class that is not ours, and imports its types for type checkers only
         return {}
-    for hint in list(found.values()):
+    for hint in list(types_by_name.values()):
         if typing.get_origin(hint) is Annotated and typing.get_args(hint)[0] is Any:
-            found |= hints(typing.get_args(hint)[1])
-    return found
+            types_by_name |= hints(typing.get_args(hint)[1])
+    return types_by_name
 
 
 def checked(prefix: str | None = None) -> Callable[[_F], _F]:

@@ -46,9 +46,9 @@ def storage_error(error: Exception) -> OSError:
     chain = [*_causes(error)]
     for cause in chain:
         if status := _status(cause):
-            kind, said = _KINDS.get(status, (Passing if status in _PASSING else Refused, "refused"))
-            said = "the server failed" if kind is Passing else said
-            return kind(f"{said} ({status}): {getattr(cause, 'message', None) or _text(cause)}".removesuffix(": "))
+            kind, reason = _KINDS.get(status, (Passing if status in _PASSING else Refused, "refused"))
+            reason = "the server failed" if kind is Passing else reason
+            return kind(f"{reason} ({status}): {getattr(cause, 'message', None) or _text(cause)}".removesuffix(": "))
     for cause in reversed(chain):
         if isinstance(cause, socket.gaierror | ConnectionRefusedError) or type(cause).__name__ in _NOT_CONNECTED:
             return Unreachable(f"cannot be reached: {getattr(cause, 'strerror', None) or _text(cause)}")
@@ -58,9 +58,9 @@ def storage_error(error: Exception) -> OSError:
         if isinstance(cause, ConnectionError) or type(cause).__name__ in _DROPPED:
             return Passing(f"the connection was dropped: {_text(cause)}")
     if isinstance(error, FileNotFoundError | PermissionError) and error.errno is None:  # a store's own
-        said = "not there" if isinstance(error, FileNotFoundError) else "not allowed"
+        reason = "not there" if isinstance(error, FileNotFoundError) else "not allowed"
         address = _text(error).lower().startswith("http")  # of fsspec, for an answer of 404
-        return type(error)(f"{said} (404)" if address else f"{said}: {_text(error)}")
+        return type(error)(f"{reason} (404)" if address else f"{reason}: {_text(error)}")
     return error if isinstance(error, OSError) else OSError(_text(error))
 
 

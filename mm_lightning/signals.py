@@ -51,9 +51,9 @@ def name(number: int) -> str:
     return "ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
 
 
-def signal_of(told: KeyboardInterrupt) -> int:
+def signal_of(ended: KeyboardInterrupt) -> int:
     """Return the signal that raised it."""
-    return getattr(told, "number", signal.SIGINT)
+    return getattr(ended, "number", signal.SIGINT)
 
 
 def listen(numbers: Iterable[int], handler: Callable[[int, Any], Any]) -> dict[int, Any]:
@@ -166,10 +166,10 @@ def _watch(reading: int, stuck: Callable[[Ended], int], over: threading.Event) -
             if _first is None and signal.getsignal(number[0]) is _end:
                 if _child_of_lightning():
                     os.kill(os.getppid(), number[0])
-                told = Ended(number[0])
+                ended = Ended(number[0])
                 for action in when_stuck:
-                    action(told)
-                os._exit(stuck(told))
+                    action(ended)
+                os._exit(stuck(ended))
 
 
 def _end(number: int, frame: Any) -> None:
@@ -205,19 +205,19 @@ def _child_of_lightning() -> bool:
     return os.environ.get("LOCAL_RANK", "0") != "0" and "RANK" not in os.environ and "SLURM_PROCID" not in os.environ
 
 
-def left_before_training(told: Ended, job: str | None) -> int:
+def left_before_training(ended: Ended, job: str | None) -> int:
     """Say that a run was ended before its first step, and queue its Slurm job again; return the exit status.
 
     Args:
-        told: what ended it.
+        ended: what ended it.
         job: the Slurm job; None for none.
     """
     if _child_of_lightning():
         return 0  # Lightning would kill all processes for one that ends with an error
     if rank() == 0:
-        _say(f"mm: {name(told.number)}: ended before the first step; the same command goes on")
+        _say(f"mm: {name(ended.number)}: ended before the first step; the same command goes on")
         # torchrun sends SIGTERM to the other processes when one has failed, which would fail again
-        if job and not (told.number == signal.SIGTERM and "TORCHELASTIC_RUN_ID" in os.environ):
+        if job and not (ended.number == signal.SIGTERM and "TORCHELASTIC_RUN_ID" in os.environ):
             _say(f"mm: {requeue(job)}")
     return PREEMPTED
 

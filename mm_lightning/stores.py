@@ -74,11 +74,11 @@ def find(source: str, files_by_suffix: Iterable[str]) -> tuple[Any, str, dict[st
     web = is_http(source)
     path = urlsplit(root).path if web else root  # a web address may have ? in it
     if any(c in path for c in ("*[" if web else "*?[")) and (web or not fs.exists(root)):
-        found = {path: info for path, info in fs.glob(root, detail=True).items() if info["type"] == "file"}
-        if not found and is_remote(source):
+        files = {path: info for path, info in fs.glob(root, detail=True).items() if info["type"] == "file"}
+        if not files and is_remote(source):
             parent = root[: min(root.find(c) for c in "*?[" if c in root)].rpartition("/")[0]
             fs.info(f"{parent}/") if web else fs.ls(parent)  # which raise what `glob` has passed over
-        return fs, root, found, False
+        return fs, root, files, False
     if not is_remote(source) and not fs.exists(root):
         raise FileNotFoundError(root)
     info = fs.info(root)

@@ -24,7 +24,7 @@ _OBEYED = re.compile(
 
 def visible(text: str) -> str:
     """Return a text in which what a terminal obeys is written out; CRLF is a line end."""
-    return _OBEYED.sub(lambda found: _written(found[0]), text.replace("\r\n", "\n"))
+    return _OBEYED.sub(lambda match: _written(match[0]), text.replace("\r\n", "\n"))
 
 
 def _written(character: str) -> str:

@@ -155,8 +155,8 @@ def show(path: str, step: int | None, sequences: int, tokens: int, data: list[st
         about = _computed(folder, step)
         folder = folder / FOLDER / f"step={step}"
     if (folder / STEP).is_file():
-        if said := read_object(folder / STEP):
-            about = said
+        if content := read_object(folder / STEP):
+            about = content
             display(f"step {about['step']}: {about['why']}")
         elif not about:
             raise UserError(f"{folder / STEP} is damaged: mm data show RUN --step N finds the batch without it")
@@ -255,10 +255,10 @@ def _show_given(
         UserError: none were kept that can be read.
     """
     sources = ", ".join(str(s.folder) for s in sets)
-    said = f"the data in {sources} are others than step {about['step']} was trained on ({changed})"
+    warning = f"the data in {sources} are others than step {about['step']} was trained on ({changed})"
     if given is None:
-        raise UserError(f"{said}: --data names where those lie")
-    display(f"{said}; these are the tokens that it was given:")
+        raise UserError(f"{warning}: --data names where those lie")
+    display(f"{warning}; these are the tokens that it was given:")
     tokenizer = load_tokenizer(sets[0].folder)
     for number, row in enumerate(given[:sequences], 1):
         display(f"\nsequence {number} of the step")

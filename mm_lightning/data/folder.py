@@ -92,12 +92,12 @@ def begin(
                 f"{plan.parent} if it is of no use"
             )
         before = begun.get("contents")  # earlier versions kept none
-        said = before and contents and contents.changed_since(before)
-        if not said:
+        changed = before and contents and contents.changed_since(before)
+        if not changed:
             if contents and not before:
                 write_json(plan, {"fingerprint": identity, "contents": contents.hashes})
             return plan.parent
-        say(f"{said} changed since this preparation began: it begins anew, nothing of the old text is kept")
+        say(f"{changed} changed since this preparation began: it begins anew, nothing of the old text is kept")
         discard(folder)
     strangers = [path.name for path in folder.iterdir() if path.name not in (UNFINISHED, ".lock")]
     if strangers:

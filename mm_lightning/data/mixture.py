@@ -224,5 +224,7 @@ def differing(recorded: list[dict[str, Any]], now: list[DataSet]) -> str | None:
     )
     if was == has:
         return None
-    said = [" + ".join(value if share == "1" else f"{share} x {value}" for value, share in data) for data in (has, was)]
-    return f"{key} {said[0]} instead of {said[1]}"
+    shares = [
+        " + ".join(value if share == "1" else f"{share} x {value}" for value, share in data) for data in (has, was)
+    ]
+    return f"{key} {shares[0]} instead of {shares[1]}"

@@ -16,8 +16,8 @@ from mm_lightning.training.run_folder import numbered
 
 def step_of(path: Path) -> int:
     """The step in a name like `step=200.ckpt`; -1 where there is none."""
-    found = re.search(r"step=(\d+)", path.name)
-    return int(found[1]) if found else -1
+    match = re.search(r"step=(\d+)", path.name)
+    return int(match[1]) if match else -1
 
 
 def saved_by_run(path: Path) -> bool:
@@ -36,11 +36,11 @@ def checkpoints_of(run_folder: Path) -> list[Path]:
     Last come those that the run has not saved itself, such as a conversion beside what was converted. Links that lead
     nowhere, such as one to a step that was deleted, are left out.
     """
-    found = []
+    checkpoints = []
     for path in (run_folder / "checkpoints").glob("*.ckpt"):
         with contextlib.suppress(FileNotFoundError):
-            found.append((saved_by_run(path), step_of(path), path.stat().st_mtime, path))
-    return [path for *_, path in sorted(found, reverse=True)]
+            checkpoints.append((saved_by_run(path), step_of(path), path.stat().st_mtime, path))
+    return [path for *_, path in sorted(checkpoints, reverse=True)]
 
 
 def run_of(checkpoint: Path) -> Path:
@@ -104,7 +104,7 @@ def remove_leftovers(folder: Path) -> list[Path]:
     Only names that a run writes itself: a file of somebody else's stays.
     """
     name = re.compile(r"step=\d+\.ckpt(\.old|\.universal|\.partial)*" + re.escape(PARTIAL))
-    found = sorted(path for path in folder.glob(f"*{PARTIAL}") if name.fullmatch(path.name))
-    for partial in found:
+    partials = sorted(path for path in folder.glob(f"*{PARTIAL}") if name.fullmatch(path.name))
+    for partial in partials:
         discard(partial)
-    return found
+    return partials
