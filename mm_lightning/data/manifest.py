@@ -153,7 +153,7 @@ class Manifest:
                 for name, split in content.pop("splits").items()
             }
             manifest = cls(splits=splits, **content)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"{path} is damaged ({error}): prepare the data again") from error
@@ -320,7 +320,7 @@ def _index_problems(folder: Path, split: Split, dtype: str) -> list[str]:
         data_format = index["config"]["data_format"]
     except FileNotFoundError:
         return [f"{path} is missing"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         return [f"{path} is damaged ({error})"]
     if chunks != [(s.file, s.bytes, s.tokens) for s in split.shards]:
         return [f"{path} does not list the shards of the manifest"]

@@ -95,6 +95,14 @@ def test_unreadable_manifests_are_named(copy, content, message):
         verify(copy)
 
 
+def test_json_nested_too_deep_is_damage(copy):
+    (copy / "train" / "index.json").write_text("[" * 100_000)
+    assert any("index.json is damaged" in problem for problem in verify(copy))
+    (copy / "manifest.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"manifest\.json is damaged \(maximum recursion"):
+        verify(copy)
+
+
 def test_a_missing_folder_says_how_to_make_it(tmp_path):
     with pytest.raises(UserError, match=f"no prepared data in {tmp_path}/x: run `mm data prepare"):
         check(tmp_path / "x")
