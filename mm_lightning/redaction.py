@@ -20,7 +20,10 @@ from mm_lightning.terminal import visible
 
 HIDDEN = "***"
 
-_NAMES = r"secret|passw(?:or)?d|passphrase|api_?key|access_?key|private_?key|signature|credential|authorization"
+_NAMES = (
+    r"secret|passw(?:or)?d|passphrase|api[_\-]?key|access_?key|account_?key|private_?key|signature|credential"
+    r"|authorization"
+)
 # not of `tokens`, which are counted here; bounded, so that long words take no time with their square
 _WORD = rf"[\w.\-]{{0,64}}(?:token|(?:{_NAMES}|x-amz-\w{{1,64}})s?)"
 # one slash: what pathlib leaves of a URL; a password may hold @, # and, unless it begins like a port, a slash
@@ -30,11 +33,15 @@ _USER = re.compile(
     rf"|[^\s/@\"'?#]{{1,512}}@)",
     re.IGNORECASE,
 )
-_QUERY = re.compile(rf"([?&;](?:{_WORD}|sig|key|auth)=)[^&\s\"'#]+", re.IGNORECASE)
+# not the punctuation of the sentence that a URL ends
+_QUERY = re.compile(rf"([?&;](?:{_WORD}|sig|key|auth)=)[^&\s\"'#]*[^&\s\"'#:,.)]", re.IGNORECASE)
 _OPTION = re.compile(rf"(--{_WORD}(?:=|\s+))[^\s\"']+", re.IGNORECASE)
 _PAIR = re.compile(
     rf"(?<![\w.\-?&;])([\"']?{_WORD}[\"']?(?:=|:\s+))(\"[^\"\n]*\"|'[^'\n]*'|[^\s,;}}\]\"'{{\[]+)", re.IGNORECASE
 )
+_SPACED = re.compile(rf"(?<![\w.\-])([\w.\-]{{0,64}}(?:{_NAMES})s?\s+=\s+)[^\s\"',;]+", re.IGNORECASE)
+_PARSED = re.compile(rf"(key='{_WORD}', val=)('[^']*'|[^,)]+)", re.IGNORECASE)
+"""What the parser says of an option of a class that it could not place."""
 # of words that follow, such as "basic knowledge", a token differs by its digits
 _BEARER = re.compile(
     r"(\bbearer\s+(?=[^\s\"']{0,256}\d)|\bauthorization[\"']?\s*[:=]\s*[\"']?(?:bearer|basic|token)\s+)[\w.~+/\-]{8,}=*",
@@ -63,6 +70,7 @@ def redact(text: str) -> str:
     text = _OPTION.sub(lambda found: found[0] if _of_text(found[1]) else found[1] + HIDDEN, text)
     text = _BEARER.sub(rf"\1{HIDDEN}", text)
     text = _PAIR.sub(_hide_pair, text)
+    text = _PARSED.sub(rf"\1{HIDDEN}", _SPACED.sub(rf"\1{HIDDEN}", text))
     return _TOKEN.sub(HIDDEN, text)
 
 
@@ -73,6 +81,8 @@ def _of_text(name: str) -> bool:
 
 def _hide_pair(found: re.Match[str]) -> str:
     name, value = found[1], found[2]
+    if name.startswith("--") and ":" in name:  # a sentence about an option
+        return found[0]
     if re.search(r"token[\"']?(?:=|:\s+)$", name, re.IGNORECASE) and re.fullmatch(r"[\d.,e+\-]+", value):
         return found[0]  # counted
     if re.fullmatch(r"(?:token|\w+s):\s+", name, re.IGNORECASE) and value.isalpha():

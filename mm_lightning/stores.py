@@ -7,7 +7,7 @@ import io
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlparse, urlsplit
 
 from mm_lightning.retry import FINAL, Refused, Unreachable, patiently, storage_error
 
@@ -29,8 +29,16 @@ def is_http(url: str) -> bool:
 
 
 def file_path(url: str) -> str:
-    """Return what of a URL names the file: not `?signature=...` nor `#...`; a local path as it is."""
+    """Return what of a URL names the file: not `?signature=...`, `#...` nor `;version=...`; a local path as it is."""
+    if is_http(url):
+        return unquote(urlparse(url).path)
     return urlsplit(url).path if is_remote(url) else url
+
+
+def _scheme_lowered(url: str) -> str:
+    """Return a URL as fsspec knows its scheme: HTTP://host is http://host."""
+    scheme, mark, rest = url.partition("://")
+    return f"{scheme.lower()}{mark}{rest}" if mark else url
 
 
 def options_of(url: str) -> dict[str, Any]:
@@ -70,6 +78,7 @@ def find(source: str, files_by_suffix: Iterable[str]) -> tuple[Any, str, dict[st
     """
     import fsspec
 
+    source = _scheme_lowered(source)
     fs, root = fsspec.core.url_to_fs(source, **options_of(source))
     web = is_http(source)
     path = urlsplit(root).path if web else root  # a web address may have ? in it

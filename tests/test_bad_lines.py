@@ -65,6 +65,13 @@ def test_a_file_that_is_no_text_for_a_section(tmp_path, capsys):
     assert message.count("\n") == 1
 
 
+def test_a_value_that_looks_like_a_url_is_not_opened(capsys):
+    assert main(["fit", "--config", "quickstart", "--trainer.callbacks=abfs://a"]) == 2
+    message = capsys.readouterr().err
+    assert "abfs://a" in message
+    assert message.count("\n") == 1
+
+
 def test_a_value_of_any_length_is_said_in_a_short_line(capsys):
     assert main(["generate", "nowhere", "--device", "x" * 5000]) == 2
     assert main(["generate", "nowhere", "--samples", "x" * 5000]) == 2

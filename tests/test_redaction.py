@@ -46,6 +46,12 @@ def test_the_word_after_an_option():
     ("text", "kept"),
     [
         ("http://user:p@ss@host/x", "http://***@host/x"),
+        ("http://h/c.jsonl?sig=abc: not allowed (401)", "http://h/c.jsonl?sig=***: not allowed (401)"),
+        ("no option --hf_token: did you mean --x?", "no option --hf_token: did you mean --x?"),
+        ("X-Api-Key: abc", "X-Api-Key: ***"),
+        ("aws_secret_access_key = abc", "aws_secret_access_key = ***"),
+        ("AccountKey=abc;EndpointSuffix=core", "AccountKey=***;EndpointSuffix=core"),
+        ("NestedArg(key='api_key', val='abc')", "NestedArg(key='api_key', val=***)"),
         ("http://user:pa/s#s@host/x?mail=a@b", "http://***@host/x?mail=a@b"),
         ("http://host:8080/path/a@b", "http://host:8080/path/a@b"),
         ("http://host?mail=a@b", "http://host?mail=a@b"),

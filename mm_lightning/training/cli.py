@@ -448,4 +448,5 @@ def prepare() -> None:
     strategies.register()
     use_for_options()
     # config dataclasses are chosen by class_path; short names are enough
-    set_parsing_settings(subclasses_enabled=[NetworkConfig])
+    # lightning's CLI has values that look like URLs opened
+    set_parsing_settings(subclasses_enabled=[NetworkConfig], config_read_mode_fsspec_enabled=False)

@@ -120,6 +120,8 @@ def read(source, unit_bytes=1 << 20, **settings):
         ("https://h/c.jsonl.gz?a=1&b=x.txt", "lines", "gz"),
         ("https://h/c.Parquet?x", "parquet", None),
         ("https://h/c.txt?file=a.jsonl", "text", None),
+        ("HTTPS://h/c%2Ejsonl?x", "lines", None),
+        ("https://h/c.jsonl;v=1", "lines", None),
         ("https://h/get?file=a.jsonl", "lines", None),
         ("hf://datasets/a/b/c.jsonl.zst?x=1", "lines", "zst"),
         ("s3://bucket/c.parquet?versionId=3", "parquet", None),
