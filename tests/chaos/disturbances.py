@@ -3,7 +3,6 @@
 import contextlib
 import os
 import random
-import resource
 import select
 import signal
 import threading
@@ -84,12 +83,17 @@ class Life:
         os.killpg(self.pid, signal.SIGCONT)
 
     def fill_disk(self, seconds: float) -> None:
-        """No file can grow for a while."""
-        soft, hard = resource.prlimit(self.pid, resource.RLIMIT_FSIZE)
-        resource.prlimit(self.pid, resource.RLIMIT_FSIZE, (0, hard))
-        time.sleep(seconds)
-        with contextlib.suppress(ProcessLookupError):  # the look at its progress says so
-            resource.prlimit(self.pid, resource.RLIMIT_FSIZE, (soft, hard))
+        """Fill the disk of the run folder, and all that is made free there, for a while."""
+        ballast, until = self.folder.parent / "ballast", time.monotonic() + seconds
+        try:
+            with ballast.open("wb", buffering=0) as file:
+                while time.monotonic() < until:
+                    with contextlib.suppress(OSError):
+                        while file.write(b"x" * 4096) == 4096:
+                            pass
+                    time.sleep(0.02)
+        finally:
+            ballast.unlink()
 
     def kill_worker(self, draw: random.Random) -> None:
         """Kill a process that loads data: a child of the server that they are forked from."""
@@ -126,7 +130,7 @@ def disturb(
 
     Args:
         args: of `mm fit`, without --resume.
-        folder: its run folder.
+        folder: its run folder, on a file system that can be filled.
         log: takes what it prints.
         seconds: how long at least; the last round of all kinds is finished.
         seed: of kinds and moments.

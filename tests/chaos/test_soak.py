@@ -6,6 +6,7 @@ slow tests.
 
 import functools
 import os
+import subprocess
 import time
 from collections import Counter
 
@@ -65,13 +66,24 @@ def test_soak(config, tmp_path, request):
             file.write("\n".join([summary, *lives, ""]))
 
 
-def disturbed(config, folder, minutes, limit, pauses, seed):
+@pytest.fixture
+def disk(tmp_path):
+    """A small file system of its own, which can be filled."""
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("a file system of its own cannot be mounted here")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def disturbed(config, folder, disk, minutes, limit, pauses, seed):
     """Disturb a run, compare it with an undisturbed one, and return a summary with a line for each disturbance."""
     steps = int(minutes * 60 / (4 * BATCH_SECONDS)) + 200  # not all are done before the last round is
     watchdog = {"class_path": "Watchdog", "init_args": {"minutes": limit / 60}}
     saving = {"keep": 3, "asynchronous": True, "on_failure": "continue"}
     args = [*config(max_steps=steps, more=[watchdog], **saving), "--data.num_workers", "1"]
-    log, mixed, calm = folder / "log.txt", folder / "mixed" / "0", folder / "calm" / "0"
+    log, mixed, calm = folder / "log.txt", disk / "0", folder / "calm" / "0"
     begin = time.monotonic()
     run = functools.partial(disturb, seconds=60 * minutes, seed=seed, limit=limit, pauses=pauses, hook=apart)
     events = run([*args, "--run", str(mixed.parent)], mixed, log)
@@ -92,10 +104,10 @@ def disturbed(config, folder, minutes, limit, pauses, seed):
 
 @pytest.mark.soak
 @pytest.mark.timeout(0)
-def test_mixed_soak(config, tmp_path, request):
+def test_mixed_soak(config, tmp_path, disk, request):
     minutes = request.config.getoption("--soak_minutes")
     _, text = disturbed(
-        config, tmp_path, minutes, limit=30, pauses=(2, 25), seed=request.config.getoption("--soak_seed")
+        config, tmp_path, disk, minutes, limit=30, pauses=(2, 25), seed=request.config.getoption("--soak_seed")
     )
     if request.config.getoption("--soak_log"):
         with open(request.config.getoption("--soak_log"), "a", encoding="utf-8") as file:
@@ -104,6 +116,6 @@ def test_mixed_soak(config, tmp_path, request):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_a_short_mixed_soak(config, tmp_path):
-    counts, _ = disturbed(config, tmp_path, 0, limit=12, pauses=(0.1, 2), seed=3)
+def test_a_short_mixed_soak(config, tmp_path, disk):
+    counts, _ = disturbed(config, tmp_path, disk, 0, limit=12, pauses=(0.1, 2), seed=3)
     assert counts.keys() == set(KINDS)
