@@ -20,7 +20,7 @@ from mm_lightning.errors import UserError
 from mm_lightning.evaluation.task import TASKS, find_task
 from mm_lightning.experiments import launch
 from mm_lightning.inference.sampling import Sampling
-from mm_lightning.memory.blocks import BlockStore
+from mm_lightning.memory.sublinear.store import BlockStore
 from mm_lightning.networks import MemoryMosaicConfig, TransformerConfig
 from mm_lightning.ranges import (
     MOST,

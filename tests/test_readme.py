@@ -12,7 +12,8 @@ from jsonargparse import ArgumentParser
 from mm_lightning.cli import COMMANDS, TRAINING, find_command, load, main
 
 ROOT = Path(__file__).parent.parent
-TEXT = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+TEXT = " ".join(README.split())
 
 
 def cost(capsys, *args: str) -> dict:
@@ -112,3 +113,12 @@ def test_a_command_that_is_shown_has_the_options_that_it_is_shown_with(command, 
         parser.add_function_arguments(load(COMMANDS[name][0]), as_group=False)
         known = {action.dest for action in parser._actions}
     assert options <= known
+
+
+def test_every_equation_has_its_file_and_its_test():
+    """The table of the architecture: rows of an equation, a file and a test that are there."""
+    rows = re.findall(r"^\|[^|]+\| `(mm_lightning/memory/\w+\.py)` \| `(tests/[\w/]+\.py)` \|$", README, re.MULTILINE)
+    assert len(rows) == 6
+    assert all((ROOT / file).is_file() for row in rows for file in row)
+    equations = " ".join(re.findall(r"^\| (\([\d), (]+\))", README, re.MULTILINE))
+    assert set(re.findall(r"\d+", equations)) == {"4", "6", "7", "8", "9", "10"}

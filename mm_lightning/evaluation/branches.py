@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from mm_lightning.inference.reader import Reader
-from mm_lightning.memory.shared import branch
+from mm_lightning.memory.shared_prefix import branch
 
 
 class Branches(Reader):

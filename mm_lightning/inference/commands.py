@@ -23,7 +23,7 @@ from mm_lightning.text_files import JSON_LINES, MARK, json_lines, read_document,
 if TYPE_CHECKING:
     from mm_lightning.data.tokenizer import Tokenizer
     from mm_lightning.inference.reader import Reader
-    from mm_lightning.memory.blocks import BlockStore
+    from mm_lightning.memory.sublinear.store import BlockStore
     from mm_lightning.networks import Network
 
 
@@ -147,7 +147,7 @@ def long_store(budget: int | None) -> BlockStore | None:
     """The store of a long memory for a `--long_budget`."""
     if budget is None:
         return None
-    from mm_lightning.memory.blocks import BlockStore
+    from mm_lightning.memory.sublinear.store import BlockStore
 
     return BlockStore(budget)
 

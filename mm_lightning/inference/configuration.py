@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import Any
 
 from transformers import PretrainedConfig
 
 from mm_lightning.errors import UserError
 from mm_lightning.networks.config import NetworkConfig
+from mm_lightning.networks.described import UnknownNetwork, config_of
 from mm_lightning.networks.memory_mosaic import MemoryMosaicConfig
-from mm_lightning.networks.transformer import TransformerConfig
-
-CLASSES: dict[str, type[NetworkConfig]] = {c.__name__: c for c in (MemoryMosaicConfig, TransformerConfig)}
 
 
 class MMLightningConfig(PretrainedConfig):
     """Any network of mm-lightning.
 
     Args:
-        network: {"class": "MemoryMosaicConfig" or "TransformerConfig", "fields": {...}}: the network as its own
-            configuration describes it. A field that is missing has its default.
+        network: {"class": "MemoryMosaicConfig", "TransformerConfig" or module.Class, "fields": {...}}: the network as
+            its own configuration describes it. A field that is missing has its default.
         context_length: tokens of a training sequence; longer ones may be given.
         kwargs: of every model of transformers.
 
@@ -32,25 +29,21 @@ class MMLightningConfig(PretrainedConfig):
 
     def __init__(self, network: dict[str, Any] | None = None, context_length: int | None = None, **kwargs: Any) -> None:
         network = network or {"class": MemoryMosaicConfig.__name__, "fields": {}}
-        if network["class"] not in CLASSES:
-            raise UserError(f"transformers cannot be given a {network['class']}: only {' and '.join(CLASSES)}")
-        known = CLASSES[network["class"]]
-        strange = set(network["fields"]) - {field.name for field in fields(known)}
-        if strange:
+        try:
+            config = config_of(network)
+        except UnknownNetwork as unknown:
             raise UserError(
-                f"config.json describes a {known.__name__.removesuffix('Config')} with {', '.join(sorted(strange))}, "
-                f"which this version of mm-lightning does not know: a newer one wrote it, so upgrade to that "
-                f"(pip install --upgrade mm-lightning)"
-            )
-        config = known(**network["fields"])
+                f"config.json describes {unknown}, which this version of mm-lightning does not know: a newer one wrote "
+                f"it, so upgrade to that (pip install --upgrade mm-lightning)"
+            ) from None
         self.network = config.described()
         self.context_length = context_length
         kwargs["tie_word_embeddings"] = config.tied
         super().__init__(**kwargs)
 
     def network_config(self) -> NetworkConfig:
-        """The same in this package's own terms."""
-        return CLASSES[self.network["class"]](**self.network["fields"])
+        """Return the same in this package's own terms."""
+        return config_of(self.network)
 
     @property
     def vocab_size(self) -> int:

@@ -16,7 +16,7 @@ from mm_lightning.outputs import Output
 
 if TYPE_CHECKING:
     from mm_lightning.data.tokenizer import Tokenizer
-    from mm_lightning.memory.blocks import BlockStore
+    from mm_lightning.memory.sublinear.store import BlockStore
     from mm_lightning.networks import Network
 
 

@@ -14,7 +14,7 @@ from mm_lightning.terminal import display
 
 if TYPE_CHECKING:
     from mm_lightning.data.tokenizer import Tokenizer
-    from mm_lightning.networks import Network
+    from mm_lightning.networks import Network, NetworkConfig
 
 ABOUT = "mm_lightning.json"
 """What a checkpoint says beside the network, for `mm import` to read back."""
@@ -66,6 +66,11 @@ def export(
     from mm_lightning.inference.modeling import MMLightningForCausalLM
     from mm_lightning.inference.tokenization import MMLightningTokenizer
 
+    if self_contained and (foreign := foreign_classes(network.config)):
+        raise UserError(
+            f"--self_contained cannot take {', '.join(foreign)} along, which other modules define: export without it, "
+            f"and publish them as a package"
+        )
     ends = {} if tokenizer is None else {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos}
     config = MMLightningConfig(network.config.described(), context_length, **ends)
     if self_contained:
@@ -89,6 +94,14 @@ def export(
         # the class is for whoever does not trust the folder's code
         settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "auto_map": {"AutoTokenizer": [None, name]}}
         file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def foreign_classes(config: NetworkConfig) -> list[str]:
+    """Return the classes of other modules that a network is built of, by their names."""
+    described = config.described()
+    values = [value for value in described["fields"].values() if isinstance(value, dict)]
+    parts = [value["class_path"] for value in values if "class_path" in value]
+    return sorted({name for name in (described["class"], *parts) if "." in name})
 
 
 def export_command(

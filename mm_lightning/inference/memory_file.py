@@ -12,6 +12,7 @@ zeros in the checksum's place.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from pathlib import Path
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from mm_lightning.data.tokenizer import Tokenizer
     from mm_lightning.inference.reader import Reader
-    from mm_lightning.memory.blocks import BlockStore
+    from mm_lightning.memory.sublinear.store import BlockStore
     from mm_lightning.networks import Network
 
 FORMAT, VERSION = "mm-lightning memory", 1
@@ -90,6 +91,7 @@ def load_memory(
     from safetensors import SafetensorError, safe_open
 
     from mm_lightning.inference.reader import READ_TOKENS, Reader
+    from mm_lightning.memory.state import current_names
 
     path = Path(path).expanduser()
     about = _metadata(path)
@@ -107,8 +109,8 @@ def load_memory(
         with torch.inference_mode():
             state = {name.removeprefix("state."): x for name, x in tensors.items()}
             reader.state.load({n: x.to(dtype) if n.endswith(PAIRS) else x for n, x in state.items()})
-        parts = {name.rpartition(".")[0] for name in state}
-        if reader.state.tensors().keys() != state.keys() or reader.state.parts.keys() - parts:
+        here = reader.state.tensors().keys()
+        if here != current_names(state).keys() or not all(part.tensors() for part in reader.state.parts.values()):
             raise ValueError("tensors are missing")
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise UserError(f"{path} is a damaged memory file ({error}): read the text again with `mm remember`") from error
@@ -189,8 +191,12 @@ REMEDY = "use the checkpoint it was made with, or read the text again with `mm r
 
 
 def _check(path: Path, saved: dict[str, str], wanted: dict[str, str]) -> None:
-    if saved["network"] != wanted["network"]:
-        old, new = json.loads(saved["network"]), json.loads(wanted["network"])
+    from mm_lightning.networks.described import UnknownNetwork, config_of
+
+    old, new = json.loads(saved["network"]), json.loads(wanted["network"])
+    with contextlib.suppress(UnknownNetwork):  # settings younger than the file had what is now their default
+        old = json.loads(json.dumps(config_of(old).described()))
+    if old != new:
         fields = old["fields"].keys() | new["fields"].keys()
         different = [
             f"{key} {old['fields'].get(key)} instead of {new['fields'].get(key)}"

@@ -10,7 +10,7 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mm_lightning.memory.blocks import BlockStore
+    from mm_lightning.memory.sublinear.store import BlockStore
     from mm_lightning.networks import Network
 
 READ_TOKENS = 2048

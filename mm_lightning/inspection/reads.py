@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mm_lightning.memory.documents import Documents
-from mm_lightning.memory.retrieval import Span, read_weights, watched
-from mm_lightning.memory.units import ContextualMemory
+from mm_lightning.memory.contextual import ContextualMemory
+from mm_lightning.memory.documents import Documents, Span
+from mm_lightning.memory.keys import AverageKeys
+from mm_lightning.memory.retrieval import Retrieval
 from mm_lightning.networks import Network
 from mm_lightning.networks.block import Block
 
@@ -29,10 +30,11 @@ class Read:
         layer: the block, counted from 0.
         level: long, short or full.
         memory: the module, a ContextualMemory or an Attention.
-        q, k, v, span, documents, scale: what it hands to :func:`mm_lightning.memory.retrieval.read`.
-        beta: bandwidths, (B, T, H); None for attention, as are the next two.
-        gate: g of equation (8), (B, T, H); 1 where keys are leaky.
-        decay: lambda, (B, T, H).
+        q, k, v, span, documents, scale: what it hands to its :class:`mm_lightning.memory.retrieval.Retrieval`.
+        retrieval: that.
+        beta: bandwidths, (B, T, H); None for attention.
+        gate: g of equation (8), (B, T, H), 1 where keys are leaky; None where keys are not an average.
+        decay: lambda, (B, T, H), likewise.
     """
 
     layer: int
@@ -44,6 +46,7 @@ class Read:
     span: Span
     documents: Documents
     scale: float
+    retrieval: Retrieval
     beta: Tensor | None = None
     gate: Tensor | None = None
     decay: Tensor | None = None
@@ -61,7 +64,7 @@ class Read:
         with torch.autocast(q.device.type, enabled=False):
             for at in range(first, time, size):
                 queries = slice(at, min(at + size, time))
-                yield queries, read_weights(q, k, self.span, self.documents, self.scale, queries)
+                yield queries, self.retrieval.weights(q, k, self.span, self.documents, self.scale, queries)
 
 
 @contextmanager
@@ -72,22 +75,22 @@ def watch_reads(network: Network, visit: Callable[[Read], object]) -> Iterator[N
     """
     now: dict[str, Any] = {}
 
-    def begin(layer: int, level: str, memory: nn.Module, *_: Any) -> None:
+    def begin(layer: int, level: str, memory: nn.Module, inputs: tuple) -> None:
         now.clear()
         now.update(layer=layer, level=level, memory=memory)
-
-    def keep_features(keys: nn.Module, inputs: Any, features: tuple[Tensor, Tensor, Tensor]) -> None:
-        now.update(gate=features[1].exp(), decay=features[2].exp())
+        if isinstance(keys := getattr(memory, "keys", None), AverageKeys):
+            gate, decay = keys.gates(inputs[0])
+            now.update(gate=gate.exp(), decay=decay.exp())
 
     def keep_bandwidth(bandwidth: nn.Module, inputs: Any, beta: Tensor) -> None:
         now.update(beta=beta)
 
-    def watcher(q: Tensor, k: Tensor, v: Tensor, span: Span, documents: Documents, scale: float) -> None:
-        if not now:  # another network's
-            return
+    def read(retrieval: nn.Module, inputs: tuple) -> None:
+        q, k, v, span, documents, _, _, scale, _ = inputs
         if "beta" in now:
             now["beta"] = now["beta"].expand(q.shape[:-1])  # a fixed one is the same at all positions
-        visit(Read(**now, q=q, k=k, v=v, span=span, documents=documents, scale=scale))
+        assert isinstance(retrieval, Retrieval)
+        visit(Read(**now, q=q, k=k, v=v, span=span, documents=documents, scale=scale, retrieval=retrieval))
         now.clear()
 
     with ExitStack() as hooks:
@@ -95,8 +98,8 @@ def watch_reads(network: Network, visit: Callable[[Read], object]) -> Iterator[N
             assert isinstance(block, Block)
             for level, memory in block.contextual.items():
                 hooks.enter_context(memory.register_forward_pre_hook(partial(begin, layer, level)))
+                assert isinstance(memory.retrieval, Retrieval)
+                hooks.enter_context(memory.retrieval.register_forward_pre_hook(read))
                 if isinstance(memory, ContextualMemory):
-                    hooks.enter_context(memory.keys.register_forward_hook(keep_features))
                     hooks.enter_context(memory.bandwidth.register_forward_hook(keep_bandwidth))
-        hooks.enter_context(watched(watcher))
         yield

@@ -14,9 +14,8 @@ from mm_lightning.errors import UserError
 from mm_lightning.inspection.profile import Profile
 from mm_lightning.inspection.reads import Read, watch_reads
 from mm_lightning.inspection.statistics import effective_pairs
-from mm_lightning.memory.documents import Documents
-from mm_lightning.memory.retrieval import Span
-from mm_lightning.memory.units import ContextualMemory
+from mm_lightning.memory.contextual import ContextualMemory
+from mm_lightning.memory.documents import Documents, Span
 from mm_lightning.networks import Network
 
 STEPS = 3072
@@ -87,7 +86,7 @@ def make_plan(network: Network, time: int, layers: list[int] | None = None, pair
 
 
 def _spans(network: Network, time: int) -> dict[str, Span]:
-    return network.context(Documents.whole(1, time), network.config.inference_delay).spans
+    return network.context(Documents.whole(1, time)).spans
 
 
 class Trace:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +13,27 @@ LARGEST_EXPONENT = math.log(2**16 - 1)
 """The largest exponent of the factor of a key in v1's public code."""
 
 
-class AdaptiveBandwidth(nn.Module):
+class Bandwidth(nn.Module):
+    """How sharply a memory is read. Derive from it, and define :meth:`forward`, for another kind.
+
+    Args of a kind's constructor: as of :class:`mm_lightning.memory.keys.Keys`.
+    """
+
+    def forward(self, pairs: Tensor, x: Tensor) -> Tensor:
+        """Return beta, (B, T, H) or (H,), above 0.
+
+        Args:
+            pairs: (B, T) int64, how many pairs each token reads.
+            x: (B, T, d) inputs.
+        """
+        raise NotImplementedError(f"{type(self).__name__} defines no forward(pairs, x)")
+
+    def scalars(self) -> dict[str, Tensor]:
+        """Return the learned scalars by name, (H,) each."""
+        return {}
+
+
+class AdaptiveBandwidth(Bandwidth):
     """beta = beta_1 n^alpha + beta_0 for n stored pairs; the three parameters are learned, one of each per head.
 
     beta_i = exp(min(theta_i, 10)), theta_i = 1.5 at first; alpha = min(|theta|, 1), theta = 1/3 at first (Table 6).
@@ -49,21 +67,17 @@ class AdaptiveBandwidth(nn.Module):
         return _full(self.alpha_theta).abs().clamp(max=1)
 
     def scalars(self) -> dict[str, Tensor]:
-        """alpha, beta_0 and beta_1, (H,) each."""
+        """Return alpha, beta_0 and beta_1, (H,) each."""
         return {"alpha": self.alpha, "beta_0": self.beta_0, "beta_1": self.beta_1}
 
-    def forward(self, pairs: Tensor) -> Tensor:
-        """(B, T, H) bandwidths for (B, T) numbers of stored pairs."""
-        return adaptive(pairs[..., None], **self.scalars())
+    def forward(self, pairs: Tensor, x: Tensor | None = None) -> Tensor:
+        """Return bandwidths (B, T, H) for (B, T) numbers of stored pairs, whatever the inputs: equation (6)."""
+        alpha = self.alpha
+        # An empty memory answers 0 whatever its bandwidth; 0^alpha has no finite derivative by alpha.
+        return torch.addcmul(self.beta_0, self.beta_1, pairs[..., None].clamp(min=1).to(alpha.dtype) ** alpha)
 
 
-def adaptive(pairs: Tensor, alpha: Tensor, beta_0: Tensor, beta_1: Tensor) -> Tensor:
-    """Equation (6): (..., H) bandwidths for (..., 1 or H) numbers of stored pairs and (H,) parameters."""
-    # An empty memory answers 0 whatever its bandwidth; 0^alpha has no finite derivative by alpha.
-    return torch.addcmul(beta_0, beta_1, pairs.clamp(min=1).to(alpha.dtype) ** alpha)
-
-
-class FixedBandwidth(nn.Module):
+class FixedBandwidth(Bandwidth):
     """beta = exp(2 kappa), one a head, with the limit of v1; kappa = 1 at first, stored divided by ten.
 
     v1 multiplies keys by factors of at most 65535. In a contextual memory both sides of an inner product are keys, with
@@ -90,35 +104,12 @@ class FixedBandwidth(nn.Module):
         return (2 * TIMES * _full(self.kappa)).clamp(max=self.largest_exponent).exp()
 
     def scalars(self) -> dict[str, Tensor]:
-        """beta, (H,)."""
+        """Return beta, (H,)."""
         return {"beta": self.beta}
 
-    def forward(self, pairs: Tensor) -> Tensor:
-        """(H,), whatever the number of pairs."""
+    def forward(self, pairs: Tensor, x: Tensor | None = None) -> Tensor:
+        """Return beta, (H,), whatever the number of pairs and the inputs."""
         return self.beta
-
-
-@dataclass(frozen=True)
-class FrozenBandwidth:
-    """beta_1 n^alpha + beta_0 with parameters that no longer change, (H,) each, for inference."""
-
-    alpha: Tensor
-    beta_0: Tensor
-    beta_1: Tensor
-
-    def __call__(self, pairs: Tensor) -> Tensor:
-        """(..., H) of (..., 1 or H) numbers of stored pairs."""
-        return adaptive(pairs, self.alpha, self.beta_0, self.beta_1)
-
-
-def frozen_bandwidth(bandwidths: Sequence[AdaptiveBandwidth | FixedBandwidth]) -> FrozenBandwidth:
-    """Of the heads of several memories of one kind, with the present parameters."""
-    found = [bandwidth.scalars() for bandwidth in bandwidths]
-    joined = {name: torch.cat([scalars[name] for scalars in found]).detach() for name in found[0]}
-    if "beta" not in joined:
-        return FrozenBandwidth(**joined)
-    fixed = joined["beta"]
-    return FrozenBandwidth(torch.zeros_like(fixed), fixed, torch.zeros_like(fixed))
 
 
 def _full(theta: Tensor) -> Tensor:

@@ -12,24 +12,52 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Span:
+    """The positions that a query at t reads: t - delay - size + 1 .. t - delay, within its document.
+
+    Attributes:
+        delay: how many tokens pass before a pair becomes readable; 0 only for a transformer's attention.
+        size: the largest number of pairs read; None for all.
+    """
+
+    delay: int
+    size: int | None = None
+
+    def count(self, position: Tensor) -> Tensor:
+        """Return how many pairs a query at each position of its document reads: n of equation (6)."""
+        return (position + 1 - self.delay).clamp(min=0, max=self.size)
+
+    @property
+    def keep(self) -> int | None:
+        """How many of the newest pairs a later query can read; None for all."""
+        return None if self.size is None else self.delay + self.size
 
 
 @dataclass(eq=False)
 class Documents:
-    """Document boundaries of a batch of B packed sequences of T tokens.
+    """Document boundaries of B rows of T tokens: a packed batch, or the next chunk of B streams.
 
-    The batch is seen as one stream of B*T tokens, row after row. A row's first token always begins a document: one
-    that goes on from the row before is cut there, so no document spans two rows.
+    In training and evaluation a row's first token always begins a document: one that goes on from the row before is cut
+    there. A chunk that goes on from a state (`begin` > 0) may also begin within a document; `position` says where,
+    `lengths` and `offsets` are of the parts of documents that lie in the chunk.
 
     Attributes:
-        lengths: the number of tokens of each document in stream order; they sum to B*T.
+        lengths: the tokens of each document, row after row; they sum to B*T.
         position: (B, T) int64, each token's position in its document, counted from 0.
-        offsets: (N + 1,) int32, where each of the N documents begins in the stream, and B*T at the end.
+        offsets: (N + 1,) int32, where each of the N documents begins among the B*T tokens, and B*T at the end.
+        begin: tokens of each row's stream before these.
+        latest: with begin > 0, where in the streams the document begins that began last in any row.
     """
 
     lengths: tuple[int, ...]
     position: Tensor
     offsets: Tensor
+    begin: int = 0
+    latest: int = 0
 
     @classmethod
     def from_starts(cls, starts: Tensor) -> Documents:
@@ -57,6 +85,25 @@ class Documents:
         offsets = torch.arange(0, (batch + 1) * time, time, dtype=torch.int32, device=device)
         return cls((time,) * batch, position, offsets)
 
+    @classmethod
+    def following(cls, begin: int, first: Tensor, latest: int, time: int, starts: Tensor | None) -> Documents:
+        """Return the next T tokens of B streams.
+
+        Args:
+            begin: tokens before these.
+            first: (B,) int64, where in the stream each row's document begins.
+            latest: the largest of `first`, known without asking the device.
+            time: T.
+            starts: (B, T) bool, where documents begin; None if nowhere.
+        """
+        index = torch.arange(begin, begin + time, device=first.device)
+        if starts is None:
+            here = cls.whole(len(first), time, first.device)
+            return cls(here.lengths, index - first[:, None], here.offsets, begin, latest)
+        here = cls.from_starts(starts)
+        firsts = torch.where(starts, index, -1).cummax(1).values.maximum(first[:, None])
+        return cls(here.lengths, index - firsts, here.offsets, begin, int(firsts.max()))
+
     @property
     def shape(self) -> tuple[int, int]:
         """(B, T)"""
@@ -76,6 +123,34 @@ class Documents:
     def starts(self) -> Tensor:
         """(B, T) bool, whether a document begins there."""
         return self.position == 0
+
+    @property
+    def begins_here(self) -> bool:
+        """Whether a document may begin in these tokens."""
+        return self.latest >= self.begin
+
+    @property
+    def step(self) -> bool:
+        """Whether this is a single token that goes on from a state."""
+        return self.begin > 0 and self.position.shape[1] == 1
+
+    def count(self, span: Span) -> Tensor:
+        """Return :meth:`Span.count` of the positions, (B, T); computed once for all blocks of a network."""
+        if span not in self._counts:
+            self._counts[span] = span.count(self.position)
+        return self._counts[span]
+
+    @cached_property
+    def _counts(self) -> dict[Span, Tensor]:
+        return {}
+
+    @cached_property
+    def carried(self) -> Documents:
+        """The chunk behind one more token of each row, which stands for all that came before."""
+        batch, time = self.shape
+        if not self.begins_here:
+            return Documents.whole(batch, time + 1, self.position.device)
+        return Documents.from_starts(F.pad(self.starts, (1, 0), value=True))
 
     def without_last(self, count: int) -> tuple[Tensor, Tensor]:
         """The stream without the last `count` tokens of each document.

@@ -12,26 +12,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mm_lightning.memory.kernels import Kernels, takes_token
-
 TIMES = 10.0
 """v1 stores its scalars divided by this and multiplies them in use, which speeds their learning tenfold under Adam."""
 
 
 def clipped_normal_(tensor: Tensor, std: float) -> Tensor:
-    """Fills a tensor from a normal distribution, with values beyond 3 standard deviations clipped to 3."""
+    """Fill a tensor from a normal distribution, with values beyond 3 standard deviations clipped to 3."""
+    if tensor.is_meta:  # has no values; drawing them would import the compiler
+        return tensor
     with torch.no_grad():
         return tensor.normal_(0.0, std).clamp_(-3 * std, 3 * std)
 
 
 class Linear(nn.Linear):
-    """A linear map, initialised with standard deviation `std`; without bias unless asked for.
-
-    Attributes:
-        kernels: what takes single tokens through it when text is generated; see :func:`takes_token`.
-    """
-
-    kernels: Kernels = "auto"
+    """A linear map, initialised with standard deviation `std`; without bias unless asked for."""
 
     def __init__(self, in_features: int, out_features: int, std: float, bias: bool = False):
         self.std = std  # before nn.Linear's constructor, which calls reset_parameters
@@ -41,14 +35,6 @@ class Linear(nn.Linear):
         clipped_normal_(self.weight, self.std)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not takes_token(self.kernels, x, self.weight):
-            return super().forward(x)
-        from mm_lightning.memory.native_token import product
-
-        y = product(x, self.weight)
-        return y if self.bias is None else y + self.bias
 
 
 class Embedding(nn.Embedding):
@@ -66,12 +52,7 @@ class Norm(nn.Module):
     """RMSNorm, x / rms(x) * weight, or LayerNorm, which also takes the mean away and may have a bias.
 
     Returned in the type the next matrix product wants.
-
-    Attributes:
-        kernels: as of :class:`Linear`.
     """
-
-    kernels: Kernels = "auto"
 
     def __init__(self, dim: int, eps: float, kind: Literal["rms", "layer"] = "rms", bias: bool = False):
         super().__init__()
@@ -87,10 +68,6 @@ class Norm(nn.Module):
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.kind == "rms" and takes_token(self.kernels, x, self.weight):
-            from mm_lightning.memory.native_token import rms_norm
-
-            return rms_norm(x, self.weight, self.eps)
         weight, shape = self.weight.to(x.dtype), (x.shape[-1],)
         if self.kind == "rms":
             y = F.rms_norm(x, shape, weight, self.eps)

@@ -6,10 +6,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mm_lightning.memory.layers import Linear, clipped_normal_
+from mm_lightning.memory.bandwidth import FixedBandwidth
+from mm_lightning.memory.documents import Documents
+from mm_lightning.memory.keys import LeakyKeys
+from mm_lightning.memory.layers import TIMES, Linear, clipped_normal_
+from mm_lightning.memory.retrieval import fused_attention
+from mm_lightning.memory.state import PartState
 
 
-class SwiGLU(nn.Module):
+class Persistent(nn.Module):
+    """A persistent memory that is a function of a token. Derive from it, and define :meth:`forward`, for another kind.
+
+    Args of a kind's constructor: as of :class:`mm_lightning.memory.keys.Keys`.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return answers (B, T, d) to inputs (B, T, d)."""
+        raise NotImplementedError(f"{type(self).__name__} defines no forward(x)")
+
+
+class SwiGLU(Persistent):
     """W_2(SiLU(W_1 x) * W_3 x) with f hidden units."""
 
     def __init__(self, dim: int, hidden: int, std_in: float, std_out: float):
@@ -44,6 +60,12 @@ class Experts(nn.Module):
         self.W_3 = nn.Parameter(torch.empty(experts, hidden, dim))
         self.W_2 = nn.Parameter(torch.empty(experts, dim, hidden))
         self.reset_parameters()
+
+    @property
+    def active_parameters(self) -> int:
+        """How many numbers multiply a token: the router, and the experts that it chooses."""
+        each = sum(weight[0].numel() for weight in (self.W_1, self.W_3, self.W_2))
+        return self.router.weight.numel() + self.chosen * each
 
     def reset_parameters(self) -> None:
         for weight, std in zip((self.W_1, self.W_3, self.W_2), self.stds, strict=True):
@@ -90,3 +112,58 @@ class Experts(nn.Module):
         tokens = weight.sum(1)  # (B,)
         chosen, probability = (torch.einsum("bt,bte->be", weight, y) for y in (chosen, probability))
         return experts * ((chosen * probability).sum(1) / tokens.clamp(min=1)).sum() / tokens.sum().clamp(min=1)
+
+
+class SlotMemory(nn.Module):
+    """v1's persistent memory: S learned key-value pairs a head, read by a leaky average of the input.
+
+        W_c [exp(s_o) softmax_i(exp(2 kappa) k.P_k,i) P_v,i],    k = Norm(leaky average of W_phi x)
+
+    With several banks of slots their answers are averaged. kappa = 1 and s_o = -0.5 at first, stored divided by ten.
+
+    Args:
+        dim: d.
+        heads: H.
+        slots: S, pairs of each head (and bank).
+        banks: C.
+        std: of the two matrices' initial values; slots begin with 1/sqrt(D).
+        bias: whether the two linear maps have one.
+    """
+
+    def __init__(self, dim: int, heads: int, slots: int, banks: int, std: float, bias: bool = False):
+        super().__init__()
+        self.heads = heads
+        self.keys = LeakyKeys(dim, heads, std, bias)
+        self.bandwidth = FixedBandwidth(heads, scaled_sides=1)
+        self.slot_keys = nn.Parameter(torch.empty(banks, heads, slots, dim // heads))
+        self.slot_values = nn.Parameter(torch.empty(banks, heads, slots, dim // heads))
+        self.answer_scale = nn.Parameter(torch.empty(heads))
+        self.W_c = Linear(dim, dim, std, bias)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        for slots in (self.slot_keys, self.slot_values):
+            if not slots.is_meta:
+                nn.init.normal_(slots, std=slots.shape[-1] ** -0.5)
+        nn.init.constant_(self.answer_scale, -0.5 / TIMES)
+
+    def new_state(self) -> PartState:
+        """Return the state before the first token: its average is empty, its pairs are learned."""
+        return PartState()
+
+    def forward(self, x: Tensor, documents: Documents, state: PartState | None = None) -> Tensor:
+        """Return answers (B, T, d) to inputs (B, T, d).
+
+        Args:
+            x: inputs.
+            documents: where documents begin.
+            state: in inference, what is remembered of the tokens before; it takes in these.
+        """
+        q, _ = self.keys(x, self.bandwidth.beta, documents, None if state is None else state.carried("keys"))
+        # The batch is folded into the rows: every token reads the same slots.
+        rows = q.flatten(0, 1).transpose(0, 1)[None]  # (1, H, B T, D)
+        slot_keys, slot_values = self.slot_keys.to(q.dtype), self.slot_values.to(q.dtype)
+        answers = [fused_attention(rows, pk[None], pv[None]) for pk, pv in zip(slot_keys, slot_values, strict=True)]
+        answer = sum(answers) / len(answers)  # (1, H, B T, D)
+        answer = answer * (TIMES * self.answer_scale).exp()[:, None, None].to(q.dtype)
+        return self.W_c(answer[0].transpose(0, 1).reshape(x.shape))

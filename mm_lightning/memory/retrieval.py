@@ -10,38 +10,141 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import lru_cache
 from inspect import signature
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-from mm_lightning.memory.documents import Documents
-from mm_lightning.memory.dropped import read_dropped
-from mm_lightning.memory.near import read_near
+from mm_lightning.errors import UserError
+from mm_lightning.memory.documents import Documents, Span
+from mm_lightning.memory.kernels import Kernels
+from mm_lightning.memory.kernels.dropped import read_dropped
+from mm_lightning.memory.kernels.window import read_near
+from mm_lightning.memory.pair_cache import BLOCK, PairCache, visible
 
-BLOCK = 128
-"""Queries that share one matrix product of a windowed read."""
 
+class Retrieval(nn.Module):
+    """How queries read pairs. Derive from it, and define :meth:`answer`, for another kernel of the regression.
 
-@dataclass(frozen=True)
-class Span:
-    """Which positions a query at t reads: t - delay - size + 1 .. t - delay, within its document.
+    Args of a kind's constructor: as of :class:`mm_lightning.memory.keys.Keys`.
 
     Attributes:
-        delay: how many tokens pass before a pair becomes readable; 0 only for a transformer's attention.
-        size: the largest number of pairs read; None for all.
+        kernels: reference, or anything else for the fastest way; see
+            :func:`mm_lightning.memory.kernels.set_kernels`.
     """
 
-    delay: int
-    size: int | None = None
+    kernels: Kernels = "auto"
+    softmax = False
 
-    def count(self, position: Tensor) -> Tensor:
-        """How many pairs a query at each position of its document reads: n of equation (6)."""
-        return (position + 1 - self.delay).clamp(min=0, max=self.size)
+    def answer(self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None) -> Tensor:
+        """Return (B, H, T, D) answers to queries of this shape; 0 where there is nothing to read.
+
+        Args:
+            q: queries with their bandwidth.
+            k, v: (B, H, N, D) keys and values.
+            seen: (1 or B, 1, T, N) bool, which pairs each query reads; None: all.
+        """
+        raise NotImplementedError(f"{type(self).__name__} defines no answer(q, k, v, seen)")
+
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        span: Span,
+        documents: Documents,
+        pairs: PairCache | None = None,
+        late: int = 0,
+        scale: float = 1.0,
+        dropout: float = 0.0,
+    ) -> Tensor:
+        """Return answers (B, T, H, D): equation (4) in whole documents, or for a chunk, whose pairs are stored.
+
+        Args:
+            q: (B, T, H, D) queries with their bandwidth.
+            k, v: (B, T, G, D) keys and values; each of the G heads serves H/G queries.
+            span: the pairs a query reads.
+            documents: where documents begin; with `documents.begin` above 0 the pairs before are in the cache.
+            pairs: the cache, in inference; it takes in these pairs.
+            late: how many tokens before its first one the chunk's values begin, if it goes on from a state.
+            scale: a further factor on q.k.
+            dropout: the share of the weights dropped.
+        """
+        if pairs is not None and documents.begin > 0:
+            pairs.write(k, v, late)
+            return pairs.read(q, span, documents, self, scale)
+        if pairs is not None:  # nothing is stored yet: read as in training
+            pairs.write_first(k, v)
+        return self.read(q, k, v, span, documents, scale, dropout)
+
+    def answer_scaled(self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, scale: float) -> Tensor:
+        """Return what :meth:`answer` does, with a factor on q.k."""
+        if k.shape[1] != q.shape[1]:
+            k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+        return self.answer(q * scale, k, v, seen)
+
+    def read(
+        self, q: Tensor, k: Tensor, v: Tensor, span: Span, documents: Documents, scale: float, dropout: float
+    ) -> Tensor:
+        """Return answers (B, T, H, D) in whole documents, some queries after the other.
+
+        In the backward pass each block of queries is answered again, so that no T x T matrix is kept.
+        """
+        if dropout:
+            raise UserError(f"{type(self).__name__} has no dropout of retrieval weights: set dropout 0")
+        if documents.longest <= span.delay:
+            return _nothing(q, k, v)
+        outputs = []
+        for at in range(0, q.shape[1], BLOCK):
+            block = q[:, at : at + BLOCK].transpose(1, 2)
+            size = block.shape[2]
+            low = 0 if span.size is None else max(0, at - span.delay - span.size + 1)
+            high = max(at + size - span.delay, low)
+            if high == low:
+                outputs.append(torch.zeros_like(block))
+                continue
+            seen = visible(low, high, at, size, span, documents, not documents.single)
+            near = (x[:, low:high].transpose(1, 2) for x in (k, v))
+            outputs.append(checkpoint(self.answer_scaled, block, *near, seen, scale, use_reentrant=False))
+        return torch.cat(outputs, 2).transpose(1, 2)
+
+    def weights(self, q: Tensor, k: Tensor, span: Span, documents: Documents, scale: float, queries: slice) -> Tensor:
+        """Return the weights with which some queries read values, (B, H, T', T): the answers to values that are units.
+
+        Args:
+            q, k, span, documents, scale: as for :meth:`forward`, of whole documents.
+            queries: the positions of the T' queries.
+        """
+        block = q[:, queries].transpose(1, 2)
+        first, time = queries.start or 0, k.shape[1]
+        seen = visible(0, time, first, block.shape[2], span, documents, not documents.single)
+        units = torch.eye(time, dtype=k.dtype, device=k.device).expand(*k.shape[:1], k.shape[2], time, time)
+        return self.answer_scaled(block, k.transpose(1, 2), units, seen, scale)
+
+
+class SoftmaxRetrieval(Retrieval):
+    """Equation (4) as it stands: weights exp(q.k) over their sum."""
+
+    softmax = True
+
+    def answer_scaled(self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, scale: float) -> Tensor:
+        """Return (B, H, T, D) answers to queries of this shape; see :meth:`Retrieval.answer`."""
+        found = fused_attention(q, k, v, seen, scale=scale)
+        return found if seen is None else found.masked_fill(~seen.any(-1, keepdim=True), 0)
+
+    def read(
+        self, q: Tensor, k: Tensor, v: Tensor, span: Span, documents: Documents, scale: float, dropout: float
+    ) -> Tensor:
+        """Return answers (B, T, H, D) in whole documents."""
+        return read(q, k, v, span, documents, scale, dropout, self.kernels == "reference")
+
+    def weights(self, q: Tensor, k: Tensor, span: Span, documents: Documents, scale: float, queries: slice) -> Tensor:
+        """Return the weights of equation (4); see :func:`read_weights`."""
+        return read_weights(q, k, span, documents, scale, queries)
 
 
 def read_reference(q: Tensor, k: Tensor, v: Tensor, span: Span, documents: Documents, scale: float = 1.0) -> Tensor:
@@ -89,20 +192,6 @@ def read_weights(
     return weights.masked_fill(~seen[:, None], 0)  # a row of nothing but -inf
 
 
-Watcher = Callable[[Tensor, Tensor, Tensor, Span, Documents, float], object]
-_watchers: list[Watcher] = []
-
-
-@contextmanager
-def watched(watcher: Watcher) -> Iterator[None]:
-    """Within it, whatever calls :func:`read` first shows q, k, v, span, documents and scale to the watcher."""
-    _watchers.append(watcher)
-    try:
-        yield
-    finally:
-        _watchers.remove(watcher)
-
-
 def read(
     q: Tensor,
     k: Tensor,
@@ -118,14 +207,10 @@ def read(
     Same arguments and result as :func:`read_reference`; with `dropout`, that share of the weights is dropped.
     `reference` asks for that function itself, and leaves dropout out.
     """
-    for watcher in _watchers:
-        watcher(q, k, v, span, documents, scale)
     if reference:
         return read_reference(q, k, v, span, documents, scale)
     if documents.longest <= span.delay:
-        # Nothing to read; the zeros still depend on the inputs, so that every parameter has a gradient.
-        everything = q.sum() + k.sum() + v.sum()
-        return torch.zeros_like(q) + everything.masked_fill(torch.ones_like(everything, dtype=torch.bool), 0)
+        return _nothing(q, k, v)
     if backend(q.device, q.dtype, q.shape[-1]) == VARLEN and not dropout:
         return _read_varlen(q, k, v, span, documents, scale)
     shape, lengths = q.shape, documents.lengths
@@ -137,6 +222,12 @@ def read(
     for early, late, keys, values in _cut(q, k, v, lengths, span.delay):
         pieces += _read_rows(early, late, keys, values, span, scale, dropout)
     return torch.cat(pieces, 1).view(shape)
+
+
+def _nothing(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Return zeros that still depend on the inputs, so that every parameter has a gradient."""
+    everything = q.sum() + k.sum() + v.sum()
+    return torch.zeros_like(q) + everything.masked_fill(torch.ones_like(everything, dtype=torch.bool), 0)
 
 
 VARLEN = "variable-length flash attention"

@@ -1,44 +1,57 @@
-"""The values of a memory: equation (9) with its learned scalars."""
+"""Values: equation (9). A pair's value describes the near future, so it looks one token ahead.
+
+vbar_T = gamma vtilde_T + (1 - gamma) vtilde_{T+1},    v_T = alpha_psi Norm(vbar_T)
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mm_lightning.memory.documents import Documents
-from mm_lightning.memory.features import blend
-from mm_lightning.memory.kernels import Kernels, ahead_values
+from mm_lightning.memory.kernels import Kernels
+from mm_lightning.memory.kernels.features import ahead_values, chosen
+from mm_lightning.memory.kernels.torch_features import blend, unit
+from mm_lightning.memory.keys import Carried
 from mm_lightning.memory.layers import TIMES
-from mm_lightning.memory.recurrence import unit
 
 Scale = Literal["exp_abs", "exp"]
 
 
-@dataclass(frozen=True)
-class FrozenValues:
-    """Values with parameters that no longer change, for inference.
+class Values(nn.Module):
+    """The values of a memory. Derive from it, and define :meth:`forward`, for another kind.
+
+    Args of a kind's constructor: as of :class:`mm_lightning.memory.keys.Keys`.
 
     Attributes:
-        gamma: (H,) weight of the present token; None without a look-ahead.
-        alpha_psi: (H,) norm of the values.
+        late: how many tokens pass before a value is complete: 1 if it looks at the next token, else 0.
+        kernels: what computes them; see :func:`mm_lightning.memory.kernels.set_kernels`.
     """
 
-    gamma: Tensor | None
-    alpha_psi: Tensor
+    late: Literal[0, 1] = 0
+    kernels: Kernels = "auto"
 
-    def of(self, now: Tensor, ahead: Tensor) -> Tensor:
-        """(B, T, H, D) values of tokens with these raw values, and the raw values of the tokens after them."""
-        dtype = torch.promote_types(now.dtype, torch.float32)
-        values = unit(now.to(dtype)) if self.gamma is None else blend(now.to(dtype), ahead.to(dtype), self.gamma)
-        return (values * self.alpha_psi[:, None]).to(now.dtype)
+    def forward(self, vtilde: Tensor, documents: Documents, carried: Carried | None = None) -> Tensor:
+        """Return values (B, T, H, D) from raw values of this shape.
+
+        Args:
+            vtilde: raw values W_psi x.
+            documents: where documents begin. A document's last value is never read.
+            carried: in inference, what is remembered of the tokens before `documents.begin`; to be updated. With
+                `documents.begin` above 0, the values are those of the tokens `late` before.
+        """
+        raise NotImplementedError(f"{type(self).__name__} defines no forward(vtilde, documents, carried)")
+
+    def scalars(self) -> dict[str, Tensor]:
+        """Return the learned scalars by name, (H,) each."""
+        return {}
 
 
-class Values(nn.Module):
-    """v of equation (9) from (B, T, H, D) raw values, with learned gamma and alpha_psi, one of each per head.
+class LookAheadValues(Values):
+    """The values of equation (9), with learned gamma and alpha_psi, one of each per head.
 
     In v2 alpha_psi = exp(min(|theta|, 15)) with theta = 0 at first (Table 6). The derivative of |theta| at 0 is taken
     as 1: with the usual 0 it could never leave its initial value. In v1 alpha_psi = exp(10 theta), -0.5 / 10 at first.
@@ -48,6 +61,8 @@ class Values(nn.Module):
         look_ahead: whether a value looks at the next token; without, it is alpha_psi Norm(W_psi x) of its own.
         scale: the form of alpha_psi, exp_abs (v2) or exp (v1).
     """
+
+    late = 1
 
     def __init__(self, heads: int, look_ahead: bool = True, scale: Scale = "exp_abs"):
         super().__init__()
@@ -70,16 +85,65 @@ class Values(nn.Module):
         return torch.where(theta < 0, -theta, theta).clamp(max=15).exp()
 
     def scalars(self) -> dict[str, Tensor]:
-        """gamma, if there is a look-ahead, and alpha_psi, (H,) each."""
+        """Return gamma, if there is a look-ahead, and alpha_psi, (H,) each."""
         gamma = {} if self.gamma is None else {"gamma": self.gamma}
         return {**gamma, "alpha_psi": self.alpha_psi}
 
-    def forward(self, vtilde: Tensor, documents: Documents, kernels: Kernels = "auto") -> Tensor:
-        return ahead_values(vtilde, self.gamma, self.alpha_psi, documents, kernels)
+    def forward(self, vtilde: Tensor, documents: Documents, carried: Carried | None = None) -> Tensor:
+        """Return values (B, T, H, D) from raw values of this shape; see :meth:`Values.forward`."""
+        if documents.begin == 0:
+            values = look_ahead_values(vtilde, self.gamma, self.alpha_psi, documents, self.kernels)
+        else:
+            assert carried is not None
+            before = torch.cat([carried["raw"][:, None], vtilde[:, :-1]], 1)
+            values = self._of(before, vtilde)
+        if carried is not None:
+            carried["raw"] = vtilde[:, -1].contiguous()
+        return values
+
+    def _of(self, now: Tensor, ahead: Tensor) -> Tensor:
+        """Return the values of tokens with these raw values, and the raw values of the tokens after them."""
+        exact = torch.promote_types(now.dtype, torch.float32)
+        if self.gamma is None:
+            values = unit(now.to(exact))
+        else:
+            values = blend(now.to(exact), ahead.to(exact), self.gamma.to(exact))
+        return (values * self.alpha_psi[:, None]).to(now.dtype)
 
 
-def frozen_values(values: Sequence[Values]) -> FrozenValues:
-    """Of the heads of several memories of one kind, with the present parameters."""
-    gamma = torch.cat([v.gamma for v in values if v.gamma is not None]) if values[0].gamma is not None else None
-    alpha_psi = torch.cat([v.alpha_psi for v in values]).detach()
-    return FrozenValues(None if gamma is None else gamma.detach().to(alpha_psi.dtype), alpha_psi)
+def look_ahead_values(
+    vtilde: Tensor, gamma: Tensor | None, alpha: Tensor, documents: Documents, kernels: Kernels = "auto"
+) -> Tensor:
+    """Return the values of equation (9) of whole documents, (B, T, H, D) in vtilde's type.
+
+    Args:
+        vtilde: (B, T, H, D) raw values W_psi x.
+        gamma: (H,) weight of the present token; None: 1.
+        alpha: (H,) norm of the values, above 0.
+        documents: a document's last token has no next one, which counts as 0.
+        kernels: what computes them.
+    """
+    kernels = chosen(kernels, vtilde.device, vtilde.dtype, vtilde.shape[-1])
+    if kernels != "reference":
+        return ahead_values(vtilde, gamma, alpha, documents, kernels)
+    exact = vtilde.to(torch.promote_types(vtilde.dtype, torch.float32))
+    values = unit(exact) if gamma is None else look_ahead_reference(exact, gamma, documents)
+    return values.to(vtilde.dtype) * alpha[:, None].to(vtilde.dtype)
+
+
+def look_ahead_reference(vtilde: Tensor, gamma: Tensor, documents: Documents) -> Tensor:
+    """Return Norm(vbar) of equation (9), as it is written.
+
+    Args:
+        vtilde: (B, T, H, D) raw values W_psi x.
+        gamma: (H,) weight of the present token.
+        documents: a document's last token has no next one, which counts as 0. (Nothing ever reads that pair.)
+
+    Returns:
+        (B, T, H, D) values of norm 1, computed in float32 or better.
+    """
+    dtype = vtilde.dtype
+    vtilde = vtilde.to(torch.promote_types(dtype, torch.float32))
+    last = F.pad(documents.position[:, 1:] == 0, (0, 1), value=True)  # (B, T)
+    ahead = F.pad(vtilde[:, 1:], (0, 0, 0, 0, 0, 1)).masked_fill(last[..., None, None], 0)
+    return blend(vtilde, ahead, gamma.to(vtilde.dtype)).to(dtype)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -12,13 +13,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from mm_lightning.errors import UserError
-from mm_lightning.memory.blocks import BlockStore
-from mm_lightning.memory.documents import Documents
+from mm_lightning.memory.contextual import ContextualMemory
+from mm_lightning.memory.documents import Documents, Span
 from mm_lightning.memory.layers import Embedding, Norm
-from mm_lightning.memory.pairs import Chunk, Pairs
-from mm_lightning.memory.retrieval import Span
-from mm_lightning.memory.state import Memory, State
-from mm_lightning.memory.units import ContextualMemory
+from mm_lightning.memory.state import PartState, State
+from mm_lightning.memory.sublinear.pair_cache import SublinearPairCache
+from mm_lightning.memory.sublinear.store import BlockStore
 from mm_lightning.networks.classifier import Classifier
 from mm_lightning.networks.config import NetworkConfig
 from mm_lightning.networks.loss import IGNORE
@@ -34,30 +34,28 @@ class Context:
     """What all blocks share in a forward pass.
 
     Attributes:
-        documents: where documents begin; with a state, where the chunk stands.
+        documents: where documents begin.
         spans: what each level reads.
         rotation: of the rotary positions, for attention.
-        balance: load-balancing losses that mixtures of experts leave here.
-        counted: (B, T) bool, the tokens over which those are taken; None for all.
+        counted: (B, T) bool, the tokens over which load-balancing losses are taken; None for all.
         state: of inference.
         last: in the last block, how many of the newest tokens are asked for: once the memories have taken in all, the
             others need not go on. None: all.
     """
 
-    documents: Documents | Chunk
+    documents: Documents
     spans: dict[str, Span]
     rotation: tuple[Tensor, Tensor] | None = None
-    balance: list[Tensor] = field(default_factory=list)
     counted: Tensor | None = None
     state: State | None = None
     last: int | None = None
 
     def asked(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Of (B, T, ...) tensors, what belongs to the tokens that are asked for."""
+        """Return what belongs to the tokens that are asked for, of (B, T, ...) tensors."""
         return tensors if self.last is None else tuple(x[:, -self.last :] for x in tensors)
 
-    def part(self, module: nn.Module) -> Any:
-        """The state of a memory or attention; None without one."""
+    def part(self, module: nn.Module) -> PartState | None:
+        """Return the state of a memory or attention; None without one."""
         return None if self.state is None else self.state.parts[str(module.state_name)]
 
 
@@ -110,7 +108,7 @@ class Network(nn.Module):
         tokens: Tensor,
         documents: Documents | None = None,
         targets: Tensor | None = None,
-        long_term_delay: int | None = None,
+        delays: Mapping[str, int] | None = None,
         state: State | None = None,
         starts: Tensor | None = None,
         last: int | None = None,
@@ -122,7 +120,7 @@ class Network(nn.Module):
             tokens: (B, T) int64.
             documents: their boundaries; by default every row is one document.
             targets: (B, T) int64, the next tokens; -100 where there is none to predict.
-            long_term_delay: m, as :meth:`draw_step` drew it for a training step; the one of inference by default.
+            delays: m of each level, as :meth:`draw_step` drew it for a training step; that of inference by default.
             state: where the tokens go on from, as :meth:`new_state` made it; it takes them in. For inference only.
             starts: with a state, in the place of documents: (B, T) bool, true where a document begins.
             last: logits of the last so many tokens only.
@@ -134,7 +132,7 @@ class Network(nn.Module):
             cross-entropy and load-balancing loss, the latter without its weight and None where there is none.
         """
         counted = None if targets is None else targets != IGNORE
-        x, balance = self.hidden(tokens, documents, long_term_delay, state, starts, last, counted)
+        x, balance = self.hidden(tokens, documents, delays, state, starts, last, counted)
         if targets is None:
             return self.classifier(x)
         loss = self.classifier(x, targets)
@@ -148,7 +146,7 @@ class Network(nn.Module):
         self,
         tokens: Tensor,
         documents: Documents | None = None,
-        long_term_delay: int | None = None,
+        delays: Mapping[str, int] | None = None,
         state: State | None = None,
         starts: Tensor | None = None,
         last: int | None = None,
@@ -160,32 +158,31 @@ class Network(nn.Module):
         over the tokens `counted`, (B, T) bool; by default over all.
         """
         batch, time = tokens.shape[:2]
-        place: Documents | Chunk
         if state is None:
-            place = documents or Documents.whole(batch, time, tokens.device)
+            documents = documents or Documents.whole(batch, time, tokens.device)
         elif torch.is_grad_enabled() or documents is not None:
             raise ValueError("a state is for inference: under torch.inference_mode(), with `starts`, not `documents`")
         else:
-            place = state.chunk(batch, time, starts)
-        context = self.context(place, long_term_delay or self.config.inference_delay)
+            documents = state.documents(batch, time, starts)
+        context = self.context(documents, delays)
         context.state, context.counted = state, counted
         x = tokens if tokens.is_floating_point() else self.embedding(tokens)
+        losses = []
         for block in self.blocks:
             if state is not None and block is self.blocks[-1]:
                 context.last = last
             if self.activation_checkpointing and torch.is_grad_enabled():
                 selective = self.activation_checkpointing == "selective"
                 contexts: dict[str, Any] = {"context_fn": _keep_products} if selective else {}
-                x, *balance = checkpoint(block, x, context, use_reentrant=False, **contexts)
+                x, balance = checkpoint(block, x, context, use_reentrant=False, **contexts)
             else:
-                x, *balance = block(x, context)
-            context.balance += balance
-        if state is not None and isinstance(place, Chunk):
-            state.advance(place)
+                x, balance = block(x, context)
+            losses += [] if balance is None else [balance]
+        if state is not None:
+            state.advance(documents)
         if last is not None:
             x = x[:, -last:]
-        balanced = self.training and context.balance
-        return self.norm(x), torch.stack(context.balance).mean() if balanced else None
+        return self.norm(x), torch.stack(losses).mean() if self.training and losses else None
 
     def new_state(self, batch: int = 1, capacity: int = 0, long_store: BlockStore | None = None) -> State:
         """The state of inference before the first token.
@@ -199,17 +196,20 @@ class Network(nn.Module):
         Raises:
             UserError: there is no such memory for the long_store.
         """
-        parts: dict[str, Memory | Pairs] = {}
-        spans = self.context(Documents.whole(1, 1), self.config.inference_delay).spans
+        parts: dict[str, PartState] = {}
+        spans = self.context(Documents.whole(1, 1)).spans
         stored = False
         for name, module in self.named_modules():
-            if module is not self and hasattr(module, "new_state"):
-                span = spans.get(name.rsplit(".", 1)[-1])
-                if span and span.size is None and long_store and isinstance(module, ContextualMemory):
-                    parts[name] = module.new_state(span, capacity, long_store)
-                    stored = True
-                else:
-                    parts[name] = module.new_state(span, capacity) if span else module.new_state()
+            if module is self or not hasattr(module, "new_state"):
+                continue
+            span = spans.get(name.rsplit(".", 1)[-1])
+            if span is None:
+                parts[name] = module.new_state()
+            elif long_store and span.size is None and isinstance(module, ContextualMemory) and module.sublinear:
+                cache = SublinearPairCache(capacity, long_store, module.keys.kernels)
+                parts[name], stored = module.new_state(span, capacity, cache), True
+            else:
+                parts[name] = module.new_state(span, capacity)
         if long_store and not stored:
             raise UserError(
                 "a long store is for contextual memories without a window, levels long or full of a memory mosaic: "
@@ -217,16 +217,19 @@ class Network(nn.Module):
             )
         return State(parts, batch, next(self.parameters()).device)
 
-    def context(self, documents: Documents | Chunk, delay: int) -> Context:
-        """What all blocks share in a forward pass; `delay` is m."""
-        return Context(documents, {level: self.config.span(level, delay) for level in self.config.levels})
+    def context(self, documents: Documents, delays: Mapping[str, int] | None = None) -> Context:
+        """Return what all blocks share in a forward pass; `delays` is m by level, by default that of inference."""
+        drawn = delays or {}
+        return Context(documents, {level: self.config.span(level, drawn.get(level)) for level in self.config.levels})
 
     def draw_step(self, seed: int, step: int) -> dict[str, Any]:
-        """What is random about training step `step`: the same on every rank and in every rerun of the seed."""
-        if "long" not in self.config.levels:
-            return {}
-        draw = random.Random(f"long-term delay of seed {seed}, step {step}")
-        return {"long_term_delay": draw.randint(*self.config.long_term_delay)}
+        """Return what is random about a training step: the same on every rank and in every rerun of the seed."""
+        delays = {}
+        for level in self.config.levels:
+            name = "long-term delay" if level == "long" else f"delay of level {level}"
+            if (reach := self.config.reach(level)).delay != 1:
+                delays[level] = random.Random(f"{name} of seed {seed}, step {step}").randint(*reach.delays)
+        return {"delays": delays} if delays else {}
 
     def reset_parameters(self) -> None:
         """Initialises every layer anew, wherever its parameters are."""

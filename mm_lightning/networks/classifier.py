@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mm_lightning.memory.kernels import Kernels
 from mm_lightning.memory.layers import Linear
 from mm_lightning.networks.loss import IGNORE, linear_cross_entropy
 
@@ -16,7 +17,13 @@ except ImportError:
 
 
 class Classifier(Linear):
-    """The linear map onto the vocabulary, and the loss: with many tokens, without having all logits at once."""
+    """The linear map onto the vocabulary, and the loss: with many tokens, without having all logits at once.
+
+    Attributes:
+        kernels: what computes the loss; see :func:`mm_lightning.memory.kernels.set_kernels`.
+    """
+
+    kernels: Kernels = "auto"
 
     def forward(self, x: Tensor, targets: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """Return (B, T, V) logits; or, in float32 or better, the mean cross-entropy in nats over (B, T) targets.

@@ -2,21 +2,63 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from mm_lightning.errors import UserError
-from mm_lightning.memory.retrieval import Span
-from mm_lightning.ranges import AtLeastTwo, Count, Part, Range, Share, check_fields
+from mm_lightning.memory.documents import Span
+from mm_lightning.ranges import AtLeastTwo, Count, Name, Part, Range, Share, check_fields
 
 if TYPE_CHECKING:
     from mm_lightning.networks.base import Network
 
-Level = Literal["long", "short", "full"]
 Vocabulary = Annotated[int, Range(1, 2**31 - 1)]
 Layers = Annotated[int, Range(1, 10_000)]
 Dimension = Annotated[int, Range(1, 2**20)]
 Hidden = Annotated[int, Range(1, 2**24)]
+KNOWN = "long", "short", "full"
+"""The levels of the papers."""
+
+
+@dataclass(frozen=True)
+class Reach:
+    """The pairs that a level of memory reads, as a configuration states it.
+
+    Args:
+        delay: how many tokens pass before a pair can be read: m, or [smallest, largest] m of a training step, drawn
+            anew for each. Attention with a delay of 1 reads its own position too.
+        window: h; the level reads no pair of a token more than h - 1 before its own. None: all that the delay leaves.
+        inference_delay: m at evaluation; the smallest delay by default.
+    """
+
+    delay: Count | tuple[Count, Count] = 1
+    window: AtLeastTwo | None = None
+    inference_delay: Count | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.delay, list):
+            object.__setattr__(self, "delay", tuple(self.delay))
+
+    @property
+    def delays(self) -> tuple[int, int]:
+        """The smallest and the largest m of a training step."""
+        return (self.delay, self.delay) if isinstance(self.delay, int) else (self.delay[0], self.delay[1])
+
+    def check(self, name: str) -> None:
+        """Check it as the field of this name.
+
+        Raises:
+            UserError: its delays are in no order, or leave nothing of its window.
+        """
+        check_fields(self, f"{name}.")
+        low, high = self.delays
+        if low > high:
+            raise UserError(f"{name}.delay must be [smallest, largest], got [{low}, {high}]: swap them")
+        longest = max(high, self.inference_delay or 0)
+        if self.window is not None and self.window <= longest:
+            raise UserError(
+                f"{name}.window must be above its delay {longest}, got {self.window}: nothing could be read"
+            )
 
 
 @dataclass
@@ -34,11 +76,13 @@ class NetworkConfig:
         tied: whether the classifier's weights are the embedding's.
         dropout: share of retrieval weights, and of the outputs of each half-block, dropped in training.
         levels: the contextual memories (or attentions) of a block, whose outputs are concatenated: `long` and `short`,
-            `full` (all that came before), or any of them. A level that is not named has no parameters.
+            `full` (all that came before), any of them, or names that `spans` explains. A level that is not named has
+            no parameters.
         short_term_window: h; the short-term memory reads the h-1 pairs t-h+1 .. t-1.
         long_term_delay: [smallest, largest] m of a training step, drawn anew for each; the long-term memory reads
             the pairs 1 .. t-m.
-        inference_delay: m at evaluation; at least 1, as a memory never reads its own position.
+        inference_delay: m of the long-term memory at evaluation; at least 1, as a memory never reads its own position.
+        spans: of levels with other names, what each reads: {middle: {delay: 1, window: 1024}}.
     """
 
     vocab_size: Vocabulary = 128256
@@ -50,10 +94,11 @@ class NetworkConfig:
     norm: Literal["rms", "layer"] = "rms"
     tied: bool = False
     dropout: Part = 0.0
-    levels: tuple[Level, ...] = ("long", "short")
+    levels: tuple[Name, ...] = ("long", "short")
     short_term_window: AtLeastTwo = 256
     long_term_delay: tuple[Count, Count] = (64, 256)
     inference_delay: Count = 64
+    spans: dict[Name, Reach] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -68,24 +113,58 @@ class NetworkConfig:
         self.levels = tuple(self.levels)
         self.long_term_delay = (self.long_term_delay[0], self.long_term_delay[1])
         low, high = self.long_term_delay
+        try:
+            self.spans = {name: x if isinstance(x, Reach) else Reach(**x) for name, x in self.spans.items()}
+        except TypeError as error:
+            raise UserError(f"spans must give names {{delay, window, inference_delay}}, got {self.spans}") from error
         if not self.levels or len(set(self.levels)) != len(self.levels):
-            raise UserError(f"levels must name one or more of long, short and full, each once, got {list(self.levels)}")
+            known = ", ".join([*KNOWN, *self.spans])
+            raise UserError(f"levels must name one or more of {known}, each once, got {list(self.levels)}")
+        for name, reach in self.spans.items():
+            if name in KNOWN or not name.isidentifier():
+                raise UserError(
+                    f"spans takes names of letters and digits other than {', '.join(KNOWN)}, got {name!r}: those are "
+                    f"set by long_term_delay, inference_delay and short_term_window"
+                )
+            reach.check(f"spans.{name}")
+        for level in self.levels:
+            if level not in KNOWN and level not in self.spans:
+                raise UserError(
+                    f"levels names {level!r}, of which spans says nothing: add spans: {{{level}: {{window: 64}}}}"
+                )
         if low > high:
             raise UserError(f"long_term_delay must be [smallest, largest], got [{low}, {high}]: swap them")
 
-    def span(self, level: Level, delay: int) -> Span:
-        """What a memory of this level reads; `delay` is m."""
-        h = self.short_term_window
-        return {"long": Span(delay), "short": Span(1, h - 1), "full": Span(1)}[level]
+    def reach(self, level: str) -> Reach:
+        """Return what a level reads, as it is stated."""
+        known = {
+            "long": Reach(self.long_term_delay, None, self.inference_delay),
+            "short": Reach(1, self.short_term_window),
+            "full": Reach(),
+        }
+        return known[level] if level in known else self.spans[level]
+
+    def span(self, level: str, delay: int | None = None) -> Span:
+        """Return the pairs that a memory of this level reads.
+
+        Args:
+            level: its name.
+            delay: m of a level that has one; that of inference by default.
+        """
+        reach = self.reach(level)
+        delay = 1 if reach.delay == 1 else delay or reach.inference_delay or reach.delays[0]
+        return Span(delay, None if reach.window is None else reach.window - delay)
 
     def _nearest_heads(self) -> int:
         divisors = (h for h in range(1, self.dim + 1) if self.dim % h == 0)
         return min(divisors, key=lambda h: abs(h - self.heads))
 
     def described(self) -> dict[str, Any]:
-        """Its class and fields in plain types, as checkpoints and config.json have them."""
+        """Return its class and fields in plain types, as checkpoints and config.json have them."""
         fields = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
-        return {"class": type(self).__name__, "fields": fields}
+        known = type(self)
+        own = known.__module__.startswith(__name__.rpartition(".")[0])  # an exported folder holds a copy of this module
+        return {"class": known.__name__ if own else f"{known.__module__}.{known.__qualname__}", "fields": fields}
 
     @property
     def head_dim(self) -> int:

@@ -1,4 +1,4 @@
-"""What a network costs, counted from its configuration alone: parameters, FLOPs and bytes.
+"""What a network costs: parameters and FLOPs, counted from its modules; bytes, from its configuration.
 
 FLOPs follow Casson's count, which the v2 paper uses: two for each weight outside the embedding and each token, and for
 each contextual memory (or attention) of each block 2 n d, with n the pairs read.
@@ -6,10 +6,16 @@ each contextual memory (or attention) of each block 2 n d, with n the pairs read
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
-from mm_lightning.networks.base import Checkpointing
-from mm_lightning.networks.config import Level, NetworkConfig
+import torch
+from torch import nn
+
+from mm_lightning.memory.contextual import ContextualMemory
+from mm_lightning.networks.base import Checkpointing, Network
+from mm_lightning.networks.block import Block
+from mm_lightning.networks.config import NetworkConfig
 from mm_lightning.networks.memory_mosaic import MemoryMosaicConfig
 from mm_lightning.networks.transformer import TransformerConfig
 
@@ -39,48 +45,62 @@ class Part:
 
 
 def parts(config: NetworkConfig) -> list[Part]:
-    """The parts of a network, from the embedding to the classifier."""
-    d, L, V = config.dim, config.layers, config.vocab_size
-    norms = 1 if isinstance(config, MemoryMosaicConfig) and config.persistent == "none" else 2
-    return [
-        Part("embedding", V * d, 0),
-        *(_contextual(config, level) for level in config.levels),
-        *_persistent(config),
-        Part("norms", (norms * L + 1) * d * (2 if getattr(config, "bias", False) else 1), 0),
-        Part("classifier", 0 if config.tied else V * d, V * d),
-    ]
+    """Return the parts of a network, from the embedding to the classifier.
+
+    Its modules are counted as they are built, on the meta device. What multiplies a token is every parameter of two
+    dimensions or more, or what a module says in `active_parameters`. Each level has its share of W_o.
+    """
+    known = repr(config)
+    if known not in _COUNTED:
+        if len(_COUNTED) > 100:
+            _COUNTED.clear()
+        with torch.device("meta"):
+            _COUNTED[known] = _count(config.build())
+    return _COUNTED[known]
 
 
-def _contextual(config: NetworkConfig, level: Level) -> Part:
-    """One level, with its part of W_o."""
-    d, H, L = config.dim, config.heads, config.layers
-    if isinstance(config, TransformerConfig):
-        shared = d // H * (config.kv_heads or H)
-        matrices, scalars, kind = 2 * d * d + 2 * d * shared, 0, "attention"
-    elif isinstance(config, MemoryMosaicConfig):
-        gates = 2 * d * H if config.keys == "gated" else 0
-        matrices, kind = 3 * d * d + gates, "memory"
-        per_head = (config.keys == "leaky") + (3 if config.bandwidth == "adaptive" else 1) + 1 + config.look_ahead
-        scalars = per_head * H + (3 * d if config.bias else 0)
-    else:
-        raise TypeError(f"no cost is known for {type(config).__name__}")
-    window = config.short_term_window if level == "short" else None
-    name = kind if level == "full" else f"{level}-term {kind}"
-    return Part(name, (matrices + scalars) * L, matrices * L, d * L, window)
+_COUNTED: dict[str, list[Part]] = {}
 
 
-def _persistent(config: NetworkConfig) -> list[Part]:
-    d, f, H, L = config.dim, config.persistent_dim, config.heads, config.layers
-    name, kind = "persistent memory", getattr(config, "persistent", "swiglu")
-    if isinstance(config, MemoryMosaicConfig) and kind == "key_value":
-        slots = 2 * config.persistent_banks * config.persistent_slots * d
-        biases = 2 * d if config.bias else 0
-        return [Part(name, (2 * d * d + slots + 3 * H + biases) * L, (2 * d * d + slots) * L)]
-    if isinstance(config, MemoryMosaicConfig) and kind == "experts":
-        router = d * config.experts
-        active = 3 * d * f * config.experts_per_token + router
-        return [Part(name, (3 * d * f * config.experts + router) * L, active * L)]
-    return [] if kind == "none" else [Part(name, 3 * d * f * L, 3 * d * f * L)]
+def _count(network: Network) -> list[Part]:
+    blocks = [block for block in network.blocks if isinstance(block, Block)]
+    if len(blocks) < len(network.blocks):  # of a kind of its own: each of its modules is a part
+        return [_part(name, [module]) for name, module in network.named_children()]
+    config = network.config
+    found = [_part("embedding", [network.embedding], looked_up=True)]
+    for level in blocks[0].contextual:
+        memories, span = [block.contextual[level] for block in blocks], config.span(level)
+        kind = "memory" if isinstance(memories[0], ContextualMemory) else "attention"
+        part = _part(kind if level == "full" else f"{level}-term {kind}", memories)
+        outputs = sum(w.numel() for block in blocks for w in block.W_o.parameters() if w.dim() > 1) // len(
+            blocks[0].contextual
+        )
+        part = replace(part, parameters=part.parameters + outputs, active=part.active + outputs)
+        found.append(replace(part, reads=config.dim * len(blocks), window=span.keep))
+    persistent = [block.persistent for block in blocks if block.persistent is not None]
+    if persistent:
+        found.append(_part("persistent memory", persistent))
+    classifier = _part("classifier", [network.classifier])
+    if config.tied:
+        classifier = replace(classifier, parameters=0)
+    counted = sum(part.parameters for part in found) + classifier.parameters
+    rest = sum(p.numel() for p in network.parameters()) - counted  # biases of W_o with the norms
+    return [*found, Part("norms", rest, 0), classifier]
+
+
+def _part(name: str, modules: Iterable[nn.Module], looked_up: bool = False) -> Part:
+    """Return the sum over modules; the matrix of an embedding multiplies nothing."""
+    modules = list(modules)
+    total = sum(p.numel() for module in modules for p in module.parameters())
+    return Part(name, total, 0 if looked_up else sum(map(_active, modules)))
+
+
+def _active(module: nn.Module) -> int:
+    """Return how many of a module's parameters multiply a token."""
+    if (known := getattr(module, "active_parameters", None)) is not None:
+        return known
+    own = sum(p.numel() for p in module.parameters(recurse=False) if p.dim() > 1)
+    return own + sum(map(_active, module.children()))
 
 
 def parameters(config: NetworkConfig) -> int:
@@ -122,8 +142,8 @@ def activation_bytes_per_token(
         assert isinstance(config, TransformerConfig)
         shared = 2 * d * (config.kv_heads or config.heads) // config.heads  # k and v
         each = 2 * d + shared + (d if len(config.levels) > 1 else 0)  # q, k, v, the answer, and again beside others
-        delayed = shared if "long" in config.levels else 0  # the keys and values that can be read
-        contextual = (len(config.levels) * each + delayed) * compute_bytes
+        delayed = sum(config.reach(level).delay != 1 for level in config.levels)  # of these, what can be read is a copy
+        contextual = (len(config.levels) * each + delayed * shared) * compute_bytes
     block = contextual + (2 * d + _persistent_activations(config)) * compute_bytes + 2 * d * residual_bytes
     ends = d * (2 * residual_bytes + 8)  # embedding, last norm, and the classifier's float32 input and its gradient
     if not checkpointing:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -10,18 +12,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mm_lightning.errors import UserError
-from mm_lightning.memory.joint import JointMemories
+from mm_lightning.memory.bandwidth import AdaptiveBandwidth, Bandwidth, FixedBandwidth
+from mm_lightning.memory.contextual import ContextualMemory
+from mm_lightning.memory.keys import GatedKeys, Keys, LeakyKeys
 from mm_lightning.memory.layers import Linear, Norm
-from mm_lightning.memory.pairs import Chunk
-from mm_lightning.memory.persistent import Experts, SwiGLU
-from mm_lightning.memory.units import Bandwidth, ContextualMemory, Keys, SlotMemory
-from mm_lightning.memory.values import Scale, Values
+from mm_lightning.memory.persistent import Experts, Persistent, SlotMemory, SwiGLU
+from mm_lightning.memory.retrieval import Retrieval, SoftmaxRetrieval
+from mm_lightning.memory.values import LookAheadValues, Scale, Values
 from mm_lightning.networks.base import Context, Network, depth_std
 from mm_lightning.networks.block import Block
 from mm_lightning.networks.config import Hidden, NetworkConfig
+from mm_lightning.networks.parts import Part, Spec, build_part, check_part
 from mm_lightning.ranges import NonNegative
 
-Persistent = Literal["swiglu", "key_value", "experts", "none"]
+KeyKind = Literal["gated", "leaky"]
+BandwidthKind = Literal["adaptive", "fixed"]
+PersistentKind = Literal["swiglu", "key_value", "experts", "none"]
 
 
 V1: dict[str, Any] = {
@@ -41,9 +47,14 @@ V1: dict[str, Any] = {
 class MemoryMosaicConfig(NetworkConfig):
     """A memory mosaic; with the defaults, v2.
 
+    Keys, bandwidth, values, retrieval and persistent memory may also be classes of your own: class_path and init_args
+    of each (docs/extending.md).
+
     Args:
         keys: gated (equation 8) or leaky (7, v1).
         bandwidth: adaptive (6), or fixed: exp(2 kappa) (v1).
+        values: look_ahead (9).
+        retrieval: softmax (4).
         look_ahead: whether a pair's value looks at the next token (9); without, it is the value of its own position.
         value_scale: alpha_psi = exp(min(|theta|, 15)) (exp_abs, v2) or exp(10 theta) (exp, v1).
         persistent: swiglu (v2), key_value (v1: learned pairs), experts (a mixture of SwiGLU networks) or none.
@@ -56,11 +67,13 @@ class MemoryMosaicConfig(NetworkConfig):
             to the cross-entropy in training.
     """
 
-    keys: Keys = "gated"
-    bandwidth: Bandwidth = "adaptive"
+    keys: KeyKind | Spec = "gated"
+    bandwidth: BandwidthKind | Spec = "adaptive"
+    values: Literal["look_ahead"] | Spec = "look_ahead"
+    retrieval: Literal["softmax"] | Spec = "softmax"
     look_ahead: bool = True
     value_scale: Scale = "exp_abs"
-    persistent: Persistent = "swiglu"
+    persistent: PersistentKind | Spec = "swiglu"
     persistent_slots: Hidden = 2688
     persistent_banks: Hidden = 1
     bias: bool = False
@@ -70,6 +83,8 @@ class MemoryMosaicConfig(NetworkConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("keys", "bandwidth", "values", "retrieval", "persistent"):
+            check_part(name, getattr(self, name))
         if self.experts_per_token > self.experts:
             raise UserError(f"experts_per_token {self.experts_per_token} is more than the {self.experts} experts")
         parts = (self.keys, self.levels, self.persistent, self.norm)
@@ -91,10 +106,7 @@ class MosaicBlock(Block):
         self.contextual_norm = Norm(d, config.norm_eps, config.norm, config.bias)
         self.contextual = nn.ModuleDict()
         for level in config.levels:
-            values = Values(heads, config.look_ahead, config.value_scale)
-            self.contextual[level] = ContextualMemory(
-                d, heads, std, config.keys, config.bandwidth, values, config.dropout, config.bias
-            )
+            self.contextual[level] = contextual_memory(config, index)
         self.W_o = Linear(len(config.levels) * d, d, std, config.bias)
         self.persistent_norm: Norm | None = None
         if config.persistent != "none":
@@ -105,35 +117,46 @@ class MosaicBlock(Block):
         elif config.persistent == "key_value":
             slots, banks = config.persistent_slots, config.persistent_banks
             self.persistent = SlotMemory(d, heads, slots, banks, std, config.bias)
+        elif isinstance(config.persistent, dict):
+            self.persistent = build_part(config.persistent, Persistent, d, heads, partial(depth_std, block=index))
         elif config.persistent == "experts":
             self.persistent = Experts(d, f, config.experts, config.experts_per_token, std, depth_std(f, index))
 
-    def forward(self, x: Tensor, context: Context) -> tuple[Tensor, ...]:
-        """The residual stream after this block, and its load-balancing loss if it has one."""
-        answers = self._answers(self.enter(x), context)
+    def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor | None]:
+        """Return the residual stream after this block, and its load-balancing loss if it has one."""
+        y = self.enter(x)
+        answers = torch.cat(
+            [m(y, context.spans[n], context.documents, context.part(m)) for n, m in self.contextual.items()], -1
+        )
         if not isinstance(self.persistent, SlotMemory):  # whose average takes in every token
             x, answers = context.asked(x, answers)
         if self.persistent_norm is None or not isinstance(self.persistent, SlotMemory | Experts):
-            return (self.leave(x, answers),)
+            return self.leave(x, answers), None
         x = self.add(x, answers)
-        y, balance = self.persistent_norm(x), ()
+        y, balance = self.persistent_norm(x), None
         if isinstance(self.persistent, SlotMemory):
             answer = self.persistent(y, context.documents, context.part(self.persistent))
         else:
-            answer, *balance = self.persistent(y, context.counted)
-        return x + F.dropout(answer, self.dropout, self.training), *balance
+            answer, balance = self.persistent(y, context.counted)
+        return x + F.dropout(answer, self.dropout, self.training), balance
 
-    def _answers(self, y: Tensor, context: Context) -> Tensor:
-        """(B, T, n d) of the n contextual memories, side by side."""
-        place, state = context.documents, context.state
-        if state is not None and isinstance(place, Chunk) and place.time == 1 and place.begin > 0:
-            if id(self) not in state.joint:
-                memories = [m for m in self.contextual.values() if isinstance(m, ContextualMemory)]
-                spans = [context.spans[n] for n in self.contextual]
-                state.joint[id(self)] = JointMemories(memories, [context.part(m) for m in memories], spans)
-            return state.joint[id(self)].step(y, place)
-        answers = [m(y, context.spans[n], place, context.part(m)) for n, m in self.contextual.items()]
-        return torch.cat(answers, -1)
+
+def contextual_memory(config: MemoryMosaicConfig, index: int) -> ContextualMemory:
+    """Return a contextual memory of the block of this index as a configuration has it."""
+    d, heads, bias = config.dim, config.heads, config.bias
+    std = depth_std(d, index)
+
+    def made(spec: str | Spec, base: type[Part], known: Callable[[], Part]) -> Part:
+        return known() if isinstance(spec, str) else build_part(spec, base, d, heads, partial(depth_std, block=index))
+
+    gated, adaptive = config.keys == "gated", config.bandwidth == "adaptive"
+    values = made(config.values, Values, lambda: LookAheadValues(heads, config.look_ahead, config.value_scale))
+    keys = made(config.keys, Keys, lambda: GatedKeys(d, heads, std) if gated else LeakyKeys(d, heads, std, bias))
+    bandwidth = made(
+        config.bandwidth, Bandwidth, lambda: AdaptiveBandwidth(heads) if adaptive else FixedBandwidth(heads)
+    )
+    retrieval = made(config.retrieval, Retrieval, SoftmaxRetrieval)
+    return ContextualMemory(d, heads, keys, values, bandwidth, retrieval, std, config.dropout, bias)
 
 
 class MemoryMosaic(Network):

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from mm_lightning.errors import UserError
-from mm_lightning.memory.documents import Documents
-from mm_lightning.memory.kernels import Kernels
+from mm_lightning.memory.documents import Documents, Span
 from mm_lightning.memory.layers import Linear, Norm
-from mm_lightning.memory.pairs import Chunk, Pairs
+from mm_lightning.memory.pair_cache import PairCache
 from mm_lightning.memory.persistent import SwiGLU
-from mm_lightning.memory.retrieval import Span, read
+from mm_lightning.memory.retrieval import SoftmaxRetrieval
+from mm_lightning.memory.state import PartState
 from mm_lightning.networks.base import Context, Network, depth_std
 from mm_lightning.networks.block import Block, token_by_token
-from mm_lightning.networks.config import Level, NetworkConfig
-from mm_lightning.ranges import Count, Positive
+from mm_lightning.networks.config import NetworkConfig
+from mm_lightning.ranges import Count, Name, Positive
 
 
 @dataclass
@@ -33,7 +34,7 @@ class TransformerConfig(NetworkConfig):
             as heads if not given.
     """
 
-    levels: tuple[Level, ...] = ("full",)
+    levels: tuple[Name, ...] = ("full",)
     rope_base: Positive = 500_000.0
     kv_heads: Count | None = None
 
@@ -44,9 +45,10 @@ class TransformerConfig(NetworkConfig):
         if self.head_dim % 2:
             raise UserError(f"rotary positions need an even head size, got dim / heads = {self.head_dim}")
 
-    def span(self, level: Level, delay: int) -> Span:
-        """As in a mosaic, but attention also reads its own position."""
-        return {"long": Span(delay), "short": Span(0, self.short_term_window), "full": Span(0)}[level]
+    def span(self, level: str, delay: int | None = None) -> Span:
+        """Return the pairs that an attention of this level reads: its own position too, if it has no delay."""
+        reach = self.reach(level)
+        return Span(0, reach.window) if reach.delays == (1, 1) else super().span(level, delay)
 
     def build(self) -> Transformer:
         return Transformer(self)
@@ -71,11 +73,9 @@ class Attention(nn.Module):
     """Multi-head attention within documents, before its output projection.
 
     Attributes:
-        kernels: reference, or anything else for fused reads.
         compiled: see :func:`token_by_token`.
     """
 
-    kernels: Kernels = "auto"
     compiled = False
 
     def __init__(self, dim: int, heads: int, kv_heads: int, std: float, dropout: float):
@@ -84,23 +84,20 @@ class Attention(nn.Module):
         self.W_q = Linear(dim, dim, std)
         self.W_k = Linear(dim, dim // heads * kv_heads, std)
         self.W_v = Linear(dim, dim // heads * kv_heads, std)
+        self.retrieval = SoftmaxRetrieval()
 
     def forward(
         self,
         x: Tensor,
         span: Span,
-        documents: Documents | Chunk,
+        documents: Documents,
         rotation: tuple[Tensor, Tensor],
-        pairs: Pairs | None = None,
+        state: PartState | None = None,
     ) -> Tensor:
-        """(B, T, d) retrieved values from (B, T, d) inputs: whole documents, or a chunk that goes on from a state."""
+        """Return retrieved values (B, T, d) from inputs (B, T, d): of whole documents, or of a chunk that goes on."""
         q, k, v = self.project(x, rotation)
-        if isinstance(documents, Chunk):
-            assert pairs is not None
-            return pairs.ask(q, k, v, span, documents, q.shape[-1] ** -0.5).flatten(-2)
-        dropout = self.dropout if self.training else 0.0
-        reference = self.kernels == "reference"
-        return read(q, k, v, span, documents, q.shape[-1] ** -0.5, dropout, reference).flatten(-2)
+        pairs, dropout = None if state is None else state.pairs, self.dropout if self.training else 0.0
+        return self.retrieval(q, k, v, span, documents, pairs, 0, q.shape[-1] ** -0.5, dropout).flatten(-2)
 
     @token_by_token
     def project(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -109,9 +106,9 @@ class Attention(nn.Module):
         k = rotate(self.W_k(x).unflatten(-1, (self.kv_heads, -1)), rotation)
         return q, k, self.W_v(x).unflatten(-1, (self.kv_heads, -1))
 
-    def new_state(self, span: Span, capacity: int) -> Pairs:
-        """Of an attention that has seen nothing, with room for so many keys and values at first."""
-        return Pairs(None if span.size is None else span.delay + span.size, capacity)
+    def new_state(self, span: Span, capacity: int) -> PartState:
+        """Return the state before the first token, with room for so many keys and values at first."""
+        return PartState(PairCache(span.keep, capacity))
 
 
 class TransformerBlock(Block):
@@ -131,14 +128,14 @@ class TransformerBlock(Block):
         self.persistent_norm = Norm(d, config.norm_eps, config.norm)
         self.persistent = SwiGLU(d, f, std, depth_std(f, index))
 
-    def forward(self, x: Tensor, context: Context) -> tuple[Tensor]:
-        """The residual stream after this block."""
+    def forward(self, x: Tensor, context: Context) -> tuple[Tensor, None]:
+        """Return the residual stream after this block; there is no load-balancing loss."""
         y = self.enter(x)
         answers = [
             a(y, context.spans[n], context.documents, context.rotation, context.part(a))
             for n, a in self.contextual.items()
         ]
-        return (self.leave(*context.asked(x, torch.cat(answers, -1))),)
+        return self.leave(*context.asked(x, torch.cat(answers, -1))), None
 
 
 class Transformer(Network):
@@ -149,8 +146,8 @@ class Transformer(Network):
     def __init__(self, config: TransformerConfig):
         super().__init__(config, [TransformerBlock(config, index) for index in range(config.layers)])
 
-    def context(self, documents: Documents | Chunk, delay: int) -> Context:
-        """With the rotary angles of the positions within each document."""
-        context = super().context(documents, delay)
+    def context(self, documents: Documents, delays: Mapping[str, int] | None = None) -> Context:
+        """Return what all blocks share, with the rotary angles of the positions within each document."""
+        context = super().context(documents, delays)
         context.rotation = rotary(documents.position, self.config.head_dim, self.config.rope_base)
         return context

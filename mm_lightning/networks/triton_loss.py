@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mm_lightning.errors import UserError
 from mm_lightning.memory.kernels import Kernels
-from mm_lightning.memory.trial import trial
+from mm_lightning.memory.kernels.trial import trial
 
 try:
     import triton

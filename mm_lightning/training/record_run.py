@@ -14,6 +14,7 @@ from mm_lightning.data.bad_steps import RETURNS, configured_place, note_resume, 
 from mm_lightning.data.mixture import describe, differing
 from mm_lightning.errors import UserError
 from mm_lightning.memory import kernels
+from mm_lightning.memory.kernels.features import chosen
 from mm_lightning.memory.retrieval import backend
 from mm_lightning.outputs import write_json
 from mm_lightning.redaction import redact_values
@@ -91,9 +92,16 @@ class RecordRun(Callback):
         )
         for s in data.sets if len(data.sets) > 1 else ():
             say(f"data        {float(s.share):.1%} {s.folder}: {sum(s.counts(data.context_length)):,} sequences")
-        dim = pl_module.network.config.head_dim
-        say(f"reads by    {backend(device, dtype, dim)}")
-        say(f"keys by     {kernels.describe(kernels.chosen(pl_module.kernels, device, dtype, dim))}")
+        dim, config = pl_module.network.config.head_dim, pl_module.network.config
+        own = {
+            part: spec
+            for part in ("keys", "values", "retrieval")
+            if isinstance(spec := getattr(config, part, ""), dict)
+        }
+        say(f"reads by    {backend(device, dtype, dim)}" if "retrieval" not in own else "reads by    plain torch")
+        say(f"keys by     {kernels.describe(chosen(pl_module.kernels, device, dtype, dim))}")
+        for part, spec in own.items():
+            say(f"{part:11} {spec['class_path']}, in plain torch")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over a folder that is resumed, now that there is something to do.

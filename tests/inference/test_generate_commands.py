@@ -181,7 +181,7 @@ def test_mistakes(capsys, args, message):
 
 def test_a_long_memory_read_by_blocks(load, tokenizer, network, capsys, tmp_path, monkeypatch):
     """By every command, from a prompt and from a file, also where a document is written on several times."""
-    from mm_lightning.memory.blocks import Blocks
+    from mm_lightning.memory.sublinear.store import Blocks
 
     read, by_blocks = [], Blocks.read
     monkeypatch.setattr(Blocks, "read", lambda *a: read.append(a[0].settings.budget) or by_blocks(*a))

@@ -206,7 +206,7 @@ def test_what_does_not_fit_is_refused(v2, tokens):
         v2(tokens, use_cache=True)
     cache.reset()
     assert (cache.get_seq_length(), cache.batch_size, len(cache)) == (0, -1, 2)
-    with pytest.raises(UserError, match="transformers cannot be given a Perceptron"):
+    with pytest.raises(UserError, match="a network 'Perceptron', which this version of mm-lightning does not know"):
         MMLightningConfig({"class": "Perceptron", "fields": {}})
 
 

@@ -4,9 +4,9 @@ import torch
 
 from mm_lightning.inspection.profile import Profile, retrieval_profile
 from mm_lightning.inspection.reads import Read, watch_reads
-from mm_lightning.memory import retrieval
-from mm_lightning.memory.documents import Documents
-from mm_lightning.memory.units import ContextualMemory
+from mm_lightning.memory.contextual import ContextualMemory
+from mm_lightning.memory.documents import Documents, Span
+from mm_lightning.memory.retrieval import SoftmaxRetrieval
 from tests.networks.conftest import CONFIGS, build, config, packed  # noqa: F401
 
 
@@ -32,21 +32,20 @@ def test_weights_times_values_is_what_the_network_reads(config, build, packed): 
             assert (read.decay <= 1).all()
         else:
             assert read.beta is None
-    assert not retrieval._watchers
     assert not any(m._forward_pre_hooks for m in network.modules())
 
 
 def uniform(span, documents, heads=2):
     """A memory whose keys are all alike."""
     q = torch.zeros(*documents.shape, heads, 3)
-    return Read(0, "full", torch.nn.Identity(), q, q, q, span, documents, 1.0)
+    return Read(0, "full", torch.nn.Identity(), q, q, q, span, documents, 1.0, SoftmaxRetrieval())
 
 
 def test_a_profile_counts_queries_with_enough_before_them():
     starts = torch.zeros(1, 14, dtype=torch.bool)
     starts[0, 10] = True
     profile = Profile(8)
-    profile.add(uniform(retrieval.Span(2), Documents.from_starts(starts)))
+    profile.add(uniform(Span(2), Documents.from_starts(starts)))
     # positions 7, 8 and 9 of the first document read 6, 7 and 8 pairs; the second document is too short
     mean = (1 / 6 + 1 / 7 + 1 / 8) / 3
     assert profile.queries == 3

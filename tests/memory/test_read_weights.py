@@ -1,11 +1,11 @@
-"""The weights of equation (4) by themselves, and who may watch a read."""
+"""The weights of equation (4) by themselves."""
 
 import math
 
 import torch
 
-from mm_lightning.memory.documents import Documents
-from mm_lightning.memory.retrieval import Span, read, read_weights, watched
+from mm_lightning.memory.documents import Documents, Span
+from mm_lightning.memory.retrieval import read_weights
 
 
 def test_a_memory_made_by_hand():
@@ -29,13 +29,3 @@ def test_rows_sum_to_one_or_nothing():
         sums = read_weights(q, k, span, documents).sum(-1)
         expected = (span.count(documents.position) > 0).double()[:, None].expand_as(sums)
         assert torch.allclose(sums, expected)
-
-
-def test_watching():
-    q = torch.zeros(1, 3, 1, 1)
-    seen = []
-    with watched(lambda *arguments: seen.append(arguments)):
-        read(q, q, q, Span(1), Documents.whole(1, 3))
-    read(q, q, q, Span(1), Documents.whole(1, 3))
-    assert len(seen) == 1
-    assert seen[0][3] == Span(1)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from mm_lightning.memory import retrieval
-from mm_lightning.memory.documents import Documents
-from mm_lightning.memory.retrieval import Span, read, read_reference
+from mm_lightning.memory.documents import Documents, Span
+from mm_lightning.memory.retrieval import read, read_reference
 
 SPANS = {
     "attention": Span(0),

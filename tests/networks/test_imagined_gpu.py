@@ -13,14 +13,16 @@ from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTenso
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mm_lightning.memory import retrieval, trial
+from mm_lightning.memory import retrieval
+from mm_lightning.memory.contextual import ContextualMemory
 from mm_lightning.memory.documents import Documents
-from mm_lightning.memory.units import ContextualMemory, SlotMemory
+from mm_lightning.memory.kernels import features
+from mm_lightning.memory.persistent import SlotMemory
 from mm_lightning.networks import triton_loss
 from mm_lightning.networks.transformer import Attention
 
 BATCH, TIME = 2, 100
-KEYS, VALUES = "mm_lightning_memory_kernels.gated_keys.default", "mm_lightning_memory_kernels.ahead_values.default"
+KEYS, VALUES = (f"mm_lightning_memory_kernels_features.{name}.default" for name in ("gated_keys", "ahead_values"))
 FLASH = "torch_attn._varlen_attn.default"
 
 
@@ -44,7 +46,7 @@ class Watch(TorchDispatchMode):
 def gpu(monkeypatch):
     """What is asked about a GPU before it is used."""
     monkeypatch.setattr(retrieval, "_capability", lambda device: (9, 0))
-    monkeypatch.setattr(trial, "problem", lambda *arguments: None)
+    monkeypatch.setattr(features, "problem", lambda *arguments: None)
     monkeypatch.setattr(triton_loss, "problem", lambda *arguments: None)
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda *device: (9, 0))
     monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
@@ -100,7 +102,7 @@ def test_a_training_step_stays_on_the_gpu_and_does_not_wait_for_it(imagined, con
     network, tokens, documents = imagined
     with waits(config), Watch() as watch:
         with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16"):
-            loss = network(tokens, documents, tokens, long_term_delay=5)
+            loss = network(tokens, documents, tokens, delays={"long": 5})
         assert (loss.device.type, loss.dtype, loss.shape) == ("cuda", torch.float32, ())
         memories, slots, attentions = (count(network, kind) for kind in (ContextualMemory, SlotMemory, Attention))
         assert watch.operators.count(KEYS) == memories + slots

@@ -238,9 +238,9 @@ def test_weight_decay_on_matrices_only(config, build):
 def test_delay_is_drawn_from_seed_and_step():
     config = MemoryMosaicConfig(vocab_size=8, layers=1, dim=8, heads=1, persistent_dim=8)
     network, again = config.build(), config.build()
-    draws = [network.draw_step(3, step)["long_term_delay"] for step in range(4000)]
-    assert draws == [again.draw_step(3, step)["long_term_delay"] for step in range(4000)]
-    assert draws != [network.draw_step(4, step)["long_term_delay"] for step in range(4000)]
+    draws = [network.draw_step(3, step)["delays"]["long"] for step in range(4000)]
+    assert draws == [again.draw_step(3, step)["delays"]["long"] for step in range(4000)]
+    assert draws != [network.draw_step(4, step)["delays"]["long"] for step in range(4000)]
     assert set(draws) == set(range(64, 257))
     assert sum(draws) / len(draws) == pytest.approx(160, abs=3)
 
@@ -248,8 +248,8 @@ def test_delay_is_drawn_from_seed_and_step():
 def test_the_sampled_delay_is_the_one_used(build, packed):
     config = MemoryMosaicConfig(vocab_size=9, layers=1, dim=8, heads=1, persistent_dim=8, inference_delay=7)
     network, (tokens, documents) = build(config), packed(config, 1, 60, 0)
-    assert torch.equal(network(tokens, documents), network(tokens, documents, long_term_delay=7))
-    assert not torch.equal(network(tokens, documents), network(tokens, documents, long_term_delay=8))
+    assert torch.equal(network(tokens, documents), network(tokens, documents, delays={"long": 7}))
+    assert not torch.equal(network(tokens, documents), network(tokens, documents, delays={"long": 8}))
 
 
 @pytest.mark.parametrize(

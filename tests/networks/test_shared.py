@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mm_lightning.memory.shared import branch
+from mm_lightning.memory.shared_prefix import branch
 from tests.networks.conftest import CONFIGS
 from tests.networks.test_state import run
 

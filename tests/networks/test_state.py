@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from mm_lightning.memory.contextual import ContextualMemory
 from mm_lightning.memory.kernels import set_kernels
-from mm_lightning.networks.memory_mosaic import MosaicBlock
 from tests.networks.conftest import CONFIGS
 
 SPLITS = {"prefill": [43, *[1] * 27], "chunks": [7, 30, 1, 1, 31]}
@@ -134,30 +134,20 @@ def test_a_state_holds_no_more_than_the_equations_need(build):
     assert pairs.keys.shape[2] == 2 * 20
 
 
-def apart(self, y, context):
-    """The contextual memories of a block one after the other, also for a single token."""
-    parts = (m(y, context.spans[n], context.documents, context.part(m)) for n, m in self.contextual.items())
-    return torch.cat(list(parts), -1)
-
-
 @pytest.mark.parametrize("name", ["v2", "v1"])
-def test_a_single_token_goes_through_the_memories_of_a_block_together(build, packed, name, monkeypatch):
-    """And finds what it finds in one after the other."""
-    from tests.networks.conftest import CONFIGS
-
+def test_a_single_token_takes_the_compiled_step(build, packed, name, monkeypatch):
+    """And finds what plain torch finds, at every position."""
     network = build(CONFIGS[name], torch.float64).eval()
     tokens, documents = packed(CONFIGS[name], 2, 40, 0.1)
-    starts, pieces = documents.position == 0, [20, *[1] * 20]
-    state = network.new_state(2)
-    run(network, tokens[:, :20], [20], starts[:, :20], state)
-    assert state.joint == {}
-    found = run(network, tokens[:, 20:], [1] * 20, starts[:, 20:], state)
-    assert len(state.joint) == CONFIGS[name].layers
-    monkeypatch.setattr(MosaicBlock, "_answers", apart)
-    alone = network.new_state(2)
-    expected = run(network, tokens, pieces, starts, alone)
-    assert alone.joint == {}
-    assert torch.allclose(found, expected[:, 20:], atol=1e-12, rtol=0)
+    starts, taken = documents.position == 0, []
+    step = ContextualMemory._step
+    monkeypatch.setattr(ContextualMemory, "_step", lambda *inputs: taken.append(1) or step(*inputs))
+    found = run(network, tokens, [1] * 40, starts)
+    assert len(taken) == 39 * CONFIGS[name].layers * len(CONFIGS[name].levels)
+    set_kernels(network, "torch")
+    expected = run(network, tokens, [1] * 40, starts)
+    assert len(taken) == 39 * CONFIGS[name].layers * len(CONFIGS[name].levels)
+    assert torch.allclose(found, expected, atol=1e-12, rtol=0)
 
 
 def test_the_last_tokens_alone_are_those_of_all(config, build, packed):

@@ -106,7 +106,7 @@ def test_one_process(config, tmp_path):
     # the learning rate goes up and down as it should, m changes, and no sequence comes twice in an epoch
     whole = steps(tmp_path, made[0])
     assert len({step[0]["groups"][0][0] for step in whole.values()}) > 30
-    assert {step[0]["m"]["long_term_delay"] for step in whole.values()} == {2, 3, 4, 5, 6}
+    assert {step[0]["m"]["delays"]["long"] for step in whole.values()} == {2, 3, 4, 5, 6}
     assert len(set(tokens(whole)[: epoch * 4])) == epoch * 4
 
 

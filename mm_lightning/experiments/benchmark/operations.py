@@ -12,7 +12,8 @@ from torch import Tensor
 from mm_lightning.experiments.benchmark.setup import Setup
 from mm_lightning.experiments.benchmark.step import TrainingStep
 from mm_lightning.memory.documents import Documents
-from mm_lightning.memory.kernels import Kernels, gated_keys, set_kernels
+from mm_lightning.memory.kernels import Kernels, set_kernels
+from mm_lightning.memory.keys import average_keys
 from mm_lightning.memory.retrieval import read
 
 KEYS_MOVE = 8
@@ -110,19 +111,19 @@ class Operations:
         d, n, heads = self.config.dim, self.tokens, self.config.heads
         times = len(self.config.levels) * self.config.layers
         with torch.no_grad(), self._autocast():
-            _, gate, decay = memory.keys(x)
+            gate, decay = memory.keys.gates(x)
             beta = memory.bandwidth(documents.position + 1)
         gate, decay, beta = (t.detach().requires_grad_() for t in (gate, decay, beta))
         return {
             "projections": self._operation(
-                lambda: (*memory.keys(x), memory.W_psi(x)),
+                lambda: (memory.keys.W_phi(x), *memory.keys.gates(x), memory.W_psi(x)),
                 [x],
                 [memory.keys, memory.W_psi],
                 times,
                 *self._product(d, 2 * d + 2 * heads),
             ),
             "keys": self._operation(
-                lambda: gated_keys(raw, gate, decay, beta, documents, memory.kernels),
+                lambda: average_keys(raw, gate, decay, beta, documents, memory.keys.kernels),
                 [raw, gate, decay, beta],
                 [],
                 times,
@@ -130,7 +131,7 @@ class Operations:
                 KEYS_MOVE * n * d * self.number,
             ),
             "values": self._operation(
-                lambda: memory.values(raw, documents, memory.kernels),
+                lambda: memory.values(raw, documents),
                 [raw],
                 [memory.values],
                 times,
@@ -142,7 +143,7 @@ class Operations:
     def _reads(self) -> dict[str, Operation]:
         config, memory, documents = self.config, self.memory, self.documents
         with torch.no_grad():
-            v = memory.values(self.raw, documents, memory.kernels)
+            v = memory.values(self.raw, documents)
             k = v / memory.values.alpha_psi[:, None].to(v.dtype)
         q, k, v = (x.detach().requires_grad_() for x in (4 * k, k, v))
         found = {}

@@ -147,8 +147,8 @@ def _runs(
     import torch
     from torch.nn import functional as F
 
-    from mm_lightning.memory.documents import Documents
-    from mm_lightning.memory.retrieval import Span, fused_attention, read
+    from mm_lightning.memory.documents import Documents, Span
+    from mm_lightning.memory.retrieval import fused_attention, read
 
     torch.manual_seed(seed)
     draw = random.Random(seed)

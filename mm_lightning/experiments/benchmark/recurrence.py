@@ -21,7 +21,9 @@ from mm_lightning.experiments.benchmark.timing import (
     ratio,
     take_turns,
 )
-from mm_lightning.memory.kernels import Kernels, ahead_values, gated_keys, resolve
+from mm_lightning.memory.kernels import Kernels, resolve
+from mm_lightning.memory.keys import average_keys
+from mm_lightning.memory.values import look_ahead_values
 from mm_lightning.ranges import Count, Few, Name, Place, Seed
 from mm_lightning.training.compiler import check_compiler
 
@@ -183,10 +185,10 @@ def _runs(length: int, kernels: list[Kernels], what: Setup, device: Any, seed: i
         torch.autograd.grad(y, [x, weight], down[0].flatten(-2))
 
     def make_keys(one: Kernels) -> tuple[Any, ...]:
-        return gated_keys(raw, gate, decay, beta, documents, one)
+        return average_keys(raw, gate, decay, beta, documents, one)
 
     def make_both(one: Kernels) -> tuple[Any, ...]:
-        return *make_keys(one), ahead_values(ahead, gamma, alpha, documents, one)
+        return *make_keys(one), look_ahead_values(ahead, gamma, alpha, documents, one)
 
     def keys(one: Kernels, make: Any = make_keys) -> None:
         torch.autograd.grad(make(one), [raw, gate, decay, beta], down[:2])

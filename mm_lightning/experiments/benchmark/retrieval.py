@@ -118,7 +118,7 @@ class Filled:
 
 
 def _stores(budgets: Sequence[int], epsilons: Sequence[float]) -> dict[str, Any]:
-    from mm_lightning.memory.blocks import BlockStore
+    from mm_lightning.memory.sublinear.store import BlockStore
 
     stores = {f"budget {budget:,}": BlockStore(budget=budget) for budget in budgets}
     return stores | {f"epsilon {epsilon:g}": BlockStore(budget=1024, epsilon=epsilon) for epsilon in epsilons}
@@ -162,17 +162,18 @@ def fill(network: Any, tokens: Any) -> dict[str, Filled]:
     """
     import torch
 
-    from mm_lightning.memory.state import Memory
+    from mm_lightning.memory.contextual import ContextualMemory
 
     found: dict[str, list[tuple[Any, Any, Any]]] = {}
     for rows in tokens.split(4):
         state = network.new_state(len(rows), tokens.shape[1])
         network(rows, state=state, last=1)
         for name, part in state.parts.items():
-            if isinstance(part, Memory) and part.pairs is not None and part.pairs.keep is None:
+            memory = network.get_submodule(name)
+            if isinstance(memory, ContextualMemory) and part.pairs is not None and part.pairs.keep is None:
                 stored = part.pairs.tensors()
                 k, v = (stored[which].transpose(0, 1).flatten(1, 2) for which in ("keys", "values"))
-                found.setdefault(name, []).append((k, v, part.bandwidth))
+                found.setdefault(name, []).append((k, v, memory.bandwidth))
     if not found:
         raise UserError("this network has no long-term memory: name the checkpoint of a memory mosaic that has one")
     return {
@@ -197,8 +198,8 @@ def _measure(
     import torch
     from torch.nn import functional as F
 
-    from mm_lightning.memory.blocks import Blocks
     from mm_lightning.memory.kernels import resolve
+    from mm_lightning.memory.sublinear.store import Blocks
 
     block = next(iter(stores.values())).block
     padded = [F.pad(x[:, :, :count], (0, 0, 0, -count % block)) for x in (filled.keys, filled.values)]
@@ -225,12 +226,13 @@ def _measure(
 
     runs: dict[str, Callable[[Any], Any]] = {"exact": by_torch}
     if resolve("auto", keys.device, keys.dtype) == "native" and torch.get_num_threads() == 1:
-        from mm_lightning.memory.native_step import read
+        from mm_lightning.memory.kernels.numba_step import read
 
         runs = {"exact": lambda q: read(q, *padded, count), "exact, torch": by_torch}  # the first as decoding reads
     runs |= {method: partial(by_blocks, store) for method, store in stores.items()}
     runs |= {f"faiss {kind}": other.read for kind, other in others.items()}
-    beta = filled.bandwidth(torch.tensor([[count]], device=keys.device)).reshape(-1, 1).to(keys.dtype)
+    pairs = torch.tensor([[count]], device=keys.device)
+    beta = filled.bandwidth(pairs, keys.new_zeros(1, 1, 0)).reshape(-1, 1).to(keys.dtype)
     errors: dict[str, list[Any]] = {method: [] for method in runs}
     shares: dict[str, list[float]] = {method: [] for method in runs}
     seconds: dict[str, list[float]] = {method: [] for method in runs}

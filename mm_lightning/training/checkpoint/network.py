@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,25 +41,32 @@ def network_config(about: dict[str, Any], path: Path | None = None) -> NetworkCo
     Raises:
         UserError: it names a network, or a setting of it, that this version does not know.
     """
-    from mm_lightning import __version__, networks
+    from mm_lightning import __version__
+    from mm_lightning.networks.described import UnknownNetwork, config_of
 
-    name, settings = about["network"]["class"], about["network"]["fields"]
-    found = getattr(networks, name, None)
-    unknown = f"a network {name!r}"
-    if isinstance(found, type) and issubclass(found, networks.NetworkConfig):
-        strange = [setting for setting in settings if setting not in {f.name for f in fields(found)}]
-        if not strange:
-            return found(**settings)
-        unknown = f"a {name.removesuffix('Config')} with {', '.join(strange)}"
-    raise UserError(
-        f"{path or 'a checkpoint'}, written by mm-lightning {about.get('version', 'of another version')}, holds "
-        f"{unknown}, which mm-lightning {__version__} does not know: install the version it was written by, or a newer "
-        f"one"
-    )
+    try:
+        return config_of(about["network"])
+    except UnknownNetwork as unknown:
+        raise UserError(
+            f"{path or 'a checkpoint'}, written by mm-lightning {about.get('version', 'of another version')}, holds "
+            f"{unknown}, which mm-lightning {__version__} does not know: install the version it was written by, or a "
+            f"newer one"
+        ) from None
+    except UserError as error:
+        raise UserError(f"{path or 'a checkpoint'} cannot be read: {error}") from error
 
 
 FREE = frozenset(
-    {"norm_eps", "dropout", "short_term_window", "long_term_delay", "inference_delay", "rope_base", "balance_weight"}
+    {
+        "norm_eps",
+        "dropout",
+        "short_term_window",
+        "long_term_delay",
+        "inference_delay",
+        "spans",
+        "rope_base",
+        "balance_weight",
+    }
 )
 """Settings that change what a network computes but not which parameters it has: fine-tuning may change them."""
 

@@ -67,7 +67,7 @@ class Scripted(torch.nn.Module):
         self.tokens += tokens.numel()
         self.calls += 1
         said = state.parts["said"]
-        state.advance(state.chunk(*tokens.shape, starts))
+        state.advance(state.documents(*tokens.shape, starts))
         logits = torch.zeros(*tokens.shape, 258)
         for place in range(tokens.shape[1]):
             said.tokens = torch.cat([said.tokens, tokens[:, place : place + 1]], 1)
@@ -79,12 +79,12 @@ class Scripted(torch.nn.Module):
 class Said:
     """All that it remembers: everything."""
 
-    keep = 0
+    pairs = None
 
     def __init__(self, batch):
         self.tokens = torch.zeros(batch, 0, dtype=torch.int64)
 
-    def tensors(self):
+    def tensors(self, pairs=True):
         return {"tokens": self.tokens}
 
     def load(self, tensors, length):

@@ -5,9 +5,12 @@ import torch
 
 from mm_lightning.errors import UserError
 from mm_lightning.memory.documents import Documents
-from mm_lightning.memory.kernels import _keys, _values, ahead_values, gated_keys, resolve, set_kernels
+from mm_lightning.memory.kernels import resolve, set_kernels
+from mm_lightning.memory.kernels.features import _keys, _values
+from mm_lightning.memory.keys import average_keys
+from mm_lightning.memory.values import look_ahead_values
 from mm_lightning.networks import MemoryMosaicConfig
-from tests.memory.test_kernels import TINY, arguments, results_and_gradients, worst
+from tests.memory.kernels.test_kernels import TINY, arguments, results_and_gradients, worst
 from tests.on_a_gpu import DEVICE, no_gpu, on_either, through_the_interpreter
 
 pytest.importorskip("triton")
@@ -19,21 +22,21 @@ def test_all_of_them_through_the_interpreter():
 
 def without_autograd(function, inputs, documents, dtype):
     """What `results_and_gradients` finds, by the functions behind the operators; on a CPU those would be others."""
-    from mm_lightning.memory import triton_kernels
+    from mm_lightning.memory.kernels import triton_features
 
     raw, *scalars = (x.to(DEVICE, dtype if x.dim() == 4 else torch.float32) for x in inputs)
     starts = documents.starts.to(DEVICE)
     generator = torch.Generator().manual_seed(0)
     grads = [
         torch.randn(raw.shape, generator=generator, dtype=torch.float64).to(DEVICE, dtype)
-        for _ in range(2 if function is gated_keys else 1)
+        for _ in range(2 if function is average_keys else 1)
     ]
-    if function is gated_keys:
-        q, k, kept = triton_kernels.keys(raw, *scalars, starts)
-        found = q, k, *triton_kernels.keys_backward(raw, scalars[-1], starts, k, kept, *grads)
+    if function is average_keys:
+        q, k, kept = triton_features.keys(raw, *scalars, starts)
+        found = q, k, *triton_features.keys_backward(raw, scalars[-1], starts, k, kept, *grads)
     else:
-        v, norm = triton_kernels.values(raw, *scalars, starts)
-        found = v, *triton_kernels.values_backward(raw, *scalars, starts, v, norm, *grads)
+        v, norm = triton_features.values(raw, *scalars, starts)
+        found = v, *triton_features.values_backward(raw, *scalars, starts, v, norm, *grads)
     return [x.double().cpu() for x in found]
 
 
@@ -59,7 +62,7 @@ def of_one_row(time, dim, gates, dtype=torch.float32):
 )
 def test_kernels_agree_with_the_reference(time, dim, gates, dtype, bound):
     keys, values, documents = of_one_row(time, dim, gates, dtype)
-    for function, inputs in ((gated_keys, keys), (ahead_values, values)):
+    for function, inputs in ((average_keys, keys), (look_ahead_values, values)):
         expected = results_and_gradients(function, inputs, documents, "reference")
         assert worst(without_autograd(function, inputs, documents, dtype), expected) < bound
 
@@ -72,8 +75,8 @@ def test_extreme_gates_agree(chance):
     keys[1], keys[2] = keys[1].clamp(-1, 1) * 500, keys[2].clamp(min=-1) * 5000
     keys[2][:, 20:40] = 0  # everything stays
     documents = documents if chance else Documents.whole(1, 70)
-    expected = results_and_gradients(gated_keys, keys, documents, "reference")
-    found = without_autograd(gated_keys, keys, documents, torch.float32)
+    expected = results_and_gradients(average_keys, keys, documents, "reference")
+    found = without_autograd(average_keys, keys, documents, torch.float32)
     assert all(x.isfinite().all() for x in found)
     assert worst(found[:3], expected[:3]) < 1e-5
     # Where one weight is all there is, gates have next to no gradient: the others set the scale.
@@ -84,8 +87,8 @@ def test_extreme_gates_agree(chance):
 @on_either
 def test_sums_over_many_chunks_agree(monkeypatch):
     """More chunks than one step of the sums over them takes."""
-    monkeypatch.setattr("mm_lightning.memory.triton_kernels.CHUNKS", 16)
-    monkeypatch.setattr("mm_lightning.memory.triton_kernels.CHUNK", 16)
+    monkeypatch.setattr("mm_lightning.memory.kernels.triton_features.CHUNKS", 16)
+    monkeypatch.setattr("mm_lightning.memory.kernels.triton_features.CHUNK", 16)
     generator = torch.Generator().manual_seed(0)
     time = 16 * 17 + 5
     raw = torch.randn(1, time, 1, 3, generator=generator).double()
@@ -94,25 +97,25 @@ def test_sums_over_many_chunks_agree(monkeypatch):
     starts[0, 150:160] = True
     inputs, documents = [raw, gate, -decay / 100, beta], Documents.from_starts(starts)
     inputs[2][:, 100] = -300  # all that came before is gone
-    expected = results_and_gradients(gated_keys, inputs, documents, "torch")
-    assert worst(without_autograd(gated_keys, inputs, documents, torch.float32), expected) < 1e-5
+    expected = results_and_gradients(average_keys, inputs, documents, "torch")
+    assert worst(without_autograd(average_keys, inputs, documents, torch.float32), expected) < 1e-5
 
 
 @on_either
 def test_layouts_agree():
     """Slices of a wider tensor, and gradients that do not lie in rows."""
-    from mm_lightning.memory import triton_kernels
+    from mm_lightning.memory.kernels import triton_features
 
     keys, _, documents = of_one_row(40, 8, 1)
     raw, gate, decay, beta = (x.float().to(DEVICE) for x in keys)
     starts = documents.starts.to(DEVICE)
     wide = torch.stack([raw, raw + 1], 2).flatten(2, 3)[:, :, :2]
     turned = raw.transpose(1, 3).contiguous().transpose(1, 3)
-    q, k, kept = triton_kernels.keys(wide, gate, decay, beta, starts)
-    expected = triton_kernels.keys(raw, gate, decay, beta, starts)
+    q, k, kept = triton_features.keys(wide, gate, decay, beta, starts)
+    expected = triton_features.keys(raw, gate, decay, beta, starts)
     torch.testing.assert_close((q, k, kept), expected)
-    found = triton_kernels.keys_backward(wide, beta, starts, k, kept, turned, wide)
-    torch.testing.assert_close(found, triton_kernels.keys_backward(raw, beta, starts, k, kept, raw, raw))
+    found = triton_features.keys_backward(wide, beta, starts, k, kept, turned, wide)
+    torch.testing.assert_close(found, triton_features.keys_backward(raw, beta, starts, k, kept, raw, raw))
 
 
 @pytest.mark.gpu
@@ -124,7 +127,7 @@ def test_operators_on_a_gpu(dim, dtype, bound):
     keys, values, _ = arguments(2500, dim, 1)
     keys, values = ([x.to(dtype if x.dim() == 4 else torch.float32).double() for x in xs] for xs in (keys, values))
     documents = Documents.from_starts(torch.rand(2, 2500, generator=torch.Generator().manual_seed(0)) < 0.01)
-    for function, inputs in ((gated_keys, keys), (ahead_values, values)):
+    for function, inputs in ((average_keys, keys), (look_ahead_values, values)):
         expected = results_and_gradients(function, inputs, documents, "torch")
         found = without_autograd(function, inputs, documents, dtype)
         assert worst(found, expected) < bound
@@ -201,16 +204,16 @@ def test_kernels_compile_without_a_gpu(capability, dtype, dim):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
 
-    from mm_lightning.memory import triton_kernels, triton_passes
+    from mm_lightning.memory.kernels import triton_features, triton_passes
 
     pointers = POINTERS | dict.fromkeys(TENSORS, f"*{dtype}")
     names = [f"{part}_{step}" for part in ("keys", "back") for step in ("ends", "carry", "results")]
     for name in [*names, "values_results", "values_back"]:
         kernel, carries = getattr(triton_passes, name), name.endswith("carry")
         chosen = {
-            "C": triton_kernels.CHUNK,
-            "N": triton_kernels.CHUNKS,
-            "D": triton_kernels.COLUMNS if carries else dim,
+            "C": triton_features.CHUNK,
+            "N": triton_features.CHUNKS,
+            "D": triton_features.COLUMNS if carries else dim,
             "PRECISION": "ieee" if dtype == "fp32" else "tf32",
         }
         constants = {n: chosen[n] for n in kernel.arg_names if n in chosen}

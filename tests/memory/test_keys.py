@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from mm_lightning.memory.documents import Documents
-from mm_lightning.memory.recurrence import gated_average, gated_average_reference
+from mm_lightning.memory.kernels.torch_features import gated_average
+from mm_lightning.memory.keys import gated_average_reference
 
 LENGTHS = [1, 2, 63, 64, 65, 255, 256, 257, 1000]
 

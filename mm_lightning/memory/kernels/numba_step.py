@@ -1,11 +1,10 @@
-"""A single token through the memories of a block on a CPU: equations (8), (9), (6) and (4) in one compiled call."""
+"""A single token through a memory on a CPU: equations (8), (9) and (4) in one compiled call."""
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
 from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,9 +12,8 @@ from numba import types as numba_types
 from numba.extending import overload
 from torch import Tensor
 
-from mm_lightning.memory.bandwidth import FrozenBandwidth
-from mm_lightning.memory.compiled import array_at, as_float, compiled, get, in_threads, kinds, put, row_at
-from mm_lightning.memory.recurrence import EPS
+from mm_lightning.memory.kernels.compiled import array_at, as_float, compiled, get, in_threads, kinds, put, row_at
+from mm_lightning.memory.kernels.torch_features import EPS
 
 STRIP = 256
 """Pairs whose scores are held at a time."""
@@ -94,33 +92,27 @@ def _read(query, keys, values, first, end, scores, found):  # type: ignore[no-un
 
 
 @compiled
-def _step(job, types, sizes, shared, memories):  # type: ignore[no-untyped-def]
-    """Of the heads begin to end - 1 of a row; those of each memory come one after the other.
-
-    `shared` and each of `memories` say where in memory tensors begin.
-    """
-    batch, heads, count, dim = sizes
-    row, begin, end = job
+def _step(job, types, sizes, tensors, place):  # type: ignore[no-untyped-def]
+    """Some heads of some rows; `tensors` says where in memory they begin, `place` what is read and written."""
+    heads, dim, capacity = sizes
+    begin, end = job
     stored, exact, kind = types[0], types[1], types[1].dtype.type
-    firsts, gates, decays, totals, scales, befores, gammas, alphas_psi, alphas, betas_0, betas_1, answers = shared
-    gate, decay = array_at(gates, exact, batch * count), array_at(decays, exact, batch * count)
-    gamma, alpha_psi = array_at(gammas, exact, count), array_at(alphas_psi, exact, count)
-    alpha, beta_0, beta_1 = (
-        array_at(alphas, exact, count),
-        array_at(betas_0, exact, count),
-        array_at(betas_1, exact, count),
+    at, lowest, highest, offset = place
+    ktildes, gates, decays, betas, raws, gammas, alphas, firsts, totals, scales, befores, all_keys, all_values, out = (
+        tensors
     )
-    scale, first = array_at(scales, types[2], batch * count), array_at(firsts, types[3], batch)
+    gate, decay, beta = array_at(gates, exact, end), array_at(decays, exact, end), array_at(betas, exact, end)
+    gamma, alpha = array_at(gammas, exact, heads), array_at(alphas, exact, heads)
+    scale, first = array_at(scales, types[2], end), array_at(firsts, types[3], end // heads + 1)
     one, zero, eps = kind(1), kind(0), kind(EPS)
     scores = np.empty(STRIP, types[1].dtype)
     query, found = np.empty(dim, types[1].dtype), np.empty(dim, types[1].dtype)
-    for h in range(begin, end):
-        ktildes, raws, all_keys, all_values, capacity, at, lowest, highest, offset = memories[h // heads]
-        i, here = row * count + h, row * heads + h % heads
-        x, ahead = row_at(ktildes, stored, here, dim), row_at(raws, stored, here, dim)
+    for i in range(begin, end):
+        row, h = i // heads, i % heads
+        x, ahead = row_at(ktildes, stored, i, dim), row_at(raws, stored, i, dim)
         total, before = row_at(totals, exact, i, dim), row_at(befores, stored, i, dim)
-        out = row_at(answers, stored, i, dim)
-        keys, values = row_at(all_keys, stored, here, capacity * dim), row_at(all_values, stored, here, capacity * dim)
+        answer = row_at(out, stored, i, dim)
+        keys, values = row_at(all_keys, stored, i, capacity * dim), row_at(all_values, stored, i, capacity * dim)
         # Equation (8), relative to the largest weight
         old = scale[i] + decay[i]
         level = max(old, gate[i])
@@ -131,26 +123,23 @@ def _step(job, types, sizes, shared, memories):  # type: ignore[no-untyped-def]
             total[d] = kept * total[d] + new * get(x, d)
             squares += total[d] * total[d]
         inverse = one / max(kind(math.sqrt(squares)), eps)
-        # Equation (6)
-        low, high = max(first[row], lowest) - offset, highest - offset
-        beta = beta_0[h] + beta_1[h] * kind(max(high - low, 1)) ** alpha[h]
         k = keys[at * dim : (at + 1) * dim]
         for d in range(dim):
             put(k, d, total[d] * inverse)
-            query[d] = get(k, d) * beta
+            query[d] = get(k, d) * beta[i]
         # Equation (9): the value of the pair before is complete with this token's raw one.
         now, later, squares = gamma[h], one - gamma[h], zero
         for d in range(dim):
             found[d] = now * get(before, d) + later * get(ahead, d)
             squares += found[d] * found[d]
             before[d] = ahead[d]
-        scaled = alpha_psi[h] / max(kind(math.sqrt(squares)), eps)
+        scaled = alpha[h] / max(kind(math.sqrt(squares)), eps)
         v = values[(at - 1) * dim : at * dim]
         for d in range(dim):
             put(v, d, found[d] * scaled)
-        _read(query, keys, values, low, high, scores, found)
+        _read(query, keys, values, max(first[row], lowest) - offset, highest - offset, scores, found)
         for d in range(dim):
-            put(out, d, found[d])
+            put(answer, d, found[d])
 
 
 @compiled
@@ -185,72 +174,50 @@ def read(q: Tensor, keys: Tensor, values: Tensor, count: int) -> Tensor:
     return out
 
 
-class Step:
-    """Single tokens through n memories of H heads, in place.
+def step(
+    ktilde: Tensor,
+    gate: Tensor,
+    decay: Tensor,
+    beta: Tensor,
+    raw: Tensor,
+    gamma: Tensor | None,
+    alpha: Tensor,
+    first: Tensor,
+    carried: tuple[Tensor, Tensor, Tensor],
+    pairs: tuple[Tensor, Tensor],
+    place: tuple[int, int, int, int],
+) -> Tensor:
+    """Store one token of each row in a memory, and return its answers, (B, H, D): equations (8), (9) and (4).
 
     Args:
-        bandwidth: of the n H heads.
-        gamma, alpha_psi: (n H,), in float32 or float64.
-        carried: total (B, n H, D) in that type, scale (B, n H) in float64 and raw values (B, n H, D) of the token
-            before, contiguous; a step leaves those of its own token.
+        ktilde, raw: (B, H D) raw keys and raw values.
+        gate, decay, beta: log g, log lambda and the bandwidth, (B, H) or broadcast to it.
+        gamma, alpha: (H,) of equation (9); gamma None: 1.
+        first: (B,) int64, where in the stream each row's document begins.
+        carried: total (B, H, D) in float32 or better, scale (B, H) in float64 and the raw value (B, H, D) of the token
+            before, contiguous; those of this token are left there.
+        pairs: keys and values, (B, H, capacity, D) each, contiguous, which take in the pair.
+        place: where there the pair goes; the first token of the stream whose pair can be read, and one more than the
+            last; and the token whose pair comes first in the buffers.
     """
-
-    def __init__(
-        self, bandwidth: FrozenBandwidth, gamma: Tensor, alpha_psi: Tensor, carried: tuple[Tensor, Tensor, Tensor]
-    ) -> None:
-        scalars = gamma, alpha_psi, bandwidth.alpha, bandwidth.beta_0, bandwidth.beta_1
-        self._carried, self._scalars = carried, [x.to(carried[0].dtype).contiguous() for x in scalars]
-
-    def __call__(
-        self,
-        ktilde: Sequence[Tensor],
-        raw: Sequence[Tensor],
-        gate: Tensor,
-        decay: Tensor,
-        first: Tensor,
-        memories: Sequence[tuple[Any, Any, tuple[int, ...]]],
-    ) -> Tensor:
-        """Stores a token in every memory, and answers it.
-
-        Args:
-            ktilde: of each memory (B, H D) raw keys.
-            raw: of each memory (B, H D) raw values.
-            gate, decay: log g and log lambda, (B, n H).
-            first: (B,) int64, where in the stream each row's document begins.
-            memories: of each, keys and values (B, H, capacity, D), which take in the pair; where there it goes, the
-                first and one more than the last token of the stream whose pair can be read, and the token that comes
-                first in the buffers.
-
-        Returns:
-            (B, n H, D)
-        """
-        total, _, before = self._carried
-        batch, count, dim = before.shape
-        answer = torch.empty_like(before)
-        ktilde, raw = [x.contiguous() for x in ktilde], [x.contiguous() for x in raw]
-        gate, decay = (x.to(total.dtype).contiguous() for x in (gate, decay))
-        inputs = first.contiguous(), gate, decay, *self._carried, *self._scalars, answer
-        each = tuple(
-            (x.data_ptr(), y.data_ptr(), keys.data_ptr(), values.data_ptr(), keys.shape[2], *place)
-            for x, y, (keys, values, place) in zip(ktilde, raw, memories, strict=True)
-        )
-        shared = tuple(x.data_ptr() for x in inputs)
-        arguments = _types(before.dtype), (batch, count // len(each), count, dim), shared, each
-        threads = min(torch.get_num_threads(), batch * count)
-        if threads == 1:
-            for row in range(batch):
-                _step((row, 0, count), *arguments)
-        else:
-            # Every other head in a job, because those of a memory with a window have less to read
-            jobs = [(row, h, h + 1) for row in range(batch) for h in range(count)]
-            shares = [jobs[i::threads] for i in range(threads)]
-            in_threads(threads, _run, shares, arguments, held=(ktilde, raw, inputs, memories))
-        return answer
-
-
-def _run(jobs: Sequence[tuple[int, ...]], arguments: tuple) -> None:
-    for job in jobs:
-        _step(job, *arguments)
+    total, scale, before = carried
+    keys, values = pairs
+    batch, heads, dim = before.shape
+    answer = torch.empty_like(before)
+    gate, decay, beta = (x.to(total.dtype).expand(batch, heads).contiguous() for x in (gate, decay, beta))
+    gamma = torch.ones_like(alpha) if gamma is None else gamma
+    gamma, alpha = (x.to(total.dtype).contiguous() for x in (gamma, alpha))
+    inputs = ktilde.contiguous(), gate, decay, beta, raw.contiguous(), gamma, alpha, first.contiguous()
+    held = *inputs, total, scale, before, keys, values, answer
+    tensors = tuple(x.data_ptr() for x in held)
+    arguments = _types(before.dtype), (heads, dim, keys.shape[2]), tensors, place
+    threads = min(torch.get_num_threads(), batch * heads)
+    if threads == 1:
+        _step((0, batch * heads), *arguments)
+    else:
+        cuts = [batch * heads * n // threads for n in range(threads + 1)]
+        in_threads(threads, _step, itertools.pairwise(cuts), *arguments, held=held)
+    return answer
 
 
 @cache

@@ -10,15 +10,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mm_lightning.memory.pairs import Chunk, Pairs
-from mm_lightning.memory.retrieval import BLOCK, Span
-from mm_lightning.memory.state import Memory, State
+from mm_lightning.memory.documents import Documents, Span
+from mm_lightning.memory.pair_cache import BLOCK, PairCache, Reader, visible
+from mm_lightning.memory.state import State
 
 SCORES = 1 << 24
 """Scores of a read that exist at once."""
 
 
-class SharedPairs(Pairs):
+class SharedPrefix(PairCache):
     """Pairs of which all but the newest few are the same for all rows.
 
     Args:
@@ -33,44 +33,42 @@ class SharedPairs(Pairs):
         self.offset = self.end = keys.shape[2]
 
     @classmethod
-    def of(cls, pairs: Pairs, rows: int, capacity: int) -> SharedPairs:
-        """As many rows as wanted that all go on from the one row of `pairs`, which must not change meanwhile."""
-        assert pairs.keys is not None
-        assert pairs.values is not None
+    def of(cls, pairs: PairCache, rows: int, capacity: int) -> SharedPrefix:
+        """Return as many rows as wanted that all go on from the one row of `pairs`, which must not change meanwhile."""
         # The newest pair belongs to each row: its value is completed by the row's next token.
         last = pairs.end - pairs.offset - 1
-        shared = cls(pairs.keys[:, :, :last], pairs.values[:, :, :last], capacity)
-        keys, values = (x[:, :, last : last + 1].expand(rows, -1, -1, -1) for x in (pairs.keys, pairs.values))
+        keys, values = pairs.buffers
+        shared = cls(keys[:, :, :last], values[:, :, :last], capacity)
+        keys, values = (x[:, :, last : last + 1].expand(rows, -1, -1, -1) for x in (keys, values))
         shared.write(keys.transpose(1, 2), values.transpose(1, 2))
-        shared.raw = None if pairs.raw is None else pairs.raw.expand(rows, -1, -1)
         return shared
 
-    def select(self, index: Tensor, capacity: int) -> SharedPairs:
-        """Some of the rows."""
-        chosen = SharedPairs(*self.common, capacity)
-        assert self.keys is not None
-        assert self.values is not None
-        keys, values = (x[index, :, : self.end - self.offset] for x in (self.keys, self.values))
+    def select(self, index: Tensor, capacity: int) -> SharedPrefix:
+        """Return some of the rows."""
+        chosen = SharedPrefix(*self.common, capacity)
+        keys, values = (x[index, :, : self.end - self.offset] for x in self.buffers)
         chosen.write(keys.transpose(1, 2), values.transpose(1, 2))
-        chosen.raw = None if self.raw is None else self.raw[index]
         return chosen
 
     def tensors(self) -> dict[str, Tensor]:
-        """As of pairs that every row holds for itself."""
+        """Return what pairs that every row holds for itself would."""
         found = super().tensors()
         for name, common in zip(("keys", "values"), self.common, strict=True):
             found[name] = torch.cat([common.expand(len(found[name]), -1, -1, -1), found[name]], 2)
         return found
 
-    def read(self, q: Tensor, span: Span, chunk: Chunk, scale: float = 1.0) -> Tensor:
-        """As of pairs that every row holds for itself; its rows must be one document each."""
-        assert self.keys is not None
-        assert self.values is not None
+    def read(self, q: Tensor, span: Span, documents: Documents, reader: Reader, scale: float = 1.0) -> Tensor:
+        """Return the answers of pairs that every row holds for itself; its rows must be one document each."""
+        if not reader.softmax:
+            whole = self.tensors()
+            copied = PairCache()
+            copied.load(whole, self.end)
+            return copied.read(q, span, documents, reader, scale)
         outputs = []
-        for at in range(0, chunk.time, BLOCK):
+        for at in range(0, q.shape[1], BLOCK):
             block = q[:, at : at + BLOCK].transpose(1, 2) * scale
             size = block.shape[2]
-            here = chunk.begin + at
+            here = documents.begin + at
             high = here + size - span.delay
             if high <= 0:
                 outputs.append(torch.zeros_like(block))
@@ -85,9 +83,9 @@ class SharedPairs(Pairs):
                 shape = (block.shape[1], block.shape[0], size)
                 parts.append((found[0].unflatten(1, shape[1:]).transpose(0, 1), total.view(shape).transpose(0, 1)))
             if high > edge:
-                seen = self._seen(edge, high, at, size, span, chunk)
+                seen = visible(edge, high, at, size, span, documents, documents.latest > edge)
                 rest = (x[:, :, edge:high].expand(len(block), -1, -1, -1) for x in self.common)
-                own = (x[:, :, : max(0, high - self.offset)] for x in (self.keys, self.values))
+                own = (x[:, :, : max(0, high - self.offset)] for x in self.buffers)
                 keys, values = (torch.cat(pair, 2) for pair in zip(rest, own, strict=True))
                 parts.append(attend(block, keys, values, seen))
             outputs.append(join(parts).to(q.dtype))
@@ -95,7 +93,7 @@ class SharedPairs(Pairs):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """A read over some of the pairs.
+    """Return a read over some of the pairs.
 
     Args:
         q: (B, H, T, D) queries with their bandwidth.
@@ -124,7 +122,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None) -> tuple
 
 
 def join(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """The read over all pairs from reads over parts of them; 0 where nothing was read."""
+    """Return the read over all pairs from reads over parts of them; 0 where nothing was read."""
     if len(parts) == 1:
         return parts[0][0]
     totals = torch.stack([total for _, total in parts])
@@ -134,7 +132,7 @@ def join(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
 
 
 def branch(state: State, index: Tensor, empty: State, capacity: int) -> State:
-    """Rows that go on by themselves, as of :meth:`State.rows`, but without a copy of what they share.
+    """Return rows that go on by themselves, as of :meth:`State.rows`, but without a copy of what they share.
 
     Args:
         state: of one row, which is one document and must not change while the branches are in use; or a branch.
@@ -142,24 +140,15 @@ def branch(state: State, index: Tensor, empty: State, capacity: int) -> State:
         empty: a new state of the same network with B' rows, which is filled and returned.
         capacity: tokens to make room for in each row.
     """
-    shared = {}
+    tensors = {"first": state.first, "length": torch.full_like(state.first, state.length)}
     for name, part in state.parts.items():
-        pairs = part.pairs if isinstance(part, Memory) else part
-        if isinstance(pairs, SharedPairs):
-            shared[name] = pairs.select(index, capacity)
-        elif pairs is not None and pairs.keep is None and pairs.keys is not None:
-            shared[name] = SharedPairs.of(pairs, len(index), capacity)
-    kept = {name: part for name, part in state.parts.items() if name not in shared}
-    tensors = {f"{name}.{key}": x for name, part in kept.items() for key, x in part.tensors().items()}
-    for name, part in state.parts.items():
-        if name in shared and isinstance(part, Memory):
-            tensors |= {f"{name}.{key}": x for key, x in part.average.tensors().items()}
-    tensors |= {"first": state.first, "length": torch.full_like(state.first, state.length)}
+        copied = part.pairs is None or part.pairs.keep is not None
+        tensors |= {f"{name}.{key}": x for key, x in part.tensors(pairs=copied).items()}
     empty.load({name: x[index] for name, x in tensors.items()})
-    for name, pairs in shared.items():
-        part = empty.parts[name]
-        if isinstance(part, Memory):
-            part.pairs = pairs
-        else:
-            empty.parts[name] = pairs
+    for name, part in state.parts.items():
+        pairs = part.pairs
+        if isinstance(pairs, SharedPrefix):
+            empty.parts[name].pairs = pairs.select(index, capacity)
+        elif pairs is not None and pairs.keep is None and pairs.keys is not None:
+            empty.parts[name].pairs = SharedPrefix.of(pairs, len(index), capacity)
     return empty

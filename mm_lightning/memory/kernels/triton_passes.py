@@ -1,4 +1,4 @@
-"""The Triton kernels behind :mod:`mm_lightning.memory.triton_kernels`. One program computes C tokens of one head.
+"""The kernels behind :mod:`mm_lightning.memory.kernels.triton_features`. One program computes C tokens of one head.
 
 Tensors are (B, T, H, D) in strides and (B, T, H) unless it says otherwise; D here is the next power of two of a head's
 `dim` numbers. Computed in float32, the logarithms of weights in float64. Past the end of a row, loads give what changes
@@ -8,7 +8,7 @@ nothing.
 from __future__ import annotations
 
 from mm_lightning.errors import UserError
-from mm_lightning.memory.recurrence import EPS
+from mm_lightning.memory.kernels.torch_features import EPS
 
 try:
     import triton

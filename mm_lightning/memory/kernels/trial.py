@@ -5,14 +5,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
-from functools import cache
 
 import torch
 from torch import Tensor
 
-from mm_lightning.memory.documents import Documents
-from mm_lightning.memory.kernels import Kernels, ahead_values, gated_keys
+from mm_lightning.memory.kernels import Kernels
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Of the largest number, for values and gradients."""
@@ -20,19 +17,6 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
 Compute = Callable[[Kernels, torch.device], list[Tensor]]
 """What some kernels compute on a device, in float32 on the CPU."""
-
-
-@cache
-def problem(kernels: Kernels, device: torch.device, dtype: torch.dtype, dim: int) -> str | None:
-    """Why kernels cannot be trusted with heads of `dim` numbers on a device; None if they give what torch gives.
-
-    A warning says so the first time.
-    """
-
-    def compute(kernels: Kernels, device: torch.device) -> list[Tensor]:
-        return _compute(kernels, device, dtype, dim)
-
-    return trial(kernels, device, dtype, compute, f" with heads of {dim} numbers", "keys and values", "tests/memory")
 
 
 def trial(
@@ -74,26 +58,3 @@ def _alone(compute: Compute, kernels: Kernels, device: torch.device) -> list[Ten
     or a block that is checkpointed, which keeps a list of what it computes."""
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(compute, kernels, device).result()
-
-
-def _compute(kernels: Kernels, device: torch.device, dtype: torch.dtype, dim: int) -> list[Tensor]:
-    """Keys, queries, values and gradients of two documents in two rows."""
-    draw = torch.Generator("cpu").manual_seed(0)
-
-    def random(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=draw).to(device)
-
-    time, heads = 70, 2  # more than two chunks, and a part of one
-    shape = (2, time, heads, dim)
-    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        starts = torch.zeros(2, time, dtype=torch.bool)
-        starts[:, 0] = starts[1, 40] = True
-        documents = Documents.from_starts(starts).to(device)
-        raw, ahead = (random(*shape).to(dtype).requires_grad_() for _ in range(2))
-        gate, decay, beta = random(2, time, heads), -random(2, time, heads).abs(), 1 + random(2, time, heads).abs()
-        gamma, alpha = random(heads).sigmoid(), 1 + random(heads).abs()
-        inputs = [raw, ahead, *(x.requires_grad_() for x in (gate, decay, beta, gamma, alpha))]
-        q, k = gated_keys(raw, gate, decay, beta, documents, kernels)
-        outputs = [q, k, ahead_values(ahead, gamma, alpha, documents, kernels)]
-        gradients = torch.autograd.grad(outputs, inputs, [random(*shape).to(dtype) for _ in outputs])
-        return [x.detach().float().cpu() for x in (*outputs, *gradients)]

@@ -1,129 +1,54 @@
-"""Which code computes keys and values, equations (8) and (9): readable references, torch, or one compiled pass.
+"""Keys and values, equations (8) and (9), by the kernels that are asked for: torch, or one compiled pass.
 
 All agree in values and gradients. The compiled ones are operators of torch, so that torch.compile leaves them alone.
 """
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import cache
-from importlib.metadata import version
-from importlib.util import find_spec
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mm_lightning.errors import UserError
 from mm_lightning.memory.documents import Documents
-from mm_lightning.memory.features import look_ahead, look_ahead_reference
-from mm_lightning.memory.recurrence import gated_average, gated_average_reference, queries, storable, unit
-
-Kernels = Literal["auto", "reference", "torch", "native", "triton"]
-
-
-class _Compiled(NamedTuple):
-    """Where compiled kernels run."""
-
-    package: str
-    device: str
-    types: tuple[torch.dtype, ...]
-    largest_head: int = 2**31
-
-    def fits(self, device: torch.device, dtype: torch.dtype, dim: int) -> bool:
-        return device.type == self.device and dtype in self.types and dim <= self.largest_head
-
-
-_COMPILED: dict[Kernels, _Compiled] = {
-    "native": _Compiled("numba", "cpu", (torch.float32, torch.float64, torch.bfloat16)),
-    "triton": _Compiled("triton", "cuda", (torch.float32, torch.float16, torch.bfloat16), largest_head=256),
-}
+from mm_lightning.memory.kernels import Kernels, plain, resolve
+from mm_lightning.memory.kernels.torch_features import gated_average, look_ahead, queries, storable, unit
+from mm_lightning.memory.kernels.trial import trial
 
 _LIBRARY = __name__.replace(".", "_")
 """Of our operators: an exported folder holds a copy of this module."""
 
 
 @cache
-def resolve(kernels: Kernels, device: torch.device, dtype: torch.dtype = torch.float32, dim: int = 1) -> Kernels:
-    """What `auto` means here: native on a CPU with numba, triton on CUDA with triton, torch elsewhere.
+def problem(kernels: Kernels, device: torch.device, dtype: torch.dtype, dim: int) -> str | None:
+    """Return why kernels cannot be trusted with heads of `dim` numbers on a device; None if they give what torch gives.
 
-    Args:
-        kernels: what was asked for; other than auto, checked and returned.
-        device, dtype, dim: of raw keys and values, dim = D.
-
-    Raises:
-        UserError: the kernels that were asked for cannot run here.
+    A warning says so the first time.
     """
-    if kernels == "auto":
-        for name, form in _COMPILED.items():
-            if form.fits(device, dtype, dim) and find_spec(form.package):
-                return name
-        return "torch"
-    if kernels in _COMPILED:
-        form = _COMPILED[kernels]
-        if not find_spec(form.package):
-            raise UserError(
-                f"kernels {kernels} need {form.package}: pip install {form.package}, or choose auto or torch"
-            )
-        if not form.fits(device, dtype, dim):
-            *types, last = (str(x).removeprefix("torch.") for x in form.types)
-            known = f"{', '.join(types)} and {last} on {form.device}"
-            here = f"{dtype} on {device}".removeprefix("torch.")
-            if dim > form.largest_head:
-                known, here = f"{known}, with heads of at most {form.largest_head} numbers", f"{here} with {dim}"
-            raise UserError(f"kernels {kernels} compute in {known}, not in {here}: choose auto")
-    return kernels
+
+    def compute(kernels: Kernels, device: torch.device) -> list[Tensor]:
+        resolve(kernels, device, dtype, dim)
+        return _try(kernels, device, dtype, dim)
+
+    return trial(kernels, device, dtype, compute, f" with heads of {dim} numbers", "keys and values", "tests/memory")
 
 
 def chosen(kernels: Kernels, device: torch.device, dtype: torch.dtype, dim: int) -> Kernels:
-    """:func:`resolve`, but where `auto` would mean kernels for a GPU, they must pass a small trial on it first."""
+    """Return what :func:`resolve` does, but `auto` means kernels for a GPU only if they pass a small trial on it."""
     if kernels in ("reference", "torch"):  # so that torch.compile meets nothing that is cached
         return kernels
     found = resolve(kernels, device, dtype, dim)
     if kernels == "auto" and found == "triton":
-        from mm_lightning.memory.trial import problem
-
         return "torch" if problem(found, device, dtype, dim) else found
     return found
 
 
-def takes_token(kernels: Kernels, x: Tensor, weight: Tensor) -> bool:
-    """Whether x is one token, and native kernels take it through these weights: while text is generated on a CPU."""
-    if x.numel() != x.shape[-1] or torch.is_grad_enabled() or not (x.is_cpu and weight.is_cpu):
-        return False
-    if x.dtype != weight.dtype or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
-        return False
-    if not (plain(x) and plain(weight)) or x.shape[-1] != weight.shape[-1]:  # of which torch says what is wrong
-        return False
-    ordered = weight.is_contiguous() and x.stride(-1) == 1
-    return ordered and resolve(kernels, x.device, x.dtype) == "native"
-
-
-def plain(x: Tensor) -> bool:
-    """Whether its numbers lie where `data_ptr()` says: those of quantised, sharded or imagined tensors do not."""
-    return type(x) in (Tensor, nn.Parameter)
-
-
-def describe(kernels: Kernels) -> str:
-    """Their name, and which package's version compiles them."""
-    if kernels not in _COMPILED:
-        return kernels
-    package = _COMPILED[kernels].package
-    return f"{kernels} ({package} {version(package)})"
-
-
-def set_kernels(network: nn.Module, kernels: Kernels) -> None:
-    """Has all memories of a network computed by these."""
-    for module in network.modules():
-        if isinstance(getattr(module, "kernels", None), str):
-            if kernels == "reference" and getattr(module, "dropout", None):
-                raise UserError("kernels reference have no dropout of retrieval weights: set dropout 0 or choose torch")
-            setattr(module, "kernels", kernels)  # noqa: B010
-
-
 def gated_keys(
-    ktilde: Tensor, gate: Tensor, decay: Tensor, beta: Tensor, documents: Documents, kernels: Kernels = "auto"
+    ktilde: Tensor, gate: Tensor, decay: Tensor, beta: Tensor, documents: Documents, kernels: Kernels
 ) -> tuple[Tensor, Tensor]:
-    """Queries and keys: k of equation (8), and q = beta k.
+    """Return queries and keys: k of equation (8), and q = beta k.
 
     Args:
         ktilde: (B, T, H, D) raw keys W_phi x.
@@ -131,15 +56,13 @@ def gated_keys(
         decay: (B, T, H) log lambda, at most 0.
         beta: bandwidths, (B, T, H) or (H,).
         documents: where to restart.
-        kernels: what computes them.
+        kernels: torch, native or triton.
 
     Returns:
         q and k, (B, T, H, D) each in ktilde's type.
     """
-    kernels = chosen(kernels, ktilde.device, ktilde.dtype, ktilde.shape[-1])
-    if kernels in ("reference", "torch"):
-        average = gated_average if kernels == "torch" else gated_average_reference
-        k = average(ktilde, gate, decay, documents)
+    if kernels == "torch":
+        k = gated_average(ktilde, gate, decay, documents)
         return queries(k, beta), k
     exact = torch.promote_types(ktilde.dtype, torch.float32)
     scalars = [x.to(exact).expand_as(gate).contiguous() for x in (gate, decay, storable(beta, ktilde.dtype))]
@@ -147,25 +70,38 @@ def gated_keys(
     return _native_keys(*arguments)[:2] if _directly(kernels, ktilde) else _GatedKeys.apply(*arguments)
 
 
-def ahead_values(
-    vtilde: Tensor, gamma: Tensor | None, alpha: Tensor, documents: Documents, kernels: Kernels = "auto"
-) -> Tensor:
-    """Equation (9): alpha Norm(gamma vtilde_t + (1 - gamma) vtilde_{t+1}), (B, T, H, D) in vtilde's type.
+def gated_keys_from(
+    ktilde: Tensor, gate: Tensor, decay: Tensor, beta: Tensor, documents: Documents, total: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return what :func:`gated_keys` does on a CPU by native kernels, and total and scale after the last token.
+
+    Args:
+        ktilde, gate, decay, beta, documents: as for :func:`gated_keys`, of tokens that go on from others.
+        total: (B, H, D) after the token before; see :func:`mm_lightning.memory.keys.gated_step`.
+        scale: (B, H), likewise.
+    """
+    from mm_lightning.memory.kernels.numba_features import keys
+
+    exact = torch.promote_types(ktilde.dtype, torch.float32)
+    gate, decay, beta = (x.to(exact).expand_as(gate).contiguous() for x in (gate, decay, beta))
+    total, scale = total.to(exact, copy=True), scale.to(torch.float64, copy=True)  # which the call changes
+    q, k, _ = keys(_with_rows(ktilde), gate, decay, beta, documents.starts, total, scale)
+    return q, k, total, scale
+
+
+def ahead_values(vtilde: Tensor, gamma: Tensor | None, alpha: Tensor, documents: Documents, kernels: Kernels) -> Tensor:
+    """Return alpha Norm(gamma vtilde_t + (1 - gamma) vtilde_{t+1}), equation (9), (B, T, H, D) in vtilde's type.
 
     Args:
         vtilde: (B, T, H, D) raw values W_psi x.
         gamma: (H,) weight of the present token; None: 1.
         alpha: (H,) norm of the values, above 0.
         documents: a document's last token has no next one, which counts as 0.
-        kernels: what computes them.
+        kernels: torch, native or triton.
     """
-    kernels = chosen(kernels, vtilde.device, vtilde.dtype, vtilde.shape[-1])
     exact = torch.promote_types(vtilde.dtype, torch.float32)
-    if kernels in ("reference", "torch"):
-        if gamma is None:
-            values = unit(vtilde.to(exact)).to(vtilde.dtype)
-        else:
-            values = (look_ahead if kernels == "torch" else look_ahead_reference)(vtilde, gamma, documents)
+    if kernels == "torch":
+        values = unit(vtilde.to(exact)).to(vtilde.dtype) if gamma is None else look_ahead(vtilde, gamma, documents)
         return values * alpha[:, None].to(values.dtype)
     gamma = torch.ones_like(alpha) if gamma is None else gamma
     arguments = (_with_rows(vtilde), gamma.to(exact), alpha.to(exact), documents.starts)
@@ -212,7 +148,7 @@ def _native_keys(
     batch, _, heads, dim = raw.shape
     total = gate.new_zeros(batch, heads, dim)
     scale = torch.full((batch, heads), -torch.inf, dtype=torch.float64, device=raw.device)
-    from mm_lightning.memory.native import keys
+    from mm_lightning.memory.kernels.numba_features import keys
 
     return keys(raw, gate, decay, beta, starts, total, scale)
 
@@ -224,13 +160,13 @@ _keys = torch.library.custom_op(_LIBRARY + "::gated_keys", _native_keys, mutates
 def _keys_backward(
     raw: Tensor, beta: Tensor, starts: Tensor, k: Tensor, kept: Tensor, d_q: Tensor, d_k: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    from mm_lightning.memory.native import keys_backward
+    from mm_lightning.memory.kernels.numba_features import keys_backward
 
     return keys_backward(raw, beta, starts, k, kept, d_q, d_k)
 
 
 def _native_values(raw: Tensor, gamma: Tensor, alpha: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
-    from mm_lightning.memory.native import values
+    from mm_lightning.memory.kernels.numba_features import values
 
     return values(raw, gamma, alpha, starts)
 
@@ -242,35 +178,35 @@ _values = torch.library.custom_op(_LIBRARY + "::ahead_values", _native_values, m
 def _values_backward(
     raw: Tensor, gamma: Tensor, alpha: Tensor, starts: Tensor, v: Tensor, norm: Tensor, d_v: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    from mm_lightning.memory.native import values_backward
+    from mm_lightning.memory.kernels.numba_features import values_backward
 
     return values_backward(raw, gamma, alpha, starts, v, norm, d_v)
 
 
 @_keys.register_kernel("cuda")
 def _(raw, gate, decay, beta, starts):  # type: ignore[no-untyped-def]
-    from mm_lightning.memory.triton_kernels import keys
+    from mm_lightning.memory.kernels.triton_features import keys
 
     return keys(raw, gate, decay, beta, starts)
 
 
 @_keys_backward.register_kernel("cuda")
 def _(raw, beta, starts, k, kept, d_q, d_k):  # type: ignore[no-untyped-def]
-    from mm_lightning.memory.triton_kernels import keys_backward
+    from mm_lightning.memory.kernels.triton_features import keys_backward
 
     return keys_backward(raw, beta, starts, k, kept, d_q, d_k)
 
 
 @_values.register_kernel("cuda")
 def _(raw, gamma, alpha, starts):  # type: ignore[no-untyped-def]
-    from mm_lightning.memory.triton_kernels import values
+    from mm_lightning.memory.kernels.triton_features import values
 
     return values(raw, gamma, alpha, starts)
 
 
 @_values_backward.register_kernel("cuda")
 def _(raw, gamma, alpha, starts, v, norm, d_v):  # type: ignore[no-untyped-def]
-    from mm_lightning.memory.triton_kernels import values_backward
+    from mm_lightning.memory.kernels.triton_features import values_backward
 
     return values_backward(raw, gamma, alpha, starts, v, norm, d_v)
 
@@ -306,3 +242,26 @@ def _(raw, gamma, alpha, starts):  # type: ignore[no-untyped-def]
 @_values_backward.register_fake
 def _(raw, gamma, alpha, starts, v, norm, d_v):  # type: ignore[no-untyped-def]
     return raw.new_empty(raw.shape), torch.empty_like(gamma), torch.empty_like(alpha)
+
+
+def _try(kernels: Kernels, device: torch.device, dtype: torch.dtype, dim: int) -> list[Tensor]:
+    """Return keys, queries, values and gradients of two documents in two rows."""
+    draw = torch.Generator("cpu").manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=draw).to(device)
+
+    time, heads = 70, 2  # more than two chunks, and a part of one
+    shape = (2, time, heads, dim)
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        starts = torch.zeros(2, time, dtype=torch.bool)
+        starts[:, 0] = starts[1, 40] = True
+        documents = Documents.from_starts(starts).to(device)
+        raw, ahead = (random(*shape).to(dtype).requires_grad_() for _ in range(2))
+        gate, decay, beta = random(2, time, heads), -random(2, time, heads).abs(), 1 + random(2, time, heads).abs()
+        gamma, alpha = random(heads).sigmoid(), 1 + random(heads).abs()
+        inputs = [raw, ahead, *(x.requires_grad_() for x in (gate, decay, beta, gamma, alpha))]
+        q, k = gated_keys(raw, gate, decay, beta, documents, kernels)
+        outputs = [q, k, ahead_values(ahead, gamma, alpha, documents, kernels)]
+        gradients = torch.autograd.grad(outputs, inputs, [random(*shape).to(dtype) for _ in outputs])
+        return [x.detach().float().cpu() for x in (*outputs, *gradients)]

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mm_lightning.memory.compiled import compiled, flat, get, pool, put
-from mm_lightning.memory.recurrence import EPS
+from mm_lightning.memory.kernels.compiled import compiled, flat, get, pool, put
+from mm_lightning.memory.kernels.torch_features import EPS
 
 STRIP = 16
 """Tokens of one head in a row, so that what they read and write lies close together."""

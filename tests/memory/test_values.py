@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from mm_lightning.memory.documents import Documents
-from mm_lightning.memory.features import look_ahead, look_ahead_reference
-from mm_lightning.memory.values import Values
+from mm_lightning.memory.kernels.torch_features import look_ahead
+from mm_lightning.memory.values import LookAheadValues, look_ahead_reference
 
 
 def test_reference_by_hand():
@@ -45,7 +45,7 @@ def test_bf16_keeps_its_type_and_rounding():
 
 
 def test_norm_of_values_begins_at_1_and_can_leave_it():
-    memory = Values(2)
+    memory = LookAheadValues(2)
     values = memory(torch.randn(1, 8, 2, 4), Documents.whole(1, 8))
     assert values.norm(dim=-1).detach() == pytest.approx(torch.ones(1, 8, 2).numpy(), rel=1e-5)
     values.norm(dim=-1).sum().backward()

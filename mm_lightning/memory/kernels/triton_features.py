@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mm_lightning.memory.triton_passes import (
+from mm_lightning.memory.kernels.triton_passes import (
     back_carry,
     back_ends,
     back_results,

@@ -46,7 +46,7 @@ from torch.nn import functional as F
 
 from mm_lightning.errors import UserError
 from mm_lightning.memory.kernels import Kernels, resolve
-from mm_lightning.memory.summaries import LONG, full, nearby, rows, summarize
+from mm_lightning.memory.sublinear.summaries import LONG, full, nearby, rows, summarize
 from mm_lightning.ranges import AtLeastTwo, Count, NonNegative, check_fields
 
 GAIN = 1.5
@@ -227,7 +227,7 @@ class Blocks:
         return (self.settings.epsilon - r).maximum(r)
 
     def _native_read(self, q: Tensor, keys: Tensor, values: Tensor, readable: int, first: Tensor) -> Tensor:
-        from mm_lightning.memory.native_blocks import read
+        from mm_lightning.memory.sublinear.numba_read import read
 
         chosen = self.settings
         sizes = chosen.block, chosen.budget // chosen.block, self.begin, self.end, readable, self.low

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from mm_lightning.memory.documents import Documents
-from mm_lightning.memory.retrieval import Span, read, read_reference
+from mm_lightning.memory.documents import Documents, Span
+from mm_lightning.memory.retrieval import read, read_reference
 
 SPANS = {"attention": Span(0), "long": Span(64), "window": Span(1, 200), "narrow": Span(2, 3)}
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from mm_lightning.memory.documents import Documents
-from mm_lightning.memory.near import BLOCK, read_near
-from mm_lightning.memory.retrieval import Span, _windowed, read_reference
+from mm_lightning.memory.documents import Documents, Span
+from mm_lightning.memory.kernels.window import BLOCK, read_near
+from mm_lightning.memory.retrieval import _windowed, read_reference
 
 
 @pytest.mark.parametrize("function", ["near", "windowed"])

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mm_lightning.memory.compiled import array_at, compiled, get, in_threads, kinds, prefetch, put, row_at
-from mm_lightning.memory.native_step import weigh
+from mm_lightning.memory.kernels.compiled import array_at, compiled, get, in_threads, kinds, prefetch, put, row_at
+from mm_lightning.memory.kernels.numba_step import weigh
 
 STRIP = 2048
 """Columns of a product that are summed up at a time, in the nearest cache."""

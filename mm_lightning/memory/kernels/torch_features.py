@@ -1,11 +1,4 @@
-"""Gated, time-variant keys: equation (8) of the v2 paper.
-
-    kbar_T = g_T ktilde_T + lambda_T kbar_{T-1},    k_T = Norm(kbar_T)
-
-with g = exp(W_g x) and lambda = exp(-|W_lambda x|), restarted at each document's first token. A positive factor
-common to all of kbar_T disappears in the norm, so everything is computed relative to the largest weight seen so far
-and nothing can overflow, whatever the gates.
-"""
+"""Keys and values in plain torch, equations (8) and (9): few passes over memory, with derivatives of their own."""
 
 from __future__ import annotations
 
@@ -22,49 +15,6 @@ EPS = 1e-12
 """Norms below this count as this, which makes 0/0 = 0."""
 
 
-def gated_average_reference(ktilde: Tensor, gate: Tensor, decay: Tensor, documents: Documents) -> Tensor:
-    """Equation (8) token by token; what :func:`gated_average` must agree with.
-
-    Args:
-        ktilde: (B, T, H, D) raw keys W_phi x.
-        gate: (B, T, H) log g = W_g x.
-        decay: (B, T, H) log lambda = -|W_lambda x|, at most 0.
-        documents: where to restart.
-
-    Returns:
-        (B, T, H, D) keys of norm 1, computed in float32 or better and their logs in float64.
-    """
-    dtype, exact = ktilde.dtype, torch.promote_types(ktilde.dtype, torch.float32)
-    ktilde = ktilde.to(exact)
-    total = torch.zeros_like(ktilde[:, 0])  # (B, H, D), kbar_t / exp(scale)
-    scale = torch.full_like(gate[:, 0], -torch.inf, dtype=torch.float64)  # (B, H)
-    keys = []
-    for t in range(ktilde.shape[1]):
-        scale = scale.masked_fill((documents.position[:, t] == 0)[:, None], -torch.inf)
-        total, scale = gated_step(ktilde[:, t], gate[:, t], decay[:, t], total, scale)
-        keys.append(F.normalize(total, dim=-1, eps=EPS))
-    return torch.stack(keys, dim=1).to(dtype)
-
-
-def gated_step(ktilde: Tensor, gate: Tensor, decay: Tensor, total: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """One token of equation (8), with kbar_t = exp(scale) total.
-
-    Args:
-        ktilde: (B, H, D) raw keys.
-        gate: (B, H) log g.
-        decay: (B, H) log lambda.
-        total: (B, H, D) of the token before.
-        scale: (B, H) of the token before; -inf where a document begins.
-
-    Returns:
-        total and scale of this token.
-    """
-    logs = torch.stack([scale + decay, gate])
-    scale = logs.amax(0).detach()  # scale invariance: no gradient flows through it
-    kept, new = (logs - scale).exp().to(total.dtype)[..., None]
-    return torch.addcmul(kept * total, new, ktilde), scale
-
-
 def storable(beta: Tensor, dtype: torch.dtype) -> Tensor:
     """Return bandwidths that leave q = beta k finite in k's type: float16 ends at 65504."""
     return beta.clamp(max=torch.finfo(dtype).max) if dtype == torch.float16 else beta
@@ -78,6 +28,11 @@ def queries(k: Tensor, beta: Tensor) -> Tensor:
 def unit(x: Tensor) -> Tensor:
     """`F.normalize` of the last axis in fewer operations."""
     return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(EPS)
+
+
+def blend(now: Tensor, ahead: Tensor, gamma: Tensor) -> Tensor:
+    """Norm(gamma now + (1 - gamma) ahead) of (..., H, D) raw values and (H,) gamma."""
+    return unit(torch.lerp(ahead, now, gamma[:, None]))
 
 
 def gated_average(ktilde: Tensor, gate: Tensor, decay: Tensor, documents: Documents) -> Tensor:
@@ -214,3 +169,43 @@ def _weights(level: Tensor, dtype: torch.dtype, reverse: bool) -> Tensor:
     """exp(level_s - level_t) for s <= t, else 0: (..., T, T), transposed if `reverse`."""
     weights = (level[..., None, :] - level[..., :, None]).to(dtype).exp_().tril_()
     return weights.mT if reverse else weights
+
+
+def look_ahead(vtilde: Tensor, gamma: Tensor, documents: Documents) -> Tensor:
+    """:func:`look_ahead_reference` in few passes over memory, with its own derivative."""
+    return _LookAhead.apply(vtilde, gamma, documents)
+
+
+class _LookAhead(torch.autograd.Function):
+    """In float32 or better; saves only its input, its output and the norms."""
+
+    @staticmethod
+    def forward(ctx, vtilde: Tensor, gamma: Tensor, documents: Documents) -> Tensor:
+        dtype = torch.promote_types(vtilde.dtype, torch.float32)
+        raw, weight = vtilde.to(dtype), gamma.to(dtype)[:, None]
+        total = raw * weight
+        total[:, :-1] += _within(raw[:, 1:] * (1 - weight), documents)
+        norm = torch.linalg.vector_norm(total, dim=-1, keepdim=True).clamp_min_(EPS)
+        values = total.div_(norm).to(vtilde.dtype)
+        ctx.save_for_backward(vtilde, gamma, norm, values)
+        ctx.documents = documents
+        return values
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # type: ignore[override]
+        vtilde, gamma, norm, values = ctx.saved_tensors
+        dtype = norm.dtype
+        raw, weight, values = vtilde.to(dtype), gamma.to(dtype)[:, None], values.to(dtype)
+        grad = grad.to(dtype)
+        dtotal = torch.addcmul(grad, values, (grad * values).sum(-1, keepdim=True), value=-1).div_(norm)
+        dgamma = (dtotal * raw).sum((0, 1, 3))
+        going = _within(dtotal[:, :-1], ctx.documents)
+        dgamma = dgamma - (going * raw[:, 1:]).sum((0, 1, 3))
+        draw = dtotal * weight
+        draw[:, 1:].addcmul_(going, (1 - weight).expand_as(going))
+        return draw.to(vtilde.dtype), dgamma.to(gamma.dtype), None
+
+
+def _within(x: Tensor, documents: Documents) -> Tensor:
+    """x (B, T - 1, H, D) with 0 for the last token of each document, whose next token is another document's."""
+    return x if documents.single else x.masked_fill((documents.position[:, 1:] == 0)[..., None, None], 0)

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from mm_lightning.errors import UserError
-from mm_lightning.memory.blocks import Blocks, BlockStore
 from mm_lightning.memory.kernels import set_kernels
-from mm_lightning.memory.summaries import nearby, summarize
+from mm_lightning.memory.sublinear.store import Blocks, BlockStore
+from mm_lightning.memory.sublinear.summaries import nearby, summarize
 from mm_lightning.networks import MemoryMosaicConfig, TransformerConfig
 
 KINDS = ["random", "clusters", "one point", "opposite", "line", "zeros"]
@@ -94,7 +94,7 @@ def test_the_compiled_read_is_that_of_torch(kind, seed, beta, count, dim, block,
 @pytest.mark.parametrize("wanted", [1, 2, 7, 39, 40])
 @pytest.mark.parametrize("ties", [1, 3, 100])
 def test_the_largest_by_a_threshold(ties, wanted):
-    from mm_lightning.memory.native_blocks import _largest
+    from mm_lightning.memory.sublinear.numba_read import _largest
 
     rank = torch.randn(40, generator=torch.Generator().manual_seed(ties)).mul(100 / ties).round()
     places = torch.zeros(40, dtype=torch.long)

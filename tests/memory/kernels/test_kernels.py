@@ -6,7 +6,10 @@ from torch import Tensor
 
 from mm_lightning.errors import UserError
 from mm_lightning.memory.documents import Documents
-from mm_lightning.memory.kernels import _keys, _values, ahead_values, gated_keys, resolve, set_kernels
+from mm_lightning.memory.kernels import resolve, set_kernels
+from mm_lightning.memory.kernels.features import _keys, _values
+from mm_lightning.memory.keys import average_keys
+from mm_lightning.memory.values import look_ahead_values
 from mm_lightning.networks import V1, MemoryMosaicConfig, TransformerConfig
 
 FAST = ["torch", "native"]
@@ -48,7 +51,7 @@ def worst(found: list[Tensor], expected: list[Tensor]) -> float:
 @pytest.mark.parametrize(("time", "dim", "gates"), [(1, 4, 1), (17, 5, 1), (33, 8, 500), (70, 4, 0), (48, 6, 20)])
 def test_all_forms_agree(kernels, time, dim, gates):
     keys, values, documents = arguments(time, dim, gates)
-    for function, inputs in ((gated_keys, keys), (ahead_values, values)):
+    for function, inputs in ((average_keys, keys), (look_ahead_values, values)):
         expected = results_and_gradients(function, inputs, documents, "reference")
         assert worst(results_and_gradients(function, inputs, documents, kernels), expected) < 1e-11
 
@@ -58,14 +61,14 @@ def test_all_forms_agree(kernels, time, dim, gates):
 def test_shorter_types(kernels, dtype, bound):
     keys, values, documents = arguments(67, 8, 1)
     keys, values = ([x.to(dtype if x.dim() == 4 else torch.float32).double() for x in xs] for xs in (keys, values))
-    for function, inputs in ((gated_keys, keys), (ahead_values, values)):
+    for function, inputs in ((average_keys, keys), (look_ahead_values, values)):
         expected = results_and_gradients(function, inputs, documents, "reference")
         assert worst(results_and_gradients(function, inputs, documents, kernels, dtype), expected) < bound
 
 
 def test_bfloat16_rounds_to_nearest_and_keeps_what_is_not_a_number():
     raw = torch.tensor([1.0, float("nan"), float("inf")], dtype=torch.bfloat16)[:, None, None, None]
-    found = ahead_values(raw, None, torch.tensor([1.00390625]), Documents.whole(3, 1), "native")
+    found = look_ahead_values(raw, None, torch.tensor([1.00390625]), Documents.whole(3, 1), "native")
     assert found.flatten()[0] == torch.tensor(1.00390625).bfloat16()
     assert found.isnan().flatten().tolist() == [False, True, True]
 
@@ -78,7 +81,7 @@ def test_inputs_of_any_layout_on_any_number_of_threads():
     try:
         for count in (1, 3, 8):
             torch.set_num_threads(count)
-            for function, inputs in ((gated_keys, keys), (ahead_values, values)):
+            for function, inputs in ((average_keys, keys), (look_ahead_values, values)):
                 expected = results_and_gradients(function, inputs, documents, "reference")
                 assert worst(results_and_gradients(function, inputs, documents, "native"), expected) < 1e-11
     finally:
@@ -87,9 +90,9 @@ def test_inputs_of_any_layout_on_any_number_of_threads():
 
 def test_no_look_ahead_is_a_gamma_of_one():
     _, (raw, gamma, alpha), documents = arguments(20, 4, 1)
-    expected = ahead_values(raw, torch.ones_like(gamma), alpha, documents, "reference")
+    expected = look_ahead_values(raw, torch.ones_like(gamma), alpha, documents, "reference")
     for kernels in ("reference", *FAST):
-        torch.testing.assert_close(ahead_values(raw, None, alpha, documents, kernels), expected)
+        torch.testing.assert_close(look_ahead_values(raw, None, alpha, documents, kernels), expected)
 
 
 def test_operators_keep_their_promises():
@@ -108,7 +111,7 @@ def test_networks_do_not_depend_on_the_kernels(changes):
     for kernels in ("reference", *FAST):
         set_kernels(network, kernels)
         network.zero_grad()
-        loss = network(tokens, documents, tokens, long_term_delay=7)
+        loss = network(tokens, documents, tokens, delays={"long": 7})
         loss.backward()
         found[kernels] = [loss.detach(), *(p.grad for p in network.parameters())]
     for kernels in FAST:
@@ -143,6 +146,6 @@ def test_what_cannot_run_is_refused(monkeypatch):
 @pytest.mark.parametrize("kernels", ["reference", "torch"])
 def test_queries_are_finite_in_float16_whatever_the_bandwidth(kernels):
     raw, log = torch.randn(1, 3, 2, 4).half(), torch.zeros(1, 3, 2)
-    q, k = gated_keys(raw, log, log, torch.tensor([65535.0**2, 3.0]), Documents.whole(1, 3), kernels)
+    q, k = average_keys(raw, log, log, torch.tensor([65535.0**2, 3.0]), Documents.whole(1, 3), kernels)
     assert q.isfinite().all()
     assert torch.allclose(q[:, :, 0].float(), 65504 * k[:, :, 0].float(), rtol=1e-3)

@@ -1,0 +1,129 @@
+"""A contextual memory: keys, values, bandwidth and the read, together."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mm_lightning.memory.bandwidth import Bandwidth
+from mm_lightning.memory.documents import Documents, Span
+from mm_lightning.memory.kernels import plain, resolve
+from mm_lightning.memory.keys import AverageKeys, Keys
+from mm_lightning.memory.layers import Linear
+from mm_lightning.memory.pair_cache import PairCache
+from mm_lightning.memory.retrieval import Retrieval, SoftmaxRetrieval
+from mm_lightning.memory.state import PartState
+from mm_lightning.memory.values import LookAheadValues, Values
+
+
+class ContextualMemory(nn.Module):
+    """H associative memories over the documents' own past, one a head.
+
+    Query and key are the same vector. Which pairs are read is decided by the caller's span, so that the short-term
+    and the long-term memory of v2 and the contextual memory of v1 are this one module.
+
+    Args:
+        dim: d.
+        heads: H.
+        keys: what makes keys and queries: equation (8) or (7).
+        values: what makes values of raw values: equation (9).
+        bandwidth: how sharply the memory is read: equation (6).
+        retrieval: how it is read: equation (4).
+        std: of the initial values of W_psi.
+        dropout: share of the retrieval weights dropped in training.
+        bias: whether W_psi has a bias.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        keys: Keys,
+        values: Values,
+        bandwidth: Bandwidth,
+        retrieval: Retrieval,
+        std: float,
+        dropout: float = 0.0,
+        bias: bool = False,
+    ):
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.keys = keys
+        self.W_psi = Linear(dim, dim, std, bias)
+        self.values = values
+        self.bandwidth = bandwidth
+        self.retrieval = retrieval
+
+    def forward(self, x: Tensor, span: Span, documents: Documents, state: PartState | None = None) -> Tensor:
+        """Return retrieved values (B, T, d) from inputs (B, T, d): of whole documents, or of a chunk that goes on.
+
+        Args:
+            x: inputs.
+            span: the pairs a query reads.
+            documents: where documents begin.
+            state: in inference, what is remembered of the tokens before; it takes in these.
+        """
+        beta = self.bandwidth(documents.count(span), x)
+        vtilde = self.W_psi(x).unflatten(-1, (self.heads, -1))
+        if state is not None and self._takes_step(vtilde, documents, state):
+            return self._step(x, beta, vtilde, span, documents, state).flatten(-2)
+        carried = (None, None) if state is None else (state.carried("keys"), state.carried("values"))
+        q, k = self.keys(x, beta, documents, carried[0])
+        v = self.values(vtilde, documents, carried[1])
+        pairs, dropout = None if state is None else state.pairs, self.dropout if self.training else 0.0
+        return self.retrieval(q, k, v, span, documents, pairs, self.values.late, 1.0, dropout).flatten(-2)
+
+    def _takes_step(self, vtilde: Tensor, documents: Documents, state: PartState) -> bool:
+        """Return whether one compiled call takes this in: a token on a CPU, through equations (8), (9) and (4).
+
+        Its pairs lie in plain buffers of the same type. (They are of another where autocast was switched on or off.)
+        """
+        if not documents.step or type(state.pairs) is not PairCache or not plain(vtilde):
+            return False
+        if not isinstance(self.keys, AverageKeys) or type(self.values) is not LookAheadValues:
+            return False
+        if type(self.retrieval) is not SoftmaxRetrieval or state.pairs.buffers[0].dtype != vtilde.dtype:
+            return False
+        raw = state.carried("values")["raw"]
+        return raw.dtype == vtilde.dtype and resolve(self.keys.kernels, vtilde.device, vtilde.dtype) == "native"
+
+    def _step(
+        self, x: Tensor, beta: Tensor, vtilde: Tensor, span: Span, documents: Documents, state: PartState
+    ) -> Tensor:
+        """Return answers (B, 1, H, D) to a single token, which is stored."""
+        from mm_lightning.memory.kernels.numba_step import step
+
+        keys, values, pairs = self.keys, self.values, state.pairs
+        assert isinstance(keys, AverageKeys)
+        assert isinstance(values, LookAheadValues)
+        assert pairs is not None
+        average, before = state.carried("keys"), state.carried("values")
+        if documents.begins_here:
+            average["scale"].masked_fill_(documents.starts, -torch.inf)
+        gate, decay = (y[:, 0] for y in keys.gates(x))
+        at, end = pairs.place(1, vtilde), documents.begin + 1 - span.delay
+        place = at, 0 if span.size is None else max(0, end - span.size), end, pairs.offset
+        first = documents.begin - documents.position[:, 0]
+        beta = beta if beta.dim() == 1 else beta[:, 0]
+        scalars = values.gamma, values.alpha_psi
+        carried = average["total"], average["scale"], before["raw"]
+        return step(keys.W_phi(x), gate, decay, beta, vtilde, *scalars, first, carried, pairs.buffers, place)[:, None]
+
+    @property
+    def sublinear(self) -> bool:
+        """Whether its pairs can be read by blocks: by equation (4), with keys of norm 1."""
+        return isinstance(self.keys, AverageKeys) and type(self.retrieval) is SoftmaxRetrieval
+
+    def new_state(self, span: Span, capacity: int, pairs: PairCache | None = None) -> PartState:
+        """Return the state before the first token, with room for so many pairs at first.
+
+        Args:
+            span: the pairs that queries read.
+            capacity: pairs.
+            pairs: where they are stored; in a plain :class:`PairCache` by default.
+        """
+        return PartState(pairs or PairCache(span.keep, capacity))
+
+    def scalars(self) -> dict[str, Tensor]:
+        """Return the learned scalars by name, (H,) each."""
+        return {**self.bandwidth.scalars(), **self.values.scalars(), **self.keys.scalars()}

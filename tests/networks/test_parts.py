@@ -1,0 +1,138 @@
+"""The parts of docs/extending.md, in a module outside the package: named in a configuration, no line changed here."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from mm_lightning.errors import UserError
+from mm_lightning.memory.sublinear.store import BlockStore
+from mm_lightning.networks import MemoryMosaicConfig, NetworkConfig
+from mm_lightning.networks.cost import forward_flops_per_token, parameters, parts
+from mm_lightning.networks.described import config_of
+from mm_lightning.networks.parts import load_class
+from tests.networks.conftest import SMALL, SPANS
+from tests.networks.test_state import run
+
+MINE = {
+    "keys": {"class_path": "mine_of_docs.LastThree"},
+    "bandwidth": {"class_path": "mine_of_docs.OfTheToken", "init_args": {"offset": 0.5}},
+    "values": {"class_path": "mine_of_docs.Raw"},
+    "retrieval": {"class_path": "mine_of_docs.Cauchy"},
+    "persistent": {"class_path": "mine_of_docs.SquaredReLU", "init_args": {"hidden": 40}},
+}
+CASES = {**{name: {name: spec} for name, spec in MINE.items()}, "all": MINE}
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    text = (Path(__file__).parents[2] / "docs" / "extending.md").read_text(encoding="utf-8")
+    parts, network = re.findall(r"```python\n(.+?)```", text, re.DOTALL)
+    (tmp_path / "mine_of_docs.py").write_text(parts, encoding="utf-8")
+    (tmp_path / "mine_parallel.py").write_text(network, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+@pytest.fixture(params=CASES.values(), ids=CASES)
+def config(request):
+    return MemoryMosaicConfig(**SMALL, **SPANS, **request.param)
+
+
+def test_they_learn(config, build, packed):
+    network = build(config)
+    tokens, documents = packed(config, 2, 60, 0.05)
+    optimizer = torch.optim.AdamW(network.parameters(), 3e-3)
+    losses = []
+    for step in range(12):
+        loss = network(tokens, documents, tokens, **network.draw_step(0, step))
+        optimizer.zero_grad()
+        loss.backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 0.3
+
+
+def test_they_decode_as_they_read(config, build, packed):
+    """At every position, in documents that begin anywhere."""
+    network = build(config, torch.float64).eval()
+    tokens, documents = packed(config, 2, 50, 0.06)
+    with torch.no_grad():
+        whole = network(tokens, documents)
+    for pieces in ([1] * 50, [30, 7, 1, 1, 11]):
+        found = run(network, tokens, pieces, documents.position == 0)
+        assert torch.allclose(found, whole, atol=1e-9, rtol=0)
+
+
+def test_documents_are_alone(config, build, packed):
+    network = build(config, torch.float64).eval()
+    tokens, documents = packed(config, 1, 40, 0.1)
+    begin = documents.lengths[0]
+    with torch.no_grad():
+        assert torch.allclose(network(tokens, documents)[:, begin:], network(tokens[:, begin:], _rest(documents)))
+
+
+def _rest(documents):
+    return type(documents).from_starts(documents.starts[:, documents.lengths[0] :])
+
+
+def test_they_are_described_counted_and_saved(config, build):
+    network = build(config)
+    again = config_of(config.described())
+    assert again == config
+    again.build().load_state_dict(network.state_dict())
+    assert parameters(config) == sum(p.numel() for p in network.parameters())
+    assert forward_flops_per_token(config, 8) == sum(part.forward_flops(8) for part in parts(config))
+    if isinstance(config.persistent, dict):
+        part = {part.name: part for part in parts(config)}["persistent memory"]
+        assert part.active == part.parameters == config.layers * 2 * config.dim * 40
+
+
+def test_states_are_forked_and_loaded(config, build, packed):
+    network = build(config, torch.float64).eval()
+    tokens, _ = packed(config, 2, 40, 0)
+    state = network.new_state(2)
+    run(network, tokens[:, :25], [20, 5], state=state)
+    loaded = network.new_state(2)
+    loaded.load({name: x.clone() for name, x in state.tensors().items()})
+    mark = state.mark()
+    expected = run(network, tokens[:, 25:], [1] * 15, state=state)
+    assert torch.equal(run(network, tokens[:, 25:], [1] * 15, state=loaded), expected)
+    state.rewind(mark)
+    assert torch.allclose(run(network, tokens[:, 25:], [7, 8], state=state), expected, atol=1e-9, rtol=0)
+
+
+def test_a_network_of_their_own(build, packed):
+    """Decodes as it reads, and is known by its module in what a checkpoint says."""
+    kind = load_class("mine_parallel.ParallelConfig", NetworkConfig)
+    config = kind(**SMALL)
+    network = build(config, torch.float64).eval()
+    assert config.described()["class"] == "mine_parallel.ParallelConfig"
+    assert config_of(config.described()) == config
+    assert parameters(config) == sum(p.numel() for p in network.parameters())
+    tokens, documents = packed(config, 2, 40, 0.1)
+    with torch.no_grad():
+        whole = network(tokens, documents)
+    assert torch.allclose(run(network, tokens, [20, *[1] * 20], documents.starts), whole, atol=1e-9, rtol=0)
+
+
+def test_what_reads_softmax_alone_refuses_others(build):
+    with pytest.raises(UserError, match="long store"):
+        build(MemoryMosaicConfig(**SMALL, **CASES["retrieval"])).new_state(long_store=BlockStore())
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ({"keys": {"class_path": "nowhere.Keys"}}, ["nowhere.Keys", "PYTHONPATH"]),
+        ({"keys": {"class_path": "mine_of_docs.Raw"}}, ["mine_of_docs.Raw", "memory.keys.Keys"]),
+        ({"persistent": {"class_path": "mine_of_docs.SquaredReLU", "init_args": {"wide": 1}}}, ["wide", "init_args"]),
+        ({"bandwidth": {"class": "mine_of_docs.OfTheToken"}}, ["bandwidth", "class_path"]),
+    ],
+)
+def test_mistakes(part, words):
+    with pytest.raises(UserError) as error:
+        replace(MemoryMosaicConfig(**SMALL), **part).build()
+    assert all(word in str(error.value) for word in words)

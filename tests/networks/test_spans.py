@@ -1,0 +1,78 @@
+"""Levels are data: any number of them, by name."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mm_lightning.errors import UserError
+from mm_lightning.memory.documents import Span
+from mm_lightning.networks import MemoryMosaicConfig, TransformerConfig
+from mm_lightning.networks.config import Reach
+from mm_lightning.networks.cost import parts
+from mm_lightning.networks.described import config_of
+from tests.networks.conftest import SMALL, SPANS
+from tests.networks.test_state import run
+
+MIDDLE = {
+    "levels": ("long", "middle", "short"),
+    "spans": {"middle": {"delay": [2, 12], "window": 30, "inference_delay": 4}},
+}
+KINDS = {
+    "mosaic": MemoryMosaicConfig(**SMALL, **SPANS, **MIDDLE),
+    "transformer": TransformerConfig(**SMALL, **SPANS, **MIDDLE),
+}
+
+
+@pytest.mark.parametrize("config", KINDS.values(), ids=KINDS)
+def test_a_third_level_decodes_as_it_reads(config, build, packed):
+    network = build(config, torch.float64).eval()
+    tokens, documents = packed(config, 2, 70, 0.04)
+    with torch.no_grad():
+        whole = network(tokens, documents)
+    for pieces in ([1] * 70, [40, 1, 1, 28]):
+        assert torch.allclose(run(network, tokens, pieces, documents.starts), whole, atol=1e-9, rtol=0)
+
+
+def test_it_reads_what_it_states(build, packed):
+    """The pairs t - 29 .. t - m: a changed token matters to those tokens alone that read it."""
+    config = replace(KINDS["transformer"], levels=("middle",), layers=1)
+    assert (config.span("middle"), config.span("middle", 12)) == (Span(4, 26), Span(12, 18))
+    network = build(config, torch.float64).eval()
+    assert {network.draw_step(0, step)["delays"]["middle"] for step in range(200)} == set(range(2, 13))
+    tokens, _ = packed(config, 1, 60, 0)
+    other = tokens.clone()
+    other[0, 0] = (tokens[0, 0] + 1) % config.vocab_size
+    with torch.no_grad():
+        changed = (network(tokens, delays={"middle": 6}) - network(other, delays={"middle": 6})).abs().amax(-1)[0]
+    assert changed[1:].gt(0).nonzero().flatten().add(1).tolist() == list(range(6, 30))
+
+
+def test_it_is_counted_by_its_window():
+    by_name = {part.name: part for part in parts(KINDS["mosaic"])}
+    middle = by_name["middle-term memory"]
+    assert middle.window == 30
+    assert middle.forward_flops(1000) == middle.forward_flops(30) > middle.forward_flops(29)
+
+
+def test_descriptions_hold_it():
+    config = KINDS["mosaic"]
+    assert config_of(config.described()) == config
+    assert config.reach("middle") == Reach((2, 12), 30, 4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"levels": ("middle",)}, ["'middle'", "spans"]),
+        ({"spans": {"long": {"window": 8}}}, ["'long'", "long_term_delay"]),
+        ({"spans": {"middle": {"windows": 8}}}, ["spans", "window"]),
+        ({"spans": {"middle": {"window": 8, "delay": 8}}}, ["spans.middle.window", "8"]),
+        ({"spans": {"middle": {"delay": (9, 3)}}}, ["spans.middle.delay", "[9, 3]"]),
+        ({"spans": {"middle": {"delay": 0}}}, ["spans.middle.delay", "at least 1"]),
+    ],
+)
+def test_mistakes(settings, words):
+    with pytest.raises(UserError) as error:
+        MemoryMosaicConfig(**SMALL, **settings)
+    assert all(word in str(error.value) for word in words)
