@@ -71,7 +71,7 @@ def _hash(file: SourceFile, stopped: threading.Event | None = None) -> str:
             while not (stopped and stopped.is_set()) and (block := stream.read(_BLOCK)):
                 digest.update(block)
     except (OSError, BadInput):
-        pass
+        pass  # the reading of the same file that follows says what is wrong with it
     return digest.hexdigest()
 
 
