@@ -6,10 +6,10 @@ trainer:
       init_args: {every_n_steps: 500}
 """
 
+from mm_lightning.callbacks.bad_step_guard import BadStepGuard
 from mm_lightning.callbacks.checkpoints import Checkpoints
 from mm_lightning.callbacks.evaluation import Evaluation
 from mm_lightning.callbacks.gradient_norm import GradientNorm
-from mm_lightning.callbacks.guard import Guard
 from mm_lightning.callbacks.memory_statistics import MemoryStatistics
 from mm_lightning.callbacks.preemption import Preemption
 from mm_lightning.callbacks.profiler import Profiler
@@ -22,10 +22,10 @@ from mm_lightning.callbacks.throughput import Throughput
 from mm_lightning.callbacks.watchdog import Watchdog
 
 __all__ = [
+    "BadStepGuard",
     "Checkpoints",
     "Evaluation",
     "GradientNorm",
-    "Guard",
     "MemoryStatistics",
     "Preemption",
     "Profiler",

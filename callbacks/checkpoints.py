@@ -11,13 +11,7 @@ from typing import Annotated, Any, Literal
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from mm_lightning.errors import UserError
-from mm_lightning.outputs import write_json
-from mm_lightning.ranges import Name, Natural, Range, checked
-from mm_lightning.side_files import read_object
-from mm_lightning.terminal import display
-from mm_lightning.training.batches import is_last_step
-from mm_lightning.training.checkpoint import (
+from mm_lightning.checkpoint import (
     checkpoint_path,
     checkpoints_of,
     is_whole,
@@ -25,9 +19,15 @@ from mm_lightning.training.checkpoint import (
     saved_by_run,
     step_of,
 )
-from mm_lightning.training.checkpoint.plain_values import Unloadable
+from mm_lightning.checkpoint.plain_values import Unloadable
+from mm_lightning.checkpoint.run_folder import RunFolder
+from mm_lightning.errors import UserError
+from mm_lightning.outputs import write_json
+from mm_lightning.ranges import Name, Natural, Range, checked
+from mm_lightning.side_files import read_object
+from mm_lightning.terminal import display
+from mm_lightning.training.accumulation import is_last_step
 from mm_lightning.training.loggers import say
-from mm_lightning.training.run_folder import RunFolder
 
 BEST = "best.json"
 

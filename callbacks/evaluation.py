@@ -13,16 +13,16 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from mm_lightning.callbacks.throughput import Throughput
+from mm_lightning.checkpoint import checkpoint_path
+from mm_lightning.checkpoint.run_folder import describe_environment
 from mm_lightning.errors import UserError
 from mm_lightning.evaluation.samples import RESULTS, SAMPLES
 from mm_lightning.evaluation.settings import left_out, left_out_line, make_tasks
 from mm_lightning.evaluation.task import Record, Result, Row, Task
 from mm_lightning.outputs import write_bytes, write_json
 from mm_lightning.ranges import Count, Name, Natural, checked
-from mm_lightning.training.at_rest import at_rest
-from mm_lightning.training.checkpoint import checkpoint_path
+from mm_lightning.training.evaluation_mode import evaluation_mode
 from mm_lightning.training.loggers import board_tag, say
-from mm_lightning.training.run_folder import describe_environment
 
 if TYPE_CHECKING:
     from mm_lightning.evaluation.model import Model
@@ -134,7 +134,7 @@ class Evaluation(Callback):
     def _evaluate(self, trainer: Trainer, pl_module: LightningModule) -> None:
         begin, step = time.monotonic(), trainer.global_step
         values: dict[str, float] = {}
-        with at_rest(trainer, pl_module) as network:
+        with evaluation_mode(trainer, pl_module) as network:
             model = self._model(trainer, pl_module, network)
             for task, items, settings in zip(self.tasks, self._items, self._settings, strict=True):
                 started = time.monotonic()

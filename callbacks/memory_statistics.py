@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from mm_lightning.callbacks.validation_rows import ValidationRows
+from mm_lightning.callbacks.after_validation import ValidationRows
 from mm_lightning.networks import Network
 from mm_lightning.ranges import Count, Natural, checked
 from mm_lightning.training.loggers import board_tag

@@ -15,6 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
 from mm_lightning.callbacks.checkpoints import Checkpoints
+from mm_lightning.checkpoint import checkpoint_path
 from mm_lightning.ranges import Name, checked
 from mm_lightning.signals import (
     INTERRUPTED,
@@ -29,8 +30,7 @@ from mm_lightning.signals import (
     restore,
     write_mark,
 )
-from mm_lightning.training.batches import accumulating, is_last_step
-from mm_lightning.training.checkpoint import checkpoint_path
+from mm_lightning.training.accumulation import accumulating, is_last_step
 from mm_lightning.training.loggers import say
 
 

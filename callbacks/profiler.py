@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from mm_lightning.ranges import Count, checked
 from mm_lightning.training.loggers import say
-from mm_lightning.training.quiet import quiet_profiler
+from mm_lightning.training.silence_warnings import silence_profiler
 
 MEMORY_ENTRIES = 200_000
 """Allocations that the CUDA allocator remembers, the newest."""
@@ -66,7 +66,7 @@ class Profiler(Callback):
         warm_up = min(self.first - 1, 1)
         if self._profile is not None or not mine or trainer.global_step != self.first - 1 - warm_up:
             return
-        quiet_profiler()
+        silence_profiler()
         activities = [torch.profiler.ProfilerActivity.CPU]
         if pl_module.device.type == "cuda":
             activities.append(torch.profiler.ProfilerActivity.CUDA)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from mm_lightning.callbacks.validation_rows import ValidationRows
+from mm_lightning.callbacks.after_validation import ValidationRows
 from mm_lightning.errors import UserError
 from mm_lightning.evaluation.figures import profile_axes
 from mm_lightning.networks import Network

@@ -9,12 +9,12 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from mm_lightning.callbacks.validation_rows import AfterValidation
+from mm_lightning.callbacks.after_validation import AfterValidation
 from mm_lightning.inference.commands import generate_line
 from mm_lightning.inference.sampling import Sampling
 from mm_lightning.networks import Network
 from mm_lightning.ranges import Count, Portion, Seed, Temperature, Text, checked
-from mm_lightning.training.at_rest import at_rest
+from mm_lightning.training.evaluation_mode import evaluation_mode
 from mm_lightning.training.loggers import board_tag
 
 
@@ -61,7 +61,7 @@ class Samples(AfterValidation):
         """Write a sample of the final network, unless the validation of the last step has done so."""
         if self._step != trainer.global_step:
             self._step = trainer.global_step
-            with at_rest(trainer, pl_module) as network:
+            with evaluation_mode(trainer, pl_module) as network:
                 if trainer.is_global_zero:
                     self.look(trainer, network)
 

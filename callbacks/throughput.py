@@ -9,14 +9,14 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from mm_lightning.networks.cost import training_flops_per_token
-from mm_lightning.training.peak import peak_flops
+from mm_lightning.training.peak_flops import peak_flops
 
 
 class Throughput(Callback):
     """Logs at every log step, over all devices:
 
     - `train/tokens`: tokens of all steps since the first of the run, whatever batch or context each had, those
-      whose update `Guard` left out included,
+      whose update `BadStepGuard` left out included,
     - `train/tokens_per_second`: since the last log step, validation and checkpoints left out,
     - `train/mfu`: the share of the devices' peak that useful FLOPs reach, where the peak is known (not on CPUs).
     """

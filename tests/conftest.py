@@ -1,6 +1,9 @@
+import signal
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from tiny_run import prepared, tiny  # noqa: F401
 
 # The same examples every time, and none is too slow: how fast a machine is, is not what tests are about.
 settings.register_profile("plain", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -17,3 +20,8 @@ def pytest_addoption(parser):
 def one_thread():
     """The tensors of these tests are small: more threads only wait for each other."""
     torch.set_num_threads(1)
+
+
+# A shell that starts a command in the background has it ignore ctrl-C, which some tests send.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)

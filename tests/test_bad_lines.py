@@ -36,7 +36,10 @@ DEEP = "[" * 400
         (["fit", "--config", "quickstart", "--model.initial_weights="], "initial_weights takes the name of a file"),
         (["fit", "--config", " "], "--config takes the name of a file or folder, got ' '"),
         (["validate", "--ckpt_path", ""], "--ckpt_path takes the name of a file or folder, got ''"),
-        (["fit", "--config", "quickstart", "--trainer.callbacks+=Guard", "--trainer.callbacks.sigma=.nan"], "sigma"),
+        (
+            ["fit", "--config", "quickstart", "--trainer.callbacks+=BadStepGuard", "--trainer.callbacks.sigma=.nan"],
+            "sigma",
+        ),
     ],
 )
 def test_ends_in_one_line(args, words, tmp_path, monkeypatch, capsys):

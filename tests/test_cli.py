@@ -6,12 +6,12 @@ import sys
 
 import pytest
 
+from mm_lightning.checkpoint import KEY, describe_network, describe_tokenizer
+from mm_lightning.checkpoint.writing import write
 from mm_lightning.cli import COMMANDS, TRAINING, find_command, load, main, places
 from mm_lightning.data import load_tokenizer
 from mm_lightning.errors import UserError
 from mm_lightning.networks import MemoryMosaicConfig
-from mm_lightning.training.checkpoint import KEY, describe_network, describe_tokenizer
-from mm_lightning.training.checkpoint.writing import write
 
 
 def test_help_names_every_command(capsys):

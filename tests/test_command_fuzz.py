@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from command_lines import bases, furnish, lines, spoiled, state, try_line
+from tiny_run import TINY
 
 from mm_lightning.cli import COMMANDS, TRAINING, main
 from mm_lightning.shipped import configs_folder
-from tests.command_lines import bases, furnish, lines, spoiled, state, try_line
-from tests.training.conftest import TINY
 
 COUNT = int(os.environ.get("FUZZ_LINES", "100"))
 

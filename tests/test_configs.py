@@ -50,7 +50,7 @@ def test_the_overlay_watch_adds_callbacks_to_those_that_are_there():
     [(None, 3, 2 / 64, 12 / 64), ("zero_2", 2, 2, 12 / 64), ("offload", 3, 2 / 64, 0)],
 )
 def test_the_large_model_is_divided_among_64_gpus(name, stage, weights, states):
-    from mm_lightning.training.memory_plan import bytes_per_device, layout_of
+    from mm_lightning.training.memory_estimate import bytes_per_device, layout_of
     from mm_lightning.training.parsing import parse_fit
 
     overlay = ["--config", str(FOLDER / f"overlays/{name}.yaml")] if name else []
@@ -159,7 +159,7 @@ def test_an_ablation_trains_validates_and_generates(name, shrink, capsys):
 
 def test_a_level_removed_after_training(shrink, capsys):
     """`levels: [short]` at evaluation equals the trained network with the long-term memory's answers set to 0."""
-    from mm_lightning.training.checkpoint import find_checkpoint, load_network, load_weights
+    from mm_lightning.checkpoint import find_checkpoint, load_network, load_weights
 
     overlay, folder = shrink(False)
     configs = ["--config", str(FOLDER / "quickstart.yaml"), "--config", overlay]

@@ -259,8 +259,8 @@ def test_every_command_with_an_output_has_the_option():
     ],
 )
 def test_commands_refuse_what_is_there_before_they_work(command, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("mm_lightning.training.checkpoint.load_network", lambda *_: pytest.fail("work was begun"))
-    monkeypatch.setattr("mm_lightning.training.checkpoint.find_checkpoint", lambda *_: pytest.fail("work was begun"))
+    monkeypatch.setattr("mm_lightning.checkpoint.load_network", lambda *_: pytest.fail("work was begun"))
+    monkeypatch.setattr("mm_lightning.checkpoint.find_checkpoint", lambda *_: pytest.fail("work was begun"))
     text, there = tmp_path / "a.txt", tmp_path / "there.safetensors"
     text.write_text("hello")
     there.write_text("mine")
@@ -294,7 +294,7 @@ def test_commands_refuse_folders_of_others(command, tmp_path, capsys):
     ],
 )
 def test_commands_look_before_they_work(command, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("mm_lightning.training.checkpoint.load_network", lambda *_: pytest.fail("work was begun"))
+    monkeypatch.setattr("mm_lightning.checkpoint.load_network", lambda *_: pytest.fail("work was begun"))
     text = tmp_path / "a.txt"
     text.write_text("hello")
     words = command.replace("TEXT", str(text)).split()

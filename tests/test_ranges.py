@@ -20,7 +20,7 @@ from mm_lightning.errors import UserError
 from mm_lightning.evaluation.task import TASKS, find_task
 from mm_lightning.experiments import launch
 from mm_lightning.inference.sampling import Sampling
-from mm_lightning.memory.sublinear.store import BlockStore
+from mm_lightning.memory.sublinear.key_clusters import SublinearRead
 from mm_lightning.networks import MemoryMosaicConfig, TransformerConfig
 from mm_lightning.ranges import (
     MOST,
@@ -37,7 +37,7 @@ from mm_lightning.ranges import (
     hints,
     stated,
 )
-from mm_lightning.training import settings, trainer_options
+from mm_lightning.training import check_config, trainer_options
 from mm_lightning.training.module import LanguageModule
 
 FUNCTIONS = [name for name in COMMANDS if name not in ("cost", "launch")]
@@ -45,7 +45,7 @@ CLASSES: dict[str, Any] = {
     "model": LanguageModule.__init__,
     "data": TextDataModule.__init__,
     **{kind.__name__: kind for kind in (MemoryMosaicConfig, TransformerConfig, PrepareConfig, RegBenchConfig)},
-    **{kind.__name__: kind for kind in (FactsConfig, Sampling, BlockStore)},
+    **{kind.__name__: kind for kind in (FactsConfig, Sampling, SublinearRead)},
     **{name: getattr(callbacks, name).__init__ for name in callbacks.__all__},
     **{name: find_task(name) for name in TASKS},
 }
@@ -53,7 +53,7 @@ TYPED = {
     **{name: hints(load(COMMANDS[name][0])) for name in FUNCTIONS},
     **{name: hints(kind) for name, kind in CLASSES.items()},
     "trainer": trainer_options.STATED,
-    "fit": settings.STATED,
+    "fit": check_config.STATED,
     "launch": launch.STATED,
 }
 FREE = {
@@ -139,7 +139,7 @@ def kinds(hint: Any) -> set[type]:
 
 TRAINING = {
     **{f"trainer.{name}": hint for name, hint in trainer_options.STATED.items()},
-    **settings.STATED,
+    **check_config.STATED,
     **{f"model.{name}": hint for name, hint in hints(LanguageModule.__init__).items()},
     **{f"data.{name}": hint for name, hint in hints(TextDataModule.__init__).items()},
 }

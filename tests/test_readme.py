@@ -60,8 +60,8 @@ def test_sizes_of_the_quickstart(capsys):
 
 
 def test_runs_of_the_ablation():
-    from mm_lightning.experiments.plan import plan
     from mm_lightning.experiments.sweep_file import read_sweep
+    from mm_lightning.experiments.sweep_runs import plan
 
     assert f"{len(plan(read_sweep('ablation')))} runs, two at a time" in TEXT
 

@@ -8,9 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mm_lightning.memory.documents import Documents
-
-IGNORED = -100
+from mm_lightning.memory.documents import IGNORE_INDEX, Documents
 
 
 @dataclass(eq=False)
@@ -34,7 +32,7 @@ class Batch:
         if bos == eos:  # documents are not empty, so of two in a row the first is an end and the second a beginning
             begins[:, 1:] &= begins[:, :-1].copy()
         tokens, targets = sequences[:, :-1].astype(np.int64), sequences[:, 1:].astype(np.int64)
-        targets[begins[:, 1:]] = IGNORED
+        targets[begins[:, 1:]] = IGNORE_INDEX
         # As Documents.from_starts, with numpy, which takes a fraction of the time for so few numbers.
         begins[:, 0] = True
         offsets = np.append(begins[:, :-1], True).nonzero()[0]

@@ -144,29 +144,6 @@ def inspect(path: Place, samples: Natural = 3, seed: Seed = 0) -> None:
     room.inspect(path, samples, seed)
 
 
-def show(
-    path: Place,
-    step: Count | None = None,
-    sequences: Natural = 3,
-    tokens: Natural = 200,
-    data: list[Place] | Place | None = None,
-) -> None:
-    """Show what an optimisation step was trained on: shards, documents, decoded text; or list a run's bad steps.
-
-    The batch of a bad step was kept when it happened; that of any other follows from the run's config and data.
-
-    Args:
-        path: a run folder, a root of numbered ones (the newest), or the kept folder of a bad step.
-        step: which step, counted from 1 as in metrics.jsonl; without one the bad steps are listed.
-        sequences: how many sequences of it to show.
-        tokens: how many tokens of each to decode.
-        data: where the run's data lie now, if no longer where its config says; of several folders all, as [a, b].
-    """
-    from mm_lightning.data import bad_steps as room
-
-    room.show(path, step, sequences, tokens, data)
-
-
 def verify(path: Place, checksums: bool = True) -> None:
     """Check a prepared folder for missing, truncated, damaged or foreign files, and for wrong numbers.
 

@@ -25,8 +25,8 @@ import numpy as np
 from mm_lightning.data.folder import token_type
 from mm_lightning.data.generated import generate_folder
 from mm_lightning.data.manifest import Manifest, Split
+from mm_lightning.data.packing import write_split
 from mm_lightning.data.progress import PrepareProgress
-from mm_lightning.data.rows import write_split
 from mm_lightning.data.tokenizer import BEGIN, END, Tokenizer, load_tokenizer
 from mm_lightning.errors import UserError
 from mm_lightning.ranges import Count, Place, Seed, check_fields

@@ -25,8 +25,8 @@ from mm_lightning.data.manifest import FILE, FORMAT_VERSION, SPLITS, Manifest, S
 from mm_lightning.data.progress import PrepareProgress, say
 from mm_lightning.data.shards import write_shards
 from mm_lightning.data.splitting import DocumentSplit, fraction_of, plan_split
+from mm_lightning.data.tokenize_units import Job, UnitFiles, UnitRecord, documents_of, is_done, run_units
 from mm_lightning.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
-from mm_lightning.data.units import Job, UnitFiles, UnitRecord, documents_of, is_done, run_units
 from mm_lightning.decompress import LONGEST
 from mm_lightning.errors import UserError
 from mm_lightning.ranges import Count, DocumentBytes, Few, Name, Part, Place, Text, VocabSize, check_fields

@@ -20,8 +20,8 @@ import numpy as np
 from mm_lightning.data.automata import LETTERS, Automaton, Word, draw_automaton, draw_words
 from mm_lightning.data.generated import generate_folder
 from mm_lightning.data.manifest import Manifest, Split
+from mm_lightning.data.packing import lay_out, pack, write_split
 from mm_lightning.data.progress import PrepareProgress
-from mm_lightning.data.rows import lay_out, pack, write_split
 from mm_lightning.data.tokenizer import BEGIN, END, Tokenizer, load_tokenizer
 from mm_lightning.errors import UserError
 from mm_lightning.outputs import write_json

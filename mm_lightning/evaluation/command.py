@@ -13,7 +13,7 @@ from mm_lightning.ranges import Count, Few, Name, Natural, Place, Seed
 from mm_lightning.terminal import display
 
 if TYPE_CHECKING:
-    from mm_lightning.evaluation.run import Job, Subject
+    from mm_lightning.evaluation.run import EvaluatedModel, Job
 
 
 def evaluate_command(
@@ -194,14 +194,14 @@ def evaluate(job: Job, processes: int, overwrite: bool) -> None:
 
 def make_subjects(
     checkpoints: list[str], names: list[str] | None, long_term: bool, inference_delay: int | None, precision: str
-) -> list[Subject]:
+) -> list[EvaluatedModel]:
     """The networks of these checkpoints.
 
     Raises:
         UserError: there is no checkpoint, one cannot be read or has no tokenizer, or two would have one name.
     """
-    from mm_lightning.evaluation.run import Subject, run_name
-    from mm_lightning.training.checkpoint import find_checkpoint, network_config, read_about, restore_tokenizer
+    from mm_lightning.checkpoint import find_checkpoint, network_config, read_about, restore_tokenizer
+    from mm_lightning.evaluation.run import EvaluatedModel, run_name
 
     paths = [find_checkpoint(path) for path in checkpoints]
     for path in paths:
@@ -217,7 +217,7 @@ def make_subjects(
         if names.count(name) > 1:
             raise UserError(f"two checkpoints would be called {name}: tell them apart with --names, one for each")
     options = {"long_term": long_term, "inference_delay": inference_delay, "precision": precision}
-    return [Subject(path, name, options) for path, name in zip(paths, names, strict=True)]
+    return [EvaluatedModel(path, name, options) for path, name in zip(paths, names, strict=True)]
 
 
 def settled(precision: str, device: str) -> str:

@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from mm_lightning.errors import UserError
-from mm_lightning.inference.generate import choose_device, collect, write
-from mm_lightning.inference.reader import READ_TOKENS, Reader
-from mm_lightning.inference.sampling import Sampling
-from mm_lightning.training.checkpoint import (
+from mm_lightning.checkpoint import (
     find_checkpoint,
     load_weights,
     network_config,
     read_about,
     restore_tokenizer,
 )
+from mm_lightning.errors import UserError
+from mm_lightning.inference.generate import choose_device, collect, write
+from mm_lightning.inference.reader import READ_TOKENS, Reader
+from mm_lightning.inference.sampling import Sampling
 
 if TYPE_CHECKING:
     from torch import Tensor

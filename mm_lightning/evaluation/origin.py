@@ -6,10 +6,10 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
+from mm_lightning.checkpoint import read_about, step_of
+from mm_lightning.checkpoint.trained_tokens import tokens_at
 from mm_lightning.errors import UserError
 from mm_lightning.side_files import known_config, read_lines
-from mm_lightning.training.checkpoint import read_about, step_of
-from mm_lightning.training.trained_tokens import tokens_at
 
 
 def origin(checkpoint: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mm_lightning.checkpoint.run_folder import hardware
 from mm_lightning.csv_text import csv_text
 from mm_lightning.errors import UserError
 from mm_lightning.evaluation.persistent.table import overview
@@ -18,7 +19,6 @@ from mm_lightning.markdown import markdown_table, plain
 from mm_lightning.outputs import staged, write_text
 from mm_lightning.style import tame
 from mm_lightning.terminal import console
-from mm_lightning.training.run_folder import hardware
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

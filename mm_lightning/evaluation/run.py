@@ -14,20 +14,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mm_lightning.checkpoint import fingerprint
 from mm_lightning.evaluation.origin import origin
 from mm_lightning.evaluation.samples import RESULTS, Samples
 from mm_lightning.evaluation.task import Item, Task
 from mm_lightning.outputs import write_json
 from mm_lightning.redaction import redact
 from mm_lightning.terminal import display
-from mm_lightning.training.checkpoint import fingerprint
 
 if TYPE_CHECKING:
     from mm_lightning.evaluation.model import Model
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvaluatedModel:
     """A network to be asked.
 
     Attributes:
@@ -59,7 +59,7 @@ class Job:
         world_size: processes.
     """
 
-    subjects: Sequence[Subject]
+    subjects: Sequence[EvaluatedModel]
     tasks: Sequence[Task]
     output: Path
     batch_size: int = 16
@@ -67,11 +67,11 @@ class Job:
     rank: int = 0
     world_size: int = 1
 
-    def samples(self, subject: Subject, task: Task) -> Samples:
+    def samples(self, subject: EvaluatedModel, task: Task) -> Samples:
         """Where the records of a task about a network lie."""
         return Samples(self.output / subject.name / task.name)
 
-    def identity(self, subject: Subject, task: Task) -> dict[str, Any]:
+    def identity(self, subject: EvaluatedModel, task: Task) -> dict[str, Any]:
         """What the records of a task about a network depend on."""
         settings = task.settings_for(subject.checkpoint)
         return {"task": task.name, "settings": settings, "network": subject.identity()}
@@ -96,16 +96,16 @@ def run(job: Job) -> None:
             answer(job, subject, task, model)
 
 
-def finished(job: Job, subject: Subject, task: Task) -> bool:
+def finished(job: Job, subject: EvaluatedModel, task: Task) -> bool:
     """Whether these results are there."""
     samples = job.samples(subject, task)
     samples.claim(job.identity(subject, task), None)
     return (samples.folder / RESULTS).is_file()
 
 
-def answer(job: Job, subject: Subject, task: Task, model: Model) -> None:
+def answer(job: Job, subject: EvaluatedModel, task: Task, model: Model) -> None:
     """One task about one network."""
-    from mm_lightning.training.run_folder import describe_environment
+    from mm_lightning.checkpoint.run_folder import describe_environment
 
     begin = time.monotonic()
     samples = job.samples(subject, task)
@@ -163,7 +163,7 @@ def wait_for(keys: Iterable[str], samples: Samples, look: Callable[[], None]) ->
         look()
 
 
-def about_network(model: Model, subject: Subject) -> dict[str, Any]:
+def about_network(model: Model, subject: EvaluatedModel) -> dict[str, Any]:
     """What tables say of a network that was trained."""
     trained = origin(subject.checkpoint)
     return {"checkpoint": str(subject.checkpoint), **trained, **describe_model(model), **subject.identity()}

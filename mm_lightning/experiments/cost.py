@@ -12,7 +12,7 @@ from mm_lightning.networks.cost import forward_flops_per_token, parameters, part
 from mm_lightning.options import OptionParser
 from mm_lightning.ranges import Count, accept
 from mm_lightning.terminal import console
-from mm_lightning.training.memory_plan import Layout, bytes_per_device, layout_of
+from mm_lightning.training.memory_estimate import Layout, bytes_per_device, layout_of
 
 DESCRIPTION = """\
 What a training config costs: parameters by part, floating-point operations per token, and bytes on each device for

@@ -9,7 +9,7 @@ import time
 from typing import Any, Literal
 
 from mm_lightning.experiments.cost import scaled
-from mm_lightning.experiments.plan import Run
+from mm_lightning.experiments.sweep_runs import Run
 from mm_lightning.terminal import console, display
 
 MOST_FLOPS = {"cpu": 3e12, "cuda": 1e16}

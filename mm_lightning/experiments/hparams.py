@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from mm_lightning.checkpoint.run_folder import board_folder
 from mm_lightning.training.hparams import REPORTED, SETTINGS, write_hparams_file
-from mm_lightning.training.run_folder import board_folder
 
 
 def write_hparams(run_folder: Path, values: dict[str, Any], metrics: dict[str, float]) -> Path:

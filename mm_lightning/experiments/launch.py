@@ -17,8 +17,8 @@ from mm_lightning.outputs import write_text
 from mm_lightning.ranges import Few, Name, Natural, Range, accept
 from mm_lightning.redaction import redact_words
 from mm_lightning.terminal import display
-from mm_lightning.training.batches import accumulated
-from mm_lightning.training.memory_plan import USABLE, bytes_per_device, count_devices, layout_of
+from mm_lightning.training.accumulation import accumulated
+from mm_lightning.training.memory_estimate import USABLE, bytes_per_device, count_devices, layout_of
 
 DESCRIPTION = """\
 Starts a training config on many nodes: submits a Slurm job, or starts torchrun for this node.

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from mm_lightning.checkpoint.run_folder import has_finished, numbered
 from mm_lightning.errors import UserError
 from mm_lightning.side_files import parse_line
-from mm_lightning.training.run_folder import has_finished, numbered
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Work:
 
     def _checkpoint(self) -> Path | None:
         """The newest one that leaves something to do: from the last step on, its validation would be lost."""
-        from mm_lightning.training.checkpoint import is_whole, step_of
+        from mm_lightning.checkpoint import is_whole, step_of
 
         folder = self.run_folder and self.run_folder / "checkpoints"
         whole = [path for path in folder.glob("*.ckpt") if is_whole(path)] if folder else []

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from mm_lightning.checkpoint.run_folder import hardware
 from mm_lightning.experiments.study import LOSS, Study
-from mm_lightning.training.run_folder import hardware
 
 
 def facts(study: Study) -> dict[str, str]:

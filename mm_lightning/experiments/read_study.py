@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mm_lightning.checkpoint.run_folder import end_of, has_finished, newest_step
 from mm_lightning.errors import UserError
 from mm_lightning.experiments.study import LOSS, Run, Study
 from mm_lightning.side_files import known_config, read_lines, read_object
-from mm_lightning.training.run_folder import end_of, has_finished, newest_step
 
 
 def read_study(folders: list[Path], baseline: str | None = None) -> Study:
@@ -92,7 +92,7 @@ def _read_folder(folder: Path) -> Study:
 
 def _read_sweep(folder: Path) -> Study:
     """A folder of `mm sweep`."""
-    from mm_lightning.training.run_folder import numbered
+    from mm_lightning.checkpoint.run_folder import numbered
 
     path = folder / "sweep.json"
     sweep = read_object(path)

@@ -11,10 +11,10 @@ from typing import Any
 
 from mm_lightning.errors import UserError
 from mm_lightning.experiments import page
-from mm_lightning.experiments.evaluated.forms import Part
-from mm_lightning.experiments.evaluated.gather import gather
 from mm_lightning.experiments.evaluated.grid import Grid
 from mm_lightning.experiments.evaluated.groups import Gathered
+from mm_lightning.experiments.evaluated.load_results import gather
+from mm_lightning.experiments.evaluated.report_section import Part
 from mm_lightning.experiments.figures import draw
 from mm_lightning.experiments.hparams import write_hparams
 from mm_lightning.experiments.provenance import facts, remarks

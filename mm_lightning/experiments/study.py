@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mm_lightning.training.trained_tokens import tokens_at
+from mm_lightning.checkpoint.trained_tokens import tokens_at
 
 LOSS = "validation/loss"
 

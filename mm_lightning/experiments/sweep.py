@@ -22,8 +22,8 @@ from mm_lightning.terminal import display
 
 if TYPE_CHECKING:
     from mm_lightning.experiments.launchers import Launcher, Work
-    from mm_lightning.experiments.plan import Run
     from mm_lightning.experiments.sweep_file import Sweep
+    from mm_lightning.experiments.sweep_runs import Run
 
 FILE = "sweep.json"
 
@@ -71,8 +71,8 @@ def sweep_command(
     import signal
 
     from mm_lightning.experiments.launchers import LocalProcesses, Slurm
-    from mm_lightning.experiments.plan import plan
     from mm_lightning.experiments.sweep_file import read_sweep
+    from mm_lightning.experiments.sweep_runs import plan
     from mm_lightning.signals import interrupt, listen, restore
 
     declared = read_sweep(sweep)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from mm_lightning.checkpoint.run_folder import hardware
 from mm_lightning.csv_text import csv_text
 from mm_lightning.experiments.drawing import short, word
 from mm_lightning.experiments.figures import DERIVED
@@ -13,7 +14,6 @@ from mm_lightning.experiments.provenance import commit, remarks
 from mm_lightning.experiments.statistics import Difference, Row, Spread
 from mm_lightning.experiments.study import LOSS, Run, Study
 from mm_lightning.terminal import console
-from mm_lightning.training.run_folder import hardware
 
 
 def table(study: Study, rows: list[Row]) -> tuple[list[str], list[list[str]]]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 from mm_lightning.errors import UserError
-from mm_lightning.inference.commands import ReadingBar, long_store
+from mm_lightning.inference.commands import ReadingBar, sublinear
 from mm_lightning.inference.sampling import Sampling
 from mm_lightning.inference.text import unescape
 from mm_lightning.outputs import MEMORY, check_output
@@ -63,9 +63,9 @@ def chat_command(
         device: cpu, cuda, ...; auto takes a GPU if there is one.
     """
     chosen = Sampling(**sampling)
+    from mm_lightning.checkpoint import load_network
     from mm_lightning.inference.conversation import Conversation, Turns
     from mm_lightning.inference.generate import check_length, choose_device, inference_on
-    from mm_lightning.training.checkpoint import load_network
 
     check_length(max_new_tokens)
     stops = [stop] if isinstance(stop, str) else stop or []
@@ -73,7 +73,7 @@ def chat_command(
     place = choose_device(device)
     network, tokenizer = load_network(checkpoint, place)
     with inference_on(place):
-        talk = Conversation(network, tokenizer, chosen, turns, max_new_tokens, long_store(long_budget))
+        talk = Conversation(network, tokenizer, chosen, turns, max_new_tokens, sublinear(long_budget))
         if memory is not None:
             talk.load(memory)
         converse(talk)

@@ -23,7 +23,7 @@ from mm_lightning.text_files import JSON_LINES, MARK, json_lines, read_document,
 if TYPE_CHECKING:
     from mm_lightning.data.tokenizer import Tokenizer
     from mm_lightning.inference.reader import Reader
-    from mm_lightning.memory.sublinear.store import BlockStore
+    from mm_lightning.memory.sublinear.key_clusters import SublinearRead
     from mm_lightning.networks import Network
 
 
@@ -70,15 +70,15 @@ def generate_command(
     check_stop(stops)
     asked = [unescape(prompt or "")] if prompts is None else read_prompt_file(prompts)
     target = None if output is None else check_output(output, overwrite, [prompts, memory])
+    from mm_lightning.checkpoint import load_network
     from mm_lightning.inference.generate import choose_device, inference_on, write
     from mm_lightning.inference.memory_file import load_memory
-    from mm_lightning.training.checkpoint import load_network
 
     place = choose_device(device)
     network, tokenizer = load_network(checkpoint, place)
-    store = long_store(long_budget)
+    store = sublinear(long_budget)
     with inference_on(place):
-        known = None if memory is None else load_memory(memory, network, tokenizer, long_store=store)
+        known = None if memory is None else load_memory(memory, network, tokenizer, sublinear=store)
         readers = _readers(network, tokenizer, asked, known, samples, max_new_tokens, batch_size, store)
         speed = Speed()
         written = (
@@ -125,7 +125,7 @@ def _readers(
     samples: int,
     max_new_tokens: int,
     batch_size: int,
-    store: BlockStore | None,
+    store: SublinearRead | None,
 ) -> Iterator[tuple[int, list[str], Reader]]:
     """Of each batch of prompts: the first one's number, the prompts and who has read them."""
     from mm_lightning.inference.generate import AHEAD, copies, read_prompts
@@ -143,13 +143,13 @@ def _readers(
             yield first, part, copies(reader, samples, room)
 
 
-def long_store(budget: int | None) -> BlockStore | None:
+def sublinear(budget: int | None) -> SublinearRead | None:
     """The store of a long memory for a `--long_budget`."""
     if budget is None:
         return None
-    from mm_lightning.memory.sublinear.store import BlockStore
+    from mm_lightning.memory.sublinear.key_clusters import SublinearRead
 
-    return BlockStore(budget)
+    return SublinearRead(budget)
 
 
 def _print_samples(prompt: str, written: Written, samples: int) -> None:
@@ -189,10 +189,10 @@ def remember_command(
         device: cpu, cuda, ...; auto takes a GPU if there is one.
     """
     document = read_document(text)
+    from mm_lightning.checkpoint import load_network
     from mm_lightning.inference.generate import choose_device, inference_on
     from mm_lightning.inference.memory_file import save_memory
     from mm_lightning.inference.reader import Reader
-    from mm_lightning.training.checkpoint import load_network
 
     target = check_output(output, overwrite, [text], MEMORY)
     place = choose_device(device)

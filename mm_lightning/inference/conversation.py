@@ -16,7 +16,7 @@ from mm_lightning.outputs import Output
 
 if TYPE_CHECKING:
     from mm_lightning.data.tokenizer import Tokenizer
-    from mm_lightning.memory.sublinear.store import BlockStore
+    from mm_lightning.memory.sublinear.key_clusters import SublinearRead
     from mm_lightning.networks import Network
 
 
@@ -51,7 +51,7 @@ class Conversation:
         sampling: how tokens are drawn; may be changed between turns.
         turns: what is written around them.
         max_new_tokens: of an answer; may be changed between turns.
-        long_store: as for :class:`Reader`.
+        sublinear: as for :class:`Reader`.
     """
 
     def __init__(
@@ -61,22 +61,22 @@ class Conversation:
         sampling: Sampling = DEFAULTS,
         turns: Turns | None = None,
         max_new_tokens: int = 200,
-        long_store: BlockStore | None = None,
+        sublinear: SublinearRead | None = None,
     ) -> None:
-        self.network, self.tokenizer, self.long_store = network, tokenizer, long_store
+        self.network, self.tokenizer, self.sublinear = network, tokenizer, sublinear
         self.sampling, self.turns, self.max_new_tokens = sampling, turns or Turns(), max_new_tokens
         self._stopping = False
         self.reset()
 
     def reset(self) -> None:
         """Forgets everything."""
-        self.reader = Reader(self.network, long_store=self.long_store)
+        self.reader = Reader(self.network, sublinear=self.sublinear)
         self._answers = 0
         self.read([self.tokenizer.bos])
 
     def load(self, path: str | Path) -> None:
         """Forgets everything but the document of a memory file."""
-        self.reader = load_memory(path, self.network, self.tokenizer, long_store=self.long_store)
+        self.reader = load_memory(path, self.network, self.tokenizer, sublinear=self.sublinear)
         self._answers = 0
 
     def save(self, path: str | Path | Output) -> None:

@@ -132,8 +132,7 @@ def export_command(
     target = check_folder(output, EXPORT, overwrite, [checkpoint])
     import torch
 
-    from mm_lightning.inference.model_card import model_card
-    from mm_lightning.training.checkpoint import (
+    from mm_lightning.checkpoint import (
         calm_deepspeed,
         find_checkpoint,
         load_weights,
@@ -141,6 +140,7 @@ def export_command(
         read_about,
         restore_tokenizer,
     )
+    from mm_lightning.inference.model_card import model_card
 
     calm_deepspeed()  # which transformers imports
     from transformers.utils import logging

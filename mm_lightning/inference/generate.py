@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from mm_lightning.data.tokenizer import Tokenizer
     from mm_lightning.inference.reader import Reader
-    from mm_lightning.memory.sublinear.store import BlockStore
+    from mm_lightning.memory.sublinear.key_clusters import SublinearRead
     from mm_lightning.networks import Network
 
 
@@ -102,7 +102,7 @@ def read_prompts(
     prompts: Sequence[str],
     samples: int = 1,
     max_new_tokens: int = 0,
-    long_store: BlockStore | None = None,
+    sublinear: SublinearRead | None = None,
 ) -> Reader:
     """A reader that has read documents that begin with these prompts.
 
@@ -112,7 +112,7 @@ def read_prompts(
         prompts: of any lengths.
         samples: copies of each document, side by side.
         max_new_tokens: that will be written.
-        long_store: as for :class:`Reader`.
+        sublinear: as for :class:`Reader`.
 
     Raises:
         UserError: no sample is asked for.
@@ -121,7 +121,7 @@ def read_prompts(
 
     documents = [[tokenizer.bos, *ids] for ids in tokenizer.encode_batch(prompts)]
     room = max(map(len, documents)) + min(max_new_tokens, AHEAD)
-    reader = Reader(network, len(documents), room, long_store=long_store)
+    reader = Reader(network, len(documents), room, sublinear=sublinear)
     reader.read(documents)
     return copies(reader, samples, room)
 

@@ -103,8 +103,8 @@ def _read_llama(
 
 
 def _read_exported(path: Path, config: dict[str, Any]) -> Imported:
+    from mm_lightning.checkpoint import network_config
     from mm_lightning.inference.import_llama import read_json, read_safetensors
-    from mm_lightning.training.checkpoint import network_config
 
     weights = {name.removeprefix("network."): x for name, x in read_safetensors(path).items()}
     about = read_json(path / ABOUT) if (path / ABOUT).is_file() else {}
@@ -115,8 +115,8 @@ def _read_exported(path: Path, config: dict[str, Any]) -> Imported:
 
 def _tokenizer(path: Path, bos: str | None = None, eos: str | None = None) -> dict[str, Any] | None:
     """Return the tokenizer of a tokenizer.json, or of a folder that may hold one."""
+    from mm_lightning.checkpoint import describe_tokenizer
     from mm_lightning.data.tokenizer import load_tokenizer
-    from mm_lightning.training.checkpoint import describe_tokenizer
 
     if path.is_dir() and not (path / "tokenizer.json").is_file():
         return None
@@ -156,8 +156,8 @@ def write(imported: Imported, target: Output) -> Path:
     Returns:
         the checkpoint.
     """
-    from mm_lightning.training.checkpoint import KEY, checkpoint_path, describe_network
-    from mm_lightning.training.checkpoint.writing import write as write_checkpoint
+    from mm_lightning.checkpoint import KEY, checkpoint_path, describe_network
+    from mm_lightning.checkpoint.writing import write as write_checkpoint
 
     about = describe_network(imported.config, imported.tokenizer, imported.context_length)
     about["imported"] = imported.source
@@ -204,8 +204,8 @@ def import_command(
     read_tokenizer = partial(_tokenizer, bos=bos, eos=eos) if tokenizer is None else lambda _: None
     imported = read(source, largest_key_exponent, read_tokenizer)
     if tokenizer is not None:
+        from mm_lightning.checkpoint import describe_tokenizer
         from mm_lightning.data.tokenizer import load_tokenizer
-        from mm_lightning.training.checkpoint import describe_tokenizer
 
         given = load_tokenizer(tokenizer, bos, eos)
         if given.vocab_size > imported.config.vocab_size:

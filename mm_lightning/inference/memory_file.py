@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from mm_lightning.data.tokenizer import Tokenizer
     from mm_lightning.inference.reader import Reader
-    from mm_lightning.memory.sublinear.store import BlockStore
+    from mm_lightning.memory.sublinear.key_clusters import SublinearRead
     from mm_lightning.networks import Network
 
 FORMAT, VERSION = "mm-lightning memory", 1
@@ -49,7 +49,7 @@ def save_memory(path: str | Path | Output, reader: Reader, tokenizer: Tokenizer)
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    from mm_lightning.training.checkpoint.safetensors_file import UNSEALED, seal
+    from mm_lightning.checkpoint.safetensors_file import UNSEALED, seal
 
     if len(reader.documents) != 1 or reader.logits is None:
         raise ValueError("a memory file holds one document, of which something was read")
@@ -73,7 +73,7 @@ def load_memory(
     tokenizer: Tokenizer,
     capacity: int = 0,
     together: int | None = None,
-    long_store: BlockStore | None = None,
+    sublinear: SublinearRead | None = None,
 ) -> Reader:
     """A reader that remembers the document of a memory file.
 
@@ -82,7 +82,7 @@ def load_memory(
         network: the one that wrote it, in evaluation mode.
         tokenizer: that of the document.
         capacity: tokens beyond the document to make room for at once.
-        together, long_store: as for :class:`Reader`.
+        together, sublinear: as for :class:`Reader`.
 
     Raises:
         UserError: it cannot be read, or is of another network or tokenizer.
@@ -102,7 +102,7 @@ def load_memory(
     try:
         with safe_open(path, "pt", str(device)) as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        reader = Reader(network, 1, int(about["tokens"]) + capacity, together or READ_TOKENS, long_store)
+        reader = Reader(network, 1, int(about["tokens"]) + capacity, together or READ_TOKENS, sublinear)
         reader.documents = [tensors.pop("document").tolist()]
         reader.logits = tensors.pop("logits")[None]
         dtype = _computed_in(network, device)
@@ -119,7 +119,7 @@ def load_memory(
 
 def is_memory(path: Path) -> bool:
     """Return whether a file says that it is a memory file."""
-    from mm_lightning.training.checkpoint.safetensors_file import read_header
+    from mm_lightning.checkpoint.safetensors_file import read_header
 
     try:
         return read_header(path)["__metadata__"]["format"] == FORMAT
@@ -132,7 +132,7 @@ def damaged(path: Path) -> str | None:
 
     Files of earlier versions have no checksum: of them it is only seen whether all is there.
     """
-    from mm_lightning.training.checkpoint.safetensors_file import problem
+    from mm_lightning.checkpoint.safetensors_file import problem
 
     return problem(path)
 

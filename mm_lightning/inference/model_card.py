@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mm_lightning.checkpoint.run_folder import hardware
 from mm_lightning.errors import UserError
 from mm_lightning.markdown import Markup, code, markdown_table, plain
 from mm_lightning.side_files import known_config, read_lines, read_object
-from mm_lightning.training.run_folder import hardware
 from mm_lightning.versions import required_versions
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def _training(checkpoint: Path, about: dict[str, Any], config: dict[str, Any]) -
     rows: list[tuple[str, Any]] = [("checkpoint", checkpoint.name)]
     if "imported" in about:
         rows.append(("imported from", about["imported"]))
-    from mm_lightning.training.checkpoint import step_of
+    from mm_lightning.checkpoint import step_of
 
     step, planned = step_of(checkpoint), config.get("trainer", {}).get("max_steps")
     if step >= 0:
@@ -193,7 +193,7 @@ def _source(source: dict[str, Any]) -> str:
 
 
 def _evaluation(checkpoint: Path, run: Path) -> str:
-    from mm_lightning.training.checkpoint import fingerprint, step_of
+    from mm_lightning.checkpoint import fingerprint, step_of
 
     found = []
     last: dict[str, Any] = {}

@@ -14,10 +14,9 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast, ModelOutput
 
 from mm_lightning.inference.configuration import MMLightningConfig
-from mm_lightning.memory.documents import Documents
+from mm_lightning.memory.documents import IGNORE_INDEX, Documents
 from mm_lightning.memory.state import State
 from mm_lightning.networks.base import Network
-from mm_lightning.networks.loss import IGNORE
 
 # transformers 5.24 renamed the argument. Exported folders outlive versions, so the loop of generation itself is asked.
 _RENAMED = "cache" in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
@@ -250,14 +249,14 @@ class MMLightningForCausalLM(PreTrainedModel, GenerationMixin):
         if cache is None and use_cache:
             cache = self.new_cache()
         last = logits_to_keep if isinstance(logits_to_keep, int) and logits_to_keep and labels is None else None
-        targets = None if labels is None else F.pad(labels[:, 1:], (0, 1), value=IGNORE).to(inputs.device)
-        counted = None if targets is None else targets != IGNORE
+        targets = None if labels is None else F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX).to(inputs.device)
+        counted = None if targets is None else targets != IGNORE_INDEX
         x, balance = self._hidden(inputs, attention_mask, cache, last, counted)
         logits = self.network.classifier(x)
         loss = None
         if targets is not None:
             targets = targets.to(logits.device).flatten()
-            loss = F.cross_entropy(logits.flatten(0, 1).float(), targets, ignore_index=IGNORE)
+            loss = F.cross_entropy(logits.flatten(0, 1).float(), targets, ignore_index=IGNORE_INDEX)
             loss = self.network.with_balance(loss, balance)
         if isinstance(logits_to_keep, Tensor):
             logits = logits[:, logits_to_keep]

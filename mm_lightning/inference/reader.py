@@ -10,7 +10,7 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mm_lightning.memory.sublinear.store import BlockStore
+    from mm_lightning.memory.sublinear.key_clusters import SublinearRead
     from mm_lightning.networks import Network
 
 READ_TOKENS = 2048
@@ -25,7 +25,7 @@ class Reader:
         batch: documents, B.
         capacity: tokens of a document to make room for at once.
         together: tokens, over all documents, that go through the network together.
-        long_store: how long memories are read when text is written; whole if not given.
+        sublinear: how long memories are read when text is written; whole if not given.
 
     Attributes:
         state: what the network remembers.
@@ -39,10 +39,10 @@ class Reader:
         batch: int = 1,
         capacity: int = 0,
         together: int = READ_TOKENS,
-        long_store: BlockStore | None = None,
+        sublinear: SublinearRead | None = None,
     ) -> None:
-        self.network, self.together, self.long_store = network, together, long_store
-        self.state = network.new_state(batch, capacity, long_store)
+        self.network, self.together, self.sublinear = network, together, sublinear
+        self.state = network.new_state(batch, capacity, sublinear)
         self.documents: list[list[int]] = [[] for _ in range(batch)]
         self.logits: Tensor | None = None
 
@@ -81,7 +81,7 @@ class Reader:
             rows: which.
             capacity: tokens of a document to make room for at once.
         """
-        reader = Reader(self.network, len(rows), capacity, self.together, self.long_store)
+        reader = Reader(self.network, len(rows), capacity, self.together, self.sublinear)
         reader.documents = [list(self.documents[row]) for row in rows]
         if self.logits is not None:
             with torch.inference_mode():

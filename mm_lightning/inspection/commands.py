@@ -54,10 +54,10 @@ def inspect_command(
     """
     content = _text(prompt, file)
     target = check_output(output, overwrite, [file, text])
+    from mm_lightning.checkpoint import load_network
     from mm_lightning.inference.generate import choose_device, inference_on
     from mm_lightning.inspection.page import write_page
     from mm_lightning.inspection.trace import make_plan
-    from mm_lightning.training.checkpoint import load_network
 
     place = choose_device(device)
     network, tokenizer = load_network(checkpoint, place)
@@ -93,7 +93,7 @@ def _text(prompt: str | None, file: str | None) -> str:
 def _pieces(text: str, tokenizer: Tokenizer, tokens: int, documents: int) -> list[list[int]]:
     """The beginnings of documents that are long enough."""
     from mm_lightning.data.corpora import Piece, ReadSettings, list_files
-    from mm_lightning.data.units import documents_of
+    from mm_lightning.data.tokenize_units import documents_of
 
     settings = ReadSettings()
     files = list_files([text], settings)

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from mm_lightning.memory.layers import TIMES
+from mm_lightning.memory.layers import V1_SCALAR_SCALE
 
 LARGEST_EXPONENT = math.log(2**16 - 1)
 """The largest exponent of the factor of a key in v1's public code."""
@@ -96,12 +96,12 @@ class FixedBandwidth(Bandwidth):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        nn.init.constant_(self.kappa, 1 / TIMES)
+        nn.init.constant_(self.kappa, 1 / V1_SCALAR_SCALE)
 
     @property
     def beta(self) -> Tensor:
         """(H,)"""
-        return (2 * TIMES * _full(self.kappa)).clamp(max=self.largest_exponent).exp()
+        return (2 * V1_SCALAR_SCALE * _full(self.kappa)).clamp(max=self.largest_exponent).exp()
 
     def scalars(self) -> dict[str, Tensor]:
         """Return beta, (H,)."""

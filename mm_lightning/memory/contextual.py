@@ -91,7 +91,7 @@ class ContextualMemory(nn.Module):
         self, x: Tensor, beta: Tensor, vtilde: Tensor, span: Span, documents: Documents, state: PartState
     ) -> Tensor:
         """Return answers (B, 1, H, D) to a single token, which is stored."""
-        from mm_lightning.memory.kernels.numba_step import step
+        from mm_lightning.memory.kernels.numba_decode import step
 
         keys, values, pairs = self.keys, self.values, state.pairs
         assert isinstance(keys, AverageKeys)

@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+IGNORE_INDEX = -100
+"""The target of a token that predicts nothing: the last one of a document, and padding."""
+
 
 @dataclass(frozen=True)
 class Span:

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from mm_lightning.memory.documents import Documents
 from mm_lightning.memory.kernels import Kernels
 from mm_lightning.memory.kernels.features import chosen, gated_keys, gated_keys_from
-from mm_lightning.memory.kernels.torch_features import EPS, gated_average_from, queries, unit
-from mm_lightning.memory.layers import TIMES, Linear
+from mm_lightning.memory.kernels.torch_features import EPS, gated_average_from, normalize, queries
+from mm_lightning.memory.layers import V1_SCALAR_SCALE, Linear
 
 Carried = dict[str, Tensor]
 """What a part of a memory must remember from one chunk of tokens to the next, by name, rows first; at first nothing."""
@@ -121,7 +121,7 @@ class LeakyKeys(AverageKeys):
 
     def reset_parameters(self) -> None:
         with torch.no_grad():
-            self.leak.copy_(torch.linspace(0.5, 5, self.heads, device="cpu") / TIMES)
+            self.leak.copy_(torch.linspace(0.5, 5, self.heads, device="cpu") / V1_SCALAR_SCALE)
 
     def gates(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return log g = 0 and log lambda, (B, T, H) each, from inputs (B, T, d)."""
@@ -131,7 +131,7 @@ class LeakyKeys(AverageKeys):
     @property
     def log_lambda(self) -> Tensor:
         """(H,)"""
-        return -(TIMES * self.leak).abs()
+        return -(V1_SCALAR_SCALE * self.leak).abs()
 
     def scalars(self) -> dict[str, Tensor]:
         """Return lambda, (H,)."""
@@ -215,7 +215,7 @@ def average_keys(
         if documents.begins_here:
             scale = scale.masked_fill(documents.starts, -torch.inf)
         total, scale = gated_step(ktilde[:, 0], gate[:, 0], decay[:, 0], carried["total"], scale)
-        k = unit(total).to(ktilde.dtype)[:, None]
+        k = normalize(total).to(ktilde.dtype)[:, None]
         q = queries(k, beta)
     else:
         q, k, total, scale = _chunk(ktilde, gate, decay, beta, documents, carried, kernels)

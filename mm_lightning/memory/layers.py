@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-TIMES = 10.0
+V1_SCALAR_SCALE = 10.0
 """v1 stores its scalars divided by this and multiplies them in use, which speeds their learning tenfold under Adam."""
 
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from mm_lightning.memory.bandwidth import FixedBandwidth
 from mm_lightning.memory.documents import Documents
 from mm_lightning.memory.keys import LeakyKeys
-from mm_lightning.memory.layers import TIMES, Linear, clipped_normal_
+from mm_lightning.memory.layers import V1_SCALAR_SCALE, Linear, clipped_normal_
 from mm_lightning.memory.retrieval import fused_attention
 from mm_lightning.memory.state import PartState
 
@@ -145,7 +145,7 @@ class SlotMemory(nn.Module):
         for slots in (self.slot_keys, self.slot_values):
             if not slots.is_meta:
                 nn.init.normal_(slots, std=slots.shape[-1] ** -0.5)
-        nn.init.constant_(self.answer_scale, -0.5 / TIMES)
+        nn.init.constant_(self.answer_scale, -0.5 / V1_SCALAR_SCALE)
 
     def new_state(self) -> PartState:
         """Return the state before the first token: its average is empty, its pairs are learned."""
@@ -165,5 +165,5 @@ class SlotMemory(nn.Module):
         slot_keys, slot_values = self.slot_keys.to(q.dtype), self.slot_values.to(q.dtype)
         answers = [fused_attention(rows, pk[None], pv[None]) for pk, pv in zip(slot_keys, slot_values, strict=True)]
         answer = sum(answers) / len(answers)  # (1, H, B T, D)
-        answer = answer * (TIMES * self.answer_scale).exp()[:, None, None].to(q.dtype)
+        answer = answer * (V1_SCALAR_SCALE * self.answer_scale).exp()[:, None, None].to(q.dtype)
         return self.W_c(answer[0].transpose(0, 1).reshape(x.shape))

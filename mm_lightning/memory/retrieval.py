@@ -22,8 +22,8 @@ from torch.utils.checkpoint import checkpoint
 from mm_lightning.errors import UserError
 from mm_lightning.memory.documents import Documents, Span
 from mm_lightning.memory.kernels import Kernels
-from mm_lightning.memory.kernels.dropped import read_dropped
-from mm_lightning.memory.kernels.window import read_near
+from mm_lightning.memory.kernels.cpu_dropout import dropout_read
+from mm_lightning.memory.kernels.cpu_window import windowed_read
 from mm_lightning.memory.pair_cache import BLOCK, PairCache, visible
 
 
@@ -327,11 +327,11 @@ def _read_rows(
         return parts
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, D)
     if dropout and q.device.type == "cpu":
-        outputs = [read_dropped(q, k, v, span.size, scale, dropout)]
+        outputs = [dropout_read(q, k, v, span.size, scale, dropout)]
     elif span.size is None or q.shape[2] <= span.size:
         outputs = [fused_attention(q, k, v, dropout=dropout, causal=True, scale=scale)]
     elif q.device.type == "cpu":
-        outputs = [read_near(q, k, v, span.size, scale)]
+        outputs = [windowed_read(q, k, v, span.size, scale)]
     else:
         outputs = _windowed(q, k, v, span.size, scale, dropout)
     return [*parts, *(x.transpose(1, 2) for x in outputs)]

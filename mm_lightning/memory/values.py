@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from mm_lightning.memory.documents import Documents
 from mm_lightning.memory.kernels import Kernels
 from mm_lightning.memory.kernels.features import ahead_values, chosen
-from mm_lightning.memory.kernels.torch_features import blend, unit
+from mm_lightning.memory.kernels.torch_features import blend, normalize
 from mm_lightning.memory.keys import Carried
-from mm_lightning.memory.layers import TIMES
+from mm_lightning.memory.layers import V1_SCALAR_SCALE
 
 Scale = Literal["exp_abs", "exp"]
 
@@ -74,14 +74,14 @@ class LookAheadValues(Values):
     def reset_parameters(self) -> None:
         if self.gamma is not None:
             nn.init.uniform_(self.gamma)
-        nn.init.constant_(self.alpha_psi_theta, 0 if self.scale == "exp_abs" else -0.5 / TIMES)
+        nn.init.constant_(self.alpha_psi_theta, 0 if self.scale == "exp_abs" else -0.5 / V1_SCALAR_SCALE)
 
     @property
     def alpha_psi(self) -> Tensor:
         """(H,) norm of the values."""
         theta = self.alpha_psi_theta.to(torch.promote_types(self.alpha_psi_theta.dtype, torch.float32))
         if self.scale == "exp":
-            return (TIMES * theta).exp()
+            return (V1_SCALAR_SCALE * theta).exp()
         return torch.where(theta < 0, -theta, theta).clamp(max=15).exp()
 
     def scalars(self) -> dict[str, Tensor]:
@@ -105,7 +105,7 @@ class LookAheadValues(Values):
         """Return the values of tokens with these raw values, and the raw values of the tokens after them."""
         exact = torch.promote_types(now.dtype, torch.float32)
         if self.gamma is None:
-            values = unit(now.to(exact))
+            values = normalize(now.to(exact))
         else:
             values = blend(now.to(exact), ahead.to(exact), self.gamma.to(exact))
         return (values * self.alpha_psi[:, None]).to(now.dtype)
@@ -127,7 +127,7 @@ def look_ahead_values(
     if kernels != "reference":
         return ahead_values(vtilde, gamma, alpha, documents, kernels)
     exact = vtilde.to(torch.promote_types(vtilde.dtype, torch.float32))
-    values = unit(exact) if gamma is None else look_ahead_reference(exact, gamma, documents)
+    values = normalize(exact) if gamma is None else look_ahead_reference(exact, gamma, documents)
     return values.to(vtilde.dtype) * alpha[:, None].to(vtilde.dtype)
 
 

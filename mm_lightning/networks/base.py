@@ -14,14 +14,13 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from mm_lightning.errors import UserError
 from mm_lightning.memory.contextual import ContextualMemory
-from mm_lightning.memory.documents import Documents, Span
+from mm_lightning.memory.documents import IGNORE_INDEX, Documents, Span
 from mm_lightning.memory.layers import Embedding, Norm
 from mm_lightning.memory.state import PartState, State
-from mm_lightning.memory.sublinear.pair_cache import SublinearPairCache
-from mm_lightning.memory.sublinear.store import BlockStore
+from mm_lightning.memory.sublinear.key_clusters import SublinearRead
+from mm_lightning.memory.sublinear.sublinear_cache import SublinearPairCache
 from mm_lightning.networks.classifier import Classifier
 from mm_lightning.networks.config import NetworkConfig
-from mm_lightning.networks.loss import IGNORE
 
 
 def depth_std(fan_in: int, block: int) -> float:
@@ -30,7 +29,7 @@ def depth_std(fan_in: int, block: int) -> float:
 
 
 @dataclass
-class Context:
+class ForwardContext:
     """What all blocks share in a forward pass.
 
     Attributes:
@@ -50,11 +49,11 @@ class Context:
     state: State | None = None
     last: int | None = None
 
-    def asked(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def keep_last(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Return what belongs to the tokens that are asked for, of (B, T, ...) tensors."""
         return tensors if self.last is None else tuple(x[:, -self.last :] for x in tensors)
 
-    def part(self, module: nn.Module) -> PartState | None:
+    def state_of(self, module: nn.Module) -> PartState | None:
         """Return the state of a memory or attention; None without one."""
         return None if self.state is None else self.state.parts[str(module.state_name)]
 
@@ -120,7 +119,7 @@ class Network(nn.Module):
             tokens: (B, T) int64.
             documents: their boundaries; by default every row is one document.
             targets: (B, T) int64, the next tokens; -100 where there is none to predict.
-            delays: m of each level, as :meth:`draw_step` drew it for a training step; that of inference by default.
+            delays: m of each level, drawn by :meth:`step_randomness` in training; that of inference by default.
             state: where the tokens go on from, as :meth:`new_state` made it; it takes them in. For inference only.
             starts: with a state, in the place of documents: (B, T) bool, true where a document begins.
             last: logits of the last so many tokens only.
@@ -131,7 +130,7 @@ class Network(nn.Module):
             and in training mode `balance_weight` times the load-balancing loss of a mixture of experts. If `separate`,
             cross-entropy and load-balancing loss, the latter without its weight and None where there is none.
         """
-        counted = None if targets is None else targets != IGNORE
+        counted = None if targets is None else targets != IGNORE_INDEX
         x, balance = self.hidden(tokens, documents, delays, state, starts, last, counted)
         if targets is None:
             return self.classifier(x)
@@ -184,17 +183,17 @@ class Network(nn.Module):
             x = x[:, -last:]
         return self.norm(x), torch.stack(losses).mean() if self.training and losses else None
 
-    def new_state(self, batch: int = 1, capacity: int = 0, long_store: BlockStore | None = None) -> State:
+    def new_state(self, batch: int = 1, capacity: int = 0, sublinear: SublinearRead | None = None) -> State:
         """The state of inference before the first token.
 
         Args:
             batch: rows.
             capacity: tokens to make room for at once; a longer stream makes more room by itself, in doubling steps.
-            long_store: how memories without a window are read by blocks when single tokens are decoded; by default
+            sublinear: how memories without a window are read by blocks when single tokens are decoded; by default
                 they are read whole.
 
         Raises:
-            UserError: there is no such memory for the long_store.
+            UserError: there is no such memory for the sublinear.
         """
         parts: dict[str, PartState] = {}
         spans = self.context(Documents.whole(1, 1)).spans
@@ -205,24 +204,26 @@ class Network(nn.Module):
             span = spans.get(name.rsplit(".", 1)[-1])
             if span is None:
                 parts[name] = module.new_state()
-            elif long_store and span.size is None and isinstance(module, ContextualMemory) and module.sublinear:
-                cache = SublinearPairCache(capacity, long_store, module.keys.kernels)
+            elif sublinear and span.size is None and isinstance(module, ContextualMemory) and module.sublinear:
+                cache = SublinearPairCache(capacity, sublinear, module.keys.kernels)
                 parts[name], stored = module.new_state(span, capacity, cache), True
             else:
                 parts[name] = module.new_state(span, capacity)
-        if long_store and not stored:
+        if sublinear and not stored:
             raise UserError(
                 "a long store is for contextual memories without a window, levels long or full of a memory mosaic: "
                 "this network has none, leave it out"
             )
         return State(parts, batch, next(self.parameters()).device)
 
-    def context(self, documents: Documents, delays: Mapping[str, int] | None = None) -> Context:
+    def context(self, documents: Documents, delays: Mapping[str, int] | None = None) -> ForwardContext:
         """Return what all blocks share in a forward pass; `delays` is m by level, by default that of inference."""
         drawn = delays or {}
-        return Context(documents, {level: self.config.span(level, drawn.get(level)) for level in self.config.levels})
+        return ForwardContext(
+            documents, {level: self.config.span(level, drawn.get(level)) for level in self.config.levels}
+        )
 
-    def draw_step(self, seed: int, step: int) -> dict[str, Any]:
+    def step_randomness(self, seed: int, step: int) -> dict[str, Any]:
         """Return what is random about a training step: the same on every rank and in every rerun of the seed."""
         delays = {}
         for level in self.config.levels:
@@ -244,7 +245,7 @@ class Network(nn.Module):
         """The learned scalars by memory level and name, e.g. `long/alpha`, each (L * H,)."""
         return {}
 
-    def decay_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    def weight_decay_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """The parameters with weight decay (matrices) and without (scalars and norms)."""
         # DeepSpeed's stage 3 leaves an empty shard in a parameter's place and its shape in ds_shape.
         matrices = [p for p in self.parameters() if len(getattr(p, "ds_shape", p.shape)) >= 2]

@@ -16,7 +16,7 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(function)
 
 
-def token_by_token(method: Callable[..., Any]) -> Callable[..., Any]:
+def compile_pointwise(method: Callable[..., Any]) -> Callable[..., Any]:
     """For a method of a module that knows neither documents nor delays nor a state: where the module is `compiled` it
     is computed by what torch.compile makes of it, once for all modules of the class, whenever gradients are wanted.
 
@@ -41,7 +41,7 @@ class Block(nn.Module):
     """x += W_o answers(norm(x));  x += persistent(norm(x)), with the answers of contextual memories or attention.
 
     Attributes:
-        compiled: see :func:`token_by_token`.
+        compiled: see :func:`compile_pointwise`.
         dropout: share of both sums' second terms dropped in training.
     """
 
@@ -53,8 +53,8 @@ class Block(nn.Module):
     persistent_norm: nn.Module | None
     persistent: nn.Module | None
 
-    @token_by_token
-    def enter(self, x: Tensor) -> Tensor:
+    @compile_pointwise
+    def pre_norm(self, x: Tensor) -> Tensor:
         """What memories see of the residual stream x, (B, T, d) each."""
         return self.contextual_norm(x)
 
@@ -62,8 +62,8 @@ class Block(nn.Module):
         """The stream after the first half, from (B, T, n d) answers of n memories side by side."""
         return x + F.dropout(self.W_o(answers), self.dropout, self.training)
 
-    @token_by_token
-    def leave(self, x: Tensor, answers: Tensor) -> Tensor:
+    @compile_pointwise
+    def residual_update(self, x: Tensor, answers: Tensor) -> Tensor:
         """The stream after both halves, for a persistent memory that is a function of a token, or for none."""
         x = self.add(x, answers)
         if self.persistent is None or self.persistent_norm is None:

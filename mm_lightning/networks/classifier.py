@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mm_lightning.memory.documents import IGNORE_INDEX
 from mm_lightning.memory.kernels import Kernels
 from mm_lightning.memory.layers import Linear
-from mm_lightning.networks.loss import IGNORE, linear_cross_entropy
+from mm_lightning.networks.loss import linear_cross_entropy
 
 try:
     from torch.nn import LinearCrossEntropyOptions  # torch >= 2.15
@@ -36,13 +37,17 @@ class Classifier(Linear):
         tokens, dim = x.shape
         exact = torch.promote_types(x.dtype, torch.float32)
         if tokens < dim or self.out_features <= dim:
-            return F.cross_entropy(super().forward(x).to(exact), targets, ignore_index=IGNORE)
+            return F.cross_entropy(super().forward(x).to(exact), targets, ignore_index=IGNORE_INDEX)
         if LinearCrossEntropyOptions is None or (x.is_cuda and self._short(x)):
             return linear_cross_entropy(x, self.weight, targets, self.kernels)
         # In a shorter type torch's would return the loss itself rounded to that type.
         with torch.autocast(x.device.type, enabled=False):
             return F.linear_cross_entropy(
-                x.to(exact), self.weight.to(exact), targets, ignore_index=IGNORE, options=LinearCrossEntropyOptions()
+                x.to(exact),
+                self.weight.to(exact),
+                targets,
+                ignore_index=IGNORE_INDEX,
+                options=LinearCrossEntropyOptions(),
             )
 
     def _short(self, x: Tensor) -> bool:

@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mm_lightning.memory.documents import IGNORE_INDEX
 from mm_lightning.memory.kernels import Kernels, resolve
-
-IGNORE = -100
-"""The target that counts for nothing."""
 
 LOGITS = 2**28
 """Logits that exist at a time: 1 GiB in float32. Where they stay in 16 bits, twice as many."""
@@ -53,7 +51,7 @@ def errors_reference(logits: Tensor, targets: Tensor, exact: torch.dtype, learns
         exact: float32 or float64.
         learns: whether derivatives are wanted; else logits come back.
     """
-    counts = targets != IGNORE
+    counts = targets != IGNORE_INDEX
     wanted = targets.where(counts, 0)[:, None]
     logits = logits.to(exact)
     scale = logits.logsumexp(-1, keepdim=True)
@@ -69,7 +67,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype, learns: bool, by_triton: bool
     ) -> Tensor:
         total, d_x, d_weight = _in_chunks(x, weight, targets, dtype, learns, by_triton)
-        count = (targets != IGNORE).sum()
+        count = (targets != IGNORE_INDEX).sum()
         ctx.save_for_backward(d_x, d_weight, count)
         ctx.dtype = weight.dtype
         return total / count
@@ -102,7 +100,7 @@ def _in_chunks(
             if by_triton:
                 from mm_lightning.networks.triton_loss import errors
 
-                losses, d_logits = errors(logits, targets[part], IGNORE, learns), logits
+                losses, d_logits = errors(logits, targets[part], IGNORE_INDEX, learns), logits
             else:
                 losses, d_logits = errors_reference(logits, targets[part], exact, learns)
             total += losses.sum()

@@ -19,7 +19,7 @@ from mm_lightning.memory.layers import Linear, Norm
 from mm_lightning.memory.persistent import Experts, Persistent, SlotMemory, SwiGLU
 from mm_lightning.memory.retrieval import Retrieval, SoftmaxRetrieval
 from mm_lightning.memory.values import LookAheadValues, Scale, Values
-from mm_lightning.networks.base import Context, Network, depth_std
+from mm_lightning.networks.base import ForwardContext, Network, depth_std
 from mm_lightning.networks.block import Block
 from mm_lightning.networks.config import Hidden, NetworkConfig
 from mm_lightning.networks.parts import Part, Spec, build_part, check_part
@@ -122,20 +122,20 @@ class MosaicBlock(Block):
         elif config.persistent == "experts":
             self.persistent = Experts(d, f, config.experts, config.experts_per_token, std, depth_std(f, index))
 
-    def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, context: ForwardContext) -> tuple[Tensor, Tensor | None]:
         """Return the residual stream after this block, and its load-balancing loss if it has one."""
-        y = self.enter(x)
+        y = self.pre_norm(x)
         answers = torch.cat(
-            [m(y, context.spans[n], context.documents, context.part(m)) for n, m in self.contextual.items()], -1
+            [m(y, context.spans[n], context.documents, context.state_of(m)) for n, m in self.contextual.items()], -1
         )
         if not isinstance(self.persistent, SlotMemory):  # whose average takes in every token
-            x, answers = context.asked(x, answers)
+            x, answers = context.keep_last(x, answers)
         if self.persistent_norm is None or not isinstance(self.persistent, SlotMemory | Experts):
-            return self.leave(x, answers), None
+            return self.residual_update(x, answers), None
         x = self.add(x, answers)
         y, balance = self.persistent_norm(x), None
         if isinstance(self.persistent, SlotMemory):
-            answer = self.persistent(y, context.documents, context.part(self.persistent))
+            answer = self.persistent(y, context.documents, context.state_of(self.persistent))
         else:
             answer, balance = self.persistent(y, context.counted)
         return x + F.dropout(answer, self.dropout, self.training), balance

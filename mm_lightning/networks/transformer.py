@@ -15,8 +15,8 @@ from mm_lightning.memory.pair_cache import PairCache
 from mm_lightning.memory.persistent import SwiGLU
 from mm_lightning.memory.retrieval import SoftmaxRetrieval
 from mm_lightning.memory.state import PartState
-from mm_lightning.networks.base import Context, Network, depth_std
-from mm_lightning.networks.block import Block, token_by_token
+from mm_lightning.networks.base import ForwardContext, Network, depth_std
+from mm_lightning.networks.block import Block, compile_pointwise
 from mm_lightning.networks.config import NetworkConfig
 from mm_lightning.ranges import Count, Name, Positive
 
@@ -73,7 +73,7 @@ class Attention(nn.Module):
     """Multi-head attention within documents, before its output projection.
 
     Attributes:
-        compiled: see :func:`token_by_token`.
+        compiled: see :func:`compile_pointwise`.
     """
 
     compiled = False
@@ -99,7 +99,7 @@ class Attention(nn.Module):
         pairs, dropout = None if state is None else state.pairs, self.dropout if self.training else 0.0
         return self.retrieval(q, k, v, span, documents, pairs, 0, q.shape[-1] ** -0.5, dropout).flatten(-2)
 
-    @token_by_token
+    @compile_pointwise
     def project(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """(B, T, H, D) queries, and keys and values of their own number of heads."""
         q = rotate(self.W_q(x).unflatten(-1, (self.heads, -1)), rotation)
@@ -128,14 +128,14 @@ class TransformerBlock(Block):
         self.persistent_norm = Norm(d, config.norm_eps, config.norm)
         self.persistent = SwiGLU(d, f, std, depth_std(f, index))
 
-    def forward(self, x: Tensor, context: Context) -> tuple[Tensor, None]:
+    def forward(self, x: Tensor, context: ForwardContext) -> tuple[Tensor, None]:
         """Return the residual stream after this block; there is no load-balancing loss."""
-        y = self.enter(x)
+        y = self.pre_norm(x)
         answers = [
-            a(y, context.spans[n], context.documents, context.rotation, context.part(a))
+            a(y, context.spans[n], context.documents, context.rotation, context.state_of(a))
             for n, a in self.contextual.items()
         ]
-        return self.leave(*context.asked(x, torch.cat(answers, -1))), None
+        return self.residual_update(*context.keep_last(x, torch.cat(answers, -1))), None
 
 
 class Transformer(Network):
@@ -146,7 +146,7 @@ class Transformer(Network):
     def __init__(self, config: TransformerConfig):
         super().__init__(config, [TransformerBlock(config, index) for index in range(config.layers)])
 
-    def context(self, documents: Documents, delays: Mapping[str, int] | None = None) -> Context:
+    def context(self, documents: Documents, delays: Mapping[str, int] | None = None) -> ForwardContext:
         """Return what all blocks share, with the rotary angles of the positions within each document."""
         context = super().context(documents, delays)
         context.rotation = rotary(documents.position, self.config.head_dim, self.config.rope_base)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from mm_lightning.errors import UserError
+from mm_lightning.memory.documents import IGNORE_INDEX
 from mm_lightning.memory.kernels import Kernels
-from mm_lightning.memory.kernels.trial import trial
+from mm_lightning.memory.kernels.self_test import trial
 
 try:
     import triton
@@ -69,15 +70,15 @@ def errors(logits: Tensor, targets: Tensor, ignore: int, learns: bool = True) ->
 @cache
 def problem(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why the kernel cannot be trusted on a device; None if it gives what torch gives. A warning says so once."""
-    from mm_lightning.networks.loss import IGNORE, errors_reference
+    from mm_lightning.networks.loss import errors_reference
 
     def compute(kernels: Kernels, device: torch.device) -> list[Tensor]:
         draw = torch.Generator("cpu").manual_seed(0)
         logits = (3 * torch.randn(5, COLUMNS + 300, generator=draw)).to(dtype).to(device)
-        targets = torch.tensor([0, 7, IGNORE, 4200, len(logits[0]) - 1], device=device)
+        targets = torch.tensor([0, 7, IGNORE_INDEX, 4200, len(logits[0]) - 1], device=device)
         if kernels == "torch":
             return [x.to(dtype).float() for x in errors_reference(logits, targets, torch.float32)]
-        losses = errors(logits, targets, IGNORE)
+        losses = errors(logits, targets, IGNORE_INDEX)
         return [losses.to(dtype).float().cpu(), logits.float().cpu()]
 
     return trial("triton", device, dtype, compute, "", "the loss", "tests/networks")

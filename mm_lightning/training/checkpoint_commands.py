@@ -13,13 +13,13 @@ from mm_lightning.side_files import read_object
 from mm_lightning.terminal import display
 
 if TYPE_CHECKING:
-    from mm_lightning.training.checkpoint.weights import Weights
+    from mm_lightning.checkpoint.weights import Weights
 
 
 def find_all(path: str) -> list[Path]:
     """The checkpoints meant by a path, oldest first: one, or all of a run folder or of the runs below a root."""
-    from mm_lightning.training.checkpoint import COMMIT, PARTIAL, checkpoints_of
-    from mm_lightning.training.run_folder import numbered
+    from mm_lightning.checkpoint import COMMIT, PARTIAL, checkpoints_of
+    from mm_lightning.checkpoint.run_folder import numbered
 
     place = Path(path)
     if not place.exists():
@@ -54,7 +54,7 @@ def list_command(run: Place, checksums: bool = False) -> None:
         run: a run folder, a root of numbered run folders, or a checkpoint.
         checksums: read all of them and compare checksums; otherwise only look whether all of each is there.
     """
-    from mm_lightning.training.checkpoint import PARTIAL, damage, step_of
+    from mm_lightning.checkpoint import PARTIAL, damage, step_of
 
     rows, paths = [], find_all(run)
     for path in paths:
@@ -78,9 +78,9 @@ def verify_command(run: Place) -> None:
     Args:
         run: a run folder, a root of numbered run folders, a checkpoint, or a memory file of `mm remember`.
     """
+    from mm_lightning.checkpoint import damage
+    from mm_lightning.checkpoint.weights import unloadable
     from mm_lightning.inference.memory_file import damaged, is_memory
-    from mm_lightning.training.checkpoint import damage
-    from mm_lightning.training.checkpoint.weights import unloadable
 
     bad = []
     for path in find_all(run):
@@ -110,8 +110,8 @@ def consolidate_command(
     """
     import torch
 
-    from mm_lightning.training.checkpoint import find_checkpoint, open_weights, read_about
-    from mm_lightning.training.checkpoint.safetensors_file import write_safetensors
+    from mm_lightning.checkpoint import find_checkpoint, open_weights, read_about
+    from mm_lightning.checkpoint.safetensors_file import write_safetensors
 
     if Path(output).suffix != ".safetensors":
         raise UserError(f"--output {output} must end in .safetensors")
@@ -128,7 +128,7 @@ def tied_names(about: dict[str, Any], weights: Weights) -> dict[str, str]:
     """Names of a network's weights that stand for the same tensor, with the name it is stored under."""
     import torch
 
-    from mm_lightning.training.checkpoint import network_config
+    from mm_lightning.checkpoint import network_config
 
     with torch.device("meta"):
         network = network_config(about).build()
@@ -163,9 +163,9 @@ def convert_command(checkpoint: Place, output: Place, overwrite: bool = False) -
             whose name ends in .ckpt, as in runs/mine/0/step=200.ckpt.
         overwrite: replace an existing output.
     """
-    from mm_lightning.training.checkpoint import find_checkpoint
-    from mm_lightning.training.checkpoint.universal import to_plain, to_universal
-    from mm_lightning.training.checkpoint.weights import is_universal
+    from mm_lightning.checkpoint import find_checkpoint
+    from mm_lightning.checkpoint.universal import to_plain, to_universal
+    from mm_lightning.checkpoint.weights import is_universal
 
     path, target = find_checkpoint(checkpoint), Path(output)
     if not path.is_dir():
@@ -197,7 +197,7 @@ def compare_command(checkpoints: list[Place], tolerance: NonNegative = 0.0) -> N
         checkpoints: two of them; of a run folder its newest whole checkpoint is taken.
         tolerance: the largest absolute difference that does not count.
     """
-    from mm_lightning.training.checkpoint import find_checkpoint, open_weights
+    from mm_lightning.checkpoint import find_checkpoint, open_weights
 
     if len(checkpoints) != 2:
         raise UserError(f"mm checkpoint compare takes two checkpoints, {len(checkpoints)} are named")

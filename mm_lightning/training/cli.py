@@ -20,6 +20,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from mm_lightning import callbacks as watchers
 from mm_lightning import signals
+from mm_lightning.checkpoint import check_architecture, fingerprint, run_of, step_of
+from mm_lightning.checkpoint.run_folder import RunFolder
+from mm_lightning.checkpoint.trainer_io import WholeCheckpointIO
 from mm_lightning.data import TextDataModule
 from mm_lightning.errors import UserError
 from mm_lightning.networks import NetworkConfig
@@ -27,21 +30,18 @@ from mm_lightning.outputs import check_output, opened
 from mm_lightning.ranges import state_ranges
 from mm_lightning.side_files import append_lines
 from mm_lightning.training import strategies
-from mm_lightning.training.batches import accumulated
-from mm_lightning.training.checkpoint import check_architecture, fingerprint, run_of, step_of
-from mm_lightning.training.checkpoint.trainer_io import WholeCheckpointIO
+from mm_lightning.training.accumulation import accumulated
+from mm_lightning.training.check_config import changed, check_devices, check_settings, help_types
 from mm_lightning.training.config_files import ConfigFile, explain, read_chain, split_configs
-from mm_lightning.training.connection import lost_contact, set_timeout
+from mm_lightning.training.continued_config import DEFAULT_ROOT, continued_checkpoint, overrides, own_config
 from mm_lightning.training.lightning_callbacks import WatchCallbacks, check_averaging, check_callbacks
 from mm_lightning.training.loggers import MetricsFile, ProgressLines, TensorBoard, say
 from mm_lightning.training.module import LanguageModule, check_vocabulary
-from mm_lightning.training.own_config import DEFAULT_ROOT, continued_checkpoint, overrides, own_config
 from mm_lightning.training.preparation import keep_own_preparation
-from mm_lightning.training.quiet import quiet
 from mm_lightning.training.record_run import RecordRun
-from mm_lightning.training.run_folder import RunFolder
-from mm_lightning.training.settings import changed, check_devices, check_settings, help_types
-from mm_lightning.training.starting_point import check_resumable, starting_point, take_over
+from mm_lightning.training.resolve_checkpoint import check_resumable, starting_point, take_over
+from mm_lightning.training.silence_warnings import silence_warnings
+from mm_lightning.training.timeouts import lost_contact, set_timeout
 from mm_lightning.training.trainer_options import WholeSteps, refused_by_lightning
 from mm_lightning.yaml_text import one_line, use_for_options
 
@@ -291,7 +291,10 @@ class TrainingCLI(LightningCLI):
             always = [WatchCallbacks(), WholeSteps(), RecordRun(self.folder, self.resolved_config()), *averaging]
             ours = [watchers.Preemption(self.slurm_job), watchers.Throughput(), watchers.GradientNorm()]
             # fp16 has a guard of its own, which looks for gradients that are not finite to find its loss scale
-            ours += [watchers.Watchdog(), *[watchers.Guard()] * (not str(config.get("precision")).startswith("16"))]
+            ours += [
+                watchers.Watchdog(),
+                *[watchers.BadStepGuard()] * (not str(config.get("precision")).startswith("16")),
+            ]
             always += [callback for callback in ours if not any(isinstance(c, type(callback)) for c in chosen)]
             # a config whose list of callbacks took the place of another's must not end with nothing saved
             if config.get("enable_checkpointing") is not False and not any(
@@ -433,9 +436,9 @@ def run_training(command: str, args: list[str], slurm_job: str | None = None) ->
     prepare()
     try:
         if command == "fit" and any(arg.split("=")[0] == "--plan" for arg in args):
-            from mm_lightning.training.plan import PlannedFit
+            from mm_lightning.training.dry_run import DryRunFit
 
-            PlannedFit(args)
+            DryRunFit(args)
         else:
             TrainingCLI(command, args, slurm_job)
     except MisconfigurationException as error:
@@ -444,7 +447,7 @@ def run_training(command: str, args: list[str], slurm_job: str | None = None) ->
 
 def prepare() -> None:
     """What every command line needs before it is parsed."""
-    quiet()
+    silence_warnings()
     strategies.register()
     use_for_options()
     # config dataclasses are chosen by class_path; short names are enough

@@ -12,8 +12,8 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.writer import FileWriter
 
+from mm_lightning.checkpoint.run_folder import RunFolder
 from mm_lightning.outputs import append
-from mm_lightning.training.run_folder import RunFolder
 
 _NUMBERS = itertools.count()  # of the event files of this process
 MOST_WAITING = 1 << 26

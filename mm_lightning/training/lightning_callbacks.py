@@ -11,8 +11,8 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 
 from mm_lightning.callbacks.checkpoints import Checkpoints
 from mm_lightning.callbacks.metric_names import check_metric, metric_names
+from mm_lightning.checkpoint.plain_values import loadable
 from mm_lightning.errors import UserError
-from mm_lightning.training.checkpoint.plain_values import loadable
 from mm_lightning.training.loggers import say
 
 REFUSED: dict[type[Callback], str] = {
@@ -33,7 +33,7 @@ REFUSED: dict[type[Callback], str] = {
         "it saves in the middle of a step, where no run can go on: Checkpoints saves every_n_steps or every_n_minutes, "
         "and a signal saves first"
     ),
-    lightning.SpikeDetection: "Guard, which every run has, leaves out the updates of spikes (sigma, on_bad_step)",
+    lightning.SpikeDetection: "BadStepGuard, which every run has, skips the updates of spikes (sigma, on_bad_step)",
     lightning.ThroughputMonitor: "it counts batches of validation as steps: every run logs train/tokens_per_second",
     lightning.StochasticWeightAveraging: (
         "it averages by epochs and replaces the learning-rate schedule: name EMAWeightAveraging or WeightAveraging, "

@@ -12,12 +12,12 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
+from mm_lightning.checkpoint.run_folder import RunFolder, board_folder
 from mm_lightning.outputs import write_text
 from mm_lightning.redaction import redact
 from mm_lightning.side_files import append_lines, read_lines
 from mm_lightning.terminal import display
 from mm_lightning.training.hparams import SETTINGS, write_settings
-from mm_lightning.training.run_folder import RunFolder, board_folder
 
 
 @rank_zero_only

@@ -15,23 +15,24 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
-from mm_lightning.data import Batch, Tokenizer
-from mm_lightning.data.batch import IGNORED
-from mm_lightning.data.mixture import bits_per_byte, mean
-from mm_lightning.data.sequences import TrainingOrder
-from mm_lightning.errors import UserError
-from mm_lightning.memory.kernels import Kernels, resolve, set_kernels
-from mm_lightning.networks import Checkpointing, NetworkConfig
-from mm_lightning.networks.block import set_compiled
-from mm_lightning.ranges import Natural, Part, Place, Range, Seed, Share, checked
-from mm_lightning.training.batches import is_last_step
-from mm_lightning.training.checkpoint import (
+from mm_lightning.checkpoint import (
     KEY,
     describe_network,
     describe_tokenizer,
     find_checkpoint,
     load_weights,
 )
+from mm_lightning.checkpoint.run_folder import RunFolder
+from mm_lightning.data import Batch, Tokenizer
+from mm_lightning.data.mixture import bits_per_byte, mean
+from mm_lightning.data.sequences import TrainingOrder
+from mm_lightning.errors import UserError
+from mm_lightning.memory.documents import IGNORE_INDEX
+from mm_lightning.memory.kernels import Kernels, resolve, set_kernels
+from mm_lightning.networks import Checkpointing, NetworkConfig
+from mm_lightning.networks.block import set_compiled
+from mm_lightning.ranges import Natural, Part, Place, Range, Seed, Share, checked
+from mm_lightning.training.accumulation import is_last_step
 from mm_lightning.training.compiler import check_strategy
 from mm_lightning.training.loggers import say
 from mm_lightning.training.resume import (
@@ -44,7 +45,6 @@ from mm_lightning.training.resume import (
     recipe,
     validate_if_due,
 )
-from mm_lightning.training.run_folder import RunFolder
 
 LearningRate = Annotated[float, Range(0, 1000, above=True)]
 Decay = Annotated[float, Range(0, 1000)]
@@ -188,7 +188,7 @@ class LanguageModule(LightningModule):
         that of validation; train/balance is the load-balancing loss without its weight, 1 for experts used alike.
         """
         self._rate = learning_rate(self.trainer)
-        random = self.network.draw_step(self.seed, self.global_step)
+        random = self.network.step_randomness(self.seed, self.global_step)
         if self.config.dropout:
             # From the place in the run alone, so that a resumed run drops what the uninterrupted one would have.
             place = f"dropout of seed {self.seed}, step {self.global_step}, {len(self._step_loss)}, {self.global_rank}"
@@ -203,7 +203,7 @@ class LanguageModule(LightningModule):
     def _losses(self, batch: Batch, **random: Any) -> tuple[Tensor, Tensor | None, Tensor]:
         """Return mean cross-entropy (0 where nothing is predicted), load-balancing loss and number of predictions."""
         loss, balance = self.network(batch.tokens, batch.documents, batch.targets, separate=True, **random)
-        predicted = (batch.targets != IGNORED).sum()
+        predicted = (batch.targets != IGNORE_INDEX).sum()
         return loss.where(predicted > 0, 0.0), balance, predicted
 
     def step_sums(self) -> Tensor:
@@ -325,7 +325,7 @@ class LanguageModule(LightningModule):
                 "trainer.precision 16-true keeps AdamW's moments in float16, which ends at 6e-8, and diverges: use "
                 "bf16-true, bf16-mixed or 16-mixed"
             )
-        matrices, others = self.network.decay_groups()
+        matrices, others = self.network.weight_decay_groups()
         groups = [
             {"params": matrices, "weight_decay": self.weight_decay},
             {"params": others, "weight_decay": 0.0},
@@ -392,13 +392,13 @@ class LanguageModule(LightningModule):
         """
         logits = self.network(batch.tokens, batch.documents).float()
         targets = batch.targets.flatten()
-        losses = F.cross_entropy(logits.flatten(0, 1), targets, ignore_index=IGNORED, reduction="none")
+        losses = F.cross_entropy(logits.flatten(0, 1), targets, ignore_index=IGNORE_INDEX, reduction="none")
         lengths = batch.documents.lengths
         data = self.trainer.datamodule
         first = batch_idx * data.micro_batch_size
         named = {"set": data.validated[dataloader_idx].name} if len(data.validated) > 1 else {}
         rows, begin = [], 0
-        for loss, mask in zip(losses.split(lengths), (targets != IGNORED).split(lengths), strict=True):
+        for loss, mask in zip(losses.split(lengths), (targets != IGNORE_INDEX).split(lengths), strict=True):
             head = batch.tokens.flatten()[begin : begin + min(len(loss), 24)].tolist()
             if predicted := int(mask.sum()):
                 rows.append(

@@ -9,9 +9,9 @@ from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Timer
 from torch.optim.lr_scheduler import LambdaLR
 
+from mm_lightning.checkpoint import network_config
+from mm_lightning.checkpoint.network import FREE
 from mm_lightning.errors import UserError
-from mm_lightning.training.checkpoint import network_config
-from mm_lightning.training.checkpoint.network import FREE
 from mm_lightning.training.loggers import MetricsFile
 
 if TYPE_CHECKING:

@@ -19,9 +19,7 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, StrategyRegistry
 from torch import Tensor
 
-from mm_lightning.errors import UserError
-from mm_lightning.ranges import Natural, checked
-from mm_lightning.training.checkpoint import (
+from mm_lightning.checkpoint import (
     KEY,
     PARTIAL,
     agreed,
@@ -32,11 +30,13 @@ from mm_lightning.training.checkpoint import (
     only_weights,
     write_synced,
 )
-from mm_lightning.training.checkpoint.plain_values import Unloadable, loadable
-from mm_lightning.training.checkpoint.universal import to_universal
-from mm_lightning.training.checkpoint.whole import TAG, discard, read_commit
-from mm_lightning.training.connection import limit_groups
+from mm_lightning.checkpoint.integrity import TAG, discard, read_commit
+from mm_lightning.checkpoint.plain_values import Unloadable, loadable
+from mm_lightning.checkpoint.universal import to_universal
+from mm_lightning.errors import UserError
+from mm_lightning.ranges import Natural, checked
 from mm_lightning.training.loggers import say
+from mm_lightning.training.timeouts import limit_groups
 
 
 class DeepSpeed(DeepSpeedStrategy):

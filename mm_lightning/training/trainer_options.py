@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from mm_lightning.errors import UserError
 from mm_lightning.ranges import Count, Name, Natural, NonNegative, Place, Positive, Range, Share
-from mm_lightning.training.batches import accumulating
+from mm_lightning.training.accumulation import accumulating
 
 Batches = Annotated[int, Range(0)] | Share
 """A number of batches, or a share of them."""

@@ -25,7 +25,7 @@ def make(name: str, **arguments):
 
 def test_all_numbers_are_found():
     assert {name for name, _, _ in NUMBERS} == {
-        *("Checkpoints", "Evaluation", "Guard", "MemoryStatistics"),
+        *("Checkpoints", "Evaluation", "BadStepGuard", "MemoryStatistics"),
         *("Profiler", "RetrievalProfile", "Samples", "Watchdog"),
     }
 
@@ -53,10 +53,10 @@ def test_nonsense_for_a_number(name, key, kind):
         ("Evaluation", {"at_end": False}, "never evaluates: set every_n_steps, every_n_tokens or at_end"),
         ("Evaluation", {"every_n_steps": 1, "every_n_tokens": 2}, "give one of every_n_steps and every_n_tokens"),
         ("Evaluation", {"batch_size": 0}, "batch_size takes a whole number of at least 1, got 0"),
-        ("Guard", {"on_bad_step": "ignore"}, "on_bad_step takes one of skip, rollback, stop"),
-        ("Guard", {"window": 3}, "window takes a whole number of at least 4 and at most 1,000,000, got 3"),
-        ("Guard", {"window": 10**13}, "at most 1,000,000"),
-        ("Guard", {"patience": 0}, "patience takes a whole number of at least 1, got 0"),
+        ("BadStepGuard", {"on_bad_step": "ignore"}, "on_bad_step takes one of skip, rollback, stop"),
+        ("BadStepGuard", {"window": 3}, "window takes a whole number of at least 4 and at most 1,000,000, got 3"),
+        ("BadStepGuard", {"window": 10**13}, "at most 1,000,000"),
+        ("BadStepGuard", {"patience": 0}, "patience takes a whole number of at least 1, got 0"),
         ("MemoryStatistics", {"every_n_steps": 0}, "every_n_steps takes a whole number of at least 1, got 0"),
         ("Profiler", {"first": 0}, "first takes a whole number of at least 1, got 0"),
         ("RetrievalProfile", {"sequences": 0}, "sequences takes a whole number of at least 1, got 0"),

@@ -1,12 +1,9 @@
 """A tiny run that saves at every step: most of its time passes in saving."""
 
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 
 TRAINER = {"max_steps": 60, "log_every_n_steps": 1, "accelerator": "cpu", "enable_progress_bar": False}
 

@@ -9,7 +9,7 @@ from corpus_samples import make_texts, write_lines
 from test_prepare import contents, run
 
 from mm_lightning.data import prepare as room
-from mm_lightning.data import units
+from mm_lightning.data import tokenize_units
 from mm_lightning.data.contents import Contents
 from mm_lightning.data.corpora import ReadSettings, SourceFile, list_files
 from mm_lightning.data.datamodule import TextDataModule
@@ -44,7 +44,7 @@ def test_an_interrupted_preparation_does_not_mix_old_and_new(sources, tmp_path, 
     from mm_lightning.data import shards
 
     config = {"tokenizer": tokenizer, "vocab_size": 300, "shard_tokens": 2000}
-    where, name = (units, "tokenize_unit") if place == "unit" else (shards, "_write_shard")
+    where, name = (tokenize_units, "tokenize_unit") if place == "unit" else (shards, "_write_shard")
     original, calls = getattr(where, name), []
 
     def broken(*args):

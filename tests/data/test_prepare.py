@@ -19,7 +19,7 @@ from tokenizers import models, pre_tokenizers
 from mm_lightning.cli import main
 from mm_lightning.data import folder as folders
 from mm_lightning.data import prepare as room
-from mm_lightning.data import shards, splitting, units
+from mm_lightning.data import shards, splitting, tokenize_units
 from mm_lightning.data.inspect import read_shard
 from mm_lightning.data.manifest import Manifest, verify
 from mm_lightning.data.prepare import PrepareConfig, prepare
@@ -114,7 +114,7 @@ def test_an_interrupted_preparation_goes_on(tmp_path, monkeypatch, place):
     source = write_lines(tmp_path / "in.jsonl", make_texts(100))
     config = {"tokenizer": "train", "vocab_size": 300, "shard_tokens": 2000}
     run([source], tmp_path / "whole", **config)
-    where, name = (units, "tokenize_unit") if place == "unit" else (shards, "_write_shard")
+    where, name = (tokenize_units, "tokenize_unit") if place == "unit" else (shards, "_write_shard")
     original, calls = getattr(where, name), []
 
     def broken(*args):
@@ -133,7 +133,7 @@ def test_an_interrupted_preparation_goes_on(tmp_path, monkeypatch, place):
     with pytest.raises(UserError, match="unfinished preparation of something else"):
         run([source], tmp_path / "cut", vocab_size=301, tokenizer="train")
     done = []
-    monkeypatch.setattr(units, "tokenize_unit", lambda *args: (done.append(args), original_unit(*args)))
+    monkeypatch.setattr(tokenize_units, "tokenize_unit", lambda *args: (done.append(args), original_unit(*args)))
     run([source], tmp_path / "cut", **config)
     made = contents(tmp_path / "cut")
     assert made == contents(tmp_path / "whole")
@@ -155,7 +155,7 @@ def test_torn_files_of_an_interrupted_preparation_are_made_anew(tmp_path, monkey
         return original_unit(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(units, "tokenize_unit", broken)
+        patch.setattr(tokenize_units, "tokenize_unit", broken)
         with pytest.raises(KeyboardInterrupt):
             run([source], tmp_path / "cut")
     (tmp_path / "cut" / ".unfinished" / name).write_text(content)
@@ -174,7 +174,7 @@ def test_a_folder_of_others_is_left_as_it_was(tmp_path):
     assert contents(tmp_path / "mine") == {"notes.md": b"mine"}
 
 
-original_unit = units.tokenize_unit
+original_unit = tokenize_units.tokenize_unit
 
 
 def _plan(source):

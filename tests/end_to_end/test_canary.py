@@ -5,8 +5,8 @@ import pytest
 import yaml
 from lightning.pytorch.loggers import CSVLogger
 
+from mm_lightning.checkpoint.run_folder import numbered
 from mm_lightning.cli import COMMANDS, TRAINING, main
-from mm_lightning.training.run_folder import numbered
 
 CANARY = "c4n4ry"
 SOURCE = f"memory://me:{CANARY}@host/texts/*.txt"

@@ -3,8 +3,8 @@ import dataclasses
 import pytest
 import torch
 
+from mm_lightning.checkpoint import KEY, describe_network, describe_tokenizer
 from mm_lightning.data.tokenizer import load_tokenizer
-from mm_lightning.training.checkpoint import KEY, describe_network, describe_tokenizer
 from tests.inference.conftest import CONFIGS, build
 
 TRAINED = 64

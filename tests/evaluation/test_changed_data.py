@@ -11,12 +11,12 @@ import torch
 import yaml
 from torch.nn import functional as F
 
+from mm_lightning.checkpoint import load_network
 from mm_lightning.cli import main
 from mm_lightning.data.prepare import PrepareConfig, prepare
 from mm_lightning.evaluation.documents import digest
 from mm_lightning.evaluation.loss_by_position import LossByPosition
 from mm_lightning.evaluation.new_knowledge.needles import Single2
-from mm_lightning.training.checkpoint import load_network
 from tests.evaluation.conftest import save
 
 ONE, OTHER = "the cat sat on the mat. " * 20, "".join(map(chr, np.random.default_rng(0).integers(33, 120, 300)))

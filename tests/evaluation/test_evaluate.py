@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from mm_lightning.checkpoint import load_network
 from mm_lightning.cli import main
 from mm_lightning.errors import UserError
 from mm_lightning.evaluation import loss_by_position, processes, task
@@ -21,9 +22,8 @@ from mm_lightning.evaluation.documents import Texts, stretches
 from mm_lightning.evaluation.loss_by_position import LossByPosition, edges, relative_bins
 from mm_lightning.evaluation.model import Model
 from mm_lightning.evaluation.processes import run_processes
-from mm_lightning.evaluation.run import Job, Subject, fingerprint, run
+from mm_lightning.evaluation.run import EvaluatedModel, Job, fingerprint, run
 from mm_lightning.evaluation.samples import Samples
-from mm_lightning.training.checkpoint import load_network
 from tests.evaluation.conftest import save
 
 TEXTS = ["the cat sat on the mat. " * 20, "a long day " * 16, "one, two, three, four; " * 9, "and so on " * 12]
@@ -271,7 +271,7 @@ class Tallied(task.Task):
 @pytest.mark.slow
 def test_real_processes_ask_each_question_once(runs, tmp_path):
     (tmp_path / "asked").mkdir()
-    subject = Subject(runs / "v2" / "0" / "checkpoints" / "step=1.ckpt", "v2", {"precision": "32"})
+    subject = EvaluatedModel(runs / "v2" / "0" / "checkpoints" / "step=1.ckpt", "v2", {"precision": "32"})
     run_processes(Job([subject], [Tallied(str(tmp_path / "asked"))], tmp_path / "out", device="cpu"), 2)
     parts = sorted(path.read_text().split() for path in (tmp_path / "asked").iterdir())
     assert parts == [["0", "2", "4", "6"], ["1", "3", "5"]]
@@ -296,7 +296,7 @@ class Killed(Tallied):
 @pytest.mark.slow
 def test_a_killed_process_is_named_and_its_answers_are_kept(runs, tmp_path):
     (tmp_path / "asked").mkdir()
-    subject = Subject(runs / "v2" / "0" / "checkpoints" / "step=1.ckpt", "v2", {"precision": "32"})
+    subject = EvaluatedModel(runs / "v2" / "0" / "checkpoints" / "step=1.ckpt", "v2", {"precision": "32"})
     job = Job([subject], [Killed(str(tmp_path / "asked"))], tmp_path / "out", device="cpu")
     with pytest.raises(
         UserError, match=r"^process 1 of 2 was killed by SIGKILL, perhaps for lack of memory: .* goes on"
@@ -430,7 +430,9 @@ def test_a_network_without_its_run_folder(tmp_path, capsys):
 
 
 def test_a_task_must_answer_everything(runs, tmp_path):
-    job = Job([Subject(runs / "v2" / "0" / "checkpoints" / "step=1.ckpt", "v2")], [Nothing()], tmp_path, device="cpu")
+    job = Job(
+        [EvaluatedModel(runs / "v2" / "0" / "checkpoints" / "step=1.ckpt", "v2")], [Nothing()], tmp_path, device="cpu"
+    )
     with pytest.raises(ValueError, match="nothing left 1 items without an answer, the first '0'"):
         run(job)
 

@@ -5,12 +5,12 @@ import json
 import pytest
 from fake_runs import curve, write_run, write_sweep
 
+from mm_lightning.checkpoint.run_folder import has_finished
 from mm_lightning.experiments.launchers import Work
 from mm_lightning.experiments.provenance import remarks
 from mm_lightning.experiments.read_study import read_study
 from mm_lightning.experiments.statistics import summarise
 from mm_lightning.experiments.tables import run_record, steps_text, table, variant_record
-from mm_lightning.training.run_folder import has_finished
 
 
 def test_steps_and_tokens_are_those_that_were_trained(tmp_path):

@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from mm_lightning.errors import UserError
-from mm_lightning.experiments.plan import Run
 from mm_lightning.experiments.sweep import check_own, differences, locked, prepare_folder
 from mm_lightning.experiments.sweep_file import Change, Sweep
+from mm_lightning.experiments.sweep_runs import Run
 
 
 def run(variant, seed, steps=4):

@@ -44,7 +44,7 @@ class Recites(torch.nn.Module):
         self.vocab_size = vocab_size
         self.unused = torch.nn.Parameter(torch.zeros(1))
 
-    def new_state(self, batch=1, capacity=0, long_store=None):
+    def new_state(self, batch=1, capacity=0, sublinear=None):
         return Places(batch)
 
     def forward(self, tokens, state, starts=None, last=1):

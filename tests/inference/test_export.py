@@ -12,6 +12,16 @@ import pytest
 import torch
 import yaml
 
+from mm_lightning.checkpoint import (
+    KEY,
+    describe_network,
+    describe_tokenizer,
+    find_checkpoint,
+    fingerprint,
+    load_network,
+    open_weights,
+)
+from mm_lightning.checkpoint.trainer_io import WholeCheckpointIO
 from mm_lightning.cli import main
 from mm_lightning.data.manifest import Manifest, Split
 from mm_lightning.data.tokenizer import load_tokenizer, train_tokenizer
@@ -21,16 +31,6 @@ from mm_lightning.inference.export_tokenizer import transformers_tokenizer
 from mm_lightning.inference.flatten import flatten, holds_other_code
 from mm_lightning.inference.import_checkpoint import import_command
 from mm_lightning.networks.cost import parameters
-from mm_lightning.training.checkpoint import (
-    KEY,
-    describe_network,
-    describe_tokenizer,
-    find_checkpoint,
-    fingerprint,
-    load_network,
-    open_weights,
-)
-from mm_lightning.training.checkpoint.trainer_io import WholeCheckpointIO
 from mm_lightning.versions import required_versions
 from tests.inference.conftest import CONFIGS, build
 

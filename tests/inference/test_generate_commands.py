@@ -19,7 +19,7 @@ def load(monkeypatch):
     """Chooses the network that every checkpoint holds."""
 
     def load(network, tokenizer):
-        monkeypatch.setattr("mm_lightning.training.checkpoint.load_network", lambda *_: (network, tokenizer))
+        monkeypatch.setattr("mm_lightning.checkpoint.load_network", lambda *_: (network, tokenizer))
 
     return load
 
@@ -181,10 +181,10 @@ def test_mistakes(capsys, args, message):
 
 def test_a_long_memory_read_by_blocks(load, tokenizer, network, capsys, tmp_path, monkeypatch):
     """By every command, from a prompt and from a file, also where a document is written on several times."""
-    from mm_lightning.memory.sublinear.store import Blocks
+    from mm_lightning.memory.sublinear.key_clusters import KeyClusters
 
-    read, by_blocks = [], Blocks.read
-    monkeypatch.setattr(Blocks, "read", lambda *a: read.append(a[0].settings.budget) or by_blocks(*a))
+    read, by_blocks = [], KeyClusters.read
+    monkeypatch.setattr(KeyClusters, "read", lambda *a: read.append(a[0].settings.budget) or by_blocks(*a))
     load(network, tokenizer)
     text, memory = "so long that blocks are worth it " * 140, tmp_path / "m"
     (tmp_path / "t.txt").write_text(text)

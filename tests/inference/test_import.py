@@ -6,11 +6,11 @@ import math
 import pytest
 import torch
 
+from mm_lightning.checkpoint import find_checkpoint, load_network, open_weights
 from mm_lightning.cli import main
 from mm_lightning.errors import UserError
 from mm_lightning.inference.import_checkpoint import import_command
 from mm_lightning.networks import MemoryMosaicConfig
-from mm_lightning.training.checkpoint import find_checkpoint, load_network, open_weights
 
 transformers = pytest.importorskip("transformers")
 
@@ -124,7 +124,7 @@ def test_v1_computes_what_the_published_equations_say(banks, bias, tmp_path):
 
 
 def json_network(run):
-    from mm_lightning.training.checkpoint import read_about
+    from mm_lightning.checkpoint import read_about
 
     return read_about(find_checkpoint(run))["network"]["fields"]
 

@@ -13,7 +13,7 @@ import torch
 
 pytest.importorskip("transformers")
 
-from mm_lightning.training.checkpoint import load_network
+from mm_lightning.checkpoint import load_network
 from tests.inference.test_export import save
 
 VERSIONS = ("5.23.0", "5.24.0")

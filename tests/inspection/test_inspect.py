@@ -27,7 +27,7 @@ def run(monkeypatch, tokenizer, tmp_path):  # noqa: F811
     """Runs the command with a network in the place of a checkpoint's; returns the page's data and its text."""
 
     def run(model, *args):
-        monkeypatch.setattr("mm_lightning.training.checkpoint.load_network", lambda *_: (model, tokenizer))
+        monkeypatch.setattr("mm_lightning.checkpoint.load_network", lambda *_: (model, tokenizer))
         output = tmp_path / "page.html"
         assert main(["inspect", "runs/x", "--output", str(output), "--device", "cpu", *map(str, args)]) == 0
         page = output.read_text(encoding="utf-8")
@@ -160,7 +160,7 @@ def test_as_many_pairs_as_fit(network):  # noqa: F811
     ],
 )
 def test_mistakes(monkeypatch, network, tokenizer, tmp_path, capsys, args, words):  # noqa: F811
-    monkeypatch.setattr("mm_lightning.training.checkpoint.load_network", lambda *_: (network, tokenizer))
+    monkeypatch.setattr("mm_lightning.checkpoint.load_network", lambda *_: (network, tokenizer))
     texts = tmp_path / "short.txt"
     texts.write_text("short")
     output = [] if "--output" in args else ["--output", str(tmp_path / "page.html")]

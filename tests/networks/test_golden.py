@@ -66,7 +66,7 @@ def train(network):
     for step in range(STEPS):
         torch.manual_seed(step)
         tokens, targets, documents = batch(step)
-        loss = network(tokens, documents, targets, **network.draw_step(0, step))
+        loss = network(tokens, documents, targets, **network.step_randomness(0, step))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -229,7 +229,7 @@ def test_initialisation_of_table_6():
 
 
 def test_weight_decay_on_matrices_only(config, build):
-    matrices, others = build(config).decay_groups()
+    matrices, others = build(config).weight_decay_groups()
     assert all(p.dim() >= 2 for p in matrices)
     assert all(p.dim() == 1 for p in others)
     assert len(matrices) + len(others) == len(list(build(config).parameters()))
@@ -238,9 +238,9 @@ def test_weight_decay_on_matrices_only(config, build):
 def test_delay_is_drawn_from_seed_and_step():
     config = MemoryMosaicConfig(vocab_size=8, layers=1, dim=8, heads=1, persistent_dim=8)
     network, again = config.build(), config.build()
-    draws = [network.draw_step(3, step)["delays"]["long"] for step in range(4000)]
-    assert draws == [again.draw_step(3, step)["delays"]["long"] for step in range(4000)]
-    assert draws != [network.draw_step(4, step)["delays"]["long"] for step in range(4000)]
+    draws = [network.step_randomness(3, step)["delays"]["long"] for step in range(4000)]
+    assert draws == [again.step_randomness(3, step)["delays"]["long"] for step in range(4000)]
+    assert draws != [network.step_randomness(4, step)["delays"]["long"] for step in range(4000)]
     assert set(draws) == set(range(64, 257))
     assert sum(draws) / len(draws) == pytest.approx(160, abs=3)
 

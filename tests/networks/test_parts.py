@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mm_lightning.errors import UserError
-from mm_lightning.memory.sublinear.store import BlockStore
+from mm_lightning.memory.sublinear.key_clusters import SublinearRead
 from mm_lightning.networks import MemoryMosaicConfig, NetworkConfig
 from mm_lightning.networks.cost import forward_flops_per_token, parameters, parts
 from mm_lightning.networks.described import config_of
@@ -46,7 +46,7 @@ def test_they_learn(config, build, packed):
     optimizer = torch.optim.AdamW(network.parameters(), 3e-3)
     losses = []
     for step in range(12):
-        loss = network(tokens, documents, tokens, **network.draw_step(0, step))
+        loss = network(tokens, documents, tokens, **network.step_randomness(0, step))
         optimizer.zero_grad()
         loss.backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
@@ -120,7 +120,7 @@ def test_a_network_of_their_own(build, packed):
 
 def test_what_reads_softmax_alone_refuses_others(build):
     with pytest.raises(UserError, match="long store"):
-        build(MemoryMosaicConfig(**SMALL, **CASES["retrieval"])).new_state(long_store=BlockStore())
+        build(MemoryMosaicConfig(**SMALL, **CASES["retrieval"])).new_state(sublinear=SublinearRead())
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def step(config, kernels, precision) -> float:
     tokens = torch.randint(31, (2, 33), generator=torch.Generator().manual_seed(0))
     batch = tokens[:, :-1], Documents.from_starts(torch.arange(32).expand(2, 32) % 15 == 4), tokens[:, 1:]
     with plugin.forward_context():
-        loss = network(*batch, **network.draw_step(0, 0))
+        loss = network(*batch, **network.step_randomness(0, 0))
     loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
     torch.optim.SGD(network.parameters(), 0.1).step()

@@ -39,7 +39,7 @@ def test_it_reads_what_it_states(build, packed):
     config = replace(KINDS["transformer"], levels=("middle",), layers=1)
     assert (config.span("middle"), config.span("middle", 12)) == (Span(4, 26), Span(12, 18))
     network = build(config, torch.float64).eval()
-    assert {network.draw_step(0, step)["delays"]["middle"] for step in range(200)} == set(range(2, 13))
+    assert {network.step_randomness(0, step)["delays"]["middle"] for step in range(200)} == set(range(2, 13))
     tokens, _ = packed(config, 1, 60, 0)
     other = tokens.clone()
     other[0, 0] = (tokens[0, 0] + 1) % config.vocab_size

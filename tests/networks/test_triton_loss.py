@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from on_a_gpu import DEVICE, no_gpu, on_either, through_the_interpreter
 from torch.nn import functional as F
 
 from mm_lightning.networks import loss
 from mm_lightning.networks.loss import errors_reference, linear_cross_entropy
-from tests.on_a_gpu import DEVICE, no_gpu, on_either, through_the_interpreter
 
 pytest.importorskip("triton")
 from mm_lightning.networks import triton_loss

@@ -14,11 +14,11 @@ import yaml
 from launch import mm
 from runs import metrics
 
+from mm_lightning.checkpoint import KEY
 from mm_lightning.cli import main
 from mm_lightning.data import Manifest
 from mm_lightning.data.prepare import PrepareConfig, prepare
 from mm_lightning.errors import UserError
-from mm_lightning.training.checkpoint import KEY
 from mm_lightning.training.resume import OptimizerSettings, changes, decides_the_data
 from mm_lightning.training.strategies import DeepSpeed
 

@@ -6,10 +6,10 @@ from launch import mm
 from runs import metrics
 from torch._dynamo.utils import counters
 
+from mm_lightning.checkpoint import find_checkpoint, load_network
 from mm_lightning.cli import main
 from mm_lightning.memory.documents import Documents
 from mm_lightning.networks import MemoryMosaicConfig, TransformerConfig, block
-from mm_lightning.training.checkpoint import find_checkpoint, load_network
 
 SMALL = {"vocab_size": 40, "layers": 10, "dim": 16, "heads": 2, "persistent_dim": 24, "short_term_window": 8}
 
@@ -41,7 +41,7 @@ def losses(config, on: bool, checkpointing: bool) -> list[float]:
         tokens = torch.randint(40, (2, 33), generator=generator)
         documents = Documents.from_starts(torch.rand(2, 32, generator=generator) < 0.1)
         targets = tokens[:, 1:].contiguous()
-        loss = network(tokens[:, :-1], documents, targets, **network.draw_step(1, step))
+        loss = network(tokens[:, :-1], documents, targets, **network.step_randomness(1, step))
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

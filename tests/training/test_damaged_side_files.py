@@ -39,7 +39,7 @@ DAMAGES = {
 @pytest.fixture(scope="module")
 def trained(prepared, tmp_path_factory):
     """A run that went through everything that writes side files."""
-    from conftest import TINY
+    from tiny_run import TINY
 
     folder = tmp_path_factory.mktemp("trained")
     values = {"run": str(folder / "run"), **TINY, "data": {**TINY["data"], "path": str(prepared)}}

@@ -2,10 +2,10 @@
 
 import pytest
 
+from mm_lightning.checkpoint import checkpoints_of
 from mm_lightning.cli import main
 from mm_lightning.errors import UserError
-from mm_lightning.training.checkpoint import checkpoints_of
-from mm_lightning.training.settings import check_devices
+from mm_lightning.training.check_config import check_devices
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import yaml
 
 from mm_lightning.cli import main
 from mm_lightning.data import prepare as room
-from mm_lightning.data import units
+from mm_lightning.data import tokenize_units
 from mm_lightning.training import cli
 from mm_lightning.training.cli import TrainingCLI
 
@@ -46,7 +46,7 @@ def preparing(tiny, tmp_path, prepared, monkeypatch):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT])
 def test_while_data_are_prepared(preparing, tmp_path, monkeypatch, capfd, number):
     with monkeypatch.context() as patch:
-        patch.setattr(units, "tokenize_unit", sending(units.tokenize_unit, number, 3))
+        patch.setattr(tokenize_units, "tokenize_unit", sending(tokenize_units.tokenize_unit, number, 3))
         assert main(["fit", "--config", str(preparing)]) == (130 if number == signal.SIGINT else 85)
     said = capfd.readouterr().err
     assert f"preparing was interrupted: 2 finished units of work are kept in {tmp_path / 'data'}" in said

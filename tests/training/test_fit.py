@@ -8,11 +8,11 @@ import torch
 import yaml
 from runs import metrics
 
+from mm_lightning.checkpoint import find_checkpoint, fingerprint, load_network
 from mm_lightning.cli import main
 from mm_lightning.data import Manifest
 from mm_lightning.memory.documents import Documents
 from mm_lightning.networks import MemoryMosaicConfig
-from mm_lightning.training.checkpoint import find_checkpoint, fingerprint, load_network
 from mm_lightning.training.module import LanguageModule
 
 

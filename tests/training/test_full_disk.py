@@ -15,14 +15,14 @@ import yaml
 from runs import metrics
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from mm_lightning.checkpoint import damage
+from mm_lightning.checkpoint.run_folder import RunFolder
 from mm_lightning.cli import main
-from mm_lightning.data.bad_steps import FOLDER
 from mm_lightning.errors import UserError
 from mm_lightning.outputs import append, write_text
-from mm_lightning.training.checkpoint import damage
+from mm_lightning.training.bad_steps import FOLDER
 from mm_lightning.training.loggers import TensorBoard
 from mm_lightning.training.module import LanguageModule
-from mm_lightning.training.run_folder import RunFolder
 
 
 def refuse(*args, **options):

@@ -17,13 +17,13 @@ from lightning.pytorch import Callback, callbacks
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from runs import metrics
 
+from mm_lightning.checkpoint.run_folder import RunFolder
 from mm_lightning.cli import main
 from mm_lightning.errors import UserError
 from mm_lightning.networks import MemoryMosaicConfig
 from mm_lightning.training.lightning_callbacks import ABSTRACT, REFUSED, check_averaging, check_state
 from mm_lightning.training.module import LanguageModule
 from mm_lightning.training.rollback import restore
-from mm_lightning.training.run_folder import RunFolder
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "callbacks.md"
 ROWS = dict(re.findall(r"^\| `(\w+)` \| (works|refused|base class) \|", DOCUMENT.read_text(encoding="utf-8"), re.M))

@@ -7,9 +7,9 @@ from collections import Counter
 import yaml
 from resuming import Killed
 
+from mm_lightning.checkpoint.run_folder import RunFolder, board_folder
 from mm_lightning.cli import main
 from mm_lightning.training.loggers import MetricsFile, board_tag
-from mm_lightning.training.run_folder import RunFolder, board_folder
 
 
 def tensorboard(folder) -> dict[str, list[int]]:

@@ -11,10 +11,10 @@ from tensorboard.backend.event_processing.event_multiplexer import EventMultiple
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from mm_lightning.callbacks import RetrievalProfile, Samples
+from mm_lightning.checkpoint.run_folder import RunFolder
 from mm_lightning.cli import main
 from mm_lightning.training.hparams import SETTINGS, settings
 from mm_lightning.training.loggers import TensorBoard, board_tag
-from mm_lightning.training.run_folder import RunFolder
 
 CSV = {"class_path": "CSVLogger", "init_args": {"save_dir": "csv"}}
 

@@ -8,11 +8,11 @@ import pytest
 import yaml
 from runs import metrics
 
+from mm_lightning.checkpoint import find_checkpoint, load_network, read_about
 from mm_lightning.cli import main
 from mm_lightning.data import Manifest, load_tokenizer
 from mm_lightning.evaluation.documents import of_run
 from mm_lightning.inference.model_card import model_card
-from mm_lightning.training.checkpoint import find_checkpoint, load_network, read_about
 from mm_lightning.training.module import LanguageModule
 
 
@@ -32,7 +32,7 @@ def config(tiny, prepared, other):
     """The tiny config with three quarters of the one and a quarter of the other."""
     values = yaml.safe_load(tiny.read_text())
     values["data"] |= {"path": {str(prepared): 3, str(other): 1}, "validation_sequences": 4}
-    values["trainer"]["callbacks"].append({"class_path": "Guard", "init_args": {"sigma": 0}})
+    values["trainer"]["callbacks"].append({"class_path": "BadStepGuard", "init_args": {"sigma": 0}})
     values["trainer"]["callbacks"].append({"class_path": "Summary"})
     tiny.write_text(yaml.safe_dump(values))
     return str(tiny)

@@ -9,11 +9,11 @@ import yaml
 from runs import metrics
 from torch.nn import functional as F
 
+from mm_lightning.checkpoint import load_network
 from mm_lightning.cli import main
 from mm_lightning.data import Manifest
 from mm_lightning.data.shards import read_shard
 from mm_lightning.data.tokenizer import load_tokenizer
-from mm_lightning.training.checkpoint import load_network
 from mm_lightning.training.module import LanguageModule
 
 BOS = 256
@@ -24,7 +24,7 @@ CLIP, DECAY, BETAS, EPSILON = 0.5, 0.1, (0.9, 0.95), 1e-8
 @pytest.fixture(scope="module")
 def spied(tmp_path_factory, prepared):
     """A run of 6 steps of 3 accumulated batches, killed after 3 and resumed; every step is saved and logged."""
-    from tests.training.conftest import TINY
+    from tiny_run import TINY
 
     folder = tmp_path_factory.mktemp("numbers")
     callbacks = [
@@ -101,7 +101,7 @@ def test_a_step(spied, prepared, step):
     whole = {tuple(row[:-1]): row for row in stored(prepared, "train")}
     rows = [whole[tuple(row)] for row in inputs]
     network.train()
-    random = network.draw_step(1, step - 1)
+    random = network.step_randomness(1, step - 1)
     total, count = nll(network, rows, **random)
     counts = [nll(network, rows[n : n + 2], **random)[1] for n in (0, 2, 4)]
     assert len(set(counts)) > 1 or step == 4, "accumulated batches should have uneven numbers of predicted tokens"

@@ -13,8 +13,8 @@ import pytest
 from runs import metrics
 
 from mm_lightning.callbacks.preemption import Preemption
+from mm_lightning.checkpoint import find_checkpoint
 from mm_lightning.cli import main, slurm_job
-from mm_lightning.training.checkpoint import find_checkpoint
 from mm_lightning.training.module import LanguageModule
 
 

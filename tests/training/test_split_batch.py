@@ -8,8 +8,7 @@ from runs import metrics
 
 from mm_lightning.cli import main
 from mm_lightning.data import Batch
-from mm_lightning.data.batch import IGNORED
-from mm_lightning.memory.documents import Documents
+from mm_lightning.memory.documents import IGNORE_INDEX, Documents
 from mm_lightning.networks import MemoryMosaicConfig, TransformerConfig
 from mm_lightning.training.module import LanguageModule
 
@@ -22,7 +21,7 @@ def batch(predicted: list[int]) -> Batch:
     """Rows of 12 tokens, of which so many are predicted."""
     draw = torch.Generator().manual_seed(0)
     tokens, targets = torch.randint(31, (2, len(predicted), 12), generator=draw)
-    targets[torch.arange(12) >= torch.tensor(predicted)[:, None]] = IGNORED
+    targets[torch.arange(12) >= torch.tensor(predicted)[:, None]] = IGNORE_INDEX
     starts = torch.zeros_like(tokens, dtype=torch.bool)
     starts[:, 5] = True
     return Batch(tokens, targets, Documents.from_starts(starts))
@@ -60,7 +59,7 @@ def test_a_step_is_the_same_however_its_batch_is_split(config, predicted, monkey
     torch.manual_seed(0)
     network = config.build().double().eval()
     logits = network(whole.tokens, whole.documents).flatten(0, 1)
-    loss = torch.nn.functional.cross_entropy(logits, whole.targets.flatten(), ignore_index=IGNORED)
+    loss = torch.nn.functional.cross_entropy(logits, whole.targets.flatten(), ignore_index=IGNORE_INDEX)
     assert values[0] == pytest.approx(float(loss.detach()), rel=1e-9)  # without the load-balancing loss
     assert (0.9 < values[1] <= 4) == (config is EXPERTS)
 

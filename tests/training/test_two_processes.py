@@ -4,8 +4,8 @@ import pytest
 from launch import mm
 from runs import metrics
 
+from mm_lightning.checkpoint import COMMIT, find_checkpoint, load_network
 from mm_lightning.cli import main
-from mm_lightning.training.checkpoint import COMMIT, find_checkpoint, load_network
 
 
 def train_alone(tiny, tmp_path):

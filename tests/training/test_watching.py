@@ -10,11 +10,11 @@ from launch import mm
 from runs import metrics
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mm_lightning.callbacks import evaluation, validation_rows
+from mm_lightning.callbacks import after_validation, evaluation
 from mm_lightning.cli import main
 from mm_lightning.inspection.statistics import effective_pairs, memory_distributions
 from mm_lightning.networks import MemoryMosaicConfig
-from mm_lightning.training.at_rest import at_rest
+from mm_lightning.training.evaluation_mode import evaluation_mode
 
 EVALUATION = {
     "class_path": "Evaluation",
@@ -63,10 +63,10 @@ def test_watching_changes_nothing_and_writes_everything(tiny, watched, tmp_path,
 
     def lend(trainer, module):
         lent.append(trainer.global_step)
-        return at_rest(trainer, module)
+        return evaluation_mode(trainer, module)
 
-    for borrower in (evaluation, validation_rows):
-        monkeypatch.setattr(borrower, "at_rest", lend)
+    for borrower in (evaluation, after_validation):
+        monkeypatch.setattr(borrower, "evaluation_mode", lend)
     assert main(["fit", "--config", str(tiny), "--run", str(tmp_path / "alone")]) == 0
     assert main(["fit", "--config", str(watched), "--run", str(tmp_path / "seen")]) == 0
     assert lent == [3, 3, 6, 6]  # for Evaluation, and for all others together

@@ -18,7 +18,7 @@ def build_llama(config: NetworkConfig) -> Any:
         UserError: `transformers` is not installed.
     """
     try:
-        from mm_lightning.training.checkpoint import calm_deepspeed
+        from mm_lightning.checkpoint import calm_deepspeed
 
         calm_deepspeed()  # which transformers imports
         from transformers import LlamaConfig, LlamaForCausalLM
@@ -46,7 +46,7 @@ class LlamaInTraining(nn.Module):
         super().__init__()
         self.llama = build_llama(config)
 
-    def draw_step(self, seed: int, step: int) -> dict[str, Any]:
+    def step_randomness(self, seed: int, step: int) -> dict[str, Any]:
         """Nothing is random about a step."""
         return {}
 

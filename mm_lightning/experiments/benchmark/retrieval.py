@@ -59,7 +59,7 @@ def retrieval_command(
         text: files, a folder or a glob; python-stdlib is the standard library of this Python.
         pairs: stored pairs, at least 4096: [32768, 131072] by default.
         budgets: pairs that a query reads one by one: [4096, 8192, 16384] by default.
-        epsilons: proven errors, see BlockStore: [0.0, 0.01, 0.1] by default.
+        epsilons: proven errors, see SublinearRead: [0.0, 0.01, 0.1] by default.
         index: kinds of faiss's indexes to compare with, ivf and hnsw; [ivf] by default, [] for none.
         neighbours: pairs that an index finds for a query.
         queries: tokens asked with.
@@ -73,8 +73,8 @@ def retrieval_command(
     """
     import torch
 
+    from mm_lightning.checkpoint import load_network
     from mm_lightning.inference.generate import choose_device
-    from mm_lightning.training.checkpoint import load_network
 
     sizes = [32768, 131072] if pairs is None else [pairs] if isinstance(pairs, int) else pairs
     if not sizes:
@@ -118,10 +118,10 @@ class Filled:
 
 
 def _stores(budgets: Sequence[int], epsilons: Sequence[float]) -> dict[str, Any]:
-    from mm_lightning.memory.sublinear.store import BlockStore
+    from mm_lightning.memory.sublinear.key_clusters import SublinearRead
 
-    stores = {f"budget {budget:,}": BlockStore(budget=budget) for budget in budgets}
-    return stores | {f"epsilon {epsilon:g}": BlockStore(budget=1024, epsilon=epsilon) for epsilon in epsilons}
+    stores = {f"budget {budget:,}": SublinearRead(budget=budget) for budget in budgets}
+    return stores | {f"epsilon {epsilon:g}": SublinearRead(budget=1024, epsilon=epsilon) for epsilon in epsilons}
 
 
 def read_tokens(text: str, tokenizer: Any, count: int, context: int, seed: int) -> Any:
@@ -133,7 +133,7 @@ def read_tokens(text: str, tokenizer: Any, count: int, context: int, seed: int) 
     import torch
 
     from mm_lightning.data.corpora import Piece, ReadSettings, list_files
-    from mm_lightning.data.units import documents_of
+    from mm_lightning.data.tokenize_units import documents_of
 
     settings = ReadSettings()
     files = list_files([text], settings)
@@ -199,7 +199,7 @@ def _measure(
     from torch.nn import functional as F
 
     from mm_lightning.memory.kernels import resolve
-    from mm_lightning.memory.sublinear.store import Blocks
+    from mm_lightning.memory.sublinear.key_clusters import KeyClusters
 
     block = next(iter(stores.values())).block
     padded = [F.pad(x[:, :, :count], (0, 0, 0, -count % block)) for x in (filled.keys, filled.values)]
@@ -210,7 +210,7 @@ def _measure(
     for store in stores.values():
         if (proven := store.epsilon is not None) not in filled_blocks:
             begin = time.perf_counter()
-            blocks, buffers = Blocks(store), [x.clone() for x in padded]
+            blocks, buffers = KeyClusters(store), [x.clone() for x in padded]
             blocks.extend(*buffers, count)
             built["blocks, proven" if proven else "blocks"] = time.perf_counter() - begin
             filled_blocks[proven] = blocks, buffers
@@ -226,7 +226,7 @@ def _measure(
 
     runs: dict[str, Callable[[Any], Any]] = {"exact": by_torch}
     if resolve("auto", keys.device, keys.dtype) == "native" and torch.get_num_threads() == 1:
-        from mm_lightning.memory.kernels.numba_step import read
+        from mm_lightning.memory.kernels.numba_decode import read
 
         runs = {"exact": lambda q: read(q, *padded, count), "exact, torch": by_torch}  # the first as decoding reads
     runs |= {method: partial(by_blocks, store) for method, store in stores.items()}

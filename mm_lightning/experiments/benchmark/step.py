@@ -186,7 +186,7 @@ class TrainingStep:
     def __call__(self) -> None:
         import torch
 
-        draw = self.network.draw_step(self.seed, next(self.numbers))
+        draw = self.network.step_randomness(self.seed, next(self.numbers))
         for _ in range(self.accumulate):
             with torch.autocast(**self.autocast):
                 loss = self.network(self.tokens, targets=self.targets, **draw)
@@ -256,7 +256,7 @@ def _utilisation(result: dict[str, Any], configs: dict[str, Any], what: Setup, d
     """The share of the device's peak that each one's useful FLOPs reach; nothing where the peak is not known."""
     import torch
 
-    from mm_lightning.training.peak import peak_flops
+    from mm_lightning.training.peak_flops import peak_flops
 
     if device.type != "cuda":
         return {}

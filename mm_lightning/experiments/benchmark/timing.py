@@ -112,9 +112,9 @@ def peak_bytes(run: Run, device: Any) -> int:
         return torch.cuda.max_memory_allocated(device) - before
     from torch.profiler import ProfilerActivity, profile
 
-    from mm_lightning.training.quiet import quiet_profiler
+    from mm_lightning.training.silence_warnings import silence_profiler
 
-    quiet_profiler()
+    silence_profiler()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         run()
     found = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
@@ -147,7 +147,7 @@ def machine(device: Any) -> dict[str, Any]:
     """What a timing was taken on, with which versions and code."""
     import torch
 
-    from mm_lightning.training.run_folder import describe_environment
+    from mm_lightning.checkpoint.run_folder import describe_environment
 
     environment = describe_environment()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else environment["cpu"]["model"]

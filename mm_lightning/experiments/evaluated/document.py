@@ -6,24 +6,31 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mm_lightning.checkpoint.run_folder import hardware
 from mm_lightning.csv_text import csv_text
 from mm_lightning.experiments import page
 from mm_lightning.experiments.drawing import short
-from mm_lightning.experiments.evaluated import anything, in_context, long_texts, persistent, positions, published
-from mm_lightning.experiments.evaluated.forms import Form, Part
+from mm_lightning.experiments.evaluated import (
+    default_section,
+    in_context,
+    long_texts,
+    loss_by_position,
+    persistent,
+    published,
+)
 from mm_lightning.experiments.evaluated.grid import Grid
 from mm_lightning.experiments.evaluated.groups import Gathered, Network
 from mm_lightning.experiments.evaluated.plots import looks_of
+from mm_lightning.experiments.evaluated.report_section import Form, Part
 from mm_lightning.experiments.provenance import commit, counted
 from mm_lightning.style import tokens
-from mm_lightning.training.run_folder import hardware
 
 FORMS: tuple[Form, ...] = (
     persistent.FORM,
     *long_texts.FORMS,
     in_context.FORM,
-    *positions.FORMS,
-    anything.FORM,
+    *loss_by_position.FORMS,
+    default_section.FORM,
 )
 FAR = 3
 """From which factor on a network is called far from the paper's size."""

@@ -10,11 +10,11 @@ from mm_lightning.experiments import page
 from mm_lightning.experiments.drawing import drawing
 from mm_lightning.experiments.evaluated import plots, published
 from mm_lightning.experiments.evaluated.estimates import Estimate, mean_of_shares, share
-from mm_lightning.experiments.evaluated.forms import Form, Part, counts
 from mm_lightning.experiments.evaluated.grid import Grid
 from mm_lightning.experiments.evaluated.groups import Evaluation, Group, Network, last_ones
-from mm_lightning.experiments.evaluated.measures import Measure, by_step, scaling
 from mm_lightning.experiments.evaluated.published import NEW_KNOWLEDGE, SINGLE_NEEDLE, ByLength
+from mm_lightning.experiments.evaluated.report_section import Form, Part, counts
+from mm_lightning.experiments.evaluated.scaling_plots import Measure, by_step, scaling
 from mm_lightning.style import tokens
 
 QA = ("qa_1", "qa_2")

@@ -11,11 +11,11 @@ from mm_lightning.experiments import page
 from mm_lightning.experiments.drawing import drawing
 from mm_lightning.experiments.evaluated import plots, published
 from mm_lightning.experiments.evaluated.estimates import Estimate, mean_of_shares, share
-from mm_lightning.experiments.evaluated.forms import Form, Part
 from mm_lightning.experiments.evaluated.grid import Grid
 from mm_lightning.experiments.evaluated.groups import Evaluation, Group, Network
-from mm_lightning.experiments.evaluated.measures import Measure, scaling
 from mm_lightning.experiments.evaluated.published import MEAN_6, MEAN_13, MEAN_19, NETWORKS, OTHER_6, PERSISTENT_13
+from mm_lightning.experiments.evaluated.report_section import Form, Part
+from mm_lightning.experiments.evaluated.scaling_plots import Measure, scaling
 from mm_lightning.style import GREY, INK, MARKERS, figure_of, legend_height, side_legend
 
 # By the paper's name of a benchmark, the task that stands for it and the one score that counts.

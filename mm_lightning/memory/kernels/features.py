@@ -14,8 +14,8 @@ from torch import Tensor
 
 from mm_lightning.memory.documents import Documents
 from mm_lightning.memory.kernels import Kernels, plain, resolve
-from mm_lightning.memory.kernels.torch_features import gated_average, look_ahead, queries, storable, unit
-from mm_lightning.memory.kernels.trial import trial
+from mm_lightning.memory.kernels.self_test import trial
+from mm_lightning.memory.kernels.torch_features import gated_average, look_ahead, normalize, queries, storable
 
 _LIBRARY = __name__.replace(".", "_")
 """Of our operators: an exported folder holds a copy of this module."""
@@ -101,7 +101,7 @@ def ahead_values(vtilde: Tensor, gamma: Tensor | None, alpha: Tensor, documents:
     """
     exact = torch.promote_types(vtilde.dtype, torch.float32)
     if kernels == "torch":
-        values = unit(vtilde.to(exact)).to(vtilde.dtype) if gamma is None else look_ahead(vtilde, gamma, documents)
+        values = normalize(vtilde.to(exact)).to(vtilde.dtype) if gamma is None else look_ahead(vtilde, gamma, documents)
         return values * alpha[:, None].to(values.dtype)
     gamma = torch.ones_like(alpha) if gamma is None else gamma
     arguments = (_with_rows(vtilde), gamma.to(exact), alpha.to(exact), documents.starts)
@@ -185,28 +185,28 @@ def _values_backward(
 
 @_keys.register_kernel("cuda")
 def _(raw, gate, decay, beta, starts):  # type: ignore[no-untyped-def]
-    from mm_lightning.memory.kernels.triton_features import keys
+    from mm_lightning.memory.kernels.triton_launch import keys
 
     return keys(raw, gate, decay, beta, starts)
 
 
 @_keys_backward.register_kernel("cuda")
 def _(raw, beta, starts, k, kept, d_q, d_k):  # type: ignore[no-untyped-def]
-    from mm_lightning.memory.kernels.triton_features import keys_backward
+    from mm_lightning.memory.kernels.triton_launch import keys_backward
 
     return keys_backward(raw, beta, starts, k, kept, d_q, d_k)
 
 
 @_values.register_kernel("cuda")
 def _(raw, gamma, alpha, starts):  # type: ignore[no-untyped-def]
-    from mm_lightning.memory.kernels.triton_features import values
+    from mm_lightning.memory.kernels.triton_launch import values
 
     return values(raw, gamma, alpha, starts)
 
 
 @_values_backward.register_kernel("cuda")
 def _(raw, gamma, alpha, starts, v, norm, d_v):  # type: ignore[no-untyped-def]
-    from mm_lightning.memory.kernels.triton_features import values_backward
+    from mm_lightning.memory.kernels.triton_launch import values_backward
 
     return values_backward(raw, gamma, alpha, starts, v, norm, d_v)
 

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mm_lightning.memory.kernels.compiled import compiled, flat, get, pool, put
+from mm_lightning.memory.kernels.numba_support import flat, get, jit, pool, put
 from mm_lightning.memory.kernels.torch_features import EPS
 
 STRIP = 16
 """Tokens of one head in a row, so that what they read and write lies close together."""
 
 
-@compiled
+@jit
 def _keys(sizes, strides, raw, gate, decay, starts, beta, qs, ks, fresh, fade, norm, total, scale):  # type: ignore[no-untyped-def]
     """Of the heads low to high - 1 of a row: q = beta k, k = S / |S| and S_t = fade_t S_{t-1} + fresh_t ktilde_t."""
     row, low, high, time, heads, dim = sizes
@@ -46,7 +46,7 @@ def _keys(sizes, strides, raw, gate, decay, starts, beta, qs, ks, fresh, fade, n
                 put(q, d, s[d] * sharp)
 
 
-@compiled
+@jit
 def _keys_back(
     sizes, strides, raw, starts, beta, ks, fresh, fade, norm, d_qs, d_ks, d_raw, d_gate, d_decay, d_beta, later
 ):  # type: ignore[no-untyped-def]
@@ -85,7 +85,7 @@ def _keys_back(
             d_decay[i] = zero if starts[row * time + t] else stays * norm[i] - new * enters
 
 
-@compiled
+@jit
 def _values(sizes, strides, raw, starts, gamma, alpha, vs, norm):  # type: ignore[no-untyped-def]
     """Of the heads low to high - 1 of a row: v = alpha u / |u| with u_t = gamma x_t + (1 - gamma) x_{t+1}."""
     row, low, high, time, heads, dim = sizes
@@ -112,7 +112,7 @@ def _values(sizes, strides, raw, starts, gamma, alpha, vs, norm):  # type: ignor
                 put(v, d, (now * get(x, d) + ahead * get(y, d)) * scaled)
 
 
-@compiled
+@jit
 def _values_back(sizes, strides, raw, starts, gamma, alpha, vs, norm, d_vs, d_raw, d_gamma, d_alpha, du):  # type: ignore[no-untyped-def]
     """Derivatives of :func:`_values`; du is that of the token after, whose own is complete with this one's share."""
     row, low, high, time, heads, dim = sizes

@@ -25,14 +25,14 @@ def queries(k: Tensor, beta: Tensor) -> Tensor:
     return k * storable(beta, k.dtype)[..., None].to(k.dtype)
 
 
-def unit(x: Tensor) -> Tensor:
+def normalize(x: Tensor) -> Tensor:
     """`F.normalize` of the last axis in fewer operations."""
     return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(EPS)
 
 
 def blend(now: Tensor, ahead: Tensor, gamma: Tensor) -> Tensor:
     """Norm(gamma now + (1 - gamma) ahead) of (..., H, D) raw values and (H,) gamma."""
-    return unit(torch.lerp(ahead, now, gamma[:, None]))
+    return normalize(torch.lerp(ahead, now, gamma[:, None]))
 
 
 def gated_average(ktilde: Tensor, gate: Tensor, decay: Tensor, documents: Documents) -> Tensor:

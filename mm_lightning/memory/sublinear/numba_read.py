@@ -1,7 +1,7 @@
 """The sub-linear read of a memory on a CPU: one compiled call for each row, which reads pairs where they lie.
 
-The same as `Blocks.read` in torch, by threshold instead of by sorting: the blocks that promise most are those above
-the rank that just so many exceed.
+The same as `KeyClusters.read` in torch, by threshold instead of by sorting: the blocks that promise most are those
+above the rank that just so many exceed.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mm_lightning.memory.kernels.compiled import array_at, compiled, get, in_threads, kinds, prefetch, put, row_at
-from mm_lightning.memory.kernels.numba_step import weigh
+from mm_lightning.memory.kernels.numba_decode import weigh
+from mm_lightning.memory.kernels.numba_support import array_at, get, in_threads, jit, kinds, prefetch, put, row_at
 
 STRIP = 2048
 """Columns of a product that are summed up at a time, in the nearest cache."""
@@ -30,7 +30,7 @@ HALVINGS = 64
 """Of the range in which a threshold is sought: more than numbers close together take."""
 
 
-@compiled
+@jit
 def _product(vector, matrix, columns, out):  # type: ignore[no-untyped-def]
     """out = vector @ matrix, whose rows have so many columns."""
     dim = len(vector)
@@ -50,7 +50,7 @@ def _product(vector, matrix, columns, out):  # type: ignore[no-untyped-def]
                 part[i] += v0 * m0[i]
 
 
-@compiled
+@jit
 def _largest(rank, wanted, places):  # type: ignore[no-untyped-def]
     """Writes the places of the `wanted` largest in rising order; returns how many they are, fewer only with NaN."""
     kind, count = rank.dtype.type, len(rank)
@@ -76,7 +76,7 @@ def _largest(rank, wanted, places):  # type: ignore[no-untyped-def]
     return found
 
 
-@compiled
+@jit
 def _score(query, keys, like, starts, ends, begin, count, scores, at):  # type: ignore[no-untyped-def]
     """The products of a query with the keys of the runs begin to count - 1, from scores[at] on; returns its end."""
     dim, zero = len(query), scores.dtype.type(0)
@@ -94,7 +94,7 @@ def _score(query, keys, like, starts, ends, begin, count, scores, at):  # type: 
     return at
 
 
-@compiled
+@jit
 def _add(weights, values, like, starts, ends, count, found):  # type: ignore[no-untyped-def]
     """Adds the values of so many runs by their weights."""
     dim, at = len(found), 0
@@ -118,7 +118,7 @@ def _add(weights, values, like, starts, ends, count, found):  # type: ignore[no-
         at += length
 
 
-@compiled
+@jit
 def _needed(query, centre, bounds, unread, total, block, allowed, slack, places):  # type: ignore[no-untyped-def]
     """Write the unread blocks that the bound of `blocks.py` asks for into `places`, and return their number.
 
@@ -155,7 +155,7 @@ def _needed(query, centre, bounds, unread, total, block, allowed, slack, places)
     return found
 
 
-@compiled
+@jit
 def _promise(query, centre, moved, share, look, variance, rank):  # type: ignore[no-untyped-def]
     """The variance of q.k in each block, and by how much it may weigh; `moved` is q by the groups' moments."""
     dim, blocks, zero = len(query), len(share), share.dtype.type(0)
@@ -171,7 +171,7 @@ def _promise(query, centre, moved, share, look, variance, rank):  # type: ignore
             rank[i] = centre[i] + min(look * np.sqrt(variance[i]), variance[i])
 
 
-@compiled
+@jit
 def _log_sum(scores, count):  # type: ignore[no-untyped-def]
     most, total = scores[:count].max(), 0.0
     for i in range(count):
@@ -179,7 +179,7 @@ def _log_sum(scores, count):  # type: ignore[no-untyped-def]
     return most + math.log(total)
 
 
-@compiled
+@jit
 def _row(n, types, sizes, options, places):  # type: ignore[no-untyped-def]
     """Compute the answer of row n, and count the pairs that it read.
 

@@ -60,7 +60,7 @@ class Scripted(torch.nn.Module):
         self.rule, self.tokens, self.calls = rule, 0, 0
         self.unused = torch.nn.Parameter(torch.zeros(1))
 
-    def new_state(self, batch=1, capacity=0, long_store=None):
+    def new_state(self, batch=1, capacity=0, sublinear=None):
         return State({"said": Said(batch)}, batch, self.unused.device)
 
     def forward(self, tokens, state, starts=None, last=None):

@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 import torch
+from asked import Answering, run
 
 from mm_lightning.cli import main
 from mm_lightning.data.facts import syllable_tokenizer
@@ -12,7 +13,6 @@ from mm_lightning.evaluation.model import Model
 from mm_lightning.evaluation.new_knowledge.generated_facts import GeneratedFacts
 from mm_lightning.evaluation.task import Result, find_task, task_names
 from mm_lightning.networks import MemoryMosaicConfig
-from tests.evaluation.new_knowledge.asked import Answering, run
 
 
 @pytest.fixture(scope="module")

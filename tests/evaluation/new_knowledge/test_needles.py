@@ -3,13 +3,13 @@ from collections import Counter
 from random import Random
 
 import pytest
+from asked import DATA, Answering, needs_data, run
 
 from mm_lightning.errors import UserError
 from mm_lightning.evaluation.new_knowledge import haystack, needles
 from mm_lightning.evaluation.new_knowledge.haystack import NOISE, needle, needle_prompt
 from mm_lightning.evaluation.new_knowledge.words import ADJECTIVES, NOUNS
 from mm_lightning.evaluation.task import TASKS, find_task
-from tests.evaluation.new_knowledge.asked import DATA, Answering, needs_data, run
 
 ONE = """\
 A special magic number is hidden within the following text. Make sure to memorize it. I will quiz you about the number \

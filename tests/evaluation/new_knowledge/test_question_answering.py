@@ -4,10 +4,10 @@ from collections import Counter
 from random import Random
 
 import pytest
+from asked import DATA, Answering, needs_data, run
 
 from mm_lightning.errors import UserError
 from mm_lightning.evaluation.new_knowledge.question_answering import Hotpot, Squad, qa_prompt
-from tests.evaluation.new_knowledge.asked import DATA, Answering, needs_data, run
 
 SQUAD_PROMPT = """\
 Answer the question based on the given documents. Only give me the answer and do not output any other words.

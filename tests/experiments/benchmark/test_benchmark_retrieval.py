@@ -20,7 +20,7 @@ def network(monkeypatch):
     config = MemoryMosaicConfig(vocab_size=258, layers=2, dim=16, heads=2, persistent_dim=8, inference_delay=5)
     network = config.build().eval()
     found = network, load_tokenizer("bytes")
-    monkeypatch.setattr("mm_lightning.training.checkpoint.load_network", lambda path, device: found)
+    monkeypatch.setattr("mm_lightning.checkpoint.load_network", lambda path, device: found)
     return network
 
 

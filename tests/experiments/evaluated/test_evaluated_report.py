@@ -7,16 +7,7 @@ import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 
 import pytest
-
-from mm_lightning.cli import main
-from mm_lightning.experiments.evaluated import plots
-from mm_lightning.experiments.evaluated.document import parts
-from mm_lightning.experiments.evaluated.gather import gather
-from mm_lightning.experiments.evaluated.grid import Grid
-from mm_lightning.experiments.evaluated.persistent import BENCHMARKS
-from mm_lightning.experiments.page import Drawing, Heading, Points, Text
-from mm_lightning.experiments.report import write_report
-from tests.experiments.evaluated.fake_results import (
+from fake_results import (
     LONG,
     network,
     removed,
@@ -27,7 +18,16 @@ from tests.experiments.evaluated.fake_results import (
     write_partial,
     write_qa,
 )
-from tests.experiments.fake_runs import curve, write_sweep
+from fake_runs import curve, write_sweep
+
+from mm_lightning.cli import main
+from mm_lightning.experiments.evaluated import plots
+from mm_lightning.experiments.evaluated.document import parts
+from mm_lightning.experiments.evaluated.grid import Grid
+from mm_lightning.experiments.evaluated.load_results import gather
+from mm_lightning.experiments.evaluated.persistent import BENCHMARKS
+from mm_lightning.experiments.page import Drawing, Heading, Points, Text
+from mm_lightning.experiments.report import write_report
 
 V2 = network("v2")
 
@@ -35,7 +35,7 @@ V2 = network("v2")
 @pytest.fixture
 def no_figures(monkeypatch):
     """They take most of the time of a report."""
-    for module in ("persistent", "in_context", "positions", "anything", "measures", "plots"):
+    for module in ("persistent", "in_context", "loss_by_position", "default_section", "scaling_plots", "plots"):
         monkeypatch.setattr(f"mm_lightning.experiments.evaluated.{module}.drawing", lambda *a, **k: None)
     monkeypatch.setattr(plots, "side_legend", lambda *a: None)
 

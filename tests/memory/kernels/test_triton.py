@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from on_a_gpu import DEVICE, no_gpu, on_either, through_the_interpreter
 
 from mm_lightning.errors import UserError
 from mm_lightning.memory.documents import Documents
@@ -11,7 +12,6 @@ from mm_lightning.memory.keys import average_keys
 from mm_lightning.memory.values import look_ahead_values
 from mm_lightning.networks import MemoryMosaicConfig
 from tests.memory.kernels.test_kernels import TINY, arguments, results_and_gradients, worst
-from tests.on_a_gpu import DEVICE, no_gpu, on_either, through_the_interpreter
 
 pytest.importorskip("triton")
 
@@ -87,8 +87,8 @@ def test_extreme_gates_agree(chance):
 @on_either
 def test_sums_over_many_chunks_agree(monkeypatch):
     """More chunks than one step of the sums over them takes."""
-    monkeypatch.setattr("mm_lightning.memory.kernels.triton_features.CHUNKS", 16)
-    monkeypatch.setattr("mm_lightning.memory.kernels.triton_features.CHUNK", 16)
+    monkeypatch.setattr("mm_lightning.memory.kernels.triton_launch.CHUNKS", 16)
+    monkeypatch.setattr("mm_lightning.memory.kernels.triton_launch.CHUNK", 16)
     generator = torch.Generator().manual_seed(0)
     time = 16 * 17 + 5
     raw = torch.randn(1, time, 1, 3, generator=generator).double()

@@ -1,0 +1,110 @@
+"""Which checkpoint is meant: the newest whole one of a run."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+from pathlib import Path
+from shlex import quote
+
+from mm_lightning.checkpoint.integrity import COMMIT, PARTIAL, SAFETENSORS, damage, discard
+from mm_lightning.checkpoint.run_folder import numbered
+from mm_lightning.checkpoint.weights import unloadable
+from mm_lightning.errors import UserError
+
+
+def step_of(path: Path) -> int:
+    """The step in a name like `step=200.ckpt`; -1 where there is none."""
+    match = re.search(r"step=(\d+)", path.name)
+    return int(match[1]) if match else -1
+
+
+def saved_by_run(path: Path) -> bool:
+    """Return whether a file has the name that a run gives its checkpoints: `step=200.ckpt`, and nothing beside that."""
+    return re.fullmatch(r"step=(0|[1-9][0-9]*)\.ckpt", path.name) is not None
+
+
+def checkpoint_path(run_folder: Path, step: int) -> Path:
+    """Where a run keeps a step, plain file or DeepSpeed's folder."""
+    return run_folder / "checkpoints" / f"step={step}.ckpt"
+
+
+def checkpoints_of(run_folder: Path) -> list[Path]:
+    """Return the checkpoints of one run folder, whole or not, the newest first.
+
+    Last come those that the run has not saved itself, such as a conversion beside what was converted. Links that lead
+    nowhere, such as one to a step that was deleted, are left out.
+    """
+    checkpoints = []
+    for path in (run_folder / "checkpoints").glob("*.ckpt"):
+        with contextlib.suppress(FileNotFoundError):
+            checkpoints.append((saved_by_run(path), step_of(path), path.stat().st_mtime, path))
+    return [path for *_, path in sorted(checkpoints, reverse=True)]
+
+
+def run_of(checkpoint: Path) -> Path:
+    """Return the run folder that a checkpoint lies in."""
+    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+
+
+def find_checkpoint(run_or_file: str | Path, checksums: bool = True) -> Path:
+    """The checkpoint meant by a path: itself, or the newest whole one of a run folder.
+
+    What is newer but damaged is named on stderr.
+
+    Args:
+        run_or_file: a checkpoint (file, or DeepSpeed folder), a run folder (`runs/quickstart/0`), or a root of
+            numbered run folders (`runs/quickstart`: the newest run that has a checkpoint).
+        checksums: whether the checkpoint is read, its checksums compared, and loaded.
+
+    Raises:
+        UserError: there is no whole checkpoint.
+    """
+    path = Path(run_or_file).expanduser()
+    if not path.exists():
+        raise UserError(f"there is no checkpoint or run folder {path}")
+    if path.is_file() or (path / COMMIT).is_file() or path.suffix == ".ckpt":
+        known = path.is_dir() or path.suffix in (".ckpt", SAFETENSORS, PARTIAL)
+        problem = _problem(path, checksums) if known else "is no .ckpt or .safetensors file"
+        if problem:
+            raise UserError(
+                f"{path} is not a whole checkpoint: it {problem}. Name another, or its run folder to take the newest"
+            )
+        return path
+    for folder in [path, *reversed(numbered(path))]:
+        for candidate in checkpoints_of(folder):
+            problem = _problem(candidate, checksums)
+            if problem is None:
+                return candidate
+            _say(f"passing over {candidate}: it {problem}")
+    if (path / "config.json").is_file():
+        raise UserError(
+            f"{path} is a folder of transformers: make a checkpoint of it with mm import --source {quote(str(path))} "
+            f"--output RUN (and export it anew, for newer versions of transformers, with mm export --checkpoint RUN "
+            f"--output FOLDER)"
+        )
+    raise UserError(f"{path} holds no whole checkpoint: train first (mm fit), or name a checkpoint file")
+
+
+def _problem(path: Path, checksums: bool) -> str | None:
+    """Return what is wrong with a checkpoint; where its checksums are compared, it is loaded as well."""
+    return damage(path, checksums) or (unloadable(path) if checksums else None)
+
+
+def _say(message: str) -> None:
+    from lightning.fabric.utilities.rank_zero import rank_zero_only  # slow, and seldom needed
+
+    rank_zero_only(print)(message, file=sys.stderr, flush=True)
+
+
+def remove_leftovers(folder: Path) -> list[Path]:
+    """Delete what cut-off saves, deletions and conversions of a run have left in its checkpoints; return what it was.
+
+    Only names that a run writes itself: a file of somebody else's stays.
+    """
+    name = re.compile(r"step=\d+\.ckpt(\.old|\.universal|\.partial)*" + re.escape(PARTIAL))
+    partials = sorted(path for path in folder.glob(f"*{PARTIAL}") if name.fullmatch(path.name))
+    for partial in partials:
+        discard(partial)
+    return partials

@@ -1,0 +1,128 @@
+"""DeepSpeed's universal form of a checkpoint, which any number of processes can go on from; and one file made of it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shutil
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mm_lightning.checkpoint.integrity import KEY, PARTIAL, TAG, commit_folder, discard, read_commit
+from mm_lightning.checkpoint.network import network_config
+from mm_lightning.checkpoint.weights import (
+    PREFIX,
+    is_universal,
+    only_weights,
+    read_about,
+    read_states,
+    read_universal,
+)
+from mm_lightning.checkpoint.writing import cannot_write, load, write
+from mm_lightning.errors import UserError
+
+KEPT = ("epoch", "global_step", "pytorch-lightning_version", "loops", "callbacks", "lr_schedulers", KEY)
+"""What Lightning puts into a checkpoint of any strategy, beside weights and optimiser."""
+
+
+def to_universal(source: Path, target: Path) -> None:
+    """Converts a DeepSpeed checkpoint; the target appears when it is complete, with checksums.
+
+    Args:
+        source: the checkpoint.
+        target: the folder to write. Its subfolder `checkpoint` is what DeepSpeed reads.
+
+    Raises:
+        UserError: it cannot be read or written.
+    """
+    talk = io.StringIO()  # progress bars, and prints
+    partial = target.with_name(target.name + PARTIAL)
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        with only_weights(source), contextlib.redirect_stdout(talk), contextlib.redirect_stderr(talk):
+            from deepspeed.checkpoint.ds_to_universal import main
+
+            partial.mkdir(parents=True)
+            main(
+                Namespace(
+                    input_folder=str((source / TAG).absolute()),
+                    output_folder=str((partial / TAG).absolute()),
+                    num_extract_workers=1,
+                    num_merge_workers=1,
+                    keep_temp_folder=False,
+                    strict=True,
+                    # of stages 1 and 2: what DeepSpeed's own training scripts add when they save
+                    inject_missing_state=True,
+                )
+            )
+        (partial / "latest").write_text(TAG, encoding="utf-8")
+        commit_folder(partial, target, read_commit(source)["world_size"], read_about(source))
+    except (OSError, RuntimeError, UserError) as error:
+        if os.path.isdir(partial):
+            discard(partial)
+        raise cannot_write(target, error) from error
+
+
+def to_plain(source: Path, target: Path) -> None:
+    """Writes the plain checkpoint that a run without DeepSpeed would have written, with checksums.
+
+    The source is mapped, not read: memory holds one tensor at a time.
+
+    Args:
+        source: the universal form, or a DeepSpeed checkpoint, whose universal form then lies beside the target for a
+            while.
+        target: the file to write.
+
+    Raises:
+        UserError: it cannot be read or written.
+    """
+    if is_universal(source):
+        states = read_states(source)
+        write({name: states[name] for name in KEPT} | _weights_and_optimizer(source), target)
+        return
+    between = target.with_name(f"{target.name}.universal{PARTIAL}")
+    try:
+        to_universal(source, between)
+        to_plain(between, target)
+    finally:
+        discard(between)
+
+
+def _weights_and_optimizer(source: Path) -> dict[str, Any]:
+    """The entries state_dict (the float32 weights) and optimizer_states of a plain checkpoint."""
+    with torch.device("meta"):
+        network = network_config(read_about(source), source).build()
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    groups = [[names[id(parameter)] for parameter in group] for group in network.weight_decay_groups()]
+    numbered = [name for group in groups for name in group]  # as an optimiser counts its parameters
+    kinds = {"fp32": read_universal(source), **{k: read_universal(source, k) for k in ("exp_avg", "exp_avg_sq")}}
+    if kinds["fp32"].keys() != set(numbered):
+        raise UserError(f"{source} holds other parameters than the network it describes")
+    tensors = {kind: {name: weights[name] for name in numbered} for kind, weights in kinds.items()}
+    zero = source / TAG / "zero"
+    with only_weights(source):
+        shared = torch.load(zero / "optimizer_state.pt", map_location="cpu", mmap=True)
+
+    def steps(name: str) -> torch.Tensor:
+        file = zero / f"{PREFIX}{name}" / "step.pt"  # of stages 1 and 2; stage 3 counts once for a flat group
+        if not file.is_file():
+            return torch.tensor(float(next(iter(shared["optimizer_state_dict"]["state"].values()))["step"]))
+        found: Any = load(file)
+        return torch.tensor(float(found))
+
+    moments = [{kind: tensors[kind][name] for kind in ("exp_avg", "exp_avg_sq")} for name in numbered]
+    optimizer = {
+        "state": {n: {"step": steps(name), **moments[n]} for n, name in enumerate(numbered)},
+        "param_groups": [
+            {**settings, "params": [numbered.index(name) for name in group]}
+            for settings, group in zip(shared["param_groups"], groups, strict=True)
+        ],
+    }
+    # tied weights have several names here, as in the file of any run, and are stored once
+    state = network.state_dict(keep_vars=True).items()
+    weights = {PREFIX + name: tensors["fp32"][names[id(parameter)]] for name, parameter in state}
+    return {"state_dict": weights, "optimizer_states": [optimizer]}

@@ -1,0 +1,272 @@
+"""The weights of a checkpoint by name, each read when it is asked for."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mm_lightning.checkpoint.integrity import KEY, SAFETENSORS, TAG, damage, read_commit
+from mm_lightning.checkpoint.writing import load, refusal
+from mm_lightning.errors import UserError
+
+PREFIX = "network."
+
+
+class Weights(Mapping[str, Tensor]):
+    """Tensors by name, on the CPU, read from disk at each look.
+
+    Args:
+        readers: for each name what reads it.
+        shapes: for each name its shape.
+        dtypes: for each name its type.
+    """
+
+    def __init__(
+        self,
+        readers: dict[str, Callable[[], Tensor]],
+        shapes: dict[str, tuple[int, ...]],
+        dtypes: dict[str, torch.dtype],
+    ) -> None:
+        self.readers, self.shapes, self.dtypes = readers, shapes, dtypes
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.readers[name]().detach()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.readers
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.readers)
+
+    def __len__(self) -> int:
+        return len(self.readers)
+
+
+def of_tensors(state: Mapping[str, Tensor]) -> Weights:
+    """Weights that are tensors already, in memory or mapped from a file."""
+    readers: dict[str, Callable[[], Tensor]] = {name: partial(_known, value) for name, value in state.items()}
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
+    return Weights(readers, shapes, {name: value.dtype for name, value in state.items()})
+
+
+def _known(x: Tensor) -> Tensor:
+    return x
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """The entry `mm_lightning` of a checkpoint.
+
+    Raises:
+        UserError: it cannot be read, or was not written by this package.
+    """
+    try:
+        if path.is_dir():
+            return read_commit(path)[KEY]
+        if path.suffix == SAFETENSORS:
+            from mm_lightning.checkpoint.safetensors_file import read_header
+
+            return json.loads(read_header(path)["__metadata__"][KEY])
+        return load(path, mmap=True)[KEY]
+    except KeyError as error:
+        raise UserError(f"{path} was not written by mm: it has no entry {KEY!r}") from error
+    except (OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"cannot read the checkpoint {path}: {str(error).splitlines()[0]}") from error
+
+
+def open_weights(path: Path) -> Weights:
+    """The network's parameters by name, float32 from a DeepSpeed folder, each read when it is asked for.
+
+    Raises:
+        UserError: the checkpoint cannot be read, or holds more than tensors and plain values.
+    """
+    if path.is_dir():
+        return read_shards(path)
+    if path.suffix == SAFETENSORS:
+        from mm_lightning.checkpoint.safetensors_file import open_safetensors
+
+        return open_safetensors(path)
+    state = load(path, mmap=True)["state_dict"]
+    return of_tensors({name.removeprefix(PREFIX): x for name, x in state.items() if name.startswith(PREFIX)})
+
+
+def unloadable(path: Path) -> str | None:
+    """Return why a checkpoint that is whole cannot be loaded, to be read after "it"; None if it can.
+
+    Every file is loaded, its tensors mapped and not read. Nothing in it is run.
+    """
+    if path.suffix == SAFETENSORS:
+        try:
+            open_weights(path)
+        except Exception as error:  # whatever safetensors raises
+            return refusal(error)
+        return None
+    if path.is_file():
+        return _unloadable_file(path)
+    with only_weights(path):
+        for file in sorted(path.rglob("*.pt")):
+            if problem := _unloadable_file(file):
+                return f"cannot be loaded ({file.relative_to(path)} {problem})"
+    return None
+
+
+def _unloadable_file(path: Path) -> str | None:
+    try:
+        torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except Exception as error:
+        return refusal(error)
+    return None
+
+
+def calm_deepspeed() -> None:
+    """Tells DeepSpeed, before its import, that there is no GPU, which it otherwise guesses with a warning."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+@contextmanager
+def only_weights(path: Path) -> Iterator[None]:
+    """Within it torch.load takes tensors, plain values and the three plain classes that DeepSpeed's shards hold.
+
+    DeepSpeed itself loads with `weights_only=False`, which runs whatever a file says.
+
+    Raises:
+        UserError: something else was found.
+    """
+    calm_deepspeed()
+    import pickle
+
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    variable = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(variable)
+    os.environ[variable] = "1"
+    try:
+        with torch.serialization.safe_globals([DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]):
+            yield
+    except pickle.UnpicklingError as error:
+        raise UserError(f"cannot read the checkpoint {path}: it {damage(path) or refusal(error)}") from error
+    finally:
+        if before is None:
+            del os.environ[variable]
+        else:
+            os.environ[variable] = before
+
+
+def read_shards(path: Path) -> Weights:
+    """The float32 master weights in the shards of a DeepSpeed checkpoint, mapped from its files.
+
+    Stages 1 and 2 lay all parameters of a group end to end and cut that into one piece a process; stage 3 cuts each
+    parameter into equal pieces, the last one filled up, and lays a process's pieces end to end.
+
+    Raises:
+        UserError: files are missing, or cannot be read.
+    """
+    folder = path / TAG
+    models, optimizers = (_sorted(folder.glob(f"*_{kind}_states.pt")) for kind in ("model", "optim"))
+    if not models or not (optimizers or is_universal(path)):
+        raise UserError(f"{path} holds no shards of ZeRO: name a checkpoint of mm fit")
+    if is_universal(path):
+        return read_universal(path)
+    shapes = read_states(path)["param_shapes"]
+    with only_weights(path):
+        states = [torch.load(file, map_location="cpu", mmap=True)["optimizer_state_dict"] for file in optimizers]
+    read = _stage_3 if int(states[0]["zero_stage"]) == 3 else _stage_2
+    readers = read(shapes, states)
+    kept = {name: reader for name, reader in readers.items() if name.startswith(PREFIX)}
+    sizes = {name: tuple(shape) for group in shapes for name, shape in group.items()}
+    return Weights(
+        {name.removeprefix(PREFIX): reader for name, reader in kept.items()},
+        {name.removeprefix(PREFIX): sizes[name] for name in kept},
+        {name.removeprefix(PREFIX): torch.float32 for name in kept},
+    )
+
+
+def read_universal(path: Path, kind: str = "fp32") -> Weights:
+    """What DeepSpeed's universal form, where each parameter has a folder, holds of all parameters.
+
+    Args:
+        path: the checkpoint.
+        kind: fp32 for the weights, exp_avg or exp_avg_sq for their moments.
+    """
+    groups = read_states(path)["param_shapes"]
+    shapes = {name: shape for group in groups for name, shape in group.items() if name.startswith(PREFIX)}
+
+    def read(name: str) -> Tensor:
+        found = load(path / TAG / "zero" / name / f"{kind}.pt", mmap=True)
+        # stages 1 and 2 write a dictionary, stage 3 the flat tensor itself
+        return (found["param"] if isinstance(found, dict) else found).view(shapes[name])
+
+    return Weights(
+        {name.removeprefix(PREFIX): partial(read, name) for name in shapes},
+        {name.removeprefix(PREFIX): tuple(shape) for name, shape in shapes.items()},
+        {name.removeprefix(PREFIX): torch.float32 for name in shapes},
+    )
+
+
+def read_states(path: Path) -> dict[str, Any]:
+    """What the first process of a DeepSpeed checkpoint has saved beside its shards, and the run's progress."""
+    with only_weights(path):
+        return torch.load(_sorted((path / TAG).glob("*_model_states.pt"))[0], map_location="cpu", mmap=True)
+
+
+def is_universal(path: Path) -> bool:
+    """Whether a folder is a checkpoint in DeepSpeed's universal form."""
+    return (path / TAG / "zero").is_dir()
+
+
+def _sorted(files: Any) -> list[Path]:
+    """By the numbers in their names: rank 10 after rank 9."""
+    return sorted(files, key=lambda p: [int(n) for n in "".join(c if c.isdigit() else " " for c in p.name).split()])
+
+
+def _slice(pieces: list[Tensor], begin: int, count: int) -> Tensor:
+    """Elements of flat tensors as if they lay end to end; a view where they lie in one of them."""
+    found, offset = [], 0
+    for piece in pieces:
+        first, last = max(begin - offset, 0), min(begin + count - offset, len(piece))
+        if first < last:
+            found.append(piece[first:last])
+        offset += len(piece)
+    return found[0] if len(found) == 1 else torch.cat(found)
+
+
+def _stage_2(shapes: list[dict[str, torch.Size]], states: list[dict[str, Any]]) -> dict[str, Callable[[], Tensor]]:
+    def read(pieces: list[Tensor], begin: int, shape: torch.Size) -> Tensor:
+        return _slice(pieces, begin, shape.numel()).view(shape)
+
+    readers: dict[str, Callable[[], Tensor]] = {}
+    for index, group in enumerate(shapes):
+        pieces = [state["single_partition_of_fp32_groups"][index] for state in states]
+        paddings = (states[0].get("param_alignment_paddings") or [[0] * len(group)] * len(shapes))[index]
+        begin = 0
+        for (name, shape), padding in zip(group.items(), paddings, strict=True):
+            readers[name] = partial(read, pieces, begin, shape)
+            begin += shape.numel() + padding
+    return readers
+
+
+def _stage_3(shapes: list[dict[str, torch.Size]], states: list[dict[str, Any]]) -> dict[str, Callable[[], Tensor]]:
+    ranks = [state["fp32_flat_groups"] for state in states]
+
+    def read(begin: int, part: int, shape: torch.Size) -> Tensor:
+        return torch.cat([_slice(pieces, begin, part) for pieces in ranks])[: shape.numel()].view(shape)
+
+    readers: dict[str, Callable[[], Tensor]] = {}
+    begin = 0
+    for name, shape in ((name, shape) for group in shapes for name, shape in group.items()):
+        part = -(-shape.numel() // len(ranks))
+        readers[name] = partial(read, begin, part, shape)
+        begin += part
+    return readers

@@ -1,0 +1,181 @@
+"""Writing and reading plain checkpoints, and what is said when it fails."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import os
+import re
+import shutil
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mm_lightning.checkpoint.integrity import PARTIAL, SummedFile, damage, sync, sync_folder
+from mm_lightning.checkpoint.plain_values import check_loads, is_dense
+from mm_lightning.errors import UserError
+
+
+def agreed(path: str | Path) -> Path:
+    """The first process's path, on every process: it alone has compared checksums."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return Path(path)
+    chosen = [str(path)]
+    torch.distributed.broadcast_object_list(chosen)
+    return Path(chosen[0])
+
+
+def load(path: Path, mmap: bool = False) -> dict[str, Any]:
+    """A plain checkpoint, on the CPU.
+
+    Raises:
+        UserError: it cannot be read, or holds more than tensors and plain values.
+    """
+    try:
+        return torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
+    except Exception as error:
+        raise UserError(f"cannot read the checkpoint {path}: it {damage(path) or refusal(error)}") from error
+
+
+def refusal(error: Exception) -> str:
+    """Why reading failed, in one line, to be read after "it"."""
+    text = str(error)
+    if "Weights only load failed" in text or "weights_only" in text:
+        name = re.search(r"GLOBAL (\S+) w", text)  # which torch does not allow
+        where = f" ({name[1]})" if name else ""
+        return f"holds more than tensors and plain values, which could run code: it is refused{where}"
+    return f"is no checkpoint ({text.splitlines()[0] if text else type(error).__name__})"
+
+
+def snapshot(value: Any, storages: dict[Any, Any] | None = None) -> Any:
+    """A copy in the CPU's memory that later steps of training leave as it is; what was shared in it stays shared."""
+    storages = {} if storages is None else storages
+    if isinstance(value, dict):
+        made = type(value)()
+        made.update({name: snapshot(child, storages) for name, child in value.items()})
+        if isinstance(value, OrderedDict):  # as _metadata of a state_dict
+            made.__dict__.update(value.__dict__)
+        return made
+    if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
+        return type(value)(snapshot(child, storages) for child in value)
+    if not isinstance(value, Tensor):
+        return copy.deepcopy(value)
+    if not is_dense(value):
+        copied = value.detach().clone()
+        return copied if copied.is_meta else copied.cpu()
+    storage = value.untyped_storage()
+    key = (storage.device, storage.data_ptr(), storage.nbytes())
+    if key not in storages:
+        storages[key] = storage.clone() if storage.device.type == "cpu" else storage.cpu()
+    return torch.empty(0, dtype=value.dtype).set_(storages[key], value.storage_offset(), value.size(), value.stride())
+
+
+def write(checkpoint: dict[str, Any], target: Path) -> None:
+    """Writes a plain checkpoint with its checksum, whole or not at all, once it has been loaded again.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    partial = target.with_name(target.name + PARTIAL)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        check_space(target, _tensor_bytes(checkpoint))
+        with open(partial, "wb") as file:
+            summed = SummedFile(file)
+            torch.save(checkpoint, summed)  # type: ignore[arg-type]
+            summed.seal()
+        load_again(partial)
+        os.replace(partial, target)
+        sync_folder(target.parent)
+    except BaseException as error:
+        remove_quietly(partial)
+        if not isinstance(error, Exception):  # ctrl-C
+            raise
+        raise cannot_write(target, error) from error
+
+
+def write_synced(content: Any, path: Path) -> int:
+    """Writes a file of torch, waits until it is on the disk, and loads it again; returns its CRC-32.
+
+    Raises:
+        Unloadable: it could not be loaded.
+    """
+    check_loads(content)
+    with open(path, "wb") as file:
+        summed = SummedFile(file)
+        torch.save(content, summed)  # type: ignore[arg-type]
+        sync(file)
+    load_again(path)
+    return summed.crc32
+
+
+def load_again(path: Path) -> None:
+    """Load what was just written, its tensors mapped and not read.
+
+    Raises:
+        OSError: it cannot be loaded.
+    """
+    try:
+        torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except Exception as error:
+        raise OSError(errno.EIO, f"what was written cannot be loaded again: it {refusal(error)}") from error
+
+
+def remove_quietly(partial: Path) -> None:
+    """Removes a partial file where that is still possible: what made writing fail may forbid it as well."""
+    try:
+        partial.unlink(missing_ok=True)
+    except OSError:
+        return
+
+
+def _tensor_bytes(value: Any) -> int:
+    if isinstance(value, Tensor):
+        return value.nbytes if value.layout == torch.strided else 0
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return sum(_tensor_bytes(child) for child in children)
+
+
+def check_space(target: Path, needed: int) -> None:
+    """Raises a UserError where a file system has less than `needed` bytes free."""
+    free = shutil.disk_usage(target.parent).free
+    if free < needed:
+        raise no_space(target, f": it needs {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free")
+
+
+def no_space(target: Path, why: str = "") -> UserError:
+    """The error for a full disk."""
+    return UserError(
+        f"no space left to write the checkpoint {target}{why}. Earlier checkpoints are untouched: "
+        f"free some space and continue with --resume"
+    )
+
+
+def cannot_write(target: Path, error: BaseException) -> UserError:
+    """The error for whatever has kept a checkpoint from being written."""
+    if isinstance(error, UserError):
+        return error
+    if is_full(error, target):
+        return no_space(target)
+    kind = "" if isinstance(error, (OSError, RuntimeError)) and str(error) else f"{type(error).__name__}: "
+    why = getattr(error, "strerror", None) or (kind + str(error).split("\n", 1)[0]).removesuffix(": ")
+    return UserError(
+        f"cannot write the checkpoint {target}: {why}. Earlier checkpoints are untouched: mend this and continue "
+        f"with --resume"
+    )
+
+
+def is_full(error: BaseException, target: Path) -> bool:
+    """Whether writing failed because the disk is full."""
+    # torch.save reports a full disk as a RuntimeError about an unexpected position
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return True
+    if "unexpected pos" in str(error):
+        return True
+    try:
+        return shutil.disk_usage(target.parent).free < 1 << 20
+    except OSError:  # it is gone
+        return False

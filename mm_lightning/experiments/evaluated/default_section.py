@@ -1,0 +1,86 @@
+"""The form of tasks that have none of their own: every number, and a curve where one number of the groups varies."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from mm_lightning.evaluation.task import Row
+from mm_lightning.experiments import page
+from mm_lightning.experiments.drawing import drawing, word
+from mm_lightning.experiments.evaluated import plots
+from mm_lightning.experiments.evaluated.estimates import Estimate, quantity, share
+from mm_lightning.experiments.evaluated.grid import Grid
+from mm_lightning.experiments.evaluated.groups import Group, Network, last_ones
+from mm_lightning.experiments.evaluated.report_section import Form, Part
+from mm_lightning.style import figure_of, frame, legend_height, lengths_axis, side_legend
+
+SHARES = ("accuracy", "exact_match", "acc", "acc_norm", "f1")
+"""Metrics that are shares: in percent, with Wilson's interval."""
+
+
+def _estimate(row: Row) -> Estimate:
+    return share(row) if row.metric in SHARES and 0 <= row.value <= 1 else quantity(row)
+
+
+def parts(group: Group, looks: plots.Looks) -> list[Part | None]:
+    """A table and curves for each task."""
+    shown: list[Part | None] = []
+    for task in group.tasks:
+        rows = {n: [row for e in group.of(n, task) for row in e.rows] for n in group.networks}
+        rows = {network: found for network, found in rows.items() if found}
+        keys = list(dict.fromkeys(key for found in rows.values() for row in found for key in row.group))
+        lines: dict[str, tuple[dict[str, Any], str]] = {}
+        cells: dict[tuple[str, Network], Estimate] = {}
+        for network, found in rows.items():
+            for row in found:
+                line = json.dumps([row.group, row.metric], sort_keys=True)
+                lines.setdefault(line, (row.group, row.metric))
+                cells[line, network] = _estimate(row)
+        heads = [*keys, "metric", "items", *map(group.label, rows)]
+        grid = Grid(f"{task}{group.suffix}", heads, len(keys) + 2)
+        for line, (place, metric) in lines.items():
+            own = [cells.get((line, network)) for network in rows]
+            most = max(e.count for e in own if e is not None)
+            grid.add(*(place.get(key) for key in keys), word(metric), f"{most:,}", *own)
+        percent = "; shares in percent" if any(metric in SHARES for _, metric in lines.values()) else ""
+        shown += [page.Text(f"Means with 95% intervals over items{percent}. The paper has no such numbers."), grid]
+        for key in keys:
+            metrics = dict.fromkeys(row.metric for found in rows.values() for row in found if _varies(row, key))
+            shown += [_curve(task, key, metric, group, rows, looks) for metric in metrics]
+    return shown
+
+
+def _varies(row: Row, key: str) -> bool:
+    value = row.group.get(key)
+    return row.group.keys() == {key} and isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _curve(
+    task: str, key: str, metric: str, group: Group, rows: dict[Network, list[Row]], looks: plots.Looks
+) -> page.Drawing | None:
+    curves = {
+        network: {row.group[key]: _estimate(row) for row in found if _varies(row, key) and row.metric == metric}
+        for network, found in rows.items()
+    }
+    places = sorted({place for found in curves.values() for place in found})
+    if len(places) < 2:
+        return None
+    curves = {network: curves[network] for network in last_ones(list(curves))}
+    figure, axes = figure_of(8.4, 4.0 + legend_height([group.label(n) for n in curves]))
+    values = []
+    for network, found in curves.items():
+        if found:
+            there = sorted(found)
+            plots.line(axes, there, [found[n] for n in there], group.label(network), looks[network])
+            values += [e.scale * end for e in found.values() for end in (e.low, e.high, e.value) if end is not None]
+    if places[0] > 0 and places[-1] > 4 * places[0]:
+        lengths_axis(axes, places, word(key))
+    axes.set(xlabel=word(key), ylabel=word(metric) + (", %" if metric in SHARES else ""))
+    frame(axes, values)
+    side_legend(figure, [axes])
+    caption = f"{task}: {word(metric)} by {word(key)}, with 95% intervals."
+    return drawing(figure, f"{task}-{metric}-by-{key}{group.suffix}".replace("_", "-"), caption, png=True)
+
+
+FORM = Form("Other tasks", lambda e: True, parts)

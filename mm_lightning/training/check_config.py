@@ -1,0 +1,168 @@
+"""What configs say: whether a command can do it, and whether it is what a run was trained with."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from jsonargparse import Namespace
+
+from mm_lightning.data import TextDataModule
+from mm_lightning.data.facts import FactsConfig
+from mm_lightning.data.prepare import PrepareConfig
+from mm_lightning.data.regbench import RegBenchConfig
+from mm_lightning.errors import UserError
+from mm_lightning.ranges import Place, Range, Seed, accept, hints
+from mm_lightning.side_files import known_config
+from mm_lightning.training import trainer_options
+from mm_lightning.training.config_files import leaves
+from mm_lightning.training.memory_estimate import count_devices
+from mm_lightning.training.module import LanguageModule
+from mm_lightning.training.trainer_options import option_mistakes
+from mm_lightning.yaml_text import load_yaml
+
+DECIDE_THE_LOSS = (
+    "model.network",
+    "data.path",
+    "data.context_length",
+    "data.validation_sequences",
+    "trainer.precision",
+    "trainer.limit_val_batches",
+    "trainer.limit_test_batches",
+)
+
+
+STATED: dict[str, Any] = {
+    "seed_everything": Seed,
+    "run": Place,
+    "communication_timeout": Annotated[float, Range(0, 10 * 365 * 86_400, above=True)],
+    "plan": Annotated[int, Range(1, 1_000_000)] | None,
+    "gpu_memory": Annotated[float, Range(0, 1_000_000, above=True)] | None,
+    "resume": bool | Place,
+    "ckpt_path": Place | None,
+    "output": Place | None,
+}
+"""The types of the options of training commands beside those of trainer, model and data."""
+
+
+def check_settings(config: Namespace) -> None:
+    """Check that a training command can do what its config says, and put the home folder in the place of `~`.
+
+    Raises:
+        UserError: it cannot; the error names the key.
+    """
+    for _, error in mistakes(config):
+        raise error
+
+
+def mistakes(config: Namespace) -> Iterator[tuple[str, UserError]]:
+    """Yield the keys of a config whose values a training command cannot take, and why."""
+    parts = [("", config, STATED), *stated_parts(config)]
+    for key, values, types in parts:
+        for name, hint in types.items():
+            if name not in values:
+                continue
+            full = f"{key}.{name}".lstrip(".")
+            try:
+                value = accept(hint, values[name], full)
+            except UserError as error:
+                yield full, error
+                continue
+            if key in ("", "trainer", "model"):  # the data module keeps names as they are written
+                values[name] = value
+    trainer = config.trainer
+    if isinstance(trainer.strategy, str) and any(kind in trainer.strategy for kind in ("spawn", "fork", "notebook")):
+        wrong = f"trainer.strategy {trainer.strategy} starts processes out of one that has begun: choose ddp"
+        yield "trainer.strategy", UserError(wrong)
+    if trainer.accumulate_grad_batches != 1:
+        yield (
+            "trainer.accumulate_grad_batches",
+            UserError(
+                "trainer.accumulate_grad_batches follows from data.global_batch_size and data.micro_batch_size: "
+                "set these and leave it out"
+            ),
+        )
+    yield from option_mistakes(trainer)
+
+
+def help_types() -> dict[str, dict[str, Any]]:
+    """Return the types of all options of a training command, by what their names begin with."""
+    return {
+        "": STATED,
+        "trainer.": trainer_options.STATED,
+        "model.": hints(LanguageModule.__init__),
+        "data.": hints(TextDataModule.__init__),
+        "data.prepare.": hints(PrepareConfig),
+        "data.regbench.": hints(RegBenchConfig),
+        "data.facts.": hints(FactsConfig),
+    }
+
+
+def stated_parts(config: Namespace) -> Iterator[tuple[str, Namespace, dict[str, Any]]]:
+    """Yield the parts of a config whose values have types that state what they take: key, values and types."""
+    yield "trainer", config.trainer, trainer_options.STATED
+    yield "model", config.model, hints(LanguageModule.__init__)
+    yield "data", config.data, hints(TextDataModule.__init__)
+    for name, kind in (("prepare", PrepareConfig), ("regbench", RegBenchConfig), ("facts", FactsConfig)):
+        if isinstance(config.data.get(name), Namespace):
+            yield f"data.{name}", config.data[name], hints(kind)
+    chosen = config.trainer.get("callbacks")
+    for key, part in (
+        ("model.network", config.model.get("network")),
+        ("trainer.strategy", config.trainer.get("strategy")),
+        *(("trainer.callbacks", one) for one in (chosen if isinstance(chosen, list) else [chosen])),
+    ):
+        if isinstance(part, Namespace) and "class_path" in part and isinstance(part.get("init_args"), Namespace):
+            module, _, name = part.class_path.rpartition(".")
+            kind = getattr(importlib.import_module(module), name)
+            of_class = hints(kind) if dataclasses.is_dataclass(kind) else hints(kind.__init__)
+            yield key if key == "model.network" else f"{key}.{name}", part.init_args, of_class
+
+
+def check_devices(accelerator: str | object, devices: int | str | list[int] | None) -> None:
+    """Check that this machine has the devices, before a process is started for each.
+
+    Without a GPU, `auto` means processes on the CPU, one for each core at the most.
+
+    Raises:
+        UserError: it has fewer than are asked for.
+    """
+    named = None if devices is None else count_devices(devices)
+    if accelerator not in ("auto", "gpu", "cuda") or named is None:
+        return
+    count = torch.cuda.device_count() or int(torch.backends.mps.is_available())
+    if named <= count or (accelerator == "auto" and not count and named <= (os.cpu_count() or 1)):
+        return
+    fewer = f"--trainer.devices {count}, or " if count else ""
+    raise UserError(
+        f"trainer.devices is {devices}, but this machine has {count or 'no'} GPU{'s' if count > 1 else ''}: use {fewer}"
+        f"its CPU: --trainer.devices 1 --trainer.accelerator cpu. (--plan {named} checks a run for another machine)"
+    )
+
+
+def changed(of_the_run: Path, config: str) -> dict[str, Any]:
+    """Return the settings that decide a validation loss and differ from a run's config.yaml, by dotted name.
+
+    Args:
+        of_the_run: the file.
+        config: this command's, as YAML.
+    """
+    was, now = known_config(of_the_run), load_yaml(config, "the config")
+    if not was:
+        return {}
+    return {name: value for name, (_, value) in differences(was, now).items() if name.startswith(DECIDE_THE_LOSS)}
+
+
+def differences(was: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return what differs between two configs, by dotted name: the value before and the value now."""
+    before = dict(leaves(was))
+    return {
+        name.replace("init_args.", ""): (before.get(name), value)
+        for name, value in leaves(now)
+        if value != before.get(name)
+    }

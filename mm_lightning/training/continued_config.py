@@ -1,0 +1,129 @@
+"""The configuration of the run that a command goes on with: its own config.yaml, beneath what the command line says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_only
+
+from mm_lightning.checkpoint import find_checkpoint, run_of
+from mm_lightning.data.manifest import FILE
+from mm_lightning.errors import UserError
+from mm_lightning.ranges import Place, accept
+from mm_lightning.redaction import HIDDEN, redact_values
+from mm_lightning.side_files import pass_over, read_config
+from mm_lightning.training.check_config import differences
+from mm_lightning.training.config_files import ConfigFile
+from mm_lightning.training.resume import NAMED_ELSEWHERE
+from mm_lightning.yaml_text import load_yaml
+
+CONFIG = "config.yaml"
+DEFAULT_ROOT = "runs/default"
+
+
+def continued_checkpoint(command: str, options: Sequence[str], files: Sequence[ConfigFile]) -> Path | None:
+    """Return the checkpoint of the run whose configuration a command line builds on; None where there is none.
+
+    `mm fit --resume` goes on with its run's configuration, whatever configs are named; the other commands take that of
+    the run that they evaluate, if no config is named.
+
+    Raises:
+        UserError: no whole checkpoint is there.
+    """
+    root = given("run", options) or next((str(f.values["run"]) for f in reversed(files) if "run" in f.values), None)
+    for name in ("run", "ckpt_path"):
+        if (place := given(name, options)) is not None:
+            accept(Place, place, f"--{name}")
+    if command != "fit":
+        place = given("ckpt_path", options) or given("run", options)
+        return find_checkpoint(place) if place and not files else None
+    resume = given("resume", options, alone="true")
+    if resume is None:
+        resume = next((str(f.values["resume"]) for f in reversed(files) if "resume" in f.values), "false")
+    if resume.lower() == "false" or given("ckpt_path", options):
+        return None
+    place = accept(Place, resume if resume.lower() != "true" else root or DEFAULT_ROOT, "resume")
+    # The first process compares checksums, and its choice is what all of them load.
+    return find_checkpoint(place, checksums=rank_zero_only.rank == 0)
+
+
+def given(name: str, options: Sequence[str], alone: str = "") -> str | None:
+    """Return the value of an option, `alone` for one that stands alone; None where it is not given."""
+    value = None
+    for word, following in zip(options, [*options, "--"][1:], strict=True):
+        if word == f"--{name}":
+            value = alone if following.startswith("--") else following
+        elif word.startswith(f"--{name}="):
+            value = word.partition("=")[2]
+    return value
+
+
+def own_config(checkpoint: Path, options: Sequence[str], files: Sequence[ConfigFile]) -> ConfigFile | None:
+    """Return the config.yaml of the run that a checkpoint is of, as a file to be read first; None if there is none.
+
+    Args:
+        checkpoint: of the run.
+        options: the rest of the command line.
+        files: the configs that it names.
+
+    Raises:
+        UserError: it is damaged and there is no other config, or hides a secret that the command line does not give.
+    """
+    folder = run_of(checkpoint)
+    path = folder / CONFIG
+    if not path.is_file():
+        return None
+    try:
+        values = read_config(path)
+    except UserError as error:
+        if not files:
+            raise UserError(
+                f"{error}. A checkpoint does not hold a run's settings: name the config that the run was begun with, "
+                f"as in --config FILE"
+            ) from error
+        pass_over(f"{error}: passed over, the configs that are named are all there is")
+        return None
+    if folder.name.isdigit():
+        values["run"] = str(folder.parent)  # wherever it was moved to
+    named = [word.partition("=")[0].removeprefix("--") for word in options if word.startswith("--")]
+    for section, content in values.items():
+        if HIDDEN not in json.dumps(content, default=str):
+            continue
+        for key in hidden(content, section):
+            given_again = any(key.startswith(name) for name in named) or any(section in f.values for f in files)
+            if not given_again and not (key.startswith("data.prepare.") and _is_prepared(values)):
+                raise UserError(f"{path} keeps no secrets: give {key} again, as in --{key} VALUE")
+    return ConfigFile(str(path), values)
+
+
+def _is_prepared(values: dict[str, Any]) -> bool:
+    """Return whether the data of a config lie there, so that nobody asks their sources again."""
+    path = values.get("data", {}).get("path")
+    return isinstance(path, str) and (Path(path).expanduser() / FILE).is_file()
+
+
+def hidden(content: Any, name: str) -> list[str]:
+    """Return the dotted names of values in which a secret is hidden."""
+    if isinstance(content, dict):
+        return [inner for key, value in content.items() for inner in hidden(value, f"{name}.{key}")]
+    return [name.replace(".init_args", "")] if HIDDEN in json.dumps(content, default=str) else []
+
+
+def overrides(own: ConfigFile, config: str) -> list[str]:
+    """Return what is set otherwise than in a run's own configuration, each with both values, as far as they are short.
+
+    Args:
+        own: the run's configuration.
+        config: this command's, as YAML.
+    """
+    changes = []
+    for name, (was, now) in differences(
+        redact_values(own.values), redact_values(load_yaml(config, "the config"))
+    ).items():
+        both = f"{name} {now} instead of {was}"
+        if name not in NAMED_ELSEWHERE:
+            changes.append(both if len(both) < 200 else name)
+    return changes

@@ -1,0 +1,311 @@
+"""`mm fit --plan N`: a run of N devices, tried on this machine as far as the first forward pass of a small copy.
+
+Everything that a run does before its first step is done by the classes that would do it, in one process that believes
+to be the first of N. Data, batch, memory, disk and checkpoint are checked as the config has them; then the network is
+made small, and the strategy, every callback and one forward pass are tried with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import _TunerExitException
+from torch import Tensor
+
+from mm_lightning.checkpoint import check_architecture, find_checkpoint
+from mm_lightning.data import Batch, TextDataModule
+from mm_lightning.data.manifest import FILE
+from mm_lightning.data.prepare import PrepareConfig, prepare
+from mm_lightning.errors import UserError
+from mm_lightning.memory.documents import Documents
+from mm_lightning.networks import NetworkConfig
+from mm_lightning.networks.cost import parameters
+from mm_lightning.training.accumulation import accumulated
+from mm_lightning.training.check_config import mistakes
+from mm_lightning.training.cli import TRAINER_DEFAULTS, TrainingCLI
+from mm_lightning.training.fake_cluster import FakeCluster, fake_processes, use_fake
+from mm_lightning.training.loggers import say
+from mm_lightning.training.memory_estimate import USABLE, Layout, bytes_per_device, layout_of, weight_bytes
+from mm_lightning.training.module import check_vocabulary
+from mm_lightning.training.parsing import network_of
+from mm_lightning.training.resolve_checkpoint import starting_point
+
+DEFAULTS: dict[str, Any] = {"max_steps": 1, "accumulate_grad_batches": 1, **TRAINER_DEFAULTS}
+"""Values of trainer options in the place of wrong ones, so that `--plan` reports all mistakes at once."""
+
+_LAYERS, _HEAD_DIM, _TOKENS = 2, 4, 256
+
+
+class DryRunFit(TrainingCLI):
+    """An `mm fit` command line with `--plan`.
+
+    Args:
+        args: the rest of the command line.
+
+    Raises:
+        UserError: the run would not begin; it says all that was found wrong.
+    """
+
+    def __init__(self, args: list[str]) -> None:
+        self._problems: list[str] = []
+        super().__init__("fit", args)
+
+    def _continued_checkpoint(self) -> Path | None:
+        with contextlib.suppress(UserError):  # found again, and said, beside what else is wrong
+            return super()._continued_checkpoint()
+        return None
+
+    def _check_settings(self) -> None:
+        """Keep mistakes of the trainer's options to be said with all others, and go on with the defaults.
+
+        Raises:
+            UserError: there are mistakes that all else depends on; it says all of them.
+        """
+        config, others = self.config.fit, False
+        for key, error in mistakes(config):
+            self._problems.append(str(error))
+            section, _, name = key.partition(".")
+            if section == "trainer" and name in config.trainer and name not in ("devices", "num_nodes", "strategy"):
+                config.trainer[name] = DEFAULTS.get(name)
+            else:
+                others = True
+        if others:
+            raise UserError(f"this run would not begin: {'; '.join(self._problems)}")
+
+    def instantiate_classes(self) -> None:
+        """Checks what the config says, then makes it small and builds its classes."""
+        config = self.config.fit
+        self._devices, self._per_node = spread(config)
+        self._network = network_of(config)
+        self._scratch = Path(tempfile.mkdtemp(prefix="mm-plan-"))
+        try:
+            with fake_processes(self._devices):
+                self._look(config)
+                self._shrink(config)
+                with self._collected():
+                    super().instantiate_classes()
+                    self._try()
+        finally:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+        say("not checked  connections between nodes, GPUs' memory and kernels, speed of reading and saving")
+        if self._problems:
+            raise UserError(f"this run would not begin: {'; '.join(self._problems)}")
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """It has been run."""
+
+    # What the config says
+
+    def _look(self, config: Namespace) -> None:
+        nodes = self._devices // self._per_node
+        say(f"plan         {self._devices} devices on {nodes} nodes; this process plays the first")
+        for check in (self._batch, self._data, self._memory, self._disk, self._checkpoint):
+            with self._collected():
+                say(check(config))
+
+    @contextlib.contextmanager
+    def _collected(self) -> Iterator[None]:
+        """Context manager that keeps a mistake to be said with all others."""
+        try:
+            yield
+        except UserError as error:
+            self._problems.append(str(error))
+            say(f"PROBLEM      {error}")
+
+    def _batch(self, config: Namespace) -> str:
+        data = config.data
+        times = accumulated(data.global_batch_size, data.micro_batch_size, self._devices, self._per_node)
+        tokens = data.global_batch_size * data.context_length
+        return (
+            f"batch        {data.global_batch_size} sequences = {self._devices} devices x {data.micro_batch_size} x "
+            f"{times} accumulated; {tokens:,} tokens a step, {tokens * max(config.trainer.max_steps, 0):,} in all"
+        )
+
+    def _data(self, config: Namespace) -> str:
+        self._data_is_there = False
+        values = config.data.as_dict()
+        if values["global_batch_size"] % (values["micro_batch_size"] * self._devices):  # which is said of the batch
+            values["global_batch_size"] = values["micro_batch_size"] * self._devices
+        data = TextDataModule(**values)
+        makers = [name for name in ("prepare", "regbench", "facts") if getattr(data, name) is not None]
+        if makers and not (data.path / FILE).exists():
+            return f"data         {data.path} is not there yet: the run begins by making it ({makers[0]}); not checked"
+        data.setup("fit")
+        check_vocabulary(data.tokenizer, self._network)
+        self._data_is_there = True
+        lines = []
+        for s in data.sets:
+            count = sum(s.counts(data.context_length))
+            epochs = config.trainer.max_steps * data.global_batch_size * float(s.share) / count
+            part = f"{float(s.share):.1%} " if len(data.sets) > 1 else ""
+            read = f"{count:,} training sequences of {data.context_length}, read {epochs:.2f} times"
+            lines.append(f"data         {part}{s.folder}: {read}")
+        return "\n".join(lines)
+
+    def _memory(self, config: Namespace) -> str:
+        self._layout = dataclasses.replace(layout_of(config), devices=self._devices)
+        needed = bytes_per_device(self._network, self._layout)
+        listed = ", ".join(f"{name} {count / 1e9:.1f}" for name, count in needed.items())
+        total = sum(needed.values())
+        size = config.gpu_memory
+        if size is not None and total / 1e9 > USABLE * size:
+            raise UserError(
+                f"about {total / 1e9:.1f} GB on each device ({listed}) do not fit --gpu_memory {size:g}, a tenth of "
+                f"which libraries need: lower data.micro_batch_size, set model.activation_checkpointing, or choose a "
+                f"higher stage of ZeRO"
+            )
+        return f"memory       about {total / 1e9:.1f} GB on each device ({listed})"
+
+    def _disk(self, config: Namespace) -> str:
+        place = existing(Path(config.run))
+        size = checkpoint_bytes(self._network, self._layout)
+        free = shutil.disk_usage(place).free
+        if free < size:
+            return (
+                f"WARNING      a checkpoint takes {size / 1e9:.1f} GB but {place} has {free / 1e9:.1f} GB free: "
+                f"set run to a folder on a larger disk"
+            )
+        return f"disk         a checkpoint takes {size / 1e9:.1f} GB; {free / 1e9:.1f} GB are free for {config.run}"
+
+    def _checkpoint(self, config: Namespace) -> str:
+        path = starting_point("fit", config)
+        if path is None and config.model.initial_weights:
+            path = find_checkpoint(config.model.initial_weights)
+        if path is None:
+            return "checkpoint   none: the run begins anew"
+        check_architecture(path, self._network)
+        return f"checkpoint   {path} fits the network; not loaded here"
+
+    # The small copy
+
+    def _find_checkpoint(self, config: Namespace) -> None:
+        """None is loaded into the small copy."""
+
+    def _shrink(self, config: Namespace) -> None:
+        small = shrunken(self._network)
+        for name in ("layers", "dim", "persistent_dim"):
+            config.model.network.init_args[name] = getattr(small, name)
+        config.model.initial_weights = None
+        config.resume, config.ckpt_path = False, None
+        config.run = str(self._scratch / "run")
+        config.trainer.accelerator = "cpu"
+        config.trainer.devices, config.trainer.num_nodes = self._per_node, self._devices // self._per_node
+        data = config.data
+        data.num_workers = 0
+        if not self._data_is_there:
+            config.model.network.init_args.vocab_size = max(self._network.vocab_size, 258)
+            data.context_length = min(data.context_length, _TOKENS)
+            data.path = str(self._stand_in(data))
+            data.prepare = data.regbench = data.facts = None
+        if self._problems:  # of the batch, perhaps: what follows is tried with one that fits
+            data.global_batch_size = data.micro_batch_size * self._devices
+
+    def _stand_in(self, data: Namespace) -> Path:
+        """A folder of made-up text, prepared: as many sequences as a step needs, and some to validate with."""
+        folder, text = self._scratch / "data", self._scratch / "text"
+        text.mkdir()
+        size = max(data.global_batch_size, data.micro_batch_size * self._devices) * (data.context_length + 1)
+        for n in range(64):
+            (text / f"{n}.txt").write_text("".join(f"{n} {k} " for k in range(size // 200 + 100)), encoding="utf-8")
+        config = PrepareConfig([str(text)], validation_fraction=0.2, shard_tokens=1 << 24, workers=1)
+        with silent(), contextlib.redirect_stderr(io.StringIO()):
+            prepare(config, folder, progress=False)
+        return folder
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        plugins = config.get("plugins") or []
+        config["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), FakeCluster(self._devices)]
+        self._forward = FirstForward()
+        trainer = super()._instantiate_trainer(config, [*callbacks, self._forward])
+        use_fake(trainer.strategy)
+        return trainer
+
+    def _try(self) -> None:
+        """Everything up to the loss of the first micro batch."""
+        trainer, data = self.trainer, self.datamodule
+        # Lightning would have all processes meet, by real connections, after the data are prepared.
+        data.prepare_data = MethodType(LightningDataModule.prepare_data, data)
+        with silent():
+            self.before_fit()
+            trainer.fit(self.model, datamodule=data)
+        config, small = self._network, self.model.config
+        dimensions = ", ".join(
+            f"{name} {getattr(config, name)} -> {getattr(small, name)}" for name in ("layers", "dim", "persistent_dim")
+        )
+        names = [type(callback).__name__ for callback in trainer.callbacks if callback is not self._forward]
+        stage = f" stage {self._layout.zero_stage}" if self._layout.zero_stage else ""
+        say(f"strategy     {type(trainer.strategy).__name__}{stage}, precision {trainer.precision}: built")
+        say(f"callbacks    {', '.join(names)}: set up")
+        say(f"forward      one of {self._forward.tokens} tokens ({dimensions})")
+
+
+class FirstForward(Callback):
+    """Ends a run after its first forward pass, which it cuts to one short sequence."""
+
+    tokens = 0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
+        """Cuts the batch."""
+        starts = batch.documents.position[:1, :_TOKENS] == 0
+        batch.tokens, batch.targets = batch.tokens[:1, :_TOKENS], batch.targets[:1, :_TOKENS]
+        batch.documents = Documents.from_starts(starts)
+        self.tokens = batch.tokens.numel()
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """The loss is there: ends the run as Lightning's tuners do, which no callback takes for an error."""
+        raise _TunerExitException
+
+
+def spread(config: Namespace) -> tuple[int, int]:
+    """Devices in all and on each node.
+
+    Raises:
+        UserError: `--plan` is not a whole number of nodes.
+    """
+    count, devices = config.plan, config.trainer.devices
+    if devices in ("auto", -1, "-1"):
+        devices = max(1, count // config.trainer.num_nodes)
+    per_node = min(count, len(devices) if isinstance(devices, list) else int(devices))
+    if count % per_node:
+        raise UserError(
+            f"--plan {count} is not a whole number of nodes of trainer.devices {per_node}: take "
+            f"{count // per_node * per_node} or {(count // per_node + 1) * per_node}"
+        )
+    return count, per_node
+
+
+def shrunken(config: NetworkConfig) -> NetworkConfig:
+    """The same network of 2 blocks, with heads of 4 numbers and a persistent memory in proportion."""
+    head_dim = min(_HEAD_DIM, config.head_dim)
+    persistent_dim = max(1, config.persistent_dim * head_dim // config.head_dim)
+    return dataclasses.replace(
+        config, layers=min(_LAYERS, config.layers), dim=config.heads * head_dim, persistent_dim=persistent_dim
+    )
+
+
+def checkpoint_bytes(config: NetworkConfig, layout: Layout) -> int:
+    """About what all processes write together: weights and two moments, by DeepSpeed a float32 copy of them too."""
+    return parameters(config) * (14 if layout.deepspeed else 3 * weight_bytes(layout.precision))
+
+
+def existing(path: Path) -> Path:
+    """The folder itself or the nearest above it that exists."""
+    path = path.absolute()
+    return next(folder for folder in (path, *path.parents) if folder.exists())
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """Within it nothing is printed."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield

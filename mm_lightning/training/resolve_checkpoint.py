@@ -1,0 +1,117 @@
+"""The checkpoint that a training command begins with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from shlex import quote
+
+from jsonargparse import Namespace
+from lightning.pytorch.strategies import DeepSpeedStrategy, Strategy
+from lightning.pytorch.utilities import rank_zero_only
+
+from mm_lightning.checkpoint import (
+    checkpoints_of,
+    find_checkpoint,
+    read_about,
+    remove_leftovers,
+    run_of,
+    step_of,
+)
+from mm_lightning.checkpoint.integrity import TAG
+from mm_lightning.checkpoint.run_folder import RunFolder
+from mm_lightning.checkpoint.weights import is_universal
+from mm_lightning.errors import UserError
+from mm_lightning.training.loggers import say
+
+
+def starting_point(command: str, config: Namespace, found: Path | None = None) -> Path | None:
+    """Return the checkpoint that a config means; None to begin with new weights.
+
+    A config that fine-tunes a checkpoint by --ckpt_path gets it as `model.initial_weights`.
+
+    Args:
+        command: fit, validate, test or predict.
+        config: of the command.
+        found: the checkpoint, where it was needed before there was a config.
+
+    Raises:
+        UserError: there is none, two are named, or it is at the run's last step.
+    """
+    named = config.get("ckpt_path")
+    if command != "fit":
+        return found or find_checkpoint(named or config.run)
+    if not config.resume:
+        if named and config.model.initial_weights:  # fine-tuning: whose weights, and everything else begins anew
+            config.model.initial_weights, config.ckpt_path = str(find_checkpoint(named)), None
+            return None
+        return find_checkpoint(named) if named else None
+    if named:
+        raise UserError("--resume and --ckpt_path both name a checkpoint: give one of them")
+    # The first process compares checksums, and its choice is what all of them load.
+    first = rank_zero_only.rank == 0
+    path = found or find_checkpoint(config.run if config.resume is True else str(config.resume), checksums=first)
+    if not first:
+        return path
+    if step_of(path) >= config.trainer.max_steps > 0:
+        raise UserError(
+            f"nothing to resume: {path} is at step {step_of(path)} and trainer.max_steps is "
+            f"{config.trainer.max_steps}; raise it to train on"
+        )
+    newest = checkpoints_of(run_of(path))[:1]
+    if newest and step_of(newest[0]) > step_of(path):
+        say(
+            f"WARNING: {newest[0]} is newer than {path} and stays the newest of its run until this one gets further: "
+            f"--ckpt_path {path} goes on in a fresh folder"
+        )
+    return path
+
+
+def take_over(folder: RunFolder, checkpoint: Path) -> None:
+    """Makes a run's folder this process's own, and removes what cut-off saves have left beside its checkpoint.
+
+    Raises:
+        UserError: another process trains in it.
+    """
+    folder.take()
+    for partial in remove_leftovers(folder.path / "checkpoints"):
+        say(f"removed {partial}: saving it was cut off")
+
+
+def check_resumable(checkpoint: Path, strategy: Strategy) -> None:
+    """Whether a run with this strategy can go on from a checkpoint.
+
+    Raises:
+        UserError: it was saved by another strategy, or with ZeRO's weights whole or divided where this one has them
+            otherwise, or holds weights alone.
+    """
+    sharded = isinstance(strategy, DeepSpeedStrategy)
+    if sharded != checkpoint.is_dir():
+        if checkpoint.is_dir():
+            # not among the run's own, where it would be the newest for whoever goes on with DeepSpeed
+            file = run_of(checkpoint) / f"plain-step={step_of(checkpoint)}.ckpt"
+            option = "--resume" if (run_of(checkpoint) / "config.yaml").is_file() else "--ckpt_path"
+            raise UserError(
+                f"checkpoint {checkpoint} (DeepSpeed) cannot be resumed by a run with another strategy: keep the "
+                f"strategy, or make a plain checkpoint of it and resume that: mm checkpoint convert "
+                f"{quote(str(checkpoint))} --output {quote(str(file))}, then {option} {quote(str(file))}"
+            )
+        raise UserError(
+            f"checkpoint {checkpoint} (one file) cannot be resumed by a run with DeepSpeed: keep the strategy, "
+            f"or begin anew with its weights: --model.initial_weights {quote(str(checkpoint))}"
+        )
+    if isinstance(strategy, DeepSpeedStrategy) and (checkpoint / TAG).is_dir() and not is_universal(checkpoint):
+        partitioned = any((checkpoint / TAG).glob("*zero_pp_rank_*_model_states.pt"))
+        if partitioned != strategy.zero_stage_3:
+            was, now = ("3", "1 or 2") if partitioned else ("1 or 2", "3")
+            raise UserError(
+                f"checkpoint {checkpoint} was saved by stage {was} of ZeRO, and DeepSpeed does not resume it in stage "
+                f"{now}: keep the stage, or begin anew with its weights: --model.initial_weights "
+                f"{quote(str(checkpoint))}"
+            )
+    weights_alone = checkpoint.suffix == ".safetensors"
+    if weights_alone or "imported" in read_about(checkpoint):
+        what = "holds weights alone, with" if weights_alone else "was imported and has"
+        raise UserError(
+            f"{checkpoint} {what} no optimiser state to resume: begin anew with its weights: "
+            f"--model.initial_weights {quote(str(checkpoint))}"
+        )

@@ -1,0 +1,35 @@
+"""What Lightning tells every user about every run."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+
+NOISE = (
+    r".*given buffer is not writable.*",
+    r".*does not have many workers.*",
+    r".*IterableDataset. has `__len__` defined.*",
+    r".*Checkpoint directory .* exists and is not empty.*",
+    r".*When saving the DeepSpeed Stage 3 checkpoint.*",
+    r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
+    r".*WeightAveraging callback with a model that overrides the configure_model.*",
+    r"\s*Unable to serialize instance.*",
+    r".*number of training batches .* is smaller than the logging interval.*",
+)
+
+
+def silence_warnings() -> None:
+    """Silences it."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    for message in NOISE:
+        warnings.filterwarnings("ignore", message=message)
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning_utilities"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for name in ("profilers", "callbacks.model_summary"):  # what the user has asked for
+        logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.INFO)
+
+
+def silence_profiler() -> None:
+    """Keeps torch's profiler from printing what it is about to do; to be called before its first use."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")

@@ -1,0 +1,90 @@
+"""What a sweep file's runs are, worked out."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mm_lightning.errors import UserError
+from mm_lightning.experiments.sweep_file import read_sweep
+from mm_lightning.experiments.sweep_runs import plan, slug
+
+SWEEPS = Path(__file__).resolve().parents[2] / "configs" / "sweeps"
+SHIPPED = sorted(path.name for path in SWEEPS.glob("*.yaml") if path.stem not in ("cpu", "gpu", "transformer"))
+
+
+@pytest.fixture
+def declare(tmp_path):
+    def declare(**values):
+        path = tmp_path / "sweep.yaml"
+        path.write_text(yaml.safe_dump({"base": str(SWEEPS / "cpu.yaml"), **values}, sort_keys=False))
+        return read_sweep(path)
+
+    return declare
+
+
+def test_widths_are_solved_for(declare):
+    """Equal parameters and FLOPs, to within one unit of width; the networks are counted, not their configs."""
+    transformer, v1 = str(SWEEPS / "transformer.yaml"), str(SWEEPS.parent / "ablations" / "v1.yaml")
+    runs = {
+        "v2": None,
+        "transformer": {"config": transformer, "match": "parameters"},
+        "v1": {"config": v1, "match": "flops"},
+    }
+    v2, other, first = plan(declare(runs=runs))
+    counts = [sum(p.numel() for p in run.network.build().parameters()) for run in (v2, other)]
+    assert abs(counts[0] - counts[1]) <= 3 * 96 * 2 / 2  # one hidden unit of two SwiGLUs is 3 d numbers each
+    assert other.parameters == counts[1]
+    # a pair of slots is 2 d numbers in each of two blocks; forward and backward take 6 operations for each
+    assert abs(first.training_flops_per_token - v2.training_flops_per_token) <= 6 * 2 * 96 * 2 / 2
+    assert first.network.persistent_slots == first.config["model"]["network"]["init_args"]["persistent_slots"]
+    assert first.network.keys == "leaky"
+
+
+def test_stop_rules_warmup_and_validations(declare):
+    axes = {"stop.tokens": [10_240, 20_481]}
+    runs = plan(declare(axes=axes, warmup=0.25, validations=2, seeds=[3, 8]))
+    assert [(run.steps, run.seed) for run in runs] == [(5, 3), (5, 8), (10, 3), (10, 8)]
+    last = runs[-1].config
+    assert (last["trainer"]["max_steps"], last["model"]["warmup_steps"]) == (10, 2)
+    assert last["trainer"]["val_check_interval"] == 5
+    assert last["trainer"]["callbacks"][0]["init_args"]["every_n_steps"] == 5
+    assert last["seed_everything"] == last["model"]["seed"] == last["data"]["seed"] == 8
+    (run,) = plan(declare(runs={"a": None}, stop={"flops": 1e12}))
+    assert run.steps == round(1e12 / (8 * 256) / run.training_flops_per_token)
+    assert run.flops == pytest.approx(1e12, rel=0.01)
+    (run,) = plan(declare(runs={"a": None}))
+    assert run.steps == 600
+
+
+def test_mistakes_name_the_variant(declare):
+    with pytest.raises(UserError, match=r"sweep.yaml, b: unknown config key model.network.windw|b: unknown .*windw"):
+        plan(declare(runs={"a": None, "b": {"model.network.windw": 3}}))
+    with pytest.raises(UserError, match=r"a: its 10 steps would all be warm-up .* add `warmup: 0.1`"):
+        plan(declare(runs={"a": None}, stop={"steps": 10}))
+    huge = {"config": str(SWEEPS / "transformer.yaml"), "model.network.layers": 50, "match": "parameters"}
+    with pytest.raises(UserError, match=r"even with persistent_dim 1 it has .* parameters, more than"):
+        plan(declare(runs={"a": None, "b": huge}))
+    with pytest.raises(UserError, match=r"a/b would be kept in the folder of a b: give one another name"):
+        plan(declare(runs={"a b": None, "a/b": None}))
+    with pytest.raises(UserError, match=r"b would be the same as a: leave one out"):
+        plan(declare(runs={"a": None, "b": {"model.network.dim": 96}}))
+    with pytest.raises(UserError, match=r"b: data.global_batch_size 8 is not a multiple of data.micro_batch_size 3"):
+        plan(declare(runs={"a": None, "b": {"data.micro_batch_size": 3}}))
+
+
+def test_names_of_folders():
+    assert slug("keys=leaky, memory=two levels") == "keys=leaky,memory=two_levels"
+    assert slug("../v1, equal FLOPs") == "v1,equal_FLOPs"
+    assert slug("é") == "é"
+    for name in ("/", "..", "report", "x" * 300):
+        with pytest.raises(UserError, match="a variant cannot be called"):
+            slug(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_sweep_can_be_planned(name):
+    runs = plan(read_sweep(SWEEPS / name))
+    assert len({run.folder for run in runs}) == len(runs) >= 3
+    assert all(run.seed in (1, 2, 3) for run in runs)
