@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from mm_lightning.callbacks.checkpoints import Checkpoints
 from mm_lightning.callbacks.step_stats import LossWindow, Step
 from mm_lightning.checkpoint import checkpoints_of, is_whole, saved_by_run, step_of
+from mm_lightning.console import say
 from mm_lightning.data.batch import Batch
 from mm_lightning.data.mixture import describe
 from mm_lightning.errors import UserError
@@ -25,7 +26,7 @@ from mm_lightning.outputs import write_json
 from mm_lightning.ranges import Count, NonNegative, Range, checked
 from mm_lightning.training.accumulation import accumulating, served
 from mm_lightning.training.bad_steps import FOLDER, RETURNS, keep_tokens, note_place, numbers, place
-from mm_lightning.training.loggers import forget_after, say
+from mm_lightning.training.loggers import forget_after
 from mm_lightning.training.rollback import restore
 
 Window = Annotated[int, Range(4, 1_000_000)]

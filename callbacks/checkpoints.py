@@ -21,13 +21,13 @@ from mm_lightning.checkpoint import (
 )
 from mm_lightning.checkpoint.plain_values import Unloadable
 from mm_lightning.checkpoint.run_folder import RunFolder
+from mm_lightning.console import say
 from mm_lightning.errors import UserError
 from mm_lightning.outputs import write_json
 from mm_lightning.ranges import Name, Natural, Range, checked
 from mm_lightning.side_files import read_object
 from mm_lightning.terminal import display
 from mm_lightning.training.accumulation import is_last_step
-from mm_lightning.training.loggers import say
 
 BEST = "best.json"
 

@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from mm_lightning.callbacks.throughput import Throughput
 from mm_lightning.checkpoint import checkpoint_path
 from mm_lightning.checkpoint.run_folder import describe_environment
+from mm_lightning.console import say
 from mm_lightning.errors import UserError
 from mm_lightning.evaluation.samples import RESULTS, SAMPLES
 from mm_lightning.evaluation.settings import left_out, left_out_line, make_tasks
@@ -22,7 +23,7 @@ from mm_lightning.evaluation.task import Record, Result, Row, Task
 from mm_lightning.outputs import write_bytes, write_json
 from mm_lightning.ranges import Count, Name, Natural, checked
 from mm_lightning.training.evaluation_mode import evaluation_mode
-from mm_lightning.training.loggers import board_tag, say
+from mm_lightning.training.loggers import board_tag
 
 if TYPE_CHECKING:
     from mm_lightning.evaluation.model import Model

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from mm_lightning.callbacks.checkpoints import Checkpoints
 from mm_lightning.checkpoint import checkpoint_path
+from mm_lightning.console import say
 from mm_lightning.ranges import Name, checked
 from mm_lightning.signals import (
     INTERRUPTED,
@@ -31,7 +32,6 @@ from mm_lightning.signals import (
     write_mark,
 )
 from mm_lightning.training.accumulation import accumulating, is_last_step
-from mm_lightning.training.loggers import say
 
 
 class Preempted(SystemExit):

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from mm_lightning.console import say
 from mm_lightning.ranges import Count, checked
-from mm_lightning.training.loggers import say
 from mm_lightning.training.silence_warnings import silence_profiler
 
 MEMORY_ENTRIES = 200_000

@@ -9,12 +9,13 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from mm_lightning.callbacks.after_validation import ValidationRows
+from mm_lightning.console import say
 from mm_lightning.errors import UserError
 from mm_lightning.evaluation.figures import profile_axes
 from mm_lightning.networks import Network
 from mm_lightning.ranges import AtLeastTwo, Count, Range, accept, checked
 from mm_lightning.style import figure_of
-from mm_lightning.training.loggers import board_tag, say
+from mm_lightning.training.loggers import board_tag
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

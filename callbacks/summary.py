@@ -10,9 +10,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from mm_lightning.callbacks.samples import Samples
 from mm_lightning.checkpoint.discovery import checkpoints_of
+from mm_lightning.console import clock
 from mm_lightning.data.mixture import bits_per_byte, mean
 from mm_lightning.terminal import console, display
-from mm_lightning.training.loggers import clock
 
 
 class Summary(Callback):

@@ -20,6 +20,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from mm_lightning.ranges import Range, checked
 from mm_lightning.side_files import read_object
+from mm_lightning.terminal import display
 
 EXIT_STATUS = 70
 """Of the processes of a run that hung: EX_SOFTWARE of sysexits.h."""
@@ -166,7 +167,7 @@ class Watchdog(Callback):
             try:
                 self._write(still)
             except Exception as error:  # nobody else would hear of it, and the watch would be over
-                tell(f"Watchdog: {type(error).__name__}: {error}")
+                self._print(f"Watchdog: {type(error).__name__}: {error}")
             if still > self.limit:
                 self._give_up(still)
             if self._over.wait(self.interval):
@@ -197,16 +198,20 @@ class Watchdog(Callback):
         place = {"host": platform.node(), "beats": self._beats, "step": self._step, "phase": self._phase}
         return {**place, "waits": waits_for_others()}
 
+    def _print(self, line: str) -> None:
+        """Print a line of any rank, past whatever has replaced the error stream."""
+        display(f"mm: {line}", file=sys.__stderr__, flush=True)
+
     def _give_up(self, still: float) -> None:
         """Says where this process stands, waits for the others to do so, and ends this one."""
-        tell(f"rank {self._rank} stands after step {self._step}, {self._phase}, for {still:.0f} s:")
+        self._print(f"rank {self._rank} stands after step {self._step}, {self._phase}, for {still:.0f} s:")
         faulthandler.dump_traceback(file=sys.__stderr__)
         self._over.wait(2 * self.interval)
         found = {**self._others(), self._rank: self._place()}
         behind = min(found, key=lambda rank: (found[rank]["beats"], found[rank]["waits"]))
         place = found[behind]
         missing = sorted(set(range(self._ranks)) - set(found))
-        tell(
+        self._print(
             f"no progress for {self.limit / 60:g} minutes (Watchdog): rank {behind} on {place['host']} is behind: "
             f"after step {place['step']}, {place['phase']}"
             + (f"; nothing is known of ranks {missing}" if missing else "")
@@ -246,8 +251,3 @@ def waits_for_others() -> bool:
             return True
         frame = frame.f_back
     return False
-
-
-def tell(message: str) -> None:
-    """A line on the error stream, past whatever has replaced it."""
-    print(f"mm: {message}", file=sys.__stderr__, flush=True)

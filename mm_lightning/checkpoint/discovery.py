@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import re
-import sys
 from pathlib import Path
 from shlex import quote
 
 from mm_lightning.checkpoint.integrity import COMMIT, PARTIAL, SAFETENSORS, damage, discard
 from mm_lightning.checkpoint.run_folder import numbered
 from mm_lightning.checkpoint.weights import unloadable
+from mm_lightning.console import say
 from mm_lightning.errors import UserError
 
 
@@ -77,7 +77,7 @@ def find_checkpoint(run_or_file: str | Path, checksums: bool = True) -> Path:
             problem = _problem(candidate, checksums)
             if problem is None:
                 return candidate
-            _say(f"passing over {candidate}: it {problem}")
+            say(f"passing over {candidate}: it {problem}", stderr=True)
     if (path / "config.json").is_file():
         raise UserError(
             f"{path} is a folder of transformers: make a checkpoint of it with mm import --source {quote(str(path))} "
@@ -90,12 +90,6 @@ def find_checkpoint(run_or_file: str | Path, checksums: bool = True) -> Path:
 def _problem(path: Path, checksums: bool) -> str | None:
     """Return what is wrong with a checkpoint; where its checksums are compared, it is loaded as well."""
     return damage(path, checksums) or (unloadable(path) if checksums else None)
-
-
-def _say(message: str) -> None:
-    from lightning.fabric.utilities.rank_zero import rank_zero_only  # slow, and seldom needed
-
-    rank_zero_only(print)(message, file=sys.stderr, flush=True)
 
 
 def remove_leftovers(folder: Path) -> list[Path]:

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mm_lightning.checkpoint.run_lock import RunLock
+from mm_lightning.console import is_first_process, say
 from mm_lightning.errors import UserError
 from mm_lightning.redaction import redact_words
 from mm_lightning.side_files import read_object
@@ -118,7 +119,7 @@ class RunFolder:
     def path(self) -> Path:
         """The run folder; the first look takes the next free number. (Other processes know the root only, until
         the first one has shared its choice.)"""
-        if self._path is None and not _is_first():
+        if self._path is None and not is_first_process():
             return self.root
         while self._path is None:
             taken = numbered(self.root)
@@ -156,7 +157,7 @@ class RunFolder:
     def discard_unused(self) -> None:
         """Remove a fresh folder in which nothing was trained, and that holds nothing but what every start writes."""
         path = self._path
-        if path is None or self.resumed or self.trained or not _is_first() or not path.is_dir():
+        if path is None or self.resumed or self.trained or not is_first_process() or not path.is_dir():
             return
         if all(_from_the_start(entry) for entry in path.iterdir()):
             shutil.rmtree(path)
@@ -168,7 +169,7 @@ class RunFolder:
         """Remove the folder of a run that is to leave nothing, unless a callback has left something to look at."""
         self.trained = False
         self.discard_unused()
-        if _is_first():
+        if is_first_process():
             with contextlib.suppress(OSError):  # which then says where it lies
                 self.root.rmdir()
 
@@ -208,8 +209,6 @@ class RunFolder:
             self._waiting[path] = action
         thing = self._thing(path)
         if thing not in self._failing:
-            from mm_lightning.training.loggers import say  # which stands on this
-
             self._failing.add(thing)
             default = "it is written when that is possible" if waits else "training goes on without it"
             say(f"cannot write {path} ({reason}): {otherwise or default}")
@@ -244,13 +243,6 @@ def _from_the_start(entry: Path) -> bool:
     if entry.is_dir() and not entry.is_symlink():
         return entry.name == "heartbeats" or not any(entry.iterdir())
     return any(fnmatch(entry.name, pattern) for pattern in STARTED)
-
-
-def _is_first() -> bool:
-    """Whether this is the first process of its job."""
-    from lightning.pytorch.utilities import rank_zero_only  # slow to import; only training needs it
-
-    return rank_zero_only.rank == 0  # type: ignore[attr-defined]
 
 
 def describe_environment() -> dict[str, Any]:

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
+from mm_lightning.console import say
 from mm_lightning.errors import UserError
 from mm_lightning.side_files import parse_line
 
@@ -43,8 +44,6 @@ class RunLock:
         Raises:
             UserError: another process trains in the folder, or it cannot be written to.
         """
-        from mm_lightning.training.loggers import say
-
         try:
             file = (self.folder / LOCK).open("a+", encoding="utf-8")
         except OSError as error:
@@ -69,8 +68,6 @@ class RunLock:
             os.write(file.fileno(), json.dumps({"process": os.getpid(), "host": platform.node()}).encode() + b"\n")
 
     def _try(self, file: TextIO) -> bool:
-        from mm_lightning.training.loggers import say
-
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

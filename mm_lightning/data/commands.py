@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from mm_lightning.console import say
 from mm_lightning.decompress import LONGEST
 from mm_lightning.errors import UserError
 from mm_lightning.ranges import Count, DocumentBytes, Few, Name, Natural, Part, Place, Seed, Text, VocabSize
@@ -193,7 +194,6 @@ def train_tokenizer(
 
     from mm_lightning.data import tokenizer as room
     from mm_lightning.data.prepare import PrepareConfig, skipped_line, training_texts
-    from mm_lightning.data.progress import say
     from mm_lightning.outputs import check_output
 
     path = Path(output).expanduser()
@@ -215,5 +215,5 @@ def train_tokenizer(
     skipped: list[str] = []
     trained = room.train_tokenizer(training_texts(config, skipped=skipped), vocab_size, target, progress)
     if skipped:
-        say(skipped_line(skipped))
+        say(skipped_line(skipped), stderr=True)
     display(f"{path}: {trained.vocab_size} entries, sha256 {trained.sha256}")

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
+from mm_lightning.console import say
 from mm_lightning.data.corpora import SourceFile
-from mm_lightning.data.progress import say
 from mm_lightning.decompress import opened
 from mm_lightning.errors import BadInput, UserError
 from mm_lightning.stores import is_remote
@@ -33,7 +33,7 @@ class Contents:
         self._states = [_state(file) for file in files]
         size = sum(file.size for file in files if file.mark is None)
         if size >= _LARGE:
-            say(f"reading {size / 1e9:.0f} GB of sources once, to know later whether they changed")
+            say(f"reading {size / 1e9:.0f} GB of sources once, to know later whether they changed", stderr=True)
         stopped = threading.Event()
         with ThreadPoolExecutor(_THREADS) as pool:
             try:

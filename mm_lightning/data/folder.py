@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mm_lightning.console import say
 from mm_lightning.data.contents import Contents
 from mm_lightning.data.manifest import SPLITS, Manifest, used_versions
-from mm_lightning.data.progress import say
 from mm_lightning.data.shards import free_bytes
 from mm_lightning.data.tokenizer import Tokenizer
 from mm_lightning.errors import UserError
@@ -50,7 +50,7 @@ def claimed(folder: Path) -> Iterator[None]:
         if (folder / UNFINISHED).is_dir():
             done = len(list((folder / UNFINISHED).glob("unit-*.json")))
             kept = f"{done:,} finished units of work are kept in {folder}" if done else "no unit of work was finished"
-            say(f"preparing was interrupted: {kept}; the same command goes on")
+            say(f"preparing was interrupted: {kept}; the same command goes on", stderr=True)
         raise
     except OSError as error:
         if error.errno == errno.ENOSPC:
@@ -83,7 +83,7 @@ def begin(
     plan = folder / UNFINISHED / "plan.json"
     begun = parse_line(plan.read_bytes()) or {} if plan.exists() else {}
     if plan.exists() and "fingerprint" not in begun:
-        say(f"{plan} is damaged: this preparation begins anew")
+        say(f"{plan} is damaged: this preparation begins anew", stderr=True)
         discard(folder)
     elif begun:
         if begun.get("fingerprint") != identity:
@@ -97,7 +97,10 @@ def begin(
             if contents and not before:
                 write_json(plan, {"fingerprint": identity, "contents": contents.hashes})
             return plan.parent
-        say(f"{changed} changed since this preparation began: it begins anew, nothing of the old text is kept")
+        say(
+            f"{changed} changed since this preparation began: it begins anew, nothing of the old text is kept",
+            stderr=True,
+        )
         discard(folder)
     strangers = [path.name for path in folder.iterdir() if path.name not in (UNFINISHED, ".lock")]
     if strangers:
@@ -172,7 +175,7 @@ def reuse(folder: Path, settings: dict[str, Any], identity: str | None = None, c
     if differ:
         reason = "; ".join(differ)
         raise UserError(f"{folder} was prepared from something else ({reason}): give another folder")
-    say(f"reusing the data prepared in {folder}")
+    say(f"reusing the data prepared in {folder}", stderr=True)
     return manifest
 
 
@@ -184,6 +187,6 @@ def _locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say(f"waiting for another process that is preparing {folder}")
+            say(f"waiting for another process that is preparing {folder}", stderr=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield

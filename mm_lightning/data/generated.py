@@ -10,9 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from mm_lightning.console import say
 from mm_lightning.data.folder import begin, claimed, finish, remove_shards, reuse
 from mm_lightning.data.manifest import FILE, FORMAT_VERSION, Manifest, Split, crc32
-from mm_lightning.data.progress import say
 from mm_lightning.data.tokenizer import Tokenizer
 
 
@@ -60,6 +60,9 @@ def generate_folder(
         )
     for name, split in made.splits.items():
         rows = split.sequences(context_length + 1)
-        say(f"{name}: {split.documents:,} documents, {split.tokens:,} tokens in {rows:,} rows of {context_length:,}")
-    say(f"prepared {folder}")
+        say(
+            f"{name}: {split.documents:,} documents, {split.tokens:,} tokens in {rows:,} rows of {context_length:,}",
+            stderr=True,
+        )
+    say(f"prepared {folder}", stderr=True)
     return made

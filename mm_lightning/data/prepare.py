@@ -18,11 +18,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from mm_lightning.console import say
 from mm_lightning.data.contents import Contents
 from mm_lightning.data.corpora import Piece, ReadSettings, SourceFile, list_files, plan_units
 from mm_lightning.data.folder import UNFINISHED, begin, claimed, finish, reuse, token_type
 from mm_lightning.data.manifest import FILE, FORMAT_VERSION, SPLITS, Manifest, Split, entropy
-from mm_lightning.data.progress import PrepareProgress, say
+from mm_lightning.data.progress import PrepareProgress
 from mm_lightning.data.shards import write_shards
 from mm_lightning.data.splitting import DocumentSplit, fraction_of, plan_split
 from mm_lightning.data.tokenize_units import Job, UnitFiles, UnitRecord, documents_of, is_done, run_units
@@ -151,7 +152,7 @@ def _make(
     names = [UnitFiles(work, number) for number in range(len(units))]
     missing = [number for number, unit in enumerate(names) if not is_done(unit)]
     if len(missing) < len(units):
-        say(f"going on: {len(units) - len(missing)} of {len(units)} units of work are done")
+        say(f"going on: {len(units) - len(missing)} of {len(units)} units of work are done", stderr=True)
     workers = config.workers or os.cpu_count() or 1
     with PrepareProgress(total, progress) as bar:
         run_units(job, missing, workers, bar.report)
@@ -170,7 +171,7 @@ def _make(
         empty_documents=sum(record.empty for record in records),
     )
     for line in _summary(folder, made):
-        say(line)
+        say(line, stderr=True)
     return made
 
 
@@ -180,7 +181,7 @@ def _document_split(config: PrepareConfig, files: list[SourceFile], work: Path) 
         try:
             return DocumentSplit.load(path)
         except (ValueError, KeyError, TypeError, RecursionError):  # the units that are done follow it
-            say(f"{path} is damaged: this preparation begins anew")
+            say(f"{path} is damaged: this preparation begins anew", stderr=True)
             for file in [*work.glob("unit-*"), work / "tokenizer.json", path]:
                 file.unlink(missing_ok=True)
     plain = DocumentSplit(config.validation_fraction)
@@ -193,7 +194,7 @@ def _document_split(config: PrepareConfig, files: list[SourceFile], work: Path) 
     except BaseException:
         shutil.rmtree(work)  # nothing is done yet: whatever is changed, preparing begins anew
         raise
-    say(described)
+    say(described, stderr=True)
     split.save(path)
     return split
 
@@ -254,11 +255,11 @@ def _tokenizer(
         tokenizer.save(path)
         return tokenizer
     if not path.exists():
-        say(f"training a tokenizer of {config.vocab_size} entries")
+        say(f"training a tokenizer of {config.vocab_size} entries", stderr=True)
         texts = training_texts(config, files, split)
         tokenizer = train_tokenizer(texts, config.vocab_size, path, progress)
         if tokenizer.vocab_size < config.vocab_size:
-            say(f"the text gives a tokenizer of only {tokenizer.vocab_size} entries")
+            say(f"the text gives a tokenizer of only {tokenizer.vocab_size} entries", stderr=True)
     tokenizer = load_tokenizer(path)
     tokenizer.name = f"BPE trained on {', '.join(config.sources)}"
     return tokenizer

@@ -2,24 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from typing import Any
 
-from mm_lightning.redaction import redact
-from mm_lightning.signals import rank
 from mm_lightning.terminal import console
-
-log = logging.getLogger("mm_lightning.data")
-
-
-def say(line: str) -> None:
-    """One line for the user, in the terminal and in the log, by the first of several processes."""
-    if rank():
-        return
-    line = redact(line)
-    log.info(line)
-    console(stderr=True).print(line, soft_wrap=True)
 
 
 class PrepareProgress:

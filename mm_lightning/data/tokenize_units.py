@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from mm_lightning import streams
+from mm_lightning.console import say
 from mm_lightning.data.corpora import Piece, ReadSettings, SourceFile, read_piece
 from mm_lightning.data.manifest import SPLITS
-from mm_lightning.data.progress import say
 from mm_lightning.data.splitting import DocumentSplit
 from mm_lightning.data.tokenizer import Tokenizer, load_tokenizer
 from mm_lightning.errors import UserError
@@ -114,7 +114,7 @@ def is_done(files: UnitFiles) -> bool:
     try:
         UnitRecord.load(files.record)
     except ValueError:
-        say(f"{files.record} is damaged: its unit of work is done again")
+        say(f"{files.record} is damaged: its unit of work is done again", stderr=True)
         return False
     return True
 

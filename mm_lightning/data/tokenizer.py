@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mm_lightning.console import say
 from mm_lightning.data.interruptible import interruptible
-from mm_lightning.data.progress import say
 from mm_lightning.errors import UserError
 from mm_lightning.outputs import Output, write_text
 from mm_lightning.text_files import read_json, read_text
@@ -440,7 +440,7 @@ def train_tokenizer(
         finally:
             read.set()
         if progress:
-            say(f"tokenizer: {seen:,} characters read, merging them to {vocab_size:,} entries")
+            say(f"tokenizer: {seen:,} characters read, merging them to {vocab_size:,} entries", stderr=True)
 
     try:
         interruptible(lambda: tokenizer.train_from_iterator(counted(), trainer))

@@ -6,6 +6,7 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from mm_lightning.console import say
 from mm_lightning.errors import UserError
 from mm_lightning.evaluation.settings import left_out, left_out_line, make_tasks
 from mm_lightning.outputs import made_folder
@@ -148,10 +149,10 @@ def evaluate_command(
         raise UserError(f"processes must be 1 where others start the processes, got {processes}")
     if overwrite and world_size > 1:
         raise UserError(f"several processes would delete each other's answers: delete {output} instead of --overwrite")
-    from mm_lightning.evaluation.run import Job, say
+    from mm_lightning.evaluation.run import Job
 
     if rank == 0 and (without := left_out(tasks, given)):
-        say(left_out_line(without))
+        say(left_out_line(without), stderr=True)
     if world_size > 1:
         device = place_of(device, local_rank)
     subjects = make_subjects(checkpoint, names, long_term == "on", inference_delay, settled(precision, device))
@@ -163,7 +164,7 @@ def evaluate(job: Job, processes: int, overwrite: bool) -> None:
     """Evaluate the networks, write the tables of the output folder, and print the results."""
     from mm_lightning.evaluation.processes import run_processes
     from mm_lightning.evaluation.results import check_tables, show_results, write_tables
-    from mm_lightning.evaluation.run import run, say
+    from mm_lightning.evaluation.run import run
 
     check_tables(job.output)
     try:
@@ -177,7 +178,8 @@ def evaluate(job: Job, processes: int, overwrite: bool) -> None:
                     elif job.world_size == 1 and (reason := samples.renew(identity)):
                         say(
                             f"{task.name} of {subject.name}: {reason}: asked again; "
-                            f"the answers before are kept in {samples.folder}/before.*"
+                            f"the answers before are kept in {samples.folder}/before.*",
+                            stderr=True,
                         )
                     samples.claim(identity, None)
             if processes > 1:

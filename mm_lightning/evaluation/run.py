@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import multiprocessing
 import re
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -15,12 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mm_lightning.checkpoint import fingerprint
+from mm_lightning.console import say
 from mm_lightning.evaluation.origin import origin
 from mm_lightning.evaluation.samples import RESULTS, Samples
 from mm_lightning.evaluation.task import Item, Task
 from mm_lightning.outputs import write_json
-from mm_lightning.redaction import redact
-from mm_lightning.terminal import display
 
 if TYPE_CHECKING:
     from mm_lightning.evaluation.model import Model
@@ -90,7 +88,7 @@ def run(job: Job) -> None:
         for task in job.tasks:
             if finished(job, subject, task):
                 if job.rank == 0:
-                    say(f"{task.name} of {subject.name}: already there")
+                    say(f"{task.name} of {subject.name}: already there", stderr=True)
                 continue
             model = model or Model.load(subject.checkpoint, job.device, batch_size=job.batch_size, **subject.options)
             answer(job, subject, task, model)
@@ -118,7 +116,10 @@ def answer(job: Job, subject: EvaluatedModel, task: Task, model: Model) -> None:
     known = samples.read()
     if job.rank == 0:
         here = sum(key in known for key in keys)
-        say(f"{task.name} of {subject.name}: {len(items):,} items" + (f", {here:,} already answered" if here else ""))
+        say(
+            f"{task.name} of {subject.name}: {len(items):,} items" + (f", {here:,} already answered" if here else ""),
+            stderr=True,
+        )
     mine = [item for item in items[job.rank :: job.world_size] if item.key not in known]
     try:
         with Progress(task.name, samples, len(items), shown=job.rank == 0) as progress:
@@ -127,7 +128,7 @@ def answer(job: Job, subject: EvaluatedModel, task: Task, model: Model) -> None:
                 wait_for(keys, samples, progress.look)
     except KeyboardInterrupt:
         if job.rank == 0:
-            say(f"interrupted: {samples.count():,} answers are kept, the same command goes on")
+            say(f"interrupted: {samples.count():,} answers are kept, the same command goes on", stderr=True)
         raise
     if job.rank == 0:
         records = samples.gather(keys, samples.read())
@@ -196,11 +197,6 @@ def run_name(checkpoint: Path, long_term: bool = True, inference_delay: int | No
     parts += [] if long_term else ["no-long-term"]
     parts += [] if inference_delay is None else [f"delay{inference_delay}"]
     return re.sub(r"[^\w.\-]+", "", "-".join(parts))
-
-
-def say(message: str) -> None:
-    """One line of progress."""
-    display(redact(message), file=sys.stderr, flush=True)
 
 
 class Progress:

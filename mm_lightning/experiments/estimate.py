@@ -8,6 +8,7 @@ import sys
 import time
 from typing import Any, Literal
 
+from mm_lightning.console import clock
 from mm_lightning.experiments.cost import scaled
 from mm_lightning.experiments.sweep_runs import Run
 from mm_lightning.terminal import console, display
@@ -26,8 +27,6 @@ def show_plan(runs: list[Run], jobs: int, measure: bool) -> None:
     """
     from rich.progress import track
     from rich.table import Table
-
-    from mm_lightning.training.loggers import clock
 
     by_variant: dict[str, list[Run]] = {}
     for run in runs:

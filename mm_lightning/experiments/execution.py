@@ -8,10 +8,10 @@ from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mm_lightning.console import clock
 from mm_lightning.errors import UserError
 from mm_lightning.experiments.launchers import Handle, Launcher, Work
 from mm_lightning.terminal import console, display
-from mm_lightning.training.loggers import clock
 
 LOG_LINES = 8
 """Of a failed run's log, shown when it fails."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mm_lightning.checkpoint.run_folder import hardware
+from mm_lightning.console import clock
 from mm_lightning.csv_text import csv_text
 from mm_lightning.experiments.drawing import short, word
 from mm_lightning.experiments.figures import DERIVED
@@ -78,8 +79,6 @@ def _short(value: float | None) -> str:
 
 
 def _clock(seconds: float | None) -> str:
-    from mm_lightning.training.loggers import clock
-
     return NOTHING if seconds is None else clock(seconds)
 
 

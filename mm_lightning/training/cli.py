@@ -23,6 +23,7 @@ from mm_lightning import signals
 from mm_lightning.checkpoint import check_architecture, fingerprint, run_of, step_of
 from mm_lightning.checkpoint.run_folder import RunFolder
 from mm_lightning.checkpoint.trainer_io import WholeCheckpointIO
+from mm_lightning.console import say
 from mm_lightning.data import TextDataModule
 from mm_lightning.errors import UserError
 from mm_lightning.networks import NetworkConfig
@@ -35,7 +36,7 @@ from mm_lightning.training.check_config import changed, check_devices, check_set
 from mm_lightning.training.config_files import ConfigFile, explain, read_chain, split_configs
 from mm_lightning.training.continued_config import DEFAULT_ROOT, continued_checkpoint, overrides, own_config
 from mm_lightning.training.lightning_callbacks import WatchCallbacks, check_averaging, check_callbacks
-from mm_lightning.training.loggers import MetricsFile, ProgressLines, TensorBoard, say
+from mm_lightning.training.loggers import MetricsFile, ProgressLines, TensorBoard
 from mm_lightning.training.module import LanguageModule, check_vocabulary
 from mm_lightning.training.preparation import keep_own_preparation
 from mm_lightning.training.record_run import RecordRun

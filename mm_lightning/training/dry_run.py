@@ -23,6 +23,7 @@ from lightning.pytorch.utilities.exceptions import _TunerExitException
 from torch import Tensor
 
 from mm_lightning.checkpoint import check_architecture, find_checkpoint
+from mm_lightning.console import say
 from mm_lightning.data import Batch, TextDataModule
 from mm_lightning.data.manifest import FILE
 from mm_lightning.data.prepare import PrepareConfig, prepare
@@ -34,7 +35,6 @@ from mm_lightning.training.accumulation import accumulated
 from mm_lightning.training.check_config import mistakes
 from mm_lightning.training.cli import TRAINER_DEFAULTS, TrainingCLI
 from mm_lightning.training.fake_cluster import FakeCluster, fake_processes, use_fake
-from mm_lightning.training.loggers import say
 from mm_lightning.training.memory_estimate import USABLE, Layout, bytes_per_device, layout_of, weight_bytes
 from mm_lightning.training.module import check_vocabulary
 from mm_lightning.training.parsing import network_of

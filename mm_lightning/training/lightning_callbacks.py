@@ -12,8 +12,8 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from mm_lightning.callbacks.checkpoints import Checkpoints
 from mm_lightning.callbacks.metric_names import check_metric, metric_names
 from mm_lightning.checkpoint.plain_values import loadable
+from mm_lightning.console import say
 from mm_lightning.errors import UserError
-from mm_lightning.training.loggers import say
 
 REFUSED: dict[type[Callback], str] = {
     lightning.BackboneFinetuning: "the network has no part named backbone: --model.initial_weights trains all of it on",

@@ -13,17 +13,10 @@ from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
 from mm_lightning.checkpoint.run_folder import RunFolder, board_folder
+from mm_lightning.console import clock, say
 from mm_lightning.outputs import write_text
-from mm_lightning.redaction import redact
 from mm_lightning.side_files import append_lines, read_lines
-from mm_lightning.terminal import display
 from mm_lightning.training.hparams import SETTINGS, write_settings
-
-
-@rank_zero_only
-def say(message: str) -> None:
-    """Prints one line on the first process only."""
-    display(redact(message), flush=True)
 
 
 class MetricsFile(Logger):
@@ -205,10 +198,3 @@ class ProgressLines(Logger):
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """Settings are in config.yaml."""
-
-
-def clock(seconds: float) -> str:
-    """3725 s -> 1:02:05"""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -23,6 +23,7 @@ from mm_lightning.checkpoint import (
     load_weights,
 )
 from mm_lightning.checkpoint.run_folder import RunFolder
+from mm_lightning.console import say
 from mm_lightning.data import Batch, Tokenizer
 from mm_lightning.data.mixture import bits_per_byte, mean
 from mm_lightning.data.sequences import TrainingOrder
@@ -34,7 +35,6 @@ from mm_lightning.networks.block import set_compiled
 from mm_lightning.ranges import Natural, Part, Place, Range, Seed, Share, checked
 from mm_lightning.training.accumulation import is_last_step
 from mm_lightning.training.compiler import check_strategy
-from mm_lightning.training.loggers import say
 from mm_lightning.training.resume import (
     OptimizerSettings,
     changed_recipe,

@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from mm_lightning import streams
 from mm_lightning.checkpoint import find_checkpoint
 from mm_lightning.checkpoint.run_folder import RunFolder, describe_environment
+from mm_lightning.console import say
 from mm_lightning.data.mixture import describe, differing
 from mm_lightning.errors import UserError
 from mm_lightning.memory import kernels
@@ -23,7 +24,7 @@ from mm_lightning.side_files import read_object, write_config
 from mm_lightning.training.accumulation import served
 from mm_lightning.training.bad_steps import RETURNS, configured_place, note_resume, place
 from mm_lightning.training.hparams import settings
-from mm_lightning.training.loggers import forget_after, say
+from mm_lightning.training.loggers import forget_after
 from mm_lightning.training.resume import nothing_to_do
 from mm_lightning.yaml_text import load_yaml
 

@@ -20,8 +20,8 @@ from mm_lightning.checkpoint import (
 from mm_lightning.checkpoint.integrity import TAG
 from mm_lightning.checkpoint.run_folder import RunFolder
 from mm_lightning.checkpoint.weights import is_universal
+from mm_lightning.console import say
 from mm_lightning.errors import UserError
-from mm_lightning.training.loggers import say
 
 
 def starting_point(command: str, config: Namespace, found: Path | None = None) -> Path | None:

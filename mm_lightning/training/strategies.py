@@ -33,9 +33,9 @@ from mm_lightning.checkpoint import (
 from mm_lightning.checkpoint.integrity import TAG, discard, read_commit
 from mm_lightning.checkpoint.plain_values import Unloadable, loadable
 from mm_lightning.checkpoint.universal import to_universal
+from mm_lightning.console import say
 from mm_lightning.errors import UserError
 from mm_lightning.ranges import Natural, checked
-from mm_lightning.training.loggers import say
 from mm_lightning.training.timeouts import limit_groups
 
 
