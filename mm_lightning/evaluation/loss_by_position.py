@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mm_lightning.evaluation.reading import ReadingTask
 from mm_lightning.evaluation.task import Item, Record, Result, Row, mean_row
+from mm_lightning.evaluation.text_task import ReadingTask
 from mm_lightning.markdown import markdown_table
 
 if TYPE_CHECKING:

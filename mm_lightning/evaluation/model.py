@@ -2,7 +2,7 @@
 
 Every method bounds its memory by itself: tokens go through the network in chunks, rows side by side in batches, and
 logits exist for a few positions at a time. How probable continuations are is asked by
-:func:`mm_lightning.evaluation.choices.likelihoods`.
+:func:`mm_lightning.evaluation.likelihoods.likelihoods`.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ from itertools import pairwise
 from statistics import fmean
 from typing import TYPE_CHECKING, ClassVar
 
-from mm_lightning.evaluation.reading import ReadingTask
 from mm_lightning.evaluation.task import Item, Record, Row, mean_row
+from mm_lightning.evaluation.text_task import ReadingTask
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 Record = dict[str, Any]
 """The answer to an item, one JSON line: `key`, `group`, `scores`, and whatever is needed to check them."""
 
+_IN_CONTEXT = "mm_lightning.evaluation.in_context.in_context_task"
+
 # name: ("module:class", what it measures)
 TASKS: dict[str, tuple[str, str]] = {
     "loss_by_position": (
@@ -85,16 +87,28 @@ TASKS: dict[str, tuple[str, str]] = {
         "mm_lightning.evaluation.new_knowledge.generated_facts:GeneratedFacts",
         "questions about made-up facts, for small networks",
     ),
-    "banking77": ("mm_lightning.evaluation.in_context.task:Banking77", "77 intents from demonstrations"),
-    "goemotions": ("mm_lightning.evaluation.in_context.task:GoEmotions", "28 emotions from demonstrations"),
-    "tacred": ("mm_lightning.evaluation.in_context.task:Tacred", "41 relations from demonstrations, licensed data"),
-    "semeval2010_task8": ("mm_lightning.evaluation.in_context.task:SemEval", "18 relations from demonstrations"),
-    "redocred": ("mm_lightning.evaluation.in_context.task:ReDocRED", "41 relations from demonstrations"),
-    "classification": ("mm_lightning.evaluation.in_context.task:Classification", "classes of your own data set"),
+    "banking77": (f"{_IN_CONTEXT}:Banking77", "77 intents from demonstrations"),
+    "goemotions": (f"{_IN_CONTEXT}:GoEmotions", "28 emotions from demonstrations"),
+    "tacred": (
+        f"{_IN_CONTEXT}:Tacred",
+        "41 relations from demonstrations, licensed data",
+    ),
+    "semeval2010_task8": (
+        f"{_IN_CONTEXT}:SemEval",
+        "18 relations from demonstrations",
+    ),
+    "redocred": (f"{_IN_CONTEXT}:ReDocRED", "41 relations from demonstrations"),
+    "classification": (
+        f"{_IN_CONTEXT}:Classification",
+        "classes of your own data set",
+    ),
 }
 
 TASKS |= {
-    name: (f"mm_lightning.evaluation.persistent.task:{name}", f"{definition.label or name}, of lm-evaluation-harness")
+    name: (
+        f"mm_lightning.evaluation.persistent.benchmark_task:{name}",
+        f"{definition.label or name}, of lm-evaluation-harness",
+    )
     for name, definition in DEFINITIONS.items()
 }
 

@@ -18,7 +18,7 @@ from mm_lightning.checkpoint import load_network
 from mm_lightning.cli import main
 from mm_lightning.errors import UserError
 from mm_lightning.evaluation import loss_by_position, processes, task
-from mm_lightning.evaluation.documents import Texts, stretches
+from mm_lightning.evaluation.long_documents import Texts, stretches
 from mm_lightning.evaluation.loss_by_position import LossByPosition, edges, relative_bins
 from mm_lightning.evaluation.model import Model
 from mm_lightning.evaluation.processes import run_processes

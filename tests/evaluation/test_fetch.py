@@ -16,7 +16,7 @@ from mm_lightning.errors import UserError
 from mm_lightning.evaluation import fetch
 from mm_lightning.evaluation.fetch import DATA_SETS
 from mm_lightning.evaluation.in_context.datasets import READERS
-from mm_lightning.evaluation.new_knowledge.documents import read_hotpot, read_squad
+from mm_lightning.evaluation.new_knowledge.question_files import read_hotpot, read_squad
 
 FACT = {"title": "T", "sents": [["A", "b"]], "labels": [{"r": "P1", "h": 0, "t": 1, "evidence": [0]}]}
 FACT["vertexSet"] = [[{"sent_id": 0, "name": "A"}], [{"sent_id": 0, "name": "b"}]]

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from mm_lightning.errors import UserError
-from mm_lightning.evaluation.choices import Choices, likelihoods
+from mm_lightning.evaluation.likelihoods import Choices, likelihoods
 from mm_lightning.evaluation.model import Model
 from mm_lightning.inference.generate import generate
 from mm_lightning.inference.sampling import Sampling

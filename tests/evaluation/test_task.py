@@ -37,7 +37,7 @@ def test_an_unknown_task():
 
 def test_a_folder_of_texts_is_its_files_in_order(tmp_path):
     from mm_lightning.data.tokenizer import load_tokenizer
-    from mm_lightning.evaluation.documents import of_files
+    from mm_lightning.evaluation.long_documents import of_files
 
     (tmp_path / "b.txt").write_text("two")
     (tmp_path / "a.txt").write_text("one")

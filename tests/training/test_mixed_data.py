@@ -11,7 +11,7 @@ from runs import metrics
 from mm_lightning.checkpoint import find_checkpoint, load_network, read_about
 from mm_lightning.cli import main
 from mm_lightning.data import Manifest, load_tokenizer
-from mm_lightning.evaluation.documents import of_run
+from mm_lightning.evaluation.long_documents import of_run
 from mm_lightning.inference.model_card import model_card
 from mm_lightning.training.module import LanguageModule
 

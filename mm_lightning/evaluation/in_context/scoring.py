@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mm_lightning.evaluation.branches import Branches
+from mm_lightning.evaluation.shared_prefix import Branches
 from mm_lightning.inference.reader import Reader
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from typing import ClassVar
 from mm_lightning.data.facts import WORDS, draw_documents
 from mm_lightning.data.tokenizer import Tokenizer
 from mm_lightning.errors import UserError
-from mm_lightning.evaluation.new_knowledge.samples import (
+from mm_lightning.evaluation.new_knowledge.long_text_task import LongTextTask
+from mm_lightning.evaluation.new_knowledge.question_source import (
     DEFAULT_LIMIT,
     Gold,
     Sample,
@@ -18,7 +19,6 @@ from mm_lightning.evaluation.new_knowledge.samples import (
     encoded,
     fullest,
 )
-from mm_lightning.evaluation.new_knowledge.task import LongTextTask
 from mm_lightning.ranges import Count
 
 

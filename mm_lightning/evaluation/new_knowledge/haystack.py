@@ -13,7 +13,7 @@ from typing import Literal
 
 from mm_lightning.data.tokenizer import Tokenizer
 from mm_lightning.errors import UserError
-from mm_lightning.evaluation.new_knowledge.samples import DEFAULT_LIMIT, Gold, Sample, Source, encoded, fullest
+from mm_lightning.evaluation.new_knowledge.question_source import DEFAULT_LIMIT, Gold, Sample, Source, encoded, fullest
 from mm_lightning.evaluation.new_knowledge.words import ADJECTIVES, NOUNS
 from mm_lightning.text_files import read_text
 

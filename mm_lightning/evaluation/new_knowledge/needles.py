@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 from mm_lightning.data.tokenizer import Tokenizer
 from mm_lightning.errors import UserError
 from mm_lightning.evaluation.new_knowledge.haystack import NeedleKind, NeedleSource
-from mm_lightning.evaluation.new_knowledge.samples import Source, fingerprint
-from mm_lightning.evaluation.new_knowledge.task import LongTextTask
+from mm_lightning.evaluation.new_knowledge.long_text_task import LongTextTask
+from mm_lightning.evaluation.new_knowledge.question_source import Source, fingerprint
 from mm_lightning.ranges import Place
 
 

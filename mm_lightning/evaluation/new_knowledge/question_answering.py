@@ -17,8 +17,9 @@ from typing import Any, ClassVar, Literal
 
 from mm_lightning.data.tokenizer import Tokenizer
 from mm_lightning.errors import UserError
-from mm_lightning.evaluation.new_knowledge.documents import Collection, Question, read_hotpot, read_squad
-from mm_lightning.evaluation.new_knowledge.samples import (
+from mm_lightning.evaluation.new_knowledge.long_text_task import LongTextTask
+from mm_lightning.evaluation.new_knowledge.question_files import Collection, Question, read_hotpot, read_squad
+from mm_lightning.evaluation.new_knowledge.question_source import (
     Gold,
     Sample,
     Source,
@@ -27,7 +28,6 @@ from mm_lightning.evaluation.new_knowledge.samples import (
     encoded,
     fingerprint,
 )
-from mm_lightning.evaluation.new_knowledge.task import LongTextTask
 from mm_lightning.ranges import Place
 
 GoldPosition = Literal["even", "published"]

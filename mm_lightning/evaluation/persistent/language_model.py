@@ -18,7 +18,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from mm_lightning.errors import UserError
-from mm_lightning.evaluation.choices import Choices, likelihoods
+from mm_lightning.evaluation.likelihoods import Choices, likelihoods
 from mm_lightning.evaluation.model import Model
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ import torch
 
 from mm_lightning.data.tokenizer import load_tokenizer
 from mm_lightning.evaluation.in_context.datasets import Dataset, Example
-from mm_lightning.evaluation.in_context.task import InContext
+from mm_lightning.evaluation.in_context.in_context_task import InContext
 from mm_lightning.memory.state import State
 
 DATA = Path(__file__).parents[4] / "shared" / "data"

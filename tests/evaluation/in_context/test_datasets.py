@@ -9,7 +9,7 @@ from mm_lightning.errors import UserError
 from mm_lightning.evaluation.in_context.custom import read_dataset
 from mm_lightning.evaluation.in_context.datasets import READERS
 from mm_lightning.evaluation.in_context.files import read_table
-from mm_lightning.evaluation.in_context.task import Tacred
+from mm_lightning.evaluation.in_context.in_context_task import Tacred
 
 # Classes, demonstrations and questions: the published counts, less what the readers say they leave out.
 COUNTS = {

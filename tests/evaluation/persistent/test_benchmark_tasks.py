@@ -11,8 +11,8 @@ from mm_lightning.cli import main
 from mm_lightning.data.tokenizer import load_tokenizer
 from mm_lightning.errors import UserError
 from mm_lightning.evaluation.model import Model
+from mm_lightning.evaluation.persistent.benchmark_task import CUT
 from mm_lightning.evaluation.persistent.table import overview
-from mm_lightning.evaluation.persistent.task import CUT
 from mm_lightning.evaluation.task import find_task
 from tests.evaluation.persistent.conftest import questions, write
 from tests.inference.conftest import build

@@ -5,9 +5,9 @@ import pytest
 pytest.importorskip("lm_eval", reason="needs the extra `eval`")
 
 from mm_lightning.evaluation.persistent import harness
-from mm_lightning.evaluation.persistent.asking import answer, questions
 from mm_lightning.evaluation.persistent.definitions import DEFINITIONS, OTHER_6, PERSISTENT_13, VARIANTS
 from mm_lightning.evaluation.persistent.harness import configs
+from mm_lightning.evaluation.persistent.harness_requests import answer, questions
 from mm_lightning.evaluation.task import GROUPS, TASKS, find_task, task_names
 from tests.evaluation.persistent.conftest import write_everything
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mm_lightning.evaluation.branches import Branches
+from mm_lightning.evaluation.shared_prefix import Branches
 from mm_lightning.inference.reader import Reader
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
 
     from mm_lightning.evaluation.model import Model
-    from mm_lightning.evaluation.persistent.asking import Question
+    from mm_lightning.evaluation.persistent.harness_requests import Question
 
 FEWSHOT_SEED = 1234
 """The harness' own, of the examples before each question."""
@@ -100,8 +100,8 @@ class Benchmark(Task):
         Raises:
             UserError: the data are missing, or a document cannot be asked; it names the row.
         """
-        from mm_lightning.evaluation.persistent.asking import questions
         from mm_lightning.evaluation.persistent.harness import quiet
+        from mm_lightning.evaluation.persistent.harness_requests import questions
 
         tasks = self.tasks()
         with quiet():
@@ -113,7 +113,7 @@ class Benchmark(Task):
 
     def ask(self, model: Model, items: list[Item]) -> Iterator[Record]:
         """Asks the longest first, those of a task together."""
-        from mm_lightning.evaluation.persistent.asking import answer, length
+        from mm_lightning.evaluation.persistent.harness_requests import answer, length
         from mm_lightning.evaluation.persistent.language_model import LanguageModel
 
         network = LanguageModel(model, self.max_length)
@@ -140,7 +140,7 @@ class Benchmark(Task):
         return rows
 
     def _rows(self, group: dict[str, Any], records: list[Record]) -> list[Row]:
-        from mm_lightning.evaluation.persistent.asking import aggregation
+        from mm_lightning.evaluation.persistent.harness_requests import aggregation
 
         rows = []
         for kind, metric in dict.fromkeys(

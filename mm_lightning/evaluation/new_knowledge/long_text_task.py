@@ -11,7 +11,7 @@ from random import Random
 from typing import TYPE_CHECKING, ClassVar
 
 from mm_lightning.errors import UserError
-from mm_lightning.evaluation.new_knowledge.samples import DEFAULT_LIMIT, Sample, Source, share_found, spread
+from mm_lightning.evaluation.new_knowledge.question_source import DEFAULT_LIMIT, Sample, Source, share_found, spread
 from mm_lightning.evaluation.task import Item, Record, Result, Row, Task, mean_row, mean_rows
 from mm_lightning.ranges import Count, Seed, check_fields
 

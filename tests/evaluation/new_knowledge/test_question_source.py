@@ -2,7 +2,7 @@ from random import Random
 
 import pytest
 
-from mm_lightning.evaluation.new_knowledge.samples import (
+from mm_lightning.evaluation.new_knowledge.question_source import (
     Gold,
     Sample,
     contains,

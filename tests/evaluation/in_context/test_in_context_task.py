@@ -8,9 +8,9 @@ import torch
 
 from mm_lightning.cli import main
 from mm_lightning.errors import UserError
-from mm_lightning.evaluation.in_context.asking import ANSWER_TOKENS
+from mm_lightning.evaluation.in_context.answer import ANSWER_TOKENS
+from mm_lightning.evaluation.in_context.in_context_task import Classification, InContext
 from mm_lightning.evaluation.in_context.prompts import STRATEGIES, Style
-from mm_lightning.evaluation.in_context.task import Classification, InContext
 from mm_lightning.evaluation.model import Model
 from mm_lightning.evaluation.task import GROUPS, Result, find_task
 from tests.evaluation.in_context.conftest import Colours, Scripted, answering, colours

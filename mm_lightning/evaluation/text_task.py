@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mm_lightning.errors import UserError
-from mm_lightning.evaluation.documents import Stretch, Texts, digest, of_files, of_run, stretches
+from mm_lightning.evaluation.long_documents import Stretch, Texts, digest, of_files, of_run, stretches
 from mm_lightning.evaluation.task import Task
 from mm_lightning.ranges import Count, Place, check_fields
 

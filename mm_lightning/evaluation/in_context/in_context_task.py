@@ -116,7 +116,7 @@ class InContext(Task):
 
     def ask(self, model: Model, items: list[Item]) -> Iterator[Record]:
         """Asks items sorted by demonstrations, so that more shots go on from fewer."""
-        from mm_lightning.evaluation.in_context.asking import ask_style
+        from mm_lightning.evaluation.in_context.answer import ask_style
 
         by_style: dict[tuple[Labels, Strategy], list[Item]] = {}
         for item in items:
