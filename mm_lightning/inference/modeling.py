@@ -15,7 +15,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast, ModelOutput
 
 from mm_lightning.inference.configuration import MMLightningConfig
 from mm_lightning.memory.documents import IGNORE_INDEX, Documents
-from mm_lightning.memory.state import State
+from mm_lightning.memory.state import NetworkState
 from mm_lightning.networks.base import Network
 
 # transformers 5.24 renamed the argument. Exported folders outlive versions, so the loop of generation itself is asked.
@@ -37,9 +37,9 @@ class MemoryCache(Cache):
     def __init__(self, network: Network, capacity: int = 0) -> None:
         super().__init__(layers=[])
         self.network, self.capacity = network, capacity
-        self.state: State | None = None
+        self.state: NetworkState | None = None
 
-    def begin(self, batch: int) -> State:
+    def begin(self, batch: int) -> NetworkState:
         """The state, made for so many rows if there is none yet."""
         if self.state is None:
             self.state = self.network.new_state(batch, self.capacity)

@@ -7,12 +7,12 @@ from torch import Tensor, nn
 
 from mm_lightning.memory.bandwidth import Bandwidth
 from mm_lightning.memory.documents import Documents, Span
-from mm_lightning.memory.kernels import plain, resolve
+from mm_lightning.memory.kernels import is_plain, resolve_kernels
 from mm_lightning.memory.keys import AverageKeys, Keys
 from mm_lightning.memory.layers import Linear
 from mm_lightning.memory.pair_cache import PairCache
 from mm_lightning.memory.retrieval import Retrieval, SoftmaxRetrieval
-from mm_lightning.memory.state import PartState
+from mm_lightning.memory.state import MemoryState
 from mm_lightning.memory.values import LookAheadValues, Values
 
 
@@ -54,7 +54,7 @@ class ContextualMemory(nn.Module):
         self.bandwidth = bandwidth
         self.retrieval = retrieval
 
-    def forward(self, x: Tensor, span: Span, documents: Documents, state: PartState | None = None) -> Tensor:
+    def forward(self, x: Tensor, span: Span, documents: Documents, state: MemoryState | None = None) -> Tensor:
         """Return retrieved values (B, T, d) from inputs (B, T, d): of whole documents, or of a chunk that goes on.
 
         Args:
@@ -73,22 +73,22 @@ class ContextualMemory(nn.Module):
         pairs, dropout = None if state is None else state.pairs, self.dropout if self.training else 0.0
         return self.retrieval(q, k, v, span, documents, pairs, self.values.late, 1.0, dropout).flatten(-2)
 
-    def _takes_step(self, vtilde: Tensor, documents: Documents, state: PartState) -> bool:
+    def _takes_step(self, vtilde: Tensor, documents: Documents, state: MemoryState) -> bool:
         """Return whether one compiled call takes this in: a token on a CPU, through equations (8), (9) and (4).
 
         Its pairs lie in plain buffers of the same type. (They are of another where autocast was switched on or off.)
         """
-        if not documents.step or type(state.pairs) is not PairCache or not plain(vtilde):
+        if not documents.step or type(state.pairs) is not PairCache or not is_plain(vtilde):
             return False
         if not isinstance(self.keys, AverageKeys) or type(self.values) is not LookAheadValues:
             return False
         if type(self.retrieval) is not SoftmaxRetrieval or state.pairs.buffers[0].dtype != vtilde.dtype:
             return False
         raw = state.carried("values")["raw"]
-        return raw.dtype == vtilde.dtype and resolve(self.keys.kernels, vtilde.device, vtilde.dtype) == "native"
+        return raw.dtype == vtilde.dtype and resolve_kernels(self.keys.kernels, vtilde.device, vtilde.dtype) == "numba"
 
     def _step(
-        self, x: Tensor, beta: Tensor, vtilde: Tensor, span: Span, documents: Documents, state: PartState
+        self, x: Tensor, beta: Tensor, vtilde: Tensor, span: Span, documents: Documents, state: MemoryState
     ) -> Tensor:
         """Return answers (B, 1, H, D) to a single token, which is stored."""
         from mm_lightning.memory.kernels.numba_decode import step
@@ -114,7 +114,7 @@ class ContextualMemory(nn.Module):
         """Whether its pairs can be read by blocks: by equation (4), with keys of norm 1."""
         return isinstance(self.keys, AverageKeys) and type(self.retrieval) is SoftmaxRetrieval
 
-    def new_state(self, span: Span, capacity: int, pairs: PairCache | None = None) -> PartState:
+    def new_state(self, span: Span, capacity: int, pairs: PairCache | None = None) -> MemoryState:
         """Return the state before the first token, with room for so many pairs at first.
 
         Args:
@@ -122,7 +122,7 @@ class ContextualMemory(nn.Module):
             capacity: pairs.
             pairs: where they are stored; in a plain :class:`PairCache` by default.
         """
-        return PartState(pairs or PairCache(span.keep, capacity))
+        return MemoryState(pairs or PairCache(span.keep, capacity))
 
     def scalars(self) -> dict[str, Tensor]:
         """Return the learned scalars by name, (H,) each."""

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from mm_lightning.memory.documents import Documents
 from mm_lightning.memory.kernels import Kernels
-from mm_lightning.memory.kernels.features import chosen, gated_keys, gated_keys_from
+from mm_lightning.memory.kernels.dispatch import dispatch_kernels, gated_keys, gated_keys_from
 from mm_lightning.memory.kernels.torch_features import EPS, gated_average_from, normalize, queries
 from mm_lightning.memory.layers import V1_SCALAR_SCALE, Linear
 
@@ -204,7 +204,7 @@ def average_keys(
     Returns:
         (B, T, H, D) each, in ktilde's type.
     """
-    kernels = chosen(kernels, ktilde.device, ktilde.dtype, ktilde.shape[-1])
+    kernels = dispatch_kernels(kernels, ktilde.device, ktilde.dtype, ktilde.shape[-1])
     if carried is None:
         if kernels != "reference":
             return gated_keys(ktilde, gate, decay, beta, documents, kernels)
@@ -227,7 +227,7 @@ def _chunk(
     ktilde: Tensor, gate: Tensor, decay: Tensor, beta: Tensor, documents: Documents, carried: Carried, kernels: Kernels
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return q, k and the total and scale after a chunk of several tokens."""
-    if kernels == "native":
+    if kernels == "numba":
         batch, _, heads, dim = ktilde.shape
         exact = torch.promote_types(ktilde.dtype, torch.float32)
         total = carried.get("total", ktilde.new_zeros(batch, heads, dim, dtype=exact))

@@ -11,7 +11,7 @@ from mm_lightning.memory.documents import Documents
 from mm_lightning.memory.keys import LeakyKeys
 from mm_lightning.memory.layers import V1_SCALAR_SCALE, Linear, clipped_normal_
 from mm_lightning.memory.retrieval import fused_attention
-from mm_lightning.memory.state import PartState
+from mm_lightning.memory.state import MemoryState
 
 
 class Persistent(nn.Module):
@@ -147,11 +147,11 @@ class SlotMemory(nn.Module):
                 nn.init.normal_(slots, std=slots.shape[-1] ** -0.5)
         nn.init.constant_(self.answer_scale, -0.5 / V1_SCALAR_SCALE)
 
-    def new_state(self) -> PartState:
+    def new_state(self) -> MemoryState:
         """Return the state before the first token: its average is empty, its pairs are learned."""
-        return PartState()
+        return MemoryState()
 
-    def forward(self, x: Tensor, documents: Documents, state: PartState | None = None) -> Tensor:
+    def forward(self, x: Tensor, documents: Documents, state: MemoryState | None = None) -> Tensor:
         """Return answers (B, T, d) to inputs (B, T, d).
 
         Args:

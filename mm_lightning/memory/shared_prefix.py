@@ -12,13 +12,13 @@ from torch import Tensor
 
 from mm_lightning.memory.documents import Documents, Span
 from mm_lightning.memory.pair_cache import BLOCK, PairCache, Reader, visible
-from mm_lightning.memory.state import State
+from mm_lightning.memory.state import NetworkState
 
 SCORES = 1 << 24
 """Scores of a read that exist at once."""
 
 
-class SharedPrefix(PairCache):
+class SharedPrefixCache(PairCache):
     """Pairs of which all but the newest few are the same for all rows.
 
     Args:
@@ -33,7 +33,7 @@ class SharedPrefix(PairCache):
         self.offset = self.end = keys.shape[2]
 
     @classmethod
-    def of(cls, pairs: PairCache, rows: int, capacity: int) -> SharedPrefix:
+    def of(cls, pairs: PairCache, rows: int, capacity: int) -> SharedPrefixCache:
         """Return as many rows as wanted that all go on from the one row of `pairs`, which must not change meanwhile."""
         # The newest pair belongs to each row: its value is completed by the row's next token.
         last = pairs.end - pairs.offset - 1
@@ -43,9 +43,9 @@ class SharedPrefix(PairCache):
         shared.write(keys.transpose(1, 2), values.transpose(1, 2))
         return shared
 
-    def select(self, index: Tensor, capacity: int) -> SharedPrefix:
+    def select(self, index: Tensor, capacity: int) -> SharedPrefixCache:
         """Return some of the rows."""
-        chosen = SharedPrefix(*self.common, capacity)
+        chosen = SharedPrefixCache(*self.common, capacity)
         keys, values = (x[index, :, : self.end - self.offset] for x in self.buffers)
         chosen.write(keys.transpose(1, 2), values.transpose(1, 2))
         return chosen
@@ -131,7 +131,7 @@ def join(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
     return sum(answer * weight[..., None] for (answer, _), weight in zip(parts, weights, strict=True))  # type: ignore[return-value]
 
 
-def branch(state: State, index: Tensor, empty: State, capacity: int) -> State:
+def branch(state: NetworkState, index: Tensor, empty: NetworkState, capacity: int) -> NetworkState:
     """Return rows that go on by themselves, as of :meth:`State.rows`, but without a copy of what they share.
 
     Args:
@@ -147,8 +147,8 @@ def branch(state: State, index: Tensor, empty: State, capacity: int) -> State:
     empty.load({name: x[index] for name, x in tensors.items()})
     for name, part in state.parts.items():
         pairs = part.pairs
-        if isinstance(pairs, SharedPrefix):
+        if isinstance(pairs, SharedPrefixCache):
             empty.parts[name].pairs = pairs.select(index, capacity)
         elif pairs is not None and pairs.keep is None and pairs.keys is not None:
-            empty.parts[name].pairs = SharedPrefix.of(pairs, len(index), capacity)
+            empty.parts[name].pairs = SharedPrefixCache.of(pairs, len(index), capacity)
     return empty

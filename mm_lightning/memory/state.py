@@ -31,7 +31,7 @@ def current_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {_OLD_NAME.sub(current, name): x for name, x in tensors.items()}
 
 
-class PartState:
+class MemoryState:
     """What one memory (or attention) remembers.
 
     Args:
@@ -73,7 +73,7 @@ class PartState:
             self.pairs.rewind(pairs)
 
 
-class State:
+class NetworkState:
     """All that a network carries from one chunk of a stream to the next.
 
     Args:
@@ -86,7 +86,7 @@ class State:
         first: (B,) int64, where in the stream each row's document begins.
     """
 
-    def __init__(self, parts: dict[str, PartState], batch: int, device: torch.device) -> None:
+    def __init__(self, parts: dict[str, MemoryState], batch: int, device: torch.device) -> None:
         self.parts = parts
         self.length = 0
         self.first = torch.zeros(batch, dtype=torch.int64, device=device)
@@ -132,7 +132,7 @@ class State:
         if rest:
             raise ValueError(f"the state is of another network: it has {min(rest).rpartition('.')[0]}")
 
-    def rows(self, index: Tensor, empty: State) -> State:
+    def rows(self, index: Tensor, empty: NetworkState) -> NetworkState:
         """Return the chosen rows, any of them as often as wanted, as a state that goes on by itself.
 
         Args:

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from mm_lightning.memory.documents import Documents
 from mm_lightning.memory.kernels import Kernels
-from mm_lightning.memory.kernels.features import ahead_values, chosen
-from mm_lightning.memory.kernels.torch_features import blend, normalize
+from mm_lightning.memory.kernels.dispatch import ahead_values, dispatch_kernels
+from mm_lightning.memory.kernels.torch_features import normalize, normalized_mix
 from mm_lightning.memory.keys import Carried
 from mm_lightning.memory.layers import V1_SCALAR_SCALE
 
@@ -107,7 +107,7 @@ class LookAheadValues(Values):
         if self.gamma is None:
             values = normalize(now.to(exact))
         else:
-            values = blend(now.to(exact), ahead.to(exact), self.gamma.to(exact))
+            values = normalized_mix(now.to(exact), ahead.to(exact), self.gamma.to(exact))
         return (values * self.alpha_psi[:, None]).to(now.dtype)
 
 
@@ -123,7 +123,7 @@ def look_ahead_values(
         documents: a document's last token has no next one, which counts as 0.
         kernels: what computes them.
     """
-    kernels = chosen(kernels, vtilde.device, vtilde.dtype, vtilde.shape[-1])
+    kernels = dispatch_kernels(kernels, vtilde.device, vtilde.dtype, vtilde.shape[-1])
     if kernels != "reference":
         return ahead_values(vtilde, gamma, alpha, documents, kernels)
     exact = vtilde.to(torch.promote_types(vtilde.dtype, torch.float32))
@@ -146,4 +146,4 @@ def look_ahead_reference(vtilde: Tensor, gamma: Tensor, documents: Documents) ->
     vtilde = vtilde.to(torch.promote_types(dtype, torch.float32))
     last = F.pad(documents.position[:, 1:] == 0, (0, 1), value=True)  # (B, T)
     ahead = F.pad(vtilde[:, 1:], (0, 0, 0, 0, 0, 1)).masked_fill(last[..., None, None], 0)
-    return blend(vtilde, ahead, gamma.to(vtilde.dtype)).to(dtype)
+    return normalized_mix(vtilde, ahead, gamma.to(vtilde.dtype)).to(dtype)

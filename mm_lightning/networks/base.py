@@ -16,7 +16,7 @@ from mm_lightning.errors import UserError
 from mm_lightning.memory.contextual import ContextualMemory
 from mm_lightning.memory.documents import IGNORE_INDEX, Documents, Span
 from mm_lightning.memory.layers import Embedding, Norm
-from mm_lightning.memory.state import PartState, State
+from mm_lightning.memory.state import MemoryState, NetworkState
 from mm_lightning.memory.sublinear.key_clusters import SublinearRead
 from mm_lightning.memory.sublinear.sublinear_cache import SublinearPairCache
 from mm_lightning.networks.classifier import Classifier
@@ -46,14 +46,14 @@ class ForwardContext:
     spans: dict[str, Span]
     rotation: tuple[Tensor, Tensor] | None = None
     counted: Tensor | None = None
-    state: State | None = None
+    state: NetworkState | None = None
     last: int | None = None
 
     def keep_last(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Return what belongs to the tokens that are asked for, of (B, T, ...) tensors."""
         return tensors if self.last is None else tuple(x[:, -self.last :] for x in tensors)
 
-    def state_of(self, module: nn.Module) -> PartState | None:
+    def state_of(self, module: nn.Module) -> MemoryState | None:
         """Return the state of a memory or attention; None without one."""
         return None if self.state is None else self.state.parts[str(module.state_name)]
 
@@ -108,7 +108,7 @@ class Network(nn.Module):
         documents: Documents | None = None,
         targets: Tensor | None = None,
         delays: Mapping[str, int] | None = None,
-        state: State | None = None,
+        state: NetworkState | None = None,
         starts: Tensor | None = None,
         last: int | None = None,
         separate: bool = False,
@@ -146,7 +146,7 @@ class Network(nn.Module):
         tokens: Tensor,
         documents: Documents | None = None,
         delays: Mapping[str, int] | None = None,
-        state: State | None = None,
+        state: NetworkState | None = None,
         starts: Tensor | None = None,
         last: int | None = None,
         counted: Tensor | None = None,
@@ -183,7 +183,7 @@ class Network(nn.Module):
             x = x[:, -last:]
         return self.norm(x), torch.stack(losses).mean() if self.training and losses else None
 
-    def new_state(self, batch: int = 1, capacity: int = 0, sublinear: SublinearRead | None = None) -> State:
+    def new_state(self, batch: int = 1, capacity: int = 0, sublinear: SublinearRead | None = None) -> NetworkState:
         """The state of inference before the first token.
 
         Args:
@@ -195,7 +195,7 @@ class Network(nn.Module):
         Raises:
             UserError: there is no such memory for the sublinear.
         """
-        parts: dict[str, PartState] = {}
+        parts: dict[str, MemoryState] = {}
         spans = self.context(Documents.whole(1, 1)).spans
         stored = False
         for name, module in self.named_modules():
@@ -214,7 +214,7 @@ class Network(nn.Module):
                 "a long store is for contextual memories without a window, levels long or full of a memory mosaic: "
                 "this network has none, leave it out"
             )
-        return State(parts, batch, next(self.parameters()).device)
+        return NetworkState(parts, batch, next(self.parameters()).device)
 
     def context(self, documents: Documents, delays: Mapping[str, int] | None = None) -> ForwardContext:
         """Return what all blocks share in a forward pass; `delays` is m by level, by default that of inference."""

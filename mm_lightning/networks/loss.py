@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mm_lightning.memory.documents import IGNORE_INDEX
-from mm_lightning.memory.kernels import Kernels, resolve
+from mm_lightning.memory.kernels import Kernels, resolve_kernels
 
 LOGITS = 2**28
 """Logits that exist at a time: 1 GiB in float32. Where they stay in 16 bits, twice as many."""
@@ -35,11 +35,11 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, kernels: Ke
 
 
 def _by_triton(kernels: Kernels, x: Tensor, dtype: torch.dtype) -> bool:
-    if not x.is_cuda or resolve(kernels, x.device, dtype) != "triton":
+    if not x.is_cuda or resolve_kernels(kernels, x.device, dtype) != "triton":
         return False
     from mm_lightning.networks import triton_loss
 
-    return kernels == "triton" or triton_loss.problem(x.device, dtype) is None
+    return kernels == "triton" or triton_loss.kernel_mismatch(x.device, dtype) is None
 
 
 def errors_reference(logits: Tensor, targets: Tensor, exact: torch.dtype, learns: bool = True) -> tuple[Tensor, Tensor]:

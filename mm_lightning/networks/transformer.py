@@ -14,7 +14,7 @@ from mm_lightning.memory.layers import Linear, Norm
 from mm_lightning.memory.pair_cache import PairCache
 from mm_lightning.memory.persistent import SwiGLU
 from mm_lightning.memory.retrieval import SoftmaxRetrieval
-from mm_lightning.memory.state import PartState
+from mm_lightning.memory.state import MemoryState
 from mm_lightning.networks.base import ForwardContext, Network, depth_std
 from mm_lightning.networks.block import Block, compile_pointwise
 from mm_lightning.networks.config import NetworkConfig
@@ -92,7 +92,7 @@ class Attention(nn.Module):
         span: Span,
         documents: Documents,
         rotation: tuple[Tensor, Tensor],
-        state: PartState | None = None,
+        state: MemoryState | None = None,
     ) -> Tensor:
         """Return retrieved values (B, T, d) from inputs (B, T, d): of whole documents, or of a chunk that goes on."""
         q, k, v = self.project(x, rotation)
@@ -106,9 +106,9 @@ class Attention(nn.Module):
         k = rotate(self.W_k(x).unflatten(-1, (self.kv_heads, -1)), rotation)
         return q, k, self.W_v(x).unflatten(-1, (self.kv_heads, -1))
 
-    def new_state(self, span: Span, capacity: int) -> PartState:
+    def new_state(self, span: Span, capacity: int) -> MemoryState:
         """Return the state before the first token, with room for so many keys and values at first."""
-        return PartState(PairCache(span.keep, capacity))
+        return MemoryState(PairCache(span.keep, capacity))
 
 
 class TransformerBlock(Block):

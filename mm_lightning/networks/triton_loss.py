@@ -10,7 +10,7 @@ from torch import Tensor
 from mm_lightning.errors import UserError
 from mm_lightning.memory.documents import IGNORE_INDEX
 from mm_lightning.memory.kernels import Kernels
-from mm_lightning.memory.kernels.self_test import trial
+from mm_lightning.memory.kernels.self_test import compare
 
 try:
     import triton
@@ -68,7 +68,7 @@ def errors(logits: Tensor, targets: Tensor, ignore: int, learns: bool = True) ->
 
 
 @cache
-def problem(device: torch.device, dtype: torch.dtype) -> str | None:
+def kernel_mismatch(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why the kernel cannot be trusted on a device; None if it gives what torch gives. A warning says so once."""
     from mm_lightning.networks.loss import errors_reference
 
@@ -81,4 +81,4 @@ def problem(device: torch.device, dtype: torch.dtype) -> str | None:
         losses = errors(logits, targets, IGNORE_INDEX)
         return [losses.to(dtype).float().cpu(), logits.float().cpu()]
 
-    return trial("triton", device, dtype, compute, "", "the loss", "tests/networks")
+    return compare("triton", device, dtype, compute, "", "the loss", "tests/networks")

@@ -29,7 +29,7 @@ from mm_lightning.data.mixture import bits_per_byte, mean
 from mm_lightning.data.sequences import TrainingOrder
 from mm_lightning.errors import UserError
 from mm_lightning.memory.documents import IGNORE_INDEX
-from mm_lightning.memory.kernels import Kernels, resolve, set_kernels
+from mm_lightning.memory.kernels import Kernels, resolve_kernels, set_kernels
 from mm_lightning.networks import Checkpointing, NetworkConfig
 from mm_lightning.networks.block import set_compiled
 from mm_lightning.ranges import Natural, Part, Place, Range, Seed, Share, checked
@@ -77,7 +77,7 @@ class LanguageModule(LightningModule):
         activation_checkpointing: recompute each block in the backward pass instead of keeping its activations (true):
             about a third more time for far less memory. Selective keeps what matrix products and reads gave, and
             recomputes the rest: a few percent more time for about two thirds of the memory.
-        kernels: what computes keys and values: readable references, torch, native (one pass on a CPU, compiled by
+        kernels: what computes keys and values: readable references, torch, numba (one pass on a CPU, compiled by
             numba), triton (on a GPU), or auto, the fastest that is there. All agree to rounding.
         compile: have torch.compile join norms, linear maps, rotations and SwiGLU of each block in training, which
             needs a C++ compiler on a CPU and takes about a minute at the start. Reads, keys and values have kernels of
@@ -139,7 +139,7 @@ class LanguageModule(LightningModule):
             self.network = self.config.build()
         self.network.activation_checkpointing = self.activation_checkpointing
         set_kernels(self.network, self.kernels)
-        resolve(self.kernels, device)  # says so now if they cannot run there
+        resolve_kernels(self.kernels, device)  # says so now if they cannot run there
         if self.compiled:
             check_strategy(self.trainer.strategy)
             set_compiled(self.network)

@@ -16,7 +16,7 @@ from mm_lightning.console import say
 from mm_lightning.data.mixture import describe, differing
 from mm_lightning.errors import UserError
 from mm_lightning.memory import kernels
-from mm_lightning.memory.kernels.features import chosen
+from mm_lightning.memory.kernels.dispatch import dispatch_kernels
 from mm_lightning.memory.retrieval import backend
 from mm_lightning.outputs import write_json
 from mm_lightning.redaction import redact_values
@@ -100,7 +100,7 @@ class RecordRun(Callback):
             if isinstance(spec := getattr(config, part, ""), dict)
         }
         say(f"reads by    {backend(device, dtype, dim)}" if "retrieval" not in own else "reads by    plain torch")
-        say(f"keys by     {kernels.describe(chosen(pl_module.kernels, device, dtype, dim))}")
+        say(f"keys by     {kernels.describe(dispatch_kernels(pl_module.kernels, device, dtype, dim))}")
         for part, spec in own.items():
             say(f"{part:11} {spec['class_path']}, in plain torch")
 

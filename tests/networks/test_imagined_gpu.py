@@ -16,13 +16,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mm_lightning.memory import retrieval
 from mm_lightning.memory.contextual import ContextualMemory
 from mm_lightning.memory.documents import Documents
-from mm_lightning.memory.kernels import features
+from mm_lightning.memory.kernels import dispatch
 from mm_lightning.memory.persistent import SlotMemory
 from mm_lightning.networks import triton_loss
 from mm_lightning.networks.transformer import Attention
 
 BATCH, TIME = 2, 100
-KEYS, VALUES = (f"mm_lightning_memory_kernels_features.{name}.default" for name in ("gated_keys", "ahead_values"))
+KEYS, VALUES = (f"mm_lightning_memory_kernels_dispatch.{name}.default" for name in ("gated_keys", "ahead_values"))
 FLASH = "torch_attn._varlen_attn.default"
 
 
@@ -46,8 +46,8 @@ class Watch(TorchDispatchMode):
 def gpu(monkeypatch):
     """What is asked about a GPU before it is used."""
     monkeypatch.setattr(retrieval, "_capability", lambda device: (9, 0))
-    monkeypatch.setattr(features, "problem", lambda *arguments: None)
-    monkeypatch.setattr(triton_loss, "problem", lambda *arguments: None)
+    monkeypatch.setattr(dispatch, "kernel_mismatch", lambda *arguments: None)
+    monkeypatch.setattr(triton_loss, "kernel_mismatch", lambda *arguments: None)
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda *device: (9, 0))
     monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda *arguments, **settings: True)

@@ -60,7 +60,7 @@ def step(config, kernels, precision) -> float:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("kernels", ["auto", "reference", "torch", "native", "triton"])
+@pytest.mark.parametrize("kernels", ["auto", "reference", "torch", "numba", "triton"])
 def test_kernels_and_precisions(kernels, precision, variant):
     config = VARIANTS[variant]
     attention = isinstance(config, TransformerConfig)
@@ -68,7 +68,7 @@ def test_kernels_and_precisions(kernels, precision, variant):
         pytest.skip("asked for by model.kernels, they are refused on a CPU whatever the network")
     refused = (
         kernels == "triton"
-        or (kernels == "native" and precision.startswith("16") and not attention)
+        or (kernels == "numba" and precision.startswith("16") and not attention)
         or (kernels == "reference" and config.dropout)
     )
     if refused:

@@ -82,15 +82,15 @@ def test_a_loss_on_a_gpu(monkeypatch, kernels):
         results.append([found, *torch.autograd.grad(found, [x, weight])])
     for a, b in zip(*results, strict=True):
         assert (a - b).norm() < 1e-2 * b.norm()
-    assert triton_loss.problem(x.device, torch.bfloat16) is None
+    assert triton_loss.kernel_mismatch(x.device, torch.bfloat16) is None
 
 
 def test_a_kernel_that_fails_is_not_trusted():
-    triton_loss.problem.cache_clear()
+    triton_loss.kernel_mismatch.cache_clear()
     message = r"fail a small trial on meta in bfloat16 .*: torch computes the loss instead.*-m gpu tests/networks"
     with pytest.warns(UserWarning, match=message):
-        assert triton_loss.problem(torch.device("meta"), torch.bfloat16)
-    triton_loss.problem.cache_clear()
+        assert triton_loss.kernel_mismatch(torch.device("meta"), torch.bfloat16)
+    triton_loss.kernel_mismatch.cache_clear()
 
 
 @pytest.mark.slow

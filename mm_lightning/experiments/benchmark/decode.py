@@ -78,14 +78,14 @@ def decode_command(
     """
     import torch
 
-    from mm_lightning.memory.kernels import resolve
+    from mm_lightning.memory.kernels import resolve_kernels
 
     place, target = begin(device, threads, repeats, output, overwrite)
     lengths = numbers(contexts, [1024, 8192], "contexts")
     given = {"dim": dim, "layers": layers, "heads": heads, "persistent_dim": persistent_dim, "vocab_size": vocab_size}
     what = setup(config, DEFAULTS, **given, precision=precision or "fp32")
     dtype = torch.bfloat16 if what.precision == "bf16" else torch.float32
-    resolve(kernels, place, dtype)
+    resolve_kernels(kernels, place, dtype)
     configs = opponents(network, against or ["transformer", "hf_llama"], what)
     torch.manual_seed(seed)
     with torch.inference_mode():

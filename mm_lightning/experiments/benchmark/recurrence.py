@@ -21,7 +21,7 @@ from mm_lightning.experiments.benchmark.timing import (
     ratio,
     take_turns,
 )
-from mm_lightning.memory.kernels import Kernels, resolve
+from mm_lightning.memory.kernels import Kernels, resolve_kernels
 from mm_lightning.memory.keys import average_keys
 from mm_lightning.memory.values import look_ahead_values
 from mm_lightning.ranges import Count, Few, Name, Place, Seed
@@ -120,12 +120,12 @@ def forms(kernels: list[Kernels] | None, what: Setup, device: Any) -> list[Kerne
     """
     dtype = _dtype(what)
     if kernels is not None:
-        return list(dict.fromkeys(resolve(one, device, dtype) for one in kernels))
+        return list(dict.fromkeys(resolve_kernels(one, device, dtype) for one in kernels))
     found: list[Kernels] = []
     for one in get_args(Kernels):
         if one not in ("auto", "reference"):
             try:
-                found.append(resolve(one, device, dtype))
+                found.append(resolve_kernels(one, device, dtype))
             except UserError:
                 continue  # not here
     return found

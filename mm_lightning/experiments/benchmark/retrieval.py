@@ -198,7 +198,7 @@ def _measure(
     import torch
     from torch.nn import functional as F
 
-    from mm_lightning.memory.kernels import resolve
+    from mm_lightning.memory.kernels import resolve_kernels
     from mm_lightning.memory.sublinear.key_clusters import KeyClusters
 
     block = next(iter(stores.values())).block
@@ -225,7 +225,7 @@ def _measure(
         return F.scaled_dot_product_attention(q[:, :, None], keys, values, scale=1.0)[:, :, 0]
 
     runs: dict[str, Callable[[Any], Any]] = {"exact": by_torch}
-    if resolve("auto", keys.device, keys.dtype) == "native" and torch.get_num_threads() == 1:
+    if resolve_kernels("auto", keys.device, keys.dtype) == "numba" and torch.get_num_threads() == 1:
         from mm_lightning.memory.kernels.numba_decode import read
 
         runs = {"exact": lambda q: read(q, *padded, count), "exact, torch": by_torch}  # the first as decoding reads

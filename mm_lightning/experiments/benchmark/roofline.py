@@ -62,7 +62,7 @@ def roofline_command(
         output: a JSON file for the result.
         overwrite: replace an existing output.
     """
-    from mm_lightning.memory.kernels import resolve
+    from mm_lightning.memory.kernels import resolve_kernels
 
     place, target = begin(device, threads, repeats, output, overwrite)
     given = {"dim": dim, "layers": layers, "heads": heads, "persistent_dim": persistent_dim, "vocab_size": vocab_size}
@@ -71,7 +71,7 @@ def roofline_command(
     network = what.network
     if (network.keys, network.persistent, network.bandwidth) != ("gated", "swiglu", "adaptive"):
         raise UserError("roofline is for v2: keys gated, bandwidth adaptive and persistent swiglu")
-    resolve(kernels, place)
+    resolve_kernels(kernels, place)
     peaks = measure_peaks(place, what.precision, repeats)
     step = TrainingStep(network, what, place, seed, kernels)
     found = {**Operations(what, place, seed, kernels).all(), "gradient norm, AdamW": optimization(step)}

@@ -87,7 +87,7 @@ def step_command(
         output: a JSON file for the result.
         overwrite: replace an existing output.
     """
-    from mm_lightning.memory.kernels import resolve
+    from mm_lightning.memory.kernels import resolve_kernels
 
     place, target = begin(device, threads, repeats, output, overwrite)
     given = {
@@ -100,7 +100,7 @@ def step_command(
         "batch_size": batch_size,
         "precision": precision,
     }
-    resolve(kernels, place)
+    resolve_kernels(kernels, place)
     if compile:
         check_compiler(place)
     what = setup(config, DEFAULTS, **given)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mm_lightning.errors import UserError
 
-Kernels = Literal["auto", "reference", "torch", "native", "triton"]
+Kernels = Literal["auto", "reference", "torch", "numba", "triton"]
 
 
 class _Compiled(NamedTuple):
@@ -31,14 +31,16 @@ class _Compiled(NamedTuple):
 
 
 _COMPILED: dict[Kernels, _Compiled] = {
-    "native": _Compiled("numba", "cpu", (torch.float32, torch.float64, torch.bfloat16)),
+    "numba": _Compiled("numba", "cpu", (torch.float32, torch.float64, torch.bfloat16)),
     "triton": _Compiled("triton", "cuda", (torch.float32, torch.float16, torch.bfloat16), largest_head=256),
 }
 
 
 @cache
-def resolve(kernels: Kernels, device: torch.device, dtype: torch.dtype = torch.float32, dim: int = 1) -> Kernels:
-    """What `auto` means here: native on a CPU with numba, triton on CUDA with triton, torch elsewhere.
+def resolve_kernels(
+    kernels: Kernels, device: torch.device, dtype: torch.dtype = torch.float32, dim: int = 1
+) -> Kernels:
+    """Return the kernels that run here: for `auto` numba on a CPU, triton on CUDA, torch where neither is installed.
 
     Args:
         kernels: what was asked for; other than auto, checked and returned.
@@ -68,7 +70,7 @@ def resolve(kernels: Kernels, device: torch.device, dtype: torch.dtype = torch.f
     return kernels
 
 
-def plain(x: Tensor) -> bool:
+def is_plain(x: Tensor) -> bool:
     """Whether its numbers lie where `data_ptr()` says: those of quantised, sharded or imagined tensors do not."""
     return type(x) in (Tensor, nn.Parameter)
 

@@ -23,7 +23,7 @@ try:
     from numba.core import cgutils
     from numba.extending import intrinsic, overload
 except ImportError as error:
-    raise UserError("kernels native need numba: pip install numba, or choose torch") from error
+    raise UserError("kernels numba need numba: pip install numba, or choose torch") from error
 
 
 def jit(kernel: Callable[..., None]) -> Callable[..., None]:

@@ -19,7 +19,7 @@ Compute = Callable[[Kernels, torch.device], list[Tensor]]
 """What some kernels compute on a device, in float32 on the CPU."""
 
 
-def trial(
+def compare(
     kernels: Kernels, device: torch.device, dtype: torch.dtype, compute: Compute, case: str, what: str, tests: str
 ) -> str | None:
     """Why kernels cannot be trusted on a device, with a warning; None if they compute what torch does.

@@ -15,14 +15,14 @@ EPS = 1e-12
 """Norms below this count as this, which makes 0/0 = 0."""
 
 
-def storable(beta: Tensor, dtype: torch.dtype) -> Tensor:
+def finite_bandwidth(beta: Tensor, dtype: torch.dtype) -> Tensor:
     """Return bandwidths that leave q = beta k finite in k's type: float16 ends at 65504."""
     return beta.clamp(max=torch.finfo(dtype).max) if dtype == torch.float16 else beta
 
 
 def queries(k: Tensor, beta: Tensor) -> Tensor:
     """Return q = beta k, in k's type, of (..., H, D) keys and (..., H) bandwidths."""
-    return k * storable(beta, k.dtype)[..., None].to(k.dtype)
+    return k * finite_bandwidth(beta, k.dtype)[..., None].to(k.dtype)
 
 
 def normalize(x: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ def normalize(x: Tensor) -> Tensor:
     return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(EPS)
 
 
-def blend(now: Tensor, ahead: Tensor, gamma: Tensor) -> Tensor:
+def normalized_mix(now: Tensor, ahead: Tensor, gamma: Tensor) -> Tensor:
     """Norm(gamma now + (1 - gamma) ahead) of (..., H, D) raw values and (H,) gamma."""
     return normalize(torch.lerp(ahead, now, gamma[:, None]))
 

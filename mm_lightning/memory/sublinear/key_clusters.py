@@ -45,7 +45,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mm_lightning.errors import UserError
-from mm_lightning.memory.kernels import Kernels, resolve
+from mm_lightning.memory.kernels import Kernels, resolve_kernels
 from mm_lightning.memory.sublinear.summaries import LONG, full, nearby, rows, summarize
 from mm_lightning.ranges import AtLeastTwo, Count, NonNegative, check_fields
 
@@ -93,7 +93,7 @@ class KeyClusters:
 
     Args:
         settings: of the store.
-        kernels: native, on a CPU, read in one compiled call blocks where they lie; others copy them together first.
+        kernels: numba, on a CPU, read in one compiled call blocks where they lie; others copy them together first.
 
     Attributes:
         begin: the first sorted pair; every row's document begins there or before.
@@ -194,8 +194,8 @@ class KeyClusters:
         """
         with torch.autocast(q.device.type, enabled=False):
             exact = self.summary["keys"].dtype
-            if resolve(self.kernels, q.device, keys.dtype) == "native":
-                return self._native_read(q.to(exact), keys, values, readable, first)
+            if resolve_kernels(self.kernels, q.device, keys.dtype) == "numba":
+                return self._numba_read(q.to(exact), keys, values, readable, first)
             rows = q.flatten(0, 1).to(exact)  # (N, D), N = B H
             near = [slice(self.end, readable)] + [slice(self.low, self.begin)] * (self.begin > self.low)
             scores = [_scores(rows, keys[:, :, part].flatten(0, 1)) for part in near]
@@ -226,7 +226,7 @@ class KeyClusters:
         r = r + rounding(q.norm(dim=-1), q.shape[-1], self.settings.block)
         return (self.settings.epsilon - r).maximum(r)
 
-    def _native_read(self, q: Tensor, keys: Tensor, values: Tensor, readable: int, first: Tensor) -> Tensor:
+    def _numba_read(self, q: Tensor, keys: Tensor, values: Tensor, readable: int, first: Tensor) -> Tensor:
         from mm_lightning.memory.sublinear.numba_read import read
 
         chosen = self.settings

@@ -6,7 +6,7 @@ import torch
 from mm_lightning.data.tokenizer import load_tokenizer
 from mm_lightning.evaluation.in_context.datasets import Dataset, Example
 from mm_lightning.evaluation.in_context.in_context_task import InContext
-from mm_lightning.memory.state import State
+from mm_lightning.memory.state import NetworkState
 
 DATA = Path(__file__).parents[4] / "shared" / "data"
 """Real data beside the project."""
@@ -61,7 +61,7 @@ class Scripted(torch.nn.Module):
         self.unused = torch.nn.Parameter(torch.zeros(1))
 
     def new_state(self, batch=1, capacity=0, sublinear=None):
-        return State({"said": Said(batch)}, batch, self.unused.device)
+        return NetworkState({"said": Said(batch)}, batch, self.unused.device)
 
     def forward(self, tokens, state, starts=None, last=None):
         self.tokens += tokens.numel()

@@ -6,13 +6,13 @@ from torch import Tensor
 
 from mm_lightning.errors import UserError
 from mm_lightning.memory.documents import Documents
-from mm_lightning.memory.kernels import resolve, set_kernels
-from mm_lightning.memory.kernels.features import _keys, _values
+from mm_lightning.memory.kernels import resolve_kernels, set_kernels
+from mm_lightning.memory.kernels.dispatch import _keys, _values
 from mm_lightning.memory.keys import average_keys
 from mm_lightning.memory.values import look_ahead_values
 from mm_lightning.networks import V1, MemoryMosaicConfig, TransformerConfig
 
-FAST = ["torch", "native"]
+FAST = ["torch", "numba"]
 TINY = {"vocab_size": 31, "layers": 2, "dim": 16, "heads": 2, "persistent_dim": 24}
 
 
@@ -68,7 +68,7 @@ def test_shorter_types(kernels, dtype, bound):
 
 def test_bfloat16_rounds_to_nearest_and_keeps_what_is_not_a_number():
     raw = torch.tensor([1.0, float("nan"), float("inf")], dtype=torch.bfloat16)[:, None, None, None]
-    found = look_ahead_values(raw, None, torch.tensor([1.00390625]), Documents.whole(3, 1), "native")
+    found = look_ahead_values(raw, None, torch.tensor([1.00390625]), Documents.whole(3, 1), "numba")
     assert found.flatten()[0] == torch.tensor(1.00390625).bfloat16()
     assert found.isnan().flatten().tolist() == [False, True, True]
 
@@ -83,7 +83,7 @@ def test_inputs_of_any_layout_on_any_number_of_threads():
             torch.set_num_threads(count)
             for function, inputs in ((average_keys, keys), (look_ahead_values, values)):
                 expected = results_and_gradients(function, inputs, documents, "reference")
-                assert worst(results_and_gradients(function, inputs, documents, "native"), expected) < 1e-11
+                assert worst(results_and_gradients(function, inputs, documents, "numba"), expected) < 1e-11
     finally:
         torch.set_num_threads(threads)
 
@@ -128,19 +128,19 @@ def test_a_transformer_has_a_reference_too():
 
 def test_what_cannot_run_is_refused(monkeypatch):
     cpu = torch.device("cpu")
-    assert resolve("auto", cpu) == "native"
-    assert resolve("auto", torch.device("meta")) == "torch"
-    assert resolve("auto", cpu, torch.float16) == "torch"
+    assert resolve_kernels("auto", cpu) == "numba"
+    assert resolve_kernels("auto", torch.device("meta")) == "torch"
+    assert resolve_kernels("auto", cpu, torch.float16) == "torch"
     with pytest.raises(UserError, match="choose auto"):
-        resolve("native", torch.device("cuda"))
+        resolve_kernels("numba", torch.device("cuda"))
     with pytest.raises(UserError, match="dropout"):
         set_kernels(MemoryMosaicConfig(**TINY, dropout=0.1).build(), "reference")
     monkeypatch.setattr("mm_lightning.memory.kernels.find_spec", lambda name: None)
-    resolve.cache_clear()
-    assert resolve("auto", cpu) == "torch"
+    resolve_kernels.cache_clear()
+    assert resolve_kernels("auto", cpu) == "torch"
     with pytest.raises(UserError, match="pip install numba"):
-        resolve("native", cpu)
-    resolve.cache_clear()
+        resolve_kernels("numba", cpu)
+    resolve_kernels.cache_clear()
 
 
 @pytest.mark.parametrize("kernels", ["reference", "torch"])

@@ -6,8 +6,8 @@ from on_a_gpu import DEVICE, no_gpu, on_either, through_the_interpreter
 
 from mm_lightning.errors import UserError
 from mm_lightning.memory.documents import Documents
-from mm_lightning.memory.kernels import resolve, set_kernels
-from mm_lightning.memory.kernels.features import _keys, _values
+from mm_lightning.memory.kernels import resolve_kernels, set_kernels
+from mm_lightning.memory.kernels.dispatch import _keys, _values
 from mm_lightning.memory.keys import average_keys
 from mm_lightning.memory.values import look_ahead_values
 from mm_lightning.networks import MemoryMosaicConfig
@@ -22,7 +22,7 @@ def test_all_of_them_through_the_interpreter():
 
 def without_autograd(function, inputs, documents, dtype):
     """What `results_and_gradients` finds, by the functions behind the operators; on a CPU those would be others."""
-    from mm_lightning.memory.kernels import triton_features
+    from mm_lightning.memory.kernels import triton_launch
 
     raw, *scalars = (x.to(DEVICE, dtype if x.dim() == 4 else torch.float32) for x in inputs)
     starts = documents.starts.to(DEVICE)
@@ -32,11 +32,11 @@ def without_autograd(function, inputs, documents, dtype):
         for _ in range(2 if function is average_keys else 1)
     ]
     if function is average_keys:
-        q, k, kept = triton_features.keys(raw, *scalars, starts)
-        found = q, k, *triton_features.keys_backward(raw, scalars[-1], starts, k, kept, *grads)
+        q, k, kept = triton_launch.keys(raw, *scalars, starts)
+        found = q, k, *triton_launch.keys_backward(raw, scalars[-1], starts, k, kept, *grads)
     else:
-        v, norm = triton_features.values(raw, *scalars, starts)
-        found = v, *triton_features.values_backward(raw, *scalars, starts, v, norm, *grads)
+        v, norm = triton_launch.values(raw, *scalars, starts)
+        found = v, *triton_launch.values_backward(raw, *scalars, starts, v, norm, *grads)
     return [x.double().cpu() for x in found]
 
 
@@ -104,18 +104,18 @@ def test_sums_over_many_chunks_agree(monkeypatch):
 @on_either
 def test_layouts_agree():
     """Slices of a wider tensor, and gradients that do not lie in rows."""
-    from mm_lightning.memory.kernels import triton_features
+    from mm_lightning.memory.kernels import triton_launch
 
     keys, _, documents = of_one_row(40, 8, 1)
     raw, gate, decay, beta = (x.float().to(DEVICE) for x in keys)
     starts = documents.starts.to(DEVICE)
     wide = torch.stack([raw, raw + 1], 2).flatten(2, 3)[:, :, :2]
     turned = raw.transpose(1, 3).contiguous().transpose(1, 3)
-    q, k, kept = triton_features.keys(wide, gate, decay, beta, starts)
-    expected = triton_features.keys(raw, gate, decay, beta, starts)
+    q, k, kept = triton_launch.keys(wide, gate, decay, beta, starts)
+    expected = triton_launch.keys(raw, gate, decay, beta, starts)
     torch.testing.assert_close((q, k, kept), expected)
-    found = triton_features.keys_backward(wide, beta, starts, k, kept, turned, wide)
-    torch.testing.assert_close(found, triton_features.keys_backward(raw, beta, starts, k, kept, raw, raw))
+    found = triton_launch.keys_backward(wide, beta, starts, k, kept, turned, wide)
+    torch.testing.assert_close(found, triton_launch.keys_backward(raw, beta, starts, k, kept, raw, raw))
 
 
 @pytest.mark.gpu
@@ -169,20 +169,20 @@ def test_networks_do_not_depend_on_the_kernels_of_a_gpu(compiled):
 def test_where_they_run(monkeypatch):
     cuda = torch.device("cuda")
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        assert resolve("auto", cuda, dtype, 256) == resolve("triton", cuda, dtype, 256) == "triton"
-    assert resolve("auto", cuda, torch.float64) == resolve("auto", cuda, torch.bfloat16, 257) == "torch"
+        assert resolve_kernels("auto", cuda, dtype, 256) == resolve_kernels("triton", cuda, dtype, 256) == "triton"
+    assert resolve_kernels("auto", cuda, torch.float64) == resolve_kernels("auto", cuda, torch.bfloat16, 257) == "torch"
     with pytest.raises(UserError, match=r"float32, float16 and bfloat16 on cuda, not in float32 on cpu: choose auto"):
-        resolve("triton", torch.device("cpu"))
+        resolve_kernels("triton", torch.device("cpu"))
     with pytest.raises(UserError, match="not in float64 on cuda"):
-        resolve("triton", cuda, torch.float64)
+        resolve_kernels("triton", cuda, torch.float64)
     with pytest.raises(UserError, match="heads of at most 256 numbers, not in float32 on cuda with 300"):
-        resolve("triton", cuda, dim=300)
+        resolve_kernels("triton", cuda, dim=300)
     monkeypatch.setattr("mm_lightning.memory.kernels.find_spec", lambda name: None)
-    resolve.cache_clear()
-    assert resolve("auto", cuda) == "torch"
+    resolve_kernels.cache_clear()
+    assert resolve_kernels("auto", cuda) == "torch"
     with pytest.raises(UserError, match="pip install triton"):
-        resolve("triton", cuda)
-    resolve.cache_clear()
+        resolve_kernels("triton", cuda)
+    resolve_kernels.cache_clear()
 
 
 TENSORS = "raw", "qs", "ks", "d_qs", "d_ks", "d_raw", "vs", "d_vs"
@@ -204,16 +204,16 @@ def test_kernels_compile_without_a_gpu(capability, dtype, dim):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
 
-    from mm_lightning.memory.kernels import triton_features, triton_passes
+    from mm_lightning.memory.kernels import triton_kernels, triton_launch
 
     pointers = POINTERS | dict.fromkeys(TENSORS, f"*{dtype}")
     names = [f"{part}_{step}" for part in ("keys", "back") for step in ("ends", "carry", "results")]
     for name in [*names, "values_results", "values_back"]:
-        kernel, carries = getattr(triton_passes, name), name.endswith("carry")
+        kernel, carries = getattr(triton_kernels, name), name.endswith("carry")
         chosen = {
-            "C": triton_features.CHUNK,
-            "N": triton_features.CHUNKS,
-            "D": triton_features.COLUMNS if carries else dim,
+            "C": triton_launch.CHUNK,
+            "N": triton_launch.CHUNKS,
+            "D": triton_launch.COLUMNS if carries else dim,
             "PRECISION": "ieee" if dtype == "fp32" else "tf32",
         }
         constants = {n: chosen[n] for n in kernel.arg_names if n in chosen}

@@ -57,7 +57,7 @@ def by_blocks(q, keys, values, store, kernels="auto"):
     st.integers(0, 10**6),
     st.floats(0.1, 300),
     st.sampled_from([0, 0.001, 0.1, 1.0]),
-    st.sampled_from(["torch", "native"]),
+    st.sampled_from(["torch", "numba"]),
 )
 def test_the_proven_error_holds(kind, seed, beta, epsilon, kernels):
     keys, values = draw(kind, 150, seed=seed)
@@ -86,7 +86,7 @@ def test_the_compiled_read_is_that_of_torch(kind, seed, beta, count, dim, block,
     q = beta * F.normalize(torch.randn(1, 1, dim, dtype=torch.float64), dim=-1)
     store = SublinearRead(budget=block * chosen, block=block, segment=block * 8)
     expected, one, _ = by_blocks(q, keys, values, store, "torch")
-    found, other, _ = by_blocks(q, keys, values, store, "native")
+    found, other, _ = by_blocks(q, keys, values, store, "numba")
     assert torch.allclose(found, expected, atol=1e-9)
     assert one.share == other.share
 
@@ -109,7 +109,7 @@ def test_a_query_that_is_not_a_number():
     q = torch.full((1, 2, 8), float("nan"), dtype=torch.float64)
     for epsilon in (None, 0.01):
         store = SublinearRead(budget=16, epsilon=epsilon, block=4, segment=16)
-        assert by_blocks(q, keys, values, store, "native")[0].isnan().all()
+        assert by_blocks(q, keys, values, store, "numba")[0].isnan().all()
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -124,7 +124,7 @@ def test_blocks_read_where_they_lie_are_those_copied_together(dtype, tolerance, 
     # One by one, for torch reads as many blocks for all as one of them needs for a proven error
     each = [[[x[b : b + 1, h : h + 1] for x in (q, keys, values)] for h in range(2)] for b in range(2)]
     expected = torch.cat([torch.cat([by_blocks(*x, store, "torch")[0] for x in row], 1) for row in each])
-    _, blocks, buffers = by_blocks(q, keys, values, store, "native")
+    _, blocks, buffers = by_blocks(q, keys, values, store, "numba")
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
@@ -166,7 +166,7 @@ ROUNDING = {torch.float64: 2**-53, torch.float32: 2**-24, torch.bfloat16: 2**-8,
     st.sampled_from([1.0, 30.0, 100.0, 5e3, 1e5]),
     st.sampled_from([0, 1e-4, 1e-2]),
     st.sampled_from([torch.float32, torch.bfloat16, torch.float64, torch.float16]),
-    st.sampled_from(["torch", "native"]),
+    st.sampled_from(["torch", "numba"]),
 )
 def test_the_proven_error_holds_for_what_is_stored_in_any_type(kind, spread, seed, beta, epsilon, dtype, kernels):
     """Keys so close together that their cosines are equal, keys that are longer than 1 once rounded, sharp queries."""

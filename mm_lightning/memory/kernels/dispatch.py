@@ -13,35 +13,35 @@ import torch
 from torch import Tensor
 
 from mm_lightning.memory.documents import Documents
-from mm_lightning.memory.kernels import Kernels, plain, resolve
-from mm_lightning.memory.kernels.self_test import trial
-from mm_lightning.memory.kernels.torch_features import gated_average, look_ahead, normalize, queries, storable
+from mm_lightning.memory.kernels import Kernels, is_plain, resolve_kernels
+from mm_lightning.memory.kernels.self_test import compare
+from mm_lightning.memory.kernels.torch_features import finite_bandwidth, gated_average, look_ahead, normalize, queries
 
 _LIBRARY = __name__.replace(".", "_")
 """Of our operators: an exported folder holds a copy of this module."""
 
 
 @cache
-def problem(kernels: Kernels, device: torch.device, dtype: torch.dtype, dim: int) -> str | None:
+def kernel_mismatch(kernels: Kernels, device: torch.device, dtype: torch.dtype, dim: int) -> str | None:
     """Return why kernels cannot be trusted with heads of `dim` numbers on a device; None if they give what torch gives.
 
     A warning says so the first time.
     """
 
     def compute(kernels: Kernels, device: torch.device) -> list[Tensor]:
-        resolve(kernels, device, dtype, dim)
+        resolve_kernels(kernels, device, dtype, dim)
         return _try(kernels, device, dtype, dim)
 
-    return trial(kernels, device, dtype, compute, f" with heads of {dim} numbers", "keys and values", "tests/memory")
+    return compare(kernels, device, dtype, compute, f" with heads of {dim} numbers", "keys and values", "tests/memory")
 
 
-def chosen(kernels: Kernels, device: torch.device, dtype: torch.dtype, dim: int) -> Kernels:
-    """Return what :func:`resolve` does, but `auto` means kernels for a GPU only if they pass a small trial on it."""
+def dispatch_kernels(kernels: Kernels, device: torch.device, dtype: torch.dtype, dim: int) -> Kernels:
+    """Return :func:`resolve_kernels`, but for `auto` torch where the kernels for a GPU fail their self-test there."""
     if kernels in ("reference", "torch"):  # so that torch.compile meets nothing that is cached
         return kernels
-    found = resolve(kernels, device, dtype, dim)
+    found = resolve_kernels(kernels, device, dtype, dim)
     if kernels == "auto" and found == "triton":
-        return "torch" if problem(found, device, dtype, dim) else found
+        return "torch" if kernel_mismatch(found, device, dtype, dim) else found
     return found
 
 
@@ -56,7 +56,7 @@ def gated_keys(
         decay: (B, T, H) log lambda, at most 0.
         beta: bandwidths, (B, T, H) or (H,).
         documents: where to restart.
-        kernels: torch, native or triton.
+        kernels: torch, numba or triton.
 
     Returns:
         q and k, (B, T, H, D) each in ktilde's type.
@@ -65,15 +65,15 @@ def gated_keys(
         k = gated_average(ktilde, gate, decay, documents)
         return queries(k, beta), k
     exact = torch.promote_types(ktilde.dtype, torch.float32)
-    scalars = [x.to(exact).expand_as(gate).contiguous() for x in (gate, decay, storable(beta, ktilde.dtype))]
+    scalars = [x.to(exact).expand_as(gate).contiguous() for x in (gate, decay, finite_bandwidth(beta, ktilde.dtype))]
     arguments = (_with_rows(ktilde), *scalars, documents.starts)
-    return _native_keys(*arguments)[:2] if _directly(kernels, ktilde) else _GatedKeys.apply(*arguments)
+    return _numba_keys(*arguments)[:2] if _directly(kernels, ktilde) else _GatedKeys.apply(*arguments)
 
 
 def gated_keys_from(
     ktilde: Tensor, gate: Tensor, decay: Tensor, beta: Tensor, documents: Documents, total: Tensor, scale: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return what :func:`gated_keys` does on a CPU by native kernels, and total and scale after the last token.
+    """Return what :func:`gated_keys` does on a CPU by numba kernels, and total and scale after the last token.
 
     Args:
         ktilde, gate, decay, beta, documents: as for :func:`gated_keys`, of tokens that go on from others.
@@ -97,7 +97,7 @@ def ahead_values(vtilde: Tensor, gamma: Tensor | None, alpha: Tensor, documents:
         gamma: (H,) weight of the present token; None: 1.
         alpha: (H,) norm of the values, above 0.
         documents: a document's last token has no next one, which counts as 0.
-        kernels: torch, native or triton.
+        kernels: torch, numba or triton.
     """
     exact = torch.promote_types(vtilde.dtype, torch.float32)
     if kernels == "torch":
@@ -105,13 +105,13 @@ def ahead_values(vtilde: Tensor, gamma: Tensor | None, alpha: Tensor, documents:
         return values * alpha[:, None].to(values.dtype)
     gamma = torch.ones_like(alpha) if gamma is None else gamma
     arguments = (_with_rows(vtilde), gamma.to(exact), alpha.to(exact), documents.starts)
-    return _native_values(*arguments)[0] if _directly(kernels, vtilde) else _AheadValues.apply(*arguments)
+    return _numba_values(*arguments)[0] if _directly(kernels, vtilde) else _AheadValues.apply(*arguments)
 
 
 def _directly(kernels: Kernels, x: Tensor) -> bool:
-    """Whether native kernels are called as they are, not as operators: the first call of an operator imports
+    """Whether numba kernels are called as they are, not as operators: the first call of an operator imports
     torch.compile, which takes seconds, and where nobody wants gradients or compiles it adds nothing."""
-    return kernels == "native" and plain(x) and not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+    return kernels == "numba" and is_plain(x) and not (torch.is_grad_enabled() or torch.compiler.is_compiling())
 
 
 def _with_rows(x: Tensor) -> Tensor:
@@ -142,7 +142,7 @@ class _AheadValues(torch.autograd.Function):
         return *_values_backward(*ctx.saved_tensors, d_v), None
 
 
-def _native_keys(
+def _numba_keys(
     raw: Tensor, gate: Tensor, decay: Tensor, beta: Tensor, starts: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, _, heads, dim = raw.shape
@@ -153,7 +153,7 @@ def _native_keys(
     return keys(raw, gate, decay, beta, starts, total, scale)
 
 
-_keys = torch.library.custom_op(_LIBRARY + "::gated_keys", _native_keys, mutates_args=(), device_types="cpu")
+_keys = torch.library.custom_op(_LIBRARY + "::gated_keys", _numba_keys, mutates_args=(), device_types="cpu")
 
 
 @torch.library.custom_op(_LIBRARY + "::gated_keys_backward", mutates_args=(), device_types="cpu")
@@ -165,13 +165,13 @@ def _keys_backward(
     return keys_backward(raw, beta, starts, k, kept, d_q, d_k)
 
 
-def _native_values(raw: Tensor, gamma: Tensor, alpha: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
+def _numba_values(raw: Tensor, gamma: Tensor, alpha: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
     from mm_lightning.memory.kernels.numba_features import values
 
     return values(raw, gamma, alpha, starts)
 
 
-_values = torch.library.custom_op(_LIBRARY + "::ahead_values", _native_values, mutates_args=(), device_types="cpu")
+_values = torch.library.custom_op(_LIBRARY + "::ahead_values", _numba_values, mutates_args=(), device_types="cpu")
 
 
 @torch.library.custom_op(_LIBRARY + "::ahead_values_backward", mutates_args=(), device_types="cpu")
