@@ -1,24 +1,9 @@
 """A tiny run that saves at every step: most of its time passes in saving."""
 
-from pathlib import Path
-
 import pytest
 import yaml
 
 TRAINER = {"max_steps": 60, "log_every_n_steps": 1, "accelerator": "cpu", "enable_progress_bar": False}
-
-
-@pytest.fixture(scope="session")
-def prepared(tmp_path_factory) -> Path:
-    """A folder of bytes of counted numbers."""
-    from mm_lightning.cli import main
-
-    folder = tmp_path_factory.mktemp("text")
-    for n in range(24):
-        (folder / f"{n}.txt").write_text(" ".join(str(k * (n + 1)) for k in range(60 + 5 * n)))
-    options = ["--validation_fraction", "0.3", "--progress", "false", "--workers", "1"]
-    assert main(["data", "prepare", str(folder), "--output", str(folder / "prepared"), *options]) == 0
-    return folder / "prepared"
 
 
 @pytest.fixture

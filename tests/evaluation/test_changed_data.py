@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from saved_networks import save
 from torch.nn import functional as F
 
 from mm_lightning.checkpoint import load_network
@@ -17,7 +18,6 @@ from mm_lightning.data.prepare import PrepareConfig, prepare
 from mm_lightning.evaluation.long_documents import digest
 from mm_lightning.evaluation.loss_by_position import LossByPosition
 from mm_lightning.evaluation.new_knowledge.needles import Single2
-from tests.evaluation.conftest import save
 
 ONE, OTHER = "the cat sat on the mat. " * 20, "".join(map(chr, np.random.default_rng(0).integers(33, 120, 300)))
 

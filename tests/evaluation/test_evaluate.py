@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from saved_networks import save
 from torch.nn import functional as F
 
 from mm_lightning.checkpoint import load_network
@@ -24,7 +25,6 @@ from mm_lightning.evaluation.model import Model
 from mm_lightning.evaluation.processes import run_processes
 from mm_lightning.evaluation.run import EvaluatedModel, Job, fingerprint, run
 from mm_lightning.evaluation.samples import Samples
-from tests.evaluation.conftest import save
 
 TEXTS = ["the cat sat on the mat. " * 20, "a long day " * 16, "one, two, three, four; " * 9, "and so on " * 12]
 

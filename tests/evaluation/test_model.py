@@ -5,6 +5,8 @@ import math
 
 import pytest
 import torch
+from byte_networks import CONFIGS, build
+from saved_networks import TRAINED, save
 from torch.nn import functional as F
 
 from mm_lightning.errors import UserError
@@ -12,8 +14,6 @@ from mm_lightning.evaluation.likelihoods import Choices, likelihoods
 from mm_lightning.evaluation.model import Model
 from mm_lightning.inference.generate import generate
 from mm_lightning.inference.sampling import Sampling
-from tests.evaluation.conftest import TRAINED, save
-from tests.inference.conftest import CONFIGS, build
 
 PREFIX = [256, *b"Once upon a time there was a memory that"]
 CONTINUATIONS = [b" kept", b" lost every pair", b".", b" was read\n"]

@@ -6,6 +6,9 @@ import signal
 
 import pytest
 import torch
+from byte_networks import build
+from reciting_network import Recites
+from spaced_tokenizers import spaced_tokenizer
 
 from mm_lightning.errors import UserError
 from mm_lightning.inference import conversation
@@ -13,7 +16,6 @@ from mm_lightning.inference.chat import converse
 from mm_lightning.inference.conversation import Conversation, Turns
 from mm_lightning.inference.generate import read_prompts
 from mm_lightning.inference.sampling import Sampling
-from tests.inference.conftest import Recites, build, spaced_tokenizer
 
 DIALOGUE = Turns("\nUser: {}", "\nBot:", ["\nUser:"])
 SCRIPT = "\nUser: hi\nBot: hello\nUser: more {}?\nBot: no → yes\nUser: end"

@@ -11,20 +11,18 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from byte_networks import CONFIGS
+from saved_networks import save_run
 
 from mm_lightning.checkpoint import (
-    KEY,
-    describe_network,
-    describe_tokenizer,
     find_checkpoint,
     fingerprint,
     load_network,
     open_weights,
 )
-from mm_lightning.checkpoint.trainer_io import WholeCheckpointIO
 from mm_lightning.cli import main
 from mm_lightning.data.manifest import Manifest, Split
-from mm_lightning.data.tokenizer import load_tokenizer, train_tokenizer
+from mm_lightning.data.tokenizer import train_tokenizer
 from mm_lightning.errors import UserError
 from mm_lightning.inference.export import ABOUT, export_command
 from mm_lightning.inference.export_tokenizer import transformers_tokenizer
@@ -32,7 +30,6 @@ from mm_lightning.inference.flatten import flatten, holds_other_code
 from mm_lightning.inference.import_checkpoint import import_command
 from mm_lightning.networks.cost import parameters
 from mm_lightning.versions import required_versions
-from tests.inference.conftest import CONFIGS, build
 
 transformers = pytest.importorskip("transformers")
 TEXTS = [
@@ -43,24 +40,14 @@ TEXTS = [
 ]
 
 
-def save(folder, name, tokenizer="bytes"):
-    """A run folder that holds a network, in float32."""
-    network = build(name).float()
-    described = describe_tokenizer(load_tokenizer(tokenizer)) if tokenizer else None
-    about = describe_network(network.config, described, 64)
-    weights = {f"network.{name}": x for name, x in network.state_dict().items()}
-    WholeCheckpointIO().save_checkpoint({"state_dict": weights, KEY: about}, folder / "checkpoints" / "step=20.ckpt")
-    return folder
-
-
 @pytest.fixture(scope="module", params=CONFIGS)
 def run(request, tmp_path_factory):
-    return save(tmp_path_factory.mktemp("run") / "0", request.param)
+    return save_run(tmp_path_factory.mktemp("run") / "0", request.param)
 
 
 @pytest.fixture(scope="module")
 def v2(tmp_path_factory):
-    return save(tmp_path_factory.mktemp("v2") / "0", "v2")
+    return save_run(tmp_path_factory.mktemp("v2") / "0", "v2")
 
 
 def load(folder, **settings):
@@ -148,7 +135,7 @@ def test_words_and_their_ids(tmp_path):
 @pytest.fixture
 def documented(tmp_path):
     """A run folder as training leaves it."""
-    run = save(tmp_path / "runs" / "tale" / "0", "v2")
+    run = save_run(tmp_path / "runs" / "tale" / "0", "v2")
     split = Split(3, 12345, 45678, 2.5, 9, [1], [])
     sources = [{"path": "tales", "files": ["a.txt", "b.txt"], "bytes": 45678}]
     tokenizer = {"name": "bytes", "sha256": "x", "vocab_size": 258, "bos": 256, "eos": 257}
@@ -272,7 +259,7 @@ def test_the_line_that_loads_an_export_can_be_typed(v2, tmp_path, capsys):
 
 
 def test_without_a_tokenizer(tmp_path, capsys):
-    export_command(str(save(tmp_path / "run", "v2", tokenizer=None)), str(tmp_path / "out"))
+    export_command(str(save_run(tmp_path / "run", "v2", tokenizer=None)), str(tmp_path / "out"))
     assert "carries no tokenizer" in capsys.readouterr().out
     assert not (tmp_path / "out" / "tokenizer.json").exists()
     assert load(tmp_path / "out").generation_config.eos_token_id is None

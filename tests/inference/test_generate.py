@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from byte_networks import CONFIGS, build
+from reciting_network import Recites
 
 from mm_lightning.errors import UserError
 from mm_lightning.inference.generate import collect, generate, generate_batch, read_prompts, stream, write
 from mm_lightning.inference.reader import Reader
 from mm_lightning.inference.sampling import Sampling
-from tests.inference.conftest import CONFIGS, Recites, build
 
 GREEDY = Sampling(temperature=0)
 PROMPTS = ["a", "the cat sat on the mat", "\n\nfoo → bar"]

@@ -7,11 +7,12 @@ import shlex
 
 import pytest
 import zstandard
+from byte_networks import build
+from reciting_network import Recites
 
 from mm_lightning.cli import main
 from mm_lightning.inference.commands import generate_line, read_prompt_file
 from mm_lightning.inference.sampling import Sampling
-from tests.inference.conftest import Recites, build
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from byte_networks import CONFIGS, build
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -14,7 +15,6 @@ from mm_lightning.inference.generate import collect, read_prompts, write
 from mm_lightning.inference.memory_file import fingerprint, load_memory, save_memory
 from mm_lightning.inference.reader import Reader
 from mm_lightning.inference.sampling import Sampling
-from tests.inference.conftest import CONFIGS, build
 
 TEXT = "a document that is longer than every window of these networks"
 SAMPLING = Sampling(temperature=1.0, repetition_penalty=1.3, seed=4)

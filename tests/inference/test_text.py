@@ -1,11 +1,11 @@
 """Text of tokens, piece by piece."""
 
 import pytest
+from spaced_tokenizers import spaced_tokenizer
 
 from mm_lightning.data.tokenizer import load_tokenizer
 from mm_lightning.errors import UserError
 from mm_lightning.inference.text import HALF, TextStream, check_stop, encode_next, unescape
-from tests.inference.conftest import spaced_tokenizer
 
 
 def pieces(tokenizer, data: bytes, stop=(), before=()):

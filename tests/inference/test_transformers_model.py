@@ -4,13 +4,13 @@ import copy
 import inspect
 from dataclasses import asdict
 
+import byte_networks
 import pytest
 import torch
 
 from mm_lightning.data.tokenizer import load_tokenizer
 from mm_lightning.errors import UserError
 from mm_lightning.networks import MemoryMosaicConfig
-from tests.inference import conftest
 
 transformers = pytest.importorskip("transformers")
 
@@ -29,14 +29,14 @@ def wrap(network):
     return model.eval()
 
 
-@pytest.fixture(scope="module", params=conftest.CONFIGS)
+@pytest.fixture(scope="module", params=byte_networks.CONFIGS)
 def model(request):
-    return wrap(conftest.build(request.param))
+    return wrap(byte_networks.build(request.param))
 
 
 @pytest.fixture(scope="module")
 def v2():
-    return wrap(conftest.build("v2"))
+    return wrap(byte_networks.build("v2"))
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +245,7 @@ def test_a_folder_of_a_newer_version_is_told(tmp_path):
 
 def test_experts_are_kept_balanced_in_training(tokens):
     torch.manual_seed(0)
-    small = {**conftest.SMALL, "layers": 1, "experts": 3}
+    small = {**byte_networks.SMALL, "layers": 1, "experts": 3}
     model = wrap(MemoryMosaicConfig(**small, persistent="experts", balance_weight=50.0).build())
     evaluated = model(tokens, labels=tokens).loss
     trained = model.train()(tokens, labels=tokens).loss
@@ -304,7 +304,7 @@ def test_embeddings_in_the_place_of_tokens(model, tokens):
 
 
 def test_the_attention_of_transformers_is_accepted_and_changes_nothing(tmp_path, tokens):
-    wrap(conftest.build("transformer").float()).save_pretrained(tmp_path)
+    wrap(byte_networks.build("transformer").float()).save_pretrained(tmp_path)
     load = transformers.AutoModelForCausalLM.from_pretrained
     plain = load(tmp_path)
     with torch.no_grad():

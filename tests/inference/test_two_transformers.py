@@ -13,8 +13,9 @@ import torch
 
 pytest.importorskip("transformers")
 
+from saved_networks import save_run
+
 from mm_lightning.checkpoint import load_network
-from tests.inference.test_export import save
 
 VERSIONS = ("5.23.0", "5.24.0")
 """The last one that says `past_key_values`, and the first one that says `cache`."""
@@ -87,7 +88,7 @@ def run_python(python, code, *arguments, **environment):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_what_either_exports_both_read_and_write_the_same(pythons, tmp_path):
-    run = save(tmp_path / "run" / "0", "v2")
+    run = save_run(tmp_path / "run" / "0", "v2")
     network = load_network(run)[0]
     ids = torch.tensor([[256, *TEXT.encode()]])
     expected = ids

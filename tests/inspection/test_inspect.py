@@ -7,12 +7,12 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
+from byte_networks import CONFIGS, build, network, tokenizer  # noqa: F401
 
 from mm_lightning.cli import main
 from mm_lightning.inspection.page import pieces_of, texts_of
 from mm_lightning.inspection.reads import watch_reads
 from mm_lightning.inspection.trace import LEAST, STEPS, encode_weights, make_plan, unpacked
-from tests.inference.conftest import CONFIGS, build, network, tokenizer  # noqa: F401
 
 TEXT = "the cat sat on a </script> mat, the cät sat on"
 

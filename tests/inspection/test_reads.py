@@ -1,13 +1,13 @@
 """What is seen of a network is what the network does."""
 
 import torch
+from small_networks import CONFIGS, build, config, packed  # noqa: F401
 
 from mm_lightning.inspection.profile import Profile, retrieval_profile
 from mm_lightning.inspection.reads import Read, watch_reads
 from mm_lightning.memory.contextual import ContextualMemory
 from mm_lightning.memory.documents import Documents, Span
 from mm_lightning.memory.retrieval import SoftmaxRetrieval
-from tests.networks.conftest import CONFIGS, build, config, packed  # noqa: F401
 
 
 def test_weights_times_values_is_what_the_network_reads(config, build, packed):  # noqa: F811

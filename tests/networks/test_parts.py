@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_networks import SMALL, SPANS, run
 
 from mm_lightning.errors import UserError
 from mm_lightning.memory.sublinear.key_clusters import SublinearRead
@@ -13,8 +14,6 @@ from mm_lightning.networks import MemoryMosaicConfig, NetworkConfig
 from mm_lightning.networks.cost import forward_flops_per_token, parameters, parts
 from mm_lightning.networks.described import config_of
 from mm_lightning.networks.parts import load_class
-from tests.networks.conftest import SMALL, SPANS
-from tests.networks.test_state import run
 
 MINE = {
     "keys": {"class_path": "mine_of_docs.LastThree"},

@@ -2,10 +2,9 @@
 
 import pytest
 import torch
+from small_networks import CONFIGS, run
 
 from mm_lightning.memory.shared_prefix import branch
-from tests.networks.conftest import CONFIGS
-from tests.networks.test_state import run
 
 PLACES = [0, 0, 0]
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from small_networks import SMALL, SPANS, run
 
 from mm_lightning.errors import UserError
 from mm_lightning.memory.documents import Span
@@ -11,8 +12,6 @@ from mm_lightning.networks import MemoryMosaicConfig, TransformerConfig
 from mm_lightning.networks.config import Reach
 from mm_lightning.networks.cost import parts
 from mm_lightning.networks.described import config_of
-from tests.networks.conftest import SMALL, SPANS
-from tests.networks.test_state import run
 
 MIDDLE = {
     "levels": ("long", "middle", "short"),

@@ -2,25 +2,12 @@
 
 import pytest
 import torch
+from small_networks import CONFIGS, run
 
 from mm_lightning.memory.contextual import ContextualMemory
 from mm_lightning.memory.kernels import set_kernels
-from tests.networks.conftest import CONFIGS
 
 SPLITS = {"prefill": [43, *[1] * 27], "chunks": [7, 30, 1, 1, 31]}
-
-
-def run(network, tokens, pieces, starts=None, state=None, capacity=0):
-    """Logits of tokens (B, T) fed in pieces of these lengths."""
-    state = state or network.new_state(tokens.shape[0], capacity)
-    found, at = [], 0
-    with torch.inference_mode():
-        for size in pieces:
-            part = None if starts is None else starts[:, at : at + size]
-            found.append(network(tokens[:, at : at + size], state=state, starts=part))
-            at += size
-    assert at == tokens.shape[1]
-    return torch.cat(found, 1)
 
 
 @pytest.mark.parametrize("kernels", ["auto", "torch"])
@@ -122,8 +109,6 @@ def test_a_state_goes_back_to_a_mark(config, build, packed, before):
 
 def test_a_state_holds_no_more_than_the_equations_need(build):
     """Bytes against a count by hand: d 24, H 3, two blocks, window 20, 60 tokens, float64."""
-    from tests.networks.conftest import CONFIGS
-
     network = build(CONFIGS["v2"], torch.float64).eval()
     state = network.new_state(1)
     run(network, torch.zeros(1, 60, dtype=torch.long), [30] + [1] * 30, state=state)
@@ -164,8 +149,6 @@ def test_the_last_tokens_alone_are_those_of_all(config, build, packed):
 
 
 def test_a_state_is_for_inference(build):
-    from tests.networks.conftest import CONFIGS
-
     network = build(CONFIGS["v2"])
     tokens = torch.zeros(2, 3, dtype=torch.long)
     with pytest.raises(ValueError, match="for inference"):

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from byte_networks import CONFIGS, build
+from color_task import Colours, Scripted, answering, colours
 
 from mm_lightning.cli import main
 from mm_lightning.errors import UserError
@@ -13,8 +15,6 @@ from mm_lightning.evaluation.in_context.in_context_task import Classification, I
 from mm_lightning.evaluation.in_context.prompts import STRATEGIES, Style
 from mm_lightning.evaluation.model import Model
 from mm_lightning.evaluation.task import GROUPS, Result, find_task
-from tests.evaluation.in_context.conftest import Colours, Scripted, answering, colours
-from tests.inference.conftest import CONFIGS, build
 
 TRUTH = {example.question.removeprefix("thing: "): example.label for example in colours().test}
 

@@ -3,12 +3,12 @@
 from collections import Counter
 
 import pytest
+from color_task import WORDS, colours
 
 from mm_lightning.data.tokenizer import train_tokenizer
 from mm_lightning.errors import UserError
 from mm_lightning.evaluation.in_context.datasets import READERS, Dataset, Example, relation
 from mm_lightning.evaluation.in_context.prompts import STRATEGIES, Style, draw_shots, encode_after
-from tests.evaluation.in_context.conftest import WORDS, colours
 
 BANKING = (
     "Given a customer service query, please predict the intent of the query. The predict answer must come from the "

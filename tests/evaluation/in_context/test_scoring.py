@@ -4,12 +4,12 @@ import random
 
 import pytest
 import torch
+from byte_networks import CONFIGS, build
+from color_task import Scripted
 
 from mm_lightning.evaluation.in_context.scoring import Shared, Tree, log_likelihoods
 from mm_lightning.evaluation.model import Model
 from mm_lightning.inference.reader import Reader
-from tests.evaluation.in_context.conftest import Scripted
-from tests.inference.conftest import CONFIGS, build
 
 ANSWERS = [b" red\n", b" redish\n", b" re", b" blue\n", b" blown\n", b"x", b"red\n", b" redish\nand"]
 

@@ -5,6 +5,7 @@ import pytest
 pytest.importorskip("lm_eval", reason="needs the extra `eval`")
 
 import pyarrow
+from benchmark_documents import write
 from datasets import Dataset
 from pyarrow import parquet
 
@@ -13,7 +14,6 @@ from mm_lightning.evaluation.persistent.code import CodeEval, load_metric, passe
 from mm_lightning.evaluation.persistent.data import digest, find_files, read
 from mm_lightning.evaluation.persistent.race import articles, questions
 from mm_lightning.evaluation.persistent.squad import exact_and_f1
-from tests.evaluation.persistent.conftest import write
 
 ROWS = [{"a": "x", "b": 1}, {"a": None, "b": 2.5}]
 

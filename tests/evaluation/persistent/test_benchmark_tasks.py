@@ -7,6 +7,9 @@ import pytest
 
 pytest.importorskip("lm_eval", reason="needs the extra `eval`")
 
+from benchmark_documents import questions, write
+from byte_networks import build
+
 from mm_lightning.cli import main
 from mm_lightning.data.tokenizer import load_tokenizer
 from mm_lightning.errors import UserError
@@ -14,8 +17,6 @@ from mm_lightning.evaluation.model import Model
 from mm_lightning.evaluation.persistent.benchmark_task import CUT
 from mm_lightning.evaluation.persistent.table import overview
 from mm_lightning.evaluation.task import find_task
-from tests.evaluation.persistent.conftest import questions, write
-from tests.inference.conftest import build
 
 
 @pytest.fixture(scope="module")

@@ -4,12 +4,13 @@ import pytest
 
 pytest.importorskip("lm_eval", reason="needs the extra `eval`")
 
+from benchmark_documents import write_everything
+
 from mm_lightning.evaluation.persistent import harness
 from mm_lightning.evaluation.persistent.definitions import DEFINITIONS, OTHER_6, PERSISTENT_13, VARIANTS
 from mm_lightning.evaluation.persistent.harness import configs
 from mm_lightning.evaluation.persistent.harness_requests import answer, questions
 from mm_lightning.evaluation.task import GROUPS, TASKS, find_task, task_names
-from tests.evaluation.persistent.conftest import write_everything
 
 
 class Oracle:

@@ -10,6 +10,7 @@ pytest.importorskip("accelerate", reason="the harness' class for transformers ne
 transformers = pytest.importorskip("transformers", reason="needs the extra `export`")
 
 import torch
+from byte_networks import CONFIGS, build
 from lm_eval import evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
@@ -21,7 +22,6 @@ from mm_lightning.evaluation.model import Model
 from mm_lightning.evaluation.persistent.language_model import LanguageModel
 from mm_lightning.evaluation.task import find_task
 from mm_lightning.inference.export import export
-from tests.inference.conftest import CONFIGS, build
 
 CONTEXT = 2048
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from kernel_inputs import TINY, arguments, results_and_gradients, worst
 from on_a_gpu import DEVICE, no_gpu, on_either, through_the_interpreter
 
 from mm_lightning.errors import UserError
@@ -11,7 +12,6 @@ from mm_lightning.memory.kernels.dispatch import _keys, _values
 from mm_lightning.memory.keys import average_keys
 from mm_lightning.memory.values import look_ahead_values
 from mm_lightning.networks import MemoryMosaicConfig
-from tests.memory.kernels.test_kernels import TINY, arguments, results_and_gradients, worst
 
 pytest.importorskip("triton")
 
