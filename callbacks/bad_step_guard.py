@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from mm_lightning.callbacks.checkpoints import Checkpoints
 from mm_lightning.callbacks.step_stats import LossWindow, Step
-from mm_lightning.checkpoint import checkpoints_of, is_whole, saved_by_run, step_of
+from mm_lightning.checkpoint import is_complete, is_run_checkpoint, list_checkpoints, step_of
 from mm_lightning.console import say
 from mm_lightning.data.batch import Batch
 from mm_lightning.data.mixture import describe
@@ -202,8 +202,8 @@ class BadStepGuard(Callback):
         """The newest that is there when it is needed: until then older ones may have been deleted."""
         path = None
         if trainer.is_global_zero:
-            files = checkpoints_of(pl_module.run_folder.path)  # the newest first
-            path = next((p for p in files if saved_by_run(p) and step_of(p) < bad and is_whole(p)), None)
+            files = list_checkpoints(pl_module.run_folder.path)  # the newest first
+            path = next((p for p in files if is_run_checkpoint(p) and step_of(p) < bad and is_complete(p)), None)
         path = trainer.strategy.broadcast(path)
         if path is None:
             say(f"there is no checkpoint from before step {bad} to go back to: the run goes on")

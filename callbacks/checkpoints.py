@@ -13,13 +13,13 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from mm_lightning.checkpoint import (
     checkpoint_path,
-    checkpoints_of,
-    is_whole,
-    remove,
-    saved_by_run,
+    is_complete,
+    is_run_checkpoint,
+    list_checkpoints,
+    remove_checkpoint,
     step_of,
 )
-from mm_lightning.checkpoint.plain_values import Unloadable
+from mm_lightning.checkpoint.plain_values import UnloadableState
 from mm_lightning.checkpoint.run_folder import RunFolder
 from mm_lightning.console import say
 from mm_lightning.errors import UserError
@@ -181,7 +181,7 @@ class Checkpoints(Checkpoint):
 
     def _check(self, trainer: Trainer, error: Exception | None, final: bool, written: bool = True) -> bool:
         """Whether the first process has written, or begun to; if not, all stop or go on as the setting says."""
-        failed = trainer.strategy.broadcast(error and (str(error), isinstance(error, Unloadable)))
+        failed = trainer.strategy.broadcast(error and (str(error), isinstance(error, UnloadableState)))
         if failed is None:
             self._warned = self._warned and not written
             return True
@@ -202,18 +202,18 @@ class Checkpoints(Checkpoint):
         self._record_best(pl_module.run_folder)
         if not self.keep:
             return
-        own = [p for p in checkpoints_of(run) if saved_by_run(p) and step_of(p) <= trainer.global_step]
-        whole = [p for p in own if is_whole(p)]
+        own = [p for p in list_checkpoints(run) if is_run_checkpoint(p) and step_of(p) <= trainer.global_step]
+        whole = [p for p in own if is_complete(p)]
         best = self._read_best(run) if self.best else None
         for path in reversed(whole[self.keep :]):
             milestone = self.keep_every_n_steps and step_of(path) % self.keep_every_n_steps == 0
             if not milestone and step_of(path) != (best and best["step"]):
-                pl_module.run_folder.write(path, partial(remove, path), "it stays until it can be deleted")
+                pl_module.run_folder.write(path, partial(remove_checkpoint, path), "it stays until it can be deleted")
 
     def _record_best(self, folder: RunFolder) -> None:
         """Writes best.json once the best checkpoint is complete: until then the one before counts."""
         best, run = self._best, folder.path
-        if best and is_whole(checkpoint_path(run, best["step"])) and best != self._read_best(run):
+        if best and is_complete(checkpoint_path(run, best["step"])) and best != self._read_best(run):
             file = run / "checkpoints" / BEST
             folder.write(file, lambda: write_json(file, best))
 
@@ -221,4 +221,4 @@ class Checkpoints(Checkpoint):
         """What best.json says, if it is of the same metric and its checkpoint is there."""
         found = read_object(run / "checkpoints" / BEST)
         same = found.get("metric") == self.best and isinstance(found.get("value"), float)
-        return found if same and is_whole(checkpoint_path(run, found["step"])) else None
+        return found if same and is_complete(checkpoint_path(run, found["step"])) else None

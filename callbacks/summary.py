@@ -9,7 +9,7 @@ from shlex import quote
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from mm_lightning.callbacks.samples import Samples
-from mm_lightning.checkpoint.discovery import checkpoints_of
+from mm_lightning.checkpoint.discovery import list_checkpoints
 from mm_lightning.console import clock
 from mm_lightning.data.mixture import bits_per_byte, mean
 from mm_lightning.terminal import console, display
@@ -49,7 +49,7 @@ class Summary(Callback):
         for sampler in samplers:
             lines += ["a sample:", *(f"  {line}" for line in (sampler.prompt + sampler.last).splitlines()), ""]
         lines.append(f"run folder: {folder}")
-        saved = bool(checkpoints_of(folder))
+        saved = bool(list_checkpoints(folder))
         commands = [f"tensorboard --logdir {quote(str(folder.parent))}"]
         if saved:
             commands.append(f"mm validate --config {quote(str(folder / 'config.yaml'))}")

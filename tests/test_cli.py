@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from mm_lightning.checkpoint import KEY, describe_network, describe_tokenizer
+from mm_lightning.checkpoint import METADATA_KEY, network_metadata, tokenizer_metadata
 from mm_lightning.checkpoint.writing import write
 from mm_lightning.cli import COMMANDS, TRAINING, find_command, load, main, places
 from mm_lightning.data import load_tokenizer
@@ -49,10 +49,10 @@ print([name for name in heavy if name in sys.modules and name not in before])
 
 def test_using_a_network_imports_nothing_of_its_training(tmp_path):
     config = MemoryMosaicConfig(vocab_size=258, layers=1, dim=8, heads=1)
-    tokenizer = describe_tokenizer(load_tokenizer("bytes"))
+    tokenizer = tokenizer_metadata(load_tokenizer("bytes"))
     weights = {f"network.{name}": x for name, x in config.build().state_dict().items()}
-    about = describe_network(config, tokenizer, 16)
-    write({"state_dict": weights, KEY: about}, tmp_path / "run" / "checkpoints" / "step=1.ckpt")
+    about = network_metadata(config, tokenizer, 16)
+    write({"state_dict": weights, METADATA_KEY: about}, tmp_path / "run" / "checkpoints" / "step=1.ckpt")
     (tmp_path / "text.txt").write_text("What is read once is remembered. " * 3)
     code = USING.format(run=str(tmp_path / "run"), text=str(tmp_path / "text.txt"), output=str(tmp_path / "out"))
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -7,9 +7,15 @@ import re
 from pathlib import Path
 from shlex import quote
 
-from mm_lightning.checkpoint.integrity import COMMIT, PARTIAL, SAFETENSORS, damage, discard
-from mm_lightning.checkpoint.run_folder import numbered
-from mm_lightning.checkpoint.weights import unloadable
+from mm_lightning.checkpoint.integrity import (
+    COMMIT_FILE,
+    PARTIAL_SUFFIX,
+    SAFETENSORS_SUFFIX,
+    find_damage,
+    remove_partial,
+)
+from mm_lightning.checkpoint.run_folder import numbered_runs
+from mm_lightning.checkpoint.weights import load_error
 from mm_lightning.console import say
 from mm_lightning.errors import UserError
 
@@ -20,7 +26,7 @@ def step_of(path: Path) -> int:
     return int(match[1]) if match else -1
 
 
-def saved_by_run(path: Path) -> bool:
+def is_run_checkpoint(path: Path) -> bool:
     """Return whether a file has the name that a run gives its checkpoints: `step=200.ckpt`, and nothing beside that."""
     return re.fullmatch(r"step=(0|[1-9][0-9]*)\.ckpt", path.name) is not None
 
@@ -30,7 +36,7 @@ def checkpoint_path(run_folder: Path, step: int) -> Path:
     return run_folder / "checkpoints" / f"step={step}.ckpt"
 
 
-def checkpoints_of(run_folder: Path) -> list[Path]:
+def list_checkpoints(run_folder: Path) -> list[Path]:
     """Return the checkpoints of one run folder, whole or not, the newest first.
 
     Last come those that the run has not saved itself, such as a conversion beside what was converted. Links that lead
@@ -39,11 +45,11 @@ def checkpoints_of(run_folder: Path) -> list[Path]:
     checkpoints = []
     for path in (run_folder / "checkpoints").glob("*.ckpt"):
         with contextlib.suppress(FileNotFoundError):
-            checkpoints.append((saved_by_run(path), step_of(path), path.stat().st_mtime, path))
+            checkpoints.append((is_run_checkpoint(path), step_of(path), path.stat().st_mtime, path))
     return [path for *_, path in sorted(checkpoints, reverse=True)]
 
 
-def run_of(checkpoint: Path) -> Path:
+def run_folder_of(checkpoint: Path) -> Path:
     """Return the run folder that a checkpoint lies in."""
     return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
 
@@ -64,16 +70,16 @@ def find_checkpoint(run_or_file: str | Path, checksums: bool = True) -> Path:
     path = Path(run_or_file).expanduser()
     if not path.exists():
         raise UserError(f"there is no checkpoint or run folder {path}")
-    if path.is_file() or (path / COMMIT).is_file() or path.suffix == ".ckpt":
-        known = path.is_dir() or path.suffix in (".ckpt", SAFETENSORS, PARTIAL)
+    if path.is_file() or (path / COMMIT_FILE).is_file() or path.suffix == ".ckpt":
+        known = path.is_dir() or path.suffix in (".ckpt", SAFETENSORS_SUFFIX, PARTIAL_SUFFIX)
         problem = _problem(path, checksums) if known else "is no .ckpt or .safetensors file"
         if problem:
             raise UserError(
                 f"{path} is not a whole checkpoint: it {problem}. Name another, or its run folder to take the newest"
             )
         return path
-    for folder in [path, *reversed(numbered(path))]:
-        for candidate in checkpoints_of(folder):
+    for folder in [path, *reversed(numbered_runs(path))]:
+        for candidate in list_checkpoints(folder):
             problem = _problem(candidate, checksums)
             if problem is None:
                 return candidate
@@ -89,7 +95,7 @@ def find_checkpoint(run_or_file: str | Path, checksums: bool = True) -> Path:
 
 def _problem(path: Path, checksums: bool) -> str | None:
     """Return what is wrong with a checkpoint; where its checksums are compared, it is loaded as well."""
-    return damage(path, checksums) or (unloadable(path) if checksums else None)
+    return find_damage(path, checksums) or (load_error(path) if checksums else None)
 
 
 def remove_leftovers(folder: Path) -> list[Path]:
@@ -97,8 +103,8 @@ def remove_leftovers(folder: Path) -> list[Path]:
 
     Only names that a run writes itself: a file of somebody else's stays.
     """
-    name = re.compile(r"step=\d+\.ckpt(\.old|\.universal|\.partial)*" + re.escape(PARTIAL))
-    partials = sorted(path for path in folder.glob(f"*{PARTIAL}") if name.fullmatch(path.name))
+    name = re.compile(r"step=\d+\.ckpt(\.old|\.universal|\.partial)*" + re.escape(PARTIAL_SUFFIX))
+    partials = sorted(path for path in folder.glob(f"*{PARTIAL_SUFFIX}") if name.fullmatch(path.name))
     for partial in partials:
-        discard(partial)
+        remove_partial(partial)
     return partials

@@ -21,11 +21,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
-KEY = "mm_lightning"
-PARTIAL = ".partial"
-COMMIT = "commit.json"
-TAG = "checkpoint"  # the folder inside a DeepSpeed checkpoint in which Lightning puts the shards
-SAFETENSORS = ".safetensors"
+METADATA_KEY = "mm_lightning"
+PARTIAL_SUFFIX = ".partial"
+COMMIT_FILE = "commit.json"
+DEEPSPEED_TAG = "checkpoint"  # the folder inside a DeepSpeed checkpoint in which Lightning puts the shards
+SAFETENSORS_SUFFIX = ".safetensors"
 
 _MARK = b"mm crc32 "
 _END = b"PK\x05\x06"  # begins the 22 bytes at the end of a zip file; the last two are the length of its comment
@@ -36,7 +36,7 @@ _SMALL = 1 << 26  # bytes that are hashed whole
 _PART = 1 << 16  # bytes that are read at once of larger files
 
 
-class SummedFile:
+class ChecksumFile:
     """A file that is being written by torch.save, and the CRC-32 of what was written so far."""
 
     def __init__(self, file: BinaryIO) -> None:
@@ -52,7 +52,7 @@ class SummedFile:
         """As the file's."""
         self.file.flush()
 
-    def seal(self) -> None:
+    def append_checksum(self) -> None:
         """Adds the sum as the zip's comment, and waits until all is on the disk."""
         comment = _MARK + b"%08x" % self.crc32
         self.file.write(comment)
@@ -94,7 +94,7 @@ def crc32(path: Path, length: int | None = None) -> int:
     return value
 
 
-def _seal_of(path: Path) -> int | None:
+def _stored_checksum(path: Path) -> int | None:
     """The checksum that a plain checkpoint carries; None where it carries none in the right place."""
     with open(path, "rb") as file:
         file.seek(-min(_END_LENGTH + _COMMENT_LENGTH, path.stat().st_size), os.SEEK_END)
@@ -110,7 +110,7 @@ def _seal_of(path: Path) -> int | None:
 
 def _file_damage(path: Path, checksums: bool) -> str | None:
     try:
-        seal = _seal_of(path)
+        seal = _stored_checksum(path)
         if seal is not None:
             end = path.stat().st_size - _COMMENT_LENGTH - 2
             other = checksums and zlib.crc32(b"\0\0", crc32(path, end)) != seal
@@ -128,9 +128,9 @@ def _file_damage(path: Path, checksums: bool) -> str | None:
 
 
 def _safetensors_damage(path: Path, checksums: bool) -> str | None:
-    from mm_lightning.checkpoint.safetensors_file import problem
+    from mm_lightning.checkpoint.safetensors_file import find_safetensors_damage
 
-    return problem(path, checksums)
+    return find_safetensors_damage(path, checksums)
 
 
 def describe_file(path: Path, value: int | None = None) -> dict[str, Any]:
@@ -155,15 +155,17 @@ def commit_folder(
         about: what is under the key `mm_lightning` of a plain checkpoint.
         sums: the CRC-32 of files, by path in the folder; those of others are computed.
     """
-    files = {str(p.relative_to(partial)): p for p in sorted(partial.rglob("*")) if p.is_file() and p.name != COMMIT}
+    files = {
+        str(p.relative_to(partial)): p for p in sorted(partial.rglob("*")) if p.is_file() and p.name != COMMIT_FILE
+    }
     listed = {name: describe_file(path, (sums or {}).get(name)) for name, path in files.items()}
-    content = {"world_size": world_size, "files": listed, KEY: about}
-    with open(partial / COMMIT, "w", encoding="utf-8") as file:
+    content = {"world_size": world_size, "files": listed, METADATA_KEY: about}
+    with open(partial / COMMIT_FILE, "w", encoding="utf-8") as file:
         json.dump({**content, "crc32": _commit_sum(content)}, file, indent=1)
         sync(file)
     for folder in {path.parent for path in files.values()} | {partial}:
         sync_folder(folder)
-    old = target.with_name(target.name + ".old" + PARTIAL)
+    old = target.with_name(target.name + ".old" + PARTIAL_SUFFIX)
     if target.exists():
         os.replace(target, old)
     os.replace(partial, target)
@@ -178,7 +180,7 @@ def read_commit(folder: Path) -> dict[str, Any]:
         ValueError: it is damaged.
         OSError: it is not there.
     """
-    content = json.loads((folder / COMMIT).read_text(encoding="utf-8"))
+    content = json.loads((folder / COMMIT_FILE).read_text(encoding="utf-8"))
     files = content["files"].values()
     # earlier versions wrote sizes alone
     if content.get("crc32") != _commit_sum(content) and not all(isinstance(size, int) for size in files):
@@ -190,11 +192,11 @@ def _folder_damage(folder: Path, checksums: bool) -> str | None:
     try:
         files = read_commit(folder)["files"]
     except FileNotFoundError:
-        return f"has no {COMMIT}: saving it was cut off"
+        return f"has no {COMMIT_FILE}: saving it was cut off"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"is damaged ({COMMIT}: {error})"
+        return f"is damaged ({COMMIT_FILE}: {error})"
 
-    def problem(name: str) -> str | None:
+    def file_damage(name: str) -> str | None:
         size, value = (files[name], None) if isinstance(files[name], int) else files[name].values()
         path = folder / name
         if not path.resolve().is_relative_to(folder.resolve()):
@@ -208,24 +210,24 @@ def _folder_damage(folder: Path, checksums: bool) -> str | None:
         return None
 
     with ThreadPoolExecutor(8) as pool:
-        return next(filter(None, pool.map(problem, files)), None)
+        return next(filter(None, pool.map(file_damage, files)), None)
 
 
 @functools.lru_cache(maxsize=64)
 def _damage(path: Path, checksums: bool, state: Any) -> str | None:
     if path.is_dir():
         return _folder_damage(path, checksums)
-    return (_safetensors_damage if path.suffix == SAFETENSORS else _file_damage)(path, checksums)
+    return (_safetensors_damage if path.suffix == SAFETENSORS_SUFFIX else _file_damage)(path, checksums)
 
 
-def damage(path: Path, checksums: bool = True) -> str | None:
+def find_damage(path: Path, checksums: bool = True) -> str | None:
     """What is wrong with a checkpoint, to be read after its name: "is truncated"; None if nothing is.
 
     Args:
         path: a file, or a folder of DeepSpeed.
         checksums: read all of it and compare checksums; otherwise only look whether all of it is there.
     """
-    if path.name.endswith(PARTIAL):
+    if path.name.endswith(PARTIAL_SUFFIX):
         return "is partial: saving it was cut off"
     if not path.exists():
         return "is not there"
@@ -235,19 +237,19 @@ def damage(path: Path, checksums: bool = True) -> str | None:
     return _damage(path.absolute(), checksums, state)
 
 
-def is_whole(path: Path) -> bool:
+def is_complete(path: Path) -> bool:
     """Whether all of a checkpoint is there, its checksums not looked at."""
-    return damage(path, checksums=False) is None
+    return find_damage(path, checksums=False) is None
 
 
-def remove(path: Path) -> None:
+def remove_checkpoint(path: Path) -> None:
     """Deletes a checkpoint; a deletion that is cut off leaves something that is called partial."""
-    old = path.with_name(path.name + ".old" + PARTIAL)
+    old = path.with_name(path.name + ".old" + PARTIAL_SUFFIX)
     os.replace(path, old)
-    discard(old)
+    remove_partial(old)
 
 
-def discard(partial: Path) -> None:
+def remove_partial(partial: Path) -> None:
     """Deletes a file or folder, as far as it can be."""
     if partial.is_dir():
         shutil.rmtree(partial, ignore_errors=True)
@@ -262,7 +264,7 @@ def fingerprint(path: Path) -> str:
     safetensors files, in commit.json), parts are read, that checksum among them; all others are read whole.
     """
     digest = hashlib.sha256()
-    summed = _summed(path)
+    summed = _checksummed_files(path)
     for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
         size, name = file.stat().st_size, str(file.relative_to(path))
         digest.update(f"{name} {size}".encode())
@@ -277,7 +279,7 @@ def fingerprint(path: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _summed(folder: Path) -> set[str]:
+def _checksummed_files(folder: Path) -> set[str]:
     """The files of a DeepSpeed checkpoint whose checksums are in its commit.json."""
     try:
         return {name for name, about in read_commit(folder)["files"].items() if isinstance(about, dict)}
@@ -289,6 +291,8 @@ def _carries_checksum(file: Path) -> bool:
     """Whether the checksum of a whole file is in its first or its last part."""
     with open(file, "rb") as stream:
         head = stream.read(_PART)
-    return _seal_of(file) is not None or (
-        file.suffix == SAFETENSORS and KEY.encode() in head and bool(re.search(rb'"crc32":"[0-9a-f]{8}"', head))
+    return _stored_checksum(file) is not None or (
+        file.suffix == SAFETENSORS_SUFFIX
+        and METADATA_KEY.encode() in head
+        and bool(re.search(rb'"crc32":"[0-9a-f]{8}"', head))
     )

@@ -22,11 +22,11 @@ MAPPINGS = (dict, OrderedDict, Counter)
 """Dictionaries that torch reads again as what they were."""
 
 
-class Unloadable(UserError):
+class UnloadableState(UserError):
     """State that no checkpoint could be loaded with, which trying again does not mend."""
 
 
-def loadable(checkpoint: dict[str, Any]) -> dict[str, Any]:
+def to_plain_values(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """Return a checkpoint of which everything can be loaded by `weights_only`; docs/callbacks.md has what is converted.
 
     Raises:
@@ -36,11 +36,11 @@ def loadable(checkpoint: dict[str, Any]) -> dict[str, Any]:
         result = _Mapped(_plain)(checkpoint)
     except RecursionError as error:
         raise _unloadable(checkpoint) from error
-    check_loads(result)
+    check_loadable(result)
     return result
 
 
-def check_loads(checkpoint: dict[str, Any]) -> None:
+def check_loadable(checkpoint: dict[str, Any]) -> None:
     """Check that a checkpoint could be loaded: write and load all of it but the contents of its tensors, in memory.
 
     Raises:
@@ -51,13 +51,13 @@ def check_loads(checkpoint: dict[str, Any]) -> None:
         raise _unloadable(checkpoint) from error
 
 
-def _unloadable(checkpoint: dict[str, Any]) -> Unloadable:
+def _unloadable(checkpoint: dict[str, Any]) -> UnloadableState:
     """Return the error that names the value that cannot be loaded."""
     path, value = _culprit(checkpoint, [])
     kind = type(value)
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
     place = "".join(f"[{key!r}]" for key in path)
-    return Unloadable(
+    return UnloadableState(
         f"{_owner(path)} holds a value of type {name} (at {place} of the checkpoint), and no checkpoint with it could "
         f"be loaded: keep tensors, numbers, texts, lists and dictionaries there. Earlier checkpoints are untouched"
     )

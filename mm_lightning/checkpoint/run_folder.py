@@ -58,14 +58,14 @@ PACKAGES = (
 )
 
 
-def numbered(root: Path) -> list[Path]:
+def numbered_runs(root: Path) -> list[Path]:
     """The numbered run folders below a root, the oldest first."""
     if not root.is_dir():
         return []
     return sorted((p for p in root.iterdir() if p.is_dir() and p.name.isdigit()), key=lambda p: int(p.name))
 
 
-def end_of(run: Path) -> dict[str, Any] | None:
+def read_finished(run: Path) -> dict[str, Any] | None:
     """Return what finished.json says of a run's end; None where training has not come to its end."""
     return read_object(run / "finished.json") or None
 
@@ -75,7 +75,7 @@ def has_finished(run: Path, steps: int) -> bool:
 
     A callback or trainer.max_time may have brought it early; a run that was planned with fewer steps has more to do.
     """
-    end = end_of(run)
+    end = read_finished(run)
     return end is not None and max(end.get("step", 0), end.get("max_steps", 0)) >= steps
 
 
@@ -86,7 +86,7 @@ def newest_step(run: Path) -> int:
     return max((int(step) for step in steps if step.isdigit()), default=0)
 
 
-def board_folder(run: Path) -> Path:
+def tensorboard_folder(run: Path) -> Path:
     """Return the folder of a run's TensorBoard files: the run folder, or `tensorboard` in runs of earlier versions."""
     older = run / "tensorboard"
     return older if older.is_dir() else run
@@ -122,7 +122,7 @@ class RunFolder:
         if self._path is None and not is_first_process():
             return self.root
         while self._path is None:
-            taken = numbered(self.root)
+            taken = numbered_runs(self.root)
             candidate = self.root / str(int(taken[-1].name) + 1 if taken else 0)
             made_root = not self.root.exists()
             try:
@@ -234,7 +234,7 @@ class RunFolder:
         self._path = trainer.strategy.broadcast(self.path if trainer.is_global_zero else None)
 
 
-STARTED = ("config.yaml", "environment.json", "baselines.json", ".lock", "events.out.tfevents.*", "lost_output.txt")
+START_FILES = ("config.yaml", "environment.json", "baselines.json", ".lock", "events.out.tfevents.*", "lost_output.txt")
 """The files that a run folder gets before its first step."""
 
 
@@ -242,7 +242,7 @@ def _from_the_start(entry: Path) -> bool:
     """Return whether an entry of a run folder is there before the first step, or is empty."""
     if entry.is_dir() and not entry.is_symlink():
         return entry.name == "heartbeats" or not any(entry.iterdir())
-    return any(fnmatch(entry.name, pattern) for pattern in STARTED)
+    return any(fnmatch(entry.name, pattern) for pattern in START_FILES)
 
 
 def describe_environment() -> dict[str, Any]:

@@ -17,7 +17,7 @@ from mm_lightning.errors import UserError
 from mm_lightning.side_files import parse_line
 
 LOCK = ".lock"
-UNLOCKABLE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+NO_LOCK_SUPPORT = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 """What file systems without locks say."""
 
 
@@ -73,7 +73,7 @@ class RunLock:
         except BlockingIOError:
             return False
         except OSError as error:
-            if error.errno not in UNLOCKABLE:
+            if error.errno not in NO_LOCK_SUPPORT:
                 raise UserError(f"cannot lock the run folder {self.folder}: {error.strerror}") from error
             say(f"{self.folder} cannot be locked ({error.strerror}): let no second mm fit --resume run in it")
         return True

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mm_lightning.checkpoint.integrity import KEY, PARTIAL, crc32, sync, sync_folder
+from mm_lightning.checkpoint.integrity import METADATA_KEY, PARTIAL_SUFFIX, crc32, sync, sync_folder
 from mm_lightning.checkpoint.weights import Weights
 
 _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64", torch.int64: "I64"}
-UNSEALED = "00000000"
+CHECKSUM_PLACEHOLDER = "00000000"
 """The value of `crc32` in the metadata while a file is written."""
 _LARGEST_HEADER = 100_000_000  # bytes; the same limit as safetensors'
 _PIECE = 1 << 24  # elements converted and written at once
@@ -60,8 +60,8 @@ def open_safetensors(path: Path) -> Weights:
     )
 
 
-def problem(path: Path, checksums: bool = True) -> str | None:
-    """What is wrong with a file, as of :func:`mm_lightning.checkpoint.damage`."""
+def find_safetensors_damage(path: Path, checksums: bool = True) -> str | None:
+    """What is wrong with a file, as of :func:`mm_lightning.checkpoint.find_damage`."""
     try:
         raw = _header_bytes(path)
         header = json.loads(raw)
@@ -72,13 +72,15 @@ def problem(path: Path, checksums: bool = True) -> str | None:
     if path.stat().st_size != end:
         return f"is truncated or damaged ({path.stat().st_size} bytes instead of {end})"
     if "crc32" not in about:
-        return "is damaged (it lacks its checksum)" if KEY in about else None  # of another program: it has none
+        return (
+            "is damaged (it lacks its checksum)" if METADATA_KEY in about else None
+        )  # of another program: it has none
     if not checksums:
         return None
     place = 8 + _place(raw, about["crc32"])
-    before = zlib.crc32(UNSEALED.encode(), crc32(path, place))
+    before = zlib.crc32(CHECKSUM_PLACEHOLDER.encode(), crc32(path, place))
     with open(path, "rb") as file:
-        file.seek(place + len(UNSEALED))
+        file.seek(place + len(CHECKSUM_PLACEHOLDER))
         while block := file.read(1 << 22):
             before = zlib.crc32(block, before)
     return None if f"{before:08x}" == about["crc32"] else "is damaged (its checksum is not the one it was written with)"
@@ -102,7 +104,12 @@ def write_safetensors(
         dtype: of what is stored; None leaves each as it is.
     """
     names = [name for name in weights if name not in tied]
-    metadata = {"format": "pt", KEY: json.dumps(about), "tied": json.dumps(tied), "crc32": UNSEALED}
+    metadata = {
+        "format": "pt",
+        METADATA_KEY: json.dumps(about),
+        "tied": json.dumps(tied),
+        "crc32": CHECKSUM_PLACEHOLDER,
+    }
     header: dict[str, Any] = {"__metadata__": metadata}
     offset = 0
     for name in names:
@@ -113,14 +120,14 @@ def write_safetensors(
         offset += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the data begins at a multiple of 8 bytes
-    partial = target.with_name(target.name + PARTIAL)
+    partial = target.with_name(target.name + PARTIAL_SUFFIX)
     try:
         with open(partial, "w+b") as file:
             value = _put(file, 0, struct.pack("<Q", len(text)) + text)
             for name in names:
                 for piece in _pieces(weights[name], dtype or weights.dtypes[name]):
                     value = _put(file, value, piece)
-            file.seek(8 + _place(text, UNSEALED))
+            file.seek(8 + _place(text, CHECKSUM_PLACEHOLDER))
             file.write(f"{value:08x}".encode())
             sync(file)
         os.replace(partial, target)
@@ -130,9 +137,9 @@ def write_safetensors(
     sync_folder(target.absolute().parent)
 
 
-def seal(path: Path) -> None:
+def write_checksum(path: Path) -> None:
     """Put the checksum of a file into its header, in the place of the `UNSEALED` that it was written with."""
-    place = 8 + _place(_header_bytes(path), UNSEALED)
+    place = 8 + _place(_header_bytes(path), CHECKSUM_PLACEHOLDER)
     value = crc32(path)
     with open(path, "r+b") as file:
         file.seek(place)

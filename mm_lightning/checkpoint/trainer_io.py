@@ -11,12 +11,12 @@ from typing import Any
 
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from mm_lightning.checkpoint.plain_values import loadable
-from mm_lightning.checkpoint.writing import agreed, cannot_write, load, snapshot, write
+from mm_lightning.checkpoint.plain_values import to_plain_values
+from mm_lightning.checkpoint.writing import broadcast_path, load, snapshot, write, write_error
 from mm_lightning.errors import UserError
 
 
-class WholeCheckpointIO(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a plain checkpoint beside its target, then renames it: a killed run leaves no broken file.
 
     Attributes:
@@ -39,13 +39,13 @@ class WholeCheckpointIO(TorchCheckpointIO):
             UserError: it cannot be written; what was there before is left as it was.
         """
         if "://" in str(path):
-            super().save_checkpoint(loadable(checkpoint), path, storage_options)
+            super().save_checkpoint(to_plain_values(checkpoint), path, storage_options)
             return
         self._join()
         self._raise_unless_kept()
         target = Path(path)
         try:
-            values = loadable(checkpoint)
+            values = to_plain_values(checkpoint)
             if self.asynchronous:
                 thread = threading.Thread(target=self._try, args=(snapshot(values), target), name="checkpoint")
                 thread.start()
@@ -71,7 +71,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
             self._note(error, target)
 
     def _note(self, error: BaseException, target: Path) -> None:
-        self._error = self._error or cannot_write(target, error)
+        self._error = self._error or write_error(target, error)
 
     def _join(self) -> None:
         if self._thread is not None:
@@ -97,7 +97,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
             UserError: it holds more than tensors and plain values.
         """
         self._join()
-        return load(agreed(path))
+        return load(broadcast_path(path))
 
     def teardown(self) -> None:
         """Wait for what is being written.

@@ -12,20 +12,35 @@ from typing import Any
 
 import torch
 
-from mm_lightning.checkpoint.integrity import KEY, PARTIAL, TAG, commit_folder, discard, read_commit
-from mm_lightning.checkpoint.network import network_config
+from mm_lightning.checkpoint.integrity import (
+    DEEPSPEED_TAG,
+    METADATA_KEY,
+    PARTIAL_SUFFIX,
+    commit_folder,
+    read_commit,
+    remove_partial,
+)
+from mm_lightning.checkpoint.network_loading import network_config
 from mm_lightning.checkpoint.weights import (
     PREFIX,
     is_universal,
-    only_weights,
-    read_about,
+    read_metadata,
     read_states,
     read_universal,
+    weights_only_loading,
 )
-from mm_lightning.checkpoint.writing import cannot_write, load, write
+from mm_lightning.checkpoint.writing import load, write, write_error
 from mm_lightning.errors import UserError
 
-KEPT = ("epoch", "global_step", "pytorch-lightning_version", "loops", "callbacks", "lr_schedulers", KEY)
+PROGRESS_ENTRIES = (
+    "epoch",
+    "global_step",
+    "pytorch-lightning_version",
+    "loops",
+    "callbacks",
+    "lr_schedulers",
+    METADATA_KEY,
+)
 """What Lightning puts into a checkpoint of any strategy, beside weights and optimiser."""
 
 
@@ -40,17 +55,17 @@ def to_universal(source: Path, target: Path) -> None:
         UserError: it cannot be read or written.
     """
     talk = io.StringIO()  # progress bars, and prints
-    partial = target.with_name(target.name + PARTIAL)
+    partial = target.with_name(target.name + PARTIAL_SUFFIX)
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        with only_weights(source), contextlib.redirect_stdout(talk), contextlib.redirect_stderr(talk):
+        with weights_only_loading(source), contextlib.redirect_stdout(talk), contextlib.redirect_stderr(talk):
             from deepspeed.checkpoint.ds_to_universal import main
 
             partial.mkdir(parents=True)
             main(
                 Namespace(
-                    input_folder=str((source / TAG).absolute()),
-                    output_folder=str((partial / TAG).absolute()),
+                    input_folder=str((source / DEEPSPEED_TAG).absolute()),
+                    output_folder=str((partial / DEEPSPEED_TAG).absolute()),
                     num_extract_workers=1,
                     num_merge_workers=1,
                     keep_temp_folder=False,
@@ -59,12 +74,12 @@ def to_universal(source: Path, target: Path) -> None:
                     inject_missing_state=True,
                 )
             )
-        (partial / "latest").write_text(TAG, encoding="utf-8")
-        commit_folder(partial, target, read_commit(source)["world_size"], read_about(source))
+        (partial / "latest").write_text(DEEPSPEED_TAG, encoding="utf-8")
+        commit_folder(partial, target, read_commit(source)["world_size"], read_metadata(source))
     except (OSError, RuntimeError, UserError) as error:
         if os.path.isdir(partial):
-            discard(partial)
-        raise cannot_write(target, error) from error
+            remove_partial(partial)
+        raise write_error(target, error) from error
 
 
 def to_plain(source: Path, target: Path) -> None:
@@ -82,20 +97,20 @@ def to_plain(source: Path, target: Path) -> None:
     """
     if is_universal(source):
         states = read_states(source)
-        write({name: states[name] for name in KEPT} | _weights_and_optimizer(source), target)
+        write({name: states[name] for name in PROGRESS_ENTRIES} | _weights_and_optimizer(source), target)
         return
-    between = target.with_name(f"{target.name}.universal{PARTIAL}")
+    between = target.with_name(f"{target.name}.universal{PARTIAL_SUFFIX}")
     try:
         to_universal(source, between)
         to_plain(between, target)
     finally:
-        discard(between)
+        remove_partial(between)
 
 
 def _weights_and_optimizer(source: Path) -> dict[str, Any]:
     """The entries state_dict (the float32 weights) and optimizer_states of a plain checkpoint."""
     with torch.device("meta"):
-        network = network_config(read_about(source), source).build()
+        network = network_config(read_metadata(source), source).build()
     names = {id(parameter): name for name, parameter in network.named_parameters()}
     groups = [[names[id(parameter)] for parameter in group] for group in network.weight_decay_groups()]
     numbered = [name for group in groups for name in group]  # as an optimiser counts its parameters
@@ -103,8 +118,8 @@ def _weights_and_optimizer(source: Path) -> dict[str, Any]:
     if kinds["fp32"].keys() != set(numbered):
         raise UserError(f"{source} holds other parameters than the network it describes")
     tensors = {kind: {name: weights[name] for name in numbered} for kind, weights in kinds.items()}
-    zero = source / TAG / "zero"
-    with only_weights(source):
+    zero = source / DEEPSPEED_TAG / "zero"
+    with weights_only_loading(source):
         shared = torch.load(zero / "optimizer_state.pt", map_location="cpu", mmap=True)
 
     def steps(name: str) -> torch.Tensor:

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mm_lightning.checkpoint.integrity import KEY, SAFETENSORS, TAG, damage, read_commit
-from mm_lightning.checkpoint.writing import load, refusal
+from mm_lightning.checkpoint.integrity import DEEPSPEED_TAG, METADATA_KEY, SAFETENSORS_SUFFIX, find_damage, read_commit
+from mm_lightning.checkpoint.writing import describe_load_error, load
 from mm_lightning.errors import UserError
 
 PREFIX = "network."
@@ -50,7 +50,7 @@ class Weights(Mapping[str, Tensor]):
         return len(self.readers)
 
 
-def of_tensors(state: Mapping[str, Tensor]) -> Weights:
+def weights_of_tensors(state: Mapping[str, Tensor]) -> Weights:
     """Weights that are tensors already, in memory or mapped from a file."""
     readers: dict[str, Callable[[], Tensor]] = {name: partial(_known, value) for name, value in state.items()}
     shapes = {name: tuple(value.shape) for name, value in state.items()}
@@ -61,7 +61,7 @@ def _known(x: Tensor) -> Tensor:
     return x
 
 
-def read_about(path: Path) -> dict[str, Any]:
+def read_metadata(path: Path) -> dict[str, Any]:
     """The entry `mm_lightning` of a checkpoint.
 
     Raises:
@@ -69,14 +69,14 @@ def read_about(path: Path) -> dict[str, Any]:
     """
     try:
         if path.is_dir():
-            return read_commit(path)[KEY]
-        if path.suffix == SAFETENSORS:
+            return read_commit(path)[METADATA_KEY]
+        if path.suffix == SAFETENSORS_SUFFIX:
             from mm_lightning.checkpoint.safetensors_file import read_header
 
-            return json.loads(read_header(path)["__metadata__"][KEY])
-        return load(path, mmap=True)[KEY]
+            return json.loads(read_header(path)["__metadata__"][METADATA_KEY])
+        return load(path, mmap=True)[METADATA_KEY]
     except KeyError as error:
-        raise UserError(f"{path} was not written by mm: it has no entry {KEY!r}") from error
+        raise UserError(f"{path} was not written by mm: it has no entry {METADATA_KEY!r}") from error
     except (OSError, ValueError) as error:
         if isinstance(error, UserError):
             raise
@@ -91,28 +91,28 @@ def open_weights(path: Path) -> Weights:
     """
     if path.is_dir():
         return read_shards(path)
-    if path.suffix == SAFETENSORS:
+    if path.suffix == SAFETENSORS_SUFFIX:
         from mm_lightning.checkpoint.safetensors_file import open_safetensors
 
         return open_safetensors(path)
     state = load(path, mmap=True)["state_dict"]
-    return of_tensors({name.removeprefix(PREFIX): x for name, x in state.items() if name.startswith(PREFIX)})
+    return weights_of_tensors({name.removeprefix(PREFIX): x for name, x in state.items() if name.startswith(PREFIX)})
 
 
-def unloadable(path: Path) -> str | None:
+def load_error(path: Path) -> str | None:
     """Return why a checkpoint that is whole cannot be loaded, to be read after "it"; None if it can.
 
     Every file is loaded, its tensors mapped and not read. Nothing in it is run.
     """
-    if path.suffix == SAFETENSORS:
+    if path.suffix == SAFETENSORS_SUFFIX:
         try:
             open_weights(path)
         except Exception as error:  # whatever safetensors raises
-            return refusal(error)
+            return describe_load_error(error)
         return None
     if path.is_file():
         return _unloadable_file(path)
-    with only_weights(path):
+    with weights_only_loading(path):
         for file in sorted(path.rglob("*.pt")):
             if problem := _unloadable_file(file):
                 return f"cannot be loaded ({file.relative_to(path)} {problem})"
@@ -123,18 +123,18 @@ def _unloadable_file(path: Path) -> str | None:
     try:
         torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:
-        return refusal(error)
+        return describe_load_error(error)
     return None
 
 
-def calm_deepspeed() -> None:
+def set_deepspeed_accelerator() -> None:
     """Tells DeepSpeed, before its import, that there is no GPU, which it otherwise guesses with a warning."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 @contextmanager
-def only_weights(path: Path) -> Iterator[None]:
+def weights_only_loading(path: Path) -> Iterator[None]:
     """Within it torch.load takes tensors, plain values and the three plain classes that DeepSpeed's shards hold.
 
     DeepSpeed itself loads with `weights_only=False`, which runs whatever a file says.
@@ -142,7 +142,7 @@ def only_weights(path: Path) -> Iterator[None]:
     Raises:
         UserError: something else was found.
     """
-    calm_deepspeed()
+    set_deepspeed_accelerator()
     import pickle
 
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
@@ -156,7 +156,8 @@ def only_weights(path: Path) -> Iterator[None]:
         with torch.serialization.safe_globals([DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]):
             yield
     except pickle.UnpicklingError as error:
-        raise UserError(f"cannot read the checkpoint {path}: it {damage(path) or refusal(error)}") from error
+        problem = find_damage(path) or describe_load_error(error)
+        raise UserError(f"cannot read the checkpoint {path}: it {problem}") from error
     finally:
         if before is None:
             del os.environ[variable]
@@ -173,14 +174,14 @@ def read_shards(path: Path) -> Weights:
     Raises:
         UserError: files are missing, or cannot be read.
     """
-    folder = path / TAG
+    folder = path / DEEPSPEED_TAG
     models, optimizers = (_sorted(folder.glob(f"*_{kind}_states.pt")) for kind in ("model", "optim"))
     if not models or not (optimizers or is_universal(path)):
         raise UserError(f"{path} holds no shards of ZeRO: name a checkpoint of mm fit")
     if is_universal(path):
         return read_universal(path)
     shapes = read_states(path)["param_shapes"]
-    with only_weights(path):
+    with weights_only_loading(path):
         states = [torch.load(file, map_location="cpu", mmap=True)["optimizer_state_dict"] for file in optimizers]
     read = _stage_3 if int(states[0]["zero_stage"]) == 3 else _stage_2
     readers = read(shapes, states)
@@ -204,7 +205,7 @@ def read_universal(path: Path, kind: str = "fp32") -> Weights:
     shapes = {name: shape for group in groups for name, shape in group.items() if name.startswith(PREFIX)}
 
     def read(name: str) -> Tensor:
-        found = load(path / TAG / "zero" / name / f"{kind}.pt", mmap=True)
+        found = load(path / DEEPSPEED_TAG / "zero" / name / f"{kind}.pt", mmap=True)
         # stages 1 and 2 write a dictionary, stage 3 the flat tensor itself
         return (found["param"] if isinstance(found, dict) else found).view(shapes[name])
 
@@ -217,13 +218,13 @@ def read_universal(path: Path, kind: str = "fp32") -> Weights:
 
 def read_states(path: Path) -> dict[str, Any]:
     """What the first process of a DeepSpeed checkpoint has saved beside its shards, and the run's progress."""
-    with only_weights(path):
-        return torch.load(_sorted((path / TAG).glob("*_model_states.pt"))[0], map_location="cpu", mmap=True)
+    with weights_only_loading(path):
+        return torch.load(_sorted((path / DEEPSPEED_TAG).glob("*_model_states.pt"))[0], map_location="cpu", mmap=True)
 
 
 def is_universal(path: Path) -> bool:
     """Whether a folder is a checkpoint in DeepSpeed's universal form."""
-    return (path / TAG / "zero").is_dir()
+    return (path / DEEPSPEED_TAG / "zero").is_dir()
 
 
 def _sorted(files: Any) -> list[Path]:

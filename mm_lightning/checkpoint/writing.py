@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mm_lightning.checkpoint.integrity import PARTIAL, SummedFile, damage, sync, sync_folder
-from mm_lightning.checkpoint.plain_values import check_loads, is_dense
+from mm_lightning.checkpoint.integrity import PARTIAL_SUFFIX, ChecksumFile, find_damage, sync, sync_folder
+from mm_lightning.checkpoint.plain_values import check_loadable, is_dense
 from mm_lightning.errors import UserError
 
 
-def agreed(path: str | Path) -> Path:
+def broadcast_path(path: str | Path) -> Path:
     """The first process's path, on every process: it alone has compared checksums."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return Path(path)
@@ -37,10 +37,11 @@ def load(path: Path, mmap: bool = False) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
     except Exception as error:
-        raise UserError(f"cannot read the checkpoint {path}: it {damage(path) or refusal(error)}") from error
+        problem = find_damage(path) or describe_load_error(error)
+        raise UserError(f"cannot read the checkpoint {path}: it {problem}") from error
 
 
-def refusal(error: Exception) -> str:
+def describe_load_error(error: Exception) -> str:
     """Why reading failed, in one line, to be read after "it"."""
     text = str(error)
     if "Weights only load failed" in text or "weights_only" in text:
@@ -79,40 +80,40 @@ def write(checkpoint: dict[str, Any], target: Path) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    partial = target.with_name(target.name + PARTIAL)
+    partial = target.with_name(target.name + PARTIAL_SUFFIX)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         check_space(target, _tensor_bytes(checkpoint))
         with open(partial, "wb") as file:
-            summed = SummedFile(file)
+            summed = ChecksumFile(file)
             torch.save(checkpoint, summed)  # type: ignore[arg-type]
-            summed.seal()
-        load_again(partial)
+            summed.append_checksum()
+        verify_loads(partial)
         os.replace(partial, target)
         sync_folder(target.parent)
     except BaseException as error:
-        remove_quietly(partial)
+        try_unlink(partial)
         if not isinstance(error, Exception):  # ctrl-C
             raise
-        raise cannot_write(target, error) from error
+        raise write_error(target, error) from error
 
 
-def write_synced(content: Any, path: Path) -> int:
+def save_synced(content: Any, path: Path) -> int:
     """Writes a file of torch, waits until it is on the disk, and loads it again; returns its CRC-32.
 
     Raises:
         Unloadable: it could not be loaded.
     """
-    check_loads(content)
+    check_loadable(content)
     with open(path, "wb") as file:
-        summed = SummedFile(file)
+        summed = ChecksumFile(file)
         torch.save(content, summed)  # type: ignore[arg-type]
         sync(file)
-    load_again(path)
+    verify_loads(path)
     return summed.crc32
 
 
-def load_again(path: Path) -> None:
+def verify_loads(path: Path) -> None:
     """Load what was just written, its tensors mapped and not read.
 
     Raises:
@@ -121,10 +122,10 @@ def load_again(path: Path) -> None:
     try:
         torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:
-        raise OSError(errno.EIO, f"what was written cannot be loaded again: it {refusal(error)}") from error
+        raise OSError(errno.EIO, f"what was written cannot be loaded again: it {describe_load_error(error)}") from error
 
 
-def remove_quietly(partial: Path) -> None:
+def try_unlink(partial: Path) -> None:
     """Removes a partial file where that is still possible: what made writing fail may forbid it as well."""
     try:
         partial.unlink(missing_ok=True)
@@ -143,10 +144,10 @@ def check_space(target: Path, needed: int) -> None:
     """Raises a UserError where a file system has less than `needed` bytes free."""
     free = shutil.disk_usage(target.parent).free
     if free < needed:
-        raise no_space(target, f": it needs {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free")
+        raise disk_full_error(target, f": it needs {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free")
 
 
-def no_space(target: Path, why: str = "") -> UserError:
+def disk_full_error(target: Path, why: str = "") -> UserError:
     """The error for a full disk."""
     return UserError(
         f"no space left to write the checkpoint {target}{why}. Earlier checkpoints are untouched: "
@@ -154,12 +155,12 @@ def no_space(target: Path, why: str = "") -> UserError:
     )
 
 
-def cannot_write(target: Path, error: BaseException) -> UserError:
+def write_error(target: Path, error: BaseException) -> UserError:
     """The error for whatever has kept a checkpoint from being written."""
     if isinstance(error, UserError):
         return error
-    if is_full(error, target):
-        return no_space(target)
+    if is_disk_full(error, target):
+        return disk_full_error(target)
     kind = "" if isinstance(error, (OSError, RuntimeError)) and str(error) else f"{type(error).__name__}: "
     why = getattr(error, "strerror", None) or (kind + str(error).split("\n", 1)[0]).removesuffix(": ")
     return UserError(
@@ -168,7 +169,7 @@ def cannot_write(target: Path, error: BaseException) -> UserError:
     )
 
 
-def is_full(error: BaseException, target: Path) -> bool:
+def is_disk_full(error: BaseException, target: Path) -> bool:
     """Whether writing failed because the disk is full."""
     # torch.save reports a full disk as a RuntimeError about an unexpected position
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

@@ -202,12 +202,12 @@ def make_subjects(
     Raises:
         UserError: there is no checkpoint, one cannot be read or has no tokenizer, or two would have one name.
     """
-    from mm_lightning.checkpoint import find_checkpoint, network_config, read_about, restore_tokenizer
+    from mm_lightning.checkpoint import find_checkpoint, network_config, read_metadata, restore_tokenizer
     from mm_lightning.evaluation.run import EvaluatedModel, run_name
 
     paths = [find_checkpoint(path) for path in checkpoints]
     for path in paths:
-        about = read_about(path)
+        about = read_metadata(path)
         network_config(about, path)
         restore_tokenizer(about, path)
     if names is not None and len(names) != len(paths):

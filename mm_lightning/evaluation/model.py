@@ -20,7 +20,7 @@ from mm_lightning.checkpoint import (
     find_checkpoint,
     load_weights,
     network_config,
-    read_about,
+    read_metadata,
     restore_tokenizer,
 )
 from mm_lightning.errors import UserError
@@ -112,7 +112,7 @@ class Model:
         """
         place = choose_device(device)
         path = find_checkpoint(checkpoint)
-        about = read_about(path)
+        about = read_metadata(path)
         config = changed(network_config(about, path), path, long_term, inference_delay)
         network = config.build()
         load_weights(network, path)

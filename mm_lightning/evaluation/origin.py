@@ -6,7 +6,7 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-from mm_lightning.checkpoint import read_about, step_of
+from mm_lightning.checkpoint import read_metadata, step_of
 from mm_lightning.checkpoint.trained_tokens import tokens_at
 from mm_lightning.errors import UserError
 from mm_lightning.side_files import known_config, read_lines
@@ -38,7 +38,7 @@ def trained_tokens(checkpoint: Path) -> int | None:
     """Return the tokens of a checkpoint's training: its own count or, of earlier versions, as its run logged them."""
     if checkpoint.exists():
         with contextlib.suppress(UserError):
-            if (counted := read_about(checkpoint).get("tokens")) is not None:
+            if (counted := read_metadata(checkpoint).get("tokens")) is not None:
                 return counted
     if (step := step_of(checkpoint)) < 0:
         return None

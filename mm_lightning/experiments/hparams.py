@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mm_lightning.checkpoint.run_folder import board_folder
+from mm_lightning.checkpoint.run_folder import tensorboard_folder
 from mm_lightning.training.hparams import REPORTED, SETTINGS, write_hparams_file
 
 
@@ -31,7 +31,7 @@ def write_hparams(run_folder: Path, values: dict[str, Any], metrics: dict[str, f
         name: (max((step for step, record in records.items() if name in record), default=0), value)
         for name, value in metrics.items()
     }
-    folder = board_folder(run_folder)
+    folder = tensorboard_folder(run_folder)
     write_hparams_file(folder / REPORTED, values, points)
     (folder / SETTINGS).unlink(missing_ok=True)
     return folder / REPORTED

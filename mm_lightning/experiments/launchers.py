@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from mm_lightning.checkpoint.run_folder import has_finished, numbered
+from mm_lightning.checkpoint.run_folder import has_finished, numbered_runs
 from mm_lightning.errors import UserError
 from mm_lightning.side_files import parse_line
 
@@ -35,7 +35,7 @@ class Work:
     @property
     def run_folder(self) -> Path | None:
         """What `mm fit` last wrote into; None before it has begun."""
-        found = numbered(self.folder)
+        found = numbered_runs(self.folder)
         return found[-1] if found else None
 
     def finished(self) -> bool:
@@ -70,10 +70,10 @@ class Work:
 
     def _checkpoint(self) -> Path | None:
         """The newest one that leaves something to do: from the last step on, its validation would be lost."""
-        from mm_lightning.checkpoint import is_whole, step_of
+        from mm_lightning.checkpoint import is_complete, step_of
 
         folder = self.run_folder and self.run_folder / "checkpoints"
-        whole = [path for path in folder.glob("*.ckpt") if is_whole(path)] if folder else []
+        whole = [path for path in folder.glob("*.ckpt") if is_complete(path)] if folder else []
         return max((path for path in whole if step_of(path) < self.steps), key=step_of, default=None)
 
     def train(self, environment: dict[str, str] | None = None, **options: Any) -> subprocess.Popen:

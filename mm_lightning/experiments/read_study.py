@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mm_lightning.checkpoint.run_folder import end_of, has_finished, newest_step
+from mm_lightning.checkpoint.run_folder import has_finished, newest_step, read_finished
 from mm_lightning.errors import UserError
 from mm_lightning.experiments.study import LOSS, Run, Study
 from mm_lightning.side_files import known_config, read_lines, read_object
@@ -92,7 +92,7 @@ def _read_folder(folder: Path) -> Study:
 
 def _read_sweep(folder: Path) -> Study:
     """A folder of `mm sweep`."""
-    from mm_lightning.checkpoint.run_folder import numbered
+    from mm_lightning.checkpoint.run_folder import numbered_runs
 
     path = folder / "sweep.json"
     sweep = read_object(path)
@@ -110,7 +110,7 @@ def _read_sweep(folder: Path) -> Study:
         run.training_flops_per_token = planned.get("training_flops_per_token")
         run.step_tokens = planned.get("step_tokens")
         place = folder / run.name
-        folders = numbered(place)
+        folders = numbered_runs(place)
         if folders:
             _read_run_folder(run, folders[-1])
         if run.finished and not has_finished(folders[-1], planned["steps"]):
@@ -203,7 +203,7 @@ def _read_run_folder(run: Run, path: Path) -> None:
     run.path, run.status = path, "unfinished"
     run.saved_step = newest_step(path)
     run.environment = read_object(path / "environment.json")
-    if end := end_of(path):
+    if end := read_finished(path):
         run.status, run.last_step, run.last_tokens = "finished", end.get("step"), end.get("tokens")
         run.wall_seconds = None if run.environment.get("earlier") else end.get("seconds")
     run.references = read_object(path / "baselines.json")

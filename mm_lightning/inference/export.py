@@ -133,20 +133,20 @@ def export_command(
     import torch
 
     from mm_lightning.checkpoint import (
-        calm_deepspeed,
         find_checkpoint,
         load_weights,
         network_config,
-        read_about,
+        read_metadata,
         restore_tokenizer,
+        set_deepspeed_accelerator,
     )
     from mm_lightning.inference.model_card import model_card
 
-    calm_deepspeed()  # which transformers imports
+    set_deepspeed_accelerator()  # which transformers imports
     from transformers.utils import logging
 
     path = find_checkpoint(checkpoint)
-    about = read_about(path)
+    about = read_metadata(path)
     tokenizer = restore_tokenizer(about, path) if about["tokenizer"] else None
     logging.disable_progress_bar()
     with staged(target) as folder:

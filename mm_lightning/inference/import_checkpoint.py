@@ -115,12 +115,12 @@ def _read_exported(path: Path, config: dict[str, Any]) -> Imported:
 
 def _tokenizer(path: Path, bos: str | None = None, eos: str | None = None) -> dict[str, Any] | None:
     """Return the tokenizer of a tokenizer.json, or of a folder that may hold one."""
-    from mm_lightning.checkpoint import describe_tokenizer
+    from mm_lightning.checkpoint import tokenizer_metadata
     from mm_lightning.data.tokenizer import load_tokenizer
 
     if path.is_dir() and not (path / "tokenizer.json").is_file():
         return None
-    return describe_tokenizer(load_tokenizer(path, bos, eos))
+    return tokenizer_metadata(load_tokenizer(path, bos, eos))
 
 
 def check(imported: Imported) -> None:
@@ -156,17 +156,17 @@ def write(imported: Imported, target: Output) -> Path:
     Returns:
         the checkpoint.
     """
-    from mm_lightning.checkpoint import KEY, checkpoint_path, describe_network
+    from mm_lightning.checkpoint import METADATA_KEY, checkpoint_path, network_metadata
     from mm_lightning.checkpoint.writing import write as write_checkpoint
 
-    about = describe_network(imported.config, imported.tokenizer, imported.context_length)
+    about = network_metadata(imported.config, imported.tokenizer, imported.context_length)
     about["imported"] = imported.source
     weights = {f"network.{name}": x.contiguous() for name, x in imported.weights.items()}
     network = {"class_path": about["network"]["class"], "init_args": about["network"]["fields"]}
     data = {"context_length": imported.context_length} if imported.context_length else {}
     config = {"run": str(target), "model": {"network": network}, **({"data": data} if data else {})}
     with staged(target) as folder:
-        whole = {"state_dict": weights, KEY: about}
+        whole = {"state_dict": weights, METADATA_KEY: about}
         write_checkpoint(whole, checkpoint_path(folder, 0))
         write_yaml(folder / "config.yaml", config)
     return checkpoint_path(target.name, 0)
@@ -204,7 +204,7 @@ def import_command(
     read_tokenizer = partial(_tokenizer, bos=bos, eos=eos) if tokenizer is None else lambda _: None
     imported = read(source, largest_key_exponent, read_tokenizer)
     if tokenizer is not None:
-        from mm_lightning.checkpoint import describe_tokenizer
+        from mm_lightning.checkpoint import tokenizer_metadata
         from mm_lightning.data.tokenizer import load_tokenizer
 
         given = load_tokenizer(tokenizer, bos, eos)
@@ -213,7 +213,7 @@ def import_command(
                 f"the tokenizer {given.name} has {given.vocab_size} tokens, the network {imported.config.vocab_size}: "
                 f"it was trained with another one"
             )
-        imported.tokenizer = describe_tokenizer(given)
+        imported.tokenizer = tokenizer_metadata(given)
     check(imported)
     path = write(imported, target)
     parameters = sum(x.numel() for x in imported.weights.values())

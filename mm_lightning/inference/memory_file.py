@@ -49,7 +49,7 @@ def save_memory(path: str | Path | Output, reader: Reader, tokenizer: Tokenizer)
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    from mm_lightning.checkpoint.safetensors_file import UNSEALED, seal
+    from mm_lightning.checkpoint.safetensors_file import CHECKSUM_PLACEHOLDER, write_checksum
 
     if len(reader.documents) != 1 or reader.logits is None:
         raise ValueError("a memory file holds one document, of which something was read")
@@ -57,12 +57,17 @@ def save_memory(path: str | Path | Output, reader: Reader, tokenizer: Tokenizer)
     tensors = {f"state.{name}": x.contiguous() for name, x in reader.state.tensors().items()}
     tensors["document"] = torch.tensor(reader.documents[0])
     tensors["logits"] = reader.logits[0].float()
-    about = {"format": FORMAT, "version": str(VERSION), "tokens": str(len(reader.documents[0])), "crc32": UNSEALED}
+    about = {
+        "format": FORMAT,
+        "version": str(VERSION),
+        "tokens": str(len(reader.documents[0])),
+        "crc32": CHECKSUM_PLACEHOLDER,
+    }
     try:
         with staged(target) as part:
             save_file(tensors, part, about | _describe(reader.network, tokenizer))
             share(part)
-            seal(part)
+            write_checksum(part)
     except SafetensorError as error:
         raise UserError(f"cannot write the memory file {target}: {error}") from error
 
@@ -132,9 +137,9 @@ def damaged(path: Path) -> str | None:
 
     Files of earlier versions have no checksum: of them it is only seen whether all is there.
     """
-    from mm_lightning.checkpoint.safetensors_file import problem
+    from mm_lightning.checkpoint.safetensors_file import find_safetensors_damage
 
-    return problem(path)
+    return find_safetensors_damage(path)
 
 
 PAIRS = (".keys", ".values", ".raw")

@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 def find_all(path: str) -> list[Path]:
     """The checkpoints meant by a path, oldest first: one, or all of a run folder or of the runs below a root."""
-    from mm_lightning.checkpoint import COMMIT, PARTIAL, checkpoints_of
-    from mm_lightning.checkpoint.run_folder import numbered
+    from mm_lightning.checkpoint import COMMIT_FILE, PARTIAL_SUFFIX, list_checkpoints
+    from mm_lightning.checkpoint.run_folder import numbered_runs
 
     place = Path(path)
     if not place.exists():
         raise UserError(f"there is no checkpoint or run folder {place}")
-    if place.is_file() or place.suffix == ".ckpt" or (place / COMMIT).is_file():
+    if place.is_file() or place.suffix == ".ckpt" or (place / COMMIT_FILE).is_file():
         return [place]
-    folders = [place, *numbered(place)]
-    found = [p for folder in folders for p in reversed(checkpoints_of(folder))]
-    found += [p for folder in folders for p in sorted((folder / "checkpoints").glob(f"*{PARTIAL}"))]
+    folders = [place, *numbered_runs(place)]
+    found = [p for folder in folders for p in reversed(list_checkpoints(folder))]
+    found += [p for folder in folders for p in sorted((folder / "checkpoints").glob(f"*{PARTIAL_SUFFIX}"))]
     if not found:
         raise UserError(f"{place} holds no checkpoints: name a run folder, as in runs/mine/0")
     return found
@@ -54,12 +54,12 @@ def list_command(run: Place, checksums: bool = False) -> None:
         run: a run folder, a root of numbered run folders, or a checkpoint.
         checksums: read all of them and compare checksums; otherwise only look whether all of each is there.
     """
-    from mm_lightning.checkpoint import PARTIAL, damage, step_of
+    from mm_lightning.checkpoint import PARTIAL_SUFFIX, find_damage, step_of
 
     rows, paths = [], find_all(run)
     for path in paths:
-        problem = damage(path, checksums)
-        state = "partial" if path.name.endswith(PARTIAL) else f"damaged: {problem}" if problem else "whole"
+        problem = find_damage(path, checksums)
+        state = "partial" if path.name.endswith(PARTIAL_SUFFIX) else f"damaged: {problem}" if problem else "whole"
         seconds = max(0.0, time.time() - path.stat().st_mtime)  # clocks are set back, or differ
         kind = "folder of shards" if path.is_dir() else "file"
         rows.append((f"{step_of(path)}", f"{size_of(path) / 1e6:,.1f} MB", age(seconds), kind, f"{path}", state))
@@ -78,13 +78,13 @@ def verify_command(run: Place) -> None:
     Args:
         run: a run folder, a root of numbered run folders, a checkpoint, or a memory file of `mm remember`.
     """
-    from mm_lightning.checkpoint import damage
-    from mm_lightning.checkpoint.weights import unloadable
+    from mm_lightning.checkpoint import find_damage
+    from mm_lightning.checkpoint.weights import load_error
     from mm_lightning.inference.memory_file import damaged, is_memory
 
     bad = []
     for path in find_all(run):
-        problem = damaged(path) if is_memory(path) else damage(path) or unloadable(path)
+        problem = damaged(path) if is_memory(path) else find_damage(path) or load_error(path)
         display(f"{path} {problem or 'is whole'}", flush=True)
         bad += [path] if problem else []
     if bad:
@@ -110,14 +110,14 @@ def consolidate_command(
     """
     import torch
 
-    from mm_lightning.checkpoint import find_checkpoint, open_weights, read_about
+    from mm_lightning.checkpoint import find_checkpoint, open_weights, read_metadata
     from mm_lightning.checkpoint.safetensors_file import write_safetensors
 
     if Path(output).suffix != ".safetensors":
         raise UserError(f"--output {output} must end in .safetensors")
     target = check_output(output, overwrite, [checkpoint], SAFETENSORS)
     path = find_checkpoint(checkpoint)
-    about = read_about(path)
+    about = read_metadata(path)
     weights = open_weights(path)
     with staged(target) as part:
         write_safetensors(weights, part, about, tied_names(about, weights), getattr(torch, dtype))

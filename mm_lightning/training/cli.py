@@ -20,9 +20,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from mm_lightning import callbacks as watchers
 from mm_lightning import signals
-from mm_lightning.checkpoint import check_architecture, fingerprint, run_of, step_of
+from mm_lightning.checkpoint import check_architecture, fingerprint, run_folder_of, step_of
 from mm_lightning.checkpoint.run_folder import RunFolder
-from mm_lightning.checkpoint.trainer_io import WholeCheckpointIO
+from mm_lightning.checkpoint.trainer_io import AtomicCheckpointIO
 from mm_lightning.console import say
 from mm_lightning.data import TextDataModule
 from mm_lightning.errors import UserError
@@ -252,7 +252,7 @@ class TrainingCLI(LightningCLI):
         """The run folder of a checkpoint that is resumed or evaluated; None for a fresh run."""
         if self.checkpoint is None or (self.command == "fit" and not config.resume):
             return None
-        folder = run_of(self.checkpoint)
+        folder = run_folder_of(self.checkpoint)
         if self.command == "fit" and folder == self.checkpoint.parent and not (folder / "config.yaml").is_file():
             raise UserError(
                 f"{self.checkpoint} lies in no run folder, in which --resume goes on: --ckpt_path goes on from it in a "
@@ -311,7 +311,7 @@ class TrainingCLI(LightningCLI):
         self.folder.on_failure = savers[0].on_failure if savers else "stop"
         config["logger"] = self._loggers(config)
         plugins = config.get("plugins") or []
-        config["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), WholeCheckpointIO()]
+        config["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
         config["default_root_dir"] = config.get("default_root_dir") or str(self.folder.root)
         if self.command != "fit":
             config["enable_checkpointing"] = False

@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
 
-from mm_lightning.checkpoint import find_checkpoint, run_of
+from mm_lightning.checkpoint import find_checkpoint, run_folder_of
 from mm_lightning.data.manifest import FILE
 from mm_lightning.errors import UserError
 from mm_lightning.ranges import Place, accept
@@ -72,7 +72,7 @@ def own_config(checkpoint: Path, options: Sequence[str], files: Sequence[ConfigF
     Raises:
         UserError: it is damaged and there is no other config, or hides a secret that the command line does not give.
     """
-    folder = run_of(checkpoint)
+    folder = run_folder_of(checkpoint)
     path = folder / CONFIG
     if not path.is_file():
         return None

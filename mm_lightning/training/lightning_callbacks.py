@@ -11,7 +11,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 
 from mm_lightning.callbacks.checkpoints import Checkpoints
 from mm_lightning.callbacks.metric_names import check_metric, metric_names
-from mm_lightning.checkpoint.plain_values import loadable
+from mm_lightning.checkpoint.plain_values import to_plain_values
 from mm_lightning.console import say
 from mm_lightning.errors import UserError
 
@@ -90,7 +90,7 @@ def check_state(callback: Callback) -> None:
     Raises:
         UserError: it could not, and what is in the way cannot be converted.
     """
-    loadable({"callbacks": {callback.state_key: callback.state_dict()}})
+    to_plain_values({"callbacks": {callback.state_key: callback.state_dict()}})
 
 
 class WatchCallbacks(Callback):

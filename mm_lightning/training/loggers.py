@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
-from mm_lightning.checkpoint.run_folder import RunFolder, board_folder
+from mm_lightning.checkpoint.run_folder import RunFolder, tensorboard_folder
 from mm_lightning.console import clock, say
 from mm_lightning.outputs import write_text
 from mm_lightning.side_files import append_lines, read_lines
@@ -107,7 +107,7 @@ class TensorBoard(TensorBoardLogger):
     @property
     def log_dir(self) -> str:
         """The folder of the event files."""
-        return str(board_folder(self.folder.path))
+        return str(tensorboard_folder(self.folder.path))
 
     @property
     @rank_zero_experiment

@@ -16,11 +16,11 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
 from mm_lightning.checkpoint import (
-    KEY,
-    describe_network,
-    describe_tokenizer,
+    METADATA_KEY,
     find_checkpoint,
     load_weights,
+    network_metadata,
+    tokenizer_metadata,
 )
 from mm_lightning.checkpoint.run_folder import RunFolder
 from mm_lightning.console import say
@@ -419,13 +419,13 @@ class LanguageModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what is needed to build the network again without its YAML."""
         data = self.trainer.datamodule
-        tokenizer = None if data is None else describe_tokenizer(data.tokenizer)
+        tokenizer = None if data is None else tokenizer_metadata(data.tokenizer)
         context = None if data is None else data.context_length
-        checkpoint[KEY] = describe_network(self.config, tokenizer, context)
-        checkpoint[KEY]["recipe"] = recipe(self)
-        checkpoint[KEY]["tokens"] = self.trained_tokens
+        checkpoint[METADATA_KEY] = network_metadata(self.config, tokenizer, context)
+        checkpoint[METADATA_KEY]["recipe"] = recipe(self)
+        checkpoint[METADATA_KEY]["tokens"] = self.trained_tokens
         if data is not None:
-            checkpoint[KEY]["data"] = decides_the_data(data)
+            checkpoint[METADATA_KEY]["data"] = decides_the_data(data)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Goes on with the accumulation of this run, and with a validation that was due.
@@ -433,9 +433,9 @@ class LanguageModule(LightningModule):
         Raises:
             UserError: the data have another tokenizer.
         """
-        self._changed = changed_recipe(checkpoint, checkpoint[KEY], self) if KEY in checkpoint else []
-        if self.trainer.datamodule is not None and KEY in checkpoint:
-            changed = changes(checkpoint[KEY], self.trainer.datamodule)
+        self._changed = changed_recipe(checkpoint, checkpoint[METADATA_KEY], self) if METADATA_KEY in checkpoint else []
+        if self.trainer.datamodule is not None and METADATA_KEY in checkpoint:
+            changed = changes(checkpoint[METADATA_KEY], self.trainer.datamodule)
             if changed:
                 say(changed)
         self.restore_tokens(checkpoint)
@@ -443,7 +443,7 @@ class LanguageModule(LightningModule):
 
     def restore_tokens(self, checkpoint: dict[str, Any]) -> None:
         """Take the count of tokens from a checkpoint; those of earlier versions had steps of one size."""
-        about, data = checkpoint.get(KEY, {}), self.trainer.datamodule
+        about, data = checkpoint.get(METADATA_KEY, {}), self.trainer.datamodule
         now = {} if data is None else {n: getattr(data, n) for n in ("global_batch_size", "context_length")}
         sizes = now | {name: value for name, value in about.get("data", {}).items() if name in now}
         self._tokens = about.get("tokens", checkpoint["global_step"] * math.prod(sizes.values()) if sizes else 0)

@@ -10,14 +10,14 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, Strategy
 from lightning.pytorch.utilities import rank_zero_only
 
 from mm_lightning.checkpoint import (
-    checkpoints_of,
     find_checkpoint,
-    read_about,
+    list_checkpoints,
+    read_metadata,
     remove_leftovers,
-    run_of,
+    run_folder_of,
     step_of,
 )
-from mm_lightning.checkpoint.integrity import TAG
+from mm_lightning.checkpoint.integrity import DEEPSPEED_TAG
 from mm_lightning.checkpoint.run_folder import RunFolder
 from mm_lightning.checkpoint.weights import is_universal
 from mm_lightning.console import say
@@ -57,7 +57,7 @@ def starting_point(command: str, config: Namespace, found: Path | None = None) -
             f"nothing to resume: {path} is at step {step_of(path)} and trainer.max_steps is "
             f"{config.trainer.max_steps}; raise it to train on"
         )
-    newest = checkpoints_of(run_of(path))[:1]
+    newest = list_checkpoints(run_folder_of(path))[:1]
     if newest and step_of(newest[0]) > step_of(path):
         say(
             f"WARNING: {newest[0]} is newer than {path} and stays the newest of its run until this one gets further: "
@@ -88,8 +88,8 @@ def check_resumable(checkpoint: Path, strategy: Strategy) -> None:
     if sharded != checkpoint.is_dir():
         if checkpoint.is_dir():
             # not among the run's own, where it would be the newest for whoever goes on with DeepSpeed
-            file = run_of(checkpoint) / f"plain-step={step_of(checkpoint)}.ckpt"
-            option = "--resume" if (run_of(checkpoint) / "config.yaml").is_file() else "--ckpt_path"
+            file = run_folder_of(checkpoint) / f"plain-step={step_of(checkpoint)}.ckpt"
+            option = "--resume" if (run_folder_of(checkpoint) / "config.yaml").is_file() else "--ckpt_path"
             raise UserError(
                 f"checkpoint {checkpoint} (DeepSpeed) cannot be resumed by a run with another strategy: keep the "
                 f"strategy, or make a plain checkpoint of it and resume that: mm checkpoint convert "
@@ -99,8 +99,12 @@ def check_resumable(checkpoint: Path, strategy: Strategy) -> None:
             f"checkpoint {checkpoint} (one file) cannot be resumed by a run with DeepSpeed: keep the strategy, "
             f"or begin anew with its weights: --model.initial_weights {quote(str(checkpoint))}"
         )
-    if isinstance(strategy, DeepSpeedStrategy) and (checkpoint / TAG).is_dir() and not is_universal(checkpoint):
-        partitioned = any((checkpoint / TAG).glob("*zero_pp_rank_*_model_states.pt"))
+    if (
+        isinstance(strategy, DeepSpeedStrategy)
+        and (checkpoint / DEEPSPEED_TAG).is_dir()
+        and not is_universal(checkpoint)
+    ):
+        partitioned = any((checkpoint / DEEPSPEED_TAG).glob("*zero_pp_rank_*_model_states.pt"))
         if partitioned != strategy.zero_stage_3:
             was, now = ("3", "1 or 2") if partitioned else ("1 or 2", "3")
             raise UserError(
@@ -109,7 +113,7 @@ def check_resumable(checkpoint: Path, strategy: Strategy) -> None:
                 f"{quote(str(checkpoint))}"
             )
     weights_alone = checkpoint.suffix == ".safetensors"
-    if weights_alone or "imported" in read_about(checkpoint):
+    if weights_alone or "imported" in read_metadata(checkpoint):
         what = "holds weights alone, with" if weights_alone else "was imported and has"
         raise UserError(
             f"{checkpoint} {what} no optimiser state to resume: begin anew with its weights: "

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Timer
 from torch.optim.lr_scheduler import LambdaLR
 
 from mm_lightning.checkpoint import network_config
-from mm_lightning.checkpoint.network import FREE
+from mm_lightning.checkpoint.network_loading import CHANGEABLE_FIELDS
 from mm_lightning.errors import UserError
 from mm_lightning.training.loggers import MetricsFile
 
@@ -60,7 +60,7 @@ TRAINER = ("max_steps", "max_epochs", "precision", "gradient_clip_val", "gradien
 NAMED_ELSEWHERE = {
     *(f"model.{name}" for name in RECIPE),
     *(f"trainer.{name}" for name in TRAINER),
-    *(f"model.network.{name}" for name in FREE),
+    *(f"model.network.{name}" for name in CHANGEABLE_FIELDS),
     *("data.context_length", "data.global_batch_size", "seed_everything", "run"),
 }
 """Settings whose changes are said when the checkpoint is restored, which knows their values for certain."""
@@ -180,7 +180,9 @@ def changed_recipe(checkpoint: dict[str, Any], about: dict[str, Any], module: La
         f"{n} {x} instead of {_plain(before[n])}" for n, x in now.items() if n in before and _plain(before[n]) != x
     ]
     was, is_ = network_config(about).described()["fields"], module.config.described()["fields"]
-    differing += [f"model.network.{n} {is_[n]} instead of {was[n]}" for n in sorted(FREE) if was.get(n) != is_.get(n)]
+    differing += [
+        f"model.network.{n} {is_[n]} instead of {was[n]}" for n in sorted(CHANGEABLE_FIELDS) if was.get(n) != is_.get(n)
+    ]
     return differing
 
 

@@ -20,18 +20,18 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, Strateg
 from torch import Tensor
 
 from mm_lightning.checkpoint import (
-    KEY,
-    PARTIAL,
-    agreed,
-    calm_deepspeed,
-    cannot_write,
+    METADATA_KEY,
+    PARTIAL_SUFFIX,
+    broadcast_path,
     check_space,
     commit_folder,
-    only_weights,
-    write_synced,
+    save_synced,
+    set_deepspeed_accelerator,
+    weights_only_loading,
+    write_error,
 )
-from mm_lightning.checkpoint.integrity import TAG, discard, read_commit
-from mm_lightning.checkpoint.plain_values import Unloadable, loadable
+from mm_lightning.checkpoint.integrity import DEEPSPEED_TAG, read_commit, remove_partial
+from mm_lightning.checkpoint.plain_values import UnloadableState, to_plain_values
 from mm_lightning.checkpoint.universal import to_universal
 from mm_lightning.console import say
 from mm_lightning.errors import UserError
@@ -61,7 +61,7 @@ class DeepSpeed(DeepSpeedStrategy):
         param_persistence_threshold: Natural = 100_000,
         **kwargs: Any,
     ) -> None:
-        calm_deepspeed()
+        set_deepspeed_accelerator()
         super().__init__(*args, **kwargs)
         zero = self.config.setdefault("zero_optimization", {})
         if zero.get("stage") == 3:
@@ -154,7 +154,7 @@ class DeepSpeed(DeepSpeedStrategy):
             UserError: a process cannot write it (on all processes).
         """
         target = Path(self.broadcast(str(filepath)))
-        partial = target.with_name(target.name + PARTIAL)
+        partial = target.with_name(target.name + PARTIAL_SUFFIX)
         self._together(lambda: self._make_way(target, partial), target)
         self._together(lambda: checkpoint.update(self._loadable(checkpoint)), target)
         sums: dict[str, int] = {}
@@ -163,8 +163,8 @@ class DeepSpeed(DeepSpeedStrategy):
 
         def write_shard(state_dict: Any, path: str) -> None:
             try:
-                with only_weights(partial):
-                    sums[str(Path(path).relative_to(partial))] = write_synced(state_dict, Path(path))
+                with weights_only_loading(partial):
+                    sums[str(Path(path).relative_to(partial))] = save_synced(state_dict, Path(path))
             except Exception as error:  # DeepSpeed has other processes wait for this one
                 failures.append(error)
 
@@ -178,7 +178,7 @@ class DeepSpeed(DeepSpeedStrategy):
         everyone: list[dict[str, int]] = [{}] * self.world_size
         torch.distributed.all_gather_object(everyone, sums)
         together = {name: value for some in everyone for name, value in some.items()}
-        about = checkpoint.get(KEY, {})
+        about = checkpoint.get(METADATA_KEY, {})
         if self.is_global_zero:
             self._together(lambda: commit_folder(partial, target, self.world_size, about, together), target)
         else:
@@ -193,23 +193,24 @@ class DeepSpeed(DeepSpeedStrategy):
         Raises:
             UserError: it cannot be read, or holds more than tensors and plain values.
         """
-        path = agreed(checkpoint_path)
+        path = broadcast_path(checkpoint_path)
         wrote = read_commit(path)["world_size"]
-        with only_weights(path), self._own_clipping_and_scaling():
+        with weights_only_loading(path), self._own_clipping_and_scaling():
             if (path / "latest_universal").is_file():
                 return self._load_universal(path, weights_only)
-            same_precision = (path / TAG / self._shard_name).is_file()
+            same_precision = (path / DEEPSPEED_TAG / self._shard_name).is_file()
             if wrote == self.world_size and same_precision:
                 return super().load_checkpoint(path, weights_only)
         form = "" if same_precision else " in another precision"
         say(f"{path} was written by {wrote} processes{form}: converting it for {self.world_size}")
-        universal = path.with_name(f"{path.name}.universal{PARTIAL}")  # whoever resumes removes one that is cut off
+        # a leftover of a cut-off conversion is removed by the next resume
+        universal = path.with_name(f"{path.name}.universal{PARTIAL_SUFFIX}")
         self._together(lambda: self.is_global_zero and to_universal(path, universal), universal)
-        with only_weights(universal), self._own_clipping_and_scaling():
+        with weights_only_loading(universal), self._own_clipping_and_scaling():
             state = self._load_universal(universal, weights_only)
         self.barrier()
         if self.is_global_zero:
-            discard(universal)
+            remove_partial(universal)
         return state
 
     @property
@@ -242,7 +243,7 @@ class DeepSpeed(DeepSpeedStrategy):
     @staticmethod
     def _loadable(checkpoint: dict[str, Any]) -> dict[str, Any]:
         """All but what DeepSpeed writes itself, whose classes are known when it is loaded."""
-        return loadable({k: v for k, v in checkpoint.items() if k not in ("state_dict", "optimizer_states")})
+        return to_plain_values({k: v for k, v in checkpoint.items() if k not in ("state_dict", "optimizer_states")})
 
     def _make_way(self, target: Path, partial: Path) -> None:
         if self.is_global_zero:
@@ -276,12 +277,12 @@ class DeepSpeed(DeepSpeedStrategy):
         try:
             action()
         except Exception as caught:  # whatever it is, the others must not wait
-            error = cannot_write(target, caught)
+            error = write_error(target, caught)
         everywhere: list[tuple[str, bool] | None] = [None] * self.world_size
-        torch.distributed.all_gather_object(everywhere, error and (str(error), isinstance(error, Unloadable)))
+        torch.distributed.all_gather_object(everywhere, error and (str(error), isinstance(error, UnloadableState)))
         if any(everywhere):
             message, unloadable = next(filter(None, everywhere))
-            raise error or (Unloadable if unloadable else UserError)(message)
+            raise error or (UnloadableState if unloadable else UserError)(message)
 
     def _shard_bytes(self) -> int:
         """About what this node's processes write: parameters, and float32 master copy and two moments by ZeRO."""
@@ -291,7 +292,7 @@ class DeepSpeed(DeepSpeedStrategy):
 
 def register() -> None:
     """Makes Lightning's DeepSpeed names mean :class:`DeepSpeed`."""
-    calm_deepspeed()  # reading the options of a strategy imports it
+    set_deepspeed_accelerator()  # reading the options of a strategy imports it
     for name, entry in StrategyRegistry.items():
         if entry["strategy"] is DeepSpeedStrategy:
             entry["strategy"] = DeepSpeed

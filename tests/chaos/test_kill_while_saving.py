@@ -16,7 +16,7 @@ def die_at(step: int, point: str) -> None:
     def die() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    write, save, replace, seal = trainer_io.write, torch.save, os.replace, integrity.SummedFile.seal
+    write, save, replace, seal = trainer_io.write, torch.save, os.replace, integrity.ChecksumFile.append_checksum
     now = []
 
     def watched_write(checkpoint, target):
@@ -34,7 +34,7 @@ def die_at(step: int, point: str) -> None:
             def flush(self):
                 file.flush()
 
-        save(content, Half() if isinstance(file, integrity.SummedFile) else file, **options)
+        save(content, Half() if isinstance(file, integrity.ChecksumFile) else file, **options)
 
     def sealed(file):
         seal(file)
@@ -50,7 +50,7 @@ def die_at(step: int, point: str) -> None:
     if point == "half":
         torch.save = half
     elif point == "sealed":
-        integrity.SummedFile.seal = sealed
+        integrity.ChecksumFile.append_checksum = sealed
     else:
         os.replace = replaced
 

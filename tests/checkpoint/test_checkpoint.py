@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from mm_lightning.checkpoint import (
-    COMMIT,
-    KEY,
+    COMMIT_FILE,
+    METADATA_KEY,
     check_architecture,
     commit_folder,
-    describe_network,
     find_checkpoint,
+    network_metadata,
 )
-from mm_lightning.checkpoint.trainer_io import WholeCheckpointIO
+from mm_lightning.checkpoint.trainer_io import AtomicCheckpointIO
 from mm_lightning.errors import UserError
 from mm_lightning.networks import MemoryMosaicConfig, TransformerConfig
 
@@ -25,7 +25,7 @@ SMALL = {"vocab_size": 8, "layers": 1, "dim": 4, "heads": 1, "persistent_dim": 4
 
 def write(path, **more):
     path.parent.mkdir(parents=True, exist_ok=True)
-    WholeCheckpointIO().save_checkpoint({"x": torch.ones(3), **more}, path)
+    AtomicCheckpointIO().save_checkpoint({"x": torch.ones(3), **more}, path)
     return path
 
 
@@ -55,7 +55,7 @@ def test_a_folder_is_whole_when_committed_and_complete(tmp_path):
         commit_folder(partial, target, 2, {"network": {}})
         assert find_checkpoint(target) == target
         assert os.listdir(tmp_path) == ["step=5.ckpt"]
-    assert json.loads((target / COMMIT).read_text())["files"] == {"shard": {"bytes": 5, "crc32": "cbf53a1c"}}
+    assert json.loads((target / COMMIT_FILE).read_text())["files"] == {"shard": {"bytes": 5, "crc32": "cbf53a1c"}}
     (target / "shard").write_bytes(b"123")
     with pytest.raises(UserError, match="not a whole checkpoint"):
         find_checkpoint(target)
@@ -82,7 +82,7 @@ def test_no_space(tmp_path, monkeypatch):
 
 def test_architectures_are_compared(tmp_path):
     config = MemoryMosaicConfig(**SMALL)
-    path = write(tmp_path / "step=1.ckpt", **{KEY: describe_network(config, None, None)})
+    path = write(tmp_path / "step=1.ckpt", **{METADATA_KEY: network_metadata(config, None, None)})
     check_architecture(path, config)
     check_architecture(path, MemoryMosaicConfig(**SMALL, long_term_delay=(1, 2), inference_delay=1))
     with pytest.raises(UserError, match="layers 1 instead of 2"):
@@ -95,9 +95,9 @@ def test_architectures_are_compared(tmp_path):
 
 def test_a_field_younger_than_the_checkpoint_has_its_default(tmp_path):
     config = MemoryMosaicConfig(**SMALL)
-    about = describe_network(config, None, None)
+    about = network_metadata(config, None, None)
     del about["network"]["fields"]["look_ahead"]
-    path = write(tmp_path / "step=1.ckpt", **{KEY: about})
+    path = write(tmp_path / "step=1.ckpt", **{METADATA_KEY: about})
     check_architecture(path, config)
     with pytest.raises(UserError, match="look_ahead True instead of False"):
         check_architecture(path, dataclasses.replace(config, look_ahead=False))

@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from mm_lightning.checkpoint import (
-    KEY,
-    PARTIAL,
+    METADATA_KEY,
+    PARTIAL_SUFFIX,
     commit_folder,
-    describe_network,
     integrity,
     load_network,
+    network_metadata,
     open_weights,
 )
-from mm_lightning.checkpoint.trainer_io import WholeCheckpointIO
+from mm_lightning.checkpoint.trainer_io import AtomicCheckpointIO
 from mm_lightning.cli import main
 from mm_lightning.networks import MemoryMosaicConfig
 
@@ -30,19 +30,19 @@ def network(tied: bool = False):
 
 
 def about(net) -> dict:
-    return describe_network(net.config, None, 16)
+    return network_metadata(net.config, None, 16)
 
 
 def plain(net, path):
     path.parent.mkdir(parents=True, exist_ok=True)
     state = {f"network.{name}": value for name, value in net.state_dict().items()}
-    WholeCheckpointIO().save_checkpoint({"state_dict": state, KEY: about(net)}, path)
+    AtomicCheckpointIO().save_checkpoint({"state_dict": state, METADATA_KEY: about(net)}, path)
     return path
 
 
 def sharded(net, path, stage: int, ranks: int = 3):
     """Shards of two groups of parameters, as ZeRO lays them out: written anew here, not by what is tested."""
-    partial = path.with_name(path.name + PARTIAL)
+    partial = path.with_name(path.name + PARTIAL_SUFFIX)
     (partial / "checkpoint").mkdir(parents=True)
     named = [(f"network.{name}", p.detach()) for name, p in net.named_parameters()]
     groups = [dict(named[::2]), dict(named[1::2])]
@@ -88,7 +88,7 @@ def test_consolidated_weights_are_the_same(tmp_path, capsys, kind, tied):
     assert main(["checkpoint", "compare", str(path), str(output)]) == 0
     assert "tensors are the same" in capsys.readouterr().out
     again = json.loads(output.read_bytes()[8 : 8 + int.from_bytes(output.read_bytes()[:8], "little")])["__metadata__"]
-    assert json.loads(again[KEY])["context_length"] == 16
+    assert json.loads(again[METADATA_KEY])["context_length"] == 16
 
 
 def test_a_safetensors_file_is_a_checkpoint_and_is_verified(tmp_path, capsys):
@@ -104,7 +104,7 @@ def test_a_safetensors_file_is_a_checkpoint_and_is_verified(tmp_path, capsys):
     for place in range(8, len(good), 5):
         output.write_bytes(good[:place] + bytes([good[place] ^ 4]) + good[place + 1 :])
         integrity._damage.cache_clear()
-        assert integrity.damage(output) is not None, place
+        assert integrity.find_damage(output) is not None, place
     output.write_bytes(good[:-1])
     assert main(["checkpoint", "verify", str(output)]) == 2
     assert "is truncated" in capsys.readouterr().out

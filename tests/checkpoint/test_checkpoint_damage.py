@@ -12,18 +12,18 @@ from runs import metrics
 from safetensors.torch import save_file
 
 from mm_lightning.checkpoint import (
-    COMMIT,
-    PARTIAL,
+    COMMIT_FILE,
+    PARTIAL_SUFFIX,
     commit_folder,
     find_checkpoint,
     integrity,
     open_weights,
-    read_about,
+    read_metadata,
     remove_leftovers,
 )
 from mm_lightning.checkpoint.safetensors_file import write_safetensors
-from mm_lightning.checkpoint.trainer_io import WholeCheckpointIO
-from mm_lightning.checkpoint.weights import Weights, unloadable
+from mm_lightning.checkpoint.trainer_io import AtomicCheckpointIO
+from mm_lightning.checkpoint.weights import Weights, load_error
 from mm_lightning.cli import main
 from mm_lightning.errors import UserError
 
@@ -31,7 +31,7 @@ from mm_lightning.errors import UserError
 def damage(path: Path, checksums: bool = True) -> str | None:
     """Read again each time: clocks of file systems are too coarse for how fast these tests change files."""
     integrity._damage.cache_clear()
-    return integrity.damage(path, checksums)
+    return integrity.find_damage(path, checksums)
 
 
 def is_whole(path: Path) -> bool:
@@ -40,12 +40,12 @@ def is_whole(path: Path) -> bool:
 
 def plain(path: Path, **more) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    WholeCheckpointIO().save_checkpoint({"x": torch.arange(5.0), "step": 3, **more}, path)
+    AtomicCheckpointIO().save_checkpoint({"x": torch.arange(5.0), "step": 3, **more}, path)
     return path
 
 
 def folder(path: Path) -> Path:
-    partial = path.with_name(path.name + PARTIAL)
+    partial = path.with_name(path.name + PARTIAL_SUFFIX)
     (partial / "checkpoint").mkdir(parents=True)
     for rank in range(2):
         torch.save({"rank": rank, "x": torch.ones(3)}, partial / "checkpoint" / f"rank_{rank}.pt")
@@ -111,10 +111,10 @@ def test_every_flipped_bit_of_a_folder_is_found_and_its_file_named(tmp_path):
         content[len(content) // 2] ^= 2
         (path / name).write_bytes(content)
         assert damage(path) is None
-    commit = (path / COMMIT).read_bytes()
+    commit = (path / COMMIT_FILE).read_bytes()
     for place, byte in enumerate(commit):
         if not chr(byte).isspace():
-            (path / COMMIT).write_bytes(commit[:place] + bytes([byte ^ 1]) + commit[place + 1 :])
+            (path / COMMIT_FILE).write_bytes(commit[:place] + bytes([byte ^ 1]) + commit[place + 1 :])
             assert not is_whole(path), place
 
 
@@ -129,10 +129,10 @@ def test_a_missing_or_short_shard_is_named(tmp_path):
 def test_leftovers_are_never_chosen_and_go_away(tmp_path, capsys):
     place = tmp_path / "0" / "checkpoints"
     good = plain(place / "step=3.ckpt")
-    plain(place / "step=6.ckpt").rename(place / f"step=6.ckpt{PARTIAL}")
-    (place / f"step=9.ckpt.old{PARTIAL}").mkdir()
+    plain(place / "step=6.ckpt").rename(place / f"step=6.ckpt{PARTIAL_SUFFIX}")
+    (place / f"step=9.ckpt.old{PARTIAL_SUFFIX}").mkdir()
     assert find_checkpoint(tmp_path) == good
-    assert "is partial" in str(fails(find_checkpoint, place / f"step=6.ckpt{PARTIAL}"))
+    assert "is partial" in str(fails(find_checkpoint, place / f"step=6.ckpt{PARTIAL_SUFFIX}"))
     assert [p.name for p in remove_leftovers(place)] == ["step=6.ckpt.partial", "step=9.ckpt.old.partial"]
     assert os.listdir(place) == ["step=3.ckpt"]
 
@@ -145,7 +145,7 @@ def test_resume_passes_over_what_is_damaged(tiny, tmp_path, capsys):
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 64
     newest.write_bytes(content)
-    (run / "checkpoints" / f"step=5.ckpt{PARTIAL}").write_bytes(content[:100])
+    (run / "checkpoints" / f"step=5.ckpt{PARTIAL_SUFFIX}").write_bytes(content[:100])
     capsys.readouterr()
     assert main(["fit", "--config", str(tiny), "--resume"]) == 0
     said = capsys.readouterr()
@@ -175,9 +175,9 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
     refused = (
         f"holds more than tensors and plain values, which could run code: it is refused ({os.mkdir.__module__}.mkdir)"
     )
-    assert unloadable(path) == refused
+    assert load_error(path) == refused
     assert "could run code: it is refused" in str(fails(find_checkpoint, path))
-    for read in (read_about, open_weights, WholeCheckpointIO().load_checkpoint):
+    for read in (read_metadata, open_weights, AtomicCheckpointIO().load_checkpoint):
         assert "could run code: it is refused" in str(fails(read, path))
     assert not evil.exists()
     pickle.loads(pickle.dumps(Malicious(evil)))
@@ -186,14 +186,14 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
 
 def test_shards_that_would_run_code_are_refused(tmp_path):
     evil = tmp_path / "evil"
-    partial = tmp_path / f"step=1.ckpt{PARTIAL}"
+    partial = tmp_path / f"step=1.ckpt{PARTIAL_SUFFIX}"
     (partial / "checkpoint").mkdir(parents=True)
     torch.save({"param_shapes": Malicious(evil)}, partial / "checkpoint" / "mp_rank_00_model_states.pt")
     torch.save({}, partial / "checkpoint" / "zero_pp_rank_0_mp_rank_00_optim_states.pt")
     commit_folder(partial, tmp_path / "step=1.ckpt", 1, {})
     path = tmp_path / "step=1.ckpt"
     assert damage(path) is None
-    assert unloadable(path).startswith("cannot be loaded (checkpoint/mp_rank_00_model_states.pt holds more than")
+    assert load_error(path).startswith("cannot be loaded (checkpoint/mp_rank_00_model_states.pt holds more than")
     assert main(["checkpoint", "verify", str(path)]) == 2
     assert "could run code: it is refused" in str(fails(open_weights, path))
     assert not evil.exists()
@@ -245,7 +245,7 @@ def test_a_fingerprint_sees_every_byte_of_a_large_checkpoint(tmp_path, monkeypat
         elif kind == "foreign.ckpt":
             torch.save({"x": x}, path)
         elif kind == "folder":
-            partial = path.with_name(path.name + PARTIAL)
+            partial = path.with_name(path.name + PARTIAL_SUFFIX)
             (partial / "checkpoint").mkdir(parents=True)
             torch.save({"x": x}, partial / "checkpoint" / "rank_0.pt")
             commit_folder(partial, path, 1, {})

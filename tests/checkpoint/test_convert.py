@@ -11,8 +11,8 @@ from resuming import Case, steps, together, tokens
 from runs import metrics
 from test_checkpoint_commands import about, network, plain, sharded
 
-from mm_lightning.checkpoint import KEY, PARTIAL, commit_folder, damage, only_weights
-from mm_lightning.checkpoint.universal import KEPT
+from mm_lightning.checkpoint import METADATA_KEY, PARTIAL_SUFFIX, commit_folder, find_damage, weights_only_loading
+from mm_lightning.checkpoint.universal import PROGRESS_ENTRIES
 from mm_lightning.cli import main
 from mm_lightning.errors import UserError
 from mm_lightning.training.resolve_checkpoint import check_resumable
@@ -23,7 +23,7 @@ KINDS = {"fp32": lambda p: p, "exp_avg": lambda p: -p, "exp_avg_sq": lambda p: p
 
 def universal(net, path, stage: int):
     """The universal form as DeepSpeed lays it out, after five steps: written anew here, not by what is tested."""
-    partial = path.with_name(path.name + PARTIAL)
+    partial = path.with_name(path.name + PARTIAL_SUFFIX)
     zero = partial / "checkpoint" / "zero"
     named = {f"network.{name}": p.detach() for name, p in net.named_parameters()}
     groups = [{n: p for n, p in named.items() if (p.ndim > 1) == matrices} for matrices in (True, False)]
@@ -42,8 +42,8 @@ def universal(net, path, stage: int):
         "param_shapes": [{name: p.shape for name, p in group.items()} for group in groups],
         "module": {name: p.bfloat16() for name, p in named.items()},
         "ds_version": "0.19.8",
-        **dict.fromkeys(KEPT, 5),
-        KEY: about(net),
+        **dict.fromkeys(PROGRESS_ENTRIES, 5),
+        METADATA_KEY: about(net),
     }
     torch.save(states, partial / "checkpoint" / "mp_rank_00_model_states.pt")
     commit_folder(partial, path, 2, about(net))
@@ -56,10 +56,13 @@ def test_a_plain_file_of_the_universal_form(tmp_path, stage, tied):
     net = network(tied)
     source, output = universal(net, tmp_path / "step=5.universal", stage), tmp_path / "step=5.ckpt"
     assert main(["checkpoint", "convert", str(source), "--output", str(output)]) == 0
-    assert damage(output) is None
+    assert find_damage(output) is None
     found = torch.load(output, weights_only=True)
-    assert found.keys() == {*KEPT, "state_dict", "optimizer_states"}
-    assert {name: found[name] for name in KEPT} == {**dict.fromkeys(KEPT, 5), KEY: about(net)}
+    assert found.keys() == {*PROGRESS_ENTRIES, "state_dict", "optimizer_states"}
+    assert {name: found[name] for name in PROGRESS_ENTRIES} == {
+        **dict.fromkeys(PROGRESS_ENTRIES, 5),
+        METADATA_KEY: about(net),
+    }
     # weights in float32, under every name that they have in a run's own file
     wanted = net.state_dict()
     assert list(found["state_dict"]) == [f"network.{name}" for name in wanted]
@@ -186,7 +189,7 @@ def test_weights_in_bf16_come_from_their_float32_copies(tiny, tmp_path, stage):
 def assert_holds_the_shards(file, folder, stage: int) -> None:
     """Every tensor of the file is what lies, in pieces, in the shards of two processes."""
     plain_file = torch.load(file, weights_only=True)
-    with only_weights(folder):
+    with weights_only_loading(folder):
         files = [next((folder / "checkpoint").glob(f"*_rank_{rank}_*optim_states.pt")) for rank in range(2)]
         shards = [torch.load(part)["optimizer_state_dict"] for part in files]
         model = torch.load(next((folder / "checkpoint").glob("*model_states.pt")))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from mm_lightning.checkpoint.plain_values import Unloadable, loadable
+from mm_lightning.checkpoint.plain_values import UnloadableState, to_plain_values
 from mm_lightning.checkpoint.writing import load, snapshot, write
 
 
@@ -60,7 +60,7 @@ CONVERTED = [
 
 @pytest.mark.parametrize(("value", "plain"), CONVERTED)
 def test_what_is_converted(value, plain):
-    result = loadable({"x": [value]})["x"][0]
+    result = to_plain_values({"x": [value]})["x"][0]
     assert result == plain
     assert type(result) is type(plain)
 
@@ -70,10 +70,10 @@ def test_what_is_converted(value, plain):
 )
 def test_arrays_become_tensors(dtype):
     array = np.array([[1, 0], [2, 5]]).astype(dtype)[:, ::-1]
-    tensor = loadable({"x": array})["x"]
+    tensor = to_plain_values({"x": array})["x"]
     assert np.array_equal(tensor.numpy(), array)
     assert tensor.numpy().dtype == array.dtype.newbyteorder("=")
-    assert loadable({"x": np.array(5.0)})["x"].shape == ()
+    assert to_plain_values({"x": np.array(5.0)})["x"].shape == ()
 
 
 def test_what_is_plain_stays_the_same_object():
@@ -85,9 +85,9 @@ def test_what_is_plain_stays_the_same_object():
         "parameter": torch.nn.Parameter(torch.ones(2)),
     }
     kept["itself"] = kept["x"]
-    assert loadable(kept) is kept
+    assert to_plain_values(kept) is kept
     shared = [np.int64(1)]
-    converted = loadable({**kept, "a": shared, "b": {"c": shared}})
+    converted = to_plain_values({**kept, "a": shared, "b": {"c": shared}})
     assert converted["state_dict"] is state
     assert converted["a"] is converted["b"]["c"]
 
@@ -124,7 +124,7 @@ def deep():
 )
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_what_is_written_is_what_is_read(tmp_path, value, asynchronous):
-    values = loadable({"x": [value]})
+    values = to_plain_values({"x": [value]})
     write(snapshot(values) if asynchronous else values, tmp_path / "step=1.ckpt")
     read = load(tmp_path / "step=1.ckpt")["x"][0]
     assert type(read) is type(value)
@@ -153,5 +153,5 @@ def test_a_copy_keeps_the_versions_of_a_state_dict():
     ],
 )
 def test_what_is_refused_is_named(checkpoint, words):
-    with pytest.raises(Unloadable, match=words):
-        loadable({"state_dict": {"x": torch.ones(2)}, **checkpoint})
+    with pytest.raises(UnloadableState, match=words):
+        to_plain_values({"state_dict": {"x": torch.ones(2)}, **checkpoint})

@@ -19,9 +19,9 @@ import yaml
 from runs import metrics
 
 from mm_lightning.callbacks import Checkpoints, checkpoints
-from mm_lightning.checkpoint import damage, find_checkpoint, trainer_io, writing
-from mm_lightning.checkpoint.integrity import SummedFile
-from mm_lightning.checkpoint.trainer_io import WholeCheckpointIO
+from mm_lightning.checkpoint import find_checkpoint, find_damage, trainer_io, writing
+from mm_lightning.checkpoint.integrity import ChecksumFile
+from mm_lightning.checkpoint.trainer_io import AtomicCheckpointIO
 from mm_lightning.checkpoint.writing import snapshot
 from mm_lightning.cli import main
 from mm_lightning.errors import UserError
@@ -96,7 +96,7 @@ def test_a_full_disk_stops_training(tiny, tmp_path, monkeypatch, capsys, asynchr
     assert "Earlier checkpoints are untouched" in error
     folder = tmp_path / "run" / "0"
     assert os.listdir(folder / "checkpoints") == ["step=2.ckpt"]
-    assert damage(folder / "checkpoints" / "step=2.ckpt") is None
+    assert find_damage(folder / "checkpoints" / "step=2.ckpt") is None
 
 
 def test_a_full_disk_is_waited_out(tiny, tmp_path, monkeypatch, capsys):
@@ -126,7 +126,7 @@ def test_at_most_one_is_being_written(tmp_path, monkeypatch):
         writing_now.remove(target)
 
     monkeypatch.setattr(trainer_io, "write", slow)
-    io = WholeCheckpointIO()
+    io = AtomicCheckpointIO()
     io.asynchronous = True
     for step in range(4):
         io.save_checkpoint({}, tmp_path / f"{step}.ckpt")
@@ -155,19 +155,19 @@ def test_no_error_of_the_thread_that_writes_is_lost(tmp_path, monkeypatch, error
     def fail(*args):
         raise error
 
-    io = WholeCheckpointIO()
+    io = AtomicCheckpointIO()
     io.asynchronous = True
     io.save_checkpoint({"x": 1}, tmp_path / "step=1.ckpt")
     assert io.finish() is None
     with monkeypatch.context() as patch:
-        patch.setattr(SummedFile, "seal", fail)
+        patch.setattr(ChecksumFile, "append_checksum", fail)
         io.save_checkpoint({"x": 1}, tmp_path / "step=2.ckpt")
         io._join()
     words = error.args[1] if isinstance(error, OSError) else type(error).__name__
     with pytest.raises(UserError, match=f"cannot write the checkpoint .*step=2.ckpt: {words}"):
         io.save_checkpoint({"x": 1}, tmp_path / "step=3.ckpt")
     assert os.listdir(tmp_path) == ["step=1.ckpt"]
-    monkeypatch.setattr(SummedFile, "seal", fail)
+    monkeypatch.setattr(ChecksumFile, "append_checksum", fail)
     io.save_checkpoint({"x": 1}, tmp_path / "step=4.ckpt")
     with pytest.raises(UserError, match=r"step=4\.ckpt"):
         io.teardown()  # of a trainer whose callbacks have not asked
@@ -175,7 +175,7 @@ def test_no_error_of_the_thread_that_writes_is_lost(tmp_path, monkeypatch, error
 
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_an_error_of_any_class_ends_the_run(tiny, tmp_path, monkeypatch, capsys, asynchronous):
-    seal, sealed = SummedFile.seal, []
+    seal, sealed = ChecksumFile.append_checksum, []
 
     def fail(self):
         sealed.append(self)
@@ -183,7 +183,7 @@ def test_an_error_of_any_class_ends_the_run(tiny, tmp_path, monkeypatch, capsys,
             raise KeyError("a mistake")
         seal(self)
 
-    monkeypatch.setattr(SummedFile, "seal", fail)
+    monkeypatch.setattr(ChecksumFile, "append_checksum", fail)
     assert fit(tiny, every_n_steps=2, asynchronous=asynchronous) == 2
     assert "step=4.ckpt: KeyError: 'a mistake'. Earlier checkpoints are untouched" in capsys.readouterr().err
     assert os.listdir(tmp_path / "run" / "0" / "checkpoints") == ["step=2.ckpt"]
@@ -192,22 +192,22 @@ def test_an_error_of_any_class_ends_the_run(tiny, tmp_path, monkeypatch, capsys,
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_what_is_written_is_loaded_before_it_gets_its_name(tmp_path, monkeypatch, asynchronous):
     """A file system that loses what it was given."""
-    io = WholeCheckpointIO()
+    io = AtomicCheckpointIO()
     io.asynchronous, io.keeps_errors = asynchronous, True
-    seal = SummedFile.seal
+    seal = ChecksumFile.append_checksum
 
     def lose(self):
         seal(self)
         os.truncate(self.file.fileno(), 200)
 
-    monkeypatch.setattr(SummedFile, "seal", lose)
+    monkeypatch.setattr(ChecksumFile, "append_checksum", lose)
     io.save_checkpoint({"x": torch.ones(300)}, tmp_path / "step=1.ckpt")
     assert "what was written cannot be loaded again" in str(io.finish())
     assert os.listdir(tmp_path) == []
 
 
 def test_permission_and_a_vanished_folder(tmp_path):
-    io = WholeCheckpointIO()
+    io = AtomicCheckpointIO()
     (tmp_path / "checkpoints").write_text("a file in the way")
     with pytest.raises(
         UserError, match=r"cannot write the checkpoint .*File exists.*Earlier checkpoints are untouched"
@@ -316,12 +316,12 @@ def test_a_path_that_vanishes(tiny, tmp_path, monkeypatch, capsys, vanished, asy
         assert status == 2
         assert told.err.count("\n") == 1
         assert "cannot write the checkpoint" in told.err
-        assert damage(rescued / "step=2.ckpt") is None
+        assert find_damage(rescued / "step=2.ckpt") is None
         return
     assert status == 0
     assert told.out.count("training goes on, with no new checkpoint: cannot write the checkpoint") == 1
     assert saved(run) == [2, 8]
-    assert damage(run / "checkpoints" / "step=2.ckpt") is None
+    assert find_damage(run / "checkpoints" / "step=2.ckpt") is None
     assert list(metrics(run)) == list(range(1, 9))
     assert told.out.count("its lines are kept in memory until that is possible") == (vanished == ".")
 

@@ -10,7 +10,7 @@ from launch import mm
 from runs import metrics
 from tiny_run import TINY
 
-from mm_lightning.checkpoint import KEY
+from mm_lightning.checkpoint import METADATA_KEY
 from mm_lightning.checkpoint.trained_tokens import tokens_at
 from mm_lightning.cli import main
 from mm_lightning.data.tokenizer import load_tokenizer
@@ -49,7 +49,7 @@ def test_sessions_of_different_steps_add_up(spied):
     assert metrics(run, "train/tokens") == {step: COUNTED[step] for step in (2, 4, 6)}
     for step, tokens in COUNTED.items():
         checkpoint = run / "checkpoints" / f"step={step}.ckpt"
-        assert torch.load(checkpoint, weights_only=True)[KEY]["tokens"] == tokens
+        assert torch.load(checkpoint, weights_only=True)[METADATA_KEY]["tokens"] == tokens
         assert origin(checkpoint)["training_tokens"] == tokens
     assert json.loads((run / "finished.json").read_text())["tokens"] == 1664
     (found,) = read_study([spied / "run"]).runs
@@ -77,7 +77,7 @@ def test_checkpoints_of_earlier_versions_had_steps_of_one_size(spied, tmp_path):
     shutil.copytree(spied / "run" / "0", run, ignore=shutil.ignore_patterns("step=[4-7].ckpt"))
     path = run / "checkpoints" / "step=3.ckpt"
     checkpoint = torch.load(path, weights_only=True)
-    del checkpoint[KEY]["tokens"]
+    del checkpoint[METADATA_KEY]["tokens"]
     torch.save(checkpoint, path)
     fit = ["fit", "--config", str(spied / "tiny.yaml"), "--run", str(tmp_path / "run"), "--resume"]
     assert main([*fit, "--trainer.max_steps", "4", *OTHER]) == 0

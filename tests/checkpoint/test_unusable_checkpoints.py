@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mm_lightning.checkpoint import KEY, describe_network
-from mm_lightning.checkpoint.trainer_io import WholeCheckpointIO
+from mm_lightning.checkpoint import METADATA_KEY, network_metadata
+from mm_lightning.checkpoint.trainer_io import AtomicCheckpointIO
 from mm_lightning.cli import main
 from mm_lightning.networks import MemoryMosaicConfig
 
@@ -24,8 +24,8 @@ def saved(path: Path, **more) -> Path:
     """A checkpoint without a tokenizer."""
     network = MemoryMosaicConfig(**SMALL, inference_delay=1).build()
     state = {f"network.{name}": value for name, value in network.state_dict().items()}
-    about = {**describe_network(network.config, None, 16), **more}
-    WholeCheckpointIO().save_checkpoint({"state_dict": state, KEY: about}, path)
+    about = {**network_metadata(network.config, None, 16), **more}
+    AtomicCheckpointIO().save_checkpoint({"state_dict": state, METADATA_KEY: about}, path)
     return path
 
 
@@ -58,7 +58,7 @@ def test_a_torn_file(tmp_path, capsys, command):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_network_of_a_newer_version(tmp_path, capsys, command):
-    network = describe_network(MemoryMosaicConfig(**SMALL), None, None)["network"]
+    network = network_metadata(MemoryMosaicConfig(**SMALL), None, None)["network"]
     fields = {**network["fields"], "gyration": 3, "twist": "left"}
     path = saved(tmp_path / "step=5.ckpt", version="9.1", network={**network, "fields": fields})
     line = complain(capsys, command, path)
@@ -70,8 +70,8 @@ def test_a_run_of_a_newer_version_is_not_resumed(tiny, tmp_path, capsys):
     assert main(["fit", "--config", str(tiny)]) == 0
     path = tmp_path / "run" / "0" / "checkpoints" / "step=6.ckpt"
     content = torch.load(path, weights_only=True)
-    content[KEY]["network"]["fields"]["gyration"] = 3
-    WholeCheckpointIO().save_checkpoint(content, path)
+    content[METADATA_KEY]["network"]["fields"]["gyration"] = 3
+    AtomicCheckpointIO().save_checkpoint(content, path)
     assert main(["fit", "--config", str(tiny), "--resume", "--trainer.max_steps", "9"]) == 2
     assert "holds a MemoryMosaic with gyration" in capsys.readouterr().err
 

@@ -5,7 +5,7 @@ import pytest
 import yaml
 from lightning.pytorch.loggers import CSVLogger
 
-from mm_lightning.checkpoint.run_folder import numbered
+from mm_lightning.checkpoint.run_folder import numbered_runs
 from mm_lightning.cli import COMMANDS, TRAINING, main
 
 CANARY = "c4n4ry"
@@ -92,7 +92,7 @@ def test_a_secret_goes_nowhere(tmp_path, monkeypatch, capfd):
     mm("data", "prepare", f"http://me:{CANARY}@127.0.0.1:9/c.txt", "--output", "no", *prepare, status=2)
     mm("tokenizer", "train", SOURCE, "--output", "t.json", "--vocab_size", "260")
     mm("fit", "--config", config)
-    run = numbered(tmp_path / "runs")[0]
+    run = numbered_runs(tmp_path / "runs")[0]
     said = capfd.readouterr()
     mm("fit", "--config", config, "--resume", "--trainer.max_steps", "3")
     # alone, it is the key that has to be given again; not the source, whose data lie there

@@ -170,11 +170,11 @@ def has_checkpoint(folder: Path) -> bool:
 
 def same_state(one: Path, other: Path) -> None:
     """Asserts that two checkpoints hold the same weights and optimiser state, bit for bit."""
-    from mm_lightning.checkpoint import only_weights
+    from mm_lightning.checkpoint import weights_only_loading
 
     files = [p.relative_to(one) for p in sorted(one.rglob("*.pt"))] if one.is_dir() else [Path()]
     for name in files:
-        with only_weights(one):
+        with weights_only_loading(one):
             states = [torch.load(folder / name, map_location="cpu") for folder in (one, other)]
         found, wanted = ({**tensors(state)} for state in states)
         assert found.keys() == wanted.keys()

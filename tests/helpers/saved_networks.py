@@ -5,8 +5,8 @@ import dataclasses
 import torch
 from byte_networks import build
 
-from mm_lightning.checkpoint import KEY, describe_network, describe_tokenizer
-from mm_lightning.checkpoint.trainer_io import WholeCheckpointIO
+from mm_lightning.checkpoint import METADATA_KEY, network_metadata, tokenizer_metadata
+from mm_lightning.checkpoint.trainer_io import AtomicCheckpointIO
 from mm_lightning.data.tokenizer import load_tokenizer
 
 TRAINED = 64
@@ -22,17 +22,19 @@ def save(name, folder, **fields):
         network = config.build().eval()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "step=1.ckpt"
-    about = describe_network(config, describe_tokenizer(load_tokenizer("bytes")), TRAINED)
+    about = network_metadata(config, tokenizer_metadata(load_tokenizer("bytes")), TRAINED)
     state = {f"network.{key}": value for key, value in network.state_dict().items()}
-    torch.save({"state_dict": state, KEY: about}, path)
+    torch.save({"state_dict": state, METADATA_KEY: about}, path)
     return path, network
 
 
 def save_run(folder, name, tokenizer="bytes"):
     """A run folder that holds a network, in float32."""
     network = build(name).float()
-    described = describe_tokenizer(load_tokenizer(tokenizer)) if tokenizer else None
-    about = describe_network(network.config, described, TRAINED)
+    described = tokenizer_metadata(load_tokenizer(tokenizer)) if tokenizer else None
+    about = network_metadata(network.config, described, TRAINED)
     weights = {f"network.{name}": x for name, x in network.state_dict().items()}
-    WholeCheckpointIO().save_checkpoint({"state_dict": weights, KEY: about}, folder / "checkpoints" / "step=20.ckpt")
+    AtomicCheckpointIO().save_checkpoint(
+        {"state_dict": weights, METADATA_KEY: about}, folder / "checkpoints" / "step=20.ckpt"
+    )
     return folder

@@ -124,9 +124,9 @@ def test_v1_computes_what_the_published_equations_say(banks, bias, tmp_path):
 
 
 def json_network(run):
-    from mm_lightning.checkpoint import read_about
+    from mm_lightning.checkpoint import read_metadata
 
-    return read_about(find_checkpoint(run))["network"]["fields"]
+    return read_metadata(find_checkpoint(run))["network"]["fields"]
 
 
 @pytest.mark.parametrize("key_scale", [0.56, 0.7, 1.1, 1.3])  # exponents of keys, cut at 11.09 in the published code

@@ -14,7 +14,7 @@ import yaml
 from launch import mm
 from runs import metrics
 
-from mm_lightning.checkpoint import KEY
+from mm_lightning.checkpoint import METADATA_KEY
 from mm_lightning.cli import main
 from mm_lightning.data import Manifest
 from mm_lightning.data.prepare import PrepareConfig, prepare
@@ -26,7 +26,7 @@ from mm_lightning.training.strategies import DeepSpeed
 def test_what_has_changed_is_named(tiny, tmp_path, prepared, capsys):
     assert main(["fit", "--config", str(tiny)]) == 0
     checkpoint = tmp_path / "run" / "0" / "checkpoints" / "step=6.ckpt"
-    about = torch.load(checkpoint, weights_only=True)[KEY]["data"]
+    about = torch.load(checkpoint, weights_only=True)[METADATA_KEY]["data"]
     manifest = Manifest.load(prepared)
     prints = {"content": manifest.content[:12], "fingerprint": manifest.fingerprint[:12]}
     assert about == {**prints, "context_length": 32, "global_batch_size": 8, "seed": 1}

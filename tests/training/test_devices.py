@@ -2,7 +2,7 @@
 
 import pytest
 
-from mm_lightning.checkpoint import checkpoints_of
+from mm_lightning.checkpoint import list_checkpoints
 from mm_lightning.cli import main
 from mm_lightning.errors import UserError
 from mm_lightning.training.check_config import check_devices
@@ -73,5 +73,5 @@ def test_a_conversion_is_not_the_newest_of_its_run(tmp_path):
     folder.mkdir()
     for name in ("step=5.ckpt", "plain-step=5.ckpt", "step=10.ckpt", "plain-step=10.ckpt"):
         (folder / name).touch()
-    names = [path.name for path in checkpoints_of(tmp_path)]
+    names = [path.name for path in list_checkpoints(tmp_path)]
     assert names == ["step=10.ckpt", "step=5.ckpt", "plain-step=10.ckpt", "plain-step=5.ckpt"]

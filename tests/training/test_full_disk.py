@@ -15,7 +15,7 @@ import yaml
 from runs import metrics
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mm_lightning.checkpoint import damage
+from mm_lightning.checkpoint import find_damage
 from mm_lightning.checkpoint.run_folder import RunFolder
 from mm_lightning.cli import main
 from mm_lightning.errors import UserError
@@ -82,7 +82,7 @@ def times(said: str, thing: str) -> int:
 
 def whole_run(run: Path) -> None:
     assert list(metrics(run)) == list(range(1, 9))
-    assert damage(run / "checkpoints" / "step=8.ckpt") is None
+    assert find_damage(run / "checkpoints" / "step=8.ckpt") is None
     assert yaml.safe_load((run / "config.yaml").read_text())["trainer"]["max_steps"] == 8
     assert json.loads((run / "environment.json").read_text())["command"]
     assert json.loads((run / "finished.json").read_text())["step"] == 8
@@ -137,7 +137,7 @@ def test_a_full_disk_ends_a_run_that_is_to_stop_with_one_line(tiny, monkeypatch,
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "no space left to write the checkpoint" in error
-    assert damage(disk / "run" / "0" / "checkpoints" / "step=2.ckpt") is None
+    assert find_damage(disk / "run" / "0" / "checkpoints" / "step=2.ckpt") is None
     with pytest.raises(OSError, match="No space left"):
         append(disk / "run" / "0" / "metrics.jsonl", b"x" * 9000)
     assert list(metrics(disk / "run" / "0")) == [1, 2, 3]  # all lines are whole
@@ -161,7 +161,7 @@ def test_a_signal_on_a_full_disk(tiny, monkeypatch, capsys, disk):
     error = capsys.readouterr().err
     assert "no space left to write the checkpoint" in error.splitlines()[-1]
     assert not (disk / "run" / "0" / "preempted.json").exists()
-    assert damage(disk / "run" / "0" / "checkpoints" / "step=2.ckpt") is None
+    assert find_damage(disk / "run" / "0" / "checkpoints" / "step=2.ckpt") is None
 
 
 TRAIN = """
@@ -185,7 +185,7 @@ def test_no_temporary_file_outside_the_run_folder(tiny, tmp_path, monkeypatch):
     at_steps(monkeypatch, {1: full, 3: lambda: os.kill(os.getpid(), signal.SIGTERM)})
     assert main(["fit", "--config", str(tiny)]) == 85
     run = tmp_path / "run" / "0"
-    assert damage(run / "checkpoints" / "step=4.ckpt") is None
+    assert find_damage(run / "checkpoints" / "step=4.ckpt") is None
     assert [path.name for path in (run / "profile").iterdir()] == ["steps-2-2_rank-0.pt.trace.json.gz"]
     monkeypatch.setattr(tempfile, "tempdir", None)
     for command in (["verify", str(run)], ["consolidate", str(run), "--output", str(tmp_path / "w.safetensors")]):

@@ -7,7 +7,7 @@ from collections import Counter
 import yaml
 from resuming import Killed
 
-from mm_lightning.checkpoint.run_folder import RunFolder, board_folder
+from mm_lightning.checkpoint.run_folder import RunFolder, tensorboard_folder
 from mm_lightning.cli import main
 from mm_lightning.training.loggers import MetricsFile, board_tag
 
@@ -16,7 +16,7 @@ def tensorboard(folder) -> dict[str, list[int]]:
     """The steps of each tag, as TensorBoard shows them."""
     from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(board_folder(folder)), {"tensors": 0}).Reload()
+    events = EventAccumulator(str(tensorboard_folder(folder)), {"tensors": 0}).Reload()
     return {tag: [event.step for event in events.Tensors(tag)] for tag in events.Tags()["tensors"]}
 
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from runs import metrics
 
-from mm_lightning.checkpoint import find_checkpoint, load_network, read_about
+from mm_lightning.checkpoint import find_checkpoint, load_network, read_metadata
 from mm_lightning.cli import main
 from mm_lightning.data import Manifest, load_tokenizer
 from mm_lightning.evaluation.long_documents import of_run
@@ -91,7 +91,7 @@ def test_a_run_and_what_is_read_from_it(config, tmp_path, prepared, other, monke
     held_out = sum(Manifest.load(path).splits["validation"].documents for path in (prepared, other))
     assert len(of_run(checkpoint, load_tokenizer(prepared)).parts) == held_out
 
-    card = model_card(checkpoint, read_about(checkpoint), load_network(checkpoint)[0], True)
+    card = model_card(checkpoint, read_metadata(checkpoint), load_network(checkpoint)[0], True)
     assert "| 25.0% of the training sequences |" in card
     assert all(Manifest.load(path).fingerprint in card for path in (prepared, other))
 

@@ -4,7 +4,7 @@ import pytest
 from launch import mm
 from runs import metrics
 
-from mm_lightning.checkpoint import COMMIT, find_checkpoint, load_network
+from mm_lightning.checkpoint import COMMIT_FILE, find_checkpoint, load_network
 from mm_lightning.cli import main
 
 
@@ -41,7 +41,7 @@ def test_zero_equals_one_process(tiny, tmp_path, stage):
     folder, _ = train_together(tiny, tmp_path, f"deepspeed_stage_{stage}")
     assert_same(alone, folder)
     checkpoint = find_checkpoint(folder)
-    assert (checkpoint / COMMIT).is_file()
+    assert (checkpoint / COMMIT_FILE).is_file()
     # DeepSpeed's universal form holds the same weights, and so does one file
     forms = [str(tmp_path / name) for name in ("step=6.universal", "weights.safetensors")]
     for command, form in zip(("convert", "consolidate"), forms, strict=True):

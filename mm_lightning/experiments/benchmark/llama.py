@@ -18,9 +18,9 @@ def build_llama(config: NetworkConfig) -> Any:
         UserError: `transformers` is not installed.
     """
     try:
-        from mm_lightning.checkpoint import calm_deepspeed
+        from mm_lightning.checkpoint import set_deepspeed_accelerator
 
-        calm_deepspeed()  # which transformers imports
+        set_deepspeed_accelerator()  # which transformers imports
         from transformers import LlamaConfig, LlamaForCausalLM
     except ImportError as error:
         raise UserError(

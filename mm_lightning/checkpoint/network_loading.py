@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mm_lightning.checkpoint.discovery import find_checkpoint
-from mm_lightning.checkpoint.weights import open_weights, read_about
+from mm_lightning.checkpoint.weights import open_weights, read_metadata
 from mm_lightning.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mm_lightning.networks import Network, NetworkConfig
 
 
-def describe_network(config: NetworkConfig, tokenizer: dict[str, Any] | None, context_length: int | None) -> dict:
+def network_metadata(config: NetworkConfig, tokenizer: dict[str, Any] | None, context_length: int | None) -> dict:
     """What a checkpoint says of its network, in plain types, under the key `mm_lightning`."""
     from mm_lightning import __version__
 
@@ -26,7 +26,7 @@ def describe_network(config: NetworkConfig, tokenizer: dict[str, Any] | None, co
     return {"version": __version__, "network": network, "tokenizer": tokenizer, "context_length": context_length}
 
 
-def describe_tokenizer(tokenizer: Tokenizer) -> dict[str, str]:
+def tokenizer_metadata(tokenizer: Tokenizer) -> dict[str, str]:
     """What a checkpoint says of the tokenizer: enough to make it again."""
     return {"name": tokenizer.name, "sha256": tokenizer.sha256, "json": tokenizer.to_json()}
 
@@ -56,7 +56,7 @@ def network_config(about: dict[str, Any], path: Path | None = None) -> NetworkCo
         raise UserError(f"{path or 'a checkpoint'} cannot be read: {error}") from error
 
 
-FREE = frozenset(
+CHANGEABLE_FIELDS = frozenset(
     {
         "norm_eps",
         "dropout",
@@ -82,7 +82,7 @@ def check_architecture(path: Path, config: NetworkConfig, fewer_levels: bool = F
     Raises:
         UserError: they differ; it names how.
     """
-    about, wanted = read_about(path), config.described()
+    about, wanted = read_metadata(path), config.described()
     saved = about["network"]
     if saved["class"] != wanted["class"]:
         raise UserError(
@@ -92,7 +92,11 @@ def check_architecture(path: Path, config: NetworkConfig, fewer_levels: bool = F
     # A field younger than the checkpoint had what is now its default.
     before = network_config(about, path).described()["fields"]
     now = wanted["fields"]
-    different = [f"{k} {before.get(k)} instead of {v}" for k, v in now.items() if k not in FREE and before.get(k) != v]
+    different = [
+        f"{k} {before.get(k)} instead of {v}"
+        for k, v in now.items()
+        if k not in CHANGEABLE_FIELDS and before.get(k) != v
+    ]
     removed = set(before.get("levels", [])) > set(now["levels"])
     if fewer_levels and removed:
         different = [line for line in different if not line.startswith("levels ")]
@@ -112,16 +116,16 @@ def load_weights(network: Network, path: Path, rank: int = 0) -> None:
     check_architecture(path, network.config, fewer_levels=True)
     partitioned = any(hasattr(p, "ds_id") for p in network.parameters())
     weights = open_weights(path) if rank == 0 or not partitioned else None
-    levels = read_about(path)["network"]["fields"].get("levels", [])
+    levels = read_metadata(path)["network"]["fields"].get("levels", [])
     for name, parameter in network.named_parameters():
         with _gathered(parameter) if partitioned else contextlib.nullcontext(), torch.no_grad():
             if weights is not None:
                 if name not in weights:
                     raise UserError(f"checkpoint {path} lacks the parameter {name}: it is of another network")
-                parameter.copy_(keep_levels(name, weights[name], levels, network.config))
+                parameter.copy_(select_levels(name, weights[name], levels, network.config))
 
 
-def keep_levels(name: str, weight: Tensor, levels: list[str], config: NetworkConfig) -> Tensor:
+def select_levels(name: str, weight: Tensor, levels: list[str], config: NetworkConfig) -> Tensor:
     """A weight without the memory levels that `config` lacks: W_o loses their columns, others are as they were.
 
     Args:
@@ -156,7 +160,7 @@ def load_network(
         The network in evaluation mode, and the tokenizer that its data was made with.
     """
     path = find_checkpoint(run_or_file)
-    about = read_about(path)
+    about = read_metadata(path)
     network = network_config(about, path).build()
     load_weights(network, path)
     return network.to(device=device, dtype=dtype).eval(), restore_tokenizer(about, path)
