@@ -22,7 +22,7 @@ def network_metadata(config: NetworkConfig, tokenizer: dict[str, Any] | None, co
     """What a checkpoint says of its network, in plain types, under the key `mm_lightning`."""
     from mm_lightning import __version__
 
-    network = config.described()
+    network = config.to_dict()
     return {"version": __version__, "network": network, "tokenizer": tokenizer, "context_length": context_length}
 
 
@@ -42,10 +42,10 @@ def network_config(about: dict[str, Any], path: Path | None = None) -> NetworkCo
         UserError: it names a network, or a setting of it, that this version does not know.
     """
     from mm_lightning import __version__
-    from mm_lightning.networks.described import UnknownNetwork, config_of
+    from mm_lightning.networks.config_dict import UnknownNetwork, config_from_dict
 
     try:
-        return config_of(about["network"])
+        return config_from_dict(about["network"])
     except UnknownNetwork as unknown:
         raise UserError(
             f"{path or 'a checkpoint'}, written by mm-lightning {about.get('version', 'of another version')}, holds "
@@ -82,7 +82,7 @@ def check_architecture(path: Path, config: NetworkConfig, fewer_levels: bool = F
     Raises:
         UserError: they differ; it names how.
     """
-    about, wanted = read_metadata(path), config.described()
+    about, wanted = read_metadata(path), config.to_dict()
     saved = about["network"]
     if saved["class"] != wanted["class"]:
         raise UserError(
@@ -90,7 +90,7 @@ def check_architecture(path: Path, config: NetworkConfig, fewer_levels: bool = F
             f"{wanted['class'].removesuffix('Config')}: use the config of its run folder, or another checkpoint"
         )
     # A field younger than the checkpoint had what is now its default.
-    before = network_config(about, path).described()["fields"]
+    before = network_config(about, path).to_dict()["fields"]
     now = wanted["fields"]
     different = [
         f"{k} {before.get(k)} instead of {v}"

@@ -223,7 +223,7 @@ class Model:
         """What the classifier reads, (B, T', d), of each chunk of (B, T) tokens, and where the chunk begins."""
         size = max(1, self.together // rows.shape[0])
         for at in range(0, rows.shape[1], size):
-            x, _ = self.network.hidden(rows[:, at : at + size].to(self.device), state=state)
+            x, _ = self.network.hidden_states(rows[:, at : at + size].to(self.device), state=state)
             yield at, x
 
     def _predict(self, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from transformers import PretrainedConfig
 
 from mm_lightning.errors import UserError
 from mm_lightning.networks.config import NetworkConfig
-from mm_lightning.networks.described import UnknownNetwork, config_of
+from mm_lightning.networks.config_dict import UnknownNetwork, config_from_dict
 from mm_lightning.networks.memory_mosaic import MemoryMosaicConfig
 
 
@@ -30,20 +30,20 @@ class MMLightningConfig(PretrainedConfig):
     def __init__(self, network: dict[str, Any] | None = None, context_length: int | None = None, **kwargs: Any) -> None:
         network = network or {"class": MemoryMosaicConfig.__name__, "fields": {}}
         try:
-            config = config_of(network)
+            config = config_from_dict(network)
         except UnknownNetwork as unknown:
             raise UserError(
                 f"config.json describes {unknown}, which this version of mm-lightning does not know: a newer one wrote "
                 f"it, so upgrade to that (pip install --upgrade mm-lightning)"
             ) from None
-        self.network = config.described()
+        self.network = config.to_dict()
         self.context_length = context_length
         kwargs["tie_word_embeddings"] = config.tied
         super().__init__(**kwargs)
 
     def network_config(self) -> NetworkConfig:
         """Return the same in this package's own terms."""
-        return config_of(self.network)
+        return config_from_dict(self.network)
 
     @property
     def vocab_size(self) -> int:

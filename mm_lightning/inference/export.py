@@ -72,7 +72,7 @@ def export(
             f"and publish them as a package"
         )
     ends = {} if tokenizer is None else {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos}
-    config = MMLightningConfig(network.config.described(), context_length, **ends)
+    config = MMLightningConfig(network.config.to_dict(), context_length, **ends)
     if self_contained:
         code = {"AutoConfig": MMLightningConfig, "AutoModelForCausalLM": MMLightningForCausalLM}
         config.auto_map = {name: f"{flatten.flat_name(c.__module__)}.{c.__name__}" for name, c in code.items()}
@@ -98,7 +98,7 @@ def export(
 
 def foreign_classes(config: NetworkConfig) -> list[str]:
     """Return the classes of other modules that a network is built of, by their names."""
-    described = config.described()
+    described = config.to_dict()
     values = [value for value in described["fields"].values() if isinstance(value, dict)]
     parts = [value["class_path"] for value in values if "class_path" in value]
     return sorted({name for name in (described["class"], *parts) if "." in name})

@@ -155,7 +155,7 @@ def _computed_in(network: Network, device: torch.device) -> torch.dtype:
 
 
 def _describe(network: Network, tokenizer: Tokenizer) -> dict[str, str]:
-    described = json.dumps(network.config.described())
+    described = json.dumps(network.config.to_dict())
     return {"network": described, "weights": fingerprint(network), "tokenizer": tokenizer.sha256}
 
 
@@ -196,11 +196,11 @@ REMEDY = "use the checkpoint it was made with, or read the text again with `mm r
 
 
 def _check(path: Path, saved: dict[str, str], wanted: dict[str, str]) -> None:
-    from mm_lightning.networks.described import UnknownNetwork, config_of
+    from mm_lightning.networks.config_dict import UnknownNetwork, config_from_dict
 
     old, new = json.loads(saved["network"]), json.loads(wanted["network"])
     with contextlib.suppress(UnknownNetwork):  # settings younger than the file had what is now their default
-        old = json.loads(json.dumps(config_of(old).described()))
+        old = json.loads(json.dumps(config_from_dict(old).to_dict()))
     if old != new:
         fields = old["fields"].keys() | new["fields"].keys()
         different = [

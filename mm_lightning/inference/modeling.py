@@ -230,7 +230,7 @@ class MMLightningForCausalLM(PreTrainedModel, GenerationMixin):
         if output_hidden_states:
             raise ValueError(
                 "hidden states of the blocks are not kept: leave output_hidden_states out (model.network."
-                "hidden(input_ids) returns the last ones)"
+                "hidden_states(input_ids) returns the last ones)"
             )
         inputs = input_ids if inputs_embeds is None else inputs_embeds
         if inputs is None or (input_ids is not None and inputs_embeds is not None):
@@ -248,38 +248,38 @@ class MMLightningForCausalLM(PreTrainedModel, GenerationMixin):
             use_cache = wanted and (attention_mask is None or padded_left(attention_mask))
         if cache is None and use_cache:
             cache = self.new_cache()
-        last = logits_to_keep if isinstance(logits_to_keep, int) and logits_to_keep and labels is None else None
+        keep = logits_to_keep if isinstance(logits_to_keep, int) and logits_to_keep and labels is None else None
         targets = None if labels is None else F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX).to(inputs.device)
-        counted = None if targets is None else targets != IGNORE_INDEX
-        x, balance = self._hidden(inputs, attention_mask, cache, last, counted)
+        balance_mask = None if targets is None else targets != IGNORE_INDEX
+        x, balance = self._hidden_states(inputs, attention_mask, cache, keep, balance_mask)
         logits = self.network.classifier(x)
         loss = None
         if targets is not None:
             targets = targets.to(logits.device).flatten()
             loss = F.cross_entropy(logits.flatten(0, 1).float(), targets, ignore_index=IGNORE_INDEX)
-            loss = self.network.with_balance(loss, balance)
+            loss = self.network.total_loss(loss, balance)
         if isinstance(logits_to_keep, Tensor):
             logits = logits[:, logits_to_keep]
-        elif last is None and logits_to_keep:
+        elif keep is None and logits_to_keep:
             logits = logits[:, -logits_to_keep:]
         named: dict[str, Any] = {CACHE: cache}
         output = CausalLMOutputWithPast(loss=loss, logits=logits, **named)
         return output.to_tuple() if return_dict is False else with_both_names(output)
 
-    def _hidden(
+    def _hidden_states(
         self,
         inputs: Tensor,
         mask: Tensor | None,
         cache: MemoryCache | None,
-        last: int | None,
-        counted: Tensor | None,
+        logits_to_keep: int | None,
+        balance_mask: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
         """Return the last hidden states of tokens or embeddings, and the load-balancing loss; update the cache."""
         new = inputs.shape[1]
         starts = None if mask is None else document_starts(mask, new)
         if cache is None:
             documents = None if starts is None else Documents.from_starts(starts)
-            return self.network.hidden(inputs, documents, last=last, counted=counted)
+            return self.network.hidden_states(inputs, documents, None, None, None, logits_to_keep, balance_mask)
         if mask is not None and new > 1 and not padded_left(mask):
             raise ValueError("with a cache, padding must be on the left: set padding_side of the tokenizer to left")
         read = cache.get_seq_length()
@@ -289,7 +289,7 @@ class MMLightningForCausalLM(PreTrainedModel, GenerationMixin):
                 f"got {mask.shape[-1]}: was a text given again that the cache holds?"
             )
         state = cache.begin(inputs.shape[0])
-        return self.network.hidden(inputs, state=state, starts=starts, last=last, counted=counted)
+        return self.network.hidden_states(inputs, None, None, state, starts, logits_to_keep, balance_mask)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Generate as every model of transformers does; the cache is given and returned by either of its names."""

@@ -67,7 +67,7 @@ class Reader:
             part = slice(at, at + size)
             begin = None if starts is None else starts[:, part].to(device)
             with torch.inference_mode():
-                logits = self.network(rows[:, part].to(device), state=self.state, starts=begin, last=1)
+                logits = self.network(rows[:, part].to(device), state=self.state, starts=begin, logits_to_keep=1)
                 self.logits = logits[:, -1]
             if report is not None:
                 report(min(size, longest - at))

@@ -36,7 +36,7 @@ class Profile:
     def run(self, network: Network, tokens: Tensor, documents: Documents | None = None) -> None:
         """Adds what a network reads in a batch of (B, T) tokens; by default every row is one document."""
         with watch_reads(network, self.add):
-            network.hidden(tokens, documents)
+            network.hidden_states(tokens, documents)
 
     def add(self, read: Read) -> None:
         """Counts the queries of one memory that was read."""

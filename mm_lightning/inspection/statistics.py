@@ -45,5 +45,5 @@ def memory_distributions(network: Network, tokens: Tensor, documents: Documents 
                 found.setdefault(f"{read.level}/{name}", []).append(values)
 
     with watch_reads(network, visit):
-        network.hidden(tokens, documents)
+        network.hidden_states(tokens, documents)
     return {name: torch.cat([part.flatten().float().cpu() for part in parts]) for name, parts in found.items()}

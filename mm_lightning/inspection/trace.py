@@ -191,7 +191,7 @@ def trace_document(network: Network, tokens: list[int], plan: Plan, profile: Pro
     device = next(network.parameters()).device
     row = torch.tensor([tokens], device=device)
     with watch_reads(network, trace.add):
-        hidden, _ = network.hidden(row)
+        hidden, _ = network.hidden_states(row)
     following = torch.cat([row[0, 1:], row.new_zeros(1)])
     guesses, probabilities, losses = [], [], []
     for part, after in zip(hidden[0].split(256), following.split(256), strict=True):  # all logits may be a lot

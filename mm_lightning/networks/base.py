@@ -30,31 +30,31 @@ def depth_std(fan_in: int, block: int) -> float:
 
 @dataclass
 class ForwardContext:
-    """What all blocks share in a forward pass.
+    """The inputs that all blocks of one forward pass share.
 
     Attributes:
         documents: where documents begin.
-        spans: what each level reads.
-        rotation: of the rotary positions, for attention.
-        counted: (B, T) bool, the tokens over which load-balancing losses are taken; None for all.
-        state: of inference.
-        last: in the last block, how many of the newest tokens are asked for: once the memories have taken in all, the
-            others need not go on. None: all.
+        spans: the pairs that each level reads.
+        rotation: cos and sin of the rotary positions, for attention.
+        balance_mask: (B, T) bool, the tokens over which load-balancing losses are taken; None for all.
+        state: inference state; None in training.
+        logits_to_keep: how many of the newest tokens leave the last block, after all of them entered its memories;
+            None for all, and in every other block.
     """
 
     documents: Documents
     spans: dict[str, Span]
     rotation: tuple[Tensor, Tensor] | None = None
-    counted: Tensor | None = None
+    balance_mask: Tensor | None = None
     state: NetworkState | None = None
-    last: int | None = None
+    logits_to_keep: int | None = None
 
     def keep_last(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Return what belongs to the tokens that are asked for, of (B, T, ...) tensors."""
-        return tensors if self.last is None else tuple(x[:, -self.last :] for x in tensors)
+        """Keep the last `logits_to_keep` tokens of each (B, T, ...) tensor."""
+        return tensors if self.logits_to_keep is None else tuple(x[:, -self.logits_to_keep :] for x in tensors)
 
     def state_of(self, module: nn.Module) -> MemoryState | None:
-        """Return the state of a memory or attention; None without one."""
+        """Return the state of a memory or attention; None in training."""
         return None if self.state is None else self.state.parts[str(module.state_name)]
 
 
@@ -110,8 +110,8 @@ class Network(nn.Module):
         delays: Mapping[str, int] | None = None,
         state: NetworkState | None = None,
         starts: Tensor | None = None,
-        last: int | None = None,
-        separate: bool = False,
+        logits_to_keep: int | None = None,
+        separate_losses: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor | None]:
         """Return logits or, with targets, the loss.
 
@@ -122,39 +122,39 @@ class Network(nn.Module):
             delays: m of each level, drawn by :meth:`step_randomness` in training; that of inference by default.
             state: where the tokens go on from, as :meth:`new_state` made it; it takes them in. For inference only.
             starts: with a state, in the place of documents: (B, T) bool, true where a document begins.
-            last: logits of the last so many tokens only.
-            separate: with targets, return the two parts of the loss.
+            logits_to_keep: return the logits of so many of the newest tokens only; by default of all.
+            separate_losses: with targets, return cross-entropy and load-balancing loss instead of their sum.
 
         Returns:
             (B, T, V) logits, or with targets the mean loss in nats per target, in float32 or better: the cross-entropy,
-            and in training mode `balance_weight` times the load-balancing loss of a mixture of experts. If `separate`,
-            cross-entropy and load-balancing loss, the latter without its weight and None where there is none.
+            and in training mode `balance_weight` times the load-balancing loss of a mixture of experts. With
+            `separate_losses`, both, the latter without its weight and None where there is none.
         """
-        counted = None if targets is None else targets != IGNORE_INDEX
-        x, balance = self.hidden(tokens, documents, delays, state, starts, last, counted)
+        balance_mask = None if targets is None else targets != IGNORE_INDEX
+        x, balance = self.hidden_states(tokens, documents, delays, state, starts, logits_to_keep, balance_mask)
         if targets is None:
             return self.classifier(x)
         loss = self.classifier(x, targets)
-        return (loss, balance) if separate else self.with_balance(loss, balance)
+        return (loss, balance) if separate_losses else self.total_loss(loss, balance)
 
-    def with_balance(self, loss: Tensor, balance: Tensor | None) -> Tensor:
+    def total_loss(self, loss: Tensor, balance: Tensor | None) -> Tensor:
         """Return the loss to minimize: the cross-entropy plus the weighted load-balancing loss, if there is one."""
         return loss if balance is None else loss + self.balance_weight * balance
 
-    def hidden(
+    def hidden_states(
         self,
         tokens: Tensor,
         documents: Documents | None = None,
         delays: Mapping[str, int] | None = None,
         state: NetworkState | None = None,
         starts: Tensor | None = None,
-        last: int | None = None,
-        counted: Tensor | None = None,
+        logits_to_keep: int | None = None,
+        balance_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Return the last hidden states (B, T, d), and in training mode the load-balancing loss of experts, else None.
 
         Arguments as for :meth:`forward`; tokens may also be embeddings, (B, T, d). The load-balancing loss is taken
-        over the tokens `counted`, (B, T) bool; by default over all.
+        over the tokens where `balance_mask`, (B, T) bool, is true; by default over all.
         """
         batch, time = tokens.shape[:2]
         if state is None:
@@ -164,12 +164,12 @@ class Network(nn.Module):
         else:
             documents = state.documents(batch, time, starts)
         context = self.context(documents, delays)
-        context.state, context.counted = state, counted
+        context.state, context.balance_mask = state, balance_mask
         x = tokens if tokens.is_floating_point() else self.embedding(tokens)
         losses = []
         for block in self.blocks:
             if state is not None and block is self.blocks[-1]:
-                context.last = last
+                context.logits_to_keep = logits_to_keep
             if self.activation_checkpointing and torch.is_grad_enabled():
                 selective = self.activation_checkpointing == "selective"
                 contexts: dict[str, Any] = {"context_fn": _keep_products} if selective else {}
@@ -179,8 +179,8 @@ class Network(nn.Module):
             losses += [] if balance is None else [balance]
         if state is not None:
             state.advance(documents)
-        if last is not None:
-            x = x[:, -last:]
+        if logits_to_keep is not None:
+            x = x[:, -logits_to_keep:]
         return self.norm(x), torch.stack(losses).mean() if self.training and losses else None
 
     def new_state(self, batch: int = 1, capacity: int = 0, sublinear: SublinearRead | None = None) -> NetworkState:

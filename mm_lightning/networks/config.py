@@ -159,8 +159,8 @@ class NetworkConfig:
         divisors = (h for h in range(1, self.dim + 1) if self.dim % h == 0)
         return min(divisors, key=lambda h: abs(h - self.heads))
 
-    def described(self) -> dict[str, Any]:
-        """Return its class and fields in plain types, as checkpoints and config.json have them."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return {class, fields} in plain types, as checkpoints and config.json hold it."""
         fields = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
         known = type(self)
         own = known.__module__.startswith(__name__.rpartition(".")[0])  # an exported folder holds a copy of this module

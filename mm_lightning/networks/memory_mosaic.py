@@ -137,7 +137,7 @@ class MosaicBlock(Block):
         if isinstance(self.persistent, SlotMemory):
             answer = self.persistent(y, context.documents, context.state_of(self.persistent))
         else:
-            answer, balance = self.persistent(y, context.counted)
+            answer, balance = self.persistent(y, context.balance_mask)
         return x + F.dropout(answer, self.dropout, self.training), balance
 
 

@@ -198,11 +198,11 @@ class LanguageModule(LightningModule):
         self._step_loss.append(torch.stack([loss.detach() * predicted, predicted]))
         if balance is not None:
             self._step_balance.append(balance.detach() * predicted)
-        return self.network.with_balance(loss, balance) * predicted / batch.targets.numel()
+        return self.network.total_loss(loss, balance) * predicted / batch.targets.numel()
 
     def _losses(self, batch: Batch, **random: Any) -> tuple[Tensor, Tensor | None, Tensor]:
         """Return mean cross-entropy (0 where nothing is predicted), load-balancing loss and number of predictions."""
-        loss, balance = self.network(batch.tokens, batch.documents, batch.targets, separate=True, **random)
+        loss, balance = self.network(batch.tokens, batch.documents, batch.targets, separate_losses=True, **random)
         predicted = (batch.targets != IGNORE_INDEX).sum()
         return loss.where(predicted > 0, 0.0), balance, predicted
 

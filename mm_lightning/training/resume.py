@@ -179,7 +179,7 @@ def changed_recipe(checkpoint: dict[str, Any], about: dict[str, Any], module: La
     differing = [
         f"{n} {x} instead of {_plain(before[n])}" for n, x in now.items() if n in before and _plain(before[n]) != x
     ]
-    was, is_ = network_config(about).described()["fields"], module.config.described()["fields"]
+    was, is_ = network_config(about).to_dict()["fields"], module.config.to_dict()["fields"]
     differing += [
         f"model.network.{n} {is_[n]} instead of {was[n]}" for n in sorted(CHANGEABLE_FIELDS) if was.get(n) != is_.get(n)
     ]

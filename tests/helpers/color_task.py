@@ -44,7 +44,7 @@ class Scripted(torch.nn.Module):
     def new_state(self, batch=1, capacity=0, sublinear=None):
         return NetworkState({"said": Said(batch)}, batch, self.unused.device)
 
-    def forward(self, tokens, state, starts=None, last=None):
+    def forward(self, tokens, state, starts=None, logits_to_keep=None):
         self.tokens += tokens.numel()
         self.calls += 1
         said = state.parts["said"]
@@ -54,7 +54,7 @@ class Scripted(torch.nn.Module):
             said.tokens = torch.cat([said.tokens, tokens[:, place : place + 1]], 1)
             for row, ids in enumerate(said.tokens.tolist()):
                 logits[row, place, ord(self.rule(bytes(i for i in ids if i < 256).decode()))] = 20.0
-        return logits if last is None else logits[:, -last:]
+        return logits if logits_to_keep is None else logits[:, -logits_to_keep:]
 
 
 class Said:

@@ -15,7 +15,7 @@ class Recites(torch.nn.Module):
     def new_state(self, batch=1, capacity=0, sublinear=None):
         return Places(batch)
 
-    def forward(self, tokens, state, starts=None, last=1):
+    def forward(self, tokens, state, starts=None, logits_to_keep=1):
         begun = (
             torch.full((len(tokens),), tokens.shape[1]) if starts is None else tokens.shape[1] - starts.int().argmax(1)
         )

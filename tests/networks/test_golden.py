@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from mm_lightning.memory.documents import Documents
 from mm_lightning.networks import V1, MemoryMosaicConfig, TransformerConfig
-from mm_lightning.networks.described import config_of
+from mm_lightning.networks.config_dict import config_from_dict
 
 GOLDEN = Path(__file__).with_name("golden")
 SMALL = {"vocab_size": 23, "layers": 2, "dim": 12, "heads": 2, "persistent_dim": 10}
@@ -108,7 +108,7 @@ def test_parameters_have_their_names_and_their_order(name):
     network, tensors, golden = start(name)
     assert [key for key, _ in network.named_parameters()] == golden["parameters"]
     assert all(x.shape == tensors[f"initial.{key}"].shape for key, x in network.named_parameters())
-    assert config_of(golden["described"]).described() == network.config.described()
+    assert config_from_dict(golden["described"]).to_dict() == network.config.to_dict()
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -168,7 +168,7 @@ def write(name):
     tensors["losses"] = train(network)
     golden = {
         "parameters": names,
-        "described": network.config.described(),
+        "described": network.config.to_dict(),
         "first": first.tolist(),
         "tokens": tensors["logits"].argmax(-1).tolist(),
     }

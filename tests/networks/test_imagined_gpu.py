@@ -117,7 +117,7 @@ def test_text_is_generated_without_waiting_for_the_gpu(imagined, config, never_p
     with waits(config), torch.inference_mode():
         state = network.new_state(BATCH)
         for time in (TIME, 1, 1):
-            logits = network(tokens[:, :time], state=state, last=1)
+            logits = network(tokens[:, :time], state=state, logits_to_keep=1)
             assert (logits.device.type, logits.shape) == ("cuda", (BATCH, 1, config.vocab_size))
     assert never_planned
 

@@ -407,9 +407,9 @@ def test_the_two_parts_of_the_loss():
     small = {"vocab_size": 11, "layers": 2, "dim": 8, "heads": 2, "persistent_dim": 8}
     network = MemoryMosaicConfig(**small, persistent="experts", experts=3, balance_weight=50.0).build()
     tokens, targets = torch.randint(11, (2, 2, 9))
-    loss, balance = network(tokens, targets=targets, separate=True)
+    loss, balance = network(tokens, targets=targets, separate_losses=True)
     assert 0.8 < float(balance.detach()) <= 3
     assert float((network(tokens, targets=targets) - loss - 50 * balance).detach().abs()) < 1e-4
     network.eval()
     assert float((network(tokens, targets=targets) - loss).detach().abs()) < 1e-5
-    assert network(tokens, targets=targets, separate=True)[1] is None
+    assert network(tokens, targets=targets, separate_losses=True)[1] is None

@@ -11,8 +11,8 @@ from small_networks import SMALL, SPANS, run
 from mm_lightning.errors import UserError
 from mm_lightning.memory.sublinear.key_clusters import SublinearRead
 from mm_lightning.networks import MemoryMosaicConfig, NetworkConfig
+from mm_lightning.networks.config_dict import config_from_dict
 from mm_lightning.networks.cost import forward_flops_per_token, parameters, parts
-from mm_lightning.networks.described import config_of
 from mm_lightning.networks.parts import load_class
 
 MINE = {
@@ -79,7 +79,7 @@ def _rest(documents):
 
 def test_they_are_described_counted_and_saved(config, build):
     network = build(config)
-    again = config_of(config.described())
+    again = config_from_dict(config.to_dict())
     assert again == config
     again.build().load_state_dict(network.state_dict())
     assert parameters(config) == sum(p.numel() for p in network.parameters())
@@ -108,8 +108,8 @@ def test_a_network_of_their_own(build, packed):
     kind = load_class("mine_parallel.ParallelConfig", NetworkConfig)
     config = kind(**SMALL)
     network = build(config, torch.float64).eval()
-    assert config.described()["class"] == "mine_parallel.ParallelConfig"
-    assert config_of(config.described()) == config
+    assert config.to_dict()["class"] == "mine_parallel.ParallelConfig"
+    assert config_from_dict(config.to_dict()) == config
     assert parameters(config) == sum(p.numel() for p in network.parameters())
     tokens, documents = packed(config, 2, 40, 0.1)
     with torch.no_grad():

@@ -10,8 +10,8 @@ from mm_lightning.errors import UserError
 from mm_lightning.memory.documents import Span
 from mm_lightning.networks import MemoryMosaicConfig, TransformerConfig
 from mm_lightning.networks.config import Reach
+from mm_lightning.networks.config_dict import config_from_dict
 from mm_lightning.networks.cost import parts
-from mm_lightning.networks.described import config_of
 
 MIDDLE = {
     "levels": ("long", "middle", "short"),
@@ -56,7 +56,7 @@ def test_it_is_counted_by_its_window():
 
 def test_descriptions_hold_it():
     config = KINDS["mosaic"]
-    assert config_of(config.described()) == config
+    assert config_from_dict(config.to_dict()) == config
     assert config.reach("middle") == Reach((2, 12), 30, 4)
 
 

@@ -143,9 +143,9 @@ def test_the_last_tokens_alone_are_those_of_all(config, build, packed):
     with torch.inference_mode():
         whole = network(tokens, documents)
         state = network.new_state(2)
-        for begin, end, last in ((0, 20, 1), (20, 33, 5), (33, 34, 1), (34, 40, 6)):
-            found = network(tokens[:, begin:end], state=state, starts=starts[:, begin:end], last=last)
-            assert torch.allclose(found, whole[:, end - last : end], atol=1e-9, rtol=0)
+        for begin, end, keep in ((0, 20, 1), (20, 33, 5), (33, 34, 1), (34, 40, 6)):
+            found = network(tokens[:, begin:end], state=state, starts=starts[:, begin:end], logits_to_keep=keep)
+            assert torch.allclose(found, whole[:, end - keep : end], atol=1e-9, rtol=0)
 
 
 def test_a_state_is_for_inference(build):

@@ -111,7 +111,7 @@ class OurReader:
     def read(self, tokens: Any) -> None:
         """Takes in a document, whatever was read before."""
         self.state = self.network.new_state(1, tokens.shape[1] + 4096)
-        self.token = self.network(tokens, state=self.state, last=1).argmax(-1)
+        self.token = self.network(tokens, state=self.state, logits_to_keep=1).argmax(-1)
 
     def decode(self) -> None:
         """Some tokens more."""

@@ -167,7 +167,7 @@ def fill(network: Any, tokens: Any) -> dict[str, Filled]:
     found: dict[str, list[tuple[Any, Any, Any]]] = {}
     for rows in tokens.split(4):
         state = network.new_state(len(rows), tokens.shape[1])
-        network(rows, state=state, last=1)
+        network(rows, state=state, logits_to_keep=1)
         for name, part in state.parts.items():
             memory = network.get_submodule(name)
             if isinstance(memory, ContextualMemory) and part.pairs is not None and part.pairs.keep is None:
