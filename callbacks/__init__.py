@@ -6,6 +6,8 @@ trainer:
       init_args: {every_n_steps: 500}
 """
 
+from typing import Any
+
 from mm_lightning.callbacks.bad_step_guard import BadStepGuard
 from mm_lightning.callbacks.checkpoints import Checkpoints
 from mm_lightning.callbacks.evaluation import Evaluation
@@ -20,6 +22,7 @@ from mm_lightning.callbacks.samples import Samples
 from mm_lightning.callbacks.summary import Summary
 from mm_lightning.callbacks.throughput import Throughput
 from mm_lightning.callbacks.watchdog import Watchdog
+from mm_lightning.renamed import current_attribute
 
 __all__ = [
     "BadStepGuard",
@@ -37,3 +40,7 @@ __all__ = [
     "Throughput",
     "Watchdog",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    return current_attribute(__name__, name)

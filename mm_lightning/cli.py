@@ -204,8 +204,11 @@ def run_function(name: str, args: list[str]) -> None:
         return
     from jsonargparse import ArgumentError
 
+    from mm_lightning.renamed import current_options
+
     function = load(COMMANDS[name][0])
-    arguments = places(function, flags(function, word_lists(function, name_words(function, args))))
+    words = current_options(name_words(function, args))
+    arguments = places(function, flags(function, word_lists(function, words)))
     parser = function_parser(name, function)
     if {"-h", "--help"} & set(args):
         print(help_of(name, function, parser.format_help()))

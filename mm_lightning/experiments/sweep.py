@@ -128,6 +128,7 @@ def prepare_folder(folder: Path, declared: Sweep, runs: list[Run]) -> dict[str, 
         UserError: a run was begun there with other settings.
     """
     from mm_lightning.experiments.launchers import Work
+    from mm_lightning.renamed import current_values
     from mm_lightning.training.config_files import hand_on_secrets
     from mm_lightning.yaml_text import dump_yaml, load_yaml, read_yaml, write_yaml
 
@@ -137,7 +138,7 @@ def prepare_folder(folder: Path, declared: Sweep, runs: list[Run]) -> dict[str, 
         texts[place] = dump_yaml({**run.config, "run": str(place)})
         works[f"{run.variant}, seed {run.seed}"] = Work(place, run.steps)
         if (place / "config.yaml").is_file():
-            before = read_yaml(place / "config.yaml")
+            before = current_values(read_yaml(place / "config.yaml"))
             if differing := differences(redact_values(before), redact_values(load_yaml(texts[place], place))):
                 raise UserError(
                     f"{place} was begun with other settings ({'; '.join(differing)}): give another --output, or "

@@ -41,7 +41,7 @@ def chat_command(
     answer: Text = "",
     stop: Text | list[Text] | None = None,
     max_new_tokens: Count = 200,
-    long_budget: Budget | None = None,
+    read_budget: Budget | None = None,
     device: Name = "auto",
     **sampling: Annotated[Any, Sampling],
 ) -> None:
@@ -58,7 +58,7 @@ def chat_command(
         answer: what stands before an answer.
         stop: an answer ends before this string, or any of several: --stop END --stop STOP.
         max_new_tokens: tokens of an answer at most.
-        long_budget: how many pairs of a long memory are read one by one for each token of an answer, and all others by
+        read_budget: how many pairs of a long memory are read one by one for each token of an answer, and all others by
             summaries: faster from four times as many on (docs/performance.md). By default all are read one by one.
         device: cpu, cuda, ...; auto takes a GPU if there is one.
     """
@@ -73,7 +73,7 @@ def chat_command(
     place = choose_device(device)
     network, tokenizer = load_network(checkpoint, place)
     with inference_on(place):
-        talk = Conversation(network, tokenizer, chosen, turns, max_new_tokens, sublinear(long_budget))
+        talk = Conversation(network, tokenizer, chosen, turns, max_new_tokens, sublinear(read_budget))
         if memory is not None:
             talk.load(memory)
         converse(talk)

@@ -37,7 +37,7 @@ def generate_command(
     batch_size: Count = 8,
     max_new_tokens: Count = 200,
     stop: Text | list[Text] | None = None,
-    long_budget: Budget | None = None,
+    read_budget: Budget | None = None,
     overwrite: bool = False,
     device: Name = "auto",
     **sampling: Annotated[Any, Sampling],
@@ -58,7 +58,7 @@ def generate_command(
         batch_size: prompts that are answered side by side; with a memory it is one.
         max_new_tokens: how many tokens to draw at most; the end of the text ends it earlier.
         stop: end before this string, or any of several: --stop END --stop STOP; \n is a line end.
-        long_budget: how many pairs of a long memory are read one by one for each token that is drawn, and all others by
+        read_budget: how many pairs of a long memory are read one by one for each token that is drawn, and all others by
             summaries: faster from four times as many on (docs/performance.md). By default all are read one by one.
         overwrite: replace an existing output.
         device: cpu, cuda, ...; auto takes a GPU if there is one.
@@ -76,7 +76,7 @@ def generate_command(
 
     place = choose_device(device)
     network, tokenizer = load_network(checkpoint, place)
-    store = sublinear(long_budget)
+    store = sublinear(read_budget)
     with inference_on(place):
         known = None if memory is None else load_memory(memory, network, tokenizer, sublinear=store)
         readers = _readers(network, tokenizer, asked, known, samples, max_new_tokens, batch_size, store)
@@ -144,7 +144,7 @@ def _readers(
 
 
 def sublinear(budget: int | None) -> SublinearRead | None:
-    """The store of a long memory for a `--long_budget`."""
+    """The store of a long memory for a `--read_budget`."""
     if budget is None:
         return None
     from mm_lightning.memory.sublinear.key_clusters import SublinearRead

@@ -29,6 +29,7 @@ from mm_lightning.errors import UserError
 from mm_lightning.networks import NetworkConfig
 from mm_lightning.outputs import check_output, opened
 from mm_lightning.ranges import state_ranges
+from mm_lightning.renamed import current_options
 from mm_lightning.side_files import append_lines
 from mm_lightning.training import strategies
 from mm_lightning.training.accumulation import accumulated
@@ -79,7 +80,7 @@ class TrainingCLI(LightningCLI):
     def __init__(self, command: str, args: list[str], slurm_job: str | None = None) -> None:
         self.command = command
         self.slurm_job = slurm_job
-        configs, self.options = split_configs(args)
+        configs, self.options = split_configs(current_options(args))
         self.files: list[ConfigFile] = [file for path in configs for file in read_chain(path)]
         self.found = self._continued_checkpoint()
         self.own = self.found and own_config(self.found, self.options, self.files)

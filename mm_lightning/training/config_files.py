@@ -20,6 +20,7 @@ from mm_lightning.errors import UserError
 from mm_lightning.options import nearest, wrong_value
 from mm_lightning.ranges import Place, accept, expand_home
 from mm_lightning.redaction import HIDDEN, redact_values
+from mm_lightning.renamed import current_values
 from mm_lightning.shipped import resolve_config, suggest_config
 from mm_lightning.synonyms import synonym
 from mm_lightning.yaml_text import locate, one_line, read_yaml
@@ -33,6 +34,9 @@ class ConfigFile:
 
     path: str
     values: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        self.values = current_values(self.values)
 
 
 def read_chain(path: str | Path, above: tuple[Path, ...] = ()) -> list[ConfigFile]:

@@ -33,6 +33,7 @@ from mm_lightning.memory.kernels import Kernels, resolve_kernels, set_kernels
 from mm_lightning.networks import Checkpointing, NetworkConfig
 from mm_lightning.networks.block import set_compiled
 from mm_lightning.ranges import Natural, Part, Place, Range, Seed, Share, checked
+from mm_lightning.renamed import rename_callback_states
 from mm_lightning.training.accumulation import is_last_step
 from mm_lightning.training.compiler import check_strategy
 from mm_lightning.training.resume import (
@@ -433,6 +434,7 @@ class LanguageModule(LightningModule):
         Raises:
             UserError: the data have another tokenizer.
         """
+        rename_callback_states(checkpoint.get("callbacks", {}))
         self._changed = changed_recipe(checkpoint, checkpoint[METADATA_KEY], self) if METADATA_KEY in checkpoint else []
         if self.trainer.datamodule is not None and METADATA_KEY in checkpoint:
             changed = changes(checkpoint[METADATA_KEY], self.trainer.datamodule)

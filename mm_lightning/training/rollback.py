@@ -6,11 +6,14 @@ from pathlib import Path
 
 from lightning.pytorch import Trainer
 
+from mm_lightning.renamed import rename_callback_states
+
 
 def restore(trainer: Trainer, path: Path) -> None:
     """Puts a running training back to a checkpoint, all but the place in the data."""
     before = trainer.global_step
     state = trainer.strategy.load_checkpoint(path, weights_only=True)
+    rename_callback_states(state["callbacks"])
     trainer.strategy.load_model_state_dict(state)
     trainer.lightning_module.restore_tokens(state)
     for callback in trainer.callbacks:  # averages of weights have others than those in training

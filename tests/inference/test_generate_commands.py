@@ -191,17 +191,17 @@ def test_a_long_memory_read_by_blocks(load, tokenizer, network, capsys, tmp_path
     (tmp_path / "t.txt").write_text(text)
     assert run("remember", "--text", tmp_path / "t.txt", "--output", memory) == 0
     for settings in (["--prompt", text], ["--memory", memory, "--prompt", "on", "--samples", 2]):
-        for budget in ([], ["--long_budget", 1000]):
+        for budget in ([], ["--read_budget", 1000]):
             read.clear()
             assert run("generate", *settings, *budget, "--max_new_tokens", 3) == 0
             assert set(read) == set(budget[1:])
     read.clear()
     monkeypatch.setattr("sys.stdin", io.StringIO(f"/load {memory}\non\n"))
-    assert run("chat", "--long_budget", 1000, "--max_new_tokens", 3) == 0
+    assert run("chat", "--read_budget", 1000, "--max_new_tokens", 3) == 0
     assert set(read) == {1000}
-    assert run("generate", "--long_budget", 3) == 2
-    assert "long_budget takes a whole number of at least 16" in capsys.readouterr().err
+    assert run("generate", "--read_budget", 3) == 2
+    assert "read_budget takes a whole number of at least 16" in capsys.readouterr().err
     load(build("transformer"), tokenizer)
     for command in ("generate", "chat"):
-        assert run(command, "--long_budget", 1000) == 2
+        assert run(command, "--read_budget", 1000) == 2
         assert "this network has none" in capsys.readouterr().err
