@@ -64,23 +64,23 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "turn a v1 checkpoint or a Llama folder into a checkpoint",
     ),
     "checkpoint list": (
-        "mm_lightning.training.checkpoint_commands:list_command",
+        "mm_lightning.checkpoint.checkpoint_commands:list_command",
         "checkpoints with their step, size, age and state",
     ),
     "checkpoint verify": (
-        "mm_lightning.training.checkpoint_commands:verify_command",
+        "mm_lightning.checkpoint.checkpoint_commands:verify_command",
         "read checkpoints and compare their checksums",
     ),
     "checkpoint consolidate": (
-        "mm_lightning.training.checkpoint_commands:consolidate_command",
+        "mm_lightning.checkpoint.checkpoint_commands:consolidate_command",
         "write weights, of DeepSpeed's shards too, as one safetensors file",
     ),
     "checkpoint convert": (
-        "mm_lightning.training.checkpoint_commands:convert_command",
+        "mm_lightning.checkpoint.checkpoint_commands:convert_command",
         "DeepSpeed's shards in their universal form, for another number of GPUs, or as a plain checkpoint",
     ),
     "checkpoint compare": (
-        "mm_lightning.training.checkpoint_commands:compare_command",
+        "mm_lightning.checkpoint.checkpoint_commands:compare_command",
         "which weights of two checkpoints differ, and by how much",
     ),
     "report": ("mm_lightning.experiments.report:report_command", "table, curves and page of a sweep, or of any runs"),

@@ -12,14 +12,16 @@ key `mm_lightning`:
 A file of it is read by `torch.load(path, weights_only=True)["mm_lightning"]`; in a folder it is in commit.json; in a
 .safetensors file, which `mm checkpoint consolidate` writes, it is JSON text in the header.
 
-    whole.py       what makes a checkpoint whole: checksums, commit.json, what is wrong with one
-    writing.py     plain files; what is said when writing fails
-    trainer_io.py  the same for Lightning's Trainer, at once or by a thread
-    finding.py     the newest whole checkpoint of a run; leftovers of saves that were cut off
-    weights.py     weights by name, one at a time, from each kind of checkpoint
-    network.py     networks and tokenizers from checkpoints
-    universal.py   DeepSpeed's universal form, and a plain file made of it
-    safetensors_file.py  weights alone in one file
+    checksums.py         CRC-32 of files, names that all kinds share
+    integrity.py         what makes a checkpoint whole: checksums, commit.json, what is wrong with one
+    writing.py           plain files; what is said when writing fails
+    trainer_io.py        the same for Lightning's Trainer, at once or by a thread
+    discovery.py         the newest whole checkpoint of a run; leftovers of saves that were cut off
+    weights.py           weights by name, one at a time (lazy_weights.py), from each kind of checkpoint
+    network_loading.py   networks and tokenizers from checkpoints
+    universal.py         DeepSpeed's universal form, and a plain file made of it
+    safetensors_file.py  weights alone in one file; memory files are such files too
+    run_folder.py, run_lock.py  the folder of a run, and the lock that lets one process train in it
 """
 
 from mm_lightning.checkpoint.discovery import (

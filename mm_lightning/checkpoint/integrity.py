@@ -16,13 +16,13 @@ import shutil
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
-METADATA_KEY = "mm_lightning"
-PARTIAL_SUFFIX = ".partial"
+from mm_lightning.checkpoint.checksums import METADATA_KEY, PARTIAL_SUFFIX, blocks, crc32, sync, sync_folder
+from mm_lightning.checkpoint.safetensors_file import find_safetensors_damage
+
 COMMIT_FILE = "commit.json"
 DEEPSPEED_TAG = "checkpoint"  # the folder inside a DeepSpeed checkpoint in which Lightning puts the shards
 SAFETENSORS_SUFFIX = ".safetensors"
@@ -31,7 +31,6 @@ _MARK = b"mm crc32 "
 _END = b"PK\x05\x06"  # begins the 22 bytes at the end of a zip file; the last two are the length of its comment
 _END_LENGTH = 22
 _COMMENT_LENGTH = len(_MARK) + 8
-_BLOCK = 1 << 22
 _SMALL = 1 << 26  # bytes that are hashed whole
 _PART = 1 << 16  # bytes that are read at once of larger files
 
@@ -59,39 +58,6 @@ class ChecksumFile:
         self.file.seek(-len(comment) - 2, os.SEEK_END)
         self.file.write(struct.pack("<H", len(comment)))
         sync(self.file)
-
-
-def sync(file: Any) -> None:
-    """Waits until a file is on the disk."""
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Waits until the names in a folder are on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _blocks(path: Path, length: int | None = None) -> Iterator[memoryview]:
-    """A file's first `length` bytes, or all of them."""
-    buffer = memoryview(bytearray(_BLOCK))
-    left = path.stat().st_size if length is None else length
-    with open(path, "rb", buffering=0) as file:
-        while left > 0 and (count := file.readinto(buffer[: min(left, _BLOCK)])):
-            yield buffer[:count]
-            left -= count
-
-
-def crc32(path: Path, length: int | None = None) -> int:
-    """The CRC-32 of a file's first `length` bytes, or of all of them."""
-    value = 0
-    for block in _blocks(path, length):
-        value = zlib.crc32(block, value)
-    return value
 
 
 def _stored_checksum(path: Path) -> int | None:
@@ -125,12 +91,6 @@ def _file_damage(path: Path, checksums: bool) -> str | None:
         return "is truncated or damaged (at its end)"
     except (OSError, ValueError) as error:
         return f"cannot be read ({error})"
-
-
-def _safetensors_damage(path: Path, checksums: bool) -> str | None:
-    from mm_lightning.checkpoint.safetensors_file import find_safetensors_damage
-
-    return find_safetensors_damage(path, checksums)
 
 
 def describe_file(path: Path, value: int | None = None) -> dict[str, Any]:
@@ -217,7 +177,7 @@ def _folder_damage(folder: Path, checksums: bool) -> str | None:
 def _damage(path: Path, checksums: bool, state: Any) -> str | None:
     if path.is_dir():
         return _folder_damage(path, checksums)
-    return (_safetensors_damage if path.suffix == SAFETENSORS_SUFFIX else _file_damage)(path, checksums)
+    return (find_safetensors_damage if path.suffix == SAFETENSORS_SUFFIX else _file_damage)(path, checksums)
 
 
 def find_damage(path: Path, checksums: bool = True) -> str | None:
@@ -274,7 +234,7 @@ def fingerprint(path: Path) -> str:
                     stream.seek(part * (size - _PART) // 255)
                     digest.update(stream.read(_PART))
         else:
-            for block in _blocks(file):
+            for block in blocks(file):
                 digest.update(block)
     return digest.hexdigest()[:16]
 

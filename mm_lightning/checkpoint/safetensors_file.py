@@ -10,17 +10,24 @@ import json
 import os
 import struct
 import zlib
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mm_lightning.checkpoint.integrity import METADATA_KEY, PARTIAL_SUFFIX, crc32, sync, sync_folder
-from mm_lightning.checkpoint.weights import Weights
+from mm_lightning.checkpoint.checksums import METADATA_KEY, PARTIAL_SUFFIX, crc32, sync, sync_folder
+from mm_lightning.checkpoint.lazy_weights import Weights
 
-_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64", torch.int64: "I64"}
+DTYPE_NAMES = {
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.float64: "F64",
+    torch.int64: "I64",
+}
+MEMORY_FORMAT = "mm-lightning memory"
+"""The value of `format` in the metadata of a memory file."""
 CHECKSUM_PLACEHOLDER = "00000000"
 """The value of `crc32` in the metadata while a file is written."""
 _LARGEST_HEADER = 100_000_000  # bytes; the same limit as safetensors'
@@ -44,20 +51,12 @@ def _header_bytes(path: Path) -> bytes:
         return file.read(length)
 
 
-def open_safetensors(path: Path) -> Weights:
-    """The tensors of a file, each read at each look; those that are tied under each of their names."""
-    from safetensors import safe_open
-
-    header = read_header(path)
-    about = header.pop("__metadata__", {})
-    types = {name: dtype for dtype, name in _NAMES.items()}
-    file = safe_open(path, "pt", "cpu")
-    stored = {name: name for name in header} | json.loads(about.get("tied", "{}"))
-    return Weights(
-        {name: partial(file.get_tensor, source) for name, source in stored.items()},
-        {name: tuple(header[source]["shape"]) for name, source in stored.items()},
-        {name: types[header[source]["dtype"]] for name, source in stored.items()},
-    )
+def is_memory_file(path: Path) -> bool:
+    """Return whether a file says that it is a memory file."""
+    try:
+        return read_header(path)["__metadata__"]["format"] == MEMORY_FORMAT
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
 
 
 def find_safetensors_damage(path: Path, checksums: bool = True) -> str | None:
@@ -116,7 +115,7 @@ def write_safetensors(
         stored = dtype or weights.dtypes[name]
         size = torch.Size(weights.shapes[name]).numel() * stored.itemsize
         shape = list(weights.shapes[name])
-        header[name] = {"dtype": _NAMES[stored], "shape": shape, "data_offsets": [offset, offset + size]}
+        header[name] = {"dtype": DTYPE_NAMES[stored], "shape": shape, "data_offsets": [offset, offset + size]}
         offset += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the data begins at a multiple of 8 bytes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -14,51 +14,12 @@ import torch
 from torch import Tensor
 
 from mm_lightning.checkpoint.integrity import DEEPSPEED_TAG, METADATA_KEY, SAFETENSORS_SUFFIX, find_damage, read_commit
+from mm_lightning.checkpoint.lazy_weights import Weights, weights_of_tensors
+from mm_lightning.checkpoint.safetensors_file import DTYPE_NAMES, read_header
 from mm_lightning.checkpoint.writing import describe_load_error, load
 from mm_lightning.errors import UserError
 
 PREFIX = "network."
-
-
-class Weights(Mapping[str, Tensor]):
-    """Tensors by name, on the CPU, read from disk at each look.
-
-    Args:
-        readers: for each name what reads it.
-        shapes: for each name its shape.
-        dtypes: for each name its type.
-    """
-
-    def __init__(
-        self,
-        readers: dict[str, Callable[[], Tensor]],
-        shapes: dict[str, tuple[int, ...]],
-        dtypes: dict[str, torch.dtype],
-    ) -> None:
-        self.readers, self.shapes, self.dtypes = readers, shapes, dtypes
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.readers[name]().detach()
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.readers
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.readers)
-
-    def __len__(self) -> int:
-        return len(self.readers)
-
-
-def weights_of_tensors(state: Mapping[str, Tensor]) -> Weights:
-    """Weights that are tensors already, in memory or mapped from a file."""
-    readers: dict[str, Callable[[], Tensor]] = {name: partial(_known, value) for name, value in state.items()}
-    shapes = {name: tuple(value.shape) for name, value in state.items()}
-    return Weights(readers, shapes, {name: value.dtype for name, value in state.items()})
-
-
-def _known(x: Tensor) -> Tensor:
-    return x
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
@@ -71,8 +32,6 @@ def read_metadata(path: Path) -> dict[str, Any]:
         if path.is_dir():
             return read_commit(path)[METADATA_KEY]
         if path.suffix == SAFETENSORS_SUFFIX:
-            from mm_lightning.checkpoint.safetensors_file import read_header
-
             return json.loads(read_header(path)["__metadata__"][METADATA_KEY])
         return load(path, mmap=True)[METADATA_KEY]
     except KeyError as error:
@@ -92,11 +51,25 @@ def open_weights(path: Path) -> Weights:
     if path.is_dir():
         return read_shards(path)
     if path.suffix == SAFETENSORS_SUFFIX:
-        from mm_lightning.checkpoint.safetensors_file import open_safetensors
-
         return open_safetensors(path)
     state = load(path, mmap=True)["state_dict"]
     return weights_of_tensors({name.removeprefix(PREFIX): x for name, x in state.items() if name.startswith(PREFIX)})
+
+
+def open_safetensors(path: Path) -> Weights:
+    """The tensors of a file, each read at each look; those that are tied under each of their names."""
+    from safetensors import safe_open
+
+    header = read_header(path)
+    about = header.pop("__metadata__", {})
+    types = {name: dtype for dtype, name in DTYPE_NAMES.items()}
+    file = safe_open(path, "pt", "cpu")
+    stored = {name: name for name in header} | json.loads(about.get("tied", "{}"))
+    return Weights(
+        {name: partial(file.get_tensor, source) for name, source in stored.items()},
+        {name: tuple(header[source]["shape"]) for name, source in stored.items()},
+        {name: types[header[source]["dtype"]] for name, source in stored.items()},
+    )
 
 
 def load_error(path: Path) -> str | None:

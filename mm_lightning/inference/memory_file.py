@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from mm_lightning.memory.sublinear.key_clusters import SublinearRead
     from mm_lightning.networks import Network
 
-FORMAT, VERSION = "mm-lightning memory", 1
+VERSION = 1
 SAMPLED = 256
 """Numbers of each parameter that enter the fingerprint."""
 
@@ -49,7 +49,7 @@ def save_memory(path: str | Path | Output, reader: Reader, tokenizer: Tokenizer)
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    from mm_lightning.checkpoint.safetensors_file import CHECKSUM_PLACEHOLDER, write_checksum
+    from mm_lightning.checkpoint.safetensors_file import CHECKSUM_PLACEHOLDER, MEMORY_FORMAT, write_checksum
 
     if len(reader.documents) != 1 or reader.logits is None:
         raise ValueError("a memory file holds one document, of which something was read")
@@ -58,7 +58,7 @@ def save_memory(path: str | Path | Output, reader: Reader, tokenizer: Tokenizer)
     tensors["document"] = torch.tensor(reader.documents[0])
     tensors["logits"] = reader.logits[0].float()
     about = {
-        "format": FORMAT,
+        "format": MEMORY_FORMAT,
         "version": str(VERSION),
         "tokens": str(len(reader.documents[0])),
         "crc32": CHECKSUM_PLACEHOLDER,
@@ -95,12 +95,13 @@ def load_memory(
     import torch
     from safetensors import SafetensorError, safe_open
 
+    from mm_lightning.checkpoint.safetensors_file import find_safetensors_damage
     from mm_lightning.inference.reader import READ_TOKENS, Reader
     from mm_lightning.memory.state import current_names
 
     path = Path(path).expanduser()
     about = _metadata(path)
-    if wrong := damaged(path):
+    if wrong := find_safetensors_damage(path):
         raise UserError(f"{path} is a damaged memory file (it {wrong}): read the text again with `mm remember`")
     _check(path, about, _describe(network, tokenizer))
     device = next(network.parameters()).device
@@ -120,26 +121,6 @@ def load_memory(
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise UserError(f"{path} is a damaged memory file ({error}): read the text again with `mm remember`") from error
     return reader
-
-
-def is_memory(path: Path) -> bool:
-    """Return whether a file says that it is a memory file."""
-    from mm_lightning.checkpoint.safetensors_file import read_header
-
-    try:
-        return read_header(path)["__metadata__"]["format"] == FORMAT
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return False
-
-
-def damaged(path: Path) -> str | None:
-    """Return what is wrong with the bytes of a memory file, to be read after its name; None if nothing is.
-
-    Files of earlier versions have no checksum: of them it is only seen whether all is there.
-    """
-    from mm_lightning.checkpoint.safetensors_file import find_safetensors_damage
-
-    return find_safetensors_damage(path)
 
 
 PAIRS = (".keys", ".values", ".raw")
@@ -175,6 +156,8 @@ def fingerprint(network: Network) -> str:
 def _metadata(path: Path) -> dict[str, str]:
     from safetensors import SafetensorError, safe_open
 
+    from mm_lightning.checkpoint.safetensors_file import MEMORY_FORMAT
+
     if not path.is_file():
         raise UserError(f"there is no memory file {path}: `mm remember` and `/save` in `mm chat` write one")
     try:
@@ -182,7 +165,7 @@ def _metadata(path: Path) -> dict[str, str]:
             about = file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} is not a memory file, or a damaged one: {error}") from error
-    if about.get("format") != FORMAT:
+    if about.get("format") != MEMORY_FORMAT:
         raise UserError(f"{path} is not a memory file: `mm remember` and `/save` in `mm chat` write one")
     if about.get("version") != str(VERSION):
         raise UserError(

@@ -79,12 +79,12 @@ def verify_command(run: Place) -> None:
         run: a run folder, a root of numbered run folders, a checkpoint, or a memory file of `mm remember`.
     """
     from mm_lightning.checkpoint import find_damage
+    from mm_lightning.checkpoint.safetensors_file import find_safetensors_damage, is_memory_file
     from mm_lightning.checkpoint.weights import load_error
-    from mm_lightning.inference.memory_file import damaged, is_memory
 
     bad = []
     for path in find_all(run):
-        problem = damaged(path) if is_memory(path) else find_damage(path) or load_error(path)
+        problem = find_safetensors_damage(path) if is_memory_file(path) else find_damage(path) or load_error(path)
         display(f"{path} {problem or 'is whole'}", flush=True)
         bad += [path] if problem else []
     if bad:
