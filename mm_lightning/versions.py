@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+from functools import cache
 from pathlib import Path
 
 from mm_lightning import __version__
@@ -23,12 +24,14 @@ def tested_versions() -> dict[str, str]:
     return {normalized(name): version for name, _, version in (line.partition("==") for line in lines) if version}
 
 
+@cache
 def installed_versions() -> dict[str, str]:
     """Return the version of every installed package by normalized name, without local parts such as +cpu."""
     versions: dict[str, str] = {}
     for package in importlib.metadata.distributions():  # the first on the path is the one that is imported
-        if package.name:
-            versions.setdefault(normalized(package.name), package.version.partition("+")[0])
+        metadata = package.metadata  # parsed anew at each access
+        if metadata["Name"]:
+            versions.setdefault(normalized(metadata["Name"]), metadata["Version"].partition("+")[0])
     return versions
 
 

@@ -99,7 +99,7 @@ def test_a_run_left_over_from_a_killed_sweep_is_left_alone(work, capsys):
         assert (outcome.failed, outcome.finished) == (["a"], ["b"])
         assert f"still being trained by process {process._process.pid}" in capsys.readouterr().out
     finally:
-        process.stop()
+        os.killpg(process._process.pid, signal.SIGKILL)
         process.wait()
 
 
