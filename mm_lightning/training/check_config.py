@@ -159,10 +159,15 @@ def changed(of_the_run: Path, config: str) -> dict[str, Any]:
 
 
 def differences(was: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return what differs between two configs, by dotted name: the value before and the value now."""
+    """Return what differs between two configs, by dotted name: the value before and the value now.
+
+    A setting of a section that both have, but of which the earlier config says nothing, is younger than it: its default
+    changes nothing.
+    """
     before = dict(leaves(was))
+    sections = {name.rpartition(".")[0] for name in before}
     return {
         name.replace("init_args.", ""): (before.get(name), value)
         for name, value in leaves(now)
-        if value != before.get(name)
+        if value != before.get(name) and (name in before or name.rpartition(".")[0] not in sections)
     }
