@@ -100,7 +100,7 @@ DocumentBytes = Annotated[int, Range(1, 2**31 - 1)]
 VocabSize = Annotated[int, Range(258, 2**24)]
 """The vocabulary of a tokenizer that is trained: 256 bytes and 2 special tokens at least."""
 Budget = Annotated[int, Range(16)]
-"""Pairs that a long-term memory reads one by one: a block of memory/blocks.py at least."""
+"""Pairs that a long-term memory reads one by one: one cluster at least."""
 Seed = Annotated[int, Range(0, 2**32 - 1)]
 Positive = Annotated[float, Range(0, above=True)]
 Temperature = Annotated[float, Range(0, 1000)]

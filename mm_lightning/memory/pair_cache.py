@@ -1,7 +1,8 @@
-"""The pairs of a memory that later queries may read, kept from one chunk of a stream to the next."""
+"""The KV cache of one memory: the pairs that later queries may read, kept from one chunk of a stream to the next."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -9,15 +10,18 @@ from torch import Tensor
 
 from mm_lightning.memory.documents import Documents, Span
 
-BLOCK = 128
+TILE = 128
 """Queries that are answered together."""
+
+Answer = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Tensor]
+"""Answers to queries: :meth:`Reader.answer_scaled`."""
 
 
 class Reader(Protocol):
-    """What answers queries from pairs: a :class:`mm_lightning.memory.retrieval.Retrieval`."""
+    """An object that answers queries from pairs: a :class:`mm_lightning.memory.retrieval.Retrieval`."""
 
     softmax: bool
-    """Whether its answers are those of equation (4), which parts of the pairs can be read for by themselves."""
+    """Whether its answers are those of equation (4), so that parts of the pairs can be read separately."""
 
     def answer_scaled(self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, scale: float) -> Tensor:
         """Return (B, H, T, D) answers to queries of this shape.
@@ -31,21 +35,21 @@ class Reader(Protocol):
 
 
 class PairCache:
-    """The pairs of a memory that later queries may read, in buffers that are allocated ahead.
+    """The pairs of a memory that later queries may read, in preallocated buffers that grow by doubling.
 
-    The newest pair's value may still be missing: it waits for the next token.
+    The newest pair's value may still be missing: it waits for the next token (9).
 
     Args:
         keep: how many of the newest pairs can ever be read again; None for all.
-        capacity: pairs to make room for at first.
+        capacity: pairs to preallocate.
 
     Attributes:
-        keys: (B, G, capacity, D), of which those from the stream's token `offset` to `end` hold something.
+        keys: (B, G, capacity, D); the pair of the stream's token t, offset <= t < end, lies at t - offset.
         values: the same.
     """
 
     multiple = 1
-    """What the capacity is a multiple of."""
+    """The capacity is a multiple of this."""
 
     def __init__(self, keep: int | None = None, capacity: int = 0) -> None:
         self.keep, self.capacity = keep, capacity
@@ -55,13 +59,13 @@ class PairCache:
 
     @property
     def buffers(self) -> tuple[Tensor, Tensor]:
-        """Keys and values, of which something was written."""
+        """The keys and values (B, G, capacity, D), after the first write."""
         assert self.keys is not None
         assert self.values is not None
         return self.keys, self.values
 
     def write_first(self, keys: Tensor, values: Tensor) -> None:
-        """Take in the first chunk's pairs, (B, T, G, D): those that can be read again."""
+        """Store the first chunk's pairs, (B, T, G, D), as far as they can be read again."""
         unread = 0 if self.keep is None else max(0, keys.shape[1] - self.keep)
         self.offset = self.end = unread
         self.write(keys[:, unread:], values[:, unread:])
@@ -71,8 +75,8 @@ class PairCache:
 
         Args:
             keys: (B, T, G, D).
-            values: (B, T', G, D), of which the first belongs to the pair `late` before the chunk's first one.
-            late: 0 or 1.
+            values: (B, T', G, D), beginning with that of the pair `late` before the chunk's first one.
+            late: 0, or 1 if a value is complete one token later than its key.
         """
         time = keys.shape[1]
         at = self.place(time, keys)
@@ -81,36 +85,17 @@ class PairCache:
         stored_values.narrow(2, at - late, values.shape[1]).copy_(values.transpose(1, 2))
 
     def place(self, time: int, like: Tensor) -> int:
-        """Return where in the buffers the next `time` pairs, (B, ..., G, D) as `like`, go; make room for them."""
+        """Make room for the next `time` pairs, (B, ..., G, D) as `like`, and return their place in the buffers."""
         self._make_room(time, like)
         self.end += time
         return self.end - time - self.offset
 
     def read(self, q: Tensor, span: Span, documents: Documents, reader: Reader, scale: float = 1.0) -> Tensor:
-        """Return answers (B, T, H, D) to the queries of the chunk that was last written."""
-        return self._read(q, *self.buffers, span, documents, reader, scale)
-
-    def _read(
-        self, q: Tensor, keys: Tensor, values: Tensor, span: Span, documents: Documents, reader: Reader, scale: float
-    ) -> Tensor:
-        outputs = []
-        for at in range(0, q.shape[1], BLOCK):
-            block = q[:, at : at + BLOCK].transpose(1, 2)
-            size, here = block.shape[2], documents.begin + at
-            low = 0 if span.size is None else max(0, here - span.delay - span.size + 1)
-            high = here + size - span.delay
-            if high <= low:
-                outputs.append(torch.zeros_like(block))
-                continue
-            within = documents.latest > low  # a document begins among these pairs
-            seen = visible(low, high, at, size, span, documents, within) if size > 1 or within else None
-            part = slice(low - self.offset, high - self.offset)
-            outputs.append(reader.answer_scaled(block, keys[:, :, part], values[:, :, part], seen, scale))
-        found = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 2)
-        return found.transpose(1, 2)
+        """Return answers (B, T, H, D) to the queries (B, T, H, D) of the chunk that was last written."""
+        return read_in_tiles(reader.answer_scaled, q, *self.buffers, self.offset, span, documents, scale)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return what it holds, rows first; the last axis but one of keys and values ends with the newest pair."""
+        """Return the stored pairs, (B, G, N, D) each, in the order of their tokens; empty before the first write."""
         if self.keys is None or self.values is None:
             return {}
         end = self.end - self.offset
@@ -119,22 +104,22 @@ class PairCache:
         return {"keys": keys[:, :, used], "values": values[:, :, used]}
 
     def _in_time(self) -> tuple[Tensor, Tensor]:
-        """The buffers with their pairs in the order of their tokens."""
+        """Return the buffers with their pairs in the order of their tokens."""
         return self.buffers
 
     def load(self, tensors: dict[str, Tensor], length: int) -> None:
-        """Take what :meth:`tensors` gave after `length` tokens."""
+        """Restore what :meth:`tensors` returned after `length` tokens."""
         if "keys" in tensors:
             self.offset = self.end = length - tensors["keys"].shape[2]
             self.write(tensors["keys"].transpose(1, 2), tensors["values"].transpose(1, 2))
 
     def mark(self) -> Any:
-        """Return what :meth:`rewind` needs. Only a window's pairs are copied: what only grows loses nothing."""
+        """Return a mark for :meth:`rewind`. Only a window's pairs are copied: a cache that only grows loses none."""
         window = None if self.keep is None or self.keys is None else tuple(x.clone() for x in self.buffers)
         return self.offset, self.end, window
 
     def rewind(self, mark: Any) -> None:
-        """Forget what was written since a mark."""
+        """Remove the pairs that were written since a mark."""
         self.offset, self.end, window = mark
         if window is not None:
             self.keys, self.values = window
@@ -142,14 +127,14 @@ class PairCache:
     def _make_room(self, time: int, like: Tensor) -> None:
         used = self.end - self.offset
         if self.keys is None or self.values is None:
-            wanted = max(time, self.capacity) if self.keep is None else max(time, self.keep) + self.keep
-            shape = like.shape[0], like.shape[-2], self._whole(wanted), like.shape[-1]
+            capacity = max(time, self.capacity) if self.keep is None else max(time, self.keep) + self.keep
+            shape = like.shape[0], like.shape[-2], self._whole(capacity), like.shape[-1]
             self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)
             return
         room = self.keys.shape[2]
         if used + time <= room:
             return
-        kept = used if self.keep is None else min(used, self.keep)
+        kept = used if self.keep is None else min(used, self.keep)  # the newest pairs
         grown = self.keys, self.values
         if kept + time > room:
             size = (*self.keys.shape[:2], self._whole(max(2 * room, kept + time)), self.keys.shape[3])
@@ -164,14 +149,53 @@ class PairCache:
         return -(-count // self.multiple) * self.multiple
 
 
-def visible(low: int, high: int, at: int, size: int, span: Span, documents: Documents, within: bool) -> Tensor:
-    """Return which of the pairs low to high - 1 of a stream are read by `size` queries from the chunk's token `at` on.
+def read_in_tiles(
+    answer: Answer,
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    offset: int,
+    span: Span,
+    documents: Documents,
+    scale: float,
+) -> Tensor:
+    """Return answers (B, T, H, D) to the queries of a chunk, one tile after the other, each from the pairs it can see.
 
     Args:
-        low, high, at, size: as said.
-        span: what a query reads.
+        answer: computes those of a tile.
+        q: (B, T, H, D) queries with their bandwidth.
+        keys, values: (B, G, N, D), of the stream's tokens from `offset` on.
+        offset: the token that the first key belongs to.
+        span: the pairs a query reads.
+        documents: the chunk's; its first token is the stream's token `documents.begin`.
+        scale: a further factor on q.k.
+    """
+    outputs = []
+    for at in range(0, q.shape[1], TILE):
+        tile = q[:, at : at + TILE].transpose(1, 2)
+        size, now = tile.shape[2], documents.begin + at
+        low = 0 if span.size is None else max(0, now - span.delay - span.size + 1)
+        high = now + size - span.delay
+        if high <= low:
+            outputs.append(torch.zeros_like(tile))
+            continue
+        # Whether a document begins among these pairs
+        within = documents.latest > low if documents.begin else not documents.single
+        seen = visible(low, high, at, size, span, documents, within) if size > 1 or within else None
+        part = slice(low - offset, high - offset)
+        outputs.append(answer(tile, keys[:, :, part], values[:, :, part], seen, scale))
+    return torch.cat(outputs, 2).transpose(1, 2) if len(outputs) > 1 else outputs[0].transpose(1, 2)
+
+
+def visible(low: int, high: int, at: int, size: int, span: Span, documents: Documents, within: bool) -> Tensor:
+    """Return which of the stream's pairs low to high - 1 the chunk's queries at to at + size - 1 read.
+
+    Args:
+        low, high: tokens of the stream.
+        at, size: queries, counted from the chunk's first token.
+        span: the pairs a query reads.
         documents: where documents begin.
-        within: whether documents must be told apart.
+        within: whether a document may begin after `low`, so that pairs of earlier ones are left out.
 
     Returns:
         (1 or B, 1, size, high - low) bool.

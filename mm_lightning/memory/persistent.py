@@ -8,9 +8,9 @@ from torch.nn import functional as F
 
 from mm_lightning.memory.bandwidth import FixedBandwidth
 from mm_lightning.memory.documents import Documents
+from mm_lightning.memory.kernels.fused_read import fused_attention
 from mm_lightning.memory.keys import LeakyKeys
 from mm_lightning.memory.layers import V1_SCALAR_SCALE, Linear, clipped_normal_
-from mm_lightning.memory.retrieval import fused_attention
 from mm_lightning.memory.state import MemoryState
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mm_lightning.memory.documents import Documents, Span
-from mm_lightning.memory.pair_cache import BLOCK, PairCache, Reader, visible
+from mm_lightning.memory.pair_cache import TILE, PairCache, Reader, visible
 from mm_lightning.memory.state import NetworkState
 
 SCORES = 1 << 24
@@ -65,8 +65,8 @@ class SharedPrefixCache(PairCache):
             copied.load(whole, self.end)
             return copied.read(q, span, documents, reader, scale)
         outputs = []
-        for at in range(0, q.shape[1], BLOCK):
-            block = q[:, at : at + BLOCK].transpose(1, 2) * scale
+        for at in range(0, q.shape[1], TILE):
+            block = q[:, at : at + TILE].transpose(1, 2) * scale
             size = block.shape[2]
             here = documents.begin + at
             high = here + size - span.delay

@@ -189,11 +189,11 @@ class Network(nn.Module):
         Args:
             batch: rows.
             capacity: tokens to make room for at once; a longer stream makes more room by itself, in doubling steps.
-            sublinear: how memories without a window are read by blocks when single tokens are decoded; by default
+            sublinear: how memories without a window are read by clusters when single tokens are decoded; by default
                 they are read whole.
 
         Raises:
-            UserError: there is no such memory for the sublinear.
+            UserError: no memory of the network can be read so.
         """
         parts: dict[str, MemoryState] = {}
         spans = self.context(Documents.whole(1, 1)).spans
@@ -211,8 +211,8 @@ class Network(nn.Module):
                 parts[name] = module.new_state(span, capacity)
         if sublinear and not stored:
             raise UserError(
-                "a long store is for contextual memories without a window, levels long or full of a memory mosaic: "
-                "this network has none, leave it out"
+                "sub-linear reads are for contextual memories without a window, such as levels long or full of a "
+                "memory mosaic: this network has none, leave them out"
             )
         return NetworkState(parts, batch, next(self.parameters()).device)
 

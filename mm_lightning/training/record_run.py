@@ -17,7 +17,7 @@ from mm_lightning.data.mixture import describe, differing
 from mm_lightning.errors import UserError
 from mm_lightning.memory import kernels
 from mm_lightning.memory.kernels.dispatch import dispatch_kernels
-from mm_lightning.memory.retrieval import backend
+from mm_lightning.memory.kernels.fused_read import attention_backend
 from mm_lightning.outputs import write_json
 from mm_lightning.redaction import redact_values
 from mm_lightning.side_files import read_object, write_config
@@ -99,7 +99,11 @@ class RecordRun(Callback):
             for part in ("keys", "values", "retrieval")
             if isinstance(spec := getattr(config, part, ""), dict)
         }
-        say(f"reads by    {backend(device, dtype, dim)}" if "retrieval" not in own else "reads by    plain torch")
+        say(
+            f"reads by    {attention_backend(device, dtype, dim)}"
+            if "retrieval" not in own
+            else "reads by    plain torch"
+        )
         say(f"keys by     {kernels.describe(dispatch_kernels(pl_module.kernels, device, dtype, dim))}")
         for part, spec in own.items():
             say(f"{part:11} {spec['class_path']}, in plain torch")

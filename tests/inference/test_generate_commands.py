@@ -180,12 +180,12 @@ def test_mistakes(capsys, args, message):
     assert error.count("\n") == 1
 
 
-def test_a_long_memory_read_by_blocks(load, tokenizer, network, capsys, tmp_path, monkeypatch):
+def test_a_long_memory_read_by_clusters(load, tokenizer, network, capsys, tmp_path, monkeypatch):
     """By every command, from a prompt and from a file, also where a document is written on several times."""
     from mm_lightning.memory.sublinear.key_clusters import KeyClusters
 
-    read, by_blocks = [], KeyClusters.read
-    monkeypatch.setattr(KeyClusters, "read", lambda *a: read.append(a[0].settings.budget) or by_blocks(*a))
+    read, by_clusters = [], KeyClusters.read
+    monkeypatch.setattr(KeyClusters, "read", lambda *a: read.append(a[0].settings.budget) or by_clusters(*a))
     load(network, tokenizer)
     text, memory = "so long that blocks are worth it " * 140, tmp_path / "m"
     (tmp_path / "t.txt").write_text(text)

@@ -6,7 +6,7 @@ from inspect import signature
 import pytest
 import torch
 
-from mm_lightning.memory import retrieval
+from mm_lightning.memory.kernels import fused_read
 from mm_lightning.networks import MemoryMosaicConfig, NetworkConfig, TransformerConfig, base
 from mm_lightning.networks.cost import (
     activation_bytes_per_token,
@@ -71,8 +71,8 @@ _attention.register_autograd(
 @pytest.mark.parametrize("checkpointing", [True, False, "selective"])
 def test_activations_agree_with_what_autograd_keeps(network, bf16, checkpointing, monkeypatch):
     """Bytes of each block beyond the first, with the kernels of CUDA replaced by one that keeps the same."""
-    monkeypatch.setattr(retrieval, "backend", lambda *_: retrieval.VARLEN)
-    monkeypatch.setattr(retrieval, "_varlen_attn", lambda: lambda q, k, v, *rest, **settings: _attention(q, k, v))
+    monkeypatch.setattr(fused_read, "attention_backend", lambda *_: fused_read.VARLEN)
+    monkeypatch.setattr(fused_read, "_varlen_attn", lambda: lambda q, k, v, *rest, **settings: _attention(q, k, v))
     if checkpointing == "selective":
         if "respect_saved_tensors_hooks" not in signature(base.checkpoint).parameters:
             pytest.skip("this torch does not show what it keeps")

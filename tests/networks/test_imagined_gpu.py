@@ -13,10 +13,9 @@ from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTenso
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mm_lightning.memory import retrieval
 from mm_lightning.memory.contextual import ContextualMemory
 from mm_lightning.memory.documents import Documents
-from mm_lightning.memory.kernels import dispatch
+from mm_lightning.memory.kernels import dispatch, fused_read
 from mm_lightning.memory.persistent import SlotMemory
 from mm_lightning.networks import triton_loss
 from mm_lightning.networks.transformer import Attention
@@ -45,7 +44,7 @@ class Watch(TorchDispatchMode):
 @pytest.fixture(autouse=True)
 def gpu(monkeypatch):
     """What is asked about a GPU before it is used."""
-    monkeypatch.setattr(retrieval, "_capability", lambda device: (9, 0))
+    monkeypatch.setattr(fused_read, "_capability", lambda device: (9, 0))
     monkeypatch.setattr(dispatch, "kernel_mismatch", lambda *arguments: None)
     monkeypatch.setattr(triton_loss, "kernel_mismatch", lambda *arguments: None)
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda *device: (9, 0))
@@ -57,7 +56,7 @@ def gpu(monkeypatch):
 def never_planned(monkeypatch):
     """No read is left to kernels that have to be planned for each shape; the reads that were made."""
     calls = []
-    functions = F.scaled_dot_product_attention, retrieval._varlen_attn()
+    functions = F.scaled_dot_product_attention, fused_read._varlen_attn()
 
     def spy(function):
         @wraps(function)  # and the signature, which is asked for
@@ -70,7 +69,7 @@ def never_planned(monkeypatch):
 
     fused, varlen = map(spy, functions)
     monkeypatch.setattr(F, "scaled_dot_product_attention", fused)
-    monkeypatch.setattr(retrieval, "_varlen_attn", lambda: varlen)
+    monkeypatch.setattr(fused_read, "_varlen_attn", lambda: varlen)
     assert torch.backends.cuda.cudnn_sdp_enabled()
     yield calls
     assert torch.backends.cuda.cudnn_sdp_enabled()
@@ -127,7 +126,7 @@ def test_what_a_user_forbids_stays_forbidden():
         x = torch.empty(1, device="cuda")
     try:
         torch.backends.cuda.enable_flash_sdp(False)
-        with retrieval.any_shape(x):
+        with fused_read.any_shape(x):
             assert not torch.backends.cuda.flash_sdp_enabled()
             assert not torch.backends.cuda.cudnn_sdp_enabled()
     finally:

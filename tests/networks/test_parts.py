@@ -118,7 +118,7 @@ def test_a_network_of_their_own(build, packed):
 
 
 def test_what_reads_softmax_alone_refuses_others(build):
-    with pytest.raises(UserError, match="long store"):
+    with pytest.raises(UserError, match="sub-linear reads"):
         build(MemoryMosaicConfig(**SMALL, **CASES["retrieval"])).new_state(sublinear=SublinearRead())
 
 

@@ -144,7 +144,7 @@ class LlamaReader:
 
     def decode(self) -> None:
         """Some tokens more, by the kernels that ours are read by: every token makes another shape."""
-        from mm_lightning.memory.retrieval import any_shape
+        from mm_lightning.memory.kernels.fused_read import any_shape
 
         with any_shape(self.token):
             for _ in range(TOKENS):

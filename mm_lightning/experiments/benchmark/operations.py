@@ -13,8 +13,8 @@ from mm_lightning.experiments.benchmark.setup import Setup
 from mm_lightning.experiments.benchmark.step import TrainingStep
 from mm_lightning.memory.documents import Documents
 from mm_lightning.memory.kernels import Kernels, set_kernels
+from mm_lightning.memory.kernels.fused_read import fused_read
 from mm_lightning.memory.keys import average_keys
-from mm_lightning.memory.retrieval import read
 
 KEYS_MOVE = 8
 """Numbers of a token's d that keys read and write at least: raw to q and k; raw, k and two gradients to one."""
@@ -151,7 +151,7 @@ class Operations:
             span = config.span(level, sum(config.long_term_delay) // 2)
             pairs = int(span.count(documents.position).sum())
             found["read" if level == "full" else f"{level}-term read"] = self._operation(
-                lambda span=span: read(q, k, v, span, documents),
+                lambda span=span: fused_read(q, k, v, span, documents),
                 [q, k, v],
                 [],
                 config.layers,

@@ -148,7 +148,8 @@ def _runs(
     from torch.nn import functional as F
 
     from mm_lightning.memory.documents import Documents, Span
-    from mm_lightning.memory.retrieval import fused_attention, read
+    from mm_lightning.memory.kernels.fused_read import fused_attention, fused_read
+    from mm_lightning.memory.retrieval import read_reference
 
     torch.manual_seed(seed)
     draw = random.Random(seed)
@@ -169,7 +170,8 @@ def _runs(
         torch.autograd.grad(attention(*rows, scale=1.0, **causal), inputs, down.transpose(1, 2))
 
     def ours(span: Span) -> None:
-        torch.autograd.grad(read(*inputs, span, documents, reference=reference), inputs, down)
+        read = read_reference if reference else fused_read
+        torch.autograd.grad(read(*inputs, span, documents), inputs, down)
 
     low, high = network.long_term_delay
     short = network.span("short", low)

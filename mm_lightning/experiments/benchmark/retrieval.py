@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Index = Literal["ivf", "hnsw"]
 
 SMALLEST = 4096
-"""Pairs of a memory that blocks are made of."""
+"""Pairs of a memory that clusters are made of."""
 
 StoredPairs = Annotated[int, Range(SMALLEST)]
 
@@ -50,7 +50,7 @@ def retrieval_command(
 
     A memory is filled with what a trained network stores of a text, and asked with the keys of the text that follows,
     at the bandwidth of so many pairs: by the exact read of decoding (and torch's, where numba compiles the former), by
-    blocks (an option of the state of inference) with several budgets and with proven errors, and through an index of
+    clusters (an option of the state of inference) with several budgets and with proven errors, and through an index of
     faiss, whose nearest neighbours are read and renormalised.
     All take turns, one token at a time. Errors are norms of differences, relative to the norm of the exact answer.
 
@@ -201,25 +201,25 @@ def _measure(
     from mm_lightning.memory.kernels import resolve_kernels
     from mm_lightning.memory.sublinear.key_clusters import KeyClusters
 
-    block = next(iter(stores.values())).block
-    padded = [F.pad(x[:, :, :count], (0, 0, 0, -count % block)) for x in (filled.keys, filled.values)]
+    size = next(iter(stores.values())).cluster_size
+    padded = [F.pad(x[:, :, :count], (0, 0, 0, -count % size)) for x in (filled.keys, filled.values)]
     keys, values = (x[:, :, :count] for x in padded)
     others = {kind: FaissIndex(kind, keys[0], values[0].clone(), neighbours) for kind in index}
     built = {kind: other.seconds for kind, other in others.items()}
-    filled_blocks: dict[bool, tuple[Any, list[Any]]] = {}  # by whether errors are proven, which takes float64
+    filled_clusters: dict[bool, tuple[Any, list[Any]]] = {}  # by whether errors are proven, which takes float64
     for store in stores.values():
-        if (proven := store.epsilon is not None) not in filled_blocks:
+        if (proven := store.epsilon is not None) not in filled_clusters:
             begin = time.perf_counter()
-            blocks, buffers = KeyClusters(store), [x.clone() for x in padded]
-            blocks.extend(*buffers, count)
-            built["blocks, proven" if proven else "blocks"] = time.perf_counter() - begin
-            filled_blocks[proven] = blocks, buffers
+            clusters, buffers = KeyClusters(store), [x.clone() for x in padded]
+            clusters.extend(*buffers, count)
+            built["clusters, proven" if proven else "clusters"] = time.perf_counter() - begin
+            filled_clusters[proven] = clusters, buffers
     first = torch.zeros(1, dtype=torch.int64, device=keys.device)
 
-    def by_blocks(store: Any, q: Any) -> Any:
-        blocks, buffers = filled_blocks[store.epsilon is not None]
-        blocks.settings = store
-        return blocks.read(q, *buffers, count, first)
+    def by_clusters(store: Any, q: Any) -> Any:
+        clusters, buffers = filled_clusters[store.epsilon is not None]
+        clusters.settings = store
+        return clusters.read(q, *buffers, count, first)
 
     def by_torch(q: Any) -> Any:
         return F.scaled_dot_product_attention(q[:, :, None], keys, values, scale=1.0)[:, :, 0]
@@ -229,7 +229,7 @@ def _measure(
         from mm_lightning.memory.kernels.numba_decode import read
 
         runs = {"exact": lambda q: read(q, *padded, count), "exact, torch": by_torch}  # the first as decoding reads
-    runs |= {method: partial(by_blocks, store) for method, store in stores.items()}
+    runs |= {method: partial(by_clusters, store) for method, store in stores.items()}
     runs |= {f"faiss {kind}": other.read for kind, other in others.items()}
     pairs = torch.tensor([[count]], device=keys.device)
     beta = filled.bandwidth(pairs, keys.new_zeros(1, 1, 0)).reshape(-1, 1).to(keys.dtype)
@@ -246,7 +246,7 @@ def _measure(
                 errors[method].append((answer - exact).norm(dim=-1) / exact.norm(dim=-1))
                 kind = method.removeprefix("faiss ")
                 if method in stores:
-                    shares[method].append(filled_blocks[stores[method].epsilon is not None][0].share)
+                    shares[method].append(filled_clusters[stores[method].epsilon is not None][0].share)
                 else:
                     shares[method].append(others[kind].share if kind in others else 1)
     rows = {}

@@ -1,4 +1,4 @@
-"""Reading with dropout on a CPU, whose fused kernel has none: equation (4) with some of its weights dropped."""
+"""Equation (4) with dropout of its weights, on a CPU, whose fused attention has none."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-BLOCK = 128
-"""Queries whose weights are written out at a time."""
+TILE = 128
+"""Queries whose weights exist at a time."""
 
 
 def dropout_read(q: Tensor, k: Tensor, v: Tensor, size: int | None, scale: float, dropout: float) -> Tensor:
-    """Causal reads of the last `size` keys with dropout, seeded by one draw from torch's default generator.
+    """Read causally the last `size` keys with dropout, seeded by one draw from torch's default generator.
 
     Args:
         q: (B, H, T, D) queries.
@@ -30,13 +30,13 @@ def dropout_read(q: Tensor, k: Tensor, v: Tensor, size: int | None, scale: float
     k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
     rows = [x.flatten(0, 1).to(exact) for x in (q, k, v)]
     seed = int(torch.randint(2**62, (), device="cpu"))
-    return _Read.apply(rows[0] * scale, *rows[1:], size or q.shape[2], dropout, seed).view_as(q).to(q.dtype)
+    return _DropoutRead.apply(rows[0] * scale, *rows[1:], size or q.shape[2], dropout, seed).view_as(q).to(q.dtype)
 
 
-class _Read(torch.autograd.Function):
-    """Block after block of queries; the backward pass computes their weights again and drops the same.
+class _DropoutRead(torch.autograd.Function):
+    """One tile of queries after the other; the backward pass computes their weights again and drops the same.
 
-    Of the T x T matrix, only the logarithm of each row's sum is kept.
+    Saves the logarithm of each row's sum, not the T x T matrix.
     """
 
     @staticmethod
@@ -44,14 +44,14 @@ class _Read(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, size: int, dropout: float, seed: int) -> Tensor:
         out, log_sums = torch.empty_like(q), q.new_empty(*q.shape[:2], 1)
         generator = torch.Generator().manual_seed(seed)
-        room = _room(q, size)
-        for now, seen in _blocks(q.shape[1], size):
-            weights = _scores(room, q[:, now], k[:, seen], size)
+        buffer = _buffer(q, size)
+        for tile, seen in _tiles(q.shape[1], size):
+            weights = _scores(buffer, q[:, tile], k[:, seen], size)
             highest = weights.amax(-1, keepdim=True)
             sums = weights.sub_(highest).exp_().sum(-1, keepdim=True)
-            weights.view(-1).index_fill_(0, _drawn(weights.numel(), dropout, generator), 0)
-            out[:, now] = (weights @ v[:, seen]).div_(sums * (1 - dropout))
-            log_sums[:, now] = sums.log_().add_(highest)
+            weights.view(-1).index_fill_(0, _draw_dropped(weights.numel(), dropout, generator), 0)
+            out[:, tile] = (weights @ v[:, seen]).div_(sums * (1 - dropout))
+            log_sums[:, tile] = sums.log_().add_(highest)
         ctx.save_for_backward(q, k, v, out, log_sums)
         ctx.settings = size, dropout, seed
         return out
@@ -68,40 +68,40 @@ class _Read(torch.autograd.Function):
         means = (d_out * out).sum(-1, keepdim=True)
         d_out = d_out / (1 - dropout)
         generator = torch.Generator().manual_seed(seed)
-        rooms = _room(q, size), _room(q, size)
-        for now, seen in _blocks(q.shape[1], size):
-            weights = _scores(rooms[0], q[:, now], k[:, seen], size).sub_(log_sums[:, now]).exp_()
-            lost = _drawn(weights.numel(), dropout, generator)
-            d_scores = _fill(rooms[1], d_out[:, now], v[:, seen])
-            d_scores.view(-1).index_fill_(0, lost, 0)
-            d_scores.sub_(means[:, now]).mul_(weights)
-            d_q[:, now] = d_scores @ k[:, seen]
-            d_k[:, seen].baddbmm_(d_scores.mT, q[:, now])
-            weights.view(-1).index_fill_(0, lost, 0)
-            d_v[:, seen].baddbmm_(weights.mT, d_out[:, now])
+        buffers = _buffer(q, size), _buffer(q, size)
+        for tile, seen in _tiles(q.shape[1], size):
+            weights = _scores(buffers[0], q[:, tile], k[:, seen], size).sub_(log_sums[:, tile]).exp_()
+            dropped = _draw_dropped(weights.numel(), dropout, generator)
+            d_scores = _product(buffers[1], d_out[:, tile], v[:, seen])
+            d_scores.view(-1).index_fill_(0, dropped, 0)
+            d_scores.sub_(means[:, tile]).mul_(weights)
+            d_q[:, tile] = d_scores @ k[:, seen]
+            d_k[:, seen].baddbmm_(d_scores.mT, q[:, tile])
+            weights.view(-1).index_fill_(0, dropped, 0)
+            d_v[:, seen].baddbmm_(weights.mT, d_out[:, tile])
         return d_q, d_k, d_v, None, None, None
 
 
-def _blocks(time: int, size: int) -> list[tuple[slice, slice]]:
-    """Blocks of queries, each with the keys that one of them sees."""
-    ends = [min(start + BLOCK, time) for start in range(0, time, BLOCK)]
-    return [(slice(i * BLOCK, end), slice(max(0, i * BLOCK - size + 1), end)) for i, end in enumerate(ends)]
+def _tiles(time: int, size: int) -> list[tuple[slice, slice]]:
+    """Return the tiles of queries, each with the keys that one of them sees."""
+    ends = [min(start + TILE, time) for start in range(0, time, TILE)]
+    return [(slice(i * TILE, end), slice(max(0, i * TILE - size + 1), end)) for i, end in enumerate(ends)]
 
 
-def _room(q: Tensor, size: int) -> Tensor:
-    """Memory for the weights of any block."""
-    return q.new_empty(q.shape[0] * min(BLOCK, q.shape[1]) * min(BLOCK + size - 1, q.shape[1]))
+def _buffer(q: Tensor, size: int) -> Tensor:
+    """Allocate memory for the weights of any tile."""
+    return q.new_empty(q.shape[0] * min(TILE, q.shape[1]) * min(TILE + size - 1, q.shape[1]))
 
 
-def _fill(room: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """The products of a's and b's rows, in the memory given."""
+def _product(buffer: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Return a b^T, computed in the buffer."""
     shape = (a.shape[0], a.shape[1], b.shape[1])
-    return torch.bmm(a, b.mT, out=room[: math.prod(shape)].view(shape))
+    return torch.bmm(a, b.mT, out=buffer[: math.prod(shape)].view(shape))
 
 
-def _scores(room: Tensor, q: Tensor, k: Tensor, size: int) -> Tensor:
-    """The scores of a block of queries, the last of which is as late as the last key; -inf where a key is not seen."""
-    scores = _fill(room, q, k)
+def _scores(buffer: Tensor, q: Tensor, k: Tensor, size: int) -> Tensor:
+    """Compute the scores of a tile of queries that ends with the last key; -inf where a key is not seen."""
+    scores = _product(buffer, q, k)
     count, before = q.shape[1], k.shape[1] - q.shape[1]
     hidden = torch.full((count, count), -torch.inf, dtype=q.dtype)
     scores[..., before:] += hidden.triu(1)
@@ -110,8 +110,8 @@ def _scores(room: Tensor, q: Tensor, k: Tensor, size: int) -> Tensor:
     return scores
 
 
-def _drawn(count: int, dropout: float, generator: torch.Generator) -> Tensor:
-    """Which of `count` weights are dropped, each with the same probability; increasing.
+def _draw_dropped(count: int, dropout: float, generator: torch.Generator) -> Tensor:
+    """Draw the indices of those of `count` weights that are dropped, each with the same probability; increasing.
 
     The gaps between them are geometric, so that random numbers are drawn for the dropped weights only.
     """

@@ -1,4 +1,4 @@
-"""A memory read by blocks: what is proven holds, and exact settings are exact."""
+"""A memory read by clusters: what is proven holds, and exact settings are exact."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from mm_lightning.errors import UserError
 from mm_lightning.memory.kernels import set_kernels
 from mm_lightning.memory.sublinear.key_clusters import KeyClusters, SublinearRead
-from mm_lightning.memory.sublinear.summaries import nearby, summarize
+from mm_lightning.memory.sublinear.summaries import cluster_order, summarize
 from mm_lightning.networks import MemoryMosaicConfig, TransformerConfig
 
 KINDS = ["random", "clusters", "one point", "opposite", "line", "zeros"]
@@ -41,14 +41,14 @@ def exact(q, keys, values, seen=None):
     return torch.einsum("bhn,bhnd->bhd", scores.softmax(-1), values)
 
 
-def by_blocks(q, keys, values, store, kernels="auto"):
-    """The answer of a store that is filled at once, with pairs that lie sorted afterwards."""
-    blocks = KeyClusters(store, kernels)
-    room = -(-keys.shape[2] // store.block) * store.block + store.block
+def by_clusters(q, keys, values, read_settings, kernels="auto"):
+    """The answer of a read_settings that is filled at once, with pairs that lie sorted afterwards."""
+    clusters = KeyClusters(read_settings, kernels)
+    room = -(-keys.shape[2] // read_settings.cluster_size) * read_settings.cluster_size + read_settings.cluster_size
     buffers = [F.pad(x, (0, 0, 0, room - x.shape[2]), value=float("nan")) for x in (keys, values)]
-    blocks.extend(*buffers, keys.shape[2])
+    clusters.extend(*buffers, keys.shape[2])
     first = torch.zeros(len(q), dtype=torch.long)
-    return blocks.read(q, *buffers, keys.shape[2], first), blocks, buffers
+    return clusters.read(q, *buffers, keys.shape[2], first), clusters, buffers
 
 
 @settings(max_examples=40, deadline=None)
@@ -64,7 +64,9 @@ def test_the_proven_error_holds(kind, seed, beta, epsilon, kernels):
     q = beta * F.normalize(torch.randn(1, 2, 8, dtype=torch.float64), dim=-1)
     if seed % 2:
         q = beta * keys[:, :, seed % 150]
-    found, _, _ = by_blocks(q, keys, values, SublinearRead(budget=8, epsilon=epsilon, block=4, segment=16), kernels)
+    found, _, _ = by_clusters(
+        q, keys, values, SublinearRead(budget=8, epsilon=epsilon, cluster_size=4, segment=16), kernels
+    )
     largest = values.norm(dim=-1).amax(-1)
     error = (found - exact(q, keys, values)).norm(dim=-1)
     assert (error <= epsilon * (largest + found.norm(dim=-1)) + 1e-9).all()
@@ -80,13 +82,13 @@ def test_the_proven_error_holds(kind, seed, beta, epsilon, kernels):
     st.integers(3, 6),
     st.integers(1, 60),
 )
-def test_the_compiled_read_is_that_of_torch(kind, seed, beta, count, dim, block, chosen):
-    """Where blocks promise the same, either may read other ones; they hold the same keys here."""
+def test_the_compiled_read_is_that_of_torch(kind, seed, beta, count, dim, size, chosen):
+    """Where clusters promise the same, either may read other ones; they hold the same keys here."""
     keys, values = draw(kind, count, dim, seed, heads=1)
     q = beta * F.normalize(torch.randn(1, 1, dim, dtype=torch.float64), dim=-1)
-    store = SublinearRead(budget=block * chosen, block=block, segment=block * 8)
-    expected, one, _ = by_blocks(q, keys, values, store, "torch")
-    found, other, _ = by_blocks(q, keys, values, store, "numba")
+    read_settings = SublinearRead(budget=size * chosen, cluster_size=size, segment=size * 8)
+    expected, one, _ = by_clusters(q, keys, values, read_settings, "torch")
+    found, other, _ = by_clusters(q, keys, values, read_settings, "numba")
     assert torch.allclose(found, expected, atol=1e-9)
     assert one.share == other.share
 
@@ -108,8 +110,8 @@ def test_a_query_that_is_not_a_number():
     keys, values = draw("random", 100)
     q = torch.full((1, 2, 8), float("nan"), dtype=torch.float64)
     for epsilon in (None, 0.01):
-        store = SublinearRead(budget=16, epsilon=epsilon, block=4, segment=16)
-        assert by_blocks(q, keys, values, store, "numba")[0].isnan().all()
+        read_settings = SublinearRead(budget=16, epsilon=epsilon, cluster_size=4, segment=16)
+        assert by_clusters(q, keys, values, read_settings, "numba")[0].isnan().all()
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -117,18 +119,18 @@ def test_a_query_that_is_not_a_number():
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.02)]
 )
-def test_blocks_read_where_they_lie_are_those_copied_together(dtype, tolerance, epsilon, threads):
+def test_clusters_read_where_they_lie_are_those_copied_together(dtype, tolerance, epsilon, threads):
     keys, values = (x.to(dtype) for x in draw("clusters", 150, rows=2))
     q = (3 * F.normalize(torch.randn(2, 2, 8, dtype=torch.float64), dim=-1)).to(dtype)
-    store = SublinearRead(budget=32, epsilon=epsilon, block=4, segment=16)
-    # One by one, for torch reads as many blocks for all as one of them needs for a proven error
+    read_settings = SublinearRead(budget=32, epsilon=epsilon, cluster_size=4, segment=16)
+    # One by one, for torch reads as many clusters for all as one of them needs for a proven error
     each = [[[x[b : b + 1, h : h + 1] for x in (q, keys, values)] for h in range(2)] for b in range(2)]
-    expected = torch.cat([torch.cat([by_blocks(*x, store, "torch")[0] for x in row], 1) for row in each])
-    _, blocks, buffers = by_blocks(q, keys, values, store, "numba")
+    expected = torch.cat([torch.cat([by_clusters(*x, read_settings, "torch")[0] for x in row], 1) for row in each])
+    _, clusters, buffers = by_clusters(q, keys, values, read_settings, "numba")
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
-        found = blocks.read(q, *buffers, 150, torch.zeros(2, dtype=torch.long))
+        found = clusters.read(q, *buffers, 150, torch.zeros(2, dtype=torch.long))
     finally:
         torch.set_num_threads(before)
     assert (found - expected).abs().max() <= tolerance * expected.abs().max()
@@ -136,11 +138,11 @@ def test_blocks_read_where_they_lie_are_those_copied_together(dtype, tolerance, 
 
 @settings(max_examples=25, deadline=None)
 @given(st.sampled_from(KINDS), st.integers(0, 10**6), st.integers(1, 6), st.floats(0.5, 2))
-def test_bounds_of_blocks(kind, seed, power, norm):
-    """Of every block: its mass lies between the two that the docstring names, for any query and any norm of keys."""
+def test_bounds_of_clusters(kind, seed, power, norm):
+    """The mass of every cluster lies between the two bounds of the docstring, for any query and any norm of keys."""
     keys, values = draw(kind, 4 << power, seed=seed)
     keys, values = ((norm * x).flatten(0, 1) for x in (keys, values))
-    index = nearby(keys, 4)
+    index = cluster_order(keys, 4)
     assert torch.equal(index.sort(1).values, torch.arange(4 << power).expand(2, -1))
     keys = keys.gather(1, index[..., None].expand_as(keys))
     sums = summarize(keys, values, 4, 4 << power, keys.dtype)
@@ -179,8 +181,8 @@ def test_the_proven_error_holds_for_what_is_stored_in_any_type(kind, spread, see
     q = (beta * (keys[:, :, seed % 150] if seed % 2 else F.normalize(torch.randn(1, 2, 8).double(), dim=-1))).to(dtype)
     q = q.nan_to_num(posinf=6e4, neginf=-6e4)  # float16
     keys, values = keys.to(dtype), values.to(dtype)
-    store = SublinearRead(budget=8, epsilon=epsilon, block=4, segment=16)
-    found, _, _ = by_blocks(q, keys, values, store, "torch" if dtype == torch.float16 else kernels)
+    read_settings = SublinearRead(budget=8, epsilon=epsilon, cluster_size=4, segment=16)
+    found, _, _ = by_clusters(q, keys, values, read_settings, "torch" if dtype == torch.float16 else kernels)
     assert found.dtype == dtype
     found, values = found.double(), values.double()
     error = (found - exact(q.double(), keys.double(), values)).norm(dim=-1)
@@ -189,17 +191,17 @@ def test_the_proven_error_holds_for_what_is_stored_in_any_type(kind, spread, see
 
 
 def test_a_budget_reads_so_many_and_is_near():
-    """Clustered keys: a few blocks and the summaries of the rest give the exact read but for a percent."""
+    """Clustered keys: a few clusters and the summaries of the rest give the exact read but for a percent."""
     keys, values = draw("clusters", 2048)
     values = values * 0.1 + keys.roll(1, -1)  # values that follow their keys, as far as they can
     q = 12 * keys[:, :, 77]
     expected = exact(q, keys, values)
-    found, blocks, _ = by_blocks(q, keys, values, SublinearRead(budget=64, block=8, segment=1024))
-    assert blocks.share == 64 / 2048
+    found, clusters, _ = by_clusters(q, keys, values, SublinearRead(budget=64, cluster_size=8, segment=1024))
+    assert clusters.share == 64 / 2048
     assert (found - expected).norm() <= 0.01 * expected.norm()
-    whole, blocks, _ = by_blocks(q, keys, values, SublinearRead(budget=2048, block=8, segment=1024))
+    whole, clusters, _ = by_clusters(q, keys, values, SublinearRead(budget=2048, cluster_size=8, segment=1024))
     assert torch.allclose(whole, expected, atol=1e-12)
-    assert blocks.share == 1
+    assert clusters.share == 1
 
 
 def test_second_moments_correct_the_summaries():
@@ -210,7 +212,9 @@ def test_second_moments_correct_the_summaries():
     expected = exact(q, keys, values)
     errors = []
     for epsilon in (None, 1e9):
-        found, _, _ = by_blocks(q, keys, values, SublinearRead(budget=16, epsilon=epsilon, block=16, segment=4096))
+        found, _, _ = by_clusters(
+            q, keys, values, SublinearRead(budget=16, epsilon=epsilon, cluster_size=16, segment=4096)
+        )
         errors.append(((found - expected).norm() / expected.norm()).item())
     assert errors[0] < 0.02
     assert errors[1] > 5 * errors[0]
@@ -218,24 +222,24 @@ def test_second_moments_correct_the_summaries():
 
 @pytest.mark.parametrize("count", [64, 100, 127, 128, 448, 449])
 def test_segments_grow_and_merge(count):
-    """Filled little by little, with blocks of all ages: sizes are binary digits, nothing is lost."""
-    store = SublinearRead(budget=16, epsilon=0.0, block=4, segment=64)
+    """Filled little by little, with clusters of all ages: sizes are binary digits, nothing is lost."""
+    read_settings = SublinearRead(budget=16, epsilon=0.0, cluster_size=4, segment=64)
     keys, values = draw("random", 452)
     keys, values = keys.float(), values.float()
-    blocks, buffers = KeyClusters(store), (keys.clone(), values.clone())
+    clusters, buffers = KeyClusters(read_settings), (keys.clone(), values.clone())
     for readable in range(64, count + 1):
-        blocks.extend(*buffers, readable)
+        clusters.extend(*buffers, readable)
     units = count // 64
-    assert blocks.sizes == [64 << i for i in (2, 1, 0) if units >> i & 1]
-    assert torch.equal(blocks.in_time(buffers[0]), keys)
-    assert torch.equal(blocks.in_time(buffers[1]), values)
+    assert clusters.sizes == [64 << i for i in (2, 1, 0) if units >> i & 1]
+    assert torch.equal(clusters.in_time(buffers[0]), keys)
+    assert torch.equal(clusters.in_time(buffers[1]), values)
     q = 20 * keys[:, :, 5]
-    found = blocks.read(q, *buffers, count, torch.zeros(1, dtype=torch.long))
+    found = clusters.read(q, *buffers, count, torch.zeros(1, dtype=torch.long))
     assert torch.allclose(found, exact(q, keys[:, :, :count], values[:, :, :count]), atol=1e-5)
 
 
 CONFIG = {"vocab_size": 40, "layers": 2, "dim": 24, "heads": 3, "persistent_dim": 40, "inference_delay": 9}
-STORE = SublinearRead(budget=8, epsilon=0.0, block=4, segment=16)
+SETTINGS = SublinearRead(budget=8, epsilon=0.0, cluster_size=4, segment=16)
 
 
 def network(**more):
@@ -256,7 +260,7 @@ def decode(model, state, tokens, starts=None):
 
 @pytest.mark.parametrize("restarts", ["none", "one row", "all rows", "anywhere"])
 @pytest.mark.parametrize("levels", [("long", "short"), ("full",)])
-def test_decoding_with_an_exact_store(levels, restarts):
+def test_decoding_with_exact_sublinear_reads(levels, restarts):
     model = network(levels=levels)
     tokens = torch.randint(40, (2, 130))
     starts = torch.zeros(2, 130, dtype=torch.bool)
@@ -264,7 +268,7 @@ def test_decoding_with_an_exact_store(levels, restarts):
         starts = torch.rand(2, 130) < 0.02
     elif restarts != "none":
         starts[0 if restarts == "one row" else slice(None), 57] = True
-    state, plain = model.new_state(2, sublinear=STORE), model.new_state(2)
+    state, plain = model.new_state(2, sublinear=SETTINGS), model.new_state(2)
     for part, begun in ((tokens[:, :75], starts[:, :75]), (tokens[:, 75:82], starts[:, 75:82])):
         with torch.inference_mode():
             a, b = model(part, state=state, starts=begun), model(part, state=plain, starts=begun)
@@ -274,18 +278,18 @@ def test_decoding_with_an_exact_store(levels, restarts):
         atol=1e-9,
     )  # fmt: skip
     if restarts != "anywhere":
-        assert state.parts[f"blocks.0.contextual.{levels[0]}"].pairs.blocks.sizes
+        assert state.parts[f"blocks.0.contextual.{levels[0]}"].pairs.clusters.sizes
 
 
-def test_a_state_with_blocks_is_saved_forked_and_rewound():
-    """What is saved lies in the order of the tokens, so that a state with or without a store goes on from it."""
+def test_a_state_with_clusters_is_saved_forked_and_rewound():
+    """What is saved lies in the order of the tokens, so that a state with or without clusters goes on from it."""
     model = network()
     tokens = torch.randint(40, (2, 140))
-    state, plain = model.new_state(2, sublinear=STORE), model.new_state(2)
+    state, plain = model.new_state(2, sublinear=SETTINGS), model.new_state(2)
     decode(model, state, tokens[:, :80]), decode(model, plain, tokens[:, :80])
     for name, x in plain.tensors().items():
         assert torch.allclose(state.tensors()[name], x, atol=1e-12), name
-    loaded = model.new_state(2, sublinear=STORE)
+    loaded = model.new_state(2, sublinear=SETTINGS)
     loaded.load({name: x.clone() for name, x in state.tensors().items()})
     forked = state.rows(torch.tensor([1, 0]), model.new_state(2))
     mark = state.mark()
@@ -302,7 +306,7 @@ def test_in_bfloat16():
     keys, values = draw("clusters", 512)
     q = 20 * keys[:, :, 77]
     low = [x.bfloat16() for x in (q, keys, values)]
-    found, _, _ = by_blocks(*low, SublinearRead(budget=64, epsilon=0.01, block=8, segment=256))
+    found, _, _ = by_clusters(*low, SublinearRead(budget=64, epsilon=0.01, cluster_size=8, segment=256))
     assert found.dtype == torch.bfloat16
     expected = exact(*(x.double() for x in low))
     assert (found - expected).norm() <= 0.03 * expected.norm()
@@ -316,7 +320,7 @@ def test_under_autocast(prompt, kernels):
     set_kernels(model, kernels)
     tokens = torch.randint(40, (1, 110))
     found = []
-    for state in (model.new_state(sublinear=STORE), model.new_state()):
+    for state in (model.new_state(sublinear=SETTINGS), model.new_state()):
         with torch.inference_mode(), torch.autocast("cpu", enabled=prompt == torch.bfloat16):
             model(tokens[:, :80], state=state)
         with torch.autocast("cpu"):
@@ -326,11 +330,18 @@ def test_under_autocast(prompt, kernels):
 
 def test_mistakes():
     nan = float("nan")
-    for wrong in ({"block": 1}, {"budget": 3}, {"segment": 48}, {"segment": 100}, {"epsilon": -0.1}, {"epsilon": nan}):
+    for wrong in (
+        {"cluster_size": 1},
+        {"budget": 3},
+        {"segment": 48},
+        {"segment": 100},
+        {"epsilon": -0.1},
+        {"epsilon": nan},
+    ):
         with pytest.raises(UserError, match=next(iter(wrong))):
             SublinearRead(**wrong)
     transformer = TransformerConfig(**{k: v for k, v in CONFIG.items() if k != "inference_delay"}).build()
     with pytest.raises(UserError, match="this network has none"):
-        transformer.new_state(sublinear=STORE)
+        transformer.new_state(sublinear=SETTINGS)
     with pytest.raises(UserError, match="this network has none"):
-        network(levels=("short",)).new_state(sublinear=STORE)
+        network(levels=("short",)).new_state(sublinear=SETTINGS)

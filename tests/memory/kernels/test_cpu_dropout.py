@@ -5,7 +5,8 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from mm_lightning.memory.documents import Documents, Span
-from mm_lightning.memory.retrieval import read, read_reference
+from mm_lightning.memory.kernels.fused_read import fused_read
+from mm_lightning.memory.retrieval import read_reference
 
 SPANS = {"attention": Span(0), "long": Span(64), "window": Span(1, 200), "narrow": Span(2, 3)}
 
@@ -23,7 +24,7 @@ def one_hot(v):
 
 def seeded(*arguments):
     torch.manual_seed(5)
-    return read(*arguments)
+    return fused_read(*arguments)
 
 
 @pytest.mark.parametrize("span", SPANS.values(), ids=SPANS)
@@ -56,7 +57,7 @@ def test_each_weight_is_dropped_with_the_same_probability(share):
     time = 260
     q, k, v = (torch.zeros(8, time, 2, time) for _ in range(3))
     torch.manual_seed(0)
-    weights = read(q, k, one_hot(v), Span(0), Documents.whole(8, time), dropout=share)
+    weights = fused_read(q, k, one_hot(v), Span(0), Documents.whole(8, time), dropout=share)
     lost = (weights == 0).transpose(1, 2).flatten(0, 1).double()  # (16, T, T)
     seen = torch.ones(time, time, dtype=torch.float64).tril()
 
@@ -83,7 +84,7 @@ def test_the_expectation_is_the_read_without_dropout():
     rest = Span(1, 30), Documents.whole(1, 40), 0.5
     torch.manual_seed(0)
     with torch.no_grad():
-        found = torch.stack([read(*arguments, *rest, 0.25) for _ in range(400)])
+        found = torch.stack([fused_read(*arguments, *rest, 0.25) for _ in range(400)])
         expected = read_reference(*arguments, *rest)
     error = found.std(0) / 400**0.5
     assert ((found.mean(0) - expected).abs() <= 5 * error + 1e-12).all()
@@ -111,7 +112,7 @@ def test_activation_checkpointing_drops_the_same_weights():
     arguments, rest = inputs(150), (Span(1), Documents.whole(1, 150), 1.0, 0.2)
     plain = seeded(*arguments, *rest)
     torch.manual_seed(5)
-    again = checkpoint(read, *arguments, *rest, use_reentrant=False)
+    again = checkpoint(fused_read, *arguments, *rest, use_reentrant=False)
     assert torch.equal(plain, again)
     for a, b in zip(*(torch.autograd.grad(x.square().sum(), arguments) for x in (plain, again)), strict=True):
         assert torch.equal(a, b)
@@ -121,5 +122,5 @@ def test_no_matrix_is_kept_for_the_backward_pass():
     kept = []
     arguments = inputs(400)
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
-        read(*arguments, Span(1), Documents.whole(1, 400), 1.0, 0.2)
+        fused_read(*arguments, Span(1), Documents.whole(1, 400), 1.0, 0.2)
     assert max(kept) <= arguments[0].numel()
