@@ -24,10 +24,12 @@ from mm_lightning.data.mixture import describe
 from mm_lightning.errors import UserError
 from mm_lightning.outputs import write_json
 from mm_lightning.ranges import Count, NonNegative, Range, checked
-from mm_lightning.training.accumulation import accumulating, served
+from mm_lightning.training.accumulation import served
 from mm_lightning.training.bad_steps import FOLDER, RETURNS, keep_tokens, note_place, numbers, place
+from mm_lightning.training.lightning_internals import accumulating
 from mm_lightning.training.loggers import forget_after
 from mm_lightning.training.rollback import restore
+from mm_lightning.training.sharding import step_norm, watch_overflow
 
 Window = Annotated[int, Range(4, 1_000_000)]
 
@@ -81,9 +83,7 @@ class BadStepGuard(Callback):
         """Moves the window to the device."""
         self._losses.to(pl_module.device)
         if isinstance(trainer.strategy, DeepSpeedStrategy):
-            optimizer = trainer.strategy.deepspeed_engine.optimizer
-            if hasattr(optimizer, "check_grad_overflow"):  # ZeRO 1 and 2; 3 always does
-                optimizer.check_grad_overflow = True
+            watch_overflow(trainer.strategy.deepspeed_engine)
         elif not all(optimizer.defaults.get("fused") for optimizer in trainer.optimizers):
             raise UserError(
                 "BadStepGuard needs a fused optimiser, which can leave out an update without being asked to wait"
@@ -125,11 +125,9 @@ class BadStepGuard(Callback):
         if accumulating(trainer):
             return
         if isinstance(trainer.strategy, DeepSpeedStrategy):
-            engine = trainer.strategy.deepspeed_engine
-            overflow = engine.optimizer.overflow
-            norm = torch.nan if overflow else engine.get_global_grad_norm()
+            norm, skipped = step_norm(trainer.strategy.deepspeed_engine)
             self._now.norm = torch.as_tensor(norm, dtype=torch.float64, device=pl_module.device)
-            self._now.bad = self._now.bad | overflow
+            self._now.bad = self._now.bad | skipped
         self._now.send(trainer.global_step, served(trainer))
         looked_at, self._before, self._now = self._before, self._now, Step()
         if looked_at is not None:

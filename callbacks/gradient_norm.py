@@ -10,7 +10,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 
-from mm_lightning.training.accumulation import accumulating
+from mm_lightning.training.lightning_internals import accumulating
 
 
 class GradientNorm(Callback):

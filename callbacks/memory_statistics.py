@@ -12,6 +12,7 @@ from mm_lightning.callbacks.after_validation import ValidationRows
 from mm_lightning.networks import Network
 from mm_lightning.ranges import Count, Natural, checked
 from mm_lightning.training.loggers import board_tag
+from mm_lightning.training.sharding import gathered
 
 
 class MemoryStatistics(ValidationRows):
@@ -49,7 +50,7 @@ class MemoryStatistics(ValidationRows):
 
     def _write_scalars(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._written = trainer.global_step
-        with pl_module.whole_parameters(lambda parameter: len(getattr(parameter, "ds_shape", parameter.shape)) < 2):
+        with gathered(p for p in pl_module.network.parameters() if len(getattr(p, "ds_shape", p.shape)) < 2):
             if trainer.is_global_zero:
                 write(trainer, pl_module.network.memory_scalars())
 

@@ -31,7 +31,8 @@ from mm_lightning.signals import (
     restore,
     write_mark,
 )
-from mm_lightning.training.accumulation import accumulating, is_last_step
+from mm_lightning.training.accumulation import is_last_step
+from mm_lightning.training.lightning_internals import accumulating, leave_signals_alone, process_timeout
 
 
 class Preempted(SystemExit):
@@ -69,9 +70,7 @@ class Preemption(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Begins to listen, in the place of Lightning, whose handler waits for other processes wherever it is."""
-        # A collective inside a handler hangs, and one before each batch waits for the device.
-        trainer._signal_connector.register_signal_handlers = lambda: None
-        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+        leave_signals_alone(trainer)
         self._launcher = trainer.strategy.launcher
         self._folder = pl_module.run_folder.path
         if trainer.is_global_zero:
@@ -97,7 +96,7 @@ class Preemption(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Joins the processes' CPUs."""
         if trainer.world_size > 1 and dist.get_backend() != "fake":  # of `mm fit --plan`: nobody is there
-            self._group = dist.new_group(backend="gloo", timeout=getattr(trainer.strategy, "_timeout", None))
+            self._group = dist.new_group(backend="gloo", timeout=process_timeout(trainer.strategy))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Leaves, if all is saved; or begins to ask the others, before the last batch of a step."""

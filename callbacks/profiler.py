@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from mm_lightning.console import say
 from mm_lightning.ranges import Count, checked
+from mm_lightning.training.lightning_internals import record_cuda_memory, stop_recording_cuda_memory, write_cuda_memory
 from mm_lightning.training.silence_warnings import silence_profiler
 
 MEMORY_ENTRIES = 200_000
@@ -71,7 +72,7 @@ class Profiler(Callback):
         if pl_module.device.type == "cuda":
             activities.append(torch.profiler.ProfilerActivity.CUDA)
             if self.memory:
-                torch.cuda.memory._record_memory_history(max_entries=MEMORY_ENTRIES)
+                record_cuda_memory(MEMORY_ENTRIES)
         self._finished_steps = trainer.global_step
         self._profile = torch.profiler.profile(
             activities=activities,
@@ -123,10 +124,10 @@ class Profiler(Callback):
             finally:
                 plain.unlink(missing_ok=True)
             if self.memory and module.device.type == "cuda":
-                torch.cuda.memory._dump_snapshot(str(folder / f"{name}.memory.pickle"))
+                write_cuda_memory(folder / f"{name}.memory.pickle")
 
         written = module.run_folder.write(trace, write)
         if self.memory and module.device.type == "cuda":
-            torch.cuda.memory._record_memory_history(enabled=None)
+            stop_recording_cuda_memory()
         if written:
             say(f"trace of steps {self.first} to {trainer.global_step}: {trace}")

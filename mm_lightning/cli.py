@@ -22,7 +22,7 @@ from typing import Any
 
 from mm_lightning import signals, streams
 from mm_lightning.errors import UserError
-from mm_lightning.options import flags, name_words, nearest, option_error, word_lists
+from mm_lightning.options import flags, name_words, nearest, option_error, take_texts_as_typed, word_lists
 from mm_lightning.ranges import accept, hints, state_ranges
 from mm_lightning.redaction import guard_streams, redact
 from mm_lightning.terminal import display
@@ -233,10 +233,7 @@ def function_parser(name: str, function: Callable[..., Any]) -> Any:
     # not auto_cli, which has a --config of its own and keeps a command's from it
     parser = ArgumentParser(prog=f"mm {name}", exit_on_error=False, allow_abbrev=False)
     parser.add_function_arguments(function, as_group=False)
-    # as typed: read as YAML, which a type with None is, `--prompt '# A title'` is nothing
-    optional_texts: list[Any] = [a for a in parser._actions if getattr(a, "_typehint", None) == str | None]
-    for action in optional_texts:
-        action._typehint = str
+    take_texts_as_typed(parser)
     state_ranges(parser, hints(function))
     return parser
 

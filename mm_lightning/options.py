@@ -22,6 +22,21 @@ def type_words(function: Callable[..., Any]) -> dict[str, str]:
     return {name: kind.__name__ if type(kind) is type else str(kind) for name, kind in parameters.items()}
 
 
+def parser_options(parser: Any) -> list[Any]:
+    """Return the options of an argparse or jsonargparse parser, of which there is no public list."""
+    return parser._actions
+
+
+def take_texts_as_typed(parser: Any) -> None:
+    """Let options of the type `str | None` take any text: jsonargparse reads them as YAML, where `# A title` is null.
+
+    The type that it reads a value by has no public name.
+    """
+    for option in parser_options(parser):
+        if getattr(option, "_typehint", None) == str | None:
+            option._typehint = str
+
+
 def nearest(name: str, known: Iterable[str], likeness: float = 0.5) -> str | None:
     """Return the name that was probably meant; None where none is near."""
     return next(iter(difflib.get_close_matches(name, list(known), 1, likeness)), None)

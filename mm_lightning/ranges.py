@@ -17,6 +17,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal, TypeVar, Union
 
 from mm_lightning.errors import UserError
+from mm_lightning.options import parser_options
 
 MOST = 10**12
 """The largest whole number that an option takes, where its range does not say."""
@@ -201,9 +202,9 @@ def stated(hint: Any) -> str:
 
 def state_ranges(parser: Any, types_by_name: dict[str, Any]) -> None:
     """Add to the help of a parser's options the ranges that their types state."""
-    for action in parser._actions:
-        if (words := stated(types_by_name.get(action.dest))) and not words.endswith(("empty", "text")):
-            action.help = f"{(action.help or '').rstrip('.')} [{words}]".strip()
+    for option in parser_options(parser):
+        if (words := stated(types_by_name.get(option.dest))) and not words.endswith(("empty", "text")):
+            option.help = f"{(option.help or '').rstrip('.')} [{words}]".strip()
 
 
 def shown(value: Any) -> str:

@@ -138,9 +138,6 @@ class TextDataModule(lightning.LightningDataModule):
         """
         self.sets = mixture.read(self.weights, self.context_length)
         self.tokenizer = load_tokenizer(self.path)
-        connector = getattr(self.trainer, "_accelerator_connector", None)
-        if self._place()[1] > 1 and getattr(connector, "use_distributed_sampler", False):
-            raise UserError("Trainer needs use_distributed_sampler=False: the loaders divide the data among devices")
         if stage in ("fit", None):
             self._check_batches()
 

@@ -1,10 +1,11 @@
-"""Batches that make up an optimisation step: how many there are, and which of them is the last."""
+"""Gradient accumulation: how many batches make up an optimization step, and which step is the last."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from mm_lightning.errors import UserError
+from mm_lightning.training.lightning_internals import finished_epochs
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -42,11 +43,6 @@ def accumulated(global_batch: int, micro_batch: int, devices: int, per_node: int
     )
 
 
-def accumulating(trainer: Trainer) -> bool:
-    """Whether the optimisation step goes on after the present batch (in hooks before a batch: after the next)."""
-    return trainer.fit_loop._should_accumulate()
-
-
 def served(trainer: Trainer) -> int | None:
     """Return how many sequences all devices were given; None where the loader does not count (overfit_batches)."""
     loader = trainer.train_dataloader
@@ -55,7 +51,7 @@ def served(trainer: Trainer) -> int | None:
 
 def is_last_step(trainer: Trainer) -> bool:
     """Return whether the step that a batch has finished is the last one, by trainer.max_steps or trainer.max_epochs."""
-    epochs, epoch = trainer.max_epochs or -1, trainer.fit_loop.epoch_progress.current.processed + 1
+    epochs, epoch = trainer.max_epochs or -1, finished_epochs(trainer) + 1
     return trainer.global_step == trainer.max_steps or (trainer.is_last_batch and 0 < epochs <= epoch)
 
 

@@ -15,7 +15,6 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar, WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from mm_lightning import callbacks as watchers
@@ -27,6 +26,7 @@ from mm_lightning.console import say
 from mm_lightning.data import TextDataModule
 from mm_lightning.errors import UserError
 from mm_lightning.networks import NetworkConfig
+from mm_lightning.options import parser_options
 from mm_lightning.outputs import check_output, opened
 from mm_lightning.ranges import state_ranges
 from mm_lightning.renamed import current_options
@@ -37,6 +37,7 @@ from mm_lightning.training.check_config import changed, check_devices, check_set
 from mm_lightning.training.config_files import ConfigFile, explain, read_chain, split_configs
 from mm_lightning.training.continued_config import DEFAULT_ROOT, continued_checkpoint, overrides, own_config
 from mm_lightning.training.lightning_callbacks import WatchCallbacks, check_averaging, check_callbacks
+from mm_lightning.training.lightning_internals import is_first_process, parser_of, validation_interval
 from mm_lightning.training.loggers import MetricsFile, ProgressLines, TensorBoard
 from mm_lightning.training.module import LanguageModule, check_vocabulary
 from mm_lightning.training.preparation import keep_own_preparation
@@ -209,8 +210,8 @@ class TrainingCLI(LightningCLI):
 
     def _known(self) -> list[str]:
         """The dotted names of all options."""
-        actions = self._subcommand_parsers[self.command]._actions
-        names = [action.dest for action in actions if action.option_strings]
+        options = parser_options(parser_of(self, self.command))
+        names = [option.dest for option in options if option.option_strings]
         return [name for name in names if not name.endswith(".help")]
 
     def _parse_ckpt_path(self) -> None:
@@ -223,7 +224,7 @@ class TrainingCLI(LightningCLI):
         self.folder = RunFolder(config.run, self._continued_folder(config))
         if self.command == "fit" and config.trainer.fast_dev_run:  # which leaves nothing, as Lightning says
             self.folder = RunFolder(tempfile.mkdtemp(prefix="mm-fast-dev-run-"))
-        if self.command == "fit" and self.folder.resumed and rank_zero_only.rank == 0:
+        if self.command == "fit" and self.folder.resumed and is_first_process():
             take_over(self.folder, self.checkpoint)
             changes = overrides(self.own, self.resolved_config()) if self.own else []
             if changes:
@@ -263,7 +264,7 @@ class TrainingCLI(LightningCLI):
 
     def _use_checkpoint(self) -> None:
         init = self.config_init[self.command]
-        if self.command == "fit" and rank_zero_only.rank != 0:
+        if self.command == "fit" and not is_first_process():
             init["ckpt_path"] = str(self.checkpoint)  # what the first process has checked is loaded in its place
             return
         try:
@@ -321,7 +322,7 @@ class TrainingCLI(LightningCLI):
         config["callbacks"] = [c for c in config["callbacks"] if not isinstance(c, left_out)]
         check_devices(config.get("accelerator", "auto"), config.get("devices"))
         trainer = Trainer(**config)
-        if trainer._val_check_time_interval is not None:
+        if validation_interval(trainer) is not None:
             trainer.val_check_interval = None  # which Lightning leaves out, and looks at
         check_averaging(trainer)
         set_timeout(trainer.strategy, self.config[self.command].communication_timeout)
@@ -340,7 +341,7 @@ class TrainingCLI(LightningCLI):
         config = self.config[self.command].clone()
         for key in ("config", "resume", "ckpt_path", "plan", "gpu_memory"):
             config.pop(key, None)
-        return self._parser(self.command).dump(config, skip_none=False)
+        return parser_of(self, self.command).dump(config, skip_none=False)
 
     # The commands
 

@@ -1,4 +1,4 @@
-"""Whether torch.compile can be used where a run is."""
+"""Checks that torch.compile can be used where a run is."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 from mm_lightning.errors import UserError
+from mm_lightning.training.lightning_internals import cpp_compilers
 
 if TYPE_CHECKING:
     import torch
 
 
 def check_strategy(strategy: Any) -> None:
-    """Says before the first step what would fail in it.
+    """Check before the first step that torch.compile works with a strategy.
 
     Raises:
         UserError: there is no C++ compiler, or the strategy partitions parameters.
@@ -25,14 +26,12 @@ def check_strategy(strategy: Any) -> None:
 
 
 def check_compiler(device: torch.device) -> None:
-    """Says what torch.compile would only say when it compiles.
+    """Check that torch.compile finds a compiler, without which it fails when it first compiles.
 
     Raises:
         UserError: there is no C++ compiler.
     """
     if device.type != "cpu":
         return
-    from torch._inductor import config
-
-    if not any(name and shutil.which(name) for name in config.cpp.cxx):
+    if not any(name and shutil.which(name) for name in cpp_compilers()):
         raise UserError("compiling needs a C++ compiler on a CPU: install g++, or leave compile out")

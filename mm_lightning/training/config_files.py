@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mm_lightning.errors import UserError
-from mm_lightning.options import nearest, wrong_value
+from mm_lightning.options import nearest, parser_options, wrong_value
 from mm_lightning.ranges import Place, accept, expand_home
 from mm_lightning.redaction import HIDDEN, redact_values
 from mm_lightning.renamed import current_values
@@ -252,7 +252,7 @@ def _parameters(class_path: str) -> list[str]:
     cls = getattr(__import__(module, fromlist=[name]), name)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(cls, "x", fail_untyped=False)
-    names = [action.dest.removeprefix("x.") for action in parser._actions if action.dest.startswith("x.")]
+    names = [option.dest.removeprefix("x.") for option in parser_options(parser) if option.dest.startswith("x.")]
     return names or list(inspect.signature(cls).parameters)
 
 

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_only
-
 from mm_lightning.checkpoint import find_checkpoint, run_folder_of
 from mm_lightning.data.manifest import FILE
 from mm_lightning.errors import UserError
@@ -17,6 +15,7 @@ from mm_lightning.redaction import HIDDEN, redact_values
 from mm_lightning.side_files import pass_over, read_config
 from mm_lightning.training.check_config import differences
 from mm_lightning.training.config_files import ConfigFile
+from mm_lightning.training.lightning_internals import is_first_process
 from mm_lightning.training.resume import NAMED_ELSEWHERE
 from mm_lightning.yaml_text import load_yaml
 
@@ -47,7 +46,7 @@ def continued_checkpoint(command: str, options: Sequence[str], files: Sequence[C
         return None
     place = accept(Place, resume if resume.lower() != "true" else root or DEFAULT_ROOT, "resume")
     # The first process compares checksums, and its choice is what all of them load.
-    return find_checkpoint(place, checksums=rank_zero_only.rank == 0)
+    return find_checkpoint(place, checksums=is_first_process())
 
 
 def given(name: str, options: Sequence[str], alone: str = "") -> str | None:

@@ -19,7 +19,6 @@ from typing import Any
 
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import _TunerExitException
 from torch import Tensor
 
 from mm_lightning.checkpoint import check_architecture, find_checkpoint
@@ -34,7 +33,8 @@ from mm_lightning.networks.cost import parameters
 from mm_lightning.training.accumulation import accumulated
 from mm_lightning.training.check_config import mistakes
 from mm_lightning.training.cli import TRAINER_DEFAULTS, TrainingCLI
-from mm_lightning.training.fake_cluster import FakeCluster, fake_processes, use_fake
+from mm_lightning.training.fake_cluster import FakeCluster, fake_processes
+from mm_lightning.training.lightning_internals import callbacks_of, tuner_exit, use_fake_processes
 from mm_lightning.training.memory_estimate import USABLE, Layout, bytes_per_device, layout_of, weight_bytes
 from mm_lightning.training.module import check_vocabulary
 from mm_lightning.training.parsing import network_of
@@ -227,7 +227,7 @@ class DryRunFit(TrainingCLI):
         config["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), FakeCluster(self._devices)]
         self._forward = FirstForward()
         trainer = super()._instantiate_trainer(config, [*callbacks, self._forward])
-        use_fake(trainer.strategy)
+        use_fake_processes(trainer.strategy)
         return trainer
 
     def _try(self) -> None:
@@ -242,7 +242,7 @@ class DryRunFit(TrainingCLI):
         dimensions = ", ".join(
             f"{name} {getattr(config, name)} -> {getattr(small, name)}" for name in ("layers", "dim", "persistent_dim")
         )
-        names = [type(callback).__name__ for callback in trainer.callbacks if callback is not self._forward]
+        names = [type(callback).__name__ for callback in callbacks_of(trainer) if callback is not self._forward]
         stage = f" stage {self._layout.zero_stage}" if self._layout.zero_stage else ""
         say(f"strategy     {type(trainer.strategy).__name__}{stage}, precision {trainer.precision}: built")
         say(f"callbacks    {', '.join(names)}: set up")
@@ -263,7 +263,7 @@ class FirstForward(Callback):
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """The loss is there: ends the run as Lightning's tuners do, which no callback takes for an error."""
-        raise _TunerExitException
+        raise tuner_exit()
 
 
 def spread(config: Namespace) -> tuple[int, int]:

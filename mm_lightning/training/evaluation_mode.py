@@ -1,4 +1,4 @@
-"""The network of a running training, lent to something that evaluates it."""
+"""Evaluation of the network of a running training."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from lightning.pytorch import Trainer
 
+from mm_lightning.training.sharding import is_partitioned, whole_copy
+
 if TYPE_CHECKING:
     from mm_lightning.networks import Network
     from mm_lightning.training.module import LanguageModule
@@ -18,11 +20,11 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def evaluation_mode(trainer: Trainer, module: LanguageModule) -> Iterator[Network]:
-    """Within it, the whole network in evaluation mode, which each process may use alone and as often as it likes.
+    """Context manager that exposes the training network for evaluation and restores its state afterwards.
 
-    All processes enter together. Afterwards training goes on as if nothing had been: random states and modes are put
-    back. Where ZeRO-3 has partitioned the network, every process gets a copy of its own in the type of the parameters,
-    made of one parameter at a time: as many bytes as a checkpoint's weights, for as long as it lasts.
+    All processes enter together; within it, each may use the network alone and as often as it likes. Random states and
+    the training mode are restored. Where ZeRO-3 has partitioned the network, every process gets a whole copy in the
+    type of the parameters, gathered one parameter at a time: as many bytes as a checkpoint's weights while it lasts.
     """
     network = module.network
     training = network.training
@@ -34,23 +36,9 @@ def evaluation_mode(trainer: Trainer, module: LanguageModule) -> Iterator[Networ
             trainer.precision_plugin.forward_context(),
             torch.inference_mode(),
         ):
-            lent = whole_copy(network) if any(hasattr(p, "ds_id") for p in network.parameters()) else network
-            yield lent.eval()
+            whole = whole_copy(network) if any(map(is_partitioned, network.parameters())) else network
+            yield whole.eval()
     finally:
         network.train(training)
         random.setstate(python)
         np.random.set_state(numpy)
-
-
-def whole_copy(network: Network) -> Network:
-    """A copy of a network that DeepSpeed has partitioned; all processes call it together."""
-    import deepspeed
-
-    with torch.device("meta"):
-        copy = network.config.build()
-    weights = {}
-    for name, parameter in network.state_dict(keep_vars=True).items():
-        with deepspeed.zero.GatheredParameters([parameter]):
-            weights[name] = parameter.detach().clone()
-    copy.load_state_dict(weights, assign=True)
-    return copy

@@ -1,22 +1,22 @@
-"""A cluster that is not there: this process believes to be the first of many, and collectives return at once.
+"""Fake process group: this process acts as rank 0 of N, and collectives return at once.
 
-What others would have sent is missing: sums hold this process's part, gathered parameters this process's share.
+What other ranks would have sent is missing: reductions and gathered parameters hold this process's part alone.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from lightning.fabric.plugins.environments import ClusterEnvironment
 
+from mm_lightning.training.sharding import destroy_process_groups, fake_store
+
 
 class FakeCluster(ClusterEnvironment):
-    """The first process of a cluster of this size.
+    """The environment of rank 0 of a cluster of which nothing else exists.
 
     Args:
         devices: processes in all.
@@ -28,70 +28,51 @@ class FakeCluster(ClusterEnvironment):
 
     @property
     def creates_processes_externally(self) -> bool:
-        """Nobody needs to start the others."""
+        """Return True: Lightning starts no processes."""
         return True
 
     @property
     def main_address(self) -> str:
-        """Nobody connects to it."""
         return "localhost"
 
     @property
     def main_port(self) -> int:
-        """Nobody connects to it."""
         return 0
 
     @staticmethod
     def detect() -> bool:
-        """Only when it is asked for."""
         return False
 
     def world_size(self) -> int:
-        """Processes in all."""
         return self._devices
 
     def set_world_size(self, size: int) -> None:
-        """It is known."""
+        pass
 
     def global_rank(self) -> int:
-        """The first."""
         return 0
 
     def set_global_rank(self, rank: int) -> None:
-        """It is known."""
+        pass
 
     def local_rank(self) -> int:
-        """The first of its node."""
         return 0
 
     def node_rank(self) -> int:
-        """The first."""
         return 0
 
 
 @contextmanager
 def fake_processes(devices: int) -> Iterator[None]:
-    """Within it torch.distributed is set up as the first of so many processes. Leaves the environment as it was."""
-    from torch.testing._internal.distributed.fake_pg import FakeStore
+    """Context manager in which torch.distributed is set up as rank 0 of so many processes.
 
+    It leaves the environment as it was.
+    """
     before = dict(os.environ)
-    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=devices)
+    torch.distributed.init_process_group("fake", store=fake_store(), rank=0, world_size=devices)
     try:
         yield
     finally:
-        deepspeed = sys.modules.get("deepspeed.comm.comm")
-        if deepspeed is not None and deepspeed.cdb is not None:  # keeps groups of its own
-            deepspeed.destroy_process_group()
-            deepspeed.cdb = None
-        else:
-            torch.distributed.destroy_process_group()
+        destroy_process_groups()
         os.environ.clear()
         os.environ.update(before)
-
-
-def use_fake(strategy: Any) -> None:
-    """Tells a strategy to use the process group that is there."""
-    if hasattr(strategy, "_process_group_backend"):
-        strategy._process_group_backend = "fake"
-    if hasattr(strategy, "_ddp_kwargs"):
-        strategy._ddp_kwargs["init_sync"] = False  # the others' parameters, which it would compare, are not there

@@ -14,6 +14,7 @@ from mm_lightning.callbacks.metric_names import check_metric, metric_names
 from mm_lightning.checkpoint.plain_values import to_plain_values
 from mm_lightning.console import say
 from mm_lightning.errors import UserError
+from mm_lightning.training.lightning_internals import callbacks_of, checks_at_epoch_end
 
 REFUSED: dict[type[Callback], str] = {
     lightning.BackboneFinetuning: "the network has no part named backbone: --model.initial_weights trains all of it on",
@@ -73,7 +74,7 @@ def check_averaging(trainer: Trainer) -> None:
     Raises:
         UserError: with the strategy.
     """
-    for callback in trainer.callbacks:
+    for callback in callbacks_of(trainer):
         if isinstance(callback, lightning.WeightAveraging) and isinstance(
             trainer.strategy, (DeepSpeedStrategy, FSDPStrategy)
         ):
@@ -103,7 +104,7 @@ class WatchCallbacks(Callback):
         """Check the names against those that validation logs, unless a class of the user's may log others."""
         monitored = [(c, "monitor", c.monitor) for c in _early_stops(trainer) if c.strict]
         monitored += [
-            (c, "best", c.best) for c in trainer.callbacks if isinstance(c, Checkpoints) and c.best is not None
+            (c, "best", c.best) for c in callbacks_of(trainer) if isinstance(c, Checkpoints) and c.best is not None
         ]
         names = metric_names(trainer, pl_module)
         for callback, key, metric in monitored:
@@ -116,14 +117,14 @@ class WatchCallbacks(Callback):
         Raises:
             UserError: with the callback.
         """
-        for callback in trainer.callbacks:
+        for callback in callbacks_of(trainer):
             if not type(callback).__module__.startswith(("lightning.", "mm_lightning.")):
                 check_state(callback)
         self._begin = trainer.global_step
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Refuse to train averaged weights on as if they were those that the optimizer's moments belong to."""
-        averaging = any(isinstance(callback, lightning.WeightAveraging) for callback in trainer.callbacks)
+        averaging = any(isinstance(callback, lightning.WeightAveraging) for callback in callbacks_of(trainer))
         if "current_model_state" in checkpoint and not averaging:
             raise UserError(
                 "the checkpoint holds averaged weights beside those in training: name its EMAWeightAveraging or "
@@ -142,7 +143,7 @@ class WatchCallbacks(Callback):
     @staticmethod
     def _check_logged(trainer: Trainer, at_epoch_end: bool) -> None:
         for callback in _early_stops(trainer):
-            if callback.strict and bool(callback._check_on_train_epoch_end) == at_epoch_end:
+            if callback.strict and checks_at_epoch_end(callback) == at_epoch_end:
                 check_metric(callback, "monitor", callback.monitor, list(trainer.callback_metrics))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -150,7 +151,7 @@ class WatchCallbacks(Callback):
         step = trainer.global_step
         if step == self._begin or 0 < trainer.max_steps <= step:
             return
-        for callback in trainer.callbacks:
+        for callback in callbacks_of(trainer):
             if isinstance(callback, lightning.EarlyStopping) and callback.stopping_reason_message:
                 reason = callback.stopping_reason_message.removesuffix(" Signaling Trainer to stop.")
                 say(f"EarlyStopping ended training after step {step}: {reason}")
@@ -160,4 +161,4 @@ class WatchCallbacks(Callback):
 
 
 def _early_stops(trainer: Trainer) -> list[lightning.EarlyStopping]:
-    return [callback for callback in trainer.callbacks if isinstance(callback, lightning.EarlyStopping)]
+    return [callback for callback in callbacks_of(trainer) if isinstance(callback, lightning.EarlyStopping)]

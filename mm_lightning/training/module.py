@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import math
-from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 import torch
@@ -36,6 +34,7 @@ from mm_lightning.ranges import Natural, Part, Place, Range, Seed, Share, checke
 from mm_lightning.renamed import rename_callback_states
 from mm_lightning.training.accumulation import is_last_step
 from mm_lightning.training.compiler import check_strategy
+from mm_lightning.training.lightning_internals import allow_clipping, find_datamodule, log_interval
 from mm_lightning.training.resume import (
     OptimizerSettings,
     changed_recipe,
@@ -46,6 +45,7 @@ from mm_lightning.training.resume import (
     recipe,
     validate_if_due,
 )
+from mm_lightning.training.sharding import parameter_count
 
 LearningRate = Annotated[float, Range(0, 1000, above=True)]
 Decay = Annotated[float, Range(0, 1000)]
@@ -153,23 +153,11 @@ class LanguageModule(LightningModule):
     @property
     def parameter_count(self) -> int:
         """All parameters, also where ZeRO-3 has partitioned them."""
-        return sum(getattr(p, "ds_numel", p.numel()) for p in self.network.parameters())
-
-    @contextlib.contextmanager
-    def whole_parameters(self, chosen: Callable[[Tensor], bool]) -> Iterator[None]:
-        """Within it the chosen parameters can be read whole, also under ZeRO-3 (all ranks enter together)."""
-        partitioned = [p for p in self.network.parameters() if hasattr(p, "ds_id") and chosen(p)]
-        if not partitioned:
-            yield
-            return
-        import deepspeed
-
-        with deepspeed.zero.GatheredParameters(partitioned):
-            yield
+        return parameter_count(self.network)
 
     def setup(self, stage: str) -> None:
         """Makes a loss for each data set, and holds the network's vocabulary against the data's."""
-        data = self.trainer.datamodule
+        data = find_datamodule(self.trainer)
         if stage == "fit" and self.trainer.max_steps < 1 and self.trainer.max_epochs == -1:
             raise UserError("Trainer needs max_steps or max_epochs: the learning rate falls over that many")
         if data is not None:
@@ -287,7 +275,7 @@ class LanguageModule(LightningModule):
         self._tokens, self._finished_steps = self.trained_tokens, self.global_step
         sums = torch.cat([self.step_sums(), *(x[None] for x in self._step_balance)])
         self._step_loss, self._step_balance = [], []
-        if self.global_step % self.trainer.log_every_n_steps == 0:
+        if self.global_step % log_interval(self.trainer) == 0:
             total, tokens, *balances = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
             tokens = max(tokens, 1)  # where no token of the step is predicted, the loss is 0
             balance = {"train/balance": sum(balances) / tokens} if balances else {}
@@ -332,8 +320,7 @@ class LanguageModule(LightningModule):
             {"params": others, "weight_decay": 0.0},
         ]
         optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=tuple(self.betas), fused=True)
-        # Lightning refuses to clip where the optimiser unscales by itself; ours need not.
-        optimizer._step_supports_amp_scaling = False
+        allow_clipping(optimizer)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -360,7 +347,7 @@ class LanguageModule(LightningModule):
     @property
     def validation_metrics(self) -> list[str]:
         """The metrics that validation logs, by which callbacks may stop or save."""
-        data = self.trainer.datamodule
+        data = find_datamodule(self.trainer)
         if data is None:
             return ["validation/loss", "validation/perplexity"]
         names = ["loss", "perplexity", "bits_per_byte"] if data.validated else []
@@ -372,7 +359,7 @@ class LanguageModule(LightningModule):
         losses = [metric.compute().item() for metric in self.evaluation_losses]  # summed over ranks
         for metric in self.evaluation_losses:
             metric.reset()
-        data, loss = self.trainer.datamodule, losses[0]
+        data, loss = find_datamodule(self.trainer), losses[0]
         if data is not None:
             loss = mean(data.validated, losses)
         values = {f"{split}/loss": loss, f"{split}/perplexity": math.exp(min(loss, 700))}
@@ -395,7 +382,7 @@ class LanguageModule(LightningModule):
         targets = batch.targets.flatten()
         losses = F.cross_entropy(logits.flatten(0, 1), targets, ignore_index=IGNORE_INDEX, reduction="none")
         lengths = batch.documents.lengths
-        data = self.trainer.datamodule
+        data = find_datamodule(self.trainer)
         first = batch_idx * data.micro_batch_size
         named = {"set": data.validated[dataloader_idx].name} if len(data.validated) > 1 else {}
         rows, begin = [], 0
@@ -419,7 +406,7 @@ class LanguageModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what is needed to build the network again without its YAML."""
-        data = self.trainer.datamodule
+        data = find_datamodule(self.trainer)
         tokenizer = None if data is None else tokenizer_metadata(data.tokenizer)
         context = None if data is None else data.context_length
         checkpoint[METADATA_KEY] = network_metadata(self.config, tokenizer, context)
@@ -436,8 +423,8 @@ class LanguageModule(LightningModule):
         """
         rename_callback_states(checkpoint.get("callbacks", {}))
         self._changed = changed_recipe(checkpoint, checkpoint[METADATA_KEY], self) if METADATA_KEY in checkpoint else []
-        if self.trainer.datamodule is not None and METADATA_KEY in checkpoint:
-            changed = changes(checkpoint[METADATA_KEY], self.trainer.datamodule)
+        if find_datamodule(self.trainer) is not None and METADATA_KEY in checkpoint:
+            changed = changes(checkpoint[METADATA_KEY], find_datamodule(self.trainer))
             if changed:
                 say(changed)
         self.restore_tokens(checkpoint)
@@ -445,7 +432,7 @@ class LanguageModule(LightningModule):
 
     def restore_tokens(self, checkpoint: dict[str, Any]) -> None:
         """Take the count of tokens from a checkpoint; those of earlier versions had steps of one size."""
-        about, data = checkpoint.get(METADATA_KEY, {}), self.trainer.datamodule
+        about, data = checkpoint.get(METADATA_KEY, {}), find_datamodule(self.trainer)
         now = {} if data is None else {n: getattr(data, n) for n in ("global_batch_size", "context_length")}
         sizes = now | {name: value for name, value in about.get("data", {}).items() if name in now}
         self._tokens = about.get("tokens", checkpoint["global_step"] * math.prod(sizes.values()) if sizes else 0)

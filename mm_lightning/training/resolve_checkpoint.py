@@ -7,7 +7,6 @@ from shlex import quote
 
 from jsonargparse import Namespace
 from lightning.pytorch.strategies import DeepSpeedStrategy, Strategy
-from lightning.pytorch.utilities import rank_zero_only
 
 from mm_lightning.checkpoint import (
     find_checkpoint,
@@ -22,6 +21,7 @@ from mm_lightning.checkpoint.run_folder import RunFolder
 from mm_lightning.checkpoint.weights import is_universal
 from mm_lightning.console import say
 from mm_lightning.errors import UserError
+from mm_lightning.training.lightning_internals import is_first_process
 
 
 def starting_point(command: str, config: Namespace, found: Path | None = None) -> Path | None:
@@ -48,7 +48,7 @@ def starting_point(command: str, config: Namespace, found: Path | None = None) -
     if named:
         raise UserError("--resume and --ckpt_path both name a checkpoint: give one of them")
     # The first process compares checksums, and its choice is what all of them load.
-    first = rank_zero_only.rank == 0
+    first = is_first_process()
     path = found or find_checkpoint(config.run if config.resume is True else str(config.resume), checksums=first)
     if not first:
         return path

@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from mm_lightning.checkpoint import network_config
 from mm_lightning.checkpoint.network_loading import CHANGEABLE_FIELDS
 from mm_lightning.errors import UserError
+from mm_lightning.training.lightning_internals import callbacks_of, finished_epochs, set_rates
 from mm_lightning.training.loggers import MetricsFile
 
 if TYPE_CHECKING:
@@ -144,9 +145,7 @@ class OptimizerSettings:
             else:
                 pairs = zip(groups, base, before, strict=True)
                 rates = [group["lr"] if now == was else group["lr"] * now / was for group, now, was in pairs]
-            for group, rate in zip(groups, rates, strict=True):
-                group["lr"] = rate
-            scheduler._last_lr = rates
+            set_rates(scheduler, rates)
         for name, value in self.scaling.items():
             getattr(trainer.precision_plugin.scaler, f"set_{name}")(value)
 
@@ -194,14 +193,14 @@ def nothing_to_do(trainer: Trainer) -> str:
     """Return why a run ended before its first step, and what to change."""
     step, loop = trainer.global_step, trainer.fit_loop
     where = f"{trainer.ckpt_path} is at step {step}" if trainer.ckpt_path else f"the run is at step {step}"
-    timer = next((c for c in trainer.callbacks if isinstance(c, Timer)), None)
+    timer = next((c for c in callbacks_of(trainer) if isinstance(c, Timer)), None)
     if trainer.limit_train_batches == 0:
         why = "trainer.limit_train_batches is 0: leave it out"
     elif loop.max_batches == 0:
         why = "there is no batch in an epoch: prepare more text, or raise trainer.limit_train_batches"
     elif 0 < trainer.max_steps <= step:
         why = f"{where} and trainer.max_steps is {trainer.max_steps}: raise it"
-    elif trainer.max_epochs not in (None, -1) and loop.epoch_progress.current.processed >= trainer.max_epochs:
+    elif trainer.max_epochs not in (None, -1) and finished_epochs(trainer) >= trainer.max_epochs:
         why = f"{where}, at the end of epoch {trainer.max_epochs}, and trainer.max_epochs is that: raise it"
     elif timer is not None and (timer.time_remaining() or 0) <= 0:
         spent, limit = (

@@ -1,20 +1,20 @@
 """DeepSpeed under its usual names (`deepspeed_stage_1`, `_2`, `_3`, ...) on GPUs and on CPUs.
 
-Lightning's own strategy refuses CPUs, on which ZeRO works perfectly well and is the way to try and test it; and it
-writes its checkpoint folders in place, so that a killed run leaves a broken one under the final name. Both are mended
-here. :func:`register` puts this strategy in the place of Lightning's: the same YAML works everywhere.
+Lightning's own strategy refuses CPUs, on which ZeRO can be tried and tested; and it writes its checkpoint folders in
+place, so that a killed run leaves a broken one under the final name. :func:`register` puts the strategy of this file,
+which does neither, in the place of Lightning's: the same YAML works everywhere.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.seed import reset_seed
+from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, StrategyRegistry
 from torch import Tensor
@@ -36,11 +36,23 @@ from mm_lightning.checkpoint.universal import to_universal
 from mm_lightning.console import say
 from mm_lightning.errors import UserError
 from mm_lightning.ranges import Natural, checked
-from mm_lightning.training.timeouts import limit_groups
+from mm_lightning.training.lightning_internals import datamodule_of, process_timeout
+from mm_lightning.training.sharding import (
+    init_on_cpu,
+    keep_clipping_and_scaling,
+    limit_groups,
+    load_universal,
+    parameter_count,
+    shard_name,
+    write_shards_with,
+)
+
+BYTES = 14
+"""Of a parameter in a checkpoint: 2 in bf16, and 12 of ZeRO's float32 master copy and two moments."""
 
 
 class DeepSpeed(DeepSpeedStrategy):
-    """ZeRO on GPUs and CPUs, with checkpoint folders that are whole or not there.
+    """ZeRO on GPUs and CPUs, with checkpoint folders that are complete or not there.
 
     The arguments are those of lightning.pytorch.strategies.DeepSpeedStrategy, and some of DeepSpeed that it lacks.
 
@@ -48,8 +60,10 @@ class DeepSpeed(DeepSpeedStrategy):
         prefetch_bucket_size: of stage 3, how many parameters are gathered ahead of their use.
         max_live_parameters: of stage 3, how many gathered parameters a process holds at most.
         max_reuse_distance: of stage 3, a parameter that is needed again within so many others stays gathered.
-        param_persistence_threshold: of stage 3, parameters of fewer numbers stay whole on every process.
+        param_persistence_threshold: of stage 3, tensors of fewer parameters stay whole on every process.
     """
+
+    config: dict[str, Any]  # never None when it is built
 
     @checked()
     def __init__(
@@ -74,13 +88,18 @@ class DeepSpeed(DeepSpeedStrategy):
             self.config.setdefault("zero_force_ds_cpu_optimizer", False)
 
     def _format_config(self) -> None:
-        """Has DeepSpeed add up gradients that come in bf16 in float32: in bf16 a sum of 16 batches would lose the last
-        four of the eight bits of each. (Stage 1 does add up in bf16: told otherwise, DeepSpeed takes another optimiser
-        with checkpoints of its own. Stage 2 communicates the same and needs less memory.)
+        """Let DeepSpeed accumulate bf16 gradients in float32: in bf16 a sum of 16 batches would lose the last four of
+        the eight bits of each. (Not stage 1, which would take another optimizer with checkpoints of its own. Stage 2
+        communicates the same and needs less memory.)
         """
         super()._format_config()
-        if self.precision_plugin.precision.startswith("bf16") and self.config["zero_optimization"]["stage"] > 1:
+        if self.bf16 and self.config["zero_optimization"]["stage"] > 1:
             self.config.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")
+
+    @property
+    def bf16(self) -> bool:
+        """Whether the network is trained in bfloat16."""
+        return str(self.precision_plugin.precision).startswith("bf16")
 
     @property
     def on_cpu(self) -> bool:
@@ -93,46 +112,33 @@ class DeepSpeed(DeepSpeedStrategy):
         return torch.device("cpu", self.local_rank) if self.on_cpu else super().root_device
 
     def setup_environment(self) -> None:
-        """Starts the process group, without Lightning's refusal of CPUs."""
+        """Start the process group, without Lightning's refusal of CPUs."""
         if self.on_cpu:
-            DDPStrategy.setup_environment(self)
+            DDPStrategy.setup_environment(self)  # type: ignore[arg-type]  # its base class, but for DeepSpeed's check
         else:
             super().setup_environment()
 
     def setup_distributed(self) -> None:
-        """The same for gloo, where device indices mean nothing."""
-        if not self.on_cpu:
+        """Connect the processes."""
+        if self.on_cpu:
+            init_on_cpu(self)
+        else:
             super().setup_distributed()
-            return
-        import deepspeed
-        from deepspeed.accelerator import set_accelerator
-        from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
-
-        accelerator = CPU_Accelerator()
-        set_accelerator(accelerator)
-        # Gloo is enough; DeepSpeed's shared-memory collectives would first be compiled for a minute.
-        compiled = accelerator.create_op_builder("ShareMemCommBuilder")
-        if compiled is not None:
-            deepspeed.ops.__compatible_ops__[compiled.NAME] = False
-        self._process_group_backend = "gloo"
-        reset_seed()
-        self.set_world_ranks()
-        self._init_deepspeed_distributed()
 
     def init_deepspeed(self) -> None:
-        """Builds the engine; its groups of processes wait no longer than the run's."""
+        """Build the engine, and give its process groups the timeout of the run."""
         super().init_deepspeed()
-        limit_groups(self._timeout)
+        if timeout := process_timeout(self):
+            limit_groups(timeout)
 
     @contextmanager
     def tensor_init_context(self, empty_init: bool | None = None) -> Iterator[None]:
-        """Builds the network in bf16 where it is trained in it: stages 1 and 2 never hold all of it in float32.
-
-        (Stage 3 does the same parameter by parameter, and keeps its share of each.)
+        """Context manager that builds a network that is trained in bf16 in it, in stages 1 and 2, without a float32
+        copy of all of it. (Stage 3 does so parameter by parameter, and keeps a piece of each.)
         """
         before = torch.get_default_dtype()
         with super().tensor_init_context(empty_init=empty_init):
-            if self.precision_plugin.precision.startswith("bf16") and not self.zero_stage_3:
+            if self.bf16 and not self.zero_stage_3:
                 torch.set_default_dtype(torch.bfloat16)
             try:
                 yield
@@ -141,30 +147,31 @@ class DeepSpeed(DeepSpeedStrategy):
 
     def _auto_select_batch_size(self) -> int:
         # only for DeepSpeed's own throughput log; a loader of ready batches has no sampler to ask
-        return self.lightning_module.trainer.datamodule.micro_batch_size
+        return datamodule_of(self._trainer()).micro_batch_size
 
-    def backward(self, closure_loss: Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> None:
-        """The backward pass. Lightning has divided the loss by the accumulated batches: DeepSpeed must not again."""
-        super().backward(closure_loss, optimizer, *args, scale_wrt_gas=False, **kwargs)
+    def backward(self, closure_loss: Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """Run the backward pass; DeepSpeed must not divide the loss by the accumulated batches, as Lightning has."""
+        return super().backward(closure_loss, optimizer, *args, scale_wrt_gas=False, **kwargs)
+
+    # Checkpoints
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
-        """Every process writes its shard to `filepath.partial`; when all have, it becomes `filepath`.
+        """Write this process's shard to `filepath.partial`; when all processes have, it becomes `filepath`.
 
         Raises:
             UserError: a process cannot write it (on all processes).
         """
         target = Path(self.broadcast(str(filepath)))
         partial = target.with_name(target.name + PARTIAL_SUFFIX)
-        self._together(lambda: self._make_way(target, partial), target)
-        self._together(lambda: checkpoint.update(self._loadable(checkpoint)), target)
-        sums: dict[str, int] = {}
-
+        self._on_all(lambda: self._make_way(target, partial), target)
+        self._on_all(lambda: checkpoint.update(self._loadable(checkpoint)), target)
+        checksums: dict[str, int] = {}
         failures: list[Exception] = []
 
         def write_shard(state_dict: Any, path: str) -> None:
             try:
                 with weights_only_loading(partial):
-                    sums[str(Path(path).relative_to(partial))] = save_synced(state_dict, Path(path))
+                    checksums[str(Path(path).relative_to(partial))] = save_synced(state_dict, Path(path))
             except Exception as error:  # DeepSpeed has other processes wait for this one
                 failures.append(error)
 
@@ -173,19 +180,18 @@ class DeepSpeed(DeepSpeedStrategy):
             if failures:
                 raise failures[0]
 
-        self.deepspeed_engine.checkpoint_engine.save = write_shard
-        self._together(save, target)
-        everyone: list[dict[str, int]] = [{}] * self.world_size
-        torch.distributed.all_gather_object(everyone, sums)
-        together = {name: value for some in everyone for name, value in some.items()}
-        about = checkpoint.get(METADATA_KEY, {})
-        if self.is_global_zero:
-            self._together(lambda: commit_folder(partial, target, self.world_size, about, together), target)
-        else:
-            self._together(lambda: None, target)
+        write_shards_with(self.deepspeed_engine, write_shard)
+        self._on_all(save, target)
+        all_checksums = {name: value for part in self._gather(checksums) for name, value in part.items()}
+
+        def commit() -> None:
+            if self.is_global_zero:
+                commit_folder(partial, target, self.world_size, checkpoint.get(METADATA_KEY, {}), all_checksums)
+
+        self._on_all(commit, target)
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """Restores a checkpoint, on all processes the one that the first has chosen. Nothing in it is ever run.
+        """Restore a checkpoint, on all processes the one that the first has chosen. Nothing in it is ever run.
 
         One that another number of processes wrote, or in another precision, is read through its universal form, which
         is made beside it and deleted again.
@@ -193,105 +199,77 @@ class DeepSpeed(DeepSpeedStrategy):
         Raises:
             UserError: it cannot be read, or holds more than tensors and plain values.
         """
-        path = broadcast_path(checkpoint_path)
-        wrote = read_commit(path)["world_size"]
-        with weights_only_loading(path), self._own_clipping_and_scaling():
+        path, engine = broadcast_path(checkpoint_path), self.deepspeed_engine
+        writers = read_commit(path)["world_size"]
+
+        def load(folder: Path) -> dict[str, Any]:
+            return super(DeepSpeed, self).load_checkpoint(folder, weights_only)
+
+        with weights_only_loading(path), keep_clipping_and_scaling(engine):
             if (path / "latest_universal").is_file():
-                return self._load_universal(path, weights_only)
-            same_precision = (path / DEEPSPEED_TAG / self._shard_name).is_file()
-            if wrote == self.world_size and same_precision:
-                return super().load_checkpoint(path, weights_only)
-        form = "" if same_precision else " in another precision"
-        say(f"{path} was written by {wrote} processes{form}: converting it for {self.world_size}")
-        # a leftover of a cut-off conversion is removed by the next resume
-        universal = path.with_name(f"{path.name}.universal{PARTIAL_SUFFIX}")
-        self._together(lambda: self.is_global_zero and to_universal(path, universal), universal)
-        with weights_only_loading(universal), self._own_clipping_and_scaling():
-            state = self._load_universal(universal, weights_only)
+                return load_universal(engine, lambda: load(path))
+            same_precision = (path / DEEPSPEED_TAG / shard_name(self.bf16)).is_file()
+            if writers == self.world_size and same_precision:
+                return load(path)
+        precision = "" if same_precision else " in another precision"
+        say(f"{path} was written by {writers} processes{precision}: converting it for {self.world_size}")
+        universal = path.with_name(
+            f"{path.name}.universal{PARTIAL_SUFFIX}"
+        )  # whoever resumes removes one that is cut off
+
+        def convert() -> None:
+            if self.is_global_zero:
+                to_universal(path, universal)
+
+        self._on_all(convert, universal)
+        with weights_only_loading(universal), keep_clipping_and_scaling(engine):
+            state = load_universal(engine, lambda: load(universal))
         self.barrier()
         if self.is_global_zero:
             remove_partial(universal)
         return state
 
-    @property
-    def _shard_name(self) -> str:
-        """The first process's file of optimizer states, which DeepSpeed names after the precision."""
-        bf16 = "bf16_" if self.precision_plugin.precision.startswith("bf16") else ""
-        return f"{bf16}zero_pp_rank_0_mp_rank_00_optim_states.pt"
-
-    @contextmanager
-    def _own_clipping_and_scaling(self) -> Iterator[None]:
-        """Context manager that restores a checkpoint and keeps this run's gradient clipping and loss scaling.
-
-        Of the checkpoint's settings it takes the current loss scale only.
-        """
-        optimizer = self.deepspeed_engine.optimizer
-        clip, scaler = getattr(optimizer, "clip_grad", None), getattr(optimizer, "loss_scaler", None)
-        yield
-        if clip is not None:
-            optimizer.clip_grad = clip
-        if scaler is None:
-            return
-        if scaler.dynamic and optimizer.loss_scaler.dynamic:
-            for name in ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis"):
-                setattr(scaler, name, getattr(optimizer.loss_scaler, name))
-        optimizer.loss_scaler, optimizer.dynamic_loss_scale = scaler, scaler.dynamic
+    def _trainer(self) -> Trainer:
+        assert self.lightning_module is not None, "the strategy is not connected to a module yet"
+        return self.lightning_module.trainer
 
     def finish(self, wait: bool = True) -> None:
-        """Nothing is being written when :meth:`save_checkpoint` has returned."""
+        """Return at once: nothing is being written when :meth:`save_checkpoint` has returned."""
 
     @staticmethod
     def _loadable(checkpoint: dict[str, Any]) -> dict[str, Any]:
-        """All but what DeepSpeed writes itself, whose classes are known when it is loaded."""
+        """Return all but what DeepSpeed writes itself, whose classes are known when it is loaded."""
         return to_plain_values({k: v for k, v in checkpoint.items() if k not in ("state_dict", "optimizer_states")})
 
     def _make_way(self, target: Path, partial: Path) -> None:
+        """Remove what a killed run has left, and check the free space for the shards of this node."""
         if self.is_global_zero:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(partial, ignore_errors=True)
-            check_space(target, self._shard_bytes())
+            size = parameter_count(self._trainer().lightning_module) * BYTES
+            check_space(target, size * self.num_processes // self.world_size)
 
-    def _load_universal(self, path: Path, weights_only: bool | None) -> dict[str, Any]:
-        """Restores the universal form of a checkpoint, which any number of processes reads."""
-        engine = self.deepspeed_engine
-        before = [{key: value for key, value in group.items() if key != "params"} for group in self._groups()]
-        engine._config.load_universal_checkpoint = True
-        state = super().load_checkpoint(path, weights_only)
-        engine._config.load_universal_checkpoint = False
-        # DeepSpeed gives every group what the first one had: its weight decay, too.
-        rates = state["lr_schedulers"][0]["_last_lr"]
-        for group, values, rate in zip(self._groups(), before, rates, strict=True):
-            group.update(values, lr=rate)
-        # And all parameters one tensor that counts steps, which each of them would count up.
-        for values in engine.optimizer.optimizer.state.values():
-            if isinstance(values.get("step"), Tensor):
-                values["step"] = values["step"].clone()
-        return state
-
-    def _groups(self) -> list[dict[str, Any]]:
-        return self.deepspeed_engine.optimizer.param_groups
-
-    def _together(self, action: Any, target: Path) -> None:
-        """Runs an action; if it fails on one process, all of them end, instead of waiting for it for ever."""
+    def _on_all(self, action: Callable[[], object], target: Path) -> None:
+        """Run an action on all processes; if it fails on one, all of them end, instead of waiting for it for ever."""
         error: UserError | None = None
         try:
             action()
         except Exception as caught:  # whatever it is, the others must not wait
             error = write_error(target, caught)
-        everywhere: list[tuple[str, bool] | None] = [None] * self.world_size
-        torch.distributed.all_gather_object(everywhere, error and (str(error), isinstance(error, UnloadableState)))
-        if any(everywhere):
-            message, unloadable = next(filter(None, everywhere))
+        failures = filter(None, self._gather(error and (str(error), isinstance(error, UnloadableState))))
+        if failure := next(failures, None):
+            message, unloadable = failure
             raise error or (UnloadableState if unloadable else UserError)(message)
 
-    def _shard_bytes(self) -> int:
-        """About what this node's processes write: parameters, and float32 master copy and two moments by ZeRO."""
-        count = sum(getattr(p, "ds_numel", p.numel()) for p in self.lightning_module.parameters())
-        return count * 14 * self.num_processes // self.world_size
+    def _gather(self, value: Any) -> list[Any]:
+        """Return the values of all processes, by rank."""
+        values: list[Any] = [None] * self.world_size
+        torch.distributed.all_gather_object(values, value)
+        return values
 
 
 def register() -> None:
-    """Makes Lightning's DeepSpeed names mean :class:`DeepSpeed`."""
+    """Let Lightning's names of DeepSpeed strategies mean :class:`DeepSpeed`."""
     set_deepspeed_accelerator()  # reading the options of a strategy imports it
     for name, entry in StrategyRegistry.items():
         if entry["strategy"] is DeepSpeedStrategy:

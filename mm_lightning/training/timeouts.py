@@ -1,14 +1,16 @@
-"""The connection between the processes of a run: how long it may be silent, and what is said when it breaks."""
+"""The timeout of communication between the processes of a run, and the error when one is lost."""
 
 from __future__ import annotations
 
 import re
 from datetime import timedelta
-from typing import Any
+
+from lightning.pytorch.strategies import Strategy
 
 from mm_lightning.errors import UserError
+from mm_lightning.training.lightning_internals import set_process_timeout
 
-_SIGNS = (
+_SYMPTOMS = (
     r"timed? ?out.{0,20} (after|waiting|for)",
     r"connection (closed|reset|refused)",
     r"broken pipe",
@@ -22,34 +24,23 @@ _SIGNS = (
 )
 
 
-def set_timeout(strategy: Any, seconds: float) -> None:
-    """Lets every operation among a run's processes, their first meeting included, take so long and no longer.
+def set_timeout(strategy: Strategy, seconds: float) -> None:
+    """Set the timeout of every operation among a run's processes, the first connection included.
 
     Raises:
         UserError: not a positive time.
     """
     if seconds <= 0:
         raise UserError(f"communication_timeout must be above 0 seconds, got {seconds}")
-    if hasattr(strategy, "_timeout"):  # strategies of one process have none
-        strategy._timeout = timedelta(seconds=seconds)
-
-
-def limit_groups(limit: timedelta) -> None:
-    """Gives a time limit to all groups of processes: those made by libraries begin with torch's 10 or 30 minutes."""
-    from torch.distributed import distributed_c10d
-
-    # its name before torch 2.15 is deprecated since
-    set_group = getattr(distributed_c10d, "set_timeout", None) or distributed_c10d._set_pg_timeout
-    for group in list(distributed_c10d._world.pg_map):
-        set_group(limit, group)
+    set_process_timeout(strategy, timedelta(seconds=seconds))
 
 
 def lost_contact(error: RuntimeError, seconds: float) -> UserError | None:
-    """One line for an error of the communication among processes; None for any other error."""
+    """Return the message for an error of communication between processes; None for any other error."""
     from torch.distributed import DistError
 
     message = " ".join(str(error).split())
-    if not isinstance(error, DistError) and not re.search("|".join(_SIGNS), message, re.IGNORECASE):
+    if not isinstance(error, DistError) and not re.search("|".join(_SYMPTOMS), message, re.IGNORECASE):
         return None
     return UserError(
         f"lost contact with another process of this run ({message[:200]}): it has died, its node cannot be reached, or "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import linecache
 import math
 import re
-import time
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -18,7 +17,13 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from mm_lightning.errors import UserError
 from mm_lightning.ranges import Count, Name, Natural, NonNegative, Place, Positive, Range, Share
-from mm_lightning.training.accumulation import accumulating
+from mm_lightning.training.lightning_internals import (
+    accumulating,
+    log_interval,
+    set_validation_interval,
+    since_validation,
+    validation_interval,
+)
 
 Batches = Annotated[int, Range(0)] | Share
 """A number of batches, or a share of them."""
@@ -112,9 +117,9 @@ class WholeSteps(Callback):
         if isinstance(trainer.val_check_batch, int):  # a fraction of an epoch
             trainer.val_check_batch = max(size, trainer.val_check_batch // size * size)
         if self._seconds is None:
-            self._seconds = trainer._val_check_time_interval
+            self._seconds = validation_interval(trainer)
         if self._seconds is not None:
-            trainer._val_check_time_interval = math.inf
+            set_validation_interval(trainer, math.inf)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -123,15 +128,10 @@ class WholeSteps(Callback):
         if self._seconds is None:
             return
         due = False
-        if not accumulating(trainer) and (
-            trainer.world_size == 1 or trainer.global_step % trainer.log_every_n_steps == 0
-        ):
+        if not accumulating(trainer) and (trainer.world_size == 1 or trainer.global_step % log_interval(trainer) == 0):
             # clocks differ: the first process's counts
-            due = trainer.strategy.broadcast(self._since_validation(trainer) >= self._seconds)
-        trainer._val_check_time_interval = 0.0 if due else math.inf
-
-    def _since_validation(self, trainer: Trainer) -> float:
-        return time.monotonic() - trainer._last_val_time
+            due = trainer.strategy.broadcast(since_validation(trainer) >= self._seconds)
+        set_validation_interval(trainer, 0.0 if due else math.inf)
 
 
 def refused_by_lightning(error: BaseException) -> bool:

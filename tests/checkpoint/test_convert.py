@@ -16,6 +16,7 @@ from mm_lightning.checkpoint.universal import PROGRESS_ENTRIES
 from mm_lightning.cli import main
 from mm_lightning.errors import UserError
 from mm_lightning.training.resolve_checkpoint import check_resumable
+from mm_lightning.training.sharding import shard_name
 from mm_lightning.training.strategies import DeepSpeed
 
 KINDS = {"fp32": lambda p: p, "exp_avg": lambda p: -p, "exp_avg_sq": lambda p: p * p}
@@ -120,7 +121,7 @@ def test_stage_3_and_the_others_do_not_resume_each_other(tmp_path, saved, resume
 )
 def test_deepspeed_names_shards_by_precision(precision, file):
     strategy = DeepSpeed(stage=2, precision_plugin=DeepSpeedPrecision(precision))
-    assert strategy._shard_name == f"{file}_pp_rank_0_mp_rank_00_optim_states.pt"
+    assert shard_name(strategy.bf16) == f"{file}_pp_rank_0_mp_rank_00_optim_states.pt"
 
 
 SETTINGS = {

@@ -6,7 +6,6 @@ import re
 import shutil
 from fractions import Fraction
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -20,7 +19,7 @@ from mm_lightning.data import Manifest
 from mm_lightning.data.prepare import PrepareConfig, prepare
 from mm_lightning.errors import UserError
 from mm_lightning.training.resume import OptimizerSettings, changes, decides_the_data
-from mm_lightning.training.strategies import DeepSpeed
+from mm_lightning.training.sharding import keep_clipping_and_scaling
 
 
 def test_what_has_changed_is_named(tiny, tmp_path, prepared, capsys):
@@ -236,8 +235,7 @@ def test_deepspeed_keeps_the_scale_it_found_and_the_settings_of_the_run(dynamic)
 
     now = DynamicLossScaler(2.0**16, 500, 1.0, 2, False) if dynamic else LossScaler(128.0)
     optimizer = SimpleNamespace(clip_grad=0.5, loss_scaler=now, dynamic_loss_scale=dynamic)
-    strategy: Any = SimpleNamespace(deepspeed_engine=SimpleNamespace(optimizer=optimizer))
-    with DeepSpeed._own_clipping_and_scaling(strategy):
+    with keep_clipping_and_scaling(SimpleNamespace(optimizer=optimizer)):
         optimizer.clip_grad, optimizer.dynamic_loss_scale = 1.0, True
         optimizer.loss_scaler = DynamicLossScaler(1024.0, 1000, 1.0, 2, False)
         optimizer.loss_scaler.cur_iter = 77

@@ -1,7 +1,6 @@
 """LanguageModule and TextDataModule with a Trainer of the user's own, without `mm fit`."""
 
 from itertools import pairwise
-from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -89,9 +88,10 @@ def test_a_run_that_only_warms_up_says_so(tiny, capsys):
     assert "WARNING: all 2 steps warm up" in capsys.readouterr().out
 
 
-def test_loaders_that_lightning_would_divide_again_are_refused(tiny):
+def test_lightning_does_not_divide_the_loaders_again(tiny):
+    """It leaves a DistributedSampler alone, so that no user needs `use_distributed_sampler=False`."""
     data = TextDataModule(**yaml.safe_load(tiny.read_text())["data"])
-    connector = SimpleNamespace(use_distributed_sampler=True)
-    data.trainer = SimpleNamespace(_accelerator_connector=connector, global_rank=0, world_size=2)
-    with pytest.raises(UserError, match="use_distributed_sampler=False"):
-        data.setup("fit")
+    data.setup("fit")
+    trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False)
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        assert not trainer._data_connector._requires_distributed_sampler(loader)

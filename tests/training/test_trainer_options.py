@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from datetime import timedelta
 from types import SimpleNamespace
 
@@ -121,11 +122,11 @@ def test_validation_by_the_clock(tiny, tmp_path, monkeypatch):
     steps = []
     looks = iter([3, 5.5, 1, 6, 2, 3, 7, 9])
 
-    def clock(self, trainer):
+    def clock(trainer):
         steps.append(trainer.global_step)
         return next(looks)
 
-    monkeypatch.setattr(WholeSteps, "_since_validation", clock)
+    monkeypatch.setattr(trainer_options, "since_validation", clock)
     assert main(["fit", "--config", str(tiny), "--config", str(overlay)]) == 0
     assert steps == [1, 2, 3, 4, 5, 6, 7, 8]
     assert validated(tmp_path / "run" / "0") == [2, 4, 7, 8]
@@ -133,10 +134,10 @@ def test_validation_by_the_clock(tiny, tmp_path, monkeypatch):
 
 def test_processes_validate_together(monkeypatch):
     """By the first one's clock, every log_every_n_steps steps: each by its own would wait for the others."""
-    told = []
+    due_here = []
 
     def broadcast(due):
-        told.append(due)
+        due_here.append(due)
         return True  # as the first process says, whatever this one believes
 
     loop = SimpleNamespace(max_batches=8, _should_accumulate=lambda: False)
@@ -150,7 +151,7 @@ def test_processes_validate_together(monkeypatch):
         overfit_batches=0,
         val_check_batch=None,
         _val_check_time_interval=3600.0,
-        _last_val_time=trainer_options.time.monotonic(),
+        _last_val_time=time.monotonic(),
         strategy=SimpleNamespace(broadcast=broadcast),
     )
     clock = WholeSteps()
@@ -160,7 +161,7 @@ def test_processes_validate_together(monkeypatch):
         clock.on_train_batch_end(trainer, None, None, None, 0)
         asked.append(trainer._val_check_time_interval)
     assert asked == [math.inf, 0.0, math.inf, 0.0]
-    assert told == [False, False]
+    assert due_here == [False, False]
 
 
 @pytest.mark.parametrize("value", ["00:00:00:05", {"seconds": 5}, timedelta(seconds=5)])

@@ -201,7 +201,7 @@ def _runs(length: int, kernels: list[Kernels], what: Setup, device: Any, seed: i
         found[f"keys, {one}"] = partial(keys, one)
         found[f"keys and values, {one}"] = partial(both, one)
     if compile:
-        torch._dynamo.reset()  # which would give up after a number of lengths
+        torch.compiler.reset()  # which would give up after a number of lengths
         found["keys, torch compiled"] = partial(keys, "torch", torch.compile(make_keys))
         found["keys and values, torch compiled"] = partial(both, "torch", torch.compile(make_both))
     return found

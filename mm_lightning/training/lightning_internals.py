@@ -1,0 +1,211 @@
+"""Private names of Lightning and torch: each use is a function here that says why the public interface is not enough.
+
+Those of DeepSpeed, ZeRO's engine and torch.distributed are in `sharding.py`, those of the data loader, which lies a
+floor below, in `data/workers.py`. Each has a test that fails when an upgrade moves the name
+(`tests/training/test_lightning_internals.py`, `test_sharding.py`, `tests/data/test_loader_internals.py`).
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback, Trainer
+    from lightning.pytorch.callbacks import EarlyStopping
+    from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+    from lightning.pytorch.strategies import Strategy
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
+
+    from mm_lightning.data import TextDataModule
+
+# What type checkers do not know: attributes that Lightning sets outside of the Trainer's own class
+
+
+def find_datamodule(trainer: Trainer) -> TextDataModule | None:
+    """Return the data module of a run; None where `fit` was given loaders."""
+    return getattr(trainer, "datamodule", None)
+
+
+def datamodule_of(trainer: Trainer) -> TextDataModule:
+    """Return the data module of a run that has one, as every `mm` command has."""
+    data = find_datamodule(trainer)
+    assert data is not None, "this needs a TextDataModule: fit(..., datamodule=data)"
+    return data
+
+
+def callbacks_of(trainer: Trainer) -> list[Callback]:
+    """Return the callbacks of a run."""
+    return getattr(trainer, "callbacks")  # noqa: B009
+
+
+def log_interval(trainer: Trainer) -> int:
+    """Return `trainer.log_every_n_steps`."""
+    return getattr(trainer, "log_every_n_steps")  # noqa: B009
+
+
+def is_first_process() -> bool:
+    """Return whether this is the first of the run's processes, before there is a trainer, too."""
+    return getattr(rank_zero_only, "rank") == 0  # noqa: B009
+
+
+def parser_of(cli: LightningCLI, command: str) -> LightningArgumentParser:
+    """Return the parser of one command of a LightningCLI; `cli.parser` is that of all commands."""
+    return cli._subcommand_parsers[command]
+
+
+# Steps and batches
+
+
+def accumulating(trainer: Trainer) -> bool:
+    """Return whether the optimization step goes on after the present batch (in hooks before a batch: the next one).
+
+    Lightning decides it, also at the end of an epoch; nothing public repeats the decision.
+    """
+    return trainer.fit_loop._should_accumulate()
+
+
+def rewind(trainer: Trainer, steps: int) -> None:
+    """Set the counts of optimization steps and batches back, by which Lightning ends, validates and logs.
+
+    Public counts (`trainer.global_step`) are read-only: Lightning only restores them with a whole checkpoint, the place
+    in the data included, which a return to an earlier checkpoint leaves where it is.
+    """
+    loop = trainer.fit_loop.epoch_loop
+    loop._batches_that_stepped -= steps
+    optimized = loop.automatic_optimization.optim_progress.optimizer.step.total
+    for name in ("ready", "completed"):
+        setattr(optimized, name, getattr(optimized, name) - steps)
+    batches = loop.batch_progress.total
+    for name in ("ready", "started", "processed", "completed"):
+        setattr(batches, name, getattr(batches, name) - steps * trainer.accumulate_grad_batches)
+
+
+def finished_epochs(trainer: Trainer) -> int:
+    """Return how many epochs are over; `trainer.current_epoch` counts one more after a resume at an epoch's end."""
+    current: Any = trainer.fit_loop.epoch_progress.current  # declared as the base class of its type
+    return current.processed
+
+
+# Validation by the clock
+
+
+def validation_interval(trainer: Trainer) -> float | None:
+    """Return the seconds between validations of `trainer.val_check_interval` given as a time; None for steps."""
+    return getattr(trainer, "_val_check_time_interval")  # noqa: B009, set in a function that type checkers do not read
+
+
+def set_validation_interval(trainer: Trainer, seconds: float) -> None:
+    """Set the seconds between validations: 0 to validate after this batch, infinity not to.
+
+    Lightning looks at each process's own clock, which makes some processes validate and others not.
+    """
+    trainer._val_check_time_interval = seconds  # type: ignore[attr-defined]
+
+
+def since_validation(trainer: Trainer) -> float:
+    """Return the seconds since the end of the last validation by this process's clock."""
+    return time.monotonic() - getattr(trainer, "_last_val_time")  # noqa: B009
+
+
+def checks_at_epoch_end(callback: EarlyStopping) -> bool:
+    """Return whether an EarlyStopping looks at its metric at the end of an epoch rather than after validation.
+
+    With `check_on_train_epoch_end=None` it chooses by itself.
+    """
+    return bool(callback._check_on_train_epoch_end)
+
+
+# Processes, signals and the end of a run
+
+
+def leave_signals_alone(trainer: Trainer) -> None:
+    """Keep Lightning from installing signal handlers and from a broadcast before each batch.
+
+    Its SIGTERM handler waits for other processes wherever a process is, which hangs; the broadcast waits for the
+    device. There is no option to turn either off.
+    """
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+
+
+def process_timeout(strategy: Strategy) -> timedelta | None:
+    """Return how long processes wait for each other; None where a strategy has one process, and no such setting."""
+    return getattr(strategy, "_timeout", None)
+
+
+def set_process_timeout(strategy: Strategy, limit: timedelta) -> None:
+    """Set how long processes wait for each other: a strategy takes it when it is built, the CLI knows it later."""
+    if hasattr(strategy, "_timeout"):
+        strategy._timeout = limit
+
+
+def use_fake_processes(strategy: Strategy) -> None:
+    """Let a strategy use a fake process group, which it would replace by one of the backend of its device.
+
+    DDP would also compare its parameters with those of other processes, which are not there.
+    """
+    if hasattr(strategy, "_process_group_backend"):
+        strategy._process_group_backend = "fake"
+    if hasattr(strategy, "_ddp_kwargs"):
+        strategy._ddp_kwargs["init_sync"] = False
+
+
+def tuner_exit() -> Exception:
+    """Return the exception by which Lightning's tuners end `fit`: the only one that no callback takes for an error."""
+    from lightning.pytorch.utilities.exceptions import _TunerExitException
+
+    return _TunerExitException()
+
+
+# Optimizers and schedules
+
+
+def allow_clipping(optimizer: Optimizer) -> None:
+    """Let Lightning clip gradients of a fused optimizer, which it refuses where the optimizer may unscale by itself.
+
+    Ours is never given a gradient scaler that it would have to undo.
+    """
+    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+
+
+def set_rates(scheduler: LRScheduler, rates: list[float | Tensor]) -> None:
+    """Set the learning rates of a scheduler's groups for the next step, as `scheduler.step()` would.
+
+    `get_last_lr` reads them from a private attribute that only a step writes.
+    """
+    for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    scheduler._last_lr = rates
+
+
+# Compilers and memory
+
+
+def cpp_compilers() -> tuple[str | None, ...]:
+    """Return the C++ compilers that torch.compile looks for, in order: it says that there is none when it compiles."""
+    from torch._inductor import config
+
+    return tuple(config.cpp.cxx)
+
+
+def record_cuda_memory(entries: int) -> None:
+    """Begin to record allocations of GPU memory, at most so many; documented by torch for snapshots, but private."""
+    torch.cuda.memory._record_memory_history(max_entries=entries)
+
+
+def write_cuda_memory(path: Path) -> None:
+    """Write what :func:`record_cuda_memory` has recorded, as pytorch.org/memory_viz reads it."""
+    torch.cuda.memory._dump_snapshot(str(path))
+
+
+def stop_recording_cuda_memory() -> None:
+    """End the recording of :func:`record_cuda_memory`."""
+    torch.cuda.memory._record_memory_history(enabled=None)
