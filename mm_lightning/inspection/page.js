@@ -75,7 +75,7 @@ function choices(id, name, table) {
 function writeTexts() {
   const spans = data.levels.map((level) => {
     const { delay, size } = memoryOf(data.layers[0], level);
-    return `${levelName(level).toLowerCase()} (${mosaic && !size && delay > 1 ? `m = ${delay}` : mosaic && size ? `h = ${size + 1}` : size ? `window ${size}` : "all"})`;
+    return `${levelName(level).toLowerCase()} (${mosaic && !size && delay > 1 ? `m = ${delay}` : size ? `${mosaic ? "h =" : "window"} ${size + delay}` : "all"})`;
   });
   const some = data.layers.length < data.all_layers ? `, of which this page looks into ${data.layers.length}` : "";
   at("network").textContent = `${data.network}, ${data.parameters.toLocaleString("en")} parameters, ${data.all_layers} layers${some}, ${H} heads: ${spans.join(", ")}. ${T.toLocaleString("en")} tokens of text${data.cut ? `; the ${data.cut.toLocaleString("en")} tokens after them were left out` : ""}.`;

@@ -27,7 +27,7 @@ class Reach:
     Args:
         delay: how many tokens pass before a pair can be read: m, or [smallest, largest] m of a training step, drawn
             anew for each. Attention with a delay of 1 reads its own position too.
-        window: h; the level reads no pair of a token more than h - 1 before its own. None: all that the delay leaves.
+        window: h; the oldest pair that is read is that of h - 1 tokens before. None: all that the delay leaves.
         inference_delay: m at evaluation; the smallest delay by default.
     """
 
@@ -145,15 +145,19 @@ class NetworkConfig:
         return known[level] if level in known else self.spans[level]
 
     def span(self, level: str, delay: int | None = None) -> Span:
-        """Return the pairs that a memory of this level reads.
+        """Return the pairs that a memory of this level reads: of ages from its delay to h - 1, equation (10).
 
         Args:
             level: its name.
             delay: m of a level that has one; that of inference by default.
         """
         reach = self.reach(level)
-        delay = 1 if reach.delay == 1 else delay or reach.inference_delay or reach.delays[0]
+        delay = self._delay(reach, delay)
         return Span(delay, None if reach.window is None else reach.window - delay)
+
+    def _delay(self, reach: Reach, drawn: int | None) -> int:
+        """Return the age of the newest pair that is read; a memory never reads its own position."""
+        return 1 if reach.delay == 1 else drawn or reach.inference_delay or reach.delays[0]
 
     def _nearest_heads(self) -> int:
         divisors = (h for h in range(1, self.dim + 1) if self.dim % h == 0)

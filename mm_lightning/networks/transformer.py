@@ -17,7 +17,7 @@ from mm_lightning.memory.retrieval import SoftmaxRetrieval
 from mm_lightning.memory.state import MemoryState
 from mm_lightning.networks.base import ForwardContext, Network, depth_std
 from mm_lightning.networks.block import Block, compile_pointwise
-from mm_lightning.networks.config import NetworkConfig
+from mm_lightning.networks.config import NetworkConfig, Reach
 from mm_lightning.ranges import Count, Name, Positive
 
 
@@ -45,10 +45,9 @@ class TransformerConfig(NetworkConfig):
         if self.head_dim % 2:
             raise UserError(f"rotary positions need an even head size, got dim / heads = {self.head_dim}")
 
-    def span(self, level: str, delay: int | None = None) -> Span:
-        """Return the pairs that an attention of this level reads: its own position too, if it has no delay."""
-        reach = self.reach(level)
-        return Span(0, reach.window) if reach.delays == (1, 1) else super().span(level, delay)
+    def _delay(self, reach: Reach, drawn: int | None) -> int:
+        """Return the age of the newest pair that is read: an attention without a delay reads its own position too."""
+        return 0 if reach.delays == (1, 1) else super()._delay(reach, drawn)
 
     def build(self) -> Transformer:
         return Transformer(self)

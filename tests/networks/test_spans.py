@@ -47,6 +47,14 @@ def test_it_reads_what_it_states(build, packed):
     assert changed[1:].gt(0).nonzero().flatten().add(1).tolist() == list(range(6, 30))
 
 
+@pytest.mark.parametrize(("config", "short"), zip(KINDS.values(), (Span(1, 19), Span(0, 20)), strict=True), ids=KINDS)
+def test_the_window_h_is_read_alike(config, short):
+    """Nothing older than h - 1 tokens: h - 1 pairs of a memory (10), and the own position besides in an attention."""
+    config = replace(config, short_term_window=20)
+    assert config.span("short") == short
+    assert config.span("short").keep == 20
+
+
 def test_it_is_counted_by_its_window():
     by_name = {part.name: part for part in parts(KINDS["mosaic"])}
     middle = by_name["middle-term memory"]
