@@ -1,8 +1,8 @@
 """The one door: `mm`.
 
-Every command is one line of the table below. Training commands go to the LightningCLI in
-:mod:`mm_lightning.training.cli`; every other command is a plain typed function whose arguments and docstring are its
-options and its help. Nothing heavy is imported before a command is chosen, so `mm --help` answers at once.
+Every command is one line of the table below. Training commands go to the LightningCLI through
+:mod:`mm_lightning.training.commands`; every other command is a plain typed function whose arguments and docstring are
+its options and its help. Nothing heavy is imported before a command is chosen, so `mm --help` answers at once.
 """
 
 from __future__ import annotations
@@ -278,7 +278,7 @@ def dispatch(args: Sequence[str]) -> None:
         from mm_lightning.training.lean import import_torchmetrics
 
         import_torchmetrics()
-        from mm_lightning.training.cli import run_training
+        from mm_lightning.training.commands import run_training
 
         run_training(name, rest, slurm_job())
     else:

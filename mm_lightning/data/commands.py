@@ -155,12 +155,13 @@ def verify(path: Place, checksums: bool = True) -> None:
     Raises:
         UserError: with a line for each problem.
     """
-    from mm_lightning.data import manifest as room
+    from mm_lightning.data.manifest import Manifest
+    from mm_lightning.data.verify import verify as find_problems
 
-    problems = room.verify(path, checksums)
+    problems = find_problems(path, checksums)
     if problems:
         raise UserError("\n".join(problems))
-    shards = sum(len(split.shards) for split in room.Manifest.load(path).splits.values())
+    shards = sum(len(split.shards) for split in Manifest.load(path).splits.values())
     display(f"{path} is whole: {shards} shards" + (", checksums right, counted again" if checksums else ""))
 
 

@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from mm_lightning.data.manifest import Manifest, Split, check
+from mm_lightning.data.manifest import Manifest, Split
 from mm_lightning.data.sequences import TrainingOrder
+from mm_lightning.data.verify import check
 from mm_lightning.errors import UserError
 
 # Sequences in which every set has its share; no share is less than one of them.

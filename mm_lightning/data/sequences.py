@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, get_worker_info
 
-from mm_lightning.data.manifest import Shard, shard_problems
+from mm_lightning.data.manifest import Shard
+from mm_lightning.data.verify import shard_problems
 from mm_lightning.data.workers import WorkerBatches, WorkerDied, start_server
 from mm_lightning.errors import UserError
 from mm_lightning.retry import patiently

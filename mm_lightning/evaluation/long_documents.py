@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mm_lightning.data.manifest import FILE, Manifest, check
+from mm_lightning.data.manifest import FILE, Manifest
 from mm_lightning.data.shards import read_shard
+from mm_lightning.data.verify import check
 from mm_lightning.errors import UserError
 from mm_lightning.side_files import read_config
 

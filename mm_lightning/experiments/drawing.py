@@ -6,7 +6,7 @@ import io
 import re
 from typing import TYPE_CHECKING, Any
 
-from mm_lightning.experiments.page import Drawing
+from mm_lightning.experiments.page import GROUND, Drawing
 from mm_lightning.experiments.study import Study
 from mm_lightning.style import COLOURS, INK, MARKERS, tame
 
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-GROUND = '<rect width="100%" height="100%" fill="#ffffff"/>'
 DASHES = ("-", "--", ":", "-.")
 
 

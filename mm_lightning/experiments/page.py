@@ -33,6 +33,10 @@ figcaption { font-size: 0.875rem; opacity: 0.8; }
 pre { overflow-x: auto; padding: 0.8rem; background: rgb(128 128 128 / 15%); border-radius: 4px; }"""
 
 
+GROUND = '<rect width="100%" height="100%" fill="#ffffff"/>'
+"""The white ground of a drawing in a file of its own, which a page leaves out."""
+
+
 @dataclass
 class Heading:
     """A section's title; level 3 within a section."""
@@ -193,7 +197,6 @@ def _cell(tag: str, text: str, table: Table, row: int | None, column: int) -> st
 
 def _inline(svg: str, caption: str) -> str:
     """The drawing as part of a page: on the page's ground, in the page's colour."""
-    from mm_lightning.experiments.drawing import GROUND
     from mm_lightning.style import INK
 
     drawing = svg[svg.index("<svg") :].replace(GROUND, "", 1).replace(INK, "currentColor")

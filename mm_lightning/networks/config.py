@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from mm_lightning.errors import UserError
 from mm_lightning.memory.documents import Span
 from mm_lightning.ranges import AtLeastTwo, Count, Name, Part, Range, Share, check_fields
-
-if TYPE_CHECKING:
-    from mm_lightning.networks.base import Network
 
 Vocabulary = Annotated[int, Range(1, 2**31 - 1)]
 Layers = Annotated[int, Range(1, 10_000)]
@@ -175,6 +172,6 @@ class NetworkConfig:
         """D = d / H"""
         return self.dim // self.heads
 
-    def build(self) -> Network:
-        """The network with these dimensions, initialised (unless the default device is meta)."""
+    def build(self) -> Any:
+        """The :class:`Network` with these dimensions, initialised (unless the default device is meta)."""
         raise TypeError("NetworkConfig has no network of its own: use MemoryMosaicConfig or TransformerConfig")

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from mm_lightning.memory.documents import IGNORE_INDEX
 from mm_lightning.memory.kernels import Kernels, resolve_kernels
+from mm_lightning.networks.torch_loss import errors_reference
 
 LOGITS = 2**28
 """Logits that exist at a time: 1 GiB in float32. Where they stay in 16 bits, twice as many."""
@@ -40,25 +41,6 @@ def _by_triton(kernels: Kernels, x: Tensor, dtype: torch.dtype) -> bool:
     from mm_lightning.networks import triton_loss
 
     return kernels == "triton" or triton_loss.kernel_mismatch(x.device, dtype) is None
-
-
-def errors_reference(logits: Tensor, targets: Tensor, exact: torch.dtype, learns: bool = True) -> tuple[Tensor, Tensor]:
-    """The loss of each token, (N,), and its derivatives by its logits, (N, V), both in the type `exact`.
-
-    Args:
-        logits: (N, V).
-        targets: (N,) int64; -100 where there is none.
-        exact: float32 or float64.
-        learns: whether derivatives are wanted; else logits come back.
-    """
-    counts = targets != IGNORE_INDEX
-    wanted = targets.where(counts, 0)[:, None]
-    logits = logits.to(exact)
-    scale = logits.logsumexp(-1, keepdim=True)
-    found = logits.gather(-1, wanted) - scale  # log of the wanted token's probability
-    if learns:
-        logits = logits.sub_(scale).exp_().scatter_(-1, wanted, found.exp() - 1).mul_(counts[:, None])
-    return -found.squeeze(-1).where(counts, 0), logits
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

@@ -11,6 +11,7 @@ from mm_lightning.errors import UserError
 from mm_lightning.memory.documents import IGNORE_INDEX
 from mm_lightning.memory.kernels import Kernels
 from mm_lightning.memory.kernels.self_test import compare
+from mm_lightning.networks.torch_loss import errors_reference
 
 try:
     import triton
@@ -70,7 +71,6 @@ def errors(logits: Tensor, targets: Tensor, ignore: int, learns: bool = True) ->
 @cache
 def kernel_mismatch(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why the kernel cannot be trusted on a device; None if it gives what torch gives. A warning says so once."""
-    from mm_lightning.networks.loss import errors_reference
 
     def compute(kernels: Kernels, device: torch.device) -> list[Tensor]:
         draw = torch.Generator("cpu").manual_seed(0)

@@ -15,10 +15,10 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar, WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from mm_lightning import callbacks as watchers
 from mm_lightning import signals
+from mm_lightning.callbacks.lightning_callbacks import WatchCallbacks, check_averaging, check_callbacks
 from mm_lightning.checkpoint import check_architecture, fingerprint, run_folder_of, step_of
 from mm_lightning.checkpoint.run_folder import RunFolder
 from mm_lightning.checkpoint.trainer_io import AtomicCheckpointIO
@@ -36,7 +36,6 @@ from mm_lightning.training.accumulation import accumulated
 from mm_lightning.training.check_config import changed, check_devices, check_settings, help_types
 from mm_lightning.training.config_files import ConfigFile, explain, read_chain, split_configs
 from mm_lightning.training.continued_config import DEFAULT_ROOT, continued_checkpoint, overrides, own_config
-from mm_lightning.training.lightning_callbacks import WatchCallbacks, check_averaging, check_callbacks
 from mm_lightning.training.lightning_internals import is_first_process, parser_of, validation_interval
 from mm_lightning.training.loggers import MetricsFile, ProgressLines, TensorBoard
 from mm_lightning.training.module import LanguageModule, check_vocabulary
@@ -428,24 +427,6 @@ class TrainingCLI(LightningCLI):
         predicted = sum(document["predicted"] for document in documents)
         mean = sum(document["loss"] * document["predicted"] for document in documents) / max(predicted, 1)
         say(f"{output}: {len(documents):,} documents, {predicted:,} predicted tokens, mean loss {mean:.4f}")
-
-
-def run_training(command: str, args: list[str], slurm_job: str | None = None) -> None:
-    """Runs one training command, which may queue the Slurm job that it is part of again.
-
-    Raises:
-        UserError: for any mistake of the user's.
-    """
-    prepare()
-    try:
-        if command == "fit" and any(arg.split("=")[0] == "--plan" for arg in args):
-            from mm_lightning.training.dry_run import DryRunFit
-
-            DryRunFit(args)
-        else:
-            TrainingCLI(command, args, slurm_job)
-    except MisconfigurationException as error:
-        raise UserError(str(error)) from error
 
 
 def prepare() -> None:

@@ -422,7 +422,9 @@ class LanguageModule(LightningModule):
             UserError: the data have another tokenizer.
         """
         rename_callback_states(checkpoint.get("callbacks", {}))
-        self._changed = changed_recipe(checkpoint, checkpoint[METADATA_KEY], self) if METADATA_KEY in checkpoint else []
+        self._changed = []
+        if METADATA_KEY in checkpoint:
+            self._changed = changed_recipe(checkpoint, checkpoint[METADATA_KEY], self, self.config)
         if find_datamodule(self.trainer) is not None and METADATA_KEY in checkpoint:
             changed = changes(checkpoint[METADATA_KEY], find_datamodule(self.trainer))
             if changed:

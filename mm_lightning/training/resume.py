@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
 from torch.optim.lr_scheduler import LambdaLR
 
 from mm_lightning.checkpoint import network_config
 from mm_lightning.checkpoint.network_loading import CHANGEABLE_FIELDS
 from mm_lightning.errors import UserError
+from mm_lightning.networks import NetworkConfig
 from mm_lightning.training.lightning_internals import callbacks_of, finished_epochs, set_rates
 from mm_lightning.training.loggers import MetricsFile
-
-if TYPE_CHECKING:
-    from mm_lightning.training.module import LanguageModule
 
 
 def fit_progress(checkpoint: dict[str, Any], accumulate: int) -> bool:
@@ -155,19 +153,22 @@ def learning_rate(trainer: Trainer) -> float:
     return float(trainer.optimizers[0].param_groups[0]["lr"])
 
 
-def recipe(module: LanguageModule) -> dict[str, Any]:
+def recipe(module: LightningModule) -> dict[str, Any]:
     """Return the settings that decide what an optimization step does with its tokens, as checkpoints keep them."""
     values = {f"model.{name}": _plain(getattr(module, name)) for name in RECIPE}
     return values | {f"trainer.{name}": getattr(module.trainer, name) for name in TRAINER}
 
 
-def changed_recipe(checkpoint: dict[str, Any], about: dict[str, Any], module: LanguageModule) -> list[str]:
+def changed_recipe(
+    checkpoint: dict[str, Any], about: dict[str, Any], module: LightningModule, config: NetworkConfig
+) -> list[str]:
     """Return the settings of a resumed run that differ from the checkpoint's, each with both values.
 
     Args:
         checkpoint: as Lightning loads it.
         about: what it says of itself.
         module: of this run.
+        config: of its network.
     """
     now = recipe(module)
     before = about.get("recipe")
@@ -178,7 +179,7 @@ def changed_recipe(checkpoint: dict[str, Any], about: dict[str, Any], module: La
     differing = [
         f"{n} {x} instead of {_plain(before[n])}" for n, x in now.items() if n in before and _plain(before[n]) != x
     ]
-    was, is_ = network_config(about).to_dict()["fields"], module.config.to_dict()["fields"]
+    was, is_ = network_config(about).to_dict()["fields"], config.to_dict()["fields"]
     differing += [
         f"model.network.{n} {is_[n]} instead of {was[n]}" for n in sorted(CHANGEABLE_FIELDS) if was.get(n) != is_.get(n)
     ]

@@ -11,9 +11,10 @@ from tokenizers import Tokenizer as Inner
 from tokenizers import models, pre_tokenizers
 
 from mm_lightning.data.facts import FactsConfig, prepare_facts
-from mm_lightning.data.manifest import Manifest, check, verify
+from mm_lightning.data.manifest import Manifest
 from mm_lightning.data.prepare import PrepareConfig, prepare
 from mm_lightning.data.regbench import RegBenchConfig, prepare_regbench
+from mm_lightning.data.verify import check, verify
 from mm_lightning.errors import UserError
 
 

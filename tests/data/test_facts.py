@@ -18,9 +18,10 @@ from mm_lightning.data.facts import (
     word,
 )
 from mm_lightning.data.inspect import read_shard
-from mm_lightning.data.manifest import Manifest, verify
+from mm_lightning.data.manifest import Manifest
 from mm_lightning.data.regbench import RegBenchConfig
 from mm_lightning.data.tokenizer import load_tokenizer
+from mm_lightning.data.verify import verify
 from mm_lightning.errors import UserError
 
 

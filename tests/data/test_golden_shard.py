@@ -6,7 +6,7 @@ import pytest
 from litdata import StreamingDataset, TokensLoader
 
 from mm_lightning.data.datamodule import TextDataModule
-from mm_lightning.data.manifest import verify
+from mm_lightning.data.verify import verify
 
 FOLDER = Path(__file__).parent / "golden"
 BEGIN, END = 256, 257

@@ -21,9 +21,10 @@ from mm_lightning.data import folder as folders
 from mm_lightning.data import prepare as room
 from mm_lightning.data import shards, splitting, tokenize_units
 from mm_lightning.data.inspect import read_shard
-from mm_lightning.data.manifest import Manifest, verify
+from mm_lightning.data.manifest import Manifest
 from mm_lightning.data.prepare import PrepareConfig, prepare
 from mm_lightning.data.tokenizer import load_tokenizer
+from mm_lightning.data.verify import verify
 from mm_lightning.errors import UserError
 
 

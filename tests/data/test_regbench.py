@@ -13,11 +13,12 @@ from mm_lightning.data import packing as whole_rows
 from mm_lightning.data import regbench_metrics as metrics
 from mm_lightning.data.datamodule import TextDataModule
 from mm_lightning.data.inspect import read_shard
-from mm_lightning.data.manifest import Manifest, verify
+from mm_lightning.data.manifest import Manifest
 from mm_lightning.data.packing import pack
 from mm_lightning.data.prepare import PrepareConfig, prepare
 from mm_lightning.data.regbench import BOS, EOS, RegBenchConfig, generate, prepare_regbench
 from mm_lightning.data.tokenizer import load_tokenizer
+from mm_lightning.data.verify import verify
 from mm_lightning.errors import UserError
 
 CONFIG = RegBenchConfig(12, 7, seed=3)

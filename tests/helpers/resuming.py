@@ -12,7 +12,7 @@ from typing import Any
 import launch
 from lightning.pytorch import Callback
 
-from mm_lightning.training.cli import run_training
+from mm_lightning.training.commands import run_training
 
 
 class Killed(Exception):

@@ -6,7 +6,8 @@ from on_a_gpu import DEVICE, no_gpu, on_either, through_the_interpreter
 from torch.nn import functional as F
 
 from mm_lightning.networks import loss
-from mm_lightning.networks.loss import errors_reference, linear_cross_entropy
+from mm_lightning.networks.loss import linear_cross_entropy
+from mm_lightning.networks.torch_loss import errors_reference
 
 pytest.importorskip("triton")
 from mm_lightning.networks import triton_loss

@@ -14,7 +14,7 @@ from resuming import Case, together
 
 from mm_lightning.callbacks import stuck_process
 from mm_lightning.callbacks.watchdog import EXIT_STATUS, Watchdog
-from mm_lightning.training.cli import run_training
+from mm_lightning.training.commands import run_training
 
 
 class Ended(Exception):

@@ -17,11 +17,11 @@ from lightning.pytorch import Callback, callbacks
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from runs import metrics
 
+from mm_lightning.callbacks.lightning_callbacks import ABSTRACT, REFUSED, check_averaging, check_state
 from mm_lightning.checkpoint.run_folder import RunFolder
 from mm_lightning.cli import main
 from mm_lightning.errors import UserError
 from mm_lightning.networks import MemoryMosaicConfig
-from mm_lightning.training.lightning_callbacks import ABSTRACT, REFUSED, check_averaging, check_state
 from mm_lightning.training.module import LanguageModule
 from mm_lightning.training.rollback import restore
 

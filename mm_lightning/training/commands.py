@@ -1,0 +1,26 @@
+"""`mm fit | validate | test | predict`."""
+
+from __future__ import annotations
+
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from mm_lightning.errors import UserError
+from mm_lightning.training.cli import TrainingCLI, prepare
+
+
+def run_training(command: str, args: list[str], slurm_job: str | None = None) -> None:
+    """Runs one training command, which may queue the Slurm job that it is part of again.
+
+    Raises:
+        UserError: for any mistake of the user's.
+    """
+    prepare()
+    try:
+        if command == "fit" and any(arg.split("=")[0] == "--plan" for arg in args):
+            from mm_lightning.training.dry_run import DryRunFit
+
+            DryRunFit(args)
+        else:
+            TrainingCLI(command, args, slurm_job)
+    except MisconfigurationException as error:
+        raise UserError(str(error)) from error
