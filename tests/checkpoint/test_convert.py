@@ -9,7 +9,7 @@ from lightning.pytorch.plugins.precision import DeepSpeedPrecision
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from resuming import Case, steps, together, tokens
 from runs import metrics
-from test_checkpoint_commands import about, network, plain, sharded
+from small_checkpoints import about, network, plain, sharded
 
 from mm_lightning.checkpoint import METADATA_KEY, PARTIAL_SUFFIX, commit_folder, find_damage, weights_only_loading
 from mm_lightning.checkpoint.universal import PROGRESS_ENTRIES

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 import yaml
+from bad_steps import POISON, config
 from launch import mm
 from runs import metrics
 from tiny_run import TINY
@@ -86,7 +87,6 @@ def test_checkpoints_of_earlier_versions_had_steps_of_one_size(spied, tmp_path):
 
 
 def test_going_back_takes_the_count_back(tiny, tmp_path, monkeypatch):
-    from test_bad_step_guard import POISON, config
 
     from mm_lightning.training.module import LanguageModule
 

@@ -6,7 +6,7 @@ import os
 import fsspec
 import pytest
 from corpus_samples import make_texts, write_lines
-from test_prepare import contents, run
+from prepare_texts import contents, run
 
 from mm_lightning.data import prepare as room
 from mm_lightning.data import tokenize_units

@@ -4,41 +4,15 @@ import json
 import subprocess
 import sys
 
-import lightning
 import numpy as np
 import pytest
 import torch
 from corpus_samples import make_texts, write_lines
+from small_datamodules import Recorder, SaveAt, blocks, module, rows, trainer
 
-from mm_lightning.data.datamodule import TextDataModule
-from mm_lightning.data.inspect import read_shard
-from mm_lightning.data.manifest import Manifest
 from mm_lightning.data.prepare import PrepareConfig, prepare
 from mm_lightning.data.sequences import EvaluationOrder, TrainingOrder
 from mm_lightning.errors import UserError
-
-SMALL = {"context_length": 32, "global_batch_size": 8, "micro_batch_size": 4, "num_workers": 0}
-
-
-def module(folder, **settings):
-    made = TextDataModule(str(folder), **{**SMALL, **settings})
-    made.prepare_data()
-    made.setup("fit")
-    return made
-
-
-def rows(loader):
-    return [tuple(row) for batch in loader for row in batch.tokens.tolist()]
-
-
-def blocks(folder, split, length):
-    """The sequences of a split, read without litdata."""
-    manifest = Manifest.load(folder)
-    out = []
-    for shard in manifest.splits[split].shards:
-        tokens = read_shard(folder / split / shard.file, manifest.dtype, shard.tokens).astype(int)
-        out += tokens[: len(tokens) // length * length].reshape(-1, length).tolist()
-    return [tuple(block) for block in out]
 
 
 def test_batches_are_the_shards(folder):
@@ -113,44 +87,6 @@ def test_evaluation_is_dealt_out_evenly():
         assert len({len(part) for part in parts}) == 1
         seen = [n for part in parts for n in part]
         assert len(seen) == len(set(seen)) == min(count, limit or count) // world_size * world_size
-
-
-class Recorder(lightning.LightningModule):
-    def __init__(self):
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(1))
-        self.seen = []
-
-    def training_step(self, batch, _):
-        self.seen.append(batch.tokens.tolist())
-        return 0 * self.weight.sum()
-
-    def validation_step(self, batch, _):
-        assert len(batch)
-
-    test_step = predict_step = validation_step
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), 0.1)
-
-
-class SaveAt(lightning.Callback):
-    def __init__(self, folder, steps):
-        self.folder, self.steps = folder, steps
-
-    def on_train_batch_end(self, trainer, *_):
-        if trainer.global_step in self.steps and trainer.fit_loop.epoch_loop.batch_progress.current.ready % 2 == 0:
-            trainer.save_checkpoint(self.folder / f"{trainer.global_step}.ckpt")
-
-
-def trainer(**settings):
-    quiet = {
-        "logger": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "enable_checkpointing": False,
-    }
-    return lightning.Trainer(accelerator="cpu", **quiet, **settings)
 
 
 @pytest.mark.parametrize("limit", [None, 6])

@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 from corpus_samples import make_texts, write_lines
-from test_datamodule import Recorder, SaveAt, blocks, module, rows, trainer
+from small_datamodules import Recorder, SaveAt, blocks, module, rows, trainer
 
 from mm_lightning.data.datamodule import TextDataModule
 from mm_lightning.data.facts import FactsConfig, prepare_facts

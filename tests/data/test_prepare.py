@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from corpus_samples import make_texts, write_lines
 from litdata import StreamingDataset, TokensLoader
+from prepare_texts import contents, run
 from tokenizers import Tokenizer as Inner
 from tokenizers import models, pre_tokenizers
 
@@ -22,15 +23,10 @@ from mm_lightning.data import prepare as room
 from mm_lightning.data import shards, splitting, tokenize_units
 from mm_lightning.data.inspect import read_shard
 from mm_lightning.data.manifest import Manifest
-from mm_lightning.data.prepare import PrepareConfig, prepare
+from mm_lightning.data.prepare import PrepareConfig
 from mm_lightning.data.tokenizer import load_tokenizer
 from mm_lightning.data.verify import verify
 from mm_lightning.errors import UserError
-
-
-def run(sources, output, **config):
-    config = {"validation_fraction": 0.1, "workers": 1, **config}
-    return prepare(PrepareConfig([str(source) for source in sources], **config), output, progress=False)
 
 
 def documents(folder, split):
@@ -46,10 +42,6 @@ def documents(folder, split):
             found.append(tokenizer.decode(tokens[begin + 1 : n]))
             begin = n + 1
     return found, tokens
-
-
-def contents(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(Path(folder).rglob("*")) if p.is_file()}
 
 
 @pytest.fixture
