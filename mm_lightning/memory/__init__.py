@@ -1,1 +1,1 @@
-"""One memory unit: documents, recurrence, features, bandwidth, retrieval. Plain torch."""
+"""One memory: documents, keys, values, bandwidth, retrieval and its state. Plain torch; compiled forms in kernels/."""

@@ -1,4 +1,7 @@
-"""How sharply a memory is read: the adaptive bandwidth of v2, equation (6), and the fixed one of v1."""
+"""Bandwidths, which say how sharply a memory is read: the adaptive one of v2, equation (6), and the fixed one of v1.
+
+beta = beta_1 n^alpha + beta_0    for n stored pairs
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,13 @@ from torch import Tensor, nn
 from mm_lightning.memory.layers import V1_SCALAR_SCALE
 
 LARGEST_EXPONENT = math.log(2**16 - 1)
-"""The largest exponent of the factor of a key in v1's public code."""
+"""The largest logarithm of the factor of a key in v1's public code."""
 
 
 class Bandwidth(nn.Module):
-    """How sharply a memory is read. Derive from it, and define :meth:`forward`, for another kind.
+    """The bandwidth of a memory. Derive from it, and define :meth:`forward`, for another kind.
 
-    Args of a kind's constructor: as of :class:`mm_lightning.memory.keys.Keys`.
+    The constructor's arguments are those of :class:`mm_lightning.memory.keys.Keys`.
     """
 
     def forward(self, pairs: Tensor, x: Tensor) -> Tensor:
@@ -34,9 +37,9 @@ class Bandwidth(nn.Module):
 
 
 class AdaptiveBandwidth(Bandwidth):
-    """beta = beta_1 n^alpha + beta_0 for n stored pairs; the three parameters are learned, one of each per head.
+    """The bandwidth of equation (6), with learned beta_0, beta_1 and alpha, one of each per head.
 
-    beta_i = exp(min(theta_i, 10)), theta_i = 1.5 at first; alpha = min(|theta|, 1), theta = 1/3 at first (Table 6).
+    beta_i = exp(min(theta_i, 10)), initially theta_i = 1.5; alpha = min(|theta|, 1), initially theta = 1/3 (Table 6).
     """
 
     def __init__(self, heads: int):
@@ -53,40 +56,39 @@ class AdaptiveBandwidth(Bandwidth):
 
     @property
     def beta_0(self) -> Tensor:
-        """(H,)"""
-        return _full(self.beta_0_theta).clamp(max=10).exp()
+        """beta_0, (H,)."""
+        return _to_float32(self.beta_0_theta).clamp(max=10).exp()
 
     @property
     def beta_1(self) -> Tensor:
-        """(H,)"""
-        return _full(self.beta_1_theta).clamp(max=10).exp()
+        """beta_1, (H,)."""
+        return _to_float32(self.beta_1_theta).clamp(max=10).exp()
 
     @property
     def alpha(self) -> Tensor:
-        """(H,)"""
-        return _full(self.alpha_theta).abs().clamp(max=1)
+        """alpha, (H,)."""
+        return _to_float32(self.alpha_theta).abs().clamp(max=1)
 
     def scalars(self) -> dict[str, Tensor]:
         """Return alpha, beta_0 and beta_1, (H,) each."""
         return {"alpha": self.alpha, "beta_0": self.beta_0, "beta_1": self.beta_1}
 
     def forward(self, pairs: Tensor, x: Tensor | None = None) -> Tensor:
-        """Return bandwidths (B, T, H) for (B, T) numbers of stored pairs, whatever the inputs: equation (6)."""
+        """Return beta (B, T, H) of equation (6) for (B, T) numbers of stored pairs; inputs play no part."""
         alpha = self.alpha
         # An empty memory answers 0 whatever its bandwidth; 0^alpha has no finite derivative by alpha.
         return torch.addcmul(self.beta_0, self.beta_1, pairs[..., None].clamp(min=1).to(alpha.dtype) ** alpha)
 
 
 class FixedBandwidth(Bandwidth):
-    """beta = exp(2 kappa), one a head, with the limit of v1; kappa = 1 at first, stored divided by ten.
+    """The bandwidth of v1, beta = exp(2 kappa), with one learned kappa a head, initially 1 and stored divided by ten.
 
     v1 multiplies keys by factors of at most 65535. In a contextual memory both sides of an inner product are keys, with
     exp(kappa) each; in a persistent one only the query is, with exp(2 kappa).
 
     Args:
         heads: H.
-        scaled_sides: how many sides of an inner product are multiplied: 2 in a contextual memory, 1 in a persistent
-            one.
+        scaled_sides: sides of an inner product that are multiplied: 2 in a contextual memory, 1 in a persistent one.
     """
 
     def __init__(self, heads: int, scaled_sides: int = 2):
@@ -100,17 +102,18 @@ class FixedBandwidth(Bandwidth):
 
     @property
     def beta(self) -> Tensor:
-        """(H,)"""
-        return (2 * V1_SCALAR_SCALE * _full(self.kappa)).clamp(max=self.largest_exponent).exp()
+        """beta, (H,)."""
+        return (2 * V1_SCALAR_SCALE * _to_float32(self.kappa)).clamp(max=self.largest_exponent).exp()
 
     def scalars(self) -> dict[str, Tensor]:
         """Return beta, (H,)."""
         return {"beta": self.beta}
 
     def forward(self, pairs: Tensor, x: Tensor | None = None) -> Tensor:
-        """Return beta, (H,), whatever the number of pairs and the inputs."""
+        """Return beta, (H,), the same for any number of pairs."""
         return self.beta
 
 
-def _full(theta: Tensor) -> Tensor:
+def _to_float32(theta: Tensor) -> Tensor:
+    """Return a parameter in float32, or in float64 if it has that type."""
     return theta.to(torch.promote_types(theta.dtype, torch.float32))

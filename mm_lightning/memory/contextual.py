@@ -17,19 +17,19 @@ from mm_lightning.memory.values import LookAheadValues, Values
 
 
 class ContextualMemory(nn.Module):
-    """H associative memories over the documents' own past, one a head.
+    """H associative memories over the documents' own past, one a head, whose queries are their keys.
 
-    Query and key are the same vector. Which pairs are read is decided by the caller's span, so that the short-term
-    and the long-term memory of v2 and the contextual memory of v1 are this one module.
+    The span that the caller gives decides which pairs are read: the short-term and the long-term memory of v2 and the
+    contextual memory of v1 are this one module.
 
     Args:
         dim: d.
         heads: H.
-        keys: what makes keys and queries: equation (8) or (7).
-        values: what makes values of raw values: equation (9).
-        bandwidth: how sharply the memory is read: equation (6).
-        retrieval: how it is read: equation (4).
-        std: of the initial values of W_psi.
+        keys: computes keys and queries: equation (8) or (7).
+        values: computes values from raw values: equation (9).
+        bandwidth: computes how sharply the memory is read: equation (6).
+        retrieval: reads it: equation (4).
+        std: initial standard deviation of W_psi.
         dropout: share of the retrieval weights dropped in training.
         bias: whether W_psi has a bias.
     """
@@ -55,28 +55,28 @@ class ContextualMemory(nn.Module):
         self.retrieval = retrieval
 
     def forward(self, x: Tensor, span: Span, documents: Documents, state: MemoryState | None = None) -> Tensor:
-        """Return retrieved values (B, T, d) from inputs (B, T, d): of whole documents, or of a chunk that goes on.
+        """Return retrieved values (B, T, d) from inputs (B, T, d) of whole documents, or of a chunk that goes on.
 
         Args:
             x: inputs.
             span: the pairs a query reads.
             documents: where documents begin.
-            state: in inference, what is remembered of the tokens before; it takes in these.
+            state: in inference, the state after the tokens before these; updated in place.
         """
         beta = self.bandwidth(documents.count(span), x)
         vtilde = self.W_psi(x).unflatten(-1, (self.heads, -1))
-        if state is not None and self._takes_step(vtilde, documents, state):
-            return self._step(x, beta, vtilde, span, documents, state).flatten(-2)
+        if state is not None and self._decodes_fused(vtilde, documents, state):
+            return self._decode(x, beta, vtilde, span, documents, state).flatten(-2)
         carried = (None, None) if state is None else (state.carried("keys"), state.carried("values"))
         q, k = self.keys(x, beta, documents, carried[0])
         v = self.values(vtilde, documents, carried[1])
         pairs, dropout = None if state is None else state.pairs, self.dropout if self.training else 0.0
         return self.retrieval(q, k, v, span, documents, pairs, self.values.late, 1.0, dropout).flatten(-2)
 
-    def _takes_step(self, vtilde: Tensor, documents: Documents, state: MemoryState) -> bool:
-        """Return whether one compiled call takes this in: a token on a CPU, through equations (8), (9) and (4).
+    def _decodes_fused(self, vtilde: Tensor, documents: Documents, state: MemoryState) -> bool:
+        """Return whether one compiled call computes this: a single token on a CPU, by equations (8), (9) and (4).
 
-        Its pairs lie in plain buffers of the same type. (They are of another where autocast was switched on or off.)
+        Its pairs must lie in plain buffers of the same type, which differ where autocast was switched on or off.
         """
         if not documents.step or type(state.pairs) is not PairCache or not is_plain(vtilde):
             return False
@@ -87,10 +87,10 @@ class ContextualMemory(nn.Module):
         raw = state.carried("values")["raw"]
         return raw.dtype == vtilde.dtype and resolve_kernels(self.keys.kernels, vtilde.device, vtilde.dtype) == "numba"
 
-    def _step(
+    def _decode(
         self, x: Tensor, beta: Tensor, vtilde: Tensor, span: Span, documents: Documents, state: MemoryState
     ) -> Tensor:
-        """Return answers (B, 1, H, D) to a single token, which is stored."""
+        """Store a single token of each row and return its answers, (B, 1, H, D)."""
         from mm_lightning.memory.kernels.numba_decode import step
 
         keys, values, pairs = self.keys, self.values, state.pairs
@@ -111,16 +111,16 @@ class ContextualMemory(nn.Module):
 
     @property
     def sublinear(self) -> bool:
-        """Whether its pairs can be read by blocks: by equation (4), with keys of norm 1."""
+        """Whether its pairs can be read sub-linearly: by equation (4), with keys of norm 1."""
         return isinstance(self.keys, AverageKeys) and type(self.retrieval) is SoftmaxRetrieval
 
     def new_state(self, span: Span, capacity: int, pairs: PairCache | None = None) -> MemoryState:
-        """Return the state before the first token, with room for so many pairs at first.
+        """Return the empty inference state.
 
         Args:
             span: the pairs that queries read.
-            capacity: pairs.
-            pairs: where they are stored; in a plain :class:`PairCache` by default.
+            capacity: pairs to preallocate.
+            pairs: an empty cache for them; a plain :class:`PairCache` by default.
         """
         return MemoryState(pairs or PairCache(span.keep, capacity))
 

@@ -1,8 +1,7 @@
-"""Where documents begin and end inside a batch of packed sequences.
+"""Document boundaries inside a batch of packed sequences, and the span of pairs that a memory reads.
 
-Documents are the unit of a memory mosaic: the key recurrence, the look-ahead of values, every read, the count of
-stored pairs and the positions of a transformer all restart at a document's first token. The boundaries are found
-once a batch and travel as one :class:`Documents` object.
+The key recurrence, the look-ahead of values, every read, the count of stored pairs and the positions of a transformer
+all restart at a document's first token. The boundaries are computed once a batch and passed on as :class:`Documents`.
 """
 
 from __future__ import annotations
@@ -20,23 +19,23 @@ IGNORE_INDEX = -100
 
 @dataclass(frozen=True)
 class Span:
-    """The positions that a query at t reads: t - delay - size + 1 .. t - delay, within its document.
+    """The pairs t - delay - size + 1 .. t - delay that a query at t reads, within its document: equation (10).
 
     Attributes:
-        delay: how many tokens pass before a pair becomes readable; 0 only for a transformer's attention.
-        size: the largest number of pairs read; None for all.
+        delay: the age in tokens at which a pair becomes readable; 0 only for a transformer's attention.
+        size: the largest number of pairs read, h - 1 for a short-term memory; None for all.
     """
 
     delay: int
     size: int | None = None
 
     def count(self, position: Tensor) -> Tensor:
-        """Return how many pairs a query at each position of its document reads: n of equation (6)."""
+        """Return n of equation (6), the number of pairs that a query at each position of its document reads."""
         return (position + 1 - self.delay).clamp(min=0, max=self.size)
 
     @property
     def keep(self) -> int | None:
-        """How many of the newest pairs a later query can read; None for all."""
+        """The number of newest pairs that later queries can read, h for a short-term memory; None for all."""
         return None if self.size is None else self.delay + self.size
 
 
@@ -45,15 +44,15 @@ class Documents:
     """Document boundaries of B rows of T tokens: a packed batch, or the next chunk of B streams.
 
     In training and evaluation a row's first token always begins a document: one that goes on from the row before is cut
-    there. A chunk that goes on from a state (`begin` > 0) may also begin within a document; `position` says where,
-    `lengths` and `offsets` are of the parts of documents that lie in the chunk.
+    there. A chunk that goes on from a state (`begin` > 0) may begin within a document, at `position`; `lengths` and
+    `offsets` then count the parts of documents in the chunk.
 
     Attributes:
         lengths: the tokens of each document, row after row; they sum to B*T.
         position: (B, T) int64, each token's position in its document, counted from 0.
         offsets: (N + 1,) int32, where each of the N documents begins among the B*T tokens, and B*T at the end.
-        begin: tokens of each row's stream before these.
-        latest: with begin > 0, where in the streams the document begins that began last in any row.
+        begin: number of tokens of each row's stream before these.
+        latest: with begin > 0, the largest place in any row's stream where its present document begins.
     """
 
     lengths: tuple[int, ...]
@@ -64,7 +63,7 @@ class Documents:
 
     @classmethod
     def from_starts(cls, starts: Tensor) -> Documents:
-        """Boundaries from a (B, T) bool tensor that is true at each document's first token."""
+        """Return the boundaries of a (B, T) bool tensor that is true at each document's first token."""
         if starts.dim() != 2 or starts.dtype != torch.bool:
             raise ValueError(f"starts must be a (B, T) bool tensor, got {tuple(starts.shape)} {starts.dtype}")
         batch, time = starts.shape
@@ -78,22 +77,22 @@ class Documents:
 
     @classmethod
     def from_tokens(cls, tokens: Tensor, bos: int) -> Documents:
-        """Boundaries of (B, T) tokens in which every document begins with the token `bos`."""
+        """Return the boundaries of (B, T) tokens in which every document begins with the token `bos`."""
         return cls.from_starts(tokens == bos)
 
     @classmethod
     def whole(cls, batch: int, time: int, device: torch.device | str | None = None) -> Documents:
-        """Every row is one document."""
+        """Return the boundaries of rows that are one document each."""
         position = torch.arange(time, device=device).expand(batch, time)
         offsets = torch.arange(0, (batch + 1) * time, time, dtype=torch.int32, device=device)
         return cls((time,) * batch, position, offsets)
 
     @classmethod
     def following(cls, begin: int, first: Tensor, latest: int, time: int, starts: Tensor | None) -> Documents:
-        """Return the next T tokens of B streams.
+        """Return the boundaries of the next T tokens of B streams.
 
         Args:
-            begin: tokens before these.
+            begin: number of tokens before these.
             first: (B,) int64, where in the stream each row's document begins.
             latest: the largest of `first`, known without asking the device.
             time: T.
@@ -101,11 +100,11 @@ class Documents:
         """
         index = torch.arange(begin, begin + time, device=first.device)
         if starts is None:
-            here = cls.whole(len(first), time, first.device)
-            return cls(here.lengths, index - first[:, None], here.offsets, begin, latest)
-        here = cls.from_starts(starts)
+            chunk = cls.whole(len(first), time, first.device)
+            return cls(chunk.lengths, index - first[:, None], chunk.offsets, begin, latest)
+        chunk = cls.from_starts(starts)
         firsts = torch.where(starts, index, -1).cummax(1).values.maximum(first[:, None])
-        return cls(here.lengths, index - firsts, here.offsets, begin, int(firsts.max()))
+        return cls(chunk.lengths, index - firsts, chunk.offsets, begin, int(firsts.max()))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -114,12 +113,12 @@ class Documents:
 
     @cached_property
     def single(self) -> bool:
-        """Whether every row is one document, which needs no splitting."""
+        """Whether every row is one document."""
         return len(self.lengths) == self.position.shape[0]
 
     @cached_property
     def longest(self) -> int:
-        """Tokens of the longest document."""
+        """The number of tokens of the longest document."""
         return max(self.lengths)
 
     @cached_property
@@ -134,11 +133,11 @@ class Documents:
 
     @property
     def step(self) -> bool:
-        """Whether this is a single token that goes on from a state."""
+        """Whether this is a single token of each row that goes on from a state."""
         return self.begin > 0 and self.position.shape[1] == 1
 
     def count(self, span: Span) -> Tensor:
-        """Return :meth:`Span.count` of the positions, (B, T); computed once for all blocks of a network."""
+        """Return n of equation (6) for each token, (B, T); computed once for all blocks of a network."""
         if span not in self._counts:
             self._counts[span] = span.count(self.position)
         return self._counts[span]
@@ -149,24 +148,23 @@ class Documents:
 
     @cached_property
     def carried(self) -> Documents:
-        """The chunk behind one more token of each row, which stands for all that came before."""
+        """The boundaries of the chunk and one more token before it in each row, which stands for all earlier ones."""
         batch, time = self.shape
         if not self.begins_here:
             return Documents.whole(batch, time + 1, self.position.device)
         return Documents.from_starts(F.pad(self.starts, (1, 0), value=True))
 
     def without_last(self, count: int) -> tuple[Tensor, Tensor]:
-        """The stream without the last `count` tokens of each document.
+        """Return the B*T tokens without the last `count` of each document; computed once for all blocks of a network.
 
         Returns:
-            the positions in the stream that remain, (M,) int64, and where each document then begins, (N + 1,) int32.
-            Kept for the next caller: all blocks of a network ask for the same few.
+            (M,) int64, the indices that remain, and (N + 1,) int32, the offsets of the documents among them.
         """
         if count not in self._without_last:
             length = self.offsets.diff()
             total = sum(max(n - count, 0) for n in self.lengths)
-            own = torch.repeat_interleave(length, length, output_size=self.position.numel())
-            remains = self.position.flatten() < own - count
+            lengths = torch.repeat_interleave(length, length, output_size=self.position.numel())
+            remains = self.position.flatten() < lengths - count
             # The static form, because the number is known here and asking the device would wait for it.
             index = torch.nonzero_static(remains, size=total).flatten()
             ends = (length - count).clamp(min=0).cumsum(0, dtype=torch.int32)
@@ -178,10 +176,10 @@ class Documents:
         return {}
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Documents:
-        """The same boundaries with their tensors on another device."""
+        """Return the boundaries with their tensors on another device."""
         position = self.position.to(device, non_blocking=non_blocking)
         return replace(self, position=position, offsets=self.offsets.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Documents:
-        """The same boundaries in page-locked memory, for asynchronous copies to a GPU."""
+        """Return the boundaries in page-locked memory, for asynchronous copies to a GPU."""
         return replace(self, position=self.position.pin_memory(), offsets=self.offsets.pin_memory())

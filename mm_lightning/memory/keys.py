@@ -1,6 +1,6 @@
 """Keys: the gated, time-variant average of equation (8) of the v2 paper, and the leaky one of equation (7) of v1.
 
-    kbar_T = g_T ktilde_T + lambda_T kbar_{T-1},    k_T = Norm(kbar_T)
+    ktilde = W_phi x,    kbar_T = g_T ktilde_T + lambda_T kbar_{T-1},    k_T = Norm(kbar_T)
 
 with g = exp(W_g x) and lambda = exp(-|W_lambda x|) in (8), g = 1 and one learned lambda a head in (7), restarted at
 each document's first token. A positive factor common to all of kbar_T disappears in the norm, so everything is computed
@@ -20,13 +20,13 @@ from mm_lightning.memory.kernels.torch_features import EPS, gated_average_from, 
 from mm_lightning.memory.layers import V1_SCALAR_SCALE, Linear
 
 Carried = dict[str, Tensor]
-"""What a part of a memory must remember from one chunk of tokens to the next, by name, rows first; at first nothing."""
+"""The state of one part of a memory between two chunks of tokens: tensors (B, ...) by name; empty at first."""
 
 
 class Keys(nn.Module):
     """The keys of a memory, which are its queries too. Derive from it, and define :meth:`keys`, for another kind.
 
-    Args of a kind's constructor: dim (d), heads (H), std (the initial standard deviation of a matrix, by its fan-in),
+    The constructor's arguments are dim (d), heads (H), std (the initial standard deviation of a matrix, by its fan-in),
     and whatever a config's `init_args` name.
 
     Attributes:
@@ -41,7 +41,7 @@ class Keys(nn.Module):
         Args:
             x: inputs.
             documents: where documents begin.
-            carried: in inference, what is remembered of the tokens before `documents.begin`; to be updated.
+            carried: in inference, the state after the tokens before `documents.begin`; updated in place.
         """
         raise NotImplementedError(f"{type(self).__name__} defines no keys(x, documents, carried)")
 
@@ -58,7 +58,7 @@ class Keys(nn.Module):
 
 
 class AverageKeys(Keys):
-    """The keys of equations (7) and (8): an average of W_phi x over the document so far, of norm 1."""
+    """Keys of norm 1 that average W_phi x over the document so far: equations (7) and (8)."""
 
     W_phi: Linear
     heads: int
@@ -85,7 +85,7 @@ class GatedKeys(AverageKeys):
     Args:
         dim: d.
         heads: H.
-        std: of the matrices' initial values.
+        std: initial standard deviation of the matrices.
     """
 
     def __init__(self, dim: int, heads: int, std: float):
@@ -108,7 +108,7 @@ class LeakyKeys(AverageKeys):
     Args:
         dim: d.
         heads: H.
-        std: of the matrix's initial values.
+        std: initial standard deviation of W_phi.
         bias: whether W_phi has one.
     """
 
@@ -130,7 +130,7 @@ class LeakyKeys(AverageKeys):
 
     @property
     def log_lambda(self) -> Tensor:
-        """(H,)"""
+        """log lambda, (H,)."""
         return -(V1_SCALAR_SCALE * self.leak).abs()
 
     def scalars(self) -> dict[str, Tensor]:
@@ -139,7 +139,7 @@ class LeakyKeys(AverageKeys):
 
 
 def gated_average_reference(ktilde: Tensor, gate: Tensor, decay: Tensor, documents: Documents) -> Tensor:
-    """Return the keys of equation (8), computed token by token; every faster form must agree with it.
+    """Compute the keys of equation (8) token by token; every faster form must agree with it.
 
     Args:
         ktilde: (B, T, H, D) raw keys W_phi x.
@@ -163,7 +163,7 @@ def gated_average_reference(ktilde: Tensor, gate: Tensor, decay: Tensor, documen
 
 
 def gated_step(ktilde: Tensor, gate: Tensor, decay: Tensor, total: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Take one token into the average of equation (8), with kbar_t = exp(scale) total.
+    """Add one token to the average of equation (8), with kbar_t = exp(scale) total.
 
     Args:
         ktilde: (B, H, D) raw keys.
@@ -177,8 +177,8 @@ def gated_step(ktilde: Tensor, gate: Tensor, decay: Tensor, total: Tensor, scale
     """
     logs = torch.stack([scale + decay, gate])
     scale = logs.amax(0).detach()  # scale invariance: no gradient flows through it
-    kept, new = (logs - scale).exp().to(total.dtype)[..., None]
-    return torch.addcmul(kept * total, new, ktilde), scale
+    fade, fresh = (logs - scale).exp().to(total.dtype)[..., None]
+    return torch.addcmul(fade * total, fresh, ktilde), scale
 
 
 def average_keys(
@@ -190,7 +190,7 @@ def average_keys(
     kernels: Kernels = "auto",
     carried: Carried | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return queries q = beta k, and keys k of equation (8): of whole documents, or going on from what is carried.
+    """Return queries q = beta k and keys k of equation (8), of whole documents or a chunk that goes on from a state.
 
     Args:
         ktilde: (B, T, H, D) raw keys W_phi x.
@@ -199,7 +199,7 @@ def average_keys(
         beta: bandwidths, (B, T, H) or (H,).
         documents: where to restart.
         kernels: what computes them.
-        carried: total (B, H, D) and scale (B, H) of :func:`gated_step`, which are left there as after the last token.
+        carried: total (B, H, D) and scale (B, H) of :func:`gated_step`, replaced by those after the last token.
 
     Returns:
         (B, T, H, D) each, in ktilde's type.
@@ -226,7 +226,7 @@ def average_keys(
 def _chunk(
     ktilde: Tensor, gate: Tensor, decay: Tensor, beta: Tensor, documents: Documents, carried: Carried, kernels: Kernels
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return q, k and the total and scale after a chunk of several tokens."""
+    """Return q and k of a chunk of several tokens, and total and scale after it."""
     if kernels == "numba":
         batch, _, heads, dim = ktilde.shape
         exact = torch.promote_types(ktilde.dtype, torch.float32)

@@ -1,7 +1,7 @@
-"""The layers every network here is made of, initialised as Table 6 of the v2 paper says.
+"""Linear maps, embeddings and norms, initialized as in Table 6 of the v2 paper.
 
-Each layer initialises itself while it is constructed, so a network can be built inside DeepSpeed's `zero.Init`
-(which partitions a layer as soon as it exists) or on the meta device and initialised later by `reset_parameters`.
+Each layer initializes itself while it is constructed, so a network can be built inside DeepSpeed's `zero.Init`
+(which partitions a layer as soon as it exists) or on the meta device and initialized later by `reset_parameters`.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 V1_SCALAR_SCALE = 10.0
-"""v1 stores its scalars divided by this and multiplies them in use, which speeds their learning tenfold under Adam."""
+"""The factor by which v1 multiplies its stored scalars in use, which speeds their learning tenfold under Adam."""
 
 
 def clipped_normal_(tensor: Tensor, std: float) -> Tensor:
-    """Fill a tensor from a normal distribution, with values beyond 3 standard deviations clipped to 3."""
+    """Fill a tensor from a normal distribution of this standard deviation, clipped at 3 of them."""
     if tensor.is_meta:  # has no values; drawing them would import the compiler
         return tensor
     with torch.no_grad():
@@ -25,7 +25,7 @@ def clipped_normal_(tensor: Tensor, std: float) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """A linear map, initialised with standard deviation `std`; without bias unless asked for."""
+    """A linear map with weights of initial standard deviation `std`, by default without a bias."""
 
     def __init__(self, in_features: int, out_features: int, std: float, bias: bool = False):
         self.std = std  # before nn.Linear's constructor, which calls reset_parameters
@@ -38,7 +38,7 @@ class Linear(nn.Linear):
 
 
 class Embedding(nn.Embedding):
-    """A table of vectors, initialised with standard deviation `std`."""
+    """An embedding with weights of initial standard deviation `std`."""
 
     def __init__(self, num_embeddings: int, embedding_dim: int, std: float):
         self.std = std
@@ -49,9 +49,9 @@ class Embedding(nn.Embedding):
 
 
 class Norm(nn.Module):
-    """RMSNorm, x / rms(x) * weight, or LayerNorm, which also takes the mean away and may have a bias.
+    """RMSNorm, x / rms(x) * weight, or LayerNorm, which also subtracts the mean and may have a bias.
 
-    Returned in the type the next matrix product wants.
+    The result has the type of the next matrix product: autocast's, where it is enabled.
     """
 
     def __init__(self, dim: int, eps: float, kind: Literal["rms", "layer"] = "rms", bias: bool = False):

@@ -1,4 +1,4 @@
-"""Persistent memory: what training taught, independent of the context."""
+"""Persistent memories, which hold what was learned in training: SwiGLU, mixtures of experts, v1's key-value slots."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mm_lightning.memory.state import MemoryState
 class Persistent(nn.Module):
     """A persistent memory that is a function of a token. Derive from it, and define :meth:`forward`, for another kind.
 
-    Args of a kind's constructor: as of :class:`mm_lightning.memory.keys.Keys`.
+    The constructor's arguments are those of :class:`mm_lightning.memory.keys.Keys`.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -26,7 +26,7 @@ class Persistent(nn.Module):
 
 
 class SwiGLU(Persistent):
-    """W_2(SiLU(W_1 x) * W_3 x) with f hidden units."""
+    """The SwiGLU network W_2(SiLU(W_1 x) * W_3 x) with f hidden units."""
 
     def __init__(self, dim: int, hidden: int, std_in: float, std_out: float):
         super().__init__()
@@ -39,7 +39,7 @@ class SwiGLU(Persistent):
 
 
 class Experts(nn.Module):
-    """A mixture of E SwiGLU networks of f hidden units; each token goes to the k that its router likes best.
+    """A mixture of E SwiGLU networks of f hidden units; each token goes to the k with the largest router logits.
 
     The k largest of softmax(W_r x), made to sum to 1, weigh the experts' answers. No token is ever dropped.
 
@@ -49,7 +49,7 @@ class Experts(nn.Module):
         experts: E.
         chosen: k.
         std_in: initial standard deviation of W_1, W_3 and the router.
-        std_out: of W_2.
+        std_out: initial standard deviation of W_2.
     """
 
     def __init__(self, dim: int, hidden: int, experts: int, chosen: int, std_in: float, std_out: float):
@@ -63,7 +63,7 @@ class Experts(nn.Module):
 
     @property
     def active_parameters(self) -> int:
-        """How many numbers multiply a token: the router, and the experts that it chooses."""
+        """The number of parameters that multiply a token: those of the router and of k experts."""
         each = sum(weight[0].numel() for weight in (self.W_1, self.W_3, self.W_2))
         return self.router.weight.numel() + self.chosen * each
 
@@ -119,15 +119,16 @@ class SlotMemory(nn.Module):
 
         W_c [exp(s_o) softmax_i(exp(2 kappa) k.P_k,i) P_v,i],    k = Norm(leaky average of W_phi x)
 
-    With several banks of slots their answers are averaged. kappa = 1 and s_o = -0.5 at first, stored divided by ten.
+    With several banks of slots their answers are averaged. Initially kappa = 1 and s_o = -0.5, both stored divided by
+    ten.
 
     Args:
         dim: d.
         heads: H.
         slots: S, pairs of each head (and bank).
         banks: C.
-        std: of the two matrices' initial values; slots begin with 1/sqrt(D).
-        bias: whether the two linear maps have one.
+        std: initial standard deviation of W_phi and W_c; that of the slots is 1/sqrt(D).
+        bias: whether W_phi and W_c have a bias.
     """
 
     def __init__(self, dim: int, heads: int, slots: int, banks: int, std: float, bias: bool = False):
@@ -148,7 +149,7 @@ class SlotMemory(nn.Module):
         nn.init.constant_(self.answer_scale, -0.5 / V1_SCALAR_SCALE)
 
     def new_state(self) -> MemoryState:
-        """Return the state before the first token: its average is empty, its pairs are learned."""
+        """Return the empty inference state, that of the keys' average: the pairs are parameters."""
         return MemoryState()
 
     def forward(self, x: Tensor, documents: Documents, state: MemoryState | None = None) -> Tensor:
@@ -157,7 +158,7 @@ class SlotMemory(nn.Module):
         Args:
             x: inputs.
             documents: where documents begin.
-            state: in inference, what is remembered of the tokens before; it takes in these.
+            state: in inference, the state after the tokens before these; updated in place.
         """
         q, _ = self.keys(x, self.bandwidth.beta, documents, None if state is None else state.carried("keys"))
         # The batch is folded into the rows: every token reads the same slots.

@@ -1,8 +1,8 @@
-"""The same past for many rows: pairs that are held once and read by all.
+"""Prefix sharing: the pairs of a common prefix are stored once and read by all rows.
 
-Rows that go on from one row differ only in what follows. So a growing store keeps the common pairs as a view of that
-row's buffers, and each row's own pairs beside it; a read (4) is taken over both parts and joined by their
-normalisers. Windows are small and are copied.
+Rows that go on from one row differ only in later tokens. The cache of a memory without a window keeps the common pairs
+as a view of that row's buffers, and the new pairs of each row beside it; a read (4) is taken over both parts, which are
+joined by their normalizers. Windows are small and are copied.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from mm_lightning.memory.documents import Documents, Span
 from mm_lightning.memory.pair_cache import TILE, PairCache, Reader, visible
 from mm_lightning.memory.state import NetworkState
 
-SCORES = 1 << 24
-"""Scores of a read that exist at once."""
+MOST_SCORES = 1 << 24
+"""The largest number of scores of a read that exist at once."""
 
 
 class SharedPrefixCache(PairCache):
-    """Pairs of which all but the newest few are the same for all rows.
+    """A pair cache whose first P pairs are the same for all rows.
 
     Args:
-        keys: (1, G, P, D), of the common pairs; read only.
+        keys: (1, G, P, D) of the common pairs; read only.
         values: the same.
-        capacity: own pairs of a row to make room for at first.
+        capacity: further pairs of a row to preallocate.
     """
 
     def __init__(self, keys: Tensor, values: Tensor, capacity: int) -> None:
@@ -34,7 +34,7 @@ class SharedPrefixCache(PairCache):
 
     @classmethod
     def of(cls, pairs: PairCache, rows: int, capacity: int) -> SharedPrefixCache:
-        """Return as many rows as wanted that all go on from the one row of `pairs`, which must not change meanwhile."""
+        """Return so many rows that all go on from the one row of `pairs`, which must not change meanwhile."""
         # The newest pair belongs to each row: its value is completed by the row's next token.
         last = pairs.end - pairs.offset - 1
         keys, values = pairs.buffers
@@ -44,56 +44,54 @@ class SharedPrefixCache(PairCache):
         return shared
 
     def select(self, index: Tensor, capacity: int) -> SharedPrefixCache:
-        """Return some of the rows."""
-        chosen = SharedPrefixCache(*self.common, capacity)
+        """Return the rows of an index (B',), which may repeat."""
+        selected = SharedPrefixCache(*self.common, capacity)
         keys, values = (x[index, :, : self.end - self.offset] for x in self.buffers)
-        chosen.write(keys.transpose(1, 2), values.transpose(1, 2))
-        return chosen
+        selected.write(keys.transpose(1, 2), values.transpose(1, 2))
+        return selected
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return what pairs that every row holds for itself would."""
-        found = super().tensors()
+        """Return the stored pairs as a cache without sharing does, the common ones repeated for each row."""
+        tensors = super().tensors()
         for name, common in zip(("keys", "values"), self.common, strict=True):
-            found[name] = torch.cat([common.expand(len(found[name]), -1, -1, -1), found[name]], 2)
-        return found
+            tensors[name] = torch.cat([common.expand(len(tensors[name]), -1, -1, -1), tensors[name]], 2)
+        return tensors
 
     def read(self, q: Tensor, span: Span, documents: Documents, reader: Reader, scale: float = 1.0) -> Tensor:
-        """Return the answers of pairs that every row holds for itself; its rows must be one document each."""
+        """Return answers (B, T, H, D) as a cache without sharing does; its rows must be one document each."""
         if not reader.softmax:
-            whole = self.tensors()
             copied = PairCache()
-            copied.load(whole, self.end)
+            copied.load(self.tensors(), self.end)
             return copied.read(q, span, documents, reader, scale)
         outputs = []
         for at in range(0, q.shape[1], TILE):
-            block = q[:, at : at + TILE].transpose(1, 2) * scale
-            size = block.shape[2]
-            here = documents.begin + at
-            high = here + size - span.delay
+            tile = q[:, at : at + TILE].transpose(1, 2) * scale
+            size = tile.shape[2]
+            now = documents.begin + at
+            high = now + size - span.delay
             if high <= 0:
-                outputs.append(torch.zeros_like(block))
+                outputs.append(torch.zeros_like(tile))
                 continue
-            # Up to `edge` every query of the block sees every pair, all of them common.
-            edge = min(self.offset, max(0, here - span.delay + 1))
+            # Up to `edge` every query of the tile sees every pair, all of them common.
+            edge = min(self.offset, max(0, now - span.delay + 1))
             parts = []
             if edge:
-                everyone = block.transpose(0, 1).flatten(1, 2)[None]  # (1, H, B T, D)
-                keys, values = (x[:, :, :edge] for x in self.common)
-                found, total = attend(everyone, keys, values)
-                shape = (block.shape[1], block.shape[0], size)
-                parts.append((found[0].unflatten(1, shape[1:]).transpose(0, 1), total.view(shape).transpose(0, 1)))
+                rows = tile.transpose(0, 1).flatten(1, 2)[None]  # (1, H, B T, D)
+                answers, totals = attend(rows, *(x[:, :, :edge] for x in self.common))
+                shape = (tile.shape[1], tile.shape[0], size)
+                parts.append((answers[0].unflatten(1, shape[1:]).transpose(0, 1), totals.view(shape).transpose(0, 1)))
             if high > edge:
                 seen = visible(edge, high, at, size, span, documents, documents.latest > edge)
-                rest = (x[:, :, edge:high].expand(len(block), -1, -1, -1) for x in self.common)
-                own = (x[:, :, : max(0, high - self.offset)] for x in self.buffers)
-                keys, values = (torch.cat(pair, 2) for pair in zip(rest, own, strict=True))
-                parts.append(attend(block, keys, values, seen))
+                common = (x[:, :, edge:high].expand(len(tile), -1, -1, -1) for x in self.common)
+                new = (x[:, :, : max(0, high - self.offset)] for x in self.buffers)
+                keys, values = (torch.cat(pair, 2) for pair in zip(common, new, strict=True))
+                parts.append(attend(tile, keys, values, seen))
             outputs.append(join(parts).to(q.dtype))
         return torch.cat(outputs, 2).transpose(1, 2)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Return a read over some of the pairs.
+    """Read equation (4) over some of the pairs.
 
     Args:
         q: (B, H, T, D) queries with their bandwidth.
@@ -102,11 +100,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None) -> tuple
         seen: (1 or B, 1, T, N) bool, which pairs a query reads; all by default.
 
     Returns:
-        (B, H, T, D) answers, 0 where nothing is read, and (B, H, T) float32 log sums of the weights.
+        (B, H, T, D) answers, 0 where nothing is read, and (B, H, T) log sums of the weights, in float32 or better.
     """
     if k.shape[1] != q.shape[1]:
         k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
-    step = max(1, SCORES // (q.shape[0] * q.shape[1] * k.shape[2]))
+    step = max(1, MOST_SCORES // (q.shape[0] * q.shape[1] * k.shape[2]))
     answers, totals = [], []
     for at in range(0, q.shape[2], step):
         scores = (q[:, :, at : at + step] @ k.transpose(-1, -2)).to(torch.promote_types(q.dtype, torch.float32))
@@ -122,7 +120,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None) -> tuple
 
 
 def join(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """Return the read over all pairs from reads over parts of them; 0 where nothing was read."""
+    """Return the read over all pairs from the reads of :func:`attend` over parts of them; 0 where nothing was read."""
     if len(parts) == 1:
         return parts[0][0]
     totals = torch.stack([total for _, total in parts])
@@ -132,13 +130,13 @@ def join(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
 
 
 def branch(state: NetworkState, index: Tensor, empty: NetworkState, capacity: int) -> NetworkState:
-    """Return rows that go on by themselves, as of :meth:`State.rows`, but without a copy of what they share.
+    """Return chosen rows like :meth:`NetworkState.rows`, but with their common pairs shared, not copied.
 
     Args:
-        state: of one row, which is one document and must not change while the branches are in use; or a branch.
-        index: (B',) int64, which rows, any of them as often as wanted.
+        state: one row, which is one document and must not change while the branches are in use; or a branch.
+        index: (B',) int64, the rows, which may repeat.
         empty: a new state of the same network with B' rows, which is filled and returned.
-        capacity: tokens to make room for in each row.
+        capacity: tokens of each row to preallocate.
     """
     tensors = {"first": state.first, "length": torch.full_like(state.first, state.length)}
     for name, part in state.parts.items():

@@ -1,6 +1,6 @@
-"""Values: equation (9). A pair's value describes the near future, so it looks one token ahead.
+"""Values, equation (9). A pair's value describes the near future, so it looks one token ahead.
 
-vbar_T = gamma vtilde_T + (1 - gamma) vtilde_{T+1},    v_T = alpha_psi Norm(vbar_T)
+vtilde = W_psi x,    vbar_T = gamma vtilde_T + (1 - gamma) vtilde_{T+1},    v_T = alpha_psi Norm(vbar_T)
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Scale = Literal["exp_abs", "exp"]
 class Values(nn.Module):
     """The values of a memory. Derive from it, and define :meth:`forward`, for another kind.
 
-    Args of a kind's constructor: as of :class:`mm_lightning.memory.keys.Keys`.
+    The constructor's arguments are those of :class:`mm_lightning.memory.keys.Keys`.
 
     Attributes:
         late: how many tokens pass before a value is complete: 1 if it looks at the next token, else 0.
@@ -40,7 +40,7 @@ class Values(nn.Module):
         Args:
             vtilde: raw values W_psi x.
             documents: where documents begin. A document's last value is never read.
-            carried: in inference, what is remembered of the tokens before `documents.begin`; to be updated. With
+            carried: in inference, the state after the tokens before `documents.begin`; updated in place. With
                 `documents.begin` above 0, the values are those of the tokens `late` before.
         """
         raise NotImplementedError(f"{type(self).__name__} defines no forward(vtilde, documents, carried)")
@@ -58,7 +58,7 @@ class LookAheadValues(Values):
 
     Args:
         heads: H.
-        look_ahead: whether a value looks at the next token; without, it is alpha_psi Norm(W_psi x) of its own.
+        look_ahead: whether a value looks at the next token; without, v = alpha_psi Norm(W_psi x).
         scale: the form of alpha_psi, exp_abs (v2) or exp (v1).
     """
 
@@ -78,7 +78,7 @@ class LookAheadValues(Values):
 
     @property
     def alpha_psi(self) -> Tensor:
-        """(H,) norm of the values."""
+        """The norm of the values, (H,)."""
         theta = self.alpha_psi_theta.to(torch.promote_types(self.alpha_psi_theta.dtype, torch.float32))
         if self.scale == "exp":
             return (V1_SCALAR_SCALE * theta).exp()
@@ -91,48 +91,47 @@ class LookAheadValues(Values):
 
     def forward(self, vtilde: Tensor, documents: Documents, carried: Carried | None = None) -> Tensor:
         """Return values (B, T, H, D) from raw values of this shape; see :meth:`Values.forward`."""
-        if documents.begin == 0:
-            values = look_ahead_values(vtilde, self.gamma, self.alpha_psi, documents, self.kernels)
-        else:
-            assert carried is not None
-            before = torch.cat([carried["raw"][:, None], vtilde[:, :-1]], 1)
-            values = self._of(before, vtilde)
-        if carried is not None:
-            carried["raw"] = vtilde[:, -1].contiguous()
-        return values
-
-    def _of(self, now: Tensor, ahead: Tensor) -> Tensor:
-        """Return the values of tokens with these raw values, and the raw values of the tokens after them."""
-        exact = torch.promote_types(now.dtype, torch.float32)
-        if self.gamma is None:
-            values = normalize(now.to(exact))
-        else:
-            values = normalized_mix(now.to(exact), ahead.to(exact), self.gamma.to(exact))
-        return (values * self.alpha_psi[:, None]).to(now.dtype)
+        return look_ahead_values(vtilde, self.gamma, self.alpha_psi, documents, self.kernels, carried)
 
 
 def look_ahead_values(
-    vtilde: Tensor, gamma: Tensor | None, alpha: Tensor, documents: Documents, kernels: Kernels = "auto"
+    vtilde: Tensor,
+    gamma: Tensor | None,
+    alpha: Tensor,
+    documents: Documents,
+    kernels: Kernels = "auto",
+    carried: Carried | None = None,
 ) -> Tensor:
-    """Return the values of equation (9) of whole documents, (B, T, H, D) in vtilde's type.
+    """Return the values of equation (9), (B, T, H, D) in vtilde's type, of whole documents or a chunk that goes on.
 
     Args:
         vtilde: (B, T, H, D) raw values W_psi x.
         gamma: (H,) weight of the present token; None: 1.
         alpha: (H,) norm of the values, above 0.
         documents: a document's last token has no next one, which counts as 0.
-        kernels: what computes them.
+        kernels: what computes them in whole documents.
+        carried: the raw value (B, H, D) of the token before, replaced by the last one's. With `documents.begin` above 0
+            the values are those of the tokens one before.
     """
-    kernels = dispatch_kernels(kernels, vtilde.device, vtilde.dtype, vtilde.shape[-1])
-    if kernels != "reference":
-        return ahead_values(vtilde, gamma, alpha, documents, kernels)
-    exact = vtilde.to(torch.promote_types(vtilde.dtype, torch.float32))
-    values = normalize(exact) if gamma is None else look_ahead_reference(exact, gamma, documents)
-    return values.to(vtilde.dtype) * alpha[:, None].to(vtilde.dtype)
+    exact = torch.promote_types(vtilde.dtype, torch.float32)
+    if documents.begin > 0:
+        assert carried is not None
+        now = torch.cat([carried["raw"][:, None], vtilde[:, :-1]], 1).to(exact)
+        unscaled = normalize(now) if gamma is None else normalized_mix(now, vtilde.to(exact), gamma.to(exact))
+        values = (unscaled * alpha[:, None]).to(vtilde.dtype)
+    elif (kernels := dispatch_kernels(kernels, vtilde.device, vtilde.dtype, vtilde.shape[-1])) != "reference":
+        values = ahead_values(vtilde, gamma, alpha, documents, kernels)
+    else:
+        raw = vtilde.to(exact)
+        unscaled = normalize(raw) if gamma is None else look_ahead_reference(raw, gamma, documents)
+        values = unscaled.to(vtilde.dtype) * alpha[:, None].to(vtilde.dtype)
+    if carried is not None:
+        carried["raw"] = vtilde[:, -1].contiguous()
+    return values
 
 
 def look_ahead_reference(vtilde: Tensor, gamma: Tensor, documents: Documents) -> Tensor:
-    """Return Norm(vbar) of equation (9), as it is written.
+    """Compute Norm(vbar) of equation (9) as it is written; every faster form must agree with it.
 
     Args:
         vtilde: (B, T, H, D) raw values W_psi x.

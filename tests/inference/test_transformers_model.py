@@ -198,7 +198,7 @@ def test_what_does_not_fit_is_refused(v2, tokens):
     cache.crop(0)
     with pytest.raises(ValueError, match="cannot be cut back"):
         cache.crop(-1)
-    with torch.no_grad(), pytest.raises(ValueError, match="the state is of 2 rows, the tokens are of 1"):
+    with torch.no_grad(), pytest.raises(ValueError, match="as many rows as the state, 2, got 1"):
         v2(tokens[:1], past_key_values=cache)
     with torch.no_grad(), pytest.raises(ValueError, match=r"and of the tokens to read, 13 \+ 13, got 13: was a text"):
         v2(tokens, attention_mask=torch.ones_like(tokens), past_key_values=cache)

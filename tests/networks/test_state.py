@@ -125,8 +125,8 @@ def test_a_single_token_takes_the_compiled_step(build, packed, name, monkeypatch
     network = build(CONFIGS[name], torch.float64).eval()
     tokens, documents = packed(CONFIGS[name], 2, 40, 0.1)
     starts, taken = documents.position == 0, []
-    step = ContextualMemory._step
-    monkeypatch.setattr(ContextualMemory, "_step", lambda *inputs: taken.append(1) or step(*inputs))
+    decode = ContextualMemory._decode
+    monkeypatch.setattr(ContextualMemory, "_decode", lambda *inputs: taken.append(1) or decode(*inputs))
     found = run(network, tokens, [1] * 40, starts)
     assert len(taken) == 39 * CONFIGS[name].layers * len(CONFIGS[name].levels)
     set_kernels(network, "torch")
@@ -153,5 +153,5 @@ def test_a_state_is_for_inference(build):
     tokens = torch.zeros(2, 3, dtype=torch.long)
     with pytest.raises(ValueError, match="for inference"):
         network(tokens, state=network.new_state(2))
-    with torch.no_grad(), pytest.raises(ValueError, match="of 1 rows, the tokens are of 2"):
+    with torch.no_grad(), pytest.raises(ValueError, match="as many rows as the state, 1, got 2"):
         network(tokens, state=network.new_state(1))
