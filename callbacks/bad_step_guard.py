@@ -25,9 +25,16 @@ from mm_lightning.errors import UserError
 from mm_lightning.outputs import write_json
 from mm_lightning.ranges import Count, NonNegative, Range, checked
 from mm_lightning.training.accumulation import served
-from mm_lightning.training.bad_steps import FOLDER, RETURNS, keep_tokens, note_place, numbers, place
+from mm_lightning.training.data_order import (
+    BAD_STEPS,
+    ROLLBACKS,
+    data_order_settings,
+    locate_sequences,
+    record_rollback,
+    save_tokens,
+)
 from mm_lightning.training.lightning_internals import accumulating
-from mm_lightning.training.loggers import forget_after
+from mm_lightning.training.loggers import drop_later_steps
 from mm_lightning.training.rollback import restore
 from mm_lightning.training.sharding import step_norm, watch_overflow
 
@@ -171,7 +178,7 @@ class BadStepGuard(Callback):
 
     def _keep(self, trainer: Trainer, pl_module: LightningModule, step: Step, why: str) -> Path | None:
         """Write down the batch; return the folder, or None if that was not possible."""
-        folder = pl_module.run_folder.path / FOLDER / f"step={step.number}"
+        folder = pl_module.run_folder.path / BAD_STEPS / f"step={step.number}"
 
         def write() -> None:
             self._write_batch(trainer, folder, step, why)
@@ -182,16 +189,16 @@ class BadStepGuard(Callback):
     def _write_batch(self, trainer: Trainer, folder: Path, step: Step, why: str) -> None:
         """Every process writes its own tokens, the first one what is known of the step."""
         data = trainer.datamodule
-        keep_tokens(folder, trainer.global_rank, step.tokens)
+        save_tokens(folder, trainer.global_rank, step.tokens)
         if trainer.is_global_zero:
-            about = place(data.weights, data.context_length, data.global_batch_size, data.seed)
+            about = data_order_settings(data.weights, data.context_length, data.global_batch_size, data.seed)
             first = None if step.served is None else step.served - data.global_batch_size
             shape = {"micro_batch_size": data.micro_batch_size, "world_size": trainer.world_size}
             policy = {"on_bad_step": self.on_bad_step, "sigma": self.sigma, "window": self.window}
             values = {"step": step.number, "why": why, **policy, **shape, **about, "first": first}
             values |= {"sets": describe(data.sets), "tokenizer": data.tokenizer.sha256}
             if first is not None:
-                values["sequences"] = numbers(about, data.sets, first)
+                values["sequences"] = locate_sequences(about, data.sets, first)
             write_json(folder / "step.json", values)
 
     # Going back
@@ -231,12 +238,14 @@ class BadStepGuard(Callback):
                 callback.on_train_start(trainer, pl_module)
         step, data = trainer.global_step, trainer.datamodule
         if trainer.is_global_zero:
-            forget_after(trainer, step)
+            drop_later_steps(trainer, step)
         if trainer.is_global_zero and (first := served(trainer)) is not None:
-            about = place(data.weights, data.context_length, data.global_batch_size, data.seed)
+            about = data_order_settings(data.weights, data.context_length, data.global_batch_size, data.seed)
             first -= data.micro_batch_size * trainer.world_size  # of the batch that comes next
             run = pl_module.run_folder
-            run.write(run.path / RETURNS, partial(note_place, run.path, step, first, about, left=left), waits=True)
+            run.write(
+                run.path / ROLLBACKS, partial(record_rollback, run.path, step, first, about, left=left), waits=True
+            )
         say(f"went back from step {left} to {path}; the data of {left - step} steps are passed over")
 
     def state_dict(self) -> dict[str, Any]:

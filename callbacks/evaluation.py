@@ -23,7 +23,7 @@ from mm_lightning.evaluation.task import Record, Result, Row, Task
 from mm_lightning.outputs import write_bytes, write_json
 from mm_lightning.ranges import Count, Name, Natural, checked
 from mm_lightning.training.evaluation_mode import evaluation_mode
-from mm_lightning.training.loggers import board_tag
+from mm_lightning.training.loggers import tensorboard_tag
 
 if TYPE_CHECKING:
     from mm_lightning.evaluation.model import Model
@@ -208,6 +208,6 @@ def show(trainer: Trainer, task: Task, rows: list[Row], about: dict[str, Any]) -
     results = [Result(f"step={step}", rows, about)]
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_text(board_tag(f"evaluation/{task.name}"), task.markdown(results), step)
+            logger.experiment.add_text(tensorboard_tag(f"evaluation/{task.name}"), task.markdown(results), step)
             for name, figure in draw(task, results).items():
-                logger.experiment.add_figure(board_tag(f"evaluation/{name}"), figure, step)
+                logger.experiment.add_figure(tensorboard_tag(f"evaluation/{name}"), figure, step)

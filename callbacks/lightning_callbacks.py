@@ -43,7 +43,7 @@ REFUSED: dict[type[Callback], str] = {
 }
 """Callbacks, with those derived from them, that cannot do in `mm fit` what they are for; and what to use instead."""
 
-ABSTRACT = (lightning.BaseFinetuning,)
+BASE_CLASSES = (lightning.BaseFinetuning,)
 """Base classes, which do nothing by themselves and would not say so."""
 
 
@@ -62,7 +62,7 @@ def check_callbacks(callbacks: Sequence[Callback], max_time: Any = None) -> None
         for kind, reason in REFUSED.items():
             if isinstance(callback, kind):
                 raise UserError(f"trainer.callbacks: {name} is not for mm fit: {reason}")
-        if type(callback) in ABSTRACT:
+        if type(callback) in BASE_CLASSES:
             raise UserError(f"trainer.callbacks: {name} does nothing by itself: name a class derived from it")
         if isinstance(callback, lightning.Timer) and max_time is not None:
             raise UserError("trainer.max_time and the callback Timer both say when to stop: give one of them")
@@ -85,7 +85,7 @@ def check_averaging(trainer: Trainer) -> None:
             )
 
 
-def check_state(callback: Callback) -> None:
+def check_callback_state(callback: Callback) -> None:
     """Check that a checkpoint with the state of a callback could be loaded: nothing that could run code is read.
 
     Raises:
@@ -94,7 +94,7 @@ def check_state(callback: Callback) -> None:
     to_plain_values({"callbacks": {callback.state_key: callback.state_dict()}})
 
 
-class WatchCallbacks(Callback):
+class CheckCallbacks(Callback):
     """Checks the metrics that other callbacks wait for before the first step, and says why training ends early."""
 
     def __init__(self) -> None:
@@ -119,7 +119,7 @@ class WatchCallbacks(Callback):
         """
         for callback in callbacks_of(trainer):
             if not type(callback).__module__.startswith(("lightning.", "mm_lightning.")):
-                check_state(callback)
+                check_callback_state(callback)
         self._begin = trainer.global_step
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from mm_lightning.callbacks.after_validation import ValidationRows
 from mm_lightning.networks import Network
 from mm_lightning.ranges import Count, Natural, checked
-from mm_lightning.training.loggers import board_tag
+from mm_lightning.training.loggers import tensorboard_tag
 from mm_lightning.training.sharding import gathered
 
 
@@ -68,4 +68,4 @@ def write(trainer: Trainer, values: dict[str, Tensor]) -> None:
         if isinstance(logger, TensorBoardLogger):
             for name, numbers in finite.items():
                 if len(numbers):
-                    logger.experiment.add_histogram(board_tag(f"memory/{name}"), numbers, trainer.global_step)
+                    logger.experiment.add_histogram(tensorboard_tag(f"memory/{name}"), numbers, trainer.global_step)

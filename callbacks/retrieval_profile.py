@@ -15,7 +15,7 @@ from mm_lightning.evaluation.figures import profile_axes
 from mm_lightning.networks import Network
 from mm_lightning.ranges import AtLeastTwo, Count, Range, accept, checked
 from mm_lightning.style import figure_of
-from mm_lightning.training.loggers import board_tag
+from mm_lightning.training.loggers import tensorboard_tag
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -62,7 +62,7 @@ class RetrievalProfile(ValidationRows):
                 f"tokens; set more sequences, or fewer distances, of RetrievalProfile"
             )
             return
-        tag = board_tag(self.numbered("retrieval_profile", trainer))
+        tag = tensorboard_tag(self.numbered("retrieval_profile", trainer))
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 for level, figure in draw(profile).items():

@@ -15,7 +15,7 @@ from mm_lightning.inference.sampling import Sampling
 from mm_lightning.networks import Network
 from mm_lightning.ranges import Count, Portion, Seed, Temperature, Text, checked
 from mm_lightning.training.evaluation_mode import evaluation_mode
-from mm_lightning.training.loggers import board_tag
+from mm_lightning.training.loggers import tensorboard_tag
 
 
 class Samples(AfterValidation):
@@ -81,4 +81,6 @@ class Samples(AfterValidation):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 quoted = "\n".join("    " + line for line in (self.prompt + self.last).splitlines())
-                logger.experiment.add_text(board_tag(self.numbered("samples", trainer)), quoted, trainer.global_step)
+                logger.experiment.add_text(
+                    tensorboard_tag(self.numbered("samples", trainer)), quoted, trainer.global_step
+                )

@@ -44,7 +44,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "download the public data sets that mm evaluate asks about",
     ),
     "data inspect": ("mm_lightning.data.commands:inspect", "show a manifest, document lengths and decoded samples"),
-    "data show": ("mm_lightning.training.bad_steps:show", "show what a step of a run was trained on, or its bad steps"),
+    "data show": (
+        "mm_lightning.training.show_batch:show",
+        "show what a step of a run was trained on, or its bad steps",
+    ),
     "data verify": ("mm_lightning.data.commands:verify", "find missing, truncated or foreign shards"),
     "tokenizer train": ("mm_lightning.data.commands:train_tokenizer", "train a byte-level BPE on text files"),
     "cost": ("mm_lightning.experiments.cost:cost_command", "parameters, FLOPs and memory of a config, none allocated"),

@@ -32,13 +32,13 @@ MILLIONS = {
 
 
 def parse(name: str):
-    from mm_lightning.training.parsing import parse_fit
+    from mm_lightning.training.parse_fit import parse_fit
 
     return parse_fit(["--config", str(FOLDER / f"{name}.yaml")])
 
 
 def test_the_overlay_watch_adds_callbacks_to_those_that_are_there():
-    from mm_lightning.training.parsing import parse_fit
+    from mm_lightning.training.parse_fit import parse_fit
 
     config = parse_fit(["--config", str(FOLDER / "quickstart.yaml"), "--config", str(FOLDER / "overlays/watch.yaml")])
     names = [c.class_path.rsplit(".", 1)[-1] for c in config.trainer.callbacks]
@@ -50,12 +50,12 @@ def test_the_overlay_watch_adds_callbacks_to_those_that_are_there():
     [(None, 3, 2 / 64, 12 / 64), ("zero_2", 2, 2, 12 / 64), ("offload", 3, 2 / 64, 0)],
 )
 def test_the_large_model_is_divided_among_64_gpus(name, stage, weights, states):
-    from mm_lightning.training.memory_estimate import bytes_per_device, layout_of
-    from mm_lightning.training.parsing import parse_fit
+    from mm_lightning.training.memory_estimate import bytes_per_device, run_layout
+    from mm_lightning.training.parse_fit import parse_fit
 
     overlay = ["--config", str(FOLDER / f"overlays/{name}.yaml")] if name else []
     config = parse_fit(["--config", str(FOLDER / "8b.yaml"), *overlay])
-    layout = layout_of(config)
+    layout = run_layout(config)
     needed, count = bytes_per_device(config.model.network, layout), parameters(config.model.network)
     assert (layout.devices, layout.zero_stage, layout.bucket) == (64, stage, 300_000_000)
     assert needed["weights"] == pytest.approx(weights * count, rel=1e-6)
@@ -134,7 +134,7 @@ def test_all_ablations_are_known():
 
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_an_ablation_changes_what_it_says(name):
-    from mm_lightning.training.parsing import parse_fit
+    from mm_lightning.training.parse_fit import parse_fit
 
     changed, count = ABLATIONS[name]
     files = [FOLDER / "quickstart.yaml", FOLDER / "ablations" / f"{name}.yaml"]

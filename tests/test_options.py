@@ -8,7 +8,7 @@ from jsonargparse import ArgumentParser
 from mm_lightning.cli import main
 from mm_lightning.options import name_words, option_error, word_lists
 from mm_lightning.synonyms import SYNONYMS
-from mm_lightning.training.config_files import explain
+from mm_lightning.training.config_files import explain_parser_error
 
 Kind = Literal["ivf", "hnsw"]
 
@@ -117,7 +117,7 @@ def test_a_message_without_words_for_it_is_passed_on():
 )
 def test_other_programs_names_of_training_options(typed, meant):
     known = ["model", "data", "trainer", "run", "resume", "seed_everything", "model.network", *SYNONYMS]
-    message = explain(f"unrecognized arguments: --{typed}", [], [k for k in known if "network." not in k])
+    message = explain_parser_error(f"unrecognized arguments: --{typed}", [], [k for k in known if "network." not in k])
     assert message.startswith(f"unknown option --{typed}: ")
     assert meant in message
 

@@ -53,7 +53,7 @@ TYPED = {
     **{name: hints(load(COMMANDS[name][0])) for name in FUNCTIONS},
     **{name: hints(kind) for name, kind in CLASSES.items()},
     "trainer": trainer_options.STATED,
-    "fit": check_config.STATED,
+    "fit": check_config.OPTION_TYPES,
     "launch": launch.STATED,
 }
 FREE = {
@@ -139,7 +139,7 @@ def kinds(hint: Any) -> set[type]:
 
 TRAINING = {
     **{f"trainer.{name}": hint for name, hint in trainer_options.STATED.items()},
-    **check_config.STATED,
+    **check_config.OPTION_TYPES,
     **{f"model.{name}": hint for name, hint in hints(LanguageModule.__init__).items()},
     **{f"data.{name}": hint for name, hint in hints(TextDataModule.__init__).items()},
 }

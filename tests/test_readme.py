@@ -88,10 +88,10 @@ def typed_commands() -> list[str]:
 @pytest.fixture(scope="module")
 def fit_options() -> set[str]:
     """The dotted names of all options of `mm fit`, those of the quickstart's network among them."""
-    from mm_lightning.training.parsing import ParsedFit, prepare
+    from mm_lightning.training.parse_fit import FitParser, prepare
 
     prepare()
-    parsed = ParsedFit("fit", ["--config", "quickstart"])
+    parsed = FitParser("fit", ["--config", "quickstart"])
     network = {f"model.network.{name}" for name in vars(parsed.config.fit.model.network)}
     return {*parsed._known(), *network, "config", "print_config", "data.prepare.vocab_size", "data.prepare.tokenizer"}
 

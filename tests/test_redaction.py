@@ -10,7 +10,7 @@ import pytest
 import mm_lightning
 from mm_lightning.outputs import write_json, write_text
 from mm_lightning.redaction import redact, redact_values, redact_words
-from mm_lightning.training.config_files import leaves
+from mm_lightning.training.config_files import flatten_config
 from mm_lightning.yaml_text import write_yaml
 
 
@@ -86,7 +86,7 @@ def test_values_under_keys_that_name_a_secret():
     secret |= {"storage_options": {"secret": "x"}, "aws_access_key_id": "x", "Authorization": "x"}
     plain = {"token": 5, "max_tokens": 5, "eos_token": "</s>", "tokenizer": "bytes", "flops_per_token": 2.5}
     plain |= {"special_tokens": ["<s>"], "text_key": "text", "hub_token": None, "n": [1, {"key": "a"}]}
-    assert "x" not in str([leaf for _, leaf in leaves(redact_values(secret))])
+    assert "x" not in str([leaf for _, leaf in flatten_config(redact_values(secret))])
     assert redact_values(secret)["password"] == "***"
     assert redact_values(plain) == plain
     assert redact_values({"command": ["mm", "--password", "x"]}) == {"command": ["mm", "--password", "***"]}
@@ -146,7 +146,7 @@ ELSEWHERE = {
     "experiments/sweep.py": "a lock",
     "inference/export.py": "modeling code, and the tokenizer with its settings",
     "training/cli.py": "losses",
-    "training/hparams.py": "settings without secrets, as event file",
+    "training/tensorboard_hparams.py": "settings without secrets, as event file",
     "training/dry_run.py": "made-up text, in a temporary folder",
     "checkpoint/universal.py": "a tag",
     "checkpoint/integrity.py": "checksums, and what a checkpoint says of itself",

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mm_lightning.checkpoint.weights import Weights
 
 
-def find_all(path: str) -> list[Path]:
+def checkpoint_paths(path: str) -> list[Path]:
     """The checkpoints meant by a path, oldest first: one, or all of a run folder or of the runs below a root."""
     from mm_lightning.checkpoint import COMMIT_FILE, PARTIAL_SUFFIX, list_checkpoints
     from mm_lightning.checkpoint.run_folder import numbered_runs
@@ -39,7 +39,7 @@ def size_of(path: Path) -> int:
     return sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.stat().st_size
 
 
-def age(seconds: float) -> str:
+def format_age(seconds: float) -> str:
     """A duration in its largest unit: 3 h"""
     for name, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= length:
@@ -56,13 +56,13 @@ def list_command(run: Place, checksums: bool = False) -> None:
     """
     from mm_lightning.checkpoint import PARTIAL_SUFFIX, find_damage, step_of
 
-    rows, paths = [], find_all(run)
+    rows, paths = [], checkpoint_paths(run)
     for path in paths:
         problem = find_damage(path, checksums)
         state = "partial" if path.name.endswith(PARTIAL_SUFFIX) else f"damaged: {problem}" if problem else "whole"
         seconds = max(0.0, time.time() - path.stat().st_mtime)  # clocks are set back, or differ
         kind = "folder of shards" if path.is_dir() else "file"
-        rows.append((f"{step_of(path)}", f"{size_of(path) / 1e6:,.1f} MB", age(seconds), kind, f"{path}", state))
+        rows.append((f"{step_of(path)}", f"{size_of(path) / 1e6:,.1f} MB", format_age(seconds), kind, f"{path}", state))
     head = ("step", "size", "age", "kind", "checkpoint", "state")
     widths = [max(len(row[n]) for row in [head, *rows]) for n in range(len(head))]
     for row in [head, *rows]:
@@ -83,7 +83,7 @@ def verify_command(run: Place) -> None:
     from mm_lightning.checkpoint.weights import load_error
 
     bad = []
-    for path in find_all(run):
+    for path in checkpoint_paths(run):
         problem = find_safetensors_damage(path) if is_memory_file(path) else find_damage(path) or load_error(path)
         display(f"{path} {problem or 'is whole'}", flush=True)
         bad += [path] if problem else []
@@ -204,14 +204,14 @@ def compare_command(checkpoints: list[Place], tolerance: NonNegative = 0.0) -> N
     paths = [find_checkpoint(name) for name in checkpoints]
     one, two = (open_weights(path) for path in paths)
     missing = [f"{name} is in {paths[name not in one]} only" for name in sorted(one.keys() ^ two.keys())]
-    lines = [difference(name, one, two, tolerance) for name in one if name in two]
+    lines = [tensor_difference(name, one, two, tolerance) for name in one if name in two]
     different = [*missing, *filter(None, lines)]
     display("\n".join(different or [f"{len(one)} tensors are the same"]))
     if different:
         raise UserError(f"{len(different)} of {len(one.keys() | two.keys())} tensors differ")
 
 
-def difference(name: str, one: Weights, two: Weights, tolerance: float) -> str | None:
+def tensor_difference(name: str, one: Weights, two: Weights, tolerance: float) -> str | None:
     """How a tensor of two checkpoints differs; None if it does not."""
     if one.shapes[name] != two.shapes[name]:
         return f"{name} has the shape {one.shapes[name]} and {two.shapes[name]}"

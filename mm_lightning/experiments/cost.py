@@ -12,7 +12,7 @@ from mm_lightning.networks.cost import forward_flops_per_token, parameters, part
 from mm_lightning.options import OptionParser
 from mm_lightning.ranges import Count, accept
 from mm_lightning.terminal import console
-from mm_lightning.training.memory_estimate import Layout, bytes_per_device, layout_of
+from mm_lightning.training.memory_estimate import Layout, bytes_per_device, run_layout
 
 DESCRIPTION = """\
 What a training config costs: parameters by part, floating-point operations per token, and bytes on each device for
@@ -44,10 +44,10 @@ def cost_command(args: list[str]) -> None:
     if "--config" not in " ".join(rest):
         raise UserError("mm cost needs a config: mm cost --config configs/8b.yaml")
 
-    from mm_lightning.training.parsing import parse_fit
+    from mm_lightning.training.parse_fit import parse_fit
 
     config = parse_fit(rest)
-    found = cost_of(config.model.network, layout_of(config), own.context)
+    found = cost_of(config.model.network, run_layout(config), own.context)
     if own.json:
         print(json.dumps(found, indent=1))
     else:

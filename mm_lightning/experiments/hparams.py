@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mm_lightning.checkpoint.run_folder import tensorboard_folder
-from mm_lightning.training.hparams import REPORTED, SETTINGS, write_hparams_file
+from mm_lightning.training.tensorboard_hparams import REPORT_HPARAMS, RUN_HPARAMS, write_hparams_file
 
 
 def write_hparams(run_folder: Path, values: dict[str, Any], metrics: dict[str, float]) -> Path:
@@ -32,6 +32,6 @@ def write_hparams(run_folder: Path, values: dict[str, Any], metrics: dict[str, f
         for name, value in metrics.items()
     }
     folder = tensorboard_folder(run_folder)
-    write_hparams_file(folder / REPORTED, values, points)
-    (folder / SETTINGS).unlink(missing_ok=True)
-    return folder / REPORTED
+    write_hparams_file(folder / REPORT_HPARAMS, values, points)
+    (folder / RUN_HPARAMS).unlink(missing_ok=True)
+    return folder / REPORT_HPARAMS

@@ -18,7 +18,7 @@ from mm_lightning.ranges import Few, Name, Natural, Range, accept
 from mm_lightning.redaction import redact_words
 from mm_lightning.terminal import display
 from mm_lightning.training.accumulation import accumulated
-from mm_lightning.training.memory_estimate import USABLE, bytes_per_device, count_devices, layout_of
+from mm_lightning.training.memory_estimate import USABLE_FRACTION, bytes_per_device, count_devices, run_layout
 
 DESCRIPTION = """\
 Starts a training config on many nodes: submits a Slurm job, or starts torchrun for this node.
@@ -243,7 +243,7 @@ def planned(args: list[str], nodes: int | None, gpus: int | None, gpu_memory: fl
     Raises:
         UserError: batch and GPUs do not fit together, or the run does not fit the GPUs' memory.
     """
-    from mm_lightning.training.parsing import parse_fit
+    from mm_lightning.training.parse_fit import parse_fit
 
     if not any(arg.startswith("--config") for arg in args):
         raise UserError("mm launch needs a config: mm launch --config configs/8b.yaml --nodes 8 --gpus 8")
@@ -254,8 +254,8 @@ def planned(args: list[str], nodes: int | None, gpus: int | None, gpu_memory: fl
     config.trainer.num_nodes, config.trainer.devices = nodes, gpus
     data = config.data
     times = accumulated(data.global_batch_size, data.micro_batch_size, nodes * gpus, gpus)
-    needed = sum(bytes_per_device(config.model.network, layout_of(config)).values()) / 1e9
-    if needed > USABLE * gpu_memory:
+    needed = sum(bytes_per_device(config.model.network, run_layout(config)).values()) / 1e9
+    if needed > USABLE_FRACTION * gpu_memory:
         raise UserError(
             f"about {needed:.1f} GB on each of {nodes * gpus} GPUs do not fit {gpu_memory:g} GB, of which a tenth is "
             f"for what is not counted: a smaller data.micro_batch_size, model.activation_checkpointing, more nodes, or "

@@ -186,7 +186,7 @@ def _variant_of(path: Path, folder: Path) -> str:
 def _add_cost(run: Run, path: Path) -> str | None:
     """Parameters and FLOPs from the run's config; what is in the way, if something is."""
     from mm_lightning.networks.cost import parameters, training_flops_per_token
-    from mm_lightning.training.parsing import parse_fit
+    from mm_lightning.training.parse_fit import parse_fit
 
     try:
         config = parse_fit(["--config", str(path / "config.yaml")])

@@ -129,7 +129,7 @@ def prepare_folder(folder: Path, declared: Sweep, runs: list[Run]) -> dict[str, 
     """
     from mm_lightning.experiments.launchers import Work
     from mm_lightning.renamed import current_values
-    from mm_lightning.training.config_files import hand_on_secrets
+    from mm_lightning.training.config_files import export_secrets
     from mm_lightning.yaml_text import dump_yaml, load_yaml, read_yaml, write_yaml
 
     works, texts = {}, {}
@@ -148,7 +148,7 @@ def prepare_folder(folder: Path, declared: Sweep, runs: list[Run]) -> dict[str, 
         place.mkdir(parents=True, exist_ok=True)
         if not (place / "config.yaml").is_file():
             write_yaml(place / "config.yaml", load_yaml(text, place))
-    hand_on_secrets(load_yaml(text, place) for place, text in texts.items())
+    export_secrets(load_yaml(text, place) for place, text in texts.items())
     _mention_others(folder, works)
     write_json(folder / FILE, describe(declared, runs))
     return works

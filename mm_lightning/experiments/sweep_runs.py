@@ -120,7 +120,7 @@ def resolve(sweep: Sweep, variant: Variant, reference: Run | None) -> Run:
 
 def _parsed(sweep: Sweep, variant: Variant, configs: list[str], settings: dict[str, Any]) -> Run:
     from mm_lightning.networks.cost import parameters, training_flops_per_token
-    from mm_lightning.training.parsing import resolve_fit
+    from mm_lightning.training.parse_fit import resolve_fit
 
     words = [word for path in configs for word in ("--config", path)]
     words += [f"--{key}={value if isinstance(value, str) else one_line(value)}" for key, value in settings.items()]

@@ -20,13 +20,13 @@ from mm_lightning.errors import UserError
 from mm_lightning.ranges import Place, Range, Seed, accept, hints
 from mm_lightning.side_files import known_config
 from mm_lightning.training import trainer_options
-from mm_lightning.training.config_files import leaves
+from mm_lightning.training.config_files import flatten_config
 from mm_lightning.training.memory_estimate import count_devices
 from mm_lightning.training.module import LanguageModule
 from mm_lightning.training.trainer_options import option_mistakes
 from mm_lightning.yaml_text import load_yaml
 
-DECIDE_THE_LOSS = (
+LOSS_SETTINGS = (
     "model.network",
     "data.path",
     "data.context_length",
@@ -37,7 +37,7 @@ DECIDE_THE_LOSS = (
 )
 
 
-STATED: dict[str, Any] = {
+OPTION_TYPES: dict[str, Any] = {
     "seed_everything": Seed,
     "run": Place,
     "communication_timeout": Annotated[float, Range(0, 10 * 365 * 86_400, above=True)],
@@ -56,13 +56,13 @@ def check_settings(config: Namespace) -> None:
     Raises:
         UserError: it cannot; the error names the key.
     """
-    for _, error in mistakes(config):
+    for _, error in config_errors(config):
         raise error
 
 
-def mistakes(config: Namespace) -> Iterator[tuple[str, UserError]]:
+def config_errors(config: Namespace) -> Iterator[tuple[str, UserError]]:
     """Yield the keys of a config whose values a training command cannot take, and why."""
-    parts = [("", config, STATED), *stated_parts(config)]
+    parts = [("", config, OPTION_TYPES), *typed_sections(config)]
     for key, values, types in parts:
         for name, hint in types.items():
             if name not in values:
@@ -93,7 +93,7 @@ def mistakes(config: Namespace) -> Iterator[tuple[str, UserError]]:
 def help_types() -> dict[str, dict[str, Any]]:
     """Return the types of all options of a training command, by what their names begin with."""
     return {
-        "": STATED,
+        "": OPTION_TYPES,
         "trainer.": trainer_options.STATED,
         "model.": hints(LanguageModule.__init__),
         "data.": hints(TextDataModule.__init__),
@@ -103,7 +103,7 @@ def help_types() -> dict[str, dict[str, Any]]:
     }
 
 
-def stated_parts(config: Namespace) -> Iterator[tuple[str, Namespace, dict[str, Any]]]:
+def typed_sections(config: Namespace) -> Iterator[tuple[str, Namespace, dict[str, Any]]]:
     """Yield the parts of a config whose values have types that state what they take: key, values and types."""
     yield "trainer", config.trainer, trainer_options.STATED
     yield "model", config.model, hints(LanguageModule.__init__)
@@ -145,7 +145,7 @@ def check_devices(accelerator: str | object, devices: int | str | list[int] | No
     )
 
 
-def changed(of_the_run: Path, config: str) -> dict[str, Any]:
+def changed_settings(of_the_run: Path, config: str) -> dict[str, Any]:
     """Return the settings that decide a validation loss and differ from a run's config.yaml, by dotted name.
 
     Args:
@@ -155,19 +155,19 @@ def changed(of_the_run: Path, config: str) -> dict[str, Any]:
     was, now = known_config(of_the_run), load_yaml(config, "the config")
     if not was:
         return {}
-    return {name: value for name, (_, value) in differences(was, now).items() if name.startswith(DECIDE_THE_LOSS)}
+    return {name: value for name, (_, value) in config_differences(was, now).items() if name.startswith(LOSS_SETTINGS)}
 
 
-def differences(was: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+def config_differences(was: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Return what differs between two configs, by dotted name: the value before and the value now.
 
     A setting of a section that both have, but of which the earlier config says nothing, is younger than it: its default
     changes nothing.
     """
-    before = dict(leaves(was))
+    before = dict(flatten_config(was))
     sections = {name.rpartition(".")[0] for name in before}
     return {
         name.replace("init_args.", ""): (before.get(name), value)
-        for name, value in leaves(now)
+        for name, value in flatten_config(now)
         if value != before.get(name) and (name in before or name.rpartition(".")[0] not in sections)
     }

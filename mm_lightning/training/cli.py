@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import Logger
 
 from mm_lightning import callbacks as watchers
 from mm_lightning import signals
-from mm_lightning.callbacks.lightning_callbacks import WatchCallbacks, check_averaging, check_callbacks
+from mm_lightning.callbacks.lightning_callbacks import CheckCallbacks, check_averaging, check_callbacks
 from mm_lightning.checkpoint import check_architecture, fingerprint, run_folder_of, step_of
 from mm_lightning.checkpoint.run_folder import RunFolder
 from mm_lightning.checkpoint.trainer_io import AtomicCheckpointIO
@@ -33,15 +33,15 @@ from mm_lightning.renamed import current_options
 from mm_lightning.side_files import append_lines
 from mm_lightning.training import strategies
 from mm_lightning.training.accumulation import accumulated
-from mm_lightning.training.check_config import changed, check_devices, check_settings, help_types
-from mm_lightning.training.config_files import ConfigFile, explain, read_chain, split_configs
-from mm_lightning.training.continued_config import DEFAULT_ROOT, continued_checkpoint, overrides, own_config
+from mm_lightning.training.check_config import changed_settings, check_devices, check_settings, help_types
+from mm_lightning.training.config_files import ConfigFile, explain_parser_error, read_chain, split_configs
 from mm_lightning.training.lightning_internals import is_first_process, parser_of, validation_interval
 from mm_lightning.training.loggers import MetricsFile, ProgressLines, TensorBoard
 from mm_lightning.training.module import LanguageModule, check_vocabulary
-from mm_lightning.training.preparation import keep_own_preparation
+from mm_lightning.training.preparation import drop_other_preparation
 from mm_lightning.training.record_run import RecordRun
-from mm_lightning.training.resolve_checkpoint import check_resumable, starting_point, take_over
+from mm_lightning.training.resolve_checkpoint import check_resumable, claim_run_folder, resolve_checkpoint
+from mm_lightning.training.run_config import DEFAULT_ROOT, continued_checkpoint, overridden_settings, read_run_config
 from mm_lightning.training.silence_warnings import silence_warnings
 from mm_lightning.training.timeouts import lost_contact, set_timeout
 from mm_lightning.training.trainer_options import WholeSteps, refused_by_lightning
@@ -83,7 +83,7 @@ class TrainingCLI(LightningCLI):
         configs, self.options = split_configs(current_options(args))
         self.files: list[ConfigFile] = [file for path in configs for file in read_chain(path)]
         self.found = self._continued_checkpoint()
-        self.own = self.found and own_config(self.found, self.options, self.files)
+        self.own = self.found and read_run_config(self.found, self.options, self.files)
         if self.own:
             self.files.insert(0, self.own)
         texts = [f"--config={one_line(file.values)}" for file in self.files if file.values]
@@ -198,10 +198,10 @@ class TrainingCLI(LightningCLI):
         try:
             self.config = parser.parse_args(args)
         except ArgumentError as error:
-            raise UserError(explain(str(error), self.files, self._known(), self.options)) from error
+            raise UserError(explain_parser_error(str(error), self.files, self._known(), self.options)) from error
         except UnicodeDecodeError as error:  # of a file in the place of a section's values
             raise UserError(f"a file that an option names, as in --model FILE, is no text in UTF-8: {error}") from error
-        keep_own_preparation(self.config[self.command].data, self.files, self.options)
+        drop_other_preparation(self.config[self.command].data, self.files, self.options)
         self._check_settings()
 
     def _check_settings(self) -> None:
@@ -224,8 +224,8 @@ class TrainingCLI(LightningCLI):
         if self.command == "fit" and config.trainer.fast_dev_run:  # which leaves nothing, as Lightning says
             self.folder = RunFolder(tempfile.mkdtemp(prefix="mm-fast-dev-run-"))
         if self.command == "fit" and self.folder.resumed and is_first_process():
-            take_over(self.folder, self.checkpoint)
-            changes = overrides(self.own, self.resolved_config()) if self.own else []
+            claim_run_folder(self.folder, self.checkpoint)
+            changes = overridden_settings(self.own, self.resolved_config()) if self.own else []
             if changes:
                 say(f"other than in {self.own.path}: {', '.join(changes)}")
         try:
@@ -236,7 +236,7 @@ class TrainingCLI(LightningCLI):
                 raise
             cause = error.__cause__ or error.__context__
             if "Problem with given class_path" in str(error) and not isinstance(cause, UserError):
-                raise UserError(explain(str(error), self.files, self._known(), self.options)) from error
+                raise UserError(explain_parser_error(str(error), self.files, self._known(), self.options)) from error
             raise UserError(" ".join(str(cause if isinstance(cause, UserError) else error).split())) from error
         self.model.run_folder = self.folder
         if self.checkpoint is not None:
@@ -247,7 +247,7 @@ class TrainingCLI(LightningCLI):
         return continued_checkpoint(self.command, self.options, self.files)
 
     def _find_checkpoint(self, config: Namespace) -> Path | None:
-        return starting_point(self.command, config, self.found)
+        return resolve_checkpoint(self.command, config, self.found)
 
     def _continued_folder(self, config: Namespace) -> Path | None:
         """The run folder of a checkpoint that is resumed or evaluated; None for a fresh run."""
@@ -290,7 +290,7 @@ class TrainingCLI(LightningCLI):
             # what is averaged is part of what a signal saves
             averaging = [callback for callback in chosen if isinstance(callback, WeightAveraging)]
             chosen = [callback for callback in chosen if callback not in averaging]
-            always = [WatchCallbacks(), WholeSteps(), RecordRun(self.folder, self.resolved_config()), *averaging]
+            always = [CheckCallbacks(), WholeSteps(), RecordRun(self.folder, self.resolved_config()), *averaging]
             ours = [watchers.Preemption(self.slurm_job), watchers.Throughput(), watchers.GradientNorm()]
             # fp16 has a guard of its own, which looks for gradients that are not finite to find its loss scale
             ours += [
@@ -399,7 +399,7 @@ class TrainingCLI(LightningCLI):
         values = {name: float(value) for name, value in found if name.startswith(f"{split}/")}
         say(f"{self.checkpoint}: " + "  ".join(f"{n.removeprefix(f'{split}/')} {v:.4f}" for n, v in values.items()))
         if (self.folder.path / "config.yaml").is_file():
-            differs = changed(self.folder.path / "config.yaml", self.resolved_config())
+            differs = changed_settings(self.folder.path / "config.yaml", self.resolved_config())
             asked = {
                 "checkpoint": self.checkpoint.name,
                 "weights": fingerprint(self.checkpoint),

@@ -51,7 +51,7 @@ def read_chain(path: str | Path, above: tuple[Path, ...] = ()) -> list[ConfigFil
     values = read_config(path, above[-1] if above else None)
     chain = []
     if "base" in values:
-        for base in file_names(path, "base", values.pop("base")):
+        for base in base_names(path, "base", values.pop("base")):
             chain += read_chain(expand_home(base), (*above, path))
     _fill_secrets(values)
     _check_shape(path, values)
@@ -68,7 +68,7 @@ def _check_shape(path: Path, values: dict[str, Any]) -> None:
         elif key in SECTIONS and not isinstance(values[key], dict):
             line = (locate(path, [key]) or (1,))[0]
             raise UserError(f"{key} in {path}, line {line} must hold `key: value` lines, got {one_line(values[key])}")
-    for name, value in _named(values):
+    for name, value in _walk(values):
         if name.rsplit(".", 1)[-1] == "class_path" and not (isinstance(value, str) and value):
             line = (locate(path, name.split("."), str(value)) or (1,))[0]
             raise UserError(f"{name} in {path}, line {line} must name a class, got {one_line(value)}")
@@ -97,11 +97,11 @@ def read_config(path: str | Path, named_by: Path | None = None) -> dict[str, Any
     return values
 
 
-SECRETS = "MM_LIGHTNING_SECRETS"
+SECRETS_VARIABLE = "MM_LIGHTNING_SECRETS"
 """The environment variable by which `mm sweep` hands its runs what their config.yaml hides: JSON, by dotted key."""
 
 
-def hand_on_secrets(configs: Iterable[dict[str, Any]]) -> None:
+def export_secrets(configs: Iterable[dict[str, Any]]) -> None:
     """Let processes that are started from now on find the secrets that the files of these configs do not hold.
 
     Raises:
@@ -109,17 +109,17 @@ def hand_on_secrets(configs: Iterable[dict[str, Any]]) -> None:
     """
     secrets: dict[str, Any] = {}
     for config in configs:
-        hidden = dict(leaves(redact_values(config)))
-        for key, value in leaves(config):
+        hidden = dict(flatten_config(redact_values(config)))
+        for key, value in flatten_config(config):
             if hidden.get(key) != value and secrets.setdefault(key, value) != value:
                 raise UserError(f"the runs differ in {key}, which holds a secret: give all of them the same")
     if secrets:
-        os.environ[SECRETS] = json.dumps(secrets)
+        os.environ[SECRETS_VARIABLE] = json.dumps(secrets)
 
 
 def _fill_secrets(values: dict[str, Any]) -> None:
     """Put what another process of this program has handed on in the place of what is hidden."""
-    for key, value in json.loads(os.environ.get(SECRETS, "{}")).items():
+    for key, value in json.loads(os.environ.get(SECRETS_VARIABLE, "{}")).items():
         *above, last = key.split(".")
         section: Any = values
         for name in above:
@@ -128,7 +128,7 @@ def _fill_secrets(values: dict[str, Any]) -> None:
             section[last] = value
 
 
-def file_names(path: Path, key: str, names: Any) -> list[str]:
+def base_names(path: Path, key: str, names: Any) -> list[str]:
     """Return the files that a key of a file names, one or a list of them.
 
     Raises:
@@ -141,13 +141,13 @@ def file_names(path: Path, key: str, names: Any) -> list[str]:
     return listed
 
 
-def leaves(values: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+def flatten_config(values: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """Yield what lies in nested mappings of a config, each with its dotted name; weights of data sets stay together."""
     if not isinstance(values, dict) or name == "data.path":
         yield name, values
         return
     for key, value in values.items():
-        yield from leaves(value, f"{name}.{key}" if name else str(key))
+        yield from flatten_config(value, f"{name}.{key}" if name else str(key))
 
 
 def split_configs(args: list[str]) -> tuple[list[str], list[str]]:
@@ -170,7 +170,7 @@ def split_configs(args: list[str]) -> tuple[list[str], list[str]]:
     return configs, others
 
 
-def explain(message: str, files: list[ConfigFile], known: list[str], options: Sequence[str] = ()) -> str:
+def explain_parser_error(message: str, files: list[ConfigFile], known: list[str], options: Sequence[str] = ()) -> str:
     """Return a parser's message as one line that names the key, its file and the nearest key that exists.
 
     Args:
@@ -180,7 +180,7 @@ def explain(message: str, files: list[ConfigFile], known: list[str], options: Se
         options: the rest of the command line, whose values win over those of files.
     """
     message = " ".join(message.split())
-    typed = [_plain(option.removeprefix("--").partition("=")[0]) for option in options]
+    typed = [_short_name(option.removeprefix("--").partition("=")[0]) for option in options]
     wrong_class = re.search(r"class_path '([\w.]+)': (.+?)(?= - (?:Expected|Not a|Problem)|$)", message)
     if wrong_class and not re.match(
         r"(?:No module named|Parser key|Option|Group|Validation failed|Unknown|Key) ", wrong_class[2]
@@ -192,10 +192,10 @@ def explain(message: str, files: list[ConfigFile], known: list[str], options: Se
         place = f"config key {key[1]}{_where(key[1], files)}: " if key else ""
         return f"{place}{owner} {text}" if missing else f"{place}{owner}: {text}"
     if found := re.search(r"unrecognized arguments: --(no_)?([\w.\-]+)", message):
-        return _unknown("option --", found[2], known, "", "", known)
+        return _unknown_key_message("option --", found[2], known, "", "", known)
     if found := re.search(r"class_path '([\w.]+)': Option '([\w.]+)' is not accepted", message):
         key, owner = found[2], found[1].rsplit(".", 1)[-1]
-        return _unknown("config key ", key, _parameters(found[1]), _where(key, files), f" of {owner}")
+        return _unknown_key_message("config key ", key, _parameters(found[1]), _where(key, files), f" of {owner}")
     if found := re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message):
         key = f"{found[1]}.{found[2]}"
     elif found := re.search(r"(?:Option|does not accept option) '([\w.]+)'", message):
@@ -206,9 +206,9 @@ def explain(message: str, files: list[ConfigFile], known: list[str], options: Se
         start = f"config key {found[1]}{_where(found[1], files)} has init_args, but nothing says of which class"
         return f"{start}: name it as {found[1]}.class_path, or put the config that does so before"
     elif wrong := wrong_value(message):
-        return _wrong(*wrong, files, typed)
+        return _wrong_value_message(*wrong, files, typed)
     elif found := re.search(r"class_path '([\w.]+)': No module named", message):
-        place = _place("class_path", files, found[1])
+        place = _locate("class_path", files, found[1])
         return f"there is no class {found[1]}" + (f", which {place[0]} names in line {place[1]}" if place else "")
     elif found := re.search(r'^(?:Spaces not allowed in keys|Empty nested key): "(.*)"', message):
         return f'unknown config key "{found[1]}"{_where(found[1], files)}: `--print_config` shows every key'
@@ -223,10 +223,12 @@ def explain(message: str, files: list[ConfigFile], known: list[str], options: Se
     depth = next((n for n in range(1, len(parts) + 1) if not _is_prefix(parts[:n], known)), len(parts))
     key = ".".join(parts[:depth])
     siblings = sorted({".".join(name.split(".")[:depth]) for name in known if name.count(".") >= depth - 1})
-    return _unknown("config key ", key, siblings, _where(key, files), "", known)
+    return _unknown_key_message("config key ", key, siblings, _where(key, files), "", known)
 
 
-def _unknown(kind: str, key: str, known: list[str], where: str, owner: str, options: Sequence[str] = ()) -> str:
+def _unknown_key_message(
+    kind: str, key: str, known: list[str], where: str, owner: str, options: Sequence[str] = ()
+) -> str:
     meant = synonym(key, options)
     near = [meant] if meant else [name for name in known if name.startswith(key)]
     near = near or [name for name in [nearest(key, known)] if name]
@@ -258,23 +260,23 @@ def _parameters(class_path: str) -> list[str]:
 
 def _where(key: str, files: list[ConfigFile]) -> str:
     """Return " in FILE, line N" for the last file that has a key of this dotted name, else ""."""
-    place = _place(key, files, None)
+    place = _locate(key, files, None)
     return f" in {place[0]}, line {place[1]}" if place else ""
 
 
-def _place(key: str, files: list[ConfigFile], value: str | None) -> tuple[str, int, str] | None:
+def _locate(key: str, files: list[ConfigFile], value: str | None) -> tuple[str, int, str] | None:
     """Return file, line and value as written of the last file that has a key of this dotted name."""
     for file in reversed(files):
-        for name, _ in _named(file.values):
-            if _plain(name) == _plain(key) or _plain(name).endswith("." + _plain(key)):
+        for name, _ in _walk(file.values):
+            if _short_name(name) == _short_name(key) or _short_name(name).endswith("." + _short_name(key)):
                 line, written = locate(file.path, name.rstrip("+").split("."), value) or (1, "")
                 return file.path, line, written
     return None
 
 
-def _wrong(key: str, kind: str, got: str, files: list[ConfigFile], typed: list[str]) -> str:
+def _wrong_value_message(key: str, kind: str, got: str, files: list[ConfigFile], typed: list[str]) -> str:
     """Return the message for a value that a key does not take; where quotes would make it a text, it says so."""
-    place = None if _plain(key) in typed else _place(key, files, got)
+    place = None if _short_name(key) in typed else _locate(key, files, got)
     if place is None:
         return f"config key {key} takes {kind}, got {got}"
     path, line, written = place
@@ -287,18 +289,18 @@ def _wrong(key: str, kind: str, got: str, files: list[ConfigFile], typed: list[s
     return f"config key {key} in {path}, line {line} takes {kind}, got {written}{hint}"
 
 
-def _plain(name: str) -> str:
+def _short_name(name: str) -> str:
     """A dotted name as it may be typed: model.network.dim for model.network.init_args.dim."""
     return name.replace("init_args.", "").rstrip("+")
 
 
-def _named(values: Any, above: str = "") -> Iterator[tuple[str, Any]]:
+def _walk(values: Any, above: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the dotted names of all keys of nested mappings and lists, with their values."""
     items = values.items() if isinstance(values, Mapping) else ()
     for key, value in items:
         name = f"{above}{key}"
         yield name, value
-        yield from _named(value, f"{name}.")
+        yield from _walk(value, f"{name}.")
     if isinstance(values, list):
         for value in values:
-            yield from _named(value, above)
+            yield from _walk(value, above)

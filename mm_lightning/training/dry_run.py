@@ -31,14 +31,14 @@ from mm_lightning.memory.documents import Documents
 from mm_lightning.networks import NetworkConfig
 from mm_lightning.networks.cost import parameters
 from mm_lightning.training.accumulation import accumulated
-from mm_lightning.training.check_config import mistakes
+from mm_lightning.training.check_config import config_errors
 from mm_lightning.training.cli import TRAINER_DEFAULTS, TrainingCLI
 from mm_lightning.training.fake_cluster import FakeCluster, fake_processes
 from mm_lightning.training.lightning_internals import callbacks_of, tuner_exit, use_fake_processes
-from mm_lightning.training.memory_estimate import USABLE, Layout, bytes_per_device, layout_of, weight_bytes
+from mm_lightning.training.memory_estimate import USABLE_FRACTION, Layout, bytes_per_device, run_layout, weight_bytes
 from mm_lightning.training.module import check_vocabulary
-from mm_lightning.training.parsing import network_of
-from mm_lightning.training.resolve_checkpoint import starting_point
+from mm_lightning.training.parse_fit import network_config_of
+from mm_lightning.training.resolve_checkpoint import resolve_checkpoint
 
 DEFAULTS: dict[str, Any] = {"max_steps": 1, "accumulate_grad_batches": 1, **TRAINER_DEFAULTS}
 """Values of trainer options in the place of wrong ones, so that `--plan` reports all mistakes at once."""
@@ -72,7 +72,7 @@ class DryRunFit(TrainingCLI):
             UserError: there are mistakes that all else depends on; it says all of them.
         """
         config, others = self.config.fit, False
-        for key, error in mistakes(config):
+        for key, error in config_errors(config):
             self._problems.append(str(error))
             section, _, name = key.partition(".")
             if section == "trainer" and name in config.trainer and name not in ("devices", "num_nodes", "strategy"):
@@ -86,7 +86,7 @@ class DryRunFit(TrainingCLI):
         """Checks what the config says, then makes it small and builds its classes."""
         config = self.config.fit
         self._devices, self._per_node = spread(config)
-        self._network = network_of(config)
+        self._network = network_config_of(config)
         self._scratch = Path(tempfile.mkdtemp(prefix="mm-plan-"))
         try:
             with fake_processes(self._devices):
@@ -153,12 +153,12 @@ class DryRunFit(TrainingCLI):
         return "\n".join(lines)
 
     def _memory(self, config: Namespace) -> str:
-        self._layout = dataclasses.replace(layout_of(config), devices=self._devices)
+        self._layout = dataclasses.replace(run_layout(config), devices=self._devices)
         needed = bytes_per_device(self._network, self._layout)
         listed = ", ".join(f"{name} {count / 1e9:.1f}" for name, count in needed.items())
         total = sum(needed.values())
         size = config.gpu_memory
-        if size is not None and total / 1e9 > USABLE * size:
+        if size is not None and total / 1e9 > USABLE_FRACTION * size:
             raise UserError(
                 f"about {total / 1e9:.1f} GB on each device ({listed}) do not fit --gpu_memory {size:g}, a tenth of "
                 f"which libraries need: lower data.micro_batch_size, set model.activation_checkpointing, or choose a "
@@ -178,7 +178,7 @@ class DryRunFit(TrainingCLI):
         return f"disk         a checkpoint takes {size / 1e9:.1f} GB; {free / 1e9:.1f} GB are free for {config.run}"
 
     def _checkpoint(self, config: Namespace) -> str:
-        path = starting_point("fit", config)
+        path = resolve_checkpoint("fit", config)
         if path is None and config.model.initial_weights:
             path = find_checkpoint(config.model.initial_weights)
         if path is None:

@@ -16,11 +16,11 @@ from mm_lightning.checkpoint.run_folder import RunFolder
 from mm_lightning.outputs import append
 
 _NUMBERS = itertools.count()  # of the event files of this process
-MOST_WAITING = 1 << 26
+MAX_BUFFERED_BYTES = 1 << 26
 """Bytes of events that wait in memory while they cannot be written; later ones are left out."""
 
 
-class WaitingFile:
+class BufferedFile:
     """The end of a file, in memory until it is flushed and can be written.
 
     Args:
@@ -37,7 +37,7 @@ class WaitingFile:
 
     def write(self, data: bytes) -> None:
         """Add a record."""
-        if self._size + len(data) <= MOST_WAITING:
+        if self._size + len(data) <= MAX_BUFFERED_BYTES:
             self._waiting.append(data)
             self._size += len(data)
 
@@ -73,7 +73,7 @@ class EventWriter:
 
         name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_NUMBERS)}"
         self._folder, self._flush_secs, self._flushed = folder, flush_secs, time.monotonic()
-        self._records = RecordWriter(WaitingFile(run, folder / name))
+        self._records = RecordWriter(BufferedFile(run, folder / name))
         self.add_event(Event(wall_time=time.time(), file_version="brain.Event:2"))
         self.flush()
 

@@ -14,9 +14,8 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from mm_lightning.checkpoint.run_folder import RunFolder, tensorboard_folder
 from mm_lightning.console import clock, say
-from mm_lightning.outputs import write_text
-from mm_lightning.side_files import append_lines, read_lines
-from mm_lightning.training.hparams import SETTINGS, write_settings
+from mm_lightning.side_files import append_lines, read_lines, write_lines
+from mm_lightning.training.tensorboard_hparams import RUN_HPARAMS, write_run_hparams
 
 
 class MetricsFile(Logger):
@@ -57,7 +56,7 @@ class MetricsFile(Logger):
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """Settings are in config.yaml."""
 
-    def forget_after(self, step: int) -> None:
+    def drop_later_steps(self, step: int) -> None:
         """Drop the lines of later steps, and one that a kill has cut off."""
         path = self.folder.path / "metrics.jsonl"
         self.logged = set()
@@ -65,32 +64,31 @@ class MetricsFile(Logger):
             return
         lines = [line for line in read_lines(path, "step") if line["step"] <= step]
         self.logged = {name for line in lines if line["step"] == step for name in line}
-        text = "".join(json.dumps(line) + "\n" for line in lines)
         later = "of a step that appears twice the later line counts"
-        self.folder.write(path, lambda: write_text(path, text, exact=True), later)
+        self.folder.write(path, lambda: write_lines(path, lines, exact=True), later)
 
 
-def forget_after(trainer: Trainer, step: int) -> None:
+def drop_later_steps(trainer: Trainer, step: int) -> None:
     """Drop what the run's own loggers have of steps after this one, which the run goes back to."""
     for logger in trainer.loggers:
         if isinstance(logger, MetricsFile | TensorBoard):
-            logger.forget_after(step)
+            logger.drop_later_steps(step)
 
 
-LATER = ("epoch", "evaluation", "memory", "retrieval_profile", "samples")
+WATCH_GROUPS = ("epoch", "evaluation", "memory", "retrieval_profile", "samples")
 """Groups of tags that come before `train` in the alphabet."""
 
 
-def board_tag(name: str) -> str:
+def tensorboard_tag(name: str) -> str:
     """Return the TensorBoard tag of a metric or figure: `watch_memory/long/alpha` of `memory/long/alpha`.
 
     TensorBoard sorts groups of cards by their names and opens the first two, which are thus `train` and `validation`.
     """
-    return f"watch_{name}" if name.split("/")[0] in LATER else name
+    return f"watch_{name}" if name.split("/")[0] in WATCH_GROUPS else name
 
 
 class TensorBoard(TensorBoardLogger):
-    """TensorBoard files in the run folder, with tags of :func:`board_tag`.
+    """TensorBoard files in the run folder, with tags of :func:`tensorboard_tag`.
 
     What cannot be written waits, as lines of metrics.jsonl do.
     """
@@ -121,16 +119,16 @@ class TensorBoard(TensorBoardLogger):
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Write a point of each metric's curve."""
-        super().log_metrics({board_tag(name): value for name, value in metrics.items()}, step)
+        super().log_metrics({tensorboard_tag(name): value for name, value in metrics.items()}, step)
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         """Write a run's settings for the HPARAMS tab."""
         folder, values = Path(self.log_dir), dict(params)
-        self.folder.write(folder / SETTINGS, lambda: write_settings(folder, values), waits=True)
+        self.folder.write(folder / RUN_HPARAMS, lambda: write_run_hparams(folder, values), waits=True)
 
     @rank_zero_only
-    def forget_after(self, step: int) -> None:
+    def drop_later_steps(self, step: int) -> None:
         """Tell TensorBoard to drop what it has read so far of later steps, as SummaryWriter(purge_step=...) does."""
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 

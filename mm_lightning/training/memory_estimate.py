@@ -10,7 +10,7 @@ from mm_lightning.networks import Checkpointing, NetworkConfig
 from mm_lightning.networks.cost import activation_bytes_per_token, parameters
 from mm_lightning.networks.loss import LOGITS
 
-USABLE = 0.9
+USABLE_FRACTION = 0.9
 """A tenth of a GPU's memory is left to what nobody counts: fragmentation, kernels' scratch space, NCCL's buffers."""
 
 
@@ -109,7 +109,7 @@ def count_devices(devices: int | str | list[int]) -> int | None:
     return count
 
 
-def layout_of(config: Any) -> Layout:
+def run_layout(config: Any) -> Layout:
     """How a resolved `mm fit` config spreads its run.
 
     Raises:

@@ -9,13 +9,13 @@ from typing import Any
 from jsonargparse import Namespace
 
 from mm_lightning.errors import UserError
-from mm_lightning.training.config_files import ConfigFile, leaves
+from mm_lightning.training.config_files import ConfigFile, flatten_config
 from mm_lightning.yaml_text import load_yaml
 
 MAKERS = ("prepare", "regbench", "facts")
 
 
-def keep_own_preparation(data: Namespace, files: Sequence[ConfigFile], options: Sequence[str]) -> None:
+def drop_other_preparation(data: Namespace, files: Sequence[ConfigFile], options: Sequence[str]) -> None:
     """Set `data.prepare`, `data.regbench` and `data.facts` to null where they belong to another `data.path`.
 
     A preparation belongs to the path of its own config file. Where a later file or an option names another path, it
@@ -31,7 +31,7 @@ def keep_own_preparation(data: Namespace, files: Sequence[ConfigFile], options: 
     """
     keys: set[str] = set()  # those that belong to the path that was named last
     path = None
-    for layer in [*(dict(leaves(file.values.get("data"), "data")) for file in files), _typed(options)]:
+    for layer in [*(dict(flatten_config(file.values.get("data"), "data")) for file in files), _typed(options)]:
         named = _expanded(layer.get("data.path"))
         if named is not None:
             keys, path = (keys if path in (None, named) else set()), named
@@ -55,7 +55,7 @@ def _typed(options: Sequence[str]) -> dict[str, Any]:
     for option, following in zip(options, [*options, ""][1:], strict=True):
         name, equals, value = option.partition("=")
         if name == "--data" or name.startswith("--data."):
-            layer |= leaves(_plain(value if equals else following), name.removeprefix("--"))
+            layer |= flatten_config(_plain(value if equals else following), name.removeprefix("--"))
     return layer
 
 

@@ -22,10 +22,10 @@ from mm_lightning.outputs import write_json
 from mm_lightning.redaction import redact_values
 from mm_lightning.side_files import read_object, write_config
 from mm_lightning.training.accumulation import served
-from mm_lightning.training.bad_steps import RETURNS, configured_place, note_resume, place
-from mm_lightning.training.hparams import settings
-from mm_lightning.training.loggers import forget_after
+from mm_lightning.training.data_order import ROLLBACKS, configured_data_order, data_order_settings, record_resume
+from mm_lightning.training.loggers import drop_later_steps
 from mm_lightning.training.resume import nothing_to_do
+from mm_lightning.training.tensorboard_hparams import hyperparameters
 from mm_lightning.yaml_text import load_yaml
 
 
@@ -61,7 +61,7 @@ class RecordRun(Callback):
         config = redact_values(load_yaml(self.config, "the config"))
         self.folder.write(path / "config.yaml", lambda: write_config(path / "config.yaml", config), waits=True)
         for logger in trainer.loggers:
-            logger.log_hyperparams(settings(config))
+            logger.log_hyperparams(hyperparameters(config))
         last = read_object(path / "environment.json")
         past = [*last.pop("earlier", []), last] if last else []
         sets = trainer.datamodule.sets
@@ -122,7 +122,7 @@ class RecordRun(Callback):
         if self.folder.resumed and trainer.is_global_zero:
             self._note_order(trainer)
             self._write(trainer, trainer.global_step)
-            forget_after(trainer, trainer.global_step)
+            drop_later_steps(trainer, trainer.global_step)
 
     def on_train_batch_end(self, *args: Any) -> None:
         """Mark the folder as one in which steps were trained."""
@@ -134,22 +134,22 @@ class RecordRun(Callback):
         if first is None:
             return
         try:
-            was = configured_place(run)
+            was = configured_data_order(run)
         except (UserError, OSError, KeyError, TypeError, ValueError):  # not needed to resume
             was = None
-        now = place(data.weights, data.context_length, data.global_batch_size, data.seed)
-        note = partial(note_resume, run, trainer.global_step, first, was, now)
-        self.folder.write(run / RETURNS, note, waits=True)
+        now = data_order_settings(data.weights, data.context_length, data.global_batch_size, data.seed)
+        note = partial(record_resume, run, trainer.global_step, first, was, now)
+        self.folder.write(run / ROLLBACKS, note, waits=True)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Says where an interrupted run can go on."""
         if not isinstance(exception, KeyboardInterrupt):
             return
         try:
-            place = f"--resume goes on from {find_checkpoint(self.folder.path)}"
+            advice = f"--resume goes on from {find_checkpoint(self.folder.path)}"
         except UserError:
-            place = "nothing was saved yet (every_n_steps of Checkpoints says how often it is)"
-        say(f"interrupted after step {trainer.global_step}: {place}")
+            advice = "nothing was saved yet (every_n_steps of Checkpoints says how often it is)"
+        say(f"interrupted after step {trainer.global_step}: {advice}")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Mark the run as finished.

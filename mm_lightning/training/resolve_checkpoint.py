@@ -24,7 +24,7 @@ from mm_lightning.errors import UserError
 from mm_lightning.training.lightning_internals import is_first_process
 
 
-def starting_point(command: str, config: Namespace, found: Path | None = None) -> Path | None:
+def resolve_checkpoint(command: str, config: Namespace, found: Path | None = None) -> Path | None:
     """Return the checkpoint that a config means; None to begin with new weights.
 
     A config that fine-tunes a checkpoint by --ckpt_path gets it as `model.initial_weights`.
@@ -66,7 +66,7 @@ def starting_point(command: str, config: Namespace, found: Path | None = None) -
     return path
 
 
-def take_over(folder: RunFolder, checkpoint: Path) -> None:
+def claim_run_folder(folder: RunFolder, checkpoint: Path) -> None:
     """Makes a run's folder this process's own, and removes what cut-off saves have left beside its checkpoint.
 
     Raises:

@@ -6,7 +6,7 @@ import logging
 import os
 import warnings
 
-NOISE = (
+SILENCED_MESSAGES = (
     r".*given buffer is not writable.*",
     r".*does not have many workers.*",
     r".*IterableDataset. has `__len__` defined.*",
@@ -22,7 +22,7 @@ NOISE = (
 def silence_warnings() -> None:
     """Silences it."""
     warnings.filterwarnings("ignore", category=FutureWarning)
-    for message in NOISE:
+    for message in SILENCED_MESSAGES:
         warnings.filterwarnings("ignore", message=message)
     for name in ("lightning.pytorch", "lightning.fabric", "lightning_utilities"):
         logging.getLogger(name).setLevel(logging.WARNING)

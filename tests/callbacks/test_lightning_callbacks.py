@@ -17,7 +17,7 @@ from lightning.pytorch import Callback, callbacks
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from runs import metrics
 
-from mm_lightning.callbacks.lightning_callbacks import ABSTRACT, REFUSED, check_averaging, check_state
+from mm_lightning.callbacks.lightning_callbacks import BASE_CLASSES, REFUSED, check_averaging, check_callback_state
 from mm_lightning.checkpoint.run_folder import RunFolder
 from mm_lightning.cli import main
 from mm_lightning.errors import UserError
@@ -55,8 +55,8 @@ def test_each_works_or_is_refused(name, tiny, tmp_path, capsys):
     status = main(["fit", "--config", str(tiny), "--config", str(overlay), *args])
     error = capsys.readouterr().err
     kind = getattr(callbacks, name)
-    if kind in REFUSED or kind in ABSTRACT:
-        assert ROWS[name] == ("base class" if kind in ABSTRACT else "refused")
+    if kind in REFUSED or kind in BASE_CLASSES:
+        assert ROWS[name] == ("base class" if kind in BASE_CLASSES else "refused")
         assert (status, error.count("\n")) == (2, 1), error
         assert f"trainer.callbacks: {name}" in error
         assert not (tmp_path / "run").exists()
@@ -192,13 +192,13 @@ class Remembers(Callback):
 
 @pytest.mark.parametrize("state", [{}, {"seen": [1, 2.0, "x", None, torch.ones(2)], "nested": {"a": (True,)}}])
 def test_plain_state_of_a_callback_is_kept(state):
-    check_state(Remembers(state))
+    check_callback_state(Remembers(state))
 
 
 @pytest.mark.parametrize("value", [lambda: 1, threading.Lock(), Callback, [{"a": (object(),)}]])
 def test_state_that_no_resume_would_read_is_refused_before_the_first_step(value):
     with pytest.raises(UserError, match="the state_dict of Remembers holds a value of type"):
-        check_state(Remembers({"value": value}))
+        check_callback_state(Remembers({"value": value}))
 
 
 class Late(Callback):

@@ -17,7 +17,7 @@ from mm_lightning.cli import main
 from mm_lightning.data.tokenizer import load_tokenizer
 from mm_lightning.evaluation.origin import origin
 from mm_lightning.experiments.read_study import read_study
-from mm_lightning.training.bad_steps import note_place, note_resume, place_of_step
+from mm_lightning.training.data_order import data_order_at, record_resume, record_rollback
 
 OTHER = ["--data.global_batch_size", "12", "--data.micro_batch_size", "2", "--data.context_length", "16"]
 """192 tokens a step in 6 accumulated batches, where the tiny run has 256 in 2."""
@@ -122,18 +122,18 @@ def test_tokens_between_counts_and_behind_them():
 def test_the_order_of_steps_is_noted_where_a_resume_changes_it(tmp_path):
     one = {"data": {"a": 1}, "context_length": 8, "global_batch_size": 10, "seed": 1}
     two, three = {**one, "global_batch_size": 4}, {**one, "seed": 2}
-    note_resume(tmp_path, 3, 30, one, one)  # nothing changes, nothing is written
+    record_resume(tmp_path, 3, 30, one, one)  # nothing changes, nothing is written
     assert not list(tmp_path.iterdir())
-    note_place(tmp_path, 2, 40, one, left=4)  # went back from step 4
-    note_resume(tmp_path, 5, 70, one, two)
-    note_resume(tmp_path, 7, 78, two, three)
-    firsts = [place_of_step(tmp_path, step, three) for step in range(1, 10)]
+    record_rollback(tmp_path, 2, 40, one, left=4)  # went back from step 4
+    record_resume(tmp_path, 5, 70, one, two)
+    record_resume(tmp_path, 7, 78, two, three)
+    firsts = [data_order_at(tmp_path, step, three) for step in range(1, 10)]
     assert [about["first"] for about in firsts] == [0, 10, 40, 50, 60, 70, 74, 78, 88]
     places = [{name: value for name, value in about.items() if name != "first"} for about in firsts]
     assert places == [one] * 5 + [two] * 2 + [three] * 2
     with open(tmp_path / "rollbacks.jsonl", "a") as file:
         file.write('{"step": 8, "fir')  # a process was killed
-    assert place_of_step(tmp_path, 9, three)["first"] == 88
+    assert data_order_at(tmp_path, 9, three)["first"] == 88
     # an older checkpoint is gone on with: what was noted of later steps is not true any more
-    note_resume(tmp_path, 1, 10, three, one)
-    assert [place_of_step(tmp_path, step, one)["first"] for step in (1, 2, 3, 9)] == [0, 10, 20, 80]
+    record_resume(tmp_path, 1, 10, three, one)
+    assert [data_order_at(tmp_path, step, one)["first"] for step in (1, 2, 3, 9)] == [0, 10, 20, 80]

@@ -17,7 +17,7 @@ from mm_lightning.experiments.read_study import read_study
 from mm_lightning.experiments.report import write_report
 from mm_lightning.experiments.statistics import paired_difference, summarise
 from mm_lightning.experiments.tables import table
-from mm_lightning.training.hparams import write_settings
+from mm_lightning.training.tensorboard_hparams import write_run_hparams
 
 
 def run(variant, seed, losses, **more):
@@ -325,7 +325,7 @@ def test_hparams_read_back(tmp_path, no_figures):
     write_report(sweep)
     folder = sweep / "v2/seed-7/0"
     metrics = {"validation/loss": 2.25}
-    write_settings(folder, {"model.learning_rate": 1.0})  # a resumed run, of which a report has said more
+    write_run_hparams(folder, {"model.learning_rate": 1.0})  # a resumed run, of which a report has said more
     assert len(list(folder.glob("events*"))) == 1
     write_hparams(folder, {"bandwidth": "adaptive", "seed": 7, "parameters": 1000, "delay": [1, 2]}, metrics)
     assert len(list(folder.glob("events*"))) == 1

@@ -9,8 +9,8 @@ import yaml
 from mm_lightning.cli import main
 from mm_lightning.errors import UserError
 from mm_lightning.networks import MemoryMosaicConfig
-from mm_lightning.training.config_files import SECRETS, hand_on_secrets, read_chain, split_configs
-from mm_lightning.training.parsing import parse_fit
+from mm_lightning.training.config_files import SECRETS_VARIABLE, export_secrets, read_chain, split_configs
+from mm_lightning.training.parse_fit import parse_fit
 from mm_lightning.yaml_text import write_yaml
 
 
@@ -106,11 +106,11 @@ def test_a_sweeps_runs_get_the_secrets_that_their_configs_hide(tmp_path, monkeyp
     assert not {"pa55", "k3y"} & set(re.findall(r"\w+", file.read_text()))
     hidden = read_chain(file)[0].values
     assert hidden["data"]["prepare"]["sources"] == ["http://***@h/x", "b"]
-    monkeypatch.setenv(SECRETS, "{}")
-    hand_on_secrets([config, config])
+    monkeypatch.setenv(SECRETS_VARIABLE, "{}")
+    export_secrets([config, config])
     assert read_chain(file)[0].values == config
     file.write_text("data: {path: d, prepare: {sources: [a]}}\n")  # nothing is hidden there
     assert read_chain(file)[0].values["data"]["prepare"]["sources"] == ["a"]
     other = {"data": {"prepare": {"sources": ["http://me:0ther@h/x", "b"]}}}
     with pytest.raises(UserError, match=r"the runs differ in data\.prepare\.sources, which holds a secret"):
-        hand_on_secrets([config, other])
+        export_secrets([config, other])

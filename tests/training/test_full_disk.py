@@ -20,7 +20,7 @@ from mm_lightning.checkpoint.run_folder import RunFolder
 from mm_lightning.cli import main
 from mm_lightning.errors import UserError
 from mm_lightning.outputs import append, write_text
-from mm_lightning.training.bad_steps import FOLDER
+from mm_lightning.training.data_order import BAD_STEPS
 from mm_lightning.training.loggers import TensorBoard
 from mm_lightning.training.module import LanguageModule
 
@@ -118,12 +118,12 @@ def test_a_disk_that_is_full_for_a_while(tiny, monkeypatch, capsys, disk):
     at_steps(monkeypatch, {3: lambda: fill(disk), 6: (disk / "ballast").unlink}, bad=(4, 7))
     assert main(["fit", "--config", str(tiny), "--run", str(disk / "run")]) == 0
     run, said = disk / "run" / "0", capsys.readouterr().out
-    for thing in ("metrics.jsonl", "checkpoints", "events.out", f"{FOLDER}/step=4", "evaluations/step=4"):
+    for thing in ("metrics.jsonl", "checkpoints", "events.out", f"{BAD_STEPS}/step=4", "evaluations/step=4"):
         assert times(said, thing) == 1, thing
-    assert times(said, "evaluations/step=6") == times(said, f"{FOLDER}/step=7") == 0
+    assert times(said, "evaluations/step=6") == times(said, f"{BAD_STEPS}/step=7") == 0
     whole_run(run)
     assert "its batch could not be kept" in said
-    assert [path.parent.name for path in (run / FOLDER).glob("*/step.json")] == ["step=7"]
+    assert [path.parent.name for path in (run / BAD_STEPS).glob("*/step.json")] == ["step=7"]
     kept = sorted(path.parts[-3] for path in (run / "evaluations").glob("*/*/results.json"))
     assert kept == ["step=2", "step=8"]
     assert main(["data", "show", str(run)]) == 0

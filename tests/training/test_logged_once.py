@@ -9,7 +9,7 @@ from resuming import Killed
 
 from mm_lightning.checkpoint.run_folder import RunFolder, tensorboard_folder
 from mm_lightning.cli import main
-from mm_lightning.training.loggers import MetricsFile, board_tag
+from mm_lightning.training.loggers import MetricsFile, tensorboard_tag
 
 
 def tensorboard(folder) -> dict[str, list[int]]:
@@ -44,10 +44,10 @@ def test_two_kills(tiny, tmp_path):
     logged = tensorboard(folder)
     every, thirds = list(range(1, 13)), [3, 6, 9, 12]
     assert logged["train/loss"] == every
-    assert logged[board_tag("train/gradient_norm")] == every
+    assert logged[tensorboard_tag("train/gradient_norm")] == every
     assert logged["validation/loss"] == thirds
     assert next(steps for tag, steps in logged.items() if "samples" in tag) == thirds
-    assert logged[board_tag("memory/long/alpha")] == [0, *thirds]
+    assert logged[tensorboard_tag("memory/long/alpha")] == [0, *thirds]
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     count = Counter((line["step"], name) for line in lines for name in line)
     assert {n for (_, name), n in count.items() if name != "step"} == {1}
@@ -61,6 +61,6 @@ def test_lines_of_later_steps_and_half_lines_are_dropped(tmp_path):
     text = "".join(json.dumps(line) + "\n" for line in lines)
     file.write_text(text + '{"step": 5, "d": 3')
     logger = MetricsFile(RunFolder(tmp_path, tmp_path))
-    logger.forget_after(5)
+    logger.drop_later_steps(5)
     assert file.read_text() == "".join(text.splitlines(keepends=True)[:3])
     assert logger.logged == {"step", "b", "c"}

@@ -13,8 +13,8 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from mm_lightning.callbacks import RetrievalProfile, Samples
 from mm_lightning.checkpoint.run_folder import RunFolder
 from mm_lightning.cli import main
-from mm_lightning.training.hparams import SETTINGS, settings
-from mm_lightning.training.loggers import TensorBoard, board_tag
+from mm_lightning.training.loggers import TensorBoard, tensorboard_tag
+from mm_lightning.training.tensorboard_hparams import RUN_HPARAMS, hyperparameters
 
 CSV = {"class_path": "CSVLogger", "init_args": {"save_dir": "csv"}}
 
@@ -22,10 +22,10 @@ CSV = {"class_path": "CSVLogger", "init_args": {"save_dir": "csv"}}
 def test_the_loss_comes_first():
     names = ["memory/long/alpha", "evaluation/qa_1/accuracy", "samples", "epoch", "retrieval_profile/long"]
     names += ["validation/loss", "train/loss"]
-    groups = sorted(board_tag(name).split("/")[0] for name in names)
+    groups = sorted(tensorboard_tag(name).split("/")[0] for name in names)
     assert groups[:2] == ["train", "validation"]
     assert all(group.startswith("watch_") for group in groups[2:])
-    assert board_tag("mine/metric") == "mine/metric"
+    assert tensorboard_tag("mine/metric") == "mine/metric"
 
 
 def test_several_samples_write_tags_of_their_own():
@@ -44,7 +44,7 @@ def test_files_of_earlier_versions_go_on_where_they_are(tmp_path):
 def test_settings_have_the_names_that_are_typed():
     network = {"class_path": "mm.MemoryMosaicConfig", "init_args": {"dim": 16, "levels": ["long"]}}
     config = {"model": {"network": network, "initial_weights": None}, "trainer": {"max_steps": 3, "logger": None}}
-    assert settings({"run": "runs/x", "seed_everything": 7, **config}) == {
+    assert hyperparameters({"run": "runs/x", "seed_everything": 7, **config}) == {
         "seed_everything": 7,
         "model.network": "mm.MemoryMosaicConfig",
         "model.network.dim": 16,
@@ -73,7 +73,7 @@ def test_a_plain_fit_without_other_loggers(tiny, tmp_path):
     """`false` takes none of ours away; TensorBoard names the run by its folder and knows its settings."""
     args = ["--trainer.max_steps", "2", "--trainer.logger", "false"]
     assert main(["fit", "--config", str(tiny), *args]) == 0
-    assert (tmp_path / "run" / "0" / SETTINGS).is_file()
+    assert (tmp_path / "run" / "0" / RUN_HPARAMS).is_file()
     assert list(metrics(tmp_path / "run" / "0")) == [1, 2]
     board = EventMultiplexer().AddRunsFromDirectory(str(tmp_path / "run")).Reload()
     assert list(board.Runs()) == ["0"]

@@ -7,7 +7,7 @@ import pytest
 
 from mm_lightning.cli import main
 from mm_lightning.errors import UserError
-from mm_lightning.training.parsing import parse_fit
+from mm_lightning.training.parse_fit import parse_fit
 
 QUICKSTART = ["--config", "configs/quickstart.yaml"]
 SOURCES = ["--data.prepare.sources", "[python-stdlib]"]

@@ -122,7 +122,7 @@ def test_decay_is_of_matrices_alone(tiny, tmp_path, monkeypatch):
     weight, moment = found["embedding.weight"]
     unseen = moment.abs().sum(1) == 0
     assert unseen.any()
-    from mm_lightning.training.parsing import parse_fit
+    from mm_lightning.training.parse_fit import parse_fit
 
     with torch.random.fork_rng():
         torch.manual_seed(1)

@@ -58,7 +58,7 @@ def setup(config: str | list[str] | None, otherwise: dict[str, Any], **given: An
     """
     values, network, fit = dict(otherwise), None, None
     if config is not None:
-        from mm_lightning.training.parsing import parse_fit
+        from mm_lightning.training.parse_fit import parse_fit
 
         paths = [config] if isinstance(config, str) else config
         fit = parse_fit([word for path in paths for word in ("--config", path)])

@@ -99,7 +99,7 @@ def check_prepared(paths: list[str]) -> None:
         UserError: it would.
     """
     from mm_lightning.data import mixture
-    from mm_lightning.training.parsing import parse_fit
+    from mm_lightning.training.parse_fit import parse_fit
 
     fit = parse_fit([word for path in paths for word in ("--config", path)])
     try:

@@ -9,22 +9,31 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mm_lightning.training.config_files import leaves
+from mm_lightning.training.config_files import flatten_config
 
 # TensorBoard believes the first file that says what a run's settings are, and some versions read files in the order of
 # their names and wait at the last one, so that the curves of a running training must come last.
-SETTINGS = "events.out.tfevents.0.hparams"
+RUN_HPARAMS = "events.out.tfevents.0.hparams"
 """The event file that `mm fit` writes when it starts."""
-REPORTED = "events.out.tfevents.hparams"
+REPORT_HPARAMS = "events.out.tfevents.hparams"
 """The event file that `mm report` puts in its place, with the axes of a sweep."""
 
-COLUMNS = ("validation/loss", "validation/perplexity", "validation/bits_per_byte", "train/loss")
+METRICS = ("validation/loss", "validation/perplexity", "validation/bits_per_byte", "train/loss")
 """Metrics of `mm fit` that are columns of the tab."""
-TRAINER = ("max_steps", "max_epochs", "max_time", "precision", "strategy", "devices", "num_nodes", "gradient_clip_val")
+TRAINER_OPTIONS = (
+    "max_steps",
+    "max_epochs",
+    "max_time",
+    "precision",
+    "strategy",
+    "devices",
+    "num_nodes",
+    "gradient_clip_val",
+)
 """Options of the trainer that are settings of an experiment; the others say where things go and what watches."""
 
 
-def settings(values: dict[str, Any]) -> dict[str, Any]:
+def hyperparameters(values: dict[str, Any]) -> dict[str, Any]:
     """Return the hyper-parameters of a run by dotted name: everything of the model and the data, some of the trainer.
 
     Args:
@@ -32,11 +41,13 @@ def settings(values: dict[str, Any]) -> dict[str, Any]:
     """
     trainer = values.get("trainer") or {}
     chosen = {key: values[key] for key in ("seed_everything", "model", "data") if key in values}
-    chosen["trainer"] = {key: trainer.get(key) for key in TRAINER}
-    return {re.sub(r"\.(class_path|init_args)\b", "", n): value for n, value in leaves(chosen) if value is not None}
+    chosen["trainer"] = {key: trainer.get(key) for key in TRAINER_OPTIONS}
+    return {
+        re.sub(r"\.(class_path|init_args)\b", "", n): value for n, value in flatten_config(chosen) if value is not None
+    }
 
 
-def write_settings(folder: Path, values: Mapping[str, Any]) -> None:
+def write_run_hparams(folder: Path, values: Mapping[str, Any]) -> None:
     """Write a run's settings where TensorBoard shows them, unless a report has said more of the run.
 
     Args:
@@ -46,8 +57,8 @@ def write_settings(folder: Path, values: Mapping[str, Any]) -> None:
     Raises:
         OSError: they cannot be written.
     """
-    if not (folder / REPORTED).exists():
-        write_hparams_file(folder / SETTINGS, values, dict.fromkeys(COLUMNS))
+    if not (folder / REPORT_HPARAMS).exists():
+        write_hparams_file(folder / RUN_HPARAMS, values, dict.fromkeys(METRICS))
 
 
 def write_hparams_file(path: Path, values: Mapping[str, Any], metrics: Mapping[str, tuple[int, float] | None]) -> None:

@@ -9,7 +9,7 @@ from runs import metrics
 from mm_lightning.cli import main
 from mm_lightning.errors import UserError
 from mm_lightning.training.config_files import ConfigFile
-from mm_lightning.training.continued_config import given, own_config
+from mm_lightning.training.run_config import option_value, read_run_config
 
 
 def test_a_run_folder_is_all_that_is_named(tiny, tmp_path, capsys):
@@ -51,29 +51,29 @@ def test_a_run_folder_is_all_that_is_named(tiny, tmp_path, capsys):
 def test_secrets_that_are_not_kept_are_asked_for(tmp_path):
     folder = tmp_path / "0"
     checkpoint = folder / "checkpoints" / "step=1.ckpt"
-    assert own_config(checkpoint, [], []) is None
+    assert read_run_config(checkpoint, [], []) is None
     folder.mkdir()
     values = {"run": "old", "data": {"path": "x", "prepare": {"sources": ["s3://***@host/a"]}}}
     (folder / "config.yaml").write_text(yaml.safe_dump(values))
     with pytest.raises(UserError, match=r"keeps no secrets: give data\.prepare\.sources again"):
-        own_config(checkpoint, ["--data.path", "y"], [])
-    own = own_config(checkpoint, ["--data.prepare.sources", "[s3://me:pass@host/a]"], [])
+        read_run_config(checkpoint, ["--data.path", "y"], [])
+    own = read_run_config(checkpoint, ["--data.prepare.sources", "[s3://me:pass@host/a]"], [])
     assert own.values["run"] == str(tmp_path)
-    assert own_config(checkpoint, [], [ConfigFile("x.yaml", {"data": {"prepare": None}})]) is not None
+    assert read_run_config(checkpoint, [], [ConfigFile("x.yaml", {"data": {"prepare": None}})]) is not None
     (tmp_path / "prepared").mkdir()
     (tmp_path / "prepared" / "manifest.json").write_text("{}")
     values["data"]["path"] = str(tmp_path / "prepared")  # where nobody asks the source again
     (folder / "config.yaml").write_text(yaml.safe_dump(values))
-    assert own_config(checkpoint, [], []) is not None
+    assert read_run_config(checkpoint, [], []) is not None
     values["trainer"] = {"logger": {"class_path": "L", "init_args": {"api_key": "***"}}}
     (folder / "config.yaml").write_text(yaml.safe_dump(values))
     with pytest.raises(UserError, match=r"keeps no secrets: give trainer\.logger\.api_key again"):
-        own_config(checkpoint, [], [])
+        read_run_config(checkpoint, [], [])
 
 
 def test_options_that_stand_alone():
-    assert given("resume", ["--resume"]) == ""
-    assert given("resume", ["--resume", "--run", "a"]) == ""
-    assert given("resume", ["--resume", "runs/a", "--run", "a"]) == "runs/a"
-    assert given("resume", ["--resume=runs/a", "--resume=runs/b"]) == "runs/b"
-    assert given("resume", ["--run", "a"]) is None
+    assert option_value("resume", ["--resume"]) == ""
+    assert option_value("resume", ["--resume", "--run", "a"]) == ""
+    assert option_value("resume", ["--resume", "runs/a", "--run", "a"]) == "runs/a"
+    assert option_value("resume", ["--resume=runs/a", "--resume=runs/b"]) == "runs/b"
+    assert option_value("resume", ["--run", "a"]) is None

@@ -13,7 +13,7 @@ from mm_lightning.errors import UserError
 from mm_lightning.ranges import Place, accept
 from mm_lightning.redaction import HIDDEN, redact_values
 from mm_lightning.side_files import pass_over, read_config
-from mm_lightning.training.check_config import differences
+from mm_lightning.training.check_config import config_differences
 from mm_lightning.training.config_files import ConfigFile
 from mm_lightning.training.lightning_internals import is_first_process
 from mm_lightning.training.resume import NAMED_ELSEWHERE
@@ -32,24 +32,26 @@ def continued_checkpoint(command: str, options: Sequence[str], files: Sequence[C
     Raises:
         UserError: no whole checkpoint is there.
     """
-    root = given("run", options) or next((str(f.values["run"]) for f in reversed(files) if "run" in f.values), None)
+    root = option_value("run", options) or next(
+        (str(f.values["run"]) for f in reversed(files) if "run" in f.values), None
+    )
     for name in ("run", "ckpt_path"):
-        if (place := given(name, options)) is not None:
+        if (place := option_value(name, options)) is not None:
             accept(Place, place, f"--{name}")
     if command != "fit":
-        place = given("ckpt_path", options) or given("run", options)
+        place = option_value("ckpt_path", options) or option_value("run", options)
         return find_checkpoint(place) if place and not files else None
-    resume = given("resume", options, alone="true")
+    resume = option_value("resume", options, alone="true")
     if resume is None:
         resume = next((str(f.values["resume"]) for f in reversed(files) if "resume" in f.values), "false")
-    if resume.lower() == "false" or given("ckpt_path", options):
+    if resume.lower() == "false" or option_value("ckpt_path", options):
         return None
     place = accept(Place, resume if resume.lower() != "true" else root or DEFAULT_ROOT, "resume")
     # The first process compares checksums, and its choice is what all of them load.
     return find_checkpoint(place, checksums=is_first_process())
 
 
-def given(name: str, options: Sequence[str], alone: str = "") -> str | None:
+def option_value(name: str, options: Sequence[str], alone: str = "") -> str | None:
     """Return the value of an option, `alone` for one that stands alone; None where it is not given."""
     value = None
     for word, following in zip(options, [*options, "--"][1:], strict=True):
@@ -60,7 +62,7 @@ def given(name: str, options: Sequence[str], alone: str = "") -> str | None:
     return value
 
 
-def own_config(checkpoint: Path, options: Sequence[str], files: Sequence[ConfigFile]) -> ConfigFile | None:
+def read_run_config(checkpoint: Path, options: Sequence[str], files: Sequence[ConfigFile]) -> ConfigFile | None:
     """Return the config.yaml of the run that a checkpoint is of, as a file to be read first; None if there is none.
 
     Args:
@@ -91,7 +93,7 @@ def own_config(checkpoint: Path, options: Sequence[str], files: Sequence[ConfigF
     for section, content in values.items():
         if HIDDEN not in json.dumps(content, default=str):
             continue
-        for key in hidden(content, section):
+        for key in hidden_keys(content, section):
             given_again = any(key.startswith(name) for name in named) or any(section in f.values for f in files)
             if not given_again and not (key.startswith("data.prepare.") and _is_prepared(values)):
                 raise UserError(f"{path} keeps no secrets: give {key} again, as in --{key} VALUE")
@@ -104,14 +106,14 @@ def _is_prepared(values: dict[str, Any]) -> bool:
     return isinstance(path, str) and (Path(path).expanduser() / FILE).is_file()
 
 
-def hidden(content: Any, name: str) -> list[str]:
+def hidden_keys(content: Any, name: str) -> list[str]:
     """Return the dotted names of values in which a secret is hidden."""
     if isinstance(content, dict):
-        return [inner for key, value in content.items() for inner in hidden(value, f"{name}.{key}")]
+        return [inner for key, value in content.items() for inner in hidden_keys(value, f"{name}.{key}")]
     return [name.replace(".init_args", "")] if HIDDEN in json.dumps(content, default=str) else []
 
 
-def overrides(own: ConfigFile, config: str) -> list[str]:
+def overridden_settings(own: ConfigFile, config: str) -> list[str]:
     """Return what is set otherwise than in a run's own configuration, each with both values, as far as they are short.
 
     Args:
@@ -119,7 +121,7 @@ def overrides(own: ConfigFile, config: str) -> list[str]:
         config: this command's, as YAML.
     """
     changes = []
-    for name, (was, now) in differences(
+    for name, (was, now) in config_differences(
         redact_values(own.values), redact_values(load_yaml(config, "the config"))
     ).items():
         both = f"{name} {now} instead of {was}"

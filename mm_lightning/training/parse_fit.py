@@ -15,7 +15,7 @@ from mm_lightning.training.cli import TrainingCLI, prepare
 from mm_lightning.yaml_text import load_yaml
 
 
-class ParsedFit(TrainingCLI):
+class FitParser(TrainingCLI):
     """An `mm fit` command line that is read but not run."""
 
     def _continued_checkpoint(self) -> Path | None:
@@ -26,13 +26,13 @@ class ParsedFit(TrainingCLI):
     def instantiate_classes(self) -> None:
         """Builds the dimensions of the network, nothing else."""
         self.resolved = self.resolved_config()
-        self.config.fit.model.network = network_of(self.config.fit)
+        self.config.fit.model.network = network_config_of(self.config.fit)
 
     def _run_subcommand(self, subcommand: str) -> None:
         pass
 
 
-def network_of(config: Namespace) -> NetworkConfig:
+def network_config_of(config: Namespace) -> NetworkConfig:
     """The dimensions of the network that a parsed config names."""
     network = config.model.network
     module, name = network.class_path.rsplit(".", 1)
@@ -55,5 +55,5 @@ def resolve_fit(args: list[str]) -> tuple[Namespace, dict[str, Any]]:
         UserError: for any mistake of the user's.
     """
     prepare()
-    parsed = ParsedFit("fit", args)
+    parsed = FitParser("fit", args)
     return parsed.config.fit, load_yaml(parsed.resolved, "the config")
