@@ -101,7 +101,7 @@ def test_the_recipe_is_the_papers(name):
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_shrunken_copy_trains_a_step(name, shrink, capsys):
-    overlay, folder = shrink("transformer" in name, name if name in ("facts", "regbench") else None)
+    overlay, folder = shrink(name, "transformer" in name)
     assert main(["fit", "--config", str(FOLDER / f"{name}.yaml"), "--config", overlay]) == 0
     assert (folder / "0" / "checkpoints" / "step=1.ckpt").is_file()
     assert "step 1/1  loss" in capsys.readouterr().out
@@ -146,7 +146,7 @@ def test_an_ablation_changes_what_it_says(name):
 
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_an_ablation_trains_validates_and_generates(name, shrink, capsys):
-    overlay, folder = shrink("transformer" in name)
+    overlay, folder = shrink("quickstart", "transformer" in name)
     configs = ["--config", str(FOLDER / "quickstart.yaml")]
     configs += ["--config", str(FOLDER / "ablations" / f"{name}.yaml"), "--config", overlay]
     # Twice, the second time from the checkpoint of one step.
@@ -161,7 +161,7 @@ def test_a_level_removed_after_training(shrink, capsys):
     """`levels: [short]` at evaluation equals the trained network with the long-term memory's answers set to 0."""
     from mm_lightning.checkpoint import find_checkpoint, load_network, load_weights
 
-    overlay, folder = shrink(False)
+    overlay, folder = shrink("quickstart", False)
     configs = ["--config", str(FOLDER / "quickstart.yaml"), "--config", overlay]
     assert main(["fit", *configs]) == 0
     removed = str(FOLDER / "ablations" / "levels_short.yaml")
@@ -181,15 +181,21 @@ def test_a_level_removed_after_training(shrink, capsys):
     assert torch.allclose(short(tokens), whole(tokens), atol=1e-6)
 
 
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    """A folder of texts, and beside it those for the data that the first run of a config prepares of them."""
+    text = tmp_path_factory.mktemp("shrunken") / "text"
+    text.mkdir()
+    for n in range(12):
+        (text / f"{n}.txt").write_text(" ".join(str(k * (n + 2)) for k in range(80)))
+    return text
+
+
 @pytest.fixture
-def shrink(tmp_path):
+def shrink(tmp_path, sources):
     """Writes an overlay that makes any config small, with data to be prepared: (its path, the run folder's root)."""
 
-    def shrink(transformer: bool, generated: str | None = None):
-        text = tmp_path / "text"
-        text.mkdir(exist_ok=True)
-        for n in range(12):
-            (text / f"{n}.txt").write_text(" ".join(str(k * (n + 2)) for k in range(80)))
+    def shrink(name: str, transformer: bool):
         small = {"layers": 1, "dim": 16, "heads": 2, "persistent_dim": 16, "vocab_size": 258}
         if not transformer:
             small |= {"short_term_window": 8, "long_term_delay": [2, 4], "inference_delay": 2, "persistent_slots": 8}
@@ -207,19 +213,19 @@ def shrink(tmp_path):
             },
             "model": {"network": {"init_args": small}, "initial_weights": None},
             "data": {
-                "path": str(tmp_path / "data"),
+                "path": str(sources.parent / name),
                 "context_length": 16,
                 "global_batch_size": 4,
                 "micro_batch_size": 2,
                 "num_workers": 0,
                 "validation_sequences": 2,
-                "prepare": {"sources": [str(text)], "tokenizer": "bytes", "validation_fraction": 0.3, "workers": 1},
+                "prepare": {"sources": [str(sources)], "tokenizer": "bytes", "validation_fraction": 0.3, "workers": 1},
             },
         }
-        if generated == "regbench":
+        if name == "regbench":
             data = {"context_length": 960, "prepare": None, "regbench": {"train_sequences": 12, "test_sequences": 6}}
             values["data"] |= data
-        elif generated == "facts":
+        elif name == "facts":
             data = {"context_length": 128, "prepare": None, "facts": {"documents": 12, "test_documents": 6}}
             values["data"] |= data
         overlay = tmp_path / "shrink.yaml"

@@ -1,6 +1,7 @@
 """Which text is for validation."""
 
 import random
+from collections import Counter
 
 import pytest
 from corpus_samples import make_texts, write_lines
@@ -31,7 +32,7 @@ def size(texts):
 def test_the_share_is_of_the_text_however_many_documents(texts, fraction):
     split, _ = plan_split(texts, fraction)
     training, validation = sides(split, texts)
-    assert sorted("".join(training + validation)) == sorted("".join(texts))
+    assert Counter("".join(training + validation)) == Counter("".join(texts))
     target = max(fraction * size(texts), 1 << 14)
     assert target / 2 <= size(validation) <= 2 * target
     assert (size(texts) - target) / 2 <= size(training) <= 2 * (size(texts) - target)

@@ -11,7 +11,7 @@ from mm_lightning.cli import main
 from mm_lightning.memory.documents import Documents
 from mm_lightning.networks import MemoryMosaicConfig, TransformerConfig, block
 
-SMALL = {"vocab_size": 40, "layers": 10, "dim": 16, "heads": 2, "persistent_dim": 24, "short_term_window": 8}
+SMALL = {"vocab_size": 40, "layers": 4, "dim": 16, "heads": 2, "persistent_dim": 24, "short_term_window": 8}
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def quick(monkeypatch):
 
 
 def losses(config, on: bool, checkpointing: bool) -> list[float]:
-    """Of five steps with other documents and another m each."""
+    """Of three steps with other documents and another m each."""
     torch.manual_seed(0)
     network = config.build()
     network.activation_checkpointing = checkpointing
@@ -37,7 +37,7 @@ def losses(config, on: bool, checkpointing: bool) -> list[float]:
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
     generator = torch.Generator().manual_seed(1)
     found = []
-    for step in range(5):
+    for step in range(3):
         tokens = torch.randint(40, (2, 33), generator=generator)
         documents = Documents.from_starts(torch.rand(2, 32, generator=generator) < 0.1)
         targets = tokens[:, 1:].contiguous()
