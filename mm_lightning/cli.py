@@ -278,9 +278,6 @@ def dispatch(args: Sequence[str]) -> None:
         print(short_help(name, TRAINING[name]))
     elif name in TRAINING:
         rest = ["--help"] if rest in (["--help", "all"], ["-h", "all"]) else rest
-        from mm_lightning.training.lean import import_torchmetrics
-
-        import_torchmetrics()
         from mm_lightning.training.commands import run_training
 
         run_training(name, rest, slurm_job())

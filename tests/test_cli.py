@@ -59,18 +59,6 @@ def test_using_a_network_imports_nothing_of_its_training(tmp_path):
     assert found.stdout.splitlines()[-1:] == ["[]"], found.stderr
 
 
-@pytest.mark.slow
-def test_training_does_not_load_what_only_other_metrics_use():
-    code = (
-        "import sys; from mm_lightning.cli import main; main(['fit']); import torchmetrics;"
-        "sys.exit(len({'transformers', 'torchvision', 'scipy', 'matplotlib'} & set(sys.modules)))"
-    )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
-    code = "import mm_lightning.training.lean as lean; lean.import_torchmetrics(); import scipy.stats, torchmetrics;"
-    code += "print(float(torchmetrics.MeanMetric()(3.0)))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "3.0\n"
-
-
 def test_version(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("mm-lightning ")

@@ -9,7 +9,6 @@ HOMES = {
     "mm_lightning/training/lightning_internals.py",  # Lightning, torch
     "mm_lightning/training/sharding.py",  # DeepSpeed, torch.distributed
     "mm_lightning/data/workers.py",  # torch's data loader; data/ lies below training/
-    "mm_lightning/training/lean.py",  # torchmetrics
     "mm_lightning/options.py",  # argparse, jsonargparse
 }
 ALLOWED = {

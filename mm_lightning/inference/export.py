@@ -115,8 +115,9 @@ def export_command(
     """Write a trained network as a folder that transformers loads.
 
     It holds model.safetensors, config.json, generation_config.json, the tokenizer and a model card (README.md). Where
-    this package is installed, AutoModelForCausalLM.from_pretrained(FOLDER) loads it after `import mm_lightning`; a self
-    contained folder is loaded anywhere by from_pretrained(FOLDER, trust_remote_code=True).
+    this package is installed, AutoModelForCausalLM.from_pretrained(FOLDER) loads it after
+    `import mm_lightning.transformers`; a self-contained folder is loaded anywhere by
+    from_pretrained(FOLDER, trust_remote_code=True).
 
     Args:
         checkpoint: a run folder (its newest whole checkpoint is taken) or a checkpoint.
@@ -167,7 +168,7 @@ def _say(output: Path, network: Network, dtype: str, tokenizer: Any, self_contai
     display(f"{output}: {type(network).__name__}, {parameters:,} parameters in {dtype}, {size:,} bytes")
     if tokenizer is None:
         display("the checkpoint carries no tokenizer: none was written")
-    first, option = ("", ", trust_remote_code=True") if self_contained else ("mm_lightning, ", "")
+    first, option = ("", ", trust_remote_code=True") if self_contained else ("mm_lightning.transformers, ", "")
     load = f"transformers.AutoModelForCausalLM.from_pretrained({str(output)!r}{option})"
     display(f"load it: import {first}transformers; model = {load}")
     display("its README.md names no licence: choose one before you publish it")

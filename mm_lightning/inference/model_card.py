@@ -71,7 +71,7 @@ def model_card(checkpoint: Path, about: dict[str, Any], network: Network, self_c
     config = known_config(run / "config.yaml")
     kind = type(network).__name__
     code = " (the code beside the weights is mm-lightning's, Apache-2.0)" if self_contained else ""
-    load = {"imports": "import mm_lightning", "trust": "", "versions": _versions()}
+    load = {"imports": "import mm_lightning.transformers", "trust": "", "versions": _versions()}
     if self_contained:
         load |= {"imports": "", "trust": ", trust_remote_code=True"}
     sections = {

@@ -22,7 +22,7 @@ from mm_lightning.callbacks.lightning_callbacks import CheckCallbacks, check_ave
 from mm_lightning.checkpoint import check_architecture, fingerprint, run_folder_of, step_of
 from mm_lightning.checkpoint.run_folder import RunFolder
 from mm_lightning.checkpoint.trainer_io import AtomicCheckpointIO
-from mm_lightning.console import say
+from mm_lightning.console import is_first_process, say
 from mm_lightning.data import TextDataModule
 from mm_lightning.errors import UserError
 from mm_lightning.networks import NetworkConfig
@@ -35,7 +35,7 @@ from mm_lightning.training import strategies
 from mm_lightning.training.accumulation import accumulated
 from mm_lightning.training.check_config import changed_settings, check_devices, check_settings, help_types
 from mm_lightning.training.config_files import ConfigFile, explain_parser_error, read_chain, split_configs
-from mm_lightning.training.lightning_internals import is_first_process, parser_of, validation_interval
+from mm_lightning.training.lightning_internals import parser_of, validation_interval
 from mm_lightning.training.loggers import MetricsFile, ProgressLines, TensorBoard
 from mm_lightning.training.module import LanguageModule, check_vocabulary
 from mm_lightning.training.preparation import drop_other_preparation

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -49,11 +48,6 @@ def callbacks_of(trainer: Trainer) -> list[Callback]:
 def log_interval(trainer: Trainer) -> int:
     """Return `trainer.log_every_n_steps`."""
     return getattr(trainer, "log_every_n_steps")  # noqa: B009
-
-
-def is_first_process() -> bool:
-    """Return whether this is the first of the run's processes, before there is a trainer, too."""
-    return getattr(rank_zero_only, "rank") == 0  # noqa: B009
 
 
 def parser_of(cli: LightningCLI, command: str) -> LightningArgumentParser:

@@ -19,9 +19,8 @@ from mm_lightning.checkpoint import (
 from mm_lightning.checkpoint.integrity import DEEPSPEED_TAG
 from mm_lightning.checkpoint.run_folder import RunFolder
 from mm_lightning.checkpoint.weights import is_universal
-from mm_lightning.console import say
+from mm_lightning.console import is_first_process, say
 from mm_lightning.errors import UserError
-from mm_lightning.training.lightning_internals import is_first_process
 
 
 def resolve_checkpoint(command: str, config: Namespace, found: Path | None = None) -> Path | None:

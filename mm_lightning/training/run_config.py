@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mm_lightning.checkpoint import find_checkpoint, run_folder_of
+from mm_lightning.console import is_first_process
 from mm_lightning.data.manifest import FILE
 from mm_lightning.errors import UserError
 from mm_lightning.ranges import Place, accept
@@ -15,7 +16,6 @@ from mm_lightning.redaction import HIDDEN, redact_values
 from mm_lightning.side_files import pass_over, read_config
 from mm_lightning.training.check_config import config_differences
 from mm_lightning.training.config_files import ConfigFile
-from mm_lightning.training.lightning_internals import is_first_process
 from mm_lightning.training.resume import NAMED_ELSEWHERE
 from mm_lightning.yaml_text import load_yaml
 

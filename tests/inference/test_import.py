@@ -14,6 +14,8 @@ from mm_lightning.networks import MemoryMosaicConfig
 
 transformers = pytest.importorskip("transformers")
 
+import mm_lightning.transformers  # noqa: E402, F401
+
 V, L, H, D, S = 17, 2, 2, 4, 5
 LARGEST = math.log(65535)  # exponent of a key
 

@@ -14,6 +14,7 @@ from mm_lightning.networks import MemoryMosaicConfig
 
 transformers = pytest.importorskip("transformers")
 
+import mm_lightning.transformers  # noqa: E402, F401
 from mm_lightning.inference.configuration import MMLightningConfig  # noqa: E402
 from mm_lightning.inference.export_tokenizer import transformers_tokenizer  # noqa: E402
 from mm_lightning.inference.modeling import MMLightningForCausalLM, document_starts  # noqa: E402

@@ -38,7 +38,7 @@ assert transformers.__version__ == version, transformers.__version__
 if any("contained" in folder for folder in folders):
     sys.modules |= dict.fromkeys(["mm_lightning", "numba", "triton"])  # cannot be imported
 else:
-    import mm_lightning
+    import mm_lightning.transformers
 found = {}
 for folder in folders:
     trust = {"trust_remote_code": "contained" in folder}

@@ -12,7 +12,6 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from lightning.pytorch.utilities import rank_zero_only
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.tensorboard import SummaryWriter
 
@@ -58,8 +57,6 @@ def test_attributes_that_type_checkers_do_not_know(trainer):
     assert internals.find_datamodule(trainer) is None
     assert internals.callbacks_of(trainer) == trainer.callbacks
     assert internals.log_interval(trainer) == 50
-    assert rank_zero_only.rank == 0
-    assert internals.is_first_process()
 
 
 def test_accumulation_and_epochs():

@@ -23,10 +23,7 @@ from mm_lightning.ranges import Count, Few, Name, Place, Seed
 
 MM = [sys.executable, "-m", "mm_lightning.cli"]
 
-IMPORTS = (
-    "from mm_lightning.training.lean import import_torchmetrics; import_torchmetrics();"
-    "from mm_lightning.training.cli import prepare; prepare()"
-)
+IMPORTS = "from mm_lightning.training.cli import prepare; prepare()"
 
 PATIENCE = 600.0
 """Seconds until a process is given up."""
