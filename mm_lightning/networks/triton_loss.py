@@ -17,7 +17,7 @@ try:
     import triton
     import triton.language as tl
 except ImportError as error:
-    raise UserError("kernels triton need triton: pip install triton, or choose torch") from error
+    raise UserError("kernels triton need the package triton: pip install triton, or choose torch") from error
 
 COLUMNS = 4096
 """Logits of a token that one step takes."""

@@ -88,7 +88,7 @@ def test_a_loss_on_a_gpu(monkeypatch, kernels):
 
 def test_a_kernel_that_fails_is_not_trusted():
     triton_loss.kernel_mismatch.cache_clear()
-    message = r"fail a small trial on meta in bfloat16 .*: torch computes the loss instead.*-m gpu tests/networks"
+    message = r"fail their self-test on meta in bfloat16 .*: torch computes the loss instead.*-m gpu tests/networks"
     with pytest.warns(UserWarning, match=message):
         assert triton_loss.kernel_mismatch(torch.device("meta"), torch.bfloat16)
     triton_loss.kernel_mismatch.cache_clear()

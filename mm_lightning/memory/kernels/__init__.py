@@ -1,6 +1,6 @@
-"""Faster forms of the equations, and which of them runs where: readable references, plain torch, or compiled code.
+"""Kernels, the faster forms of the equations, and the choice between them: references, torch, numba or Triton.
 
-All agree in values and gradients. Nothing here knows of memories or networks: only of tensors and documents.
+All agree in values and gradients. They take tensors and document boundaries, and import no memory or network.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ Kernels = Literal["auto", "reference", "torch", "numba", "triton"]
 
 
 class _Compiled(NamedTuple):
-    """Where compiled kernels run."""
+    """The devices, types and head dimensions that compiled kernels support."""
 
     package: str
     device: str
     types: tuple[torch.dtype, ...]
-    largest_head: int = 2**31
+    largest_dim: int = 2**31
 
-    def fits(self, device: torch.device, dtype: torch.dtype, dim: int) -> bool:
-        return device.type == self.device and dtype in self.types and dim <= self.largest_head
+    def supports(self, device: torch.device, dtype: torch.dtype, dim: int) -> bool:
+        return device.type == self.device and dtype in self.types and dim <= self.largest_dim
 
 
 _COMPILED: dict[Kernels, _Compiled] = {
     "numba": _Compiled("numba", "cpu", (torch.float32, torch.float64, torch.bfloat16)),
-    "triton": _Compiled("triton", "cuda", (torch.float32, torch.float16, torch.bfloat16), largest_head=256),
+    "triton": _Compiled("triton", "cuda", (torch.float32, torch.float16, torch.bfloat16), largest_dim=256),
 }
 
 
@@ -43,40 +43,40 @@ def resolve_kernels(
     """Return the kernels that run here: for `auto` numba on a CPU, triton on CUDA, torch where neither is installed.
 
     Args:
-        kernels: what was asked for; other than auto, checked and returned.
-        device, dtype, dim: of raw keys and values, dim = D.
+        kernels: auto, or others, which are checked and returned.
+        device, dtype: those of raw keys and values.
+        dim: head dimension D.
 
     Raises:
-        UserError: the kernels that were asked for cannot run here.
+        UserError: the kernels cannot run on this device, in this type or with this head dimension.
     """
     if kernels == "auto":
-        for name, form in _COMPILED.items():
-            if form.fits(device, dtype, dim) and find_spec(form.package):
+        for name, compiled in _COMPILED.items():
+            if compiled.supports(device, dtype, dim) and find_spec(compiled.package):
                 return name
         return "torch"
     if kernels in _COMPILED:
-        form = _COMPILED[kernels]
-        if not find_spec(form.package):
-            raise UserError(
-                f"kernels {kernels} need {form.package}: pip install {form.package}, or choose auto or torch"
-            )
-        if not form.fits(device, dtype, dim):
-            *types, last = (str(x).removeprefix("torch.") for x in form.types)
-            known = f"{', '.join(types)} and {last} on {form.device}"
-            here = f"{dtype} on {device}".removeprefix("torch.")
-            if dim > form.largest_head:
-                known, here = f"{known}, with heads of at most {form.largest_head} numbers", f"{here} with {dim}"
-            raise UserError(f"kernels {kernels} compute in {known}, not in {here}: choose auto")
+        compiled = _COMPILED[kernels]
+        if not find_spec(compiled.package):
+            package = compiled.package
+            raise UserError(f"kernels {kernels} need the package {package}: pip install {package}, or choose auto")
+        if not compiled.supports(device, dtype, dim):
+            *types, last = (str(x).removeprefix("torch.") for x in compiled.types)
+            supported = f"{', '.join(types)} and {last} on {compiled.device}"
+            got = f"{dtype} on {device}".removeprefix("torch.")
+            if dim > compiled.largest_dim:
+                supported, got = f"{supported} with head dimensions up to {compiled.largest_dim}", f"{got} with {dim}"
+            raise UserError(f"kernels {kernels} support {supported}, got {got}: choose auto")
     return kernels
 
 
 def is_plain(x: Tensor) -> bool:
-    """Whether its numbers lie where `data_ptr()` says: those of quantised, sharded or imagined tensors do not."""
+    """Return whether the data of a tensor lie at `data_ptr()`: not those of quantized, sharded or fake tensors."""
     return type(x) in (Tensor, nn.Parameter)
 
 
 def describe(kernels: Kernels) -> str:
-    """Their name, and which package's version compiles them."""
+    """Return the name of kernels with the package that compiles them and its version."""
     if kernels not in _COMPILED:
         return kernels
     package = _COMPILED[kernels].package
@@ -84,9 +84,9 @@ def describe(kernels: Kernels) -> str:
 
 
 def set_kernels(network: nn.Module, kernels: Kernels) -> None:
-    """Has all memories of a network computed by these."""
+    """Set the kernels of all memories of a network."""
     for module in network.modules():
         if kernels == "reference" and hasattr(module, "retrieval") and getattr(module, "dropout", None):
-            raise UserError("kernels reference have no dropout of retrieval weights: set dropout 0 or choose torch")
+            raise UserError("kernels reference have no dropout of retrieval weights: set dropout 0, or choose torch")
         if isinstance(getattr(module, "kernels", None), str):
             setattr(module, "kernels", kernels)  # noqa: B010

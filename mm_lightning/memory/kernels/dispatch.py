@@ -1,6 +1,6 @@
-"""Keys and values, equations (8) and (9), by the kernels that are asked for: torch, or one compiled pass.
+"""Dispatch of keys and values, equations (8) and (9), to the kernels of torch, numba or Triton.
 
-All agree in values and gradients. The compiled ones are operators of torch, so that torch.compile leaves them alone.
+The compiled kernels are registered as operators of torch, so that torch.compile does not trace into them.
 """
 
 from __future__ import annotations
@@ -15,40 +15,44 @@ from torch import Tensor
 from mm_lightning.memory.documents import Documents
 from mm_lightning.memory.kernels import Kernels, is_plain, resolve_kernels
 from mm_lightning.memory.kernels.self_test import compare
-from mm_lightning.memory.kernels.torch_features import finite_bandwidth, gated_average, look_ahead, normalize, queries
+from mm_lightning.memory.kernels.torch_features import (
+    contiguous_rows,
+    finite_bandwidth,
+    gated_average,
+    look_ahead,
+    normalize,
+    queries,
+)
 
 _LIBRARY = __name__.replace(".", "_")
-"""Of our operators: an exported folder holds a copy of this module."""
+"""The namespace of the operators; that of an exported copy of this module differs."""
 
 
 @cache
 def kernel_mismatch(kernels: Kernels, device: torch.device, dtype: torch.dtype, dim: int) -> str | None:
-    """Return why kernels cannot be trusted with heads of `dim` numbers on a device; None if they give what torch gives.
-
-    A warning says so the first time.
-    """
+    """Return why kernels fail their self-test on a device, with a warning, or None; `dim` is the head dimension D."""
 
     def compute(kernels: Kernels, device: torch.device) -> list[Tensor]:
         resolve_kernels(kernels, device, dtype, dim)
-        return _try(kernels, device, dtype, dim)
+        return _self_test_case(kernels, device, dtype, dim)
 
-    return compare(kernels, device, dtype, compute, f" with heads of {dim} numbers", "keys and values", "tests/memory")
+    return compare(kernels, device, dtype, compute, f" with head dimension {dim}", "keys and values", "tests/memory")
 
 
 def dispatch_kernels(kernels: Kernels, device: torch.device, dtype: torch.dtype, dim: int) -> Kernels:
     """Return :func:`resolve_kernels`, but for `auto` torch where the kernels for a GPU fail their self-test there."""
     if kernels in ("reference", "torch"):  # so that torch.compile meets nothing that is cached
         return kernels
-    found = resolve_kernels(kernels, device, dtype, dim)
-    if kernels == "auto" and found == "triton":
-        return "torch" if kernel_mismatch(found, device, dtype, dim) else found
-    return found
+    resolved = resolve_kernels(kernels, device, dtype, dim)
+    if kernels == "auto" and resolved == "triton" and kernel_mismatch(resolved, device, dtype, dim):
+        return "torch"
+    return resolved
 
 
 def gated_keys(
     ktilde: Tensor, gate: Tensor, decay: Tensor, beta: Tensor, documents: Documents, kernels: Kernels
 ) -> tuple[Tensor, Tensor]:
-    """Return queries and keys: k of equation (8), and q = beta k.
+    """Return queries q = beta k and keys k of equation (8), of whole documents.
 
     Args:
         ktilde: (B, T, H, D) raw keys W_phi x.
@@ -66,17 +70,17 @@ def gated_keys(
         return queries(k, beta), k
     exact = torch.promote_types(ktilde.dtype, torch.float32)
     scalars = [x.to(exact).expand_as(gate).contiguous() for x in (gate, decay, finite_bandwidth(beta, ktilde.dtype))]
-    arguments = (_with_rows(ktilde), *scalars, documents.starts)
+    arguments = (contiguous_rows(ktilde), *scalars, documents.starts)
     return _numba_keys(*arguments)[:2] if _directly(kernels, ktilde) else _GatedKeys.apply(*arguments)
 
 
 def gated_keys_from(
     ktilde: Tensor, gate: Tensor, decay: Tensor, beta: Tensor, documents: Documents, total: Tensor, scale: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return what :func:`gated_keys` does on a CPU by numba kernels, and total and scale after the last token.
+    """Return q and k of a chunk that goes on from a state, by numba kernels, and total and scale after it.
 
     Args:
-        ktilde, gate, decay, beta, documents: as for :func:`gated_keys`, of tokens that go on from others.
+        ktilde, gate, decay, beta, documents: as for :func:`gated_keys`.
         total: (B, H, D) after the token before; see :func:`mm_lightning.memory.keys.gated_step`.
         scale: (B, H), likewise.
     """
@@ -85,7 +89,7 @@ def gated_keys_from(
     exact = torch.promote_types(ktilde.dtype, torch.float32)
     gate, decay, beta = (x.to(exact).expand_as(gate).contiguous() for x in (gate, decay, beta))
     total, scale = total.to(exact, copy=True), scale.to(torch.float64, copy=True)  # which the call changes
-    q, k, _ = keys(_with_rows(ktilde), gate, decay, beta, documents.starts, total, scale)
+    q, k, _ = keys(contiguous_rows(ktilde), gate, decay, beta, documents.starts, total, scale)
     return q, k, total, scale
 
 
@@ -104,25 +108,23 @@ def ahead_values(vtilde: Tensor, gamma: Tensor | None, alpha: Tensor, documents:
         values = normalize(vtilde.to(exact)).to(vtilde.dtype) if gamma is None else look_ahead(vtilde, gamma, documents)
         return values * alpha[:, None].to(values.dtype)
     gamma = torch.ones_like(alpha) if gamma is None else gamma
-    arguments = (_with_rows(vtilde), gamma.to(exact), alpha.to(exact), documents.starts)
+    arguments = (contiguous_rows(vtilde), gamma.to(exact), alpha.to(exact), documents.starts)
     return _numba_values(*arguments)[0] if _directly(kernels, vtilde) else _AheadValues.apply(*arguments)
 
 
 def _directly(kernels: Kernels, x: Tensor) -> bool:
-    """Whether numba kernels are called as they are, not as operators: the first call of an operator imports
-    torch.compile, which takes seconds, and where nobody wants gradients or compiles it adds nothing."""
+    """Return whether to call numba kernels without the operator around them.
+
+    The first call of an operator imports torch.compile, which takes seconds and is of no use without gradients.
+    """
     return kernels == "numba" and is_plain(x) and not (torch.is_grad_enabled() or torch.compiler.is_compiling())
-
-
-def _with_rows(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 class _GatedKeys(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, raw: Tensor, gate: Tensor, decay: Tensor, beta: Tensor, starts: Tensor) -> tuple:
-        q, k, kept = _keys(raw, gate, decay, beta, starts)
-        ctx.save_for_backward(raw, beta, starts, k, kept)
+        q, k, saved = _keys(raw, gate, decay, beta, starts)
+        ctx.save_for_backward(raw, beta, starts, k, saved)
         return q, k
 
     @staticmethod
@@ -158,11 +160,11 @@ _keys = torch.library.custom_op(_LIBRARY + "::gated_keys", _numba_keys, mutates_
 
 @torch.library.custom_op(_LIBRARY + "::gated_keys_backward", mutates_args=(), device_types="cpu")
 def _keys_backward(
-    raw: Tensor, beta: Tensor, starts: Tensor, k: Tensor, kept: Tensor, d_q: Tensor, d_k: Tensor
+    raw: Tensor, beta: Tensor, starts: Tensor, k: Tensor, saved: Tensor, d_q: Tensor, d_k: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     from mm_lightning.memory.kernels.numba_features import keys_backward
 
-    return keys_backward(raw, beta, starts, k, kept, d_q, d_k)
+    return keys_backward(raw, beta, starts, k, saved, d_q, d_k)
 
 
 def _numba_values(raw: Tensor, gamma: Tensor, alpha: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
@@ -191,10 +193,10 @@ def _(raw, gate, decay, beta, starts):  # type: ignore[no-untyped-def]
 
 
 @_keys_backward.register_kernel("cuda")
-def _(raw, beta, starts, k, kept, d_q, d_k):  # type: ignore[no-untyped-def]
+def _(raw, beta, starts, k, saved, d_q, d_k):  # type: ignore[no-untyped-def]
     from mm_lightning.memory.kernels.triton_launch import keys_backward
 
-    return keys_backward(raw, beta, starts, k, kept, d_q, d_k)
+    return keys_backward(raw, beta, starts, k, saved, d_q, d_k)
 
 
 @_values.register_kernel("cuda")
@@ -211,11 +213,11 @@ def _(raw, gamma, alpha, starts, v, norm, d_v):  # type: ignore[no-untyped-def]
     return values_backward(raw, gamma, alpha, starts, v, norm, d_v)
 
 
-# Shapes, types and strides of the results, by which torch.compile plans.
+# Shapes, types and strides of the results, for torch.compile
 
 
 def _like(raw: Tensor) -> Tensor:
-    """(B, T, H, D), stored heads first on a CPU."""
+    """Return an empty tensor (B, T, H, D), with heads before time in memory on a CPU."""
     batch, time, heads, dim = raw.shape
     if raw.device.type == "cpu":
         return raw.new_empty(batch, heads, time, dim).transpose(1, 2)
@@ -225,12 +227,12 @@ def _like(raw: Tensor) -> Tensor:
 @_keys.register_fake
 def _(raw, gate, decay, beta, starts):  # type: ignore[no-untyped-def]
     batch, time, heads = gate.shape
-    kept = (batch, time, heads) if raw.device.type == "cpu" else (batch, heads, time)
-    return _like(raw), _like(raw), gate.new_empty(3, *kept)
+    saved = (batch, time, heads) if raw.device.type == "cpu" else (batch, heads, time)
+    return _like(raw), _like(raw), gate.new_empty(3, *saved)
 
 
 @_keys_backward.register_fake
-def _(raw, beta, starts, k, kept, d_q, d_k):  # type: ignore[no-untyped-def]
+def _(raw, beta, starts, k, saved, d_q, d_k):  # type: ignore[no-untyped-def]
     return raw.new_empty(raw.shape), *(beta.new_empty(beta.shape) for _ in range(3))
 
 
@@ -244,8 +246,8 @@ def _(raw, gamma, alpha, starts, v, norm, d_v):  # type: ignore[no-untyped-def]
     return raw.new_empty(raw.shape), torch.empty_like(gamma), torch.empty_like(alpha)
 
 
-def _try(kernels: Kernels, device: torch.device, dtype: torch.dtype, dim: int) -> list[Tensor]:
-    """Return keys, queries, values and gradients of two documents in two rows."""
+def _self_test_case(kernels: Kernels, device: torch.device, dtype: torch.dtype, dim: int) -> list[Tensor]:
+    """Compute keys, queries, values and gradients of three documents in two rows."""
     draw = torch.Generator("cpu").manual_seed(0)
 
     def random(*shape: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""A single token through a memory on a CPU: equations (8), (9) and (4) in one compiled call."""
+"""The decoding step of a memory on a CPU: equations (8), (9) and (4) for a single token in one compiled call."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from torch import Tensor
 from mm_lightning.memory.kernels.numba_support import array_at, as_float, get, in_threads, jit, kinds, put, row_at
 from mm_lightning.memory.kernels.torch_features import EPS
 
-STRIP = 256
-"""Pairs whose scores are held at a time."""
+PAIR_TILE = 256
+"""Pairs whose scores exist at a time."""
 
 
 def weigh(scores, count, most):  # type: ignore[no-untyped-def]
-    """Turns scores, none above `most`, into weights exp(score - most), and returns their sum."""
+    """Turn scores, none above `most`, into weights exp(score - most) in place, and return their sum."""
 
 
 @overload(weigh)
@@ -37,8 +37,10 @@ def _weigh_float64(scores, count, most):  # type: ignore[no-untyped-def]
 
 
 def _weigh_float32(scores, count, most):  # type: ignore[no-untyped-def]
-    """exp(x) = 2^n exp(y), |y| <= ln(2) / 2, by Taylor's series up to y^7 (error 5e-9): unlike the library's, a loop of
-    it becomes vector instructions."""
+    """Compute exp(x) = 2^n exp(y), |y| <= ln(2) / 2, by Taylor's series up to y^7 (error 5e-9).
+
+    Unlike that of the library, a loop of it becomes vector instructions.
+    """
     one, total = np.float32(1), np.float32(0)
     for i in range(count):
         x = (scores[i] - most) * np.float32(1.4426950408889634)
@@ -54,16 +56,16 @@ def _weigh_float32(scores, count, most):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _read(query, keys, values, first, end, scores, found):  # type: ignore[no-untyped-def]
-    """found = sum_i exp(query.k_i) v_i / sum_j exp(query.k_j) over the pairs first to end - 1; 0 if there are none.
+def _read(query, keys, values, first, end, scores, answer):  # type: ignore[no-untyped-def]
+    """Compute answer = sum_i exp(query.k_i) v_i / sum_j exp(query.k_j) over the pairs first to end - 1; 0 without any.
 
-    Strip by strip, relative to the highest score so far. Keys and values (., D) lie one after the other.
+    Tile by tile, relative to the highest score so far. Keys and values (., D) are contiguous.
     """
-    dim, kind = len(query), found.dtype.type
+    dim, kind = len(query), answer.dtype.type
     highest, weight = kind(-np.inf), kind(0)
-    found[:] = kind(0)
-    for begin in range(first, end, STRIP):
-        count = min(STRIP, end - begin)
+    answer[:] = kind(0)
+    for begin in range(first, end, PAIR_TILE):
+        count = min(PAIR_TILE, end - begin)
         most = highest
         for i in range(count):
             k, score = keys[(begin + i) * dim : (begin + i + 1) * dim], kind(0)
@@ -75,25 +77,25 @@ def _read(query, keys, values, first, end, scores, found):  # type: ignore[no-un
         highest = most
         weight = weight * fade + weigh(scores, count, most)
         for d in range(dim):
-            found[d] *= fade
-        # Four pairs at a time spare reading and writing `found` for each.
+            answer[d] *= fade
+        # Four pairs at a time spare reading and writing the answer for each.
         for i in range(0, count - 3, 4):
             w0, w1, w2, w3 = scores[i], scores[i + 1], scores[i + 2], scores[i + 3]
             v = values[(begin + i) * dim : (begin + i + 4) * dim]
             for d in range(dim):
-                found[d] += w0 * get(v, d) + w1 * get(v, dim + d) + w2 * get(v, 2 * dim + d) + w3 * get(v, 3 * dim + d)
+                answer[d] += w0 * get(v, d) + w1 * get(v, dim + d) + w2 * get(v, 2 * dim + d) + w3 * get(v, 3 * dim + d)
         for i in range(count // 4 * 4, count):
             w0, v = scores[i], values[(begin + i) * dim : (begin + i + 1) * dim]
             for d in range(dim):
-                found[d] += w0 * get(v, d)
+                answer[d] += w0 * get(v, d)
     share = kind(1) / weight if weight > kind(0) else kind(0)
     for d in range(dim):
-        found[d] *= share
+        answer[d] *= share
 
 
 @jit
 def _step(job, types, sizes, tensors, place):  # type: ignore[no-untyped-def]
-    """Some heads of some rows; `tensors` says where in memory they begin, `place` what is read and written."""
+    """Compute a token of the heads begin to end - 1 of all rows; `tensors` are addresses, `place` as in `step`."""
     heads, dim, capacity = sizes
     begin, end = job
     stored, exact, kind = types[0], types[1], types[1].dtype.type
@@ -105,8 +107,8 @@ def _step(job, types, sizes, tensors, place):  # type: ignore[no-untyped-def]
     gamma, alpha = array_at(gammas, exact, heads), array_at(alphas, exact, heads)
     scale, first = array_at(scales, types[2], end), array_at(firsts, types[3], end // heads + 1)
     one, zero, eps = kind(1), kind(0), kind(EPS)
-    scores = np.empty(STRIP, types[1].dtype)
-    query, found = np.empty(dim, types[1].dtype), np.empty(dim, types[1].dtype)
+    scores = np.empty(PAIR_TILE, types[1].dtype)
+    query, mixed = np.empty(dim, types[1].dtype), np.empty(dim, types[1].dtype)
     for i in range(begin, end):
         row, h = i // heads, i % heads
         x, ahead = row_at(ktildes, stored, i, dim), row_at(raws, stored, i, dim)
@@ -117,10 +119,10 @@ def _step(job, types, sizes, tensors, place):  # type: ignore[no-untyped-def]
         old = scale[i] + decay[i]
         level = max(old, gate[i])
         scale[i] = level
-        new, kept = kind(math.exp(gate[i] - level)), kind(math.exp(old - level))
+        fresh, fade = kind(math.exp(gate[i] - level)), kind(math.exp(old - level))
         squares = zero
         for d in range(dim):
-            total[d] = kept * total[d] + new * get(x, d)
+            total[d] = fade * total[d] + fresh * get(x, d)
             squares += total[d] * total[d]
         inverse = one / max(kind(math.sqrt(squares)), eps)
         k = keys[at * dim : (at + 1) * dim]
@@ -130,43 +132,43 @@ def _step(job, types, sizes, tensors, place):  # type: ignore[no-untyped-def]
         # Equation (9): the value of the pair before is complete with this token's raw one.
         now, later, squares = gamma[h], one - gamma[h], zero
         for d in range(dim):
-            found[d] = now * get(before, d) + later * get(ahead, d)
-            squares += found[d] * found[d]
+            mixed[d] = now * get(before, d) + later * get(ahead, d)
+            squares += mixed[d] * mixed[d]
             before[d] = ahead[d]
         scaled = alpha[h] / max(kind(math.sqrt(squares)), eps)
         v = values[(at - 1) * dim : at * dim]
         for d in range(dim):
-            put(v, d, found[d] * scaled)
-        _read(query, keys, values, max(first[row], lowest) - offset, highest - offset, scores, found)
+            put(v, d, mixed[d] * scaled)
+        _read(query, keys, values, max(first[row], lowest) - offset, highest - offset, scores, mixed)
         for d in range(dim):
-            put(answer, d, found[d])
+            put(answer, d, mixed[d])
 
 
 @jit
 def _read_rows(types, sizes, places):  # type: ignore[no-untyped-def]
-    """Every row's read of its own pairs."""
+    """Read the pairs of every row."""
     rows, count, capacity, dim = sizes
     queries, all_keys, all_values, answers = places
     kind = types[1].dtype
-    scores, query, found = np.empty(STRIP, kind), np.empty(dim, kind), np.empty(dim, kind)
+    scores, query, answer = np.empty(PAIR_TILE, kind), np.empty(dim, kind), np.empty(dim, kind)
     for n in range(rows):
         q, out = row_at(queries, types[0], n, dim), row_at(answers, types[0], n, dim)
         keys, values = row_at(all_keys, types[0], n, capacity * dim), row_at(all_values, types[0], n, capacity * dim)
         for d in range(dim):
             query[d] = get(q, d)
-        _read(query, keys, values, 0, count, scores, found)
+        _read(query, keys, values, 0, count, scores, answer)
         for d in range(dim):
-            put(out, d, found[d])
+            put(out, d, answer[d])
 
 
 def read(q: Tensor, keys: Tensor, values: Tensor, count: int) -> Tensor:
-    """Equation (4) as a step computes it, on one thread: answers (B, H, D) to one query a row and head.
+    """Return the answers of equation (4) to one query a row and head, (B, H, D), on one thread, as :func:`step` reads.
 
     Args:
-        q: (B, H, D) with the bandwidth, contiguous, as are the others.
+        q: (B, H, D) queries with their bandwidth; contiguous, as are the others.
         keys: (B, H, capacity, D).
         values: the same.
-        count: how many pairs are read.
+        count: the number of pairs that are read, from the first one on.
     """
     out = torch.empty_like(q)
     places = tuple(x.data_ptr() for x in (q, keys, values, out))
@@ -187,7 +189,7 @@ def step(
     pairs: tuple[Tensor, Tensor],
     place: tuple[int, int, int, int],
 ) -> Tensor:
-    """Store one token of each row in a memory, and return its answers, (B, H, D): equations (8), (9) and (4).
+    """Store one token of each row and return its answers, (B, H, D): equations (8), (9) and (4).
 
     Args:
         ktilde, raw: (B, H D) raw keys and raw values.
@@ -195,10 +197,10 @@ def step(
         gamma, alpha: (H,) of equation (9); gamma None: 1.
         first: (B,) int64, where in the stream each row's document begins.
         carried: total (B, H, D) in float32 or better, scale (B, H) in float64 and the raw value (B, H, D) of the token
-            before, contiguous; those of this token are left there.
-        pairs: keys and values, (B, H, capacity, D) each, contiguous, which take in the pair.
-        place: where there the pair goes; the first token of the stream whose pair can be read, and one more than the
-            last; and the token whose pair comes first in the buffers.
+            before, contiguous; updated in place.
+        pairs: keys and values, (B, H, capacity, D) each, contiguous; the new pair is written there.
+        place: the index of the new pair in these buffers; the first token of the stream whose pair can be read, and one
+            more than the last; and the token whose pair comes first in the buffers.
     """
     total, scale, before = carried
     keys, values = pairs

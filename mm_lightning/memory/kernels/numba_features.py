@@ -1,4 +1,4 @@
-"""Keys and values on a CPU, equations (8) and (9): one pass over the tokens, compiled by numba."""
+"""Keys and values on a CPU, equations (8) and (9), in one pass over the tokens compiled by numba."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ import torch
 from torch import Tensor
 
 from mm_lightning.memory.kernels.numba_support import flat, get, jit, pool, put
-from mm_lightning.memory.kernels.torch_features import EPS
+from mm_lightning.memory.kernels.torch_features import EPS, contiguous_rows
 
-STRIP = 16
-"""Tokens of one head in a row, so that what they read and write lies close together."""
+TOKEN_TILE = 16
+"""Tokens of one head that are computed in a row, so that their memory accesses lie close together."""
 
 
 @jit
 def _keys(sizes, strides, raw, gate, decay, starts, beta, qs, ks, fresh, fade, norm, total, scale):  # type: ignore[no-untyped-def]
-    """Of the heads low to high - 1 of a row: q = beta k, k = S / |S| and S_t = fade_t S_{t-1} + fresh_t ktilde_t."""
+    """Compute q = beta k, k = S / |S|, S_t = fade_t S_{t-1} + fresh_t ktilde_t of heads low to high - 1 of a row."""
     row, low, high, time, heads, dim = sizes
     one, zero, eps = total.dtype.type(1), total.dtype.type(0), total.dtype.type(EPS)
-    for turn in range(-(-time // STRIP) * (high - low)):
-        h, begin = low + turn % (high - low), turn // (high - low) * STRIP
-        for t in range(begin, min(begin + STRIP, time)):
+    for turn in range(-(-time // TOKEN_TILE) * (high - low)):
+        h, begin = low + turn % (high - low), turn // (high - low) * TOKEN_TILE
+        for t in range(begin, min(begin + TOKEN_TILE, time)):
             i = (row * time + t) * heads + h
             before = -np.inf if starts[row * time + t] else scale[row, h] + decay[i]
             scale[row, h] = max(before, gate[i])  # no weight is larger than exp of this
             fresh[i], fade[i] = math.exp(gate[i] - scale[row, h]), math.exp(before - scale[row, h])
-            new, kept = fresh[i], fade[i]
+            new, saved = fresh[i], fade[i]
             at = row * strides[0] + t * strides[1] + h * strides[2]
             x, s = raw[at : at + dim], total[row, h]
             squares = zero
             for d in range(dim):
-                s[d] = kept * s[d] + new * get(x, d)
+                s[d] = saved * s[d] + new * get(x, d)
                 squares += s[d] * s[d]
             norm[i] = max(total.dtype.type(math.sqrt(squares)), eps)
             inverse = one / norm[i]
@@ -50,13 +50,13 @@ def _keys(sizes, strides, raw, gate, decay, starts, beta, qs, ks, fresh, fade, n
 def _keys_back(
     sizes, strides, raw, starts, beta, ks, fresh, fade, norm, d_qs, d_ks, d_raw, d_gate, d_decay, d_beta, later
 ):  # type: ignore[no-untyped-def]
-    """Derivatives of :func:`_keys`; later is R_t = dS_t + fade_{t+1} R_{t+1}."""
+    """Compute the derivatives of :func:`_keys`; later is R_t = dS_t + fade_{t+1} R_{t+1}."""
     row, low, high, time, heads, dim = sizes
     one, zero = later.dtype.type(1), later.dtype.type(0)
-    strips = -(-time // STRIP)
-    for turn in range(strips * (high - low)):
-        h, begin = low + turn % (high - low), (strips - 1 - turn // (high - low)) * STRIP
-        for t in range(min(begin + STRIP, time) - 1, begin - 1, -1):
+    tiles = -(-time // TOKEN_TILE)
+    for turn in range(tiles * (high - low)):
+        h, begin = low + turn % (high - low), (tiles - 1 - turn // (high - low)) * TOKEN_TILE
+        for t in range(min(begin + TOKEN_TILE, time) - 1, begin - 1, -1):
             i = (row * time + t) * heads + h
             at = ((row * heads + h) * time + t) * dim
             k, r = ks[at : at + dim], later[row, h]
@@ -64,20 +64,20 @@ def _keys_back(
             d_q = d_qs[at : at + dim]
             at = row * strides[6] + t * strides[7] + h * strides[8]
             d_k = d_ks[at : at + dim]
-            asked, given = zero, zero
+            by_q, by_k = zero, zero
             for d in range(dim):
-                asked += get(d_q, d) * get(k, d)
-                given += get(d_k, d) * get(k, d)
-            d_beta[i] = asked
-            sharp, along, inverse = beta[i], beta[i] * asked + given, one / norm[i]
-            new, kept = fresh[i], zero if t == time - 1 else fade[i + heads]
+                by_q += get(d_q, d) * get(k, d)
+                by_k += get(d_k, d) * get(k, d)
+            d_beta[i] = by_q
+            sharp, along, inverse = beta[i], beta[i] * by_q + by_k, one / norm[i]
+            new, saved = fresh[i], zero if t == time - 1 else fade[i + heads]
             at = row * strides[0] + t * strides[1] + h * strides[2]
             x = raw[at : at + dim]
             at = ((row * time + t) * heads + h) * dim
             d_x = d_raw[at : at + dim]
             enters, stays = zero, zero
             for d in range(dim):
-                r[d] = kept * r[d] + (get(d_k, d) + sharp * get(d_q, d) - along * get(k, d)) * inverse
+                r[d] = saved * r[d] + (get(d_k, d) + sharp * get(d_q, d) - along * get(k, d)) * inverse
                 enters += r[d] * get(x, d)
                 stays += r[d] * get(k, d)
                 put(d_x, d, new * r[d])
@@ -87,12 +87,12 @@ def _keys_back(
 
 @jit
 def _values(sizes, strides, raw, starts, gamma, alpha, vs, norm):  # type: ignore[no-untyped-def]
-    """Of the heads low to high - 1 of a row: v = alpha u / |u| with u_t = gamma x_t + (1 - gamma) x_{t+1}."""
+    """Compute v = alpha u / |u|, u_t = gamma x_t + (1 - gamma) x_{t+1}, of the heads low to high - 1 of a row."""
     row, low, high, time, heads, dim = sizes
     one, zero, eps = gamma.dtype.type(1), gamma.dtype.type(0), gamma.dtype.type(EPS)
-    for turn in range(-(-time // STRIP) * (high - low)):
-        h, begin = low + turn % (high - low), turn // (high - low) * STRIP
-        for t in range(begin, min(begin + STRIP, time)):
+    for turn in range(-(-time // TOKEN_TILE) * (high - low)):
+        h, begin = low + turn % (high - low), turn // (high - low) * TOKEN_TILE
+        for t in range(begin, min(begin + TOKEN_TILE, time)):
             ends = t == time - 1 or starts[row * time + t + 1]
             now, ahead = gamma[h], zero if ends else one - gamma[h]
             at = row * strides[0] + t * strides[1] + h * strides[2]
@@ -114,13 +114,13 @@ def _values(sizes, strides, raw, starts, gamma, alpha, vs, norm):  # type: ignor
 
 @jit
 def _values_back(sizes, strides, raw, starts, gamma, alpha, vs, norm, d_vs, d_raw, d_gamma, d_alpha, du):  # type: ignore[no-untyped-def]
-    """Derivatives of :func:`_values`; du is that of the token after, whose own is complete with this one's share."""
+    """Compute the derivatives of :func:`_values`; du is that by u of the next token."""
     row, low, high, time, heads, dim = sizes
     one, zero = gamma.dtype.type(1), gamma.dtype.type(0)
-    strips = -(-time // STRIP)
-    for turn in range(strips * (high - low)):
-        h, begin = low + turn % (high - low), (strips - 1 - turn // (high - low)) * STRIP
-        for t in range(min(begin + STRIP, time) - 1, begin - 1, -1):
+    tiles = -(-time // TOKEN_TILE)
+    for turn in range(tiles * (high - low)):
+        h, begin = low + turn % (high - low), (tiles - 1 - turn // (high - low)) * TOKEN_TILE
+        for t in range(min(begin + TOKEN_TILE, time) - 1, begin - 1, -1):
             ends = t == time - 1 or starts[row * time + t + 1]
             i = (row * time + t) * heads + h
             at = ((row * heads + h) * time + t) * dim
@@ -142,10 +142,10 @@ def _values_back(sizes, strides, raw, starts, gamma, alpha, vs, norm, d_vs, d_ra
             d_y = d_raw[at : at + dim]
             towards = zero
             for d in range(dim):
-                here = (get(d_v, d) - along * get(v, d)) * scaled
-                towards += here * (get(x, d) - differs * get(y, d))
-                put(d_y, d, now * u[d] + ahead * here)
-                u[d] = here
+                d_u = (get(d_v, d) - along * get(v, d)) * scaled
+                towards += d_u * (get(x, d) - differs * get(y, d))
+                put(d_y, d, now * u[d] + ahead * d_u)
+                u[d] = d_u
             d_gamma[row, h] += towards
             if t == 0:
                 at = (row * time * heads + h) * dim
@@ -157,44 +157,44 @@ def _values_back(sizes, strides, raw, starts, gamma, alpha, vs, norm, d_vs, d_ra
 def keys(
     raw: Tensor, gate: Tensor, decay: Tensor, beta: Tensor, starts: Tensor, total: Tensor, scale: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys, (B, T, H, D) stored heads first, and what the derivative needs, (3, B, T, H).
+    """Return q and k, (B, T, H, D) with heads before time in memory, and fresh, fade and |S|, (3, B, T, H).
 
     Args:
         raw: (B, T, H, D).
-        gate, decay, beta: (B, T, H), contiguous, in the type that is computed in.
+        gate, decay, beta: (B, T, H) contiguous, in the type of the computation.
         starts: (B, T) bool, where documents begin.
-        total: (B, H, D) of the token before, in that type; left as after the last token.
-        scale: (B, H) of the token before, in float64; left likewise.
+        total: (B, H, D) after the token before, in that type; updated in place.
+        scale: (B, H) after the token before, in float64; updated in place.
     """
     batch, time, heads, dim = raw.shape
     starts = starts.contiguous()
     q, k = (raw.new_empty(batch, heads, time, dim) for _ in range(2))
-    kept = gate.new_empty(3, batch, time, heads)
-    arrays = [flat(x) for x in (raw, gate, decay, starts, beta, q, k, *kept)]
+    saved = gate.new_empty(3, batch, time, heads)
+    arrays = [flat(x) for x in (raw, gate, decay, starts, beta, q, k, *saved)]
     _in_parallel(_keys, raw, raw.stride()[:3], *arrays, total.numpy(), scale.numpy())
-    return q.transpose(1, 2), k.transpose(1, 2), kept
+    return q.transpose(1, 2), k.transpose(1, 2), saved
 
 
 def keys_backward(
-    raw: Tensor, beta: Tensor, starts: Tensor, k: Tensor, kept: Tensor, d_q: Tensor, d_k: Tensor
+    raw: Tensor, beta: Tensor, starts: Tensor, k: Tensor, saved: Tensor, d_q: Tensor, d_k: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Derivatives by raw, gate, decay and beta from those by the results of :func:`keys`."""
+    """Return the derivatives by raw, gate, decay and beta from those by the results of :func:`keys`."""
     batch, _, heads, dim = raw.shape
     d_raw, sizes = raw.new_empty(raw.shape), beta.shape
     d_gate, d_decay, d_beta = (beta.new_empty(sizes) for _ in range(3))
-    d_q, d_k = _with_rows(d_q), _with_rows(d_k)
-    arrays = [flat(x) for x in (raw, starts, beta, k, *kept, d_q, d_k, d_raw, d_gate, d_decay, d_beta)]
+    d_q, d_k = contiguous_rows(d_q), contiguous_rows(d_k)
+    arrays = [flat(x) for x in (raw, starts, beta, k, *saved, d_q, d_k, d_raw, d_gate, d_decay, d_beta)]
     strides = *raw.stride()[:3], *d_q.stride()[:3], *d_k.stride()[:3]
     _in_parallel(_keys_back, raw, strides, *arrays, beta.new_zeros(batch, heads, dim).numpy())
     return d_raw, d_gate, d_decay, d_beta
 
 
 def values(raw: Tensor, gamma: Tensor, alpha: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, T, H, D) values, stored heads first, and the norms (B, T, H) that the derivative needs.
+    """Return values (B, T, H, D) with heads before time in memory, and their norms before scaling, (B, T, H).
 
     Args:
         raw: (B, T, H, D).
-        gamma, alpha: (H,), in the type that is computed in.
+        gamma, alpha: (H,) in the type of the computation.
         starts: (B, T) bool, where documents begin.
     """
     batch, time, heads, dim = raw.shape
@@ -206,9 +206,9 @@ def values(raw: Tensor, gamma: Tensor, alpha: Tensor, starts: Tensor) -> tuple[T
 def values_backward(
     raw: Tensor, gamma: Tensor, alpha: Tensor, starts: Tensor, v: Tensor, norm: Tensor, d_v: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Derivatives by raw, gamma and alpha from that by the result of :func:`values`."""
+    """Return the derivatives by raw, gamma and alpha from that by the result of :func:`values`."""
     batch, _, heads, dim = raw.shape
-    d_raw, d_v = raw.new_empty(raw.shape), _with_rows(d_v)
+    d_raw, d_v = raw.new_empty(raw.shape), contiguous_rows(d_v)
     sums = [gamma.new_zeros(batch, heads) for _ in range(2)]
     arrays = [flat(x) for x in (raw, starts, gamma, alpha, v, norm, d_v, d_raw)]
     strides = *raw.stride()[:3], *d_v.stride()[:3]
@@ -218,12 +218,8 @@ def values_backward(
     return d_raw, d_gamma, d_alpha
 
 
-def _with_rows(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
 def _in_parallel(kernel: Callable[..., None], raw: Tensor, strides: tuple[int, ...], *arrays: np.ndarray) -> None:
-    """Runs a kernel on all heads of all rows, on as many threads as torch uses."""
+    """Run a kernel on all heads of all rows, on as many threads as torch uses."""
     batch, time, heads, dim = raw.shape
     threads = torch.get_num_threads()
     pieces = min(heads, -(-threads // max(batch, 1)))

@@ -1,6 +1,6 @@
-"""What kernels share that numba compiles: how they are compiled, and how they see tensors.
+"""Compilation by numba, access to the memory of tensors from compiled code, and threads.
 
-Importing this module imports numba; a kernel's first call compiles it, which later processes find done.
+Importing this module imports numba. The first call of a kernel compiles it; later processes load it from disk.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ try:
     from numba.core import cgutils
     from numba.extending import intrinsic, overload
 except ImportError as error:
-    raise UserError("kernels numba need numba: pip install numba, or choose torch") from error
+    raise UserError("kernels numba need the package numba: pip install numba, or choose torch") from error
 
 
 def jit(kernel: Callable[..., None]) -> Callable[..., None]:
-    """By numba, when it is first called; kept on disk for later processes where there is a place for it."""
+    """Compile a function by numba at its first call; cached on disk for later processes where a folder is writable."""
     # Sums may be reordered, which vector instructions need; infinities and signed zeros keep their meaning.
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract"}}
     try:
@@ -38,7 +38,7 @@ def jit(kernel: Callable[..., None]) -> Callable[..., None]:
 
 @intrinsic
 def as_float(typing_context: Any, bits: Any) -> Any:
-    """float32 with these 32 bits."""
+    """Return the float32 with these 32 bits."""
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.bitcast(args[0], context.get_value_type(types.float32))
@@ -48,7 +48,7 @@ def as_float(typing_context: Any, bits: Any) -> Any:
 
 @intrinsic
 def _as_bits(typing_context: Any, number: Any) -> Any:
-    """The 32 bits of a float32."""
+    """Return the 32 bits of a float32."""
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.bitcast(args[0], context.get_value_type(types.uint32))
@@ -57,11 +57,11 @@ def _as_bits(typing_context: Any, number: Any) -> Any:
 
 
 def get(x, i):  # type: ignore[no-untyped-def]
-    """x[i], where 16 bits are a bfloat16."""
+    """Return x[i], where 16 bits are a bfloat16."""
 
 
 def put(x, i, number):  # type: ignore[no-untyped-def]
-    """x[i] = number, which bfloat16 rounds to the nearest."""
+    """Set x[i] = number, rounded to the nearest bfloat16 where x has 16 bits."""
 
 
 @overload(get)
@@ -91,7 +91,7 @@ def _typed_put(x, i, number):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def _pointer(typing_context: Any, address: Any, like: Any) -> Any:
-    """To numbers of `like`'s type."""
+    """Return a pointer to elements of the type of `like`."""
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.inttoptr(args[0], context.get_value_type(types.CPointer(like.dtype)))
@@ -100,7 +100,7 @@ def _pointer(typing_context: Any, address: Any, like: Any) -> Any:
 
 
 def array_at(address, like, count):  # type: ignore[no-untyped-def]
-    """So many numbers of `like`'s type in memory: a tensor's `data_ptr()` is passed faster than an array of it."""
+    """Return an array of `count` elements of the type of `like` at an address, which is passed faster than an array."""
 
 
 @overload(array_at, inline="always")
@@ -119,7 +119,7 @@ def _typed_row_at(address, like, i, size):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def prefetch(typing_context: Any, address: Any) -> Any:
-    """Asks for 64 bytes of memory that will be read soon."""
+    """Prefetch 64 bytes of memory."""
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         integer, pointer = ir.IntType(32), ir.IntType(8).as_pointer()
@@ -135,28 +135,28 @@ def prefetch(typing_context: Any, address: Any) -> Any:
 
 @cache
 def kinds(dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray]:
-    """Empty arrays of a tensor type as kernels see it, and of the type that is computed in."""
+    """Return empty arrays of a tensor type as kernels see it, and of the type of the computation."""
     exact = torch.promote_types(dtype, torch.float32)
     return tuple(flat(torch.empty(0, dtype=x, device="cpu")) for x in (dtype, exact))  # type: ignore[return-value]
 
 
 def flat(x: Tensor) -> np.ndarray:
-    """All the memory from a tensor's first number to its last, as one row; bfloat16 as 16 bits."""
+    """Return all memory from a tensor's first element to its last as an array (n,); bfloat16 as 16 bits."""
     extent = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True)) if x.numel() else 0
     x = x.detach().as_strided((extent,), (1,))
     return (x.view(torch.uint16) if x.dtype == torch.bfloat16 else x).numpy()
 
 
 def in_threads(threads: int, kernel: Callable[..., None], jobs: Iterable[Any], *arguments: Any, held: Any) -> None:
-    """Runs a kernel on all jobs.
+    """Run a kernel on all jobs.
 
     Args:
-        threads: at most so many at a time.
-        kernel: of a job and the other arguments.
+        threads: the number of threads.
+        kernel: a function of a job and the other arguments.
         jobs: the first arguments.
         arguments: the others.
-        held: tensors whose addresses are among them. Whoever waits here may be interrupted, and lets go of them while
-            the kernel still writes there.
+        held: the tensors whose addresses are among them. A caller that is interrupted here would free them while the
+            kernel still writes there.
     """
     for future in [pool(threads).submit(_run, held, kernel, job, *arguments) for job in jobs]:
         future.result()
@@ -168,5 +168,5 @@ def _run(held: Any, kernel: Callable[..., None], *arguments: Any) -> None:
 
 @cache
 def pool(threads: int) -> ThreadPoolExecutor:
-    """Of so many threads, for code that lets Python go on."""
+    """Return the pool of so many threads, for code that releases the interpreter's lock."""
     return ThreadPoolExecutor(threads, "numba")

@@ -1,4 +1,4 @@
-"""Keys and values in plain torch, equations (8) and (9): few passes over memory, with derivatives of their own."""
+"""Keys and values in plain torch, equations (8) and (9), in few passes over memory and with explicit derivatives."""
 
 from __future__ import annotations
 
@@ -9,37 +9,42 @@ from torch.nn import functional as F
 from mm_lightning.memory.documents import Documents
 
 CHUNK = 32
-"""Tokens handled by one small matrix product."""
+"""Tokens of one small matrix product."""
 
 EPS = 1e-12
 """Norms below this count as this, which makes 0/0 = 0."""
 
 
+def contiguous_rows(x: Tensor) -> Tensor:
+    """Return x with its last axis contiguous, as compiled kernels read it."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
 def finite_bandwidth(beta: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return bandwidths that leave q = beta k finite in k's type: float16 ends at 65504."""
+    """Return bandwidths clamped so that q = beta k is finite in k's type: float16 ends at 65504."""
     return beta.clamp(max=torch.finfo(dtype).max) if dtype == torch.float16 else beta
 
 
 def queries(k: Tensor, beta: Tensor) -> Tensor:
-    """Return q = beta k, in k's type, of (..., H, D) keys and (..., H) bandwidths."""
+    """Return q = beta k, in k's type, from (..., H, D) keys and (..., H) bandwidths."""
     return k * finite_bandwidth(beta, k.dtype)[..., None].to(k.dtype)
 
 
 def normalize(x: Tensor) -> Tensor:
-    """`F.normalize` of the last axis in fewer operations."""
+    """Return `F.normalize` along the last axis, in fewer operations."""
     return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(EPS)
 
 
 def normalized_mix(now: Tensor, ahead: Tensor, gamma: Tensor) -> Tensor:
-    """Norm(gamma now + (1 - gamma) ahead) of (..., H, D) raw values and (H,) gamma."""
+    """Return Norm(gamma now + (1 - gamma) ahead) of equation (9) from (..., H, D) raw values and (H,) gamma."""
     return normalize(torch.lerp(ahead, now, gamma[:, None]))
 
 
 def gated_average(ktilde: Tensor, gate: Tensor, decay: Tensor, documents: Documents) -> Tensor:
-    """Equation (8) in chunks of small matrix products: O(T) time and memory, no loop over time.
+    """Compute the keys of equation (8) by small matrix products, a chunk each: O(T) time and memory, no loop over time.
 
-    Same arguments and result as :func:`gated_average_reference`; internally in float32 (float64 for float64 inputs),
-    the log-scaled weights in float64. Differentiable in `ktilde`, `gate` and `decay`.
+    Arguments and result are those of :func:`mm_lightning.memory.keys.gated_average_reference`. Computes in float32
+    (float64 for float64 inputs), logarithms of weights in float64. Differentiable in `ktilde`, `gate` and `decay`.
     """
     return _GatedAverage.apply(ktilde, gate, decay, documents)
 
@@ -48,9 +53,9 @@ def gated_average(ktilde: Tensor, gate: Tensor, decay: Tensor, documents: Docume
 def gated_average_from(
     ktilde: Tensor, gate: Tensor, decay: Tensor, documents: Documents
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`gated_average` without a derivative, and what the tokens that follow need.
+    """Compute :func:`gated_average` without a derivative, and the state after the last token.
 
-    To go on from an earlier call, put its total before the raw keys and its scale before the gates, with a decay of 0.
+    To go on from a state, put its total before the raw keys and its scale before the gates, with a decay of 0.
 
     Returns:
         (B, T, H, D) keys, and after the last token total (B, H, D) and scale (B, H) of :func:`gated_step`.
@@ -61,7 +66,7 @@ def gated_average_from(
 
 
 def _totals(ktilde: Tensor, gate: Tensor, decay: Tensor, documents: Documents) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """S (B, H, T, D), its norm, log of the weight with which a token enters it, and m, of :class:`_GatedAverage`."""
+    """Return S (B, H, T, D), its norm, the log weight of each token in it, and m of :class:`_GatedAverage`."""
     dtype = torch.promote_types(ktilde.dtype, torch.float32)
     log_weight, level = _levels(gate, decay, documents)
     with torch.autocast(ktilde.device.type, enabled=False):
@@ -71,9 +76,10 @@ def _totals(ktilde: Tensor, gate: Tensor, decay: Tensor, documents: Documents) -
 
 
 class _GatedAverage(torch.autograd.Function):
-    """With A = cumsum(log lambda), u = log g - A and m = cummax(u), all within a document:
+    """Keys S_t / |S_t| of equation (8), from S_t = sum_{s <= t} exp(u_s - m_t) ktilde_s.
 
-    S_t = sum_{s <= t} exp(u_s - m_t) ktilde_s is kbar_t but for a positive factor, and every weight is at most 1.
+    With A = cumsum(log lambda), u = log g - A and m = cummax(u), all within a document, S_t is kbar_t but for a
+    positive factor, and every weight is at most 1.
     """
 
     @staticmethod
@@ -105,7 +111,7 @@ class _GatedAverage(torch.autograd.Function):
 
 
 def _levels(gate: Tensor, decay: Tensor, documents: Documents) -> tuple[Tensor, Tensor]:
-    """u - m and m of each token, (B, H, T) in float64.
+    """Return u - m and m of each token, (B, H, T) in float64.
 
     Documents are kept apart by raising u from one to the next by more than its whole range: the running maximum then
     starts anew, and exp(m_s - m_t) across a boundary is exactly 0.
@@ -125,13 +131,13 @@ def _levels(gate: Tensor, decay: Tensor, documents: Documents) -> tuple[Tensor, 
 
 
 def _scaled(x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """weight * x in (B, H, T, D), contiguous, from x (B, T, H, D) and weight (B, H, T)."""
+    """Return weight * x, (B, H, T, D) contiguous, from x (B, T, H, D) and weight (B, H, T)."""
     y = torch.empty(*weight.shape, x.shape[-1], dtype=dtype, device=x.device)
     return torch.mul(x.transpose(1, 2), weight[..., None], out=y)
 
 
 def decayed_sum(x: Tensor, level: Tensor, reverse: bool = False) -> Tensor:
-    """S_t = sum_{s <= t} exp(level_s - level_t) x_s for a level that never falls along T.
+    """Compute S_t = sum_{s <= t} exp(level_s - level_t) x_s for a level that never falls along T.
 
     Each chunk is one small triangular matrix product; the sums at the chunks' ends obey the same equation with the
     levels found there, so they are summed by the same function, and what comes into a chunk is added to its first
@@ -166,18 +172,18 @@ def decayed_sum(x: Tensor, level: Tensor, reverse: bool = False) -> Tensor:
 
 
 def _weights(level: Tensor, dtype: torch.dtype, reverse: bool) -> Tensor:
-    """exp(level_s - level_t) for s <= t, else 0: (..., T, T), transposed if `reverse`."""
+    """Return exp(level_s - level_t) for s <= t, else 0: (..., T, T), transposed if `reverse`."""
     weights = (level[..., None, :] - level[..., :, None]).to(dtype).exp_().tril_()
     return weights.mT if reverse else weights
 
 
 def look_ahead(vtilde: Tensor, gamma: Tensor, documents: Documents) -> Tensor:
-    """:func:`look_ahead_reference` in few passes over memory, with its own derivative."""
+    """Compute :func:`mm_lightning.memory.values.look_ahead_reference` in few passes over memory."""
     return _LookAhead.apply(vtilde, gamma, documents)
 
 
 class _LookAhead(torch.autograd.Function):
-    """In float32 or better; saves only its input, its output and the norms."""
+    """Norm(vbar) of equation (9), in float32 or better; saves only its input, its output and the norms."""
 
     @staticmethod
     def forward(ctx, vtilde: Tensor, gamma: Tensor, documents: Documents) -> Tensor:
@@ -199,13 +205,13 @@ class _LookAhead(torch.autograd.Function):
         grad = grad.to(dtype)
         dtotal = torch.addcmul(grad, values, (grad * values).sum(-1, keepdim=True), value=-1).div_(norm)
         dgamma = (dtotal * raw).sum((0, 1, 3))
-        going = _within(dtotal[:, :-1], ctx.documents)
-        dgamma = dgamma - (going * raw[:, 1:]).sum((0, 1, 3))
+        d_next = _within(dtotal[:, :-1], ctx.documents)
+        dgamma = dgamma - (d_next * raw[:, 1:]).sum((0, 1, 3))
         draw = dtotal * weight
-        draw[:, 1:].addcmul_(going, (1 - weight).expand_as(going))
+        draw[:, 1:].addcmul_(d_next, (1 - weight).expand_as(d_next))
         return draw.to(vtilde.dtype), dgamma.to(gamma.dtype), None
 
 
 def _within(x: Tensor, documents: Documents) -> Tensor:
-    """x (B, T - 1, H, D) with 0 for the last token of each document, whose next token is another document's."""
+    """Return x (B, T - 1, H, D) with 0 at the last token of each document."""
     return x if documents.single else x.masked_fill((documents.position[:, 1:] == 0)[..., None, None], 0)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mm_lightning.memory.kernels.torch_features import contiguous_rows
 from mm_lightning.memory.kernels.triton_kernels import (
     back_carry,
     back_ends,
@@ -27,14 +28,14 @@ CHUNK = 32
 """Tokens of one head that one program computes."""
 
 CHUNKS = 64
-"""Chunks that one step of summing over chunks takes."""
+"""Chunks that one step of a sum over chunks adds."""
 
 COLUMNS = 16
-"""Of a head's numbers, that one program sums over chunks."""
+"""Dimensions of a head that one program sums over chunks."""
 
 
 def keys(raw: Tensor, gate: Tensor, decay: Tensor, beta: Tensor, starts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys, (B, T, H, D), and what the derivative needs, (3, B, H, T): fresh, log fade and |S|.
+    """Return q and k, (B, T, H, D), and fresh, log fade and |S| for the derivative, (3, B, H, T).
 
     Args:
         raw: (B, T, H, D) in float32, bfloat16 or float16.
@@ -43,46 +44,48 @@ def keys(raw: Tensor, gate: Tensor, decay: Tensor, beta: Tensor, starts: Tensor)
     """
     batch, time, heads, dim = raw.shape
     q, k = (raw.new_empty(raw.shape) for _ in range(2))
-    kept = gate.new_empty(3, batch, heads, time)
-    grid, sizes = _plan(raw)
+    saved = gate.new_empty(3, batch, heads, time)
+    grid, sizes = _grid(raw)
     chunks = grid[1]
     ends = gate.new_empty(batch, heads, chunks, dim)
-    joint = gate.new_empty(batch, heads, chunks, 2, dtype=torch.float64)
+    scales_and_fades = gate.new_empty(batch, heads, chunks, 2, dtype=torch.float64)
     scales = gate.new_empty(batch, heads, chunks, dtype=torch.float64)
     layout = *raw.stride()[:3], time, heads, dim
     begins = starts.contiguous().view(torch.uint8)
     with torch.cuda.device_of(raw):
-        keys_ends[grid](raw, gate, decay, begins, ends, joint, *layout, **sizes)
-        keys_carry[_columns(raw)](ends, joint, scales, chunks, heads, dim, N=CHUNKS, D=COLUMNS, num_warps=8)
-        arrays = raw, gate, decay, begins, beta, ends, scales, q, k, *kept
+        keys_ends[grid](raw, gate, decay, begins, ends, scales_and_fades, *layout, **sizes)
+        keys_carry[_carry_grid(raw)](
+            ends, scales_and_fades, scales, chunks, heads, dim, N=CHUNKS, D=COLUMNS, num_warps=8
+        )
+        arrays = raw, gate, decay, begins, beta, ends, scales, q, k, *saved
         keys_results[grid](*arrays, *layout, **sizes, PRECISION=_precision(raw))
-    return q, k, kept
+    return q, k, saved
 
 
 def keys_backward(
-    raw: Tensor, beta: Tensor, starts: Tensor, k: Tensor, kept: Tensor, d_q: Tensor, d_k: Tensor
+    raw: Tensor, beta: Tensor, starts: Tensor, k: Tensor, saved: Tensor, d_q: Tensor, d_k: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Derivatives by raw, gate, decay and beta from those by the results of :func:`keys`."""
+    """Return the derivatives by raw, gate, decay and beta from those by the results of :func:`keys`."""
     batch, time, heads, dim = raw.shape
     d_raw = raw.new_empty(raw.shape)
     d_gate, d_decay, d_beta = (beta.new_empty(beta.shape) for _ in range(3))
-    d_q, d_k = _with_rows(d_q), _with_rows(d_k)
-    grid, sizes = _plan(raw)
+    d_q, d_k = contiguous_rows(d_q), contiguous_rows(d_k)
+    grid, sizes = _grid(raw)
     chunks = grid[1]
     ends = beta.new_empty(batch, heads, chunks, dim)
     left = beta.new_empty(batch, heads, chunks, dtype=torch.float64)
     layout = *d_q.stride()[:3], *d_k.stride()[:3], time, heads, dim
     with torch.cuda.device_of(raw):
-        back_ends[grid](beta, k, *kept[1:], d_q, d_k, ends, left, *layout, **sizes)
-        back_carry[_columns(raw)](ends, left, chunks, heads, dim, N=CHUNKS, D=COLUMNS, num_warps=8)
-        arrays = raw, starts.contiguous().view(torch.uint8), beta, k, *kept, d_q, d_k, ends
+        back_ends[grid](beta, k, *saved[1:], d_q, d_k, ends, left, *layout, **sizes)
+        back_carry[_carry_grid(raw)](ends, left, chunks, heads, dim, N=CHUNKS, D=COLUMNS, num_warps=8)
+        arrays = raw, starts.contiguous().view(torch.uint8), beta, k, *saved, d_q, d_k, ends
         results = d_raw, d_gate, d_decay, d_beta
         back_results[grid](*arrays, *results, *raw.stride()[:3], *layout, **sizes, PRECISION=_precision(raw))
     return d_raw, d_gate, d_decay, d_beta
 
 
 def values(raw: Tensor, gamma: Tensor, alpha: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
-    """Values (B, T, H, D) and norms (B, T, H).
+    """Return values (B, T, H, D) and their norms before scaling, (B, T, H).
 
     Args:
         raw: (B, T, H, D) in float32, bfloat16 or float16.
@@ -90,7 +93,7 @@ def values(raw: Tensor, gamma: Tensor, alpha: Tensor, starts: Tensor) -> tuple[T
         starts: (B, T) bool, where documents begin.
     """
     v, norm = raw.new_empty(raw.shape), gamma.new_empty(raw.shape[:3])
-    grid, sizes = _plan(raw)
+    grid, sizes = _grid(raw)
     arrays = raw, starts.contiguous().view(torch.uint8), gamma.contiguous(), alpha.contiguous(), v, norm
     with torch.cuda.device_of(raw):
         values_results[grid](*arrays, *raw.stride()[:3], *raw.shape[1:], **sizes)
@@ -100,9 +103,9 @@ def values(raw: Tensor, gamma: Tensor, alpha: Tensor, starts: Tensor) -> tuple[T
 def values_backward(
     raw: Tensor, gamma: Tensor, alpha: Tensor, starts: Tensor, v: Tensor, norm: Tensor, d_v: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Derivatives by raw, gamma and alpha from that by the result of :func:`values`."""
-    d_raw, d_v = raw.new_empty(raw.shape), _with_rows(d_v)
-    grid, sizes = _plan(raw)
+    """Return the derivatives by raw, gamma and alpha from that by the result of :func:`values`."""
+    d_raw, d_v = raw.new_empty(raw.shape), contiguous_rows(d_v)
+    grid, sizes = _grid(raw)
     sums = gamma.new_empty(2, raw.shape[0], grid[1], raw.shape[2])
     arrays = raw, starts.contiguous().view(torch.uint8), gamma.contiguous(), alpha.contiguous(), v, norm, d_v, d_raw
     with torch.cuda.device_of(raw):
@@ -110,22 +113,18 @@ def values_backward(
     return d_raw, sums[0].sum((0, 1)), sums[1].sum((0, 1))
 
 
-def _plan(raw: Tensor) -> tuple[tuple[int, int, int], dict[str, Any]]:
-    """Programs and sizes of the kernels over chunks. Heads come first: their gates lie side by side."""
+def _grid(raw: Tensor) -> tuple[tuple[int, int, int], dict[str, Any]]:
+    """Return the grid and the sizes of kernels over chunks. Heads come first: their gates lie side by side."""
     batch, time, heads, dim = raw.shape
     grid = heads, -(-time // CHUNK), batch
     return grid, {"C": CHUNK, "D": max(16, 1 << (dim - 1).bit_length()), "num_warps": 4 if dim <= 128 else 8}
 
 
-def _columns(raw: Tensor) -> tuple[int, int, int]:
-    """Programs of the kernels that sum over chunks."""
+def _carry_grid(raw: Tensor) -> tuple[int, int, int]:
+    """Return the grid of kernels that sum over chunks."""
     return raw.shape[2], -(-raw.shape[3] // COLUMNS), raw.shape[0]
 
 
 def _precision(raw: Tensor) -> str:
-    """Of matrix products: where results are rounded to 16 bits, 11 digits of the weights are enough."""
+    """Return the precision of matrix products: 11 bits of weights are enough where results are rounded to 16."""
     return "ieee" if raw.dtype == torch.float32 else "tf32"
-
-
-def _with_rows(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()

@@ -30,7 +30,7 @@ def test_numba_kernels_agree():
 
 
 def test_kernels_that_fail_are_not():
-    with pytest.warns(UserWarning, match="triton fail a small trial on cpu with heads of 8 numbers in float32"):
+    with pytest.warns(UserWarning, match="triton fail their self-test on cpu with head dimension 8 in float32"):
         assert "UserError" in dispatch.kernel_mismatch("triton", CPU, torch.float32, 8)
 
 
@@ -54,7 +54,7 @@ def test_nan_is_not_overlooked(monkeypatch):
         assert dispatch.kernel_mismatch("numba", CPU, torch.float32, 8)
 
 
-def test_a_trial_in_the_middle_of_something_else():
+def test_a_self_test_in_the_middle_of_something_else():
     """A checkpointed block asks first, which must not be computed again then; nor does a default device matter."""
     x = torch.ones(3, requires_grad=True)
     found = []
@@ -70,9 +70,9 @@ def test_a_trial_in_the_middle_of_something_else():
     torch.testing.assert_close(x.grad, x.exp().cos() * x.exp())
 
 
-def test_what_a_trial_computes_is_not_kept_for_a_block(monkeypatch):
+def test_what_a_self_test_computes_is_not_kept_for_a_block(monkeypatch):
     """Selective checkpointing takes what it kept in the order in which it was computed."""
-    monkeypatch.setattr(dispatch, "_try", lambda *_: [torch.ones(2, 2) @ torch.ones(2, 2)])
+    monkeypatch.setattr(dispatch, "_self_test_case", lambda *_: [torch.ones(2, 2) @ torch.ones(2, 2)])
     x, weight = torch.randn(4, 3, requires_grad=True), torch.randn(3, 3)
 
     def block(x):

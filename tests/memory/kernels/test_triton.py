@@ -171,11 +171,11 @@ def test_where_they_run(monkeypatch):
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         assert resolve_kernels("auto", cuda, dtype, 256) == resolve_kernels("triton", cuda, dtype, 256) == "triton"
     assert resolve_kernels("auto", cuda, torch.float64) == resolve_kernels("auto", cuda, torch.bfloat16, 257) == "torch"
-    with pytest.raises(UserError, match=r"float32, float16 and bfloat16 on cuda, not in float32 on cpu: choose auto"):
+    with pytest.raises(UserError, match=r"float32, float16 and bfloat16 on cuda, got float32 on cpu: choose auto"):
         resolve_kernels("triton", torch.device("cpu"))
-    with pytest.raises(UserError, match="not in float64 on cuda"):
+    with pytest.raises(UserError, match="got float64 on cuda"):
         resolve_kernels("triton", cuda, torch.float64)
-    with pytest.raises(UserError, match="heads of at most 256 numbers, not in float32 on cuda with 300"):
+    with pytest.raises(UserError, match="head dimensions up to 256, got float32 on cuda with 300"):
         resolve_kernels("triton", cuda, dim=300)
     monkeypatch.setattr("mm_lightning.memory.kernels.find_spec", lambda name: None)
     resolve_kernels.cache_clear()
@@ -190,7 +190,7 @@ POINTERS = {
     "starts": "*u8",
     **dict.fromkeys(("gate", "decay", "beta", "ends", "freshes", "fades", "norms", "gamma", "alpha"), "*fp32"),
     **dict.fromkeys(("d_gate", "d_decay", "d_beta", "d_gamma", "d_alpha"), "*fp32"),
-    **dict.fromkeys(("joint", "scales", "left"), "*fp64"),
+    **dict.fromkeys(("scales_and_fades", "scales", "left"), "*fp64"),
 }
 
 
