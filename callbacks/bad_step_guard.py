@@ -24,7 +24,7 @@ from mm_lightning.data.mixture import describe
 from mm_lightning.errors import UserError
 from mm_lightning.outputs import write_json
 from mm_lightning.ranges import Count, NonNegative, Range, checked
-from mm_lightning.training.accumulation import served
+from mm_lightning.training.accumulation import served_sequences
 from mm_lightning.training.data_order import (
     BAD_STEPS,
     ROLLBACKS,
@@ -135,7 +135,7 @@ class BadStepGuard(Callback):
             norm, skipped = step_norm(trainer.strategy.deepspeed_engine)
             self._now.norm = torch.as_tensor(norm, dtype=torch.float64, device=pl_module.device)
             self._now.bad = self._now.bad | skipped
-        self._now.send(trainer.global_step, served(trainer))
+        self._now.send(trainer.global_step, served_sequences(trainer))
         looked_at, self._before, self._now = self._before, self._now, Step()
         if looked_at is not None:
             self._look(trainer, pl_module, looked_at)
@@ -239,7 +239,7 @@ class BadStepGuard(Callback):
         step, data = trainer.global_step, trainer.datamodule
         if trainer.is_global_zero:
             drop_later_steps(trainer, step)
-        if trainer.is_global_zero and (first := served(trainer)) is not None:
+        if trainer.is_global_zero and (first := served_sequences(trainer)) is not None:
             about = data_order_settings(data.weights, data.context_length, data.global_batch_size, data.seed)
             first -= data.micro_batch_size * trainer.world_size  # of the batch that comes next
             run = pl_module.run_folder

@@ -193,6 +193,15 @@ def read_yaml(path: str | Path) -> Any:
     return load_yaml(read_text(path), path)
 
 
+def plain_values(values: Any) -> Any:
+    """Return values as a YAML file of them would be read: lists for tuples, the values of enumerations."""
+    if isinstance(values, dict):
+        return {key: plain_values(value) for key, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [plain_values(value) for value in values]
+    return values.value if isinstance(values, Enum) else values
+
+
 def dump_yaml(values: Any) -> str:
     """Return values as the text of a YAML file, keys in their order."""
     return yaml.dump(values, Dumper=Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False)
@@ -221,6 +230,7 @@ def use_for_options() -> None:
 
     set_loader("yaml", _load_option, (yaml.YAMLError, RecursionError))
     set_dumper("yaml", dump_yaml)
+    set_dumper("values", plain_values)  # of ArgumentParser.dump, which returns what a dumper does
 
 
 def _load_option(text: str) -> Any:

@@ -8,7 +8,7 @@ from jsonargparse import ArgumentParser
 from mm_lightning.cli import main
 from mm_lightning.options import name_words, option_error, word_lists
 from mm_lightning.synonyms import SYNONYMS
-from mm_lightning.training.config_files import explain_parser_error
+from mm_lightning.training.parser_errors import explain_parser_error
 
 Kind = Literal["ivf", "hnsw"]
 

@@ -1,6 +1,7 @@
 """YAML as it is read and written here."""
 
 import math
+from enum import Enum
 
 import pytest
 import yaml
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from mm_lightning.cli import main
 from mm_lightning.errors import UserError
-from mm_lightning.yaml_text import dump_yaml, load_yaml, locate, one_line, read_yaml
+from mm_lightning.yaml_text import dump_yaml, load_yaml, locate, one_line, plain_values, read_yaml
 
 
 @pytest.mark.parametrize(
@@ -139,3 +140,12 @@ def test_options_are_read_alike(tmp_path, capsys):
     assert "none.yaml does not exist" in capsys.readouterr().err
     assert main(["sweep", str(sweep), "--settings", "!!binary aGk="]) == 2
     assert "sweep: --settings" in capsys.readouterr().err
+
+
+class Unit(Enum):
+    STEP = "step"
+
+
+def test_plain_values_are_those_that_a_file_would_give():
+    values = {"a": (1, 2.5), "b": [{"c": Unit.STEP}, None], "d": "on", "e": 1e-05, "f": float("inf"), "g": {"h": ()}}
+    assert plain_values(values) == load_yaml(dump_yaml(values), "x")

@@ -17,7 +17,7 @@ from mm_lightning.outputs import write_text
 from mm_lightning.ranges import Few, Name, Natural, Range, accept
 from mm_lightning.redaction import redact_words
 from mm_lightning.terminal import display
-from mm_lightning.training.accumulation import accumulated
+from mm_lightning.training.accumulation import accumulation_steps
 from mm_lightning.training.memory_estimate import USABLE_FRACTION, bytes_per_device, count_devices, run_layout
 
 DESCRIPTION = """\
@@ -253,7 +253,7 @@ def planned(args: list[str], nodes: int | None, gpus: int | None, gpu_memory: fl
     gpus = gpus or count(config.trainer.devices)
     config.trainer.num_nodes, config.trainer.devices = nodes, gpus
     data = config.data
-    times = accumulated(data.global_batch_size, data.micro_batch_size, nodes * gpus, gpus)
+    times = accumulation_steps(data.global_batch_size, data.micro_batch_size, nodes * gpus, gpus)
     needed = sum(bytes_per_device(config.model.network, run_layout(config)).values()) / 1e9
     if needed > USABLE_FRACTION * gpu_memory:
         raise UserError(

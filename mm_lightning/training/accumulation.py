@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mm_lightning.errors import UserError
 from mm_lightning.training.lightning_internals import finished_epochs
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
 
-def accumulated(global_batch: int, micro_batch: int, devices: int, per_node: int = 1) -> int:
-    """How many micro batches each device adds up for an optimisation step.
+def accumulation_steps(global_batch: int, micro_batch: int, devices: int, per_node: int = 1) -> int:
+    """Return the number of micro batches that each device accumulates in an optimization step.
 
     Args:
-        global_batch: sequences in an optimisation step, over all devices.
+        global_batch: sequences in an optimization step, over all devices.
         micro_batch: sequences in a forward pass of one device.
         devices: in all.
         per_node: of each node: only whole nodes are proposed.
@@ -23,29 +23,29 @@ def accumulated(global_batch: int, micro_batch: int, devices: int, per_node: int
     Raises:
         UserError: the three do not fit together; it names the nearest numbers that do.
     """
-    together = micro_batch * devices
-    if global_batch % together == 0:
-        return global_batch // together
-    below, above = global_batch // together * together, -(-global_batch // together) * together
+    sequences = micro_batch * devices
+    if global_batch % sequences == 0:
+        return global_batch // sequences
+    below, above = global_batch // sequences * sequences, -(-global_batch // sequences) * sequences
     choices = [f"data.global_batch_size {_either(below, above)}"]
     counts = [
         n for n in range(per_node, global_batch // micro_batch + 1, per_node) if global_batch % (micro_batch * n) == 0
     ]
-    nodes = f" ({_either(*(n // per_node for n in around(counts, devices)))} nodes)" if per_node > 1 else ""
+    nodes = f" ({_either(*(n // per_node for n in _neighbors(counts, devices)))} nodes)" if per_node > 1 else ""
     if counts:
-        choices.append(f"{_either(*around(counts, devices))} devices{nodes}")
+        choices.append(f"{_either(*_neighbors(counts, devices))} devices{nodes}")
     if global_batch % devices == 0:
         sizes = [n for n in range(1, global_batch // devices + 1) if global_batch // devices % n == 0]
-        choices.append(f"data.micro_batch_size {_either(*around(sizes, micro_batch))}")
+        choices.append(f"data.micro_batch_size {_either(*_neighbors(sizes, micro_batch))}")
     raise UserError(
         f"data.global_batch_size {global_batch} is not a multiple of data.micro_batch_size {micro_batch} x {devices} "
-        f"devices = {together}. What fits: {', or '.join(choices)}"
+        f"devices = {sequences}. What fits: {', or '.join(choices)}"
     )
 
 
-def served(trainer: Trainer) -> int | None:
-    """Return how many sequences all devices were given; None where the loader does not count (overfit_batches)."""
-    loader = trainer.train_dataloader
+def served_sequences(trainer: Trainer) -> int | None:
+    """Return how many sequences all devices have read; None where the loader does not count (overfit_batches)."""
+    loader: Any = trainer.train_dataloader
     return loader.state_dict()["sequences"] if hasattr(loader, "state_dict") else None
 
 
@@ -55,11 +55,11 @@ def is_last_step(trainer: Trainer) -> bool:
     return trainer.global_step == trainer.max_steps or (trainer.is_last_batch and 0 < epochs <= epoch)
 
 
-def around(values: list[int], wanted: int) -> list[int]:
-    """The nearest of sorted values below a number and above it, as far as there are any."""
-    return [n for n in values if n < wanted][-1:] + [n for n in values if n > wanted][:1]
+def _neighbors(values: list[int], number: int) -> list[int]:
+    """Return the nearest of sorted values below a number and above it, as far as there are any."""
+    return [n for n in values if n < number][-1:] + [n for n in values if n > number][:1]
 
 
 def _either(*numbers: int) -> str:
-    """ "32 or 64", of those that are not 0."""
+    """Return "32 or 64", without numbers that are 0."""
     return " or ".join(str(n) for n in numbers if n)

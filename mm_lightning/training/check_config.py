@@ -24,7 +24,6 @@ from mm_lightning.training.config_files import flatten_config
 from mm_lightning.training.memory_estimate import count_devices
 from mm_lightning.training.module import LanguageModule
 from mm_lightning.training.trainer_options import option_mistakes
-from mm_lightning.yaml_text import load_yaml
 
 LOSS_SETTINGS = (
     "model.network",
@@ -145,14 +144,14 @@ def check_devices(accelerator: str | object, devices: int | str | list[int] | No
     )
 
 
-def changed_settings(of_the_run: Path, config: str) -> dict[str, Any]:
+def changed_settings(of_the_run: Path, config: dict[str, Any]) -> dict[str, Any]:
     """Return the settings that decide a validation loss and differ from a run's config.yaml, by dotted name.
 
     Args:
         of_the_run: the file.
-        config: this command's, as YAML.
+        config: this command's, with every default.
     """
-    was, now = known_config(of_the_run), load_yaml(config, "the config")
+    was, now = known_config(of_the_run), config
     if not was:
         return {}
     return {name: value for name, (_, value) in config_differences(was, now).items() if name.startswith(LOSS_SETTINGS)}

@@ -1,4 +1,4 @@
-"""`mm fit | validate | test | predict`: a LightningCLI that says plainly what it does and what is wrong."""
+"""`mm fit | validate | test | predict`: a LightningCLI with configs that build on each other and one-line errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Checkpoint, ProgressBar, WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 
-from mm_lightning import callbacks as watchers
+import mm_lightning.callbacks as watchers
 from mm_lightning import signals
 from mm_lightning.callbacks.lightning_callbacks import CheckCallbacks, check_averaging, check_callbacks
 from mm_lightning.checkpoint import check_architecture, fingerprint, run_folder_of, step_of
@@ -32,12 +32,13 @@ from mm_lightning.ranges import state_ranges
 from mm_lightning.renamed import current_options
 from mm_lightning.side_files import append_lines
 from mm_lightning.training import strategies
-from mm_lightning.training.accumulation import accumulated
+from mm_lightning.training.accumulation import accumulation_steps
 from mm_lightning.training.check_config import changed_settings, check_devices, check_settings, help_types
-from mm_lightning.training.config_files import ConfigFile, explain_parser_error, read_chain, split_configs
+from mm_lightning.training.config_files import ConfigFile, read_chain, split_configs
 from mm_lightning.training.lightning_internals import parser_of, validation_interval
 from mm_lightning.training.loggers import MetricsFile, ProgressLines, TensorBoard
 from mm_lightning.training.module import LanguageModule, check_vocabulary
+from mm_lightning.training.parser_errors import explain_parser_error
 from mm_lightning.training.preparation import drop_other_preparation
 from mm_lightning.training.record_run import RecordRun
 from mm_lightning.training.resolve_checkpoint import check_resumable, claim_run_folder, resolve_checkpoint
@@ -48,7 +49,7 @@ from mm_lightning.training.trainer_options import WholeSteps, refused_by_lightni
 from mm_lightning.yaml_text import one_line, use_for_options
 
 TRAINER_DEFAULTS = {
-    # everything is counted in optimisation steps, never in epochs
+    # everything is counted in optimization steps, never in epochs
     "max_epochs": -1,
     "check_val_every_n_epoch": None,
     "val_check_interval": 1000,
@@ -82,8 +83,8 @@ class TrainingCLI(LightningCLI):
         self.slurm_job = slurm_job
         configs, self.options = split_configs(current_options(args))
         self.files: list[ConfigFile] = [file for path in configs for file in read_chain(path)]
-        self.found = self._continued_checkpoint()
-        self.own = self.found and read_run_config(self.found, self.options, self.files)
+        self.continued = self.checkpoint_to_continue()
+        self.own = read_run_config(self.continued, self.options, self.files) if self.continued else None
         if self.own:
             self.files.insert(0, self.own)
         texts = [f"--config={one_line(file.values)}" for file in self.files if file.values]
@@ -102,11 +103,11 @@ class TrainingCLI(LightningCLI):
             )
         except (KeyboardInterrupt, SystemExit) as stop:
             # Lightning's answer to ctrl-C is SystemExit
-            told = stop if isinstance(stop, KeyboardInterrupt) else stop.__context__
-            if not isinstance(told, KeyboardInterrupt):
+            interrupt = stop if isinstance(stop, KeyboardInterrupt) else stop.__context__
+            if not isinstance(interrupt, KeyboardInterrupt):
                 raise
-            self._leave(told)
-            raise told from None
+            self._leave(interrupt)
+            raise interrupt from None
         finally:
             signals.when_stuck.remove(self._stuck)
             if hasattr(self, "folder"):
@@ -114,33 +115,34 @@ class TrainingCLI(LightningCLI):
                 if self.command == "fit" and self.config.fit.trainer.fast_dev_run:
                     self.folder.discard_trial()
 
-    def _stuck(self, told: KeyboardInterrupt) -> None:
+    def _stuck(self, interrupt: KeyboardInterrupt) -> None:
         """End the other processes of this machine in place of a main thread that waits for them."""
-        launcher = getattr(getattr(getattr(self, "trainer", None), "strategy", None), "launcher", None)
+        launcher: Any = getattr(getattr(getattr(self, "trainer", None), "strategy", None), "launcher", None)
         if hasattr(launcher, "kill"):
             launcher.kill(signal.SIGKILL)
-        self._leave(told)
+        self._leave(interrupt)
 
-    def _leave(self, told: KeyboardInterrupt) -> None:
-        """Leave of a training that a signal ended before its first step what says so, and nothing else."""
+    def _leave(self, interrupt: KeyboardInterrupt) -> None:
+        """Remove all files of a training that a signal ended before its first step, but for the mark that says so."""
         folder = getattr(self, "folder", None)
         if self.command != "fit" or folder is None or folder.trained or signals.rank():
             return
         if self.config.fit.trainer.fast_dev_run:
             return
         folder.discard_unused()
-        step, name = (step_of(self.checkpoint), self.checkpoint.name) if folder.resumed else (0, None)
+        checkpoint = self.checkpoint if folder.resumed else None
+        step, name = (step_of(checkpoint), checkpoint.name) if checkpoint else (0, None)
         place = folder.path if folder.resumed else folder.root
         with contextlib.suppress(OSError):  # it is not needed for anything
             place.mkdir(parents=True, exist_ok=True)
-            signals.write_mark(place, signals.signal_of(told), step, name)
+            signals.write_mark(place, signals.signal_of(interrupt), step, name)
 
-    def subcommands(self) -> dict[str, set[str]]:
-        """Only the command that was asked for: building a parser takes a while."""
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # a static method, called on the object
+        """Return the command of this command line alone: building a parser takes a while."""
         return {self.command: SKIPPED[self.command]}
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The keys beside trainer, model and data."""
+        """Add the keys beside trainer, model and data."""
         parser.add_argument("--seed_everything", type=int, default=1, help="Seed of weights, data order and steps.")
         parser.add_argument(
             "--run", type=str, default=DEFAULT_ROOT, help="Where numbered run folders lie, as in runs/quickstart."
@@ -187,14 +189,14 @@ class TrainingCLI(LightningCLI):
             )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """One seed for everything; and the ranges of numbers in the help."""
+        """Link all seeds to seed_everything, and state the ranges of numbers in the help."""
         parser.link_arguments("seed_everything", "model.seed")
         parser.link_arguments("seed_everything", "data.seed")
         for prefix, types in help_types().items():
             state_ranges(parser, {f"{prefix}{name}": hint for name, hint in types.items()})
 
-    def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
-        """Parses; a mistake becomes a UserError that names key, file and nearest key."""
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the command line; a mistake becomes a UserError that names key, file and nearest key."""
         try:
             self.config = parser.parse_args(args)
         except ArgumentError as error:
@@ -202,31 +204,31 @@ class TrainingCLI(LightningCLI):
         except UnicodeDecodeError as error:  # of a file in the place of a section's values
             raise UserError(f"a file that an option names, as in --model FILE, is no text in UTF-8: {error}") from error
         drop_other_preparation(self.config[self.command].data, self.files, self.options)
-        self._check_settings()
+        self.check_values()
 
-    def _check_settings(self) -> None:
+    def check_values(self) -> None:
+        """Check the values of all options against their ranges."""
         check_settings(self.config[self.command])
 
     def _known(self) -> list[str]:
-        """The dotted names of all options."""
+        """Return the dotted names of all options."""
         options = parser_options(parser_of(self, self.command))
         names = [option.dest for option in options if option.option_strings]
         return [name for name in names if not name.endswith(".help")]
 
     def _parse_ckpt_path(self) -> None:
-        """A checkpoint never overrides the config: the two are compared instead."""
+        """Do nothing: a checkpoint never overrides the config, the two are compared instead."""
 
     def instantiate_classes(self) -> None:
-        """Builds data module, module and trainer, and finds the checkpoint."""
+        """Find the checkpoint, and build data module, module and trainer."""
         config = self.config[self.command]
-        self.checkpoint = self._find_checkpoint(config)
+        self.checkpoint: Path | None = self.find_checkpoint(config)
         self.folder = RunFolder(config.run, self._continued_folder(config))
         if self.command == "fit" and config.trainer.fast_dev_run:  # which leaves nothing, as Lightning says
             self.folder = RunFolder(tempfile.mkdtemp(prefix="mm-fast-dev-run-"))
         if self.command == "fit" and self.folder.resumed and is_first_process():
-            claim_run_folder(self.folder, self.checkpoint)
-            changes = overridden_settings(self.own, self.resolved_config()) if self.own else []
-            if changes:
+            claim_run_folder(self.folder)
+            if self.own and (changes := overridden_settings(self.own, self.resolved_config())):
                 say(f"other than in {self.own.path}: {', '.join(changes)}")
         try:
             super().instantiate_classes()
@@ -240,17 +242,18 @@ class TrainingCLI(LightningCLI):
             raise UserError(" ".join(str(cause if isinstance(cause, UserError) else error).split())) from error
         self.model.run_folder = self.folder
         if self.checkpoint is not None:
-            self._use_checkpoint()
+            self._use_checkpoint(self.checkpoint)
 
-    def _continued_checkpoint(self) -> Path | None:
-        """The checkpoint of the run on whose configuration the command line builds, found before it is parsed."""
+    def checkpoint_to_continue(self) -> Path | None:
+        """Return the checkpoint of the run whose configuration the command line builds on, before it is parsed."""
         return continued_checkpoint(self.command, self.options, self.files)
 
-    def _find_checkpoint(self, config: Namespace) -> Path | None:
-        return resolve_checkpoint(self.command, config, self.found)
+    def find_checkpoint(self, config: Namespace) -> Path | None:
+        """Return the checkpoint that the parsed config names; None for new weights."""
+        return resolve_checkpoint(self.command, config, self.continued)
 
     def _continued_folder(self, config: Namespace) -> Path | None:
-        """The run folder of a checkpoint that is resumed or evaluated; None for a fresh run."""
+        """Return the run folder of a checkpoint that is resumed or evaluated; None for a fresh run."""
         if self.checkpoint is None or (self.command == "fit" and not config.resume):
             return None
         folder = run_folder_of(self.checkpoint)
@@ -261,24 +264,25 @@ class TrainingCLI(LightningCLI):
             )
         return folder
 
-    def _use_checkpoint(self) -> None:
+    def _use_checkpoint(self, checkpoint: Path) -> None:
+        """Check that the checkpoint fits the network, and let the command load it."""
         init = self.config_init[self.command]
         if self.command == "fit" and not is_first_process():
-            init["ckpt_path"] = str(self.checkpoint)  # what the first process has checked is loaded in its place
+            init["ckpt_path"] = str(checkpoint)  # what the first process has checked is loaded in its place
             return
         try:
-            check_architecture(self.checkpoint, self.model.config, fewer_levels=self.command != "fit")
+            check_architecture(checkpoint, self.model.config, fewer_levels=self.command != "fit")
         except UserError as error:
             alone = f": `mm fit --resume {quote(str(self.folder.path))}` alone goes on with it" if self.own else ""
             raise UserError(f"{error}{alone if self.command == 'fit' else ''}") from error
         init["ckpt_path"] = None
         if self.command != "fit":
             # weights alone are wanted: one way for plain files and DeepSpeed folders, on any number of devices
-            self.model.initial_weights = str(self.checkpoint)
+            self.model.initial_weights = str(checkpoint)
             return
-        check_resumable(self.checkpoint, self.trainer.strategy)
-        init["ckpt_path"] = str(self.checkpoint)
-        say(f"resuming {self.checkpoint}")
+        check_resumable(checkpoint, self.trainer.strategy)
+        init["ckpt_path"] = str(checkpoint)
+        say(f"resuming {checkpoint}")
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         """The trainer with our loggers, checkpoint writer and the callbacks that are always there."""
@@ -316,36 +320,37 @@ class TrainingCLI(LightningCLI):
         config["default_root_dir"] = config.get("default_root_dir") or str(self.folder.root)
         if self.command != "fit":
             config["enable_checkpointing"] = False
-        left_out = (Checkpoint,) if config.get("enable_checkpointing") is False else ()
+        left_out: tuple[type[Callback], ...] = (Checkpoint,) if config.get("enable_checkpointing") is False else ()
         left_out = (Checkpoint, watchers.Summary) if config.get("fast_dev_run") else left_out
         config["callbacks"] = [c for c in config["callbacks"] if not isinstance(c, left_out)]
         check_devices(config.get("accelerator", "auto"), config.get("devices"))
         trainer = Trainer(**config)
         if validation_interval(trainer) is not None:
-            trainer.val_check_interval = None  # which Lightning leaves out, and looks at
+            trainer.val_check_interval = None  # type: ignore[assignment]  # which Lightning leaves out, and looks at
         check_averaging(trainer)
         set_timeout(trainer.strategy, self.config[self.command].communication_timeout)
         return trainer
 
     def _loggers(self, config: dict[str, Any]) -> list[Logger]:
-        """The loggers of the config, in training after those that other commands read a run by."""
+        """Return the loggers of the config, in training after those that other commands read a run by."""
         chosen = config.get("logger")
         further = [] if chosen in (None, True, False) else [chosen] if isinstance(chosen, Logger) else list(chosen)
         if self.command != "fit":
             return further
         return [TensorBoard(self.folder), MetricsFile(self.folder), ProgressLines(config["max_steps"]), *further]
 
-    def resolved_config(self) -> str:
-        """The config with every default filled in, as YAML that `--config` reads back."""
+    def resolved_config(self) -> dict[str, Any]:
+        """Return the config with every default filled in, as the values of a file that `--config` reads."""
         config = self.config[self.command].clone()
         for key in ("config", "resume", "ckpt_path", "plan", "gpu_memory"):
             config.pop(key, None)
-        return parser_of(self, self.command).dump(config, skip_none=False)
+        values: Any = parser_of(self, self.command).dump(config, format="values", skip_unset=False)
+        return values
 
     # The commands
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Runs it; a run that a mistake ended before its first step leaves no folder."""
+        """Run the command; a run that a mistake ends before its first step leaves no folder."""
         try:
             self._check_data()
             super()._run_subcommand(subcommand)
@@ -370,11 +375,11 @@ class TrainingCLI(LightningCLI):
         check_vocabulary(self.datamodule.tokenizer, self.model.config)
 
     def before_fit(self) -> None:
-        """Derives accumulation from the global batch, and counts validation in optimisation steps."""
+        """Derive gradient accumulation from the global batch, and count validation in optimization steps."""
         trainer, data = self.trainer, self.datamodule
         if trainer.max_steps < 1:
             raise UserError("trainer.max_steps must be set: the learning rate falls over that many steps")
-        trainer.accumulate_grad_batches = accumulated(
+        trainer.accumulate_grad_batches = accumulation_steps(
             data.global_batch_size, data.micro_batch_size, trainer.world_size, trainer.num_devices
         )
         if isinstance(trainer.val_check_interval, int):
@@ -385,40 +390,40 @@ class TrainingCLI(LightningCLI):
         return {**kwargs, "verbose": False} if subcommand in ("validate", "test") else kwargs
 
     def after_validate(self) -> None:
-        """Prints and keeps the result."""
+        """Print and save the result."""
         self._report("validation")
 
     def after_test(self) -> None:
-        """Prints and keeps the result."""
+        """Print and save the result."""
         self._report("test")
 
     def _report(self, split: str) -> None:
-        if not self.trainer.is_global_zero:
+        if not self.trainer.is_global_zero or self.checkpoint is None:
             return
-        found = self.trainer.callback_metrics.items()
-        values = {name: float(value) for name, value in found if name.startswith(f"{split}/")}
+        metrics = self.trainer.callback_metrics.items()
+        values = {name: float(value) for name, value in metrics if name.startswith(f"{split}/")}
         say(f"{self.checkpoint}: " + "  ".join(f"{n.removeprefix(f'{split}/')} {v:.4f}" for n, v in values.items()))
         if (self.folder.path / "config.yaml").is_file():
-            differs = changed_settings(self.folder.path / "config.yaml", self.resolved_config())
-            asked = {
+            changes = changed_settings(self.folder.path / "config.yaml", self.resolved_config())
+            source = {
                 "checkpoint": self.checkpoint.name,
                 "weights": fingerprint(self.checkpoint),
                 "data": " + ".join(s.manifest.content[:12] for s in self.datamodule.sets),
             }
-            line = {**asked, **({"changed": differs} if differs else {}), **values}
+            line = {**source, **({"changed": changes} if changes else {}), **values}
             try:
                 append_lines(self.folder.path / "evaluation.jsonl", json.dumps(line) + "\n")
             except OSError as error:
                 say(f"not kept in {self.folder.path / 'evaluation.jsonl'}: {error.strerror}")
 
     def predict(self, **kwargs: Any) -> None:
-        """Writes one JSON line a document: what :meth:`LanguageModule.predict_step` says of it."""
+        """Write one JSON line a document: what :meth:`LanguageModule.predict_step` returns of it."""
         if self.trainer.world_size > 1:
             raise UserError("mm predict runs on one device: add --trainer.devices 1")
         config = self.config[self.command]
-        own = self.folder.path / "predictions.jsonl"
-        output = check_output(config.output or own, config.overwrite or not config.output)
-        batches = self.trainer.predict(**kwargs)
+        default = self.folder.path / "predictions.jsonl"
+        output = check_output(config.output or default, config.overwrite or not config.output)
+        batches: list[Any] = self.trainer.predict(**kwargs) or []
         if len(self.datamodule.validated) > 1:
             batches = [batch for of_a_set in batches for batch in of_a_set]
         documents = [document for batch in batches for document in batch]
@@ -430,10 +435,10 @@ class TrainingCLI(LightningCLI):
 
 
 def prepare() -> None:
-    """What every command line needs before it is parsed."""
+    """Set up what the parser of a training command needs."""
     silence_warnings()
     strategies.register()
     use_for_options()
     # config dataclasses are chosen by class_path; short names are enough
-    # lightning's CLI has values that look like URLs opened
+    # LightningCLI opens values that look like URLs
     set_parsing_settings(subclasses_enabled=[NetworkConfig], config_read_mode_fsspec_enabled=False)

@@ -30,7 +30,7 @@ from mm_lightning.errors import UserError
 from mm_lightning.memory.documents import Documents
 from mm_lightning.networks import NetworkConfig
 from mm_lightning.networks.cost import parameters
-from mm_lightning.training.accumulation import accumulated
+from mm_lightning.training.accumulation import accumulation_steps
 from mm_lightning.training.check_config import config_errors
 from mm_lightning.training.cli import TRAINER_DEFAULTS, TrainingCLI
 from mm_lightning.training.fake_cluster import FakeCluster, fake_processes
@@ -60,12 +60,12 @@ class DryRunFit(TrainingCLI):
         self._problems: list[str] = []
         super().__init__("fit", args)
 
-    def _continued_checkpoint(self) -> Path | None:
+    def checkpoint_to_continue(self) -> Path | None:
         with contextlib.suppress(UserError):  # found again, and said, beside what else is wrong
-            return super()._continued_checkpoint()
+            return super().checkpoint_to_continue()
         return None
 
-    def _check_settings(self) -> None:
+    def check_values(self) -> None:
         """Keep mistakes of the trainer's options to be said with all others, and go on with the defaults.
 
         Raises:
@@ -124,7 +124,7 @@ class DryRunFit(TrainingCLI):
 
     def _batch(self, config: Namespace) -> str:
         data = config.data
-        times = accumulated(data.global_batch_size, data.micro_batch_size, self._devices, self._per_node)
+        times = accumulation_steps(data.global_batch_size, data.micro_batch_size, self._devices, self._per_node)
         tokens = data.global_batch_size * data.context_length
         return (
             f"batch        {data.global_batch_size} sequences = {self._devices} devices x {data.micro_batch_size} x "
@@ -188,8 +188,8 @@ class DryRunFit(TrainingCLI):
 
     # The small copy
 
-    def _find_checkpoint(self, config: Namespace) -> None:
-        """None is loaded into the small copy."""
+    def find_checkpoint(self, config: Namespace) -> None:
+        """Return None: nothing is loaded into the tiny copy."""
 
     def _shrink(self, config: Namespace) -> None:
         small = shrunken(self._network)

@@ -120,7 +120,8 @@ class RunSummaryWriter(SummaryWriter):
         super().__init__(log_dir=str(folder))
 
     def _get_file_writer(self) -> FileWriter:
-        if self.file_writer is None:
-            self.file_writer = RunFileWriter(self._run, Path(self.log_dir), self.flush_secs)
-            self.all_writers = {self.file_writer.get_logdir(): self.file_writer}
-        return self.file_writer
+        writer: FileWriter | None = self.file_writer
+        if writer is None:
+            writer = RunFileWriter(self._run, Path(self.log_dir), self.flush_secs)
+            self.file_writer, self.all_writers = writer, {writer.get_logdir(): writer}  # type: ignore[assignment]
+        return writer

@@ -122,7 +122,7 @@ class TensorBoard(TensorBoardLogger):
         super().log_metrics({tensorboard_tag(name): value for name, value in metrics.items()}, step)
 
     @rank_zero_only
-    def log_hyperparams(self, params: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Write a run's settings for the HPARAMS tab."""
         folder, values = Path(self.log_dir), dict(params)
         self.folder.write(folder / RUN_HPARAMS, lambda: write_run_hparams(folder, values), waits=True)
@@ -182,9 +182,9 @@ class ProgressLines(Logger):
             parts += [f"{name.removeprefix('validation/').replace('_', ' ')} {metrics[name]:.4f}" for name in others]
             say(f"{head}  {'  '.join(parts)}")
 
-    def _pace(self, metrics: dict[str, float], step: int) -> str:
+    def _pace(self, metrics: dict[str, float], step: int | None) -> str:
         speed = metrics.get("train/tokens_per_second")
-        if not speed:
+        if not speed or step is None:
             return ""
         steps, tokens = step - self._before[0], metrics["train/tokens"] - self._before[1]
         if steps <= 0 or tokens <= 0:  # gone back

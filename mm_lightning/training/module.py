@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import DeepSpeedStrategy
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
-from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
 from mm_lightning.checkpoint import (
@@ -28,13 +28,14 @@ from mm_lightning.data.sequences import TrainingOrder
 from mm_lightning.errors import UserError
 from mm_lightning.memory.documents import IGNORE_INDEX
 from mm_lightning.memory.kernels import Kernels, resolve_kernels, set_kernels
-from mm_lightning.networks import Checkpointing, NetworkConfig
+from mm_lightning.networks import Checkpointing, Network, NetworkConfig
 from mm_lightning.networks.block import set_compiled
 from mm_lightning.ranges import Natural, Part, Place, Range, Seed, Share, checked
 from mm_lightning.renamed import rename_callback_states
 from mm_lightning.training.accumulation import is_last_step
 from mm_lightning.training.compiler import check_strategy
-from mm_lightning.training.lightning_internals import allow_clipping, find_datamodule, log_interval
+from mm_lightning.training.document_losses import document_losses
+from mm_lightning.training.lightning_internals import allow_clipping, datamodule_of, find_datamodule, log_interval
 from mm_lightning.training.resume import (
     OptimizerSettings,
     changed_recipe,
@@ -52,8 +53,10 @@ Decay = Annotated[float, Range(0, 1000)]
 
 
 def evaluation_loss() -> MeanMetric:
-    """A mean in float64, because float32 loses count after 2^24 tokens."""
-    return MeanMetric().set_dtype(torch.float64)
+    """Return a mean in float64, because float32 loses count after 2^24 tokens."""
+    metric = MeanMetric()
+    metric.set_dtype(torch.float64)
+    return metric
 
 
 def check_vocabulary(tokenizer: Tokenizer, config: NetworkConfig) -> None:
@@ -88,6 +91,9 @@ class LanguageModule(LightningModule):
         seed: of the initial weights and of what is random about a step. Set by `seed_everything`.
     """
 
+    network: Network
+    """Built by :meth:`configure_model`."""
+
     @checked("model.")
     def __init__(
         self,
@@ -115,7 +121,6 @@ class LanguageModule(LightningModule):
         self.compiled = compile
         self.initial_weights = initial_weights
         self.seed = seed
-        self.network: torch.nn.Module | None = None
         self.evaluation_losses = torch.nn.ModuleList([evaluation_loss()])  # a mean for each data set
         self.run_folder: RunFolder | None = None  # given by the CLI
         self._step_loss: list[Tensor] = []
@@ -131,7 +136,7 @@ class LanguageModule(LightningModule):
 
     def configure_model(self) -> None:
         """Builds the network where it will live: partitioned from the start under ZeRO-3."""
-        if self.network is not None:
+        if hasattr(self, "network"):
             return
         # the weights depend on the seed alone, whatever drew random numbers before
         device = self.trainer.strategy.root_device
@@ -303,7 +308,7 @@ class LanguageModule(LightningModule):
         """The steps of the run: trainer.max_steps, or those of trainer.max_epochs."""
         return self.trainer.max_steps if self.trainer.max_steps > 0 else self.trainer.estimated_stepping_batches
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with decay on matrices only; warm-up and cosine by steps.
 
         Raises:
@@ -319,7 +324,7 @@ class LanguageModule(LightningModule):
             {"params": matrices, "weight_decay": self.weight_decay},
             {"params": others, "weight_decay": 0.0},
         ]
-        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=tuple(self.betas), fused=True)
+        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=(self.betas[0], self.betas[1]), fused=True)
         allow_clipping(optimizer)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -329,7 +334,7 @@ class LanguageModule(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Adds a batch to the mean loss over tokens of its data set."""
         loss, _, predicted = self._losses(batch)
-        self.evaluation_losses[dataloader_idx].update(loss.double(), weight=predicted)
+        self._means()[dataloader_idx].update(loss.double(), weight=predicted)
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """As in validation."""
@@ -355,9 +360,12 @@ class LanguageModule(LightningModule):
             names += [f"loss/{s.name}" for s in data.validated]
         return [f"validation/{name}" for name in names]
 
+    def _means(self) -> list[MeanMetric]:
+        return [metric for metric in self.evaluation_losses if isinstance(metric, MeanMetric)]
+
     def _log_evaluation(self, split: str) -> None:
-        losses = [metric.compute().item() for metric in self.evaluation_losses]  # summed over ranks
-        for metric in self.evaluation_losses:
+        losses = [metric.compute().item() for metric in self._means()]  # summed over ranks
+        for metric in self._means():
             metric.reset()
         data, loss = find_datamodule(self.trainer), losses[0]
         if data is not None:
@@ -371,36 +379,12 @@ class LanguageModule(LightningModule):
         self.log_dict({**values, "step": float(self.global_step)}, sync_dist=True)
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
-        """The loss of every document of a batch, a part of a document counting as one.
-
-        Returns:
-            For each document in stream order: the data set if they are several, the sequence it lies in, its
-            number of tokens, how many of them were predicted, the mean loss in nats per predicted token, and how its
-            text begins. One of which nothing is predicted, such as the single tokens that fill up a row, is left out.
-        """
-        logits = self.network(batch.tokens, batch.documents).float()
-        targets = batch.targets.flatten()
-        losses = F.cross_entropy(logits.flatten(0, 1), targets, ignore_index=IGNORE_INDEX, reduction="none")
-        lengths = batch.documents.lengths
-        data = find_datamodule(self.trainer)
-        first = batch_idx * data.micro_batch_size
-        named = {"set": data.validated[dataloader_idx].name} if len(data.validated) > 1 else {}
-        rows, begin = [], 0
-        for loss, mask in zip(losses.split(lengths), (targets != IGNORE_INDEX).split(lengths), strict=True):
-            head = batch.tokens.flatten()[begin : begin + min(len(loss), 24)].tolist()
-            if predicted := int(mask.sum()):
-                rows.append(
-                    {
-                        **named,
-                        "sequence": first + begin // batch.tokens.shape[1],
-                        "tokens": len(loss),
-                        "predicted": predicted,
-                        "loss": float(loss.sum()) / predicted,
-                        "text": data.tokenizer.decode(head),
-                    }
-                )
-            begin += len(loss)
-        return rows
+        """Return the loss of each document (:func:`document_losses`), with its data set if there are several."""
+        data = datamodule_of(self.trainer)
+        logits = self.network(batch.tokens, batch.documents)
+        losses = document_losses(batch, logits, data.tokenizer, batch_idx * data.micro_batch_size)
+        names = {"set": data.validated[dataloader_idx].name} if len(data.validated) > 1 else {}
+        return [{**names, **document} for document in losses]
 
     # Checkpoints
 
@@ -424,11 +408,10 @@ class LanguageModule(LightningModule):
         rename_callback_states(checkpoint.get("callbacks", {}))
         self._changed = []
         if METADATA_KEY in checkpoint:
-            self._changed = changed_recipe(checkpoint, checkpoint[METADATA_KEY], self, self.config)
-        if find_datamodule(self.trainer) is not None and METADATA_KEY in checkpoint:
-            changed = changes(checkpoint[METADATA_KEY], find_datamodule(self.trainer))
-            if changed:
-                say(changed)
+            metadata, data = checkpoint[METADATA_KEY], find_datamodule(self.trainer)
+            self._changed = changed_recipe(checkpoint, metadata, self, self.config)
+            if data is not None and (warning := changes(metadata, data)):
+                say(warning)
         self.restore_tokens(checkpoint)
         self._validation_open = fit_progress(checkpoint, self.trainer.accumulate_grad_batches)
 
@@ -438,3 +421,8 @@ class LanguageModule(LightningModule):
         now = {} if data is None else {n: getattr(data, n) for n in ("global_batch_size", "context_length")}
         sizes = now | {name: value for name, value in about.get("data", {}).items() if name in now}
         self._tokens = about.get("tokens", checkpoint["global_step"] * math.prod(sizes.values()) if sizes else 0)
+
+
+def language_module(module: LightningModule) -> LanguageModule:
+    """Return the module of a run with its type: callbacks get it as a LightningModule."""
+    return cast(LanguageModule, module)

@@ -12,19 +12,18 @@ from jsonargparse import Namespace
 from mm_lightning.errors import UserError
 from mm_lightning.networks import NetworkConfig
 from mm_lightning.training.cli import TrainingCLI, prepare
-from mm_lightning.yaml_text import load_yaml
 
 
 class FitParser(TrainingCLI):
     """An `mm fit` command line that is read but not run."""
 
-    def _continued_checkpoint(self) -> Path | None:
+    def checkpoint_to_continue(self) -> Path | None:
         with contextlib.suppress(UserError):  # what begins with a checkpoint may be read before there is one
-            return super()._continued_checkpoint()
+            return super().checkpoint_to_continue()
         return None
 
     def instantiate_classes(self) -> None:
-        """Builds the dimensions of the network, nothing else."""
+        """Build the config of the network, nothing else."""
         self.resolved = self.resolved_config()
         self.config.fit.model.network = network_config_of(self.config.fit)
 
@@ -33,14 +32,14 @@ class FitParser(TrainingCLI):
 
 
 def network_config_of(config: Namespace) -> NetworkConfig:
-    """The dimensions of the network that a parsed config names."""
+    """Return the config of the network that a parsed config names."""
     network = config.model.network
     module, name = network.class_path.rsplit(".", 1)
     return getattr(importlib.import_module(module), name)(**network.init_args.as_dict())
 
 
 def parse_fit(args: list[str]) -> Namespace:
-    """The resolved config of an `mm fit` command line, with `model.network` as a NetworkConfig.
+    """Return the resolved config of an `mm fit` command line, with `model.network` as a NetworkConfig.
 
     Raises:
         UserError: for any mistake of the user's.
@@ -49,11 +48,11 @@ def parse_fit(args: list[str]) -> Namespace:
 
 
 def resolve_fit(args: list[str]) -> tuple[Namespace, dict[str, Any]]:
-    """As :func:`parse_fit`, and the same config as the plain values that a config file of it would hold.
+    """Return the config of :func:`parse_fit`, and the same as the values of a config file.
 
     Raises:
         UserError: for any mistake of the user's.
     """
     prepare()
     parsed = FitParser("fit", args)
-    return parsed.config.fit, load_yaml(parsed.resolved, "the config")
+    return parsed.config.fit, parsed.resolved

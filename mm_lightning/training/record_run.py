@@ -21,12 +21,13 @@ from mm_lightning.memory.kernels.fused_read import attention_backend
 from mm_lightning.outputs import write_json
 from mm_lightning.redaction import redact_values
 from mm_lightning.side_files import read_object, write_config
-from mm_lightning.training.accumulation import served
+from mm_lightning.training.accumulation import served_sequences
 from mm_lightning.training.data_order import ROLLBACKS, configured_data_order, data_order_settings, record_resume
+from mm_lightning.training.lightning_internals import datamodule_of
 from mm_lightning.training.loggers import drop_later_steps
+from mm_lightning.training.module import language_module
 from mm_lightning.training.resume import nothing_to_do
 from mm_lightning.training.tensorboard_hparams import hyperparameters
-from mm_lightning.yaml_text import load_yaml
 
 
 class RecordRun(Callback):
@@ -34,10 +35,10 @@ class RecordRun(Callback):
 
     Args:
         folder: the run's folder.
-        config: the resolved config as YAML text.
+        config: the config with every default.
     """
 
-    def __init__(self, folder: RunFolder, config: str) -> None:
+    def __init__(self, folder: RunFolder, config: dict[str, Any]) -> None:
         self.folder = folder
         self.config = config
         self._begin = time.perf_counter()
@@ -58,13 +59,13 @@ class RecordRun(Callback):
     def _write(self, trainer: Trainer, step: int) -> None:
         path = self.folder.path
         (path / "finished.json").unlink(missing_ok=True)  # a finished run may be resumed for more steps
-        config = redact_values(load_yaml(self.config, "the config"))
+        config = redact_values(self.config)
         self.folder.write(path / "config.yaml", lambda: write_config(path / "config.yaml", config), waits=True)
         for logger in trainer.loggers:
             logger.log_hyperparams(hyperparameters(config))
         last = read_object(path / "environment.json")
         past = [*last.pop("earlier", []), last] if last else []
-        sets = trainer.datamodule.sets
+        sets = datamodule_of(trainer).sets
         data = describe(sets)
         before = past[-1].get("data", data) if past else data
         if differing(before, sets):
@@ -78,13 +79,13 @@ class RecordRun(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Says once what is going to be trained, on what, and how."""
-        data, device = trainer.datamodule, pl_module.device
+        data, device, module = datamodule_of(trainer), pl_module.device, language_module(pl_module)
         kinds = {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}
         dtype = kinds.get(trainer.precision.split("-")[0], torch.float32)
         tokens = data.global_batch_size * data.context_length
         strategy = type(trainer.strategy).__name__.removesuffix("Strategy")
         say(f"run folder  {self.folder.path}")
-        say(f"network     {type(pl_module.network).__name__}, {pl_module.parameter_count:,} parameters")
+        say(f"network     {type(module.network).__name__}, {module.parameter_count:,} parameters")
         say(f"devices     {trainer.world_size} x {device.type} ({strategy}), precision {trainer.precision}")
         say(
             f"step        {data.global_batch_size} sequences of {data.context_length} = {tokens:,} tokens: "
@@ -93,7 +94,7 @@ class RecordRun(Callback):
         )
         for s in data.sets if len(data.sets) > 1 else ():
             say(f"data        {float(s.share):.1%} {s.folder}: {sum(s.counts(data.context_length)):,} sequences")
-        dim, config = pl_module.network.config.head_dim, pl_module.network.config
+        dim, config = module.config.head_dim, module.config
         own = {
             part: spec
             for part in ("keys", "values", "retrieval")
@@ -104,7 +105,7 @@ class RecordRun(Callback):
             if "retrieval" not in own
             else "reads by    plain torch"
         )
-        say(f"keys by     {kernels.describe(dispatch_kernels(pl_module.kernels, device, dtype, dim))}")
+        say(f"keys by     {kernels.describe(dispatch_kernels(module.kernels, device, dtype, dim))}")
         for part, spec in own.items():
             say(f"{part:11} {spec['class_path']}, in plain torch")
 
@@ -130,7 +131,7 @@ class RecordRun(Callback):
 
     def _note_order(self, trainer: Trainer) -> None:
         """Keep for `mm data show` what decided the data's order so far, before its config is overwritten."""
-        first, data, run = served(trainer), trainer.datamodule, self.folder.path
+        first, data, run = served_sequences(trainer), datamodule_of(trainer), self.folder.path
         if first is None:
             return
         try:
@@ -161,7 +162,11 @@ class RecordRun(Callback):
             self._nothing_to_do(trainer)
         if trainer.is_global_zero:
             seconds = round(time.perf_counter() - self._begin, 1)
-            end = {"step": trainer.global_step, "max_steps": trainer.max_steps, "tokens": pl_module.trained_tokens}
+            end = {
+                "step": trainer.global_step,
+                "max_steps": trainer.max_steps,
+                "tokens": language_module(pl_module).trained_tokens,
+            }
             path = self.folder.path / "finished.json"
             self.folder.write(path, lambda: write_json(path, {**end, "seconds": seconds}))
 

@@ -65,8 +65,8 @@ def resolve_checkpoint(command: str, config: Namespace, found: Path | None = Non
     return path
 
 
-def claim_run_folder(folder: RunFolder, checkpoint: Path) -> None:
-    """Makes a run's folder this process's own, and removes what cut-off saves have left beside its checkpoint.
+def claim_run_folder(folder: RunFolder) -> None:
+    """Lock a run's folder for this process, and remove what interrupted saves have left beside its checkpoints.
 
     Raises:
         UserError: another process trains in it.

@@ -5,12 +5,13 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
 from torch.optim.lr_scheduler import LambdaLR
 
 from mm_lightning.checkpoint import network_config
 from mm_lightning.checkpoint.network_loading import CHANGEABLE_FIELDS
+from mm_lightning.data import TextDataModule
 from mm_lightning.errors import UserError
 from mm_lightning.networks import NetworkConfig
 from mm_lightning.training.lightning_internals import callbacks_of, finished_epochs, set_rates
@@ -65,7 +66,7 @@ NAMED_ELSEWHERE = {
 """Settings whose changes are said when the checkpoint is restored, which knows their values for certain."""
 
 
-def decides_the_data(data: LightningDataModule) -> dict[str, Any]:
+def decides_the_data(data: TextDataModule) -> dict[str, Any]:
     """The values of what decides which tokens a step gets, as checkpoints keep them."""
     shares = [f"{s.share} x " if s.share < 1 else "" for s in data.sets]
 
@@ -77,7 +78,7 @@ def decides_the_data(data: LightningDataModule) -> dict[str, Any]:
     return {name: prints(name) if name in own else getattr(data, name) for name in OPTIONS}
 
 
-def changes(about: dict[str, Any], data: LightningDataModule) -> str | None:
+def changes(about: dict[str, Any], data: TextDataModule) -> str | None:
     """What is said of a resumed run that cannot go on as if nothing had happened; None where it can.
 
     Args:
@@ -123,9 +124,9 @@ class OptimizerSettings:
             for optimizer in trainer.optimizers
         ]
         self.base_rates = [list(config.scheduler.base_lrs) for config in trainer.lr_scheduler_configs]
-        scaler = getattr(trainer.precision_plugin, "scaler", None)  # of fp16 without DeepSpeed
-        names = ("growth_factor", "backoff_factor", "growth_interval") if scaler is not None else ()
-        self.scaling = {name: getattr(scaler, f"get_{name}")() for name in names}
+        self.scaler = getattr(trainer.precision_plugin, "scaler", None)  # of fp16 without DeepSpeed
+        names = ("growth_factor", "backoff_factor", "growth_interval") if self.scaler is not None else ()
+        self.scaling = {name: getattr(self.scaler, f"get_{name}")() for name in names}
 
     def apply(self, trainer: Trainer) -> None:
         """Put the settings back, with the learning rate that they give at the step that was reached.
@@ -145,7 +146,7 @@ class OptimizerSettings:
                 rates = [group["lr"] if now == was else group["lr"] * now / was for group, now, was in pairs]
             set_rates(scheduler, rates)
         for name, value in self.scaling.items():
-            getattr(trainer.precision_plugin.scaler, f"set_{name}")(value)
+            getattr(self.scaler, f"set_{name}")(value)
 
 
 def learning_rate(trainer: Trainer) -> float:
@@ -173,7 +174,7 @@ def changed_recipe(
     now = recipe(module)
     before = about.get("recipe")
     if before is None:  # earlier versions kept none: what the optimizer's state tells
-        group = next((state["param_groups"][0] for state in checkpoint.get("optimizer_states", [])), {})
+        group: dict[str, Any] = next((state["param_groups"][0] for state in checkpoint.get("optimizer_states", [])), {})
         names = {"model.learning_rate": "initial_lr", "model.weight_decay": "weight_decay", "model.betas": "betas"}
         before = {name: group[key] for name, key in names.items() if key in group}
     differing = [
@@ -203,10 +204,9 @@ def nothing_to_do(trainer: Trainer) -> str:
         why = f"{where} and trainer.max_steps is {trainer.max_steps}: raise it"
     elif trainer.max_epochs not in (None, -1) and finished_epochs(trainer) >= trainer.max_epochs:
         why = f"{where}, at the end of epoch {trainer.max_epochs}, and trainer.max_epochs is that: raise it"
-    elif timer is not None and (timer.time_remaining() or 0) <= 0:
-        spent, limit = (
-            timedelta(seconds=round(s)) for s in (timer.time_elapsed(), timer.time_elapsed() + timer.time_remaining())
-        )
+    elif timer is not None and (left := timer.time_remaining() or 0.0) <= 0:
+        elapsed = timer.time_elapsed()
+        spent, limit = (timedelta(seconds=round(seconds)) for seconds in (elapsed, elapsed + left))
         why = f"{where} after {spent} of training and trainer.max_time is {limit}: raise it"
     else:
         why = f"{where} and a callback stops it there"

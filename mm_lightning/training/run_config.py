@@ -17,7 +17,6 @@ from mm_lightning.side_files import pass_over, read_config
 from mm_lightning.training.check_config import config_differences
 from mm_lightning.training.config_files import ConfigFile
 from mm_lightning.training.resume import NAMED_ELSEWHERE
-from mm_lightning.yaml_text import load_yaml
 
 CONFIG = "config.yaml"
 DEFAULT_ROOT = "runs/default"
@@ -113,17 +112,15 @@ def hidden_keys(content: Any, name: str) -> list[str]:
     return [name.replace(".init_args", "")] if HIDDEN in json.dumps(content, default=str) else []
 
 
-def overridden_settings(own: ConfigFile, config: str) -> list[str]:
+def overridden_settings(own: ConfigFile, config: dict[str, Any]) -> list[str]:
     """Return what is set otherwise than in a run's own configuration, each with both values, as far as they are short.
 
     Args:
         own: the run's configuration.
-        config: this command's, as YAML.
+        config: this command's, with every default.
     """
     changes = []
-    for name, (was, now) in config_differences(
-        redact_values(own.values), redact_values(load_yaml(config, "the config"))
-    ).items():
+    for name, (was, now) in config_differences(redact_values(own.values), redact_values(config)).items():
         both = f"{name} {now} instead of {was}"
         if name not in NAMED_ELSEWHERE:
             changes.append(both if len(both) < 200 else name)

@@ -40,7 +40,7 @@ def hyperparameters(values: dict[str, Any]) -> dict[str, Any]:
         values: the resolved config, without secrets.
     """
     trainer = values.get("trainer") or {}
-    chosen = {key: values[key] for key in ("seed_everything", "model", "data") if key in values}
+    chosen: dict[str, Any] = {key: values[key] for key in ("seed_everything", "model", "data") if key in values}
     chosen["trainer"] = {key: trainer.get(key) for key in TRAINER_OPTIONS}
     return {
         re.sub(r"\.(class_path|init_args)\b", "", n): value for n, value in flatten_config(chosen) if value is not None

@@ -10,8 +10,8 @@ from mm_lightning.cli import main
 from mm_lightning.errors import UserError
 from mm_lightning.networks import MemoryMosaicConfig
 from mm_lightning.training.config_files import SECRETS_VARIABLE, export_secrets, read_chain, split_configs
-from mm_lightning.training.parse_fit import parse_fit
-from mm_lightning.yaml_text import write_yaml
+from mm_lightning.training.parse_fit import parse_fit, resolve_fit
+from mm_lightning.yaml_text import dump_yaml, load_yaml, write_yaml
 
 
 def test_bases_come_first_and_relative_to_their_file(tmp_path):
@@ -114,3 +114,12 @@ def test_a_sweeps_runs_get_the_secrets_that_their_configs_hide(tmp_path, monkeyp
     other = {"data": {"prepare": {"sources": ["http://me:0ther@h/x", "b"]}}}
     with pytest.raises(UserError, match=r"the runs differ in data\.prepare\.sources, which holds a secret"):
         export_secrets([config, other])
+
+
+def test_the_resolved_config_is_what_its_file_gives(tmp_path):
+    overlay = tmp_path / "more.yaml"
+    callbacks = [{"class_path": "Timer", "init_args": {"duration": {"hours": 1}}}, {"class_path": "Throughput"}]
+    overlay.write_text(yaml.safe_dump({"trainer": {"callbacks": callbacks}, "model": {"betas": [0.9, 0.98]}}))
+    _, values = resolve_fit(["--config", "quickstart", "--config", str(overlay), "--config", "overlays/watch"])
+    assert values["model"]["betas"] == [0.9, 0.98]
+    assert load_yaml(dump_yaml(values), "the config") == values

@@ -10,7 +10,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from mm_lightning.cli import main
 from mm_lightning.networks import MemoryMosaicConfig
-from mm_lightning.training.accumulation import accumulated
+from mm_lightning.training.accumulation import accumulation_steps
 from mm_lightning.training.dry_run import shrunken
 
 GPUS = {"trainer.devices": 4, "trainer.num_nodes": 2, "trainer.precision": "bf16-mixed", "data.micro_batch_size": 1}
@@ -95,15 +95,15 @@ def test_data_that_will_be_made_are_not_made(tiny, tmp_path, capsys):
 
 
 def test_numbers_that_fit_are_proposed():
-    assert accumulated(1024, 4, 64, 8) == 4
+    assert accumulation_steps(1024, 4, 64, 8) == 4
     with pytest.raises(
         ValueError, match=r"4 x 48 devices = 192. What fits: data.global_batch_size 960 or 1152"
     ) as wrong:
-        accumulated(1024, 4, 48, 8)
+        accumulation_steps(1024, 4, 48, 8)
     assert "32 or 64 devices (4 or 8 nodes)" in str(wrong.value)
     assert "micro_batch_size" not in str(wrong.value).split("What fits")[1]
     with pytest.raises(ValueError, match=r"or data.micro_batch_size 2 or 4$"):
-        accumulated(64, 3, 16)
+        accumulation_steps(64, 3, 16)
 
 
 def test_a_shrunken_network_keeps_its_kind():
