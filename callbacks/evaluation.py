@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import time
 from functools import partial
@@ -19,7 +20,7 @@ from mm_lightning.console import say
 from mm_lightning.errors import UserError
 from mm_lightning.evaluation.samples import RESULTS, SAMPLES
 from mm_lightning.evaluation.settings import left_out, left_out_line, make_tasks
-from mm_lightning.evaluation.task import Record, Result, Row, Task
+from mm_lightning.evaluation.task import Record, Row, Task
 from mm_lightning.outputs import write_bytes, write_json
 from mm_lightning.ranges import Count, Name, Natural, checked
 from mm_lightning.training.evaluation_mode import evaluation_mode
@@ -145,11 +146,11 @@ class Evaluation(Callback):
                 rows = task.rows(records)
                 values |= {tag(task.name, row): row.value for row in rows}
                 if trainer.is_global_zero:
-                    folder = pl_module.run_folder.path / "evaluations" / f"step={step}" / task.name
+                    folder = pl_module.run_folder.path / "evaluations" / f"step={step}" / task.title
                     about = about_training(model, step, pl_module.trained_tokens, len(items))
                     write = partial(keep, folder, task, settings, records, rows, about, time.monotonic() - started)
                     pl_module.run_folder.write(folder, write)
-                    show(trainer, task, rows, about)
+                    show(trainer, task, settings, rows, about, folder)
         seconds = time.monotonic() - begin
         self._evaluated, self._seconds = step, self._seconds + seconds
         values |= {"evaluation/seconds": seconds, "evaluation/share": self._seconds / (time.monotonic() - self._begin)}
@@ -200,14 +201,28 @@ def keep(
     write_json(folder / RESULTS, {**found, **more, "sessions": [describe_environment()]})
 
 
-def show(trainer: Trainer, task: Task, rows: list[Row], about: dict[str, Any]) -> None:
-    """Puts the table and the figures into TensorBoard."""
-    from mm_lightning.evaluation.results import draw
+def show(
+    trainer: Trainer, task: Task, settings: dict[str, Any], rows: list[Row], about: dict[str, Any], folder: Path
+) -> None:
+    """Put the tables and the figures of the report into TensorBoard."""
+    boards = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+    if not boards:
+        return
+    from mm_lightning.experiments.evaluated.document import section
+    from mm_lightning.experiments.evaluated.grid import Grid
+    from mm_lightning.experiments.evaluated.groups import Evaluation, Gathered, Network
+    from mm_lightning.experiments.evaluated.summary import summary
+    from mm_lightning.experiments.page import Drawing, markdown_block
 
     step = trainer.global_step
-    results = [Result(f"step={step}", rows, about)]
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_text(tensorboard_tag(f"evaluation/{task.name}"), task.markdown(results), step)
-            for name, figure in draw(task, results).items():
-                logger.experiment.add_figure(tensorboard_tag(f"evaluation/{name}"), figure, step)
+    network = Network(f"step={step}", f"step={step}", about)
+    evaluation = Evaluation(task.title, settings, network, rows, None, folder, [], kind=task.name)
+    gathered = Gathered([evaluation], [])
+    parts: list[Any] = [summary(gathered, [evaluation])]
+    if importlib.util.find_spec("matplotlib") is not None:
+        parts += section(gathered)
+    tables = [markdown_block(part.block()) for part in parts if isinstance(part, Grid)]
+    for board in boards:
+        board.add_text(tensorboard_tag(f"evaluation/{task.title}"), "\n\n".join(tables), step)
+        for drawing in (part for part in parts if isinstance(part, Drawing)):
+            board.add_figure(tensorboard_tag(f"evaluation/{drawing.name}"), drawing.figure, step)

@@ -11,10 +11,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from mm_lightning.callbacks.after_validation import ValidationRows
 from mm_lightning.console import say
 from mm_lightning.errors import UserError
-from mm_lightning.evaluation.figures import profile_axes
 from mm_lightning.networks import Network
 from mm_lightning.ranges import AtLeastTwo, Count, Range, accept, checked
-from mm_lightning.style import figure_of
+from mm_lightning.style import figure_of, profile_axes
 from mm_lightning.training.loggers import tensorboard_tag
 
 if TYPE_CHECKING:

@@ -56,7 +56,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "mm_lightning.experiments.sweep:sweep_command",
         "train all variants and seeds of a sweep file",
     ),
-    "evaluate": ("mm_lightning.evaluation.command:evaluate_command", "ask trained networks what they can do"),
+    "evaluate": ("mm_lightning.experiments.evaluate:evaluate_command", "ask trained networks what they can do"),
     "generate": ("mm_lightning.inference.commands:generate_command", "sample text from a run or a checkpoint"),
     "chat": ("mm_lightning.inference.chat:chat_command", "write in turns with a network that remembers all of it"),
     "remember": ("mm_lightning.inference.commands:remember_command", "read a document once into a memory file"),

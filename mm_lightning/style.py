@@ -122,6 +122,13 @@ def lengths_axis(axes: Axes, lengths: Sequence[float], label: str) -> None:
     axes.set_xlabel(label)
 
 
+def profile_axes(axes: Axes, furthest: float) -> None:
+    """Names the axes of retrieval weights by distance, both logarithmic."""
+    lengths_axis(axes, [4**n for n in range(20) if 4**n <= furthest], "tokens back")
+    axes.set_yscale("log")
+    axes.set_ylabel("mean retrieval weight of a pair")
+
+
 def tokens(number: float) -> str:
     """4096 -> 4k"""
     return f"{number / 1024:g}k" if number >= 1024 and number % 256 == 0 else f"{number:g}"

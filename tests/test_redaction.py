@@ -136,7 +136,6 @@ ELSEWHERE = {
     "evaluation/persistent/harness.py": "task definitions of the library, in a temporary folder",
     "evaluation/persistent/code.py": "a program that a network wrote, which is run",
     "evaluation/samples.py": "answers of a network",
-    "evaluation/results.py": "SVG",
     "evaluation/fetch.py": "what was downloaded",
     "experiments/report.py": "SVG, and CSV of csv_text",
     "experiments/tables.py": "CSV of csv_text",

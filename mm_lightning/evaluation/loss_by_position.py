@@ -6,24 +6,21 @@ the same sequences serve every shorter context: what comes after a position does
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mm_lightning.evaluation.task import Item, Record, Result, Row, mean_row
+from mm_lightning.evaluation.metrics import Metric
+from mm_lightning.evaluation.task import Item, Measurement, Record, Row
 from mm_lightning.evaluation.text_task import ReadingTask
-from mm_lightning.markdown import markdown_table
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from mm_lightning.evaluation.model import Model
 
 FIRST = 32  # the first bin is of so many positions
 STEPS = 2  # bins in a doubling of the position
-BREAKS = 0.1
-"""Nats above the loss at the training context from which on a network counts as broken."""
+RISE = "above the training context"
 
 
 @dataclass
@@ -65,83 +62,46 @@ class LossByPosition(ReadingTask):
                     begins=model.decode(stretch.tokens[:24].tolist()),
                 )
 
-    def rows(self, records: list[Record]) -> list[Row]:
+    def measurements(self, records: Sequence[Record]) -> list[Measurement]:
         """Loss of each context, of each bin of positions, and by how much it is above that at the training context."""
+        loss, rise = self.metric("loss"), self.metric(RISE)
+
+        def of(group: dict[str, Any], metric: Metric, value: Callable[[Record], float]) -> Measurement:
+            return Measurement(group, metric, {record["key"]: value(record) for record in records})
+
         found = [
-            mean_row({"context": int(length)}, "loss", [record["scores"][length] for record in records])
+            of({"context": int(length)}, loss, lambda record, n=length: record["scores"][n])  # type: ignore[misc]
             for length in records[0]["scores"]
         ]
         places = list(records[0]["positions"])
-        found += [mean_row({"position": p}, "loss", [r["positions"][p] for r in records]) for p in places]
+        found += [of({"position": p}, loss, lambda record, p=p: record["positions"][p]) for p in places]  # type: ignore[misc]
         trained = records[0]["training_context"]
         if trained and bounds(places[-1])[1] >= trained:
-            base = [over(record["positions"], trained // 2, trained) for record in records]
-            found.append(mean_row({"training context": trained}, "loss", base))
-            for place in places:
-                if bounds(place)[0] >= trained:
-                    rise = [r["positions"][place] - b for r, b in zip(records, base, strict=True)]
-                    found.append(mean_row({"position": place}, "above the training context", rise))
-            top = bounds(places[-1])[1]
-            for low, high in relative_bins(trained, top):
-                name = f"{low / trained:g}-{high / trained:g}"
-                values = [over(r["positions"], low, high) for r in records]
-                found.append(mean_row({"of the training context": name}, "loss", values))
-        joined = [float(len(record["documents"]) > 1) for record in records]
-        found.append(
-            Row({"sequences": "joined of several documents"}, "share", sum(joined) / len(joined), None, len(joined))
-        )
+
+            def base(record: Record) -> float:
+                return over(record["positions"], trained // 2, trained)
+
+            found.append(of({"training context": trained}, loss, base))
+            found += [
+                of({"position": p}, rise, lambda record, p=p: record["positions"][p] - base(record))  # type: ignore[misc]
+                for p in places
+                if bounds(p)[0] >= trained
+            ]
+            for low, high in relative_bins(trained, bounds(places[-1])[1]):
+                group = {"of the training context": f"{low / trained:g}-{high / trained:g}"}
+                found.append(of(group, loss, lambda record, a=low, b=high: over(record["positions"], a, b)))  # type: ignore[misc]
         return found
 
+    def rows(self, records: list[Record]) -> list[Row]:
+        """The same, and how many sequences are joined of several documents."""
+        joined = [float(len(record["documents"]) > 1) for record in records]
+        share = sum(joined) / len(joined)
+        group = {"sequences": "joined of several documents"}
+        return [*super().rows(records), Row(group, "share", share, None, len(joined), "share")]
+
     def headline(self, rows: list[Row]) -> list[Row]:
-        """The losses of whole contexts; those by position are in results.md and in the figure."""
-        return [row for row in rows if "position" not in row.group]
-
-    def markdown(self, results: Sequence[Result]) -> str:
-        """Tables by context, by position and by position relative to the training context, and where each breaks."""
-        parts = [
-            "Mean loss in nats a token ± standard error over sequences, by position: tokens read before the predicted\n"
-            "one. A sequence is one document: the beginning of one that is as long as the longest context or, where\n"
-            "there are not enough of them, neighbouring shorter ones joined without anything between."
-            + different_tokenizers(results),
-            self._breaks(results),
-            _table(results, "context", "loss over a context of"),
-            _table(results, "position", "position"),
-            _table(results, "of the training context", "position / training context"),
-        ]
-        return "\n\n".join(part for part in parts if part) + "\n"
-
-    def _breaks(self, results: Sequence[Result]) -> str:
-        columns = "network,sequences,joined,training context C,loss from C/2 to C"
-        head = [*columns.split(","), f"first {BREAKS} nats above it"]
-        lines = []
-        for result in results:
-            share = next(row for row in result.rows if "sequences" in row.group)
-            base = [row for row in result.rows if "training context" in row.group]
-            line = [result.run, str(share.count), f"{share.value:.0%}"]
-            if not base:
-                lines.append([*line, "unknown" if not result.about["context_length"] else "longer", "", ""])
-                continue
-            end = max(bounds(row.group["position"])[1] for row in result.rows if "position" in row.group)
-            found = breaks_at(result)
-            where = f"not up to {end:,}"
-            if found is not None:
-                where = f"{bounds(found.group['position'])[0] + 1:,} (+{found.value:.2f})"
-            lines.append([*line, f"{base[0].group['training context']:,}", number(base[0]), where])
-        return markdown_table(head, lines)
-
-    def figures(self, results: Sequence[Result]) -> dict[str, Figure]:
-        """Loss against position, with standard errors."""
-        from mm_lightning.evaluation.figures import Curve, loss_by_position
-        from mm_lightning.style import look_of
-
-        curves = []
-        for n, result in enumerate(results):
-            rows = losses(result)
-            bins = [(low + 1, high) for low, high in (bounds(row.group["position"]) for row in rows)]
-            low, high = ([row.value + sign * (row.stderr or 0.0) for row in rows] for sign in (-1, 1))
-            values = [row.value for row in rows]
-            curves.append(Curve(result.run, look_of(n), bins, values, low, high, result.about["context_length"]))
-        return {self.name: loss_by_position(curves)}
+        """The losses of whole contexts; those by position are in the report."""
+        return [row for row in rows if "context" in row.group]
 
 
 def edges(lengths: Sequence[int], trained: int | None) -> list[int]:
@@ -176,43 +136,3 @@ def relative_bins(trained: int, top: int) -> list[tuple[int, int]]:
     while found[-1][1] * 2 <= top:
         found.append((found[-1][1], found[-1][1] * 2))
     return found
-
-
-def losses(result: Result) -> list[Row]:
-    """The rows by position, from left to right."""
-    return [row for row in result.rows if "position" in row.group and row.metric == "loss"]
-
-
-def breaks_at(result: Result) -> Row | None:
-    """The first bin beyond the training context whose loss is `BREAKS` above that at the training context."""
-    risen = [row for row in result.rows if row.metric == "above the training context" and row.value > BREAKS]
-    return risen[0] if risen else None
-
-
-def number(row: Row) -> str:
-    """3.214 ± 0.020"""
-    return f"{row.value:.3f}" + ("" if row.stderr is None else f" ± {row.stderr:.3f}")
-
-
-def different_tokenizers(results: Sequence[Result]) -> str:
-    """A warning, where losses a token do not compare."""
-    if len({result.about["tokenizer"] for result in results}) > 1:
-        return " The networks have different tokenizers: compare each with itself only."
-    return ""
-
-
-def _table(results: Sequence[Result], key: str, head: str) -> str:
-    """A line for each value of a group's key, a column for each network."""
-    cells: dict[Any, dict[str, str]] = {}
-    for result in results:
-        for row in result.rows:
-            if key in row.group and row.metric == "loss":
-                cells.setdefault(row.group[key], {})[result.run] = number(row)
-    if not cells:
-        return ""
-    order = sorted(cells, key=lambda place: place if isinstance(place, int) else float(place.split("-")[0]))
-    lines = []
-    for place in order:
-        said = f"{place:,}" if isinstance(place, int) else place
-        lines.append([said, *(cells[place].get(result.run, "") for result in results)])
-    return markdown_table([head, *(result.run for result in results)], lines, words=0)

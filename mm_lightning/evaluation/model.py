@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -68,6 +68,10 @@ class Model:
         batch_size: rows side by side at most.
         together: tokens, over all rows, that go through the network together.
         checkpoint: where the network is from, if from a file.
+
+    Attributes:
+        reading: context manager around the reading of so many tokens at once, which gives what to call with numbers of
+            tokens as they are read: a progress bar can take its place.
     """
 
     def __init__(
@@ -85,6 +89,8 @@ class Model:
         self.network, self.tokenizer, self.context_length = network, tokenizer, context_length
         self.bf16, self.batch_size, self.together = bf16, batch_size, together
         self.checkpoint = checkpoint
+        self.reading: Callable[[int], contextlib.AbstractContextManager[Callable[[int], Any] | None]]
+        self.reading = lambda tokens: contextlib.nullcontext(None)
         self.device = next(network.parameters()).device
 
     @classmethod
@@ -153,8 +159,8 @@ class Model:
     def prefill(self, tokens: Tokens) -> Reader:
         """Who has read the beginning of a document, `bos` included, for questions that share it."""
         reader = Reader(self.network, 1, len(tokens), self.together)
-        with self.computing():
-            reader.read([tokens])
+        with self.computing(), self.reading(len(tokens)) as report:
+            reader.read([tokens], report)
         return reader
 
     def greedy(self, prompts: Sequence[Tokens], max_new_tokens: int, stop: Sequence[str] = ()) -> list[str]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from mm_lightning.errors import UserError
-from mm_lightning.evaluation.task import Item, Record, Result, Row, Task, table
-from mm_lightning.markdown import markdown_table
+from mm_lightning.evaluation.metrics import Metric
+from mm_lightning.evaluation.task import Item, Measurement, Record, Task
 from mm_lightning.ranges import Count, Seed, check_fields
 
 if TYPE_CHECKING:
@@ -101,30 +100,29 @@ class RegBench(Task):
         words = ["".join(chr(ord("a") + letter) for letter in word) for word in item.content.words]
         return item.record(scores, words=words, by_words_read=found)
 
-    def rows(self, records: list[Record]) -> list[Row]:
-        """Means over letters, as RegBench defines them: of all, and by words read before."""
-        parts = {"all": [[sum(x) for x in zip(*r["by_words_read"].values(), strict=True)] for r in records]}
+    def measurements(self, records: Sequence[Record]) -> list[Measurement]:
+        """Means over letters, as RegBench defines them: of all, and by words read before; items are sequences."""
+        parts = {"all": {r["key"]: [sum(x) for x in zip(*r["by_words_read"].values(), strict=True)] for r in records}}
         for low, high in BINS:
             name = label(low, high)
-            parts[name] = [r["by_words_read"][name] for r in records if name in r["by_words_read"]]
+            parts[name] = {r["key"]: r["by_words_read"][name] for r in records if name in r["by_words_read"]}
         return [
-            ratio({"words_read": name}, metric, [(sums[n], sums[-1]) for sums in found])
+            ratio({"words_read": name}, self.metric(metric), {key: (sums[n], sums[-1]) for key, sums in found.items()})
             for name, found in parts.items()
             if found
             for n, metric in enumerate(METRICS)
         ]
 
-    def markdown(self, results: Sequence[Result]) -> str:
-        """The table, and what simple predictors reach on the same letters."""
+    def references(self) -> dict[str, dict[str, float]]:
+        """What simple predictors reach on the same letters."""
         import numpy as np
 
         from mm_lightning.data.regbench_metrics import baselines
 
         samples = self.samples()
         simple = baselines([np.array(s.tokens()) for s in samples], [np.array(s.allowed()) for s in samples])
-        names = list(next(iter(simple.values())))
-        lines = [[metric, *(f"{simple[f'validation/{metric}'][n]:.4f}" for n in names)] for metric in METRICS]
-        return f"{table(results)}\n{markdown_table(['over all words', *names], lines)}\n"
+        names = next(iter(simple.values()))
+        return {name: {metric: simple[f"validation/{metric}"][name] for metric in METRICS} for name in names}
 
 
 def label(low: int, high: int) -> str:
@@ -132,12 +130,7 @@ def label(low: int, high: int) -> str:
     return str(low) if low == high else f"{low}-{high}"
 
 
-def ratio(group: dict[str, str], metric: str, pairs: Sequence[tuple[float, int]]) -> Row:
-    """A mean over letters, from sums and numbers of letters of each sequence; its standard error is over sequences."""
-    letters = sum(count for _, count in pairs)
-    mean = math.fsum(total for total, _ in pairs) / letters
-    error = None
-    if len(pairs) > 1:
-        spread = math.fsum((total - mean * count) ** 2 for total, count in pairs)
-        error = math.sqrt(spread * len(pairs) / (len(pairs) - 1)) / letters
-    return Row(group, metric, mean, error, len(pairs))
+def ratio(group: dict[str, str], metric: Metric, pairs: dict[str, tuple[float, float]]) -> Measurement:
+    """A mean over letters, from the sum and the number of letters of each sequence."""
+    values = {key: total / letters for key, (total, letters) in pairs.items()}
+    return Measurement(group, metric, values, {key: letters for key, (_, letters) in pairs.items()})

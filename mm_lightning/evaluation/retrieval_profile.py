@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean
 from typing import TYPE_CHECKING, ClassVar
 
-from mm_lightning.evaluation.task import Item, Record, Row, mean_row
+from mm_lightning.evaluation.task import Item, Measurement, Record
 from mm_lightning.evaluation.text_task import ReadingTask
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class RetrievalProfile(ReadingTask):
             own = {level: float(weights[..., 0].mean()) for level, weights in mean.items()}
             yield item.record({}, blocks=profile, own_position=own, documents=item.content.documents)
 
-    def rows(self, records: list[Record]) -> list[Row]:
+    def measurements(self, records: Sequence[Record]) -> list[Measurement]:
         """The mean weight of a pair over blocks and heads, by level and distance; attention reads its own place too."""
         found = []
         for context in dict.fromkeys(record["group"]["context"] for record in records):
@@ -58,11 +58,11 @@ class RetrievalProfile(ReadingTask):
             for level, places in same[0]["blocks"].items():
                 group = {"context": context, "level": level}
                 for place in places:
-                    values = [fmean(record["blocks"][level][place]) for record in same]
-                    found.append(mean_row({**group, "distance": place}, "weight", values))
-                own = [record["own_position"][level] for record in same]
-                if any(own):
-                    found.append(mean_row(group, "weight of its own position", own))
+                    values = {record["key"]: fmean(record["blocks"][level][place]) for record in same}
+                    found.append(Measurement({**group, "distance": place}, self.metric("weight"), values))
+                own = {record["key"]: record["own_position"][level] for record in same}
+                if any(own.values()):
+                    found.append(Measurement(group, self.metric("weight of its own position"), own))
         return found
 
 

@@ -5,6 +5,7 @@ Processes need no connection: each asks its share of the items, writes its own f
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import re
 import time
@@ -66,8 +67,11 @@ class Job:
     world_size: int = 1
 
     def samples(self, subject: EvaluatedModel, task: Task) -> Samples:
-        """Where the records of a task about a network lie."""
-        return Samples(self.output / subject.name / task.name)
+        """Where the records of a task about a network lie; earlier versions had one folder for all a user's data."""
+        folder, before = (self.output / subject.name / name for name in (task.title, task.name))
+        if not folder.exists() and Samples(before).holds(self.identity(subject, task)):
+            return Samples(before)
+        return Samples(folder)
 
     def identity(self, subject: EvaluatedModel, task: Task) -> dict[str, Any]:
         """What the records of a task about a network depend on."""
@@ -76,77 +80,109 @@ class Job:
 
 
 def run(job: Job) -> None:
-    """Asks everything that is not known yet, in this process, and writes the results.
+    """Ask everything that is not known yet, in this process, and write the results.
+
+    All data of all networks are looked for before the first question is asked.
 
     Raises:
         UserError: for any mistake of the user's.
     """
+    left = {subject.name: [task for task in job.tasks if not finished(job, subject, task)] for subject in job.subjects}
+    asked = [subject for subject in job.subjects if left[subject.name]]
+    models: dict[str, Model] = {}
+    items: dict[int, list[Item]] = {}
+    for subject in asked:
+        model = load(job, subject)
+        made = {number: task.items(model) for number, task in enumerate(left[subject.name])}
+        if len(asked) == 1:  # several do not fit side by side
+            models, items = {subject.name: model}, made
+    for subject in job.subjects:
+        for task in job.tasks:
+            if task not in left[subject.name]:
+                say_first(job, f"{task.title} of {subject.name}: already there")
+                continue
+            if subject.name not in models:
+                models = {subject.name: load(job, subject)}
+            number = left[subject.name].index(task)
+            answer(job, subject, task, models[subject.name], items.get(number))
+
+
+def load(job: Job, subject: EvaluatedModel) -> Model:
+    """Return a network, on the device of the job."""
     from mm_lightning.evaluation.model import Model
 
-    for subject in job.subjects:
-        model = None
-        for task in job.tasks:
-            if finished(job, subject, task):
-                if job.rank == 0:
-                    say(f"{task.name} of {subject.name}: already there", stderr=True)
-                continue
-            model = model or Model.load(subject.checkpoint, job.device, batch_size=job.batch_size, **subject.options)
-            answer(job, subject, task, model)
+    return Model.load(subject.checkpoint, job.device, batch_size=job.batch_size, **subject.options)
+
+
+def say_first(job: Job, message: str) -> None:
+    """Print one line, in the first process of the job."""
+    if job.rank == 0:
+        say(message, stderr=True)
 
 
 def finished(job: Job, subject: EvaluatedModel, task: Task) -> bool:
-    """Whether these results are there."""
+    """Return whether these results are there."""
     samples = job.samples(subject, task)
     samples.claim(job.identity(subject, task), None)
     return (samples.folder / RESULTS).is_file()
 
 
-def answer(job: Job, subject: EvaluatedModel, task: Task, model: Model) -> None:
-    """One task about one network."""
+def answer(job: Job, subject: EvaluatedModel, task: Task, model: Model, items: Sequence[Item] | None = None) -> None:
+    """Ask one task about one network.
+
+    Args:
+        job: all that is asked.
+        subject: of whom.
+        task: what.
+        model: the network.
+        items: of the task, where they are made already.
+    """
     from mm_lightning.checkpoint.run_folder import describe_environment
 
     begin = time.monotonic()
     samples = job.samples(subject, task)
-    items = task.items(model)  # what is wrong with the settings is said before they are written down
+    items = task.items(model) if items is None else items
     session = describe_environment() if job.rank == 0 else None
     samples.claim(job.identity(subject, task), session)
     keys = [item.key for item in items]
     if len(set(keys)) < len(keys):
         raise ValueError(f"{task.name} has items of the same key")
     known = samples.read()
-    if job.rank == 0:
-        here = sum(key in known for key in keys)
-        say(
-            f"{task.name} of {subject.name}: {len(items):,} items" + (f", {here:,} already answered" if here else ""),
-            stderr=True,
-        )
+    here = sum(key in known for key in keys)
+    say_first(
+        job, f"{task.title} of {subject.name}: {len(items):,} items" + (f", {here:,} already answered" if here else "")
+    )
     mine = [item for item in items[job.rank :: job.world_size] if item.key not in known]
     try:
-        with Progress(task.name, samples, len(items), shown=job.rank == 0) as progress:
+        with Progress(task.title, samples, len(items), shown=job.rank == 0) as progress:
+            model.reading = progress.reading
             ask(task, model, mine, samples, job, progress.look)
             if job.rank == 0:
                 wait_for(keys, samples, progress.look)
     except KeyboardInterrupt:
-        if job.rank == 0:
-            say(f"interrupted: {samples.count():,} answers are kept, the same command goes on", stderr=True)
+        say_first(job, f"interrupted: {samples.count():,} answers are kept, the same command goes on")
         raise
+    finally:
+        if job.rank == 0:
+            samples.close_session(time.monotonic() - begin)
     if job.rank == 0:
         records = samples.gather(keys, samples.read())
         rows = [vars(row) for row in task.rows(records)]
-        seconds = round(time.monotonic() - begin, 1)
         about = {**about_network(model, subject), "items": len(items)}
         settings = task.settings_for(subject.checkpoint)
         found = {"task": task.name, "run": subject.name, "rows": rows, "settings": settings, "network": about}
-        write_json(samples.folder / RESULTS, {**found, "seconds": seconds, "sessions": samples.sessions()})
+        sessions = samples.sessions()
+        seconds = round(sum(session.get("seconds", 0.0) for session in sessions), 1)
+        write_json(samples.folder / RESULTS, {**found, "seconds": seconds, "sessions": sessions})
 
 
-def ask(task: Task, model: Model, items: list[Item], samples: Samples, job: Job, look: Callable[[], None]) -> None:
+def ask(task: Task, model: Model, items: Sequence[Item], samples: Samples, job: Job, look: Callable[[], None]) -> None:
     """Writes the records of some items as they come."""
     if not items:
         return
     missing, parent = {item.key for item in items}, multiprocessing.parent_process()
     with samples.writer(job.rank, job.world_size) as write:
-        for record in task.ask(model, items):
+        for record in task.ask(model, list(items)):
             missing.remove(record["key"])
             write(record)
             look()
@@ -222,6 +258,10 @@ class Progress:
 
     def __exit__(self, *error: object) -> None:
         self._bar.__exit__(*error)
+
+    def reading(self, tokens: int) -> contextlib.AbstractContextManager[Callable[[int], None]]:
+        """Context manager for a bar of a long text that is read, which gives what moves it."""
+        return self._bar.part(tokens, "reading, tokens")
 
     def look(self) -> None:
         """Moves the bar, twice a second at most."""

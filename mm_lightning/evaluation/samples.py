@@ -15,6 +15,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,8 @@ class Samples:
         known: dict[str, Any] = read_json(path) if path.is_file() else {"identity": identity, "sessions": []}
         before, now = flat(redact_values(known["identity"])), flat(redact_values(identity))
         differ = [f"{name} {before.get(name)!r}, not {now.get(name)!r}" for name in differences(before, now)]
+        if differ and not self.count() and not (self.folder / RESULTS).is_file():
+            known, differ = {"identity": identity, "sessions": []}, []  # of one that failed before its first answer
         if differ:
             raise UserError(
                 f"{self.folder} holds answers to something else ({'; '.join(differ[:4])}): "
@@ -60,7 +63,31 @@ class Samples:
             )
         if session is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_json(path, {**known, "sessions": [*known["sessions"], session]})
+            sessions = [self._ended(one) for one in known["sessions"]]
+            write_json(path, {**known, "sessions": [*sessions, session]})
+
+    def holds(self, identity: dict[str, Any]) -> bool:
+        """Return whether the folder holds answers to what is asked now."""
+        path = self.folder / SETTINGS
+        if not path.is_file():
+            return False
+        before = flat(redact_values(read_json(path)["identity"]))
+        return not differences(before, flat(redact_values(identity)))
+
+    def close_session(self, seconds: float) -> None:
+        """Note how long the last session took."""
+        path = self.folder / SETTINGS
+        known = read_json(path)
+        *others, last = known["sessions"]
+        write_json(path, {**known, "sessions": [*others, {**last, "seconds": round(seconds, 1)}]})
+
+    def _ended(self, session: dict[str, Any]) -> dict[str, Any]:
+        """Return an earlier session; one that was killed lasted until its last answer."""
+        if "seconds" in session or "started" not in session:
+            return session
+        last = max((path.stat().st_mtime for path in self.files()), default=0.0)
+        seconds = last - datetime.fromisoformat(session["started"]).timestamp()
+        return {**session, "seconds": round(max(0.0, seconds), 1)}
 
     def renew(self, identity: dict[str, Any]) -> str | None:
         """Set the records aside that are answers to the same questions of other data, or of data that are not known.

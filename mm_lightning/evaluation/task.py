@@ -23,20 +23,20 @@ import dataclasses
 import importlib
 import json
 import math
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mm_lightning.errors import UserError
+from mm_lightning.evaluation.intervals import Ends, independent, mean_interval, paired_interval, share_interval
+from mm_lightning.evaluation.metrics import Metric, find_metric
 from mm_lightning.evaluation.persistent.definitions import BENCHMARK_GROUPS, DEFINITIONS
-from mm_lightning.markdown import markdown_table
 from mm_lightning.options import nearest
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from mm_lightning.evaluation.model import Model
 
 Record = dict[str, Any]
@@ -115,7 +115,8 @@ TASKS |= {
 # several tasks by one name
 GROUPS: dict[str, tuple[str, ...]] = {
     "new_knowledge": ("qa_1", "qa_2"),
-    "needles": tuple(name for name in TASKS if name.startswith("niah_")),
+    "needles": (needles := tuple(name for name in TASKS if name.startswith("niah_"))),
+    "ruler": ("qa_1", "qa_2", *needles),
     "in_context": ("banking77", "goemotions", "tacred"),
     "in_context_free": ("banking77", "goemotions", "semeval2010_task8", "redocred"),
     **BENCHMARK_GROUPS,
@@ -151,6 +152,9 @@ class Row:
         value: the number.
         stderr: its standard error over items; None where there is none.
         count: items behind it.
+        unit: of the metric (:mod:`~mm_lightning.evaluation.metrics`); empty in results of earlier versions.
+        low: where its 95% interval begins; None where there is none.
+        high: where it ends.
     """
 
     group: dict[str, Any]
@@ -158,21 +162,118 @@ class Row:
     value: float
     stderr: float | None
     count: int
+    unit: str = ""
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True)
-class Result:
-    """What a task found about a network.
+class Measurement:
+    """A number of a table as the values of the items that it is the mean of.
 
     Attributes:
-        run: what the network is called.
-        rows: the numbers.
-        about: the network: architecture, parameters, context_length (of its training), checkpoint, ...
+        group: what it is of.
+        metric: what it is.
+        values: by item; the same items have the same names for all networks.
+        weights: of the items in the mean; None for equal ones.
+        classes: of the items, where the mean is that of the classes' means.
+        count: answers behind it, where an item was answered several times.
+        extra_variance: variance of the mean that is not one over items.
+        extra_half: half of the 95% interval that covers it.
     """
 
-    run: str
-    rows: list[Row]
-    about: dict[str, Any]
+    group: dict[str, Any]
+    metric: Metric
+    values: Mapping[str, float]
+    weights: Mapping[str, float] | None = None
+    classes: Mapping[str, str] | None = None
+    count: int | None = None
+    extra_variance: float = 0.0
+    extra_half: float = 0.0
+
+    def row(self) -> Row:
+        """Return the mean with its standard error and its interval."""
+        number = len(self.values)
+        if self.classes is None:
+            weights = dict.fromkeys(self.values, 1.0) if self.weights is None else self.weights
+            total = math.fsum(weights.values())
+            value = math.fsum(weights[key] * x for key, x in self.values.items()) / total
+            squares = math.fsum((weights[key] * (x - value)) ** 2 for key, x in self.values.items())
+            variance = squares * number / (number - 1) / total**2 if number > 1 else None
+            counts = None
+        else:
+            by_class: dict[str, list[float]] = {}
+            for key, x in self.values.items():
+                by_class.setdefault(self.classes[key], []).append(x)
+            value, variance = _mean_of_means(list(by_class.values()))
+            counts = [len(members) for members in by_class.values()]
+        items_error = None if variance is None else math.sqrt(variance)
+        stderr = None if variance is None else math.sqrt(variance + self.extra_variance)
+        ends = interval(self.metric.unit, value, items_error, number, counts, self.extra_half)
+        low, high = ends or (None, None)
+        count = number if self.count is None else self.count
+        return Row(self.group, self.metric.name, value, stderr, count, self.metric.unit, low, high)
+
+    def difference(self, other: Measurement) -> Row | None:
+        """Return the mean difference from another network's on the items that both have; None without such items."""
+        common = [key for key in self.values if key in other.values]
+        if not common:
+            return None
+        weights = dict.fromkeys(common, 1.0) if self.weights is None else {key: self.weights[key] for key in common}
+        mean_weight = math.fsum(weights.values()) / len(common)
+        size = 100.0 if self.metric.unit == "percent" else 1.0
+        pairs = [weights[key] / mean_weight * (self.values[key] - other.values[key]) / size for key in common]
+        ends = paired_interval(pairs, self.metric.unit in ("share", "percent"))
+        low, high = (None, None) if ends is None else (size * ends[0], size * ends[1])
+        value = size * math.fsum(pairs) / len(pairs)
+        return Row(self.group, self.metric.name, value, None, len(common), self.metric.unit, low, high)
+
+
+def _mean_of_means(classes: Sequence[Sequence[float]]) -> tuple[float, float | None]:
+    """Return the mean of the means of classes and its variance; a class of one member has that of the others."""
+    means = [math.fsum(members) / len(members) for members in classes]
+    value = math.fsum(means) / len(means)
+    squares = [math.fsum((x - mean) ** 2 for x in members) for members, mean in zip(classes, means, strict=True)]
+    spare = sum(len(members) - 1 for members in classes)
+    if spare:
+        pooled = sum(squares) / spare
+    elif len(means) > 1:  # no class has two members
+        pooled = math.fsum((mean - value) ** 2 for mean in means) / (len(means) - 1)
+    else:
+        return value, None
+    variances = [
+        (square / (len(members) - 1) if len(members) > 1 else pooled) / len(members)
+        for members, square in zip(classes, squares, strict=True)
+    ]
+    return value, math.fsum(variances) / len(means) ** 2
+
+
+def interval(
+    unit: str,
+    value: float,
+    stderr: float | None,
+    count: int,
+    classes: Sequence[float] | None = None,
+    extra: float = 0.0,
+) -> Ends | None:
+    """Return the 95% interval of a mean (docs/evaluation.md): a score interval of shares, else Student's.
+
+    Args:
+        unit: of the metric.
+        value: the mean, in this unit.
+        stderr: its standard error over items.
+        count: items.
+        classes: items of each class, where it is the mean of the classes' means.
+        extra: half of an interval that covers what is no variance over items.
+    """
+    if unit == "count":
+        return None
+    size = 100.0 if unit == "percent" else 1.0
+    if unit not in ("share", "percent") or not 0 <= value <= size:
+        return mean_interval(value, stderr, count)
+    error = None if stderr is None else stderr / size
+    low, high = share_interval(value / size, classes or [independent(value / size, error, count)], extra / size)
+    return size * low, size * high
 
 
 class Task(ABC):
@@ -181,10 +282,12 @@ class Task(ABC):
     Attributes:
         name: as in `mm evaluate --tasks`.
         version: raised when the same settings come to mean other questions or scores.
+        metrics: the task's own, by name, besides :data:`~mm_lightning.evaluation.metrics.METRICS`.
     """
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
+    metrics: ClassVar[Mapping[str, Metric]] = {}
 
     @abstractmethod
     def items(self, model: Model) -> list[Item]:
@@ -194,9 +297,23 @@ class Task(ABC):
     def ask(self, model: Model, items: list[Item]) -> Iterator[Record]:
         """Asks some of the items, in any order, and yields each record as soon as it is known."""
 
+    @classmethod
+    def metric(cls, name: str) -> Metric:
+        """Return one of the task's metrics; a plain number where it is not known."""
+        return cls.metrics.get(name) or find_metric(name)
+
+    def measurements(self, records: Sequence[Record]) -> list[Measurement]:
+        """The numbers that are means over items, by default each score in each group."""
+        return means(self, records)
+
     def rows(self, records: list[Record]) -> list[Row]:
-        """The table, from all records in the order of the items: by default the mean of each score in each group."""
-        return mean_rows(records)
+        """The table, from all records in the order of the items."""
+        return [measurement.row() for measurement in self.measurements(records)]
+
+    @property
+    def title(self) -> str:
+        """What results are called: the name, of a user's data set with that of the data set."""
+        return self.name
 
     def settings(self) -> dict[str, Any]:
         """All that decides what is asked and how it is scored, in plain types; other settings are other results."""
@@ -212,65 +329,48 @@ class Task(ABC):
         return self.settings()
 
     def headline(self, rows: list[Row]) -> list[Row]:
-        """The rows of short tables, on the terminal and in results.md: by default all. results.csv has all."""
+        """The rows of short tables, on the terminal and of differences: by default all."""
         return rows
 
-    def markdown(self, results: Sequence[Result]) -> str:
-        """The table of several networks: by default a line for each headline number, a column for each network."""
-        return table([dataclasses.replace(result, rows=self.headline(result.rows)) for result in results])
-
-    def figures(self, results: Sequence[Result]) -> dict[str, Figure]:
-        """Figures of several networks by file name; by default none."""
+    def references(self) -> dict[str, dict[str, float]]:
+        """Numbers to hold metrics against, by the name of what reaches them and by metric."""
         return {}
 
 
-def mean_row(group: dict[str, Any], metric: str, values: Sequence[float]) -> Row:
-    """The mean of some items' values, and its standard error."""
-    count = len(values)
-    mean = math.fsum(values) / count
-    error = None
-    if count > 1:
-        error = math.sqrt(math.fsum((x - mean) ** 2 for x in values) / (count - 1) / count)
-    return Row(group, metric, mean, error, count)
+def title_of(task: str, settings: Mapping[str, Any]) -> str:
+    """Return what results of a task are called: its name and, of a user's data set, that of the data set."""
+    dataset = re.sub(r"[^\w.\-]+", "-", str(settings.get("dataset") or "")).strip("-.")
+    return f"{task}-{dataset}" if dataset else task
 
 
-def mean_rows(records: Iterable[Record]) -> list[Row]:
-    """The mean of each score in each group, groups and metrics in the order in which they appear."""
-    values: dict[tuple[str, str], list[float]] = {}
+def restore_task(name: str, settings: Mapping[str, Any]) -> Task:
+    """Return the task with the settings that its results have."""
+    return find_task(name)(**{key: value for key, value in settings.items() if key != "version"})
+
+
+def means(task: Task, records: Iterable[Record]) -> list[Measurement]:
+    """Return the mean of each score in each group, groups and metrics in the order in which they appear."""
+    values: dict[str, dict[str, dict[str, float]]] = {}
     groups: dict[str, dict[str, Any]] = {}
+    truths: set[str] = set()
     for record in records:
         group = json.dumps(record["group"], sort_keys=True)
         groups.setdefault(group, record["group"])
-        for metric, score in record["scores"].items():
-            values.setdefault((group, metric), []).append(float(score))
-    order = {group: n for n, group in enumerate(groups)}
+        for name, score in record["scores"].items():
+            values.setdefault(group, {}).setdefault(name, {})[record["key"]] = float(score)
+            if isinstance(score, bool):
+                truths.add(name)
     return [
-        mean_row(groups[group], metric, found)
-        for (group, metric), found in sorted(values.items(), key=lambda entry: order[entry[0][0]])
+        Measurement(groups[group], _told(task.metric(name), name in truths), by_item)
+        for group, by_name in values.items()
+        for name, by_item in by_name.items()
     ]
 
 
-def table(results: Sequence[Result]) -> str:
-    """Markdown: a line for each group and metric, a column for each network; value, standard error and items."""
-    lines: dict[str, tuple[dict[str, Any], str]] = {}
-    cells: dict[tuple[str, int], str] = {}
-    for n, result in enumerate(results):
-        for row in result.rows:
-            line = json.dumps([row.group, row.metric], sort_keys=True)
-            lines.setdefault(line, (row.group, row.metric))
-            error = "" if row.stderr is None else f" ± {row.stderr:.4f}"
-            cells[line, n] = f"{row.value:.4f}{error} ({row.count:,})"
-    names = list(dict.fromkeys(name for group, _ in lines.values() for name in group))
-    head = [*names, "metric", *(result.run for result in results)]
-    rows = [
-        [
-            *(str(group.get(name, "")) for name in names),
-            metric,
-            *(cells.get((line, n), "") for n in range(len(results))),
-        ]
-        for line, (group, metric) in lines.items()
-    ]
-    return markdown_table(head, rows, len(names) + 1) + "\n"
+def _told(metric: Metric, truth: bool) -> Metric:
+    """Return the metric; one that nothing is known of but that its scores are true or false is a share."""
+    unknown = metric.unit == "number" and metric.higher_is_better is None
+    return Metric(metric.name, "share") if truth and unknown else metric
 
 
 def task_names(words: Iterable[str]) -> list[str]:
@@ -286,8 +386,11 @@ def find_task(name: str) -> type[Task]:
         UserError: there is none; it names the nearest.
     """
     if name not in TASKS:
-        near = nearest(name, [*TASKS, *GROUPS], 0.4)
-        hint = f"did you mean {near}?" if near else f"there are {', '.join([*TASKS, *GROUPS])}"
+        word = name.lower()
+        about = [task for task, (_, text) in TASKS.items() if word in re.findall(r"\w+", text.lower())]
+        near = nearest(name, [*TASKS, *GROUPS], 0.6)
+        meant = [near] if near else about
+        hint = f"did you mean {' or '.join(meant[:4])}?" if meant else f"there are {', '.join([*TASKS, *GROUPS])}"
         raise UserError(f"there is no task {name!r}: {hint}")
     module, kind = TASKS[name][0].split(":")
     return getattr(importlib.import_module(module), kind)

@@ -84,4 +84,4 @@ def drawing(figure: Figure, name: str, caption: str, png: bool = False) -> Drawi
     svg = re.sub(r'<g id="[\w.]+_\d+"', "<g", svg)
     svg = re.sub(r"[ \t]+$", "", svg, flags=re.MULTILINE)
     end = svg.index(">", svg.index("<svg")) + 1
-    return Drawing(svg[:end] + GROUND + svg[end:], name, caption, image.getvalue())
+    return Drawing(svg[:end] + GROUND + svg[end:], name, caption, image.getvalue(), figure)

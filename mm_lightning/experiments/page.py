@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import html
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from mm_lightning.markdown import Markup, code_block, markdown_table, plain
 from mm_lightning.terminal import visible
@@ -16,7 +17,9 @@ STYLE = """\
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; }
 h1, h2, h3 { line-height: 1.2; }
 h2 { margin-top: 2.5rem; }
-.wide { overflow-x: auto; }
+.wide { overflow-x: auto; width: max-content; max-width: min(100vw - 2rem, 110rem); }
+.wide th:first-child, .wide td:first-child { position: sticky; left: 0; background: Canvas; }
+@media print { .wide { width: auto; } td { white-space: normal; } th, td { padding: 0.2rem; font-size: 0.7rem; } }
 table { border-collapse: collapse; font-size: 0.875rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.35rem 0.7rem; border-bottom: 1px solid rgb(128 128 128 / 35%); text-align: right; }
 th { vertical-align: bottom; }
@@ -100,6 +103,7 @@ class Drawing:
     name: str
     caption: str
     png: bytes = b""
+    figure: Any = field(default=None, compare=False)
 
 
 Block = Heading | Text | Points | Facts | Code | Table | Drawing
@@ -107,11 +111,12 @@ Block = Heading | Text | Points | Facts | Code | Table | Drawing
 
 def markdown(title: str, blocks: list[Block]) -> str:
     """The document as Markdown; figures are looked for as figures/NAME.svg beside it."""
-    parts = [f"# {plain(title)}", *(_markdown_block(block) for block in blocks)]
+    parts = [f"# {plain(title)}", *(markdown_block(block) for block in blocks)]
     return "\n\n".join(parts) + "\n"
 
 
-def _markdown_block(block: Block) -> str:
+def markdown_block(block: Block) -> str:
+    """One block as Markdown."""
     match block:
         case Heading(text, level):
             return f"{'#' * level} {plain(text)}"
@@ -129,7 +134,7 @@ def _markdown_block(block: Block) -> str:
                 for n, row in [(None, columns), *enumerate(rows)]
             )
             return markdown_table(head, cells, len(columns) if words else block.labels)
-        case Drawing(_, name, caption):
+        case Drawing(name=name, caption=caption):
             return f"![{plain(caption)}](figures/{name}.svg)\n\n*{plain(caption)}*"
 
 
@@ -183,8 +188,8 @@ def _html_block(block: Block) -> str:
             )
             body = "\n".join(f"<tr>{line}</tr>" for line in lines)
             kind = ' class="text"' if words else ""
-            return f'<div class="wide"><table{kind}>\n<tr>{head}</tr>\n{body}\n</table></div>'
-        case Drawing(svg, _, caption):
+            return f'<div class="wide" tabindex="0"><table{kind}>\n<tr>{head}</tr>\n{body}\n</table></div>'
+        case Drawing(svg=svg, caption=caption):
             return f"<figure>\n{_inline(svg, caption)}\n<figcaption>{_escaped(caption)}</figcaption>\n</figure>"
 
 

@@ -102,7 +102,7 @@ def write_report(
         The report's folder.
 
     Raises:
-        UserError: there are neither runs nor evaluations, or matplotlib or scipy are not installed.
+        UserError: there are neither runs nor evaluations, or matplotlib is not installed.
     """
     return _write(folder if isinstance(folder, list) else [folder], output, baseline, overwrite).place
 

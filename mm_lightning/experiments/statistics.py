@@ -6,10 +6,8 @@ import math
 import statistics
 from dataclasses import dataclass
 
-from mm_lightning.errors import UserError
+from mm_lightning.evaluation.intervals import t_quantile
 from mm_lightning.experiments.study import LOSS, Run, Study
-
-CONFIDENCE = 0.95
 
 
 @dataclass
@@ -92,15 +90,6 @@ def paired_difference(values: dict[int, float], baseline: dict[int, float]) -> D
         return Difference(paired, found.mean)
     half = t_quantile(len(paired) - 1) * found.deviation / math.sqrt(len(paired))
     return Difference(paired, found.mean, found.mean - half, found.mean + half)
-
-
-def t_quantile(degrees: int) -> float:
-    """Student's t that a two-sided 95% interval reaches to."""
-    try:
-        from scipy.special import stdtrit
-    except ImportError as error:
-        raise UserError('reports need scipy: pip install "mm-lightning[report]"') from error
-    return float(stdtrit(degrees, (1 + CONFIDENCE) / 2))
 
 
 def summarise(study: Study) -> list[Row]:

@@ -89,7 +89,7 @@ def sweep_command(
         launcher = LocalProcesses(jobs) if executor == "local" else Slurm(folder / "slurm", declared.slurm)
         works = prepare_folder(folder, declared, runs)
         display(f"{len(runs)} runs of {len({run.variant for run in runs})} variants in {folder}", flush=True)
-        missing = [name for name in ("matplotlib", "scipy") if importlib.util.find_spec(name) is None]
+        missing = [name for name in ("matplotlib",) if importlib.util.find_spec(name) is None]
         if missing:
             display(f'the report will need {" and ".join(missing)}: pip install "mm-lightning[report]"', flush=True)
         # What `kill` and batch systems send ends a sweep as ctrl-C does; and runs of a sweep that a script has put

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import json
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -272,3 +273,12 @@ class ReadingBar:
     def advance(self, done: int) -> None:
         """So much more is done."""
         self._bar.advance(self._task, done)
+
+    @contextlib.contextmanager
+    def part(self, total: int, what: str = "reading") -> Iterator[Callable[[int], None]]:
+        """Context manager for a second bar below this one, which gives what moves it."""
+        task = self._bar.add_task(what, total=total)
+        try:
+            yield lambda done: self._bar.advance(task, done)
+        finally:
+            self._bar.remove_task(task)

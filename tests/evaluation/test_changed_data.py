@@ -67,7 +67,7 @@ def test_changed_text_is_asked_again(finished, evaluate, runs, tmp_path):
     (kept,) = folder.glob("before.*.samples.jsonl")
     assert json.loads(kept.read_text())["scores"]["128"] == pytest.approx(before)
     assert "already there" in evaluate("--text", str(text))
-    table = (tmp_path / "out" / "results.csv").read_text()
+    table = (tmp_path / "out" / "report" / "numbers.csv").read_text()
     assert f"{before}" not in table
 
 
@@ -128,14 +128,15 @@ def test_the_own_data_of_a_network_prepared_anew_are_asked_again(prepared, tmp_p
     assert main(given) == 0
     out = capsys.readouterr().out
     assert "do not compare" not in out  # the same documents in two places
-    assert (tmp_path / "out" / "results.md").read_text().count("## loss_by_position") == 1
+    assert (tmp_path / "out" / "report" / "report.md").read_text().count("## Loss by position") == 1
     prepared("data", 2)
     assert main(given) == 0
     out, said = capsys.readouterr()
     assert said.count("its data have changed") == 2  # both tasks of a
     assert said.count("already there") == 2  # both of b
-    assert "loss_by_position: the networks were asked on different data" in out
-    assert (tmp_path / "out" / "results.md").read_text().count("## loss_by_position") == 2
+    assert "loss_by_position was asked under 2 different settings" in out
+    assert "loss_by_position (2 of 2, do not compare)" in " ".join(out.split())
+    assert (tmp_path / "out" / "report" / "report.md").read_text().count("## Loss by position") == 2
     values = [loss(tmp_path / "out" / f"{run}-step1" / "loss_by_position") for run in "ab"]
     assert values[0] != values[1]
     assert main(["report", str(tmp_path / "out"), "--output", str(tmp_path / "report")]) == 0

@@ -12,19 +12,24 @@ from pathlib import Path
 
 import pytest
 import torch
+from fake_results import network, row, write
 from saved_networks import save
 from torch.nn import functional as F
 
 from mm_lightning.checkpoint import load_network
 from mm_lightning.cli import main
 from mm_lightning.errors import UserError
-from mm_lightning.evaluation import loss_by_position, processes, task
+from mm_lightning.evaluation import processes, task
+from mm_lightning.evaluation.intervals import t_quantile
 from mm_lightning.evaluation.long_documents import Texts, stretches
 from mm_lightning.evaluation.loss_by_position import LossByPosition, edges, relative_bins
 from mm_lightning.evaluation.model import Model
 from mm_lightning.evaluation.processes import run_processes
 from mm_lightning.evaluation.run import EvaluatedModel, Job, fingerprint, run
 from mm_lightning.evaluation.samples import Samples
+from mm_lightning.experiments.evaluated.document import parts
+from mm_lightning.experiments.evaluated.grid import Grid
+from mm_lightning.experiments.evaluated.load_results import gather
 
 TEXTS = ["the cat sat on the mat. " * 20, "a long day " * 16, "one, two, three, four; " * 9, "and so on " * 12]
 
@@ -164,19 +169,28 @@ def test_the_batch_size_changes_nothing(evaluate, tmp_path):
 
 def test_tables_and_figures_of_several_networks(evaluate, tmp_path):
     assert evaluate("v2", "transformer", more=["--names", "mosaic", "baseline"])[0] == 0
-    assert evaluate("v2", more=["--long_term", "off"])[0] == 0
-    out = tmp_path / "out"
-    text = (out / "results.md").read_text()
-    assert "| network | sequences | joined | training context C |" in text
-    names = ["mosaic", "baseline", "v2-0-step1-no-long-term"]
+    assert evaluate("v2", more=["--names", "mosaic-no-long-term", "--long_term", "off"])[0] == 0
+    report = tmp_path / "out" / "report"
+    text = (report / "report.md").read_text()
+    names = ["mosaic", "mosaic, long-term memory removed", "baseline"]
     for name in names:
-        assert f"| {name} | 2 | 50% | 64 |" in text
-    rows = list(csv.DictReader((out / "results.csv").open()))
-    losses = {row["run"]: float(row["value"]) for row in rows if row["group"] == "context=256"}
+        assert f"| {name} | 2 | 50% | 64 |" in text  # sequences, of which joined, training context
+    rows = list(csv.DictReader((report / "numbers.csv").open()))
+    losses = {row["network"]: row for row in rows if row["group"] == "context=256"}
     assert set(losses) == set(names)
-    assert len(set(losses.values())) == 3
-    assert b"PNG" in (out / "loss_by_position.png").read_bytes()[:8]
-    assert all(name in (out / "loss_by_position.svg").read_text() for name in names)
+    assert len({row["value"] for row in losses.values()}) == 3
+    assert {row["unit"] for row in losses.values()} == {"nats"}
+    for kind in ("png", "svg"):
+        assert (report / "figures" / f"loss_by_position.{kind}").stat().st_size > 1000
+    # sequence by sequence, so that the difference is known better than the numbers
+    with open(report / "tables" / "loss_by_position-differences.csv") as file:
+        lines = {line["context"]: line for line in csv.DictReader(file) if line["context"]}
+    line, column = lines["256"], "mosaic minus baseline"
+    means = [[s["scores"]["256"] for s in read(tmp_path / "out" / n / "loss_by_position")[1]] for n in names[::2]]
+    apart = [a - b for a, b in zip(*means, strict=True)]
+    assert float(line[column]) == pytest.approx(sum(apart) / 2, abs=1e-5)
+    half = 12.706 * abs(apart[0] - apart[1]) / 2
+    assert float(line[f"{column} high"]) - float(line[column]) == pytest.approx(half, abs=1e-4)
 
 
 @dataclasses.dataclass
@@ -203,31 +217,34 @@ def test_results_are_shown(runs, files, tmp_path, capsys, monkeypatch):
     expected = []
     for name in ("mosaic", "baseline"):
         (row,) = [r for r in read(tmp_path / name / "loss_by_position")[0] if r["group"] == {"context": 128}]
-        expected += [f"{row['value']:.4f}", "±", f"{1.96 * row['stderr']:.4f}", f"({row['count']})"]
-    assert ["loss_by_position", "context=128", "loss", *expected] in lines
-    assert not [line for line in lines if "position=1-32" in line]  # in results.md
-    # a quarter of four: the variance is (0.75^2 + 3 * 0.25^2) / 3 = 0.25
-    quarter = ["0.2500", "±", f"{1.96 * math.sqrt(0.25 / 4):.4f}", "(4)"]
-    assert ["counted", "length=0", "exact_match", *quarter, *quarter] in lines
-    assert ["(10", "more", "in", "results.csv)"] in lines
-    assert out.index("(10 more") < out.index(str(tmp_path / "results.md"))
+        half = 12.7062 * row["stderr"] if row["count"] == 2 else t_quantile(row["count"] - 1) * row["stderr"]
+        ends = f"[{row['value'] - half:.3f},", f"{row['value'] + half:.3f}]"
+        expected += [f"{row['value']:.3f}", *ends, f"({row['count']})"]
+    assert ["loss_by_position", "context=128", "loss,", "nats/token", *expected] in lines
+    assert not [line for line in lines if "position=1-32" in line]  # in the report
+    quarter = ["25.0", "[4.6,", "69.9]", "(4)"]  # Wilson's of one of four
+    assert ["counted", "length=0", "exact", "match,", "%", *quarter, *quarter] in lines
+    assert ["(10", "more", "in", "numbers.csv)"] in [line[:4] for line in lines]
+    assert out.index("(10 more") < out.index(str(tmp_path / "report" / "index.html"))
     assert main(["evaluate", *given, "--output", str(tmp_path)]) == 0
     assert capsys.readouterr().out == out  # also where all was there
 
 
-def test_where_a_network_breaks():
-    rows = [task.Row({"training context": 64}, "loss", 2.0, 0.1, 3)]
+def test_where_a_network_breaks(tmp_path):
+    rows = [row(2.0, 0.1, 3, "loss", **{"training context": 64})]
     for place, rise in (("65-91", 0.02), ("92-128", 0.09), ("129-181", 0.12), ("182-256", 0.05)):
-        rows += [
-            task.Row({"position": place}, metric, x, 0.1, 3)
-            for metric, x in (("loss", 2 + rise), ("above the training context", rise))
-        ]
-    rows.append(task.Row({"sequences": "joined of several documents"}, "share", 0.25, None, 3))
-    about = {"context_length": 64, "tokenizer": "a"}
-    text = LossByPosition().markdown([task.Result("a", rows, about), task.Result("b", [*rows[:5], rows[-1]], about)])
-    assert "| a | 3 | 25% | 64 | 2.000 ± 0.100 | 129 (+0.12) |" in text
-    assert "| b | 3 | 25% | 64 | 2.000 ± 0.100 | not up to 128 |" in text
-    assert loss_by_position.different_tokenizers([task.Result("c", [], {"tokenizer": x}) for x in "ab"])
+        rows += [row(2 + rise, 0.1, 3, "loss", position=place)]
+        rows += [row(rise, 0.1, 3, "above the training context", position=place)]
+    rows.append(row(0.25, None, 3, "share", sequences="joined of several documents"))
+    rows.append(row(2.0, 0.1, 3, "loss", context=256))
+    write(tmp_path, "a", "loss_by_position", rows, network("a", context_length=64))
+    write(tmp_path, "b", "loss_by_position", [*rows[:5], *rows[-2:]], network("b", context_length=64))
+    found = {grid.name: grid.block().rows for grid in parts(gather([tmp_path])) if isinstance(grid, Grid)}
+    loss = "2.000 [1.570, 2.430]"  # Student's t of 2 degrees: 4.303
+    assert found["loss-by-position-breaks"] == [
+        ["a", "3", "25%", "64", loss, "129 (+0.12)"],
+        ["b", "3", "25%", "64", loss, "not up to 128"],
+    ]
 
 
 @pytest.mark.parametrize(
@@ -363,12 +380,13 @@ def test_a_mistake_leaves_nothing_behind(evaluate, tmp_path):
     status, said = evaluate("v2", more=["--text", "nowhere.txt"])
     assert (status, said.count("\n")) == (2, 1)
     assert not (tmp_path / "out").exists()
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "results.md").write_text("mine")
+    (tmp_path / "out" / "report").mkdir(parents=True)
+    (tmp_path / "out" / "report" / "mine.md").write_text("mine")
     status, said = evaluate("v2")
     assert (status, said.count("\n")) == (2, 1)
-    assert "results.md exists and is of no mm evaluate" in said
-    assert [p.read_text() for p in (tmp_path / "out").iterdir()] == ["mine"]
+    assert "report" in said
+    assert "has no report.md" in said
+    assert [p.read_text() for p in (tmp_path / "out").rglob("*.md")] == ["mine"]
 
 
 def test_answers_stay_where_beginning_anew_fails_without_one(evaluate, tmp_path):

@@ -9,6 +9,7 @@ from mm_lightning.data.regbench import BETWEEN, letter_tokenizer
 from mm_lightning.data.regbench_metrics import measures
 from mm_lightning.data.tokenizer import load_tokenizer
 from mm_lightning.errors import UserError
+from mm_lightning.evaluation.metrics import METRICS
 from mm_lightning.evaluation.model import Model
 from mm_lightning.evaluation.regbench import RegBench, ratio
 from mm_lightning.networks import MemoryMosaicConfig
@@ -45,11 +46,11 @@ def test_rows_are_the_measures_over_all_letters(model):
     one = next(task.ask(model, items[3:4]))
     assert one["scores"] == pytest.approx(records[3]["scores"], abs=1e-6)
     assert one["words"] == ["".join(chr(97 + letter) for letter in word) for word in items[3].content.words]
-    assert "| accuracy | 1.0000 |" in task.markdown([])
+    assert task.references()["oracle"] == pytest.approx({"accuracy": 1.0, "total_variation": 0.0})
 
 
 def test_the_standard_error_of_a_ratio():
-    row = ratio({}, "accuracy", [(1.0, 2), (3.0, 3)])
+    row = ratio({}, METRICS["accuracy"], {"a": (1.0, 2), "b": (3.0, 3)}).row()
     assert row.value == pytest.approx(0.8)
     # deviations 1 - 0.8 * 2 and 3 - 0.8 * 3; n / (n - 1) = 2
     assert row.stderr == pytest.approx(math.sqrt((0.36 + 0.36) * 2) / 5)

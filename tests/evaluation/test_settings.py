@@ -1,7 +1,5 @@
 """Settings of tasks as `mm evaluate` and as YAML have them."""
 
-from pathlib import Path
-
 import pytest
 import yaml
 
@@ -62,24 +60,3 @@ def test_groups_leave_out_what_runs_code_unless_it_may(capsys):
 def test_mistakes(tasks, settings, message):
     with pytest.raises(UserError, match=message):
         make_tasks(tasks, settings)
-
-
-def test_a_figure_is_whole_or_as_it_was(tmp_path, monkeypatch):
-    pytest.importorskip("matplotlib")
-    from matplotlib.figure import Figure
-
-    from mm_lightning.evaluation.results import save
-
-    files = save(Figure(), tmp_path / "figure")
-    assert [file.name for file in files] == ["figure.png", "figure.svg"]
-    before = [file.read_bytes() for file in files]
-
-    def cut_off(self, target, **_):
-        target.write_bytes(b"half") if isinstance(target, Path) else target.write("half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Figure, "savefig", cut_off)
-    with pytest.raises(OSError, match="No space left"):
-        save(Figure(), tmp_path / "figure")
-    assert [file.read_bytes() for file in files] == before
-    assert sorted(tmp_path.iterdir()) == sorted(files)

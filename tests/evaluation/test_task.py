@@ -1,38 +1,76 @@
+import dataclasses
+from typing import ClassVar
+
 import pytest
 
 from mm_lightning.errors import UserError
-from mm_lightning.evaluation.task import Item, Result, Row, find_task, mean_rows, table
+from mm_lightning.evaluation.metrics import Metric
+from mm_lightning.evaluation.task import GROUPS, Item, Measurement, Task, find_task, task_names
 
 
-def test_means_and_standard_errors():
+@dataclasses.dataclass
+class Hits(Task):
+    name = "hits"
+    metrics: ClassVar = {"loss": Metric("loss", "nats", False)}
+
+    def items(self, model):
+        return []
+
+    def ask(self, model, items):
+        return iter(())
+
+
+def records(*hits):
+    return [Item(str(n), {"length": 4}).record({"hit": hit, "loss": n / 2}) for n, hit in enumerate(hits)]
+
+
+def test_means_standard_errors_and_units():
     items = [Item(str(n), {"length": 4 if n < 4 else 8}) for n in range(5)]
-    records = [item.record({"hit": n % 2 == 0, "loss": n / 2}) for n, item in enumerate(items)]
-    rows = mean_rows(records)
-    assert [(row.group["length"], row.metric, row.value, row.count) for row in rows] == [
-        (4, "hit", 0.5, 4),
-        (4, "loss", 0.75, 4),
-        (8, "hit", 1.0, 1),
-        (8, "loss", 2.0, 1),
+    rows = Hits().rows([item.record({"hit": n % 2 == 0, "loss": n / 2}) for n, item in enumerate(items)])
+    assert [(row.group["length"], row.metric, row.value, row.count, row.unit) for row in rows] == [
+        (4, "hit", 0.5, 4, "share"),  # because it is true or false
+        (4, "loss", 0.75, 4, "nats"),
+        (8, "hit", 1.0, 1, "share"),
+        (8, "loss", 2.0, 1, "nats"),
     ]
     # of 1, 0, 1, 0: the deviations are 1/2 each, so their variance is 4/4 / 3
     assert rows[0].stderr == pytest.approx((1 / 3 / 4) ** 0.5)
-    assert rows[2].stderr is None
+    assert (rows[0].low, rows[0].high) == pytest.approx((0.15, 0.85), abs=5e-3)  # Wilson's of 2 of 4
+    assert (rows[2].stderr, rows[2].high) == (None, 1.0)
+    assert (rows[3].stderr, rows[3].low) == (None, None)
 
 
-def test_a_table_of_two_networks():
-    first = Result("a", [Row({"length": 4}, "hit", 0.5, 0.25, 4)], {})
-    second = Result("b", [Row({"length": 4}, "hit", 1, None, 1), Row({"length": 8}, "hit", 0, 0, 3)], {})
-    assert table([first, second]).splitlines() == [
-        "| length | metric | a | b |",
-        "| --- | --- | ---: | ---: |",
-        "| 4 | hit | 0.5000 ± 0.2500 (4) | 1.0000 (1) |",
-        "| 8 | hit |  | 0.0000 ± 0.0000 (3) |",
-    ]
+def test_differences_are_paired():
+    one, other = (Hits().measurements(records(*hits)) for hits in ((True, False, True), (True, True, True, False)))
+    hit = other[0].difference(one[0])
+    assert (hit.value, hit.count, hit.unit) == (pytest.approx(1 / 3), 3, "share")
+    assert hit.low < 1 / 3 < hit.high
+    loss = other[1].difference(one[1])
+    assert (loss.value, loss.low, loss.high, loss.count) == (0, 0, 0, 3)
+    assert Measurement({}, one[0].metric, {"x": 1.0}).difference(one[0]) is None
+    percent = [Measurement({}, Metric("f1", "percent"), {"a": x, "b": 50.0}).row() for x in (0.0, 100.0)]
+    assert [row.value for row in percent] == [25.0, 75.0]
 
 
-def test_an_unknown_task():
-    with pytest.raises(UserError, match="there is no task 'bananas'"):
-        find_task("bananas")
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("bananas", "there is no task 'bananas'"),
+        ("rulr", "did you mean ruler"),
+        ("obqa", "did you mean openbookqa"),
+        ("squad", "did you mean squad"),
+        ("SQuAD", "qa_1 or squad_completion"),
+    ],
+)
+def test_an_unknown_task(name, words):
+    with pytest.raises(UserError) as error:
+        find_task(name)
+    assert words in str(error.value)
+    assert "redocred?" not in str(error.value)
+
+
+def test_ruler_names_its_tasks():
+    assert task_names(["ruler"]) == [*GROUPS["new_knowledge"], *GROUPS["needles"]]
 
 
 def test_a_folder_of_texts_is_its_files_in_order(tmp_path):

@@ -308,13 +308,11 @@ def test_mistakes(args, words, tmp_path, monkeypatch, capsys):
     assert all(word in message for word in words)
 
 
-def test_missing_libraries_name_the_extra(tmp_path, monkeypatch):
+def test_a_missing_library_names_the_extra(tmp_path, monkeypatch):
     sweep = write_sweep(tmp_path / "s", three_seeds())
-    for module in ("matplotlib.figure", "scipy.special"):
-        with monkeypatch.context() as patch:
-            patch.setitem(__import__("sys").modules, module, None)
-            with pytest.raises(UserError, match=r"mm-lightning\[report\]"):
-                write_report(sweep)
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
+    with pytest.raises(UserError, match=r"mm-lightning\[report\]"):
+        write_report(sweep)
 
 
 def test_hparams_read_back(tmp_path, no_figures):

@@ -49,7 +49,8 @@ def ask_style(model: Model, style: Style, items: list[Item]) -> Iterator[Record]
         tokens = [model.bos, *model.encode(before)]
         shared.read(tokens)
         queries = [style.query(test[item.content[0]]) for item in group]
-        for batch, reader in shared.batches(encode_after(model.tokenizer, before[-CUT:], queries)):
+        encoded = encode_after(model.tokenizer, before[-CUT:], queries)
+        for batch, reader in shared.batches(encoded):
             with model.computing():
                 scores = log_likelihoods(reader, tree, len(answers), model.batch_size).cpu()
                 written = write(reader, model.tokenizer, GREEDY, max(longest, ANSWER_TOKENS), [style.terminator])
@@ -71,6 +72,7 @@ def ask_style(model: Model, style: Style, items: list[Item]) -> Iterator[Record]
                     **shown,
                     demonstrations=digest(before),
                     demonstration_tokens=len(tokens),
+                    prompt_tokens=len(tokens) + len(encoded[place]),
                     prompt=queries[place],
                     references=[right],
                     answer=text,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mm_lightning.errors import UserError
+from mm_lightning.evaluation.in_context.accuracy import BEST, LONGEST, WAYS, accuracies, longest_prompts
 from mm_lightning.evaluation.in_context.custom import read_dataset
 from mm_lightning.evaluation.in_context.datasets import READERS, Dataset
 from mm_lightning.evaluation.in_context.prompts import (
@@ -21,8 +22,7 @@ from mm_lightning.evaluation.in_context.prompts import (
     digest,
     draw_shots,
 )
-from mm_lightning.evaluation.in_context.table import BEST, WAYS, accuracy_rows, accuracy_table
-from mm_lightning.evaluation.task import Item, Record, Result, Row, Task
+from mm_lightning.evaluation.task import Item, Measurement, Record, Row, Task, title_of
 from mm_lightning.ranges import Count, Place, Seed, check_fields
 
 if TYPE_CHECKING:
@@ -124,15 +124,22 @@ class InContext(Task):
         for (labels, strategy), group in by_style.items():
             yield from ask_style(model, Style(self.data, labels, strategy), group)
 
+    def measurements(self, records: Sequence[Record]) -> list[Measurement]:
+        """See :func:`~mm_lightning.evaluation.in_context.accuracy.accuracies`."""
+        return accuracies(records)
+
     def rows(self, records: list[Record]) -> list[Row]:
-        return accuracy_rows(records)
+        """The same, and the tokens of the longest prompts."""
+        names = ("labels", "shots", "strategy")
+        prompts = [
+            Row(dict(zip(names, key, strict=True)), LONGEST, tokens, None, 1, self.metric(LONGEST).unit)
+            for key, tokens in longest_prompts(records).items()
+        ]
+        return [*super().rows(records), *prompts]
 
     def headline(self, rows: list[Row]) -> list[Row]:
         """The micro accuracies of the best strategy."""
         return [row for row in rows if row.group["strategy"] == BEST and row.metric in WAYS]
-
-    def markdown(self, results: Sequence[Result]) -> str:
-        return accuracy_table(results)
 
     def _check_lengths(self, model: Model, queries: list[int], longest: int) -> None:
         fit = 0
@@ -217,6 +224,10 @@ class Classification(InContext):
 
     name: ClassVar[str] = "classification"
     dataset: Place | None = None
+
+    @property
+    def title(self) -> str:
+        return title_of(self.name, {"dataset": self.data.name})
 
     def read(self) -> Dataset:
         if self.dataset is None:

@@ -145,8 +145,8 @@ class Shared:
             self.reader, have = Reader(self.model.network, 1, len(tokens), self.model.together), []
         new = list(tokens[len(have) :])
         if new:
-            with self.model.computing():
-                self.reader.read([new])
+            with self.model.computing(), self.model.reading(len(new)) as report:
+                self.reader.read([new], report)
         return len(new)
 
     def batches(self, documents: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Reader]]:

@@ -12,18 +12,17 @@ from typing import TYPE_CHECKING, ClassVar
 
 from mm_lightning.errors import UserError
 from mm_lightning.evaluation.new_knowledge.question_source import DEFAULT_LIMIT, Sample, Source, share_found, spread
-from mm_lightning.evaluation.task import Item, Record, Result, Row, Task, mean_row, mean_rows
+from mm_lightning.evaluation.task import Item, Measurement, Record, Row, Task, means
 from mm_lightning.ranges import Count, Seed, check_fields
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from mm_lightning.data.tokenizer import Tokenizer
     from mm_lightning.evaluation.model import Model
 
 log = logging.getLogger("mm_lightning.evaluation")
 
 BINS = 10
+TENTHS = tuple(f"{place * 100 // BINS}-{(place + 1) * 100 // BINS}%" for place in range(BINS))
 """Depths that the heat map tells apart."""
 
 ACCURACY, ALONE = "accuracy", "accuracy_gold_alone"
@@ -128,43 +127,33 @@ class LongTextTask(Task):
             **sample.about,
         )
 
+    def measurements(self, records: Sequence[Record]) -> list[Measurement]:
+        """Accuracy by length, then by length and depth."""
+        found = means(self, records)
+        by_depth: dict[int, dict[int, dict[str, float]]] = {}
+        for record in records:
+            places = by_depth.setdefault(record["group"]["length"], {})
+            for number, gold in enumerate(record["gold"]):
+                place = min(int(gold["depth"] * BINS), BINS - 1)
+                places.setdefault(place, {})[f"{record['key']}#{number}"] = gold["found"]
+        for length, places in by_depth.items():
+            for place, values in sorted(places.items()):
+                found.append(Measurement({"length": length, "depth": TENTHS[place]}, self.metric(ACCURACY), values))
+        return found
+
     def rows(self, records: list[Record]) -> list[Row]:
-        """Accuracy, tokens and questions left out by length, then accuracy by length and depth."""
-        rows = mean_rows(records)
+        """The same, and by length the mean number of tokens and the questions left out because they do not fit."""
         by_length: dict[int, list[Record]] = {}
         for record in records:
             by_length.setdefault(record["group"]["length"], []).append(record)
+        rows = super().rows(records)
         for length, same in by_length.items():
-            group = {"length": length}
-            rows.append(mean_row(group, "tokens", [record["tokens"] for record in same]))
+            values = {record["key"]: float(record["tokens"]) for record in same}
+            rows.append(Measurement({"length": length}, self.metric("tokens"), values).row())
             if excluded := max(record["excluded"] for record in same):
-                rows.append(Row(group, "excluded_questions", excluded, None, len(same)))
-        for length, same in by_length.items():
-            found: dict[int, list[float]] = {}
-            for gold in (gold for record in same for gold in record["gold"]):
-                found.setdefault(min(int(gold["depth"] * BINS), BINS - 1), []).append(gold["found"])
-            for place, scores in sorted(found.items()):
-                rows.append(mean_row({"length": length, "depth": _bin_name(place)}, ACCURACY, scores))
+                rows.append(Row({"length": length}, "excluded_questions", excluded, None, len(same), "count"))
         return rows
 
-    def figures(self, results: Sequence[Result]) -> dict[str, Figure]:
-        """A heat map of each network: accuracy by length and depth."""
-        from mm_lightning.evaluation.figures import heat_maps
-
-        maps = {
-            result.run: {
-                (row.group["length"], row.group["depth"]): row.value for row in result.rows if "depth" in row.group
-            }
-            for result in results
-        }
-        figure = heat_maps(maps)
-        figure.suptitle(self.name)
-        return {f"{self.name}-depth": figure}
-
     def headline(self, rows: list[Row]) -> list[Row]:
-        """The numbers by length; depths are in the heat map and in results.csv."""
+        """The numbers by length; depths are in the heat maps of the report."""
         return [row for row in rows if "depth" not in row.group]
-
-
-def _bin_name(place: int) -> str:
-    return f"{place * 100 // BINS}-{(place + 1) * 100 // BINS}%"

@@ -7,15 +7,16 @@ import functools
 import importlib.metadata
 import importlib.util
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mm_lightning.errors import UserError
+from mm_lightning.evaluation.metrics import Metric, find_metric
 from mm_lightning.evaluation.persistent.data import digest
 from mm_lightning.evaluation.persistent.definitions import DEFINITIONS, Definition
-from mm_lightning.evaluation.task import Item, Record, Row, Task, mean_row
+from mm_lightning.evaluation.task import Item, Measurement, Record, Row, Task
 from mm_lightning.ranges import Count, Natural, Place, Seed, check_fields
 
 if TYPE_CHECKING:
@@ -126,36 +127,39 @@ class Benchmark(Task):
                 for item, found in zip(block, answer(network, task, asked), strict=True):
                     yield item.record(**found)
 
+    @classmethod
+    def metric(cls, name: str) -> Metric:
+        """The harness' metrics have the unit that the benchmark says, but for the share of prompts that were cut."""
+        return find_metric(name) if name == CUT else Metric(name, cls.definition.unit)
+
+    def measurements(self, records: Sequence[Record]) -> list[Measurement]:
+        """Each metric that is a mean over all documents, then of each of its tasks if it has several."""
+        return [
+            Measurement(group, self.metric(name), {r["key"]: r["scores"][name] for r in same if name in r["scores"]})
+            for group, same in _parts(records)
+            for name in dict.fromkeys(name for record in same for name in record["scores"])
+        ]
+
     def rows(self, records: list[Record]) -> list[Row]:
-        """Each metric over all documents, then of each of its tasks if it has several."""
-        groups: dict[str, list[Record]] = {}
-        for record in records:
-            groups.setdefault(json.dumps(record["group"]), []).append(record)
-        rows = self._rows({}, records)
+        """The same, other metrics of the harness, and the share of documents whose prompt was cut."""
+        rows = super().rows(records)
+        for group, same in _parts(records):
+            for name in dict.fromkeys(name for record in same for name in record["parts"]):
+                values = [record["parts"][name] for record in same if name in record["parts"]]
+                rows.append(self._aggregated(group, name, values))
         if any(record["tokens_cut"] for record in records):
-            rows.append(mean_row({}, CUT, [bool(record["tokens_cut"]) for record in records]))
-        if len(groups) > 1:
-            for group, same in groups.items():
-                rows += self._rows(json.loads(group), same)
+            cut = {record["key"]: float(bool(record["tokens_cut"])) for record in records}
+            rows.append(Measurement({}, self.metric(CUT), cut).row())
         return rows
 
-    def _rows(self, group: dict[str, Any], records: list[Record]) -> list[Row]:
+    def _aggregated(self, group: dict[str, Any], name: str, values: list[Any]) -> Row:
         from mm_lightning.evaluation.persistent.harness_requests import aggregation
 
-        rows = []
-        for kind, metric in dict.fromkeys(
-            (k, name) for record in records for k in ("scores", "parts") for name in record[k]
-        ):
-            values = [record[kind][metric] for record in records if metric in record[kind]]
-            if kind == "scores":
-                rows.append(mean_row(group, metric, values))
-            else:
-                task = next(iter(self.tasks().values()))
-                rows.append(Row(group, metric, float(aggregation(task, metric)(values)), None, len(values)))
-        return rows
+        value = float(aggregation(next(iter(self.tasks().values())), name)(values))
+        return Row(group, name, value, None, len(values), self.metric(name).unit)
 
     def headline(self, rows: list[Row]) -> list[Row]:
-        """The numbers over all documents; those of each task are in results.csv."""
+        """The numbers over all documents; those of each task are in numbers.csv of the report."""
         return [row for row in rows if not row.group]
 
 
@@ -175,6 +179,14 @@ class CodeBenchmark(Benchmark):
             raise UserError(
                 f"{self.name} runs programs that the network writes, and not in a sandbox: allow it with --run_code"
             )
+
+
+def _parts(records: Sequence[Record]) -> list[tuple[dict[str, Any], Sequence[Record]]]:
+    """All records, then those of each task if there are several."""
+    by_task: dict[str, list[Record]] = {}
+    for record in records:
+        by_task.setdefault(json.dumps(record["group"]), []).append(record)
+    return [({}, records), *((json.loads(group), same) for group, same in by_task.items() if len(by_task) > 1)]
 
 
 @functools.cache

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from mm_lightning.evaluation.metrics import Unit
+
 
 class Function(str):
     """A function by its full name, which the harness imports."""
@@ -22,6 +24,7 @@ class Definition:
         changes: what differs from the harness' file.
         own: a class of this package, where the harness' is written as a class that takes its data from one place.
         runs_code: whether scoring runs programs that the network wrote.
+        unit: of its metrics.
     """
 
     label: str
@@ -31,6 +34,7 @@ class Definition:
     changes: dict[str, Any] = field(default_factory=dict)
     own: str | None = None
     runs_code: bool = False
+    unit: Unit = "share"
 
 
 def _race(name: str, label: str, level: str, process: str = "articles") -> Definition:
@@ -72,7 +76,7 @@ DEFINITIONS: dict[str, Definition] = {
     "race_high": _race("race_high", "race high", "high"),
     # others that the paper's names could mean
     "mmlu": Definition("", ("mmlu/default/mmlu_*.yaml",), "acc", 5),
-    "squadv2": Definition("", ("squadv2/squadv2.yaml",), "f1", own=f"{_SQUAD}:Version2"),
+    "squadv2": Definition("", ("squadv2/squadv2.yaml",), "f1", own=f"{_SQUAD}:Version2", unit="percent"),
     # as the harness scores it, the space before an answer makes every answer wrong
     "bbh_fewshot": Definition(
         "", ("bbh/fewshot/[!_]*.yaml",), "exact_match,remove_whitespace", 3, changes={"filter_list": _STRIPPED}

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
-from mm_lightning.evaluation.task import Row
+from mm_lightning.errors import UserError
+from mm_lightning.evaluation.task import Row, restore_task
 from mm_lightning.experiments import page
 from mm_lightning.experiments.drawing import drawing, word
 from mm_lightning.experiments.evaluated import plots
-from mm_lightning.experiments.evaluated.estimates import Estimate, quantity, share
+from mm_lightning.experiments.evaluated.differences import with_unit
+from mm_lightning.experiments.evaluated.estimates import Estimate, estimate
 from mm_lightning.experiments.evaluated.grid import Grid
 from mm_lightning.experiments.evaluated.groups import Group, Network, last_ones
 from mm_lightning.experiments.evaluated.report_section import Form, Part
 from mm_lightning.style import figure_of, frame, legend_height, lengths_axis, side_legend
-
-SHARES = ("accuracy", "exact_match", "acc", "acc_norm", "f1")
-"""Metrics that are shares: in percent, with Wilson's interval."""
-
-
-def _estimate(row: Row) -> Estimate:
-    return share(row) if row.metric in SHARES and 0 <= row.value <= 1 else quantity(row)
 
 
 def parts(group: Group, looks: plots.Looks) -> list[Part | None]:
@@ -30,25 +24,47 @@ def parts(group: Group, looks: plots.Looks) -> list[Part | None]:
         rows = {n: [row for e in group.of(n, task) for row in e.rows] for n in group.networks}
         rows = {network: found for network, found in rows.items() if found}
         keys = list(dict.fromkeys(key for found in rows.values() for row in found for key in row.group))
-        lines: dict[str, tuple[dict[str, Any], str]] = {}
+        lines: dict[str, Row] = {}
         cells: dict[tuple[str, Network], Estimate] = {}
         for network, found in rows.items():
             for row in found:
                 line = json.dumps([row.group, row.metric], sort_keys=True)
-                lines.setdefault(line, (row.group, row.metric))
-                cells[line, network] = _estimate(row)
+                lines.setdefault(line, row)
+                cells[line, network] = estimate(row)
         heads = [*keys, "metric", "items", *map(group.label, rows)]
         grid = Grid(f"{task}{group.suffix}", heads, len(keys) + 2)
-        for line, (place, metric) in lines.items():
+        for line, row in lines.items():
             own = [cells.get((line, network)) for network in rows]
             most = max(e.count for e in own if e is not None)
-            grid.add(*(place.get(key) for key in keys), word(metric), f"{most:,}", *own)
-        percent = "; shares in percent" if any(metric in SHARES for _, metric in lines.values()) else ""
-        shown += [page.Text(f"Means with 95% intervals over items{percent}. The paper has no such numbers."), grid]
+            grid.add(*(row.group.get(key) for key in keys), with_unit(row), f"{most:,}", *own)
+        text = "Means with 95% intervals over items (docs/evaluation.md). The paper has no such numbers."
+        shown += [page.Text(text), grid, _references(task, group, list(lines.values()))]
         for key in keys:
             metrics = dict.fromkeys(row.metric for found in rows.values() for row in found if _varies(row, key))
             shown += [_curve(task, key, metric, group, rows, looks) for metric in metrics]
     return shown
+
+
+def _references(task: str, group: Group, rows: list[Row]) -> Grid | None:
+    """Numbers to hold the metrics against, such as those of simple predictors."""
+    evaluation = next(e for e in group.evaluations if e.task == task)
+    try:
+        known = restore_task(evaluation.kind, evaluation.settings).references()
+    except (UserError, TypeError):  # of another version, or of a task that is not known here
+        return None
+    units = {row.metric: row.unit for row in rows}
+    if not known:
+        return None
+    metrics = list(dict.fromkeys(metric for values in known.values() for metric in values))
+    grid = Grid(f"{task}-references{group.suffix}", ["to compare with", *map(word, metrics)])
+    for name, values in known.items():
+        cells = [estimate(Row({}, metric, values[metric], None, 0, units.get(metric, "number"))) for metric in metrics]
+        grid.add(name, *map(str, cells))
+    return grid
+
+
+def _unit_of(rows: dict[Network, list[Row]], metric: str) -> str:
+    return with_unit(next(row for found in rows.values() for row in found if row.metric == metric))
 
 
 def _varies(row: Row, key: str) -> bool:
@@ -60,7 +76,7 @@ def _curve(
     task: str, key: str, metric: str, group: Group, rows: dict[Network, list[Row]], looks: plots.Looks
 ) -> page.Drawing | None:
     curves = {
-        network: {row.group[key]: _estimate(row) for row in found if _varies(row, key) and row.metric == metric}
+        network: {row.group[key]: estimate(row) for row in found if _varies(row, key) and row.metric == metric}
         for network, found in rows.items()
     }
     places = sorted({place for found in curves.values() for place in found})
@@ -76,7 +92,7 @@ def _curve(
             values += [e.scale * end for e in found.values() for end in (e.low, e.high, e.value) if end is not None]
     if places[0] > 0 and places[-1] > 4 * places[0]:
         lengths_axis(axes, places, word(key))
-    axes.set(xlabel=word(key), ylabel=word(metric) + (", %" if metric in SHARES else ""))
+    axes.set(xlabel=word(key), ylabel=_unit_of(rows, metric))
     frame(axes, values)
     side_legend(figure, [axes])
     caption = f"{task}: {word(metric)} by {word(key)}, with 95% intervals."

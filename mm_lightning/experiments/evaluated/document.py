@@ -18,6 +18,7 @@ from mm_lightning.experiments.evaluated import (
     persistent,
     published,
 )
+from mm_lightning.experiments.evaluated.differences import differences
 from mm_lightning.experiments.evaluated.grid import Grid
 from mm_lightning.experiments.evaluated.groups import Gathered, Network
 from mm_lightning.experiments.evaluated.plots import looks_of
@@ -41,8 +42,14 @@ def parts(gathered: Gathered) -> list[Part]:
     shown: list[Part | None] = [page.Facts(_facts(gathered)), page.Heading("Networks"), networks(gathered)]
     shown += [page.Text(text) for text in _sizes(gathered.networks)]
     shown += [page.Points(gathered.notes)] if gathered.notes else []
+    return [part for part in shown if part is not None] + section(gathered)
+
+
+def section(gathered: Gathered) -> list[Part]:
+    """A section for each form, from tables to figures."""
     looks = looks_of(gathered.networks)
     left = list(gathered.evaluations)
+    shown: list[Part | None] = []
     for form in FORMS:
         taken = [e for e in left if form.takes(e)]
         left = [e for e in left if e not in taken]
@@ -52,6 +59,7 @@ def parts(gathered: Gathered) -> list[Part]:
             told = "Settings" if group.groups == 1 else "Settings (those of the other tables do not compare)"
             shown += [page.Heading(title), page.Text(f"{told}: {group.in_words()}.")]
             shown += form.parts(group, looks)
+            shown += [part for task in group.tasks for part in differences(group, task)]
     return [part for part in shown if part is not None]
 
 
@@ -127,12 +135,13 @@ def _facts(gathered: Gathered) -> dict[str, str]:
 
 def write_numbers(path: Path, gathered: Gathered) -> None:
     """Every row of every evaluation as it is, with its network and its settings."""
-    heads = ["task", "network", "group", "metric", "value", "stderr", "count", "partial", "settings"]
+    numbers = ("value", "unit", "low", "high", "stderr", "count")
+    heads = ["task", "network", "group", "metric", *numbers, "partial", "settings"]
     lines: list[list[Any]] = [heads]
     for e in gathered.evaluations:
         settings = "; ".join(f"{name}={value}" for name, value in e.asked().items())
         for row in e.rows:
             group = " ".join(f"{name}={value}" for name, value in row.group.items())
-            cells = [e.task, e.network.name, group, row.metric, row.value, row.stderr, row.count]
+            cells = [e.task, e.network.name, group, row.metric, *(getattr(row, name) for name in numbers)]
             lines.append([*cells, "" if e.answers is None else e.answers, settings])
     path.write_text(csv_text(lines), encoding="utf-8")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mm_lightning.evaluation.samples import Samples
 from mm_lightning.evaluation.task import Row
 
 
@@ -52,7 +54,7 @@ class Evaluation:
     """What one task found about one network.
 
     Attributes:
-        task: its name.
+        task: what it is called: its name and, of a user's data set, that of the data set.
         settings: all that decided what was asked.
         network: who was asked.
         rows: the numbers.
@@ -60,6 +62,7 @@ class Evaluation:
         path: the folder.
         sessions: when, with which code and on what it was asked.
         source: which text was read, where the settings do not say it.
+        kind: the task's name.
     """
 
     task: str
@@ -70,6 +73,11 @@ class Evaluation:
     path: Path
     sessions: list[dict[str, Any]]
     source: str | None = None
+    kind: str = ""
+
+    def records(self) -> list[dict[str, Any]]:
+        """All answers, without the long texts in them; none where there are no samples."""
+        return _records(self.path)
 
     @property
     def label(self) -> str:
@@ -97,6 +105,34 @@ class Evaluation:
     def tokenizer(self) -> str:
         """The beginning of its hash."""
         return str(self.network.about.get("tokenizer") or "unknown")[:8]
+
+
+@functools.lru_cache(maxsize=64)
+def _records(path: Path) -> list[dict[str, Any]]:
+    long = {"prompt", "prompts", "before", "document", "log_likelihoods", "answers"}
+    return [{k: v for k, v in record.items() if k not in long} for record in Samples(path).read().values()]
+
+
+def items_asked(evaluation: Evaluation) -> dict[str, set[str]]:
+    """Return the keys of the items of each group."""
+    found: dict[str, set[str]] = {}
+    for record in evaluation.records():
+        found.setdefault(json.dumps(record["group"], sort_keys=True), set()).add(record["key"])
+    return found
+
+
+def in_common(one: Evaluation, other: Evaluation) -> tuple[int, int] | None:
+    """Return the items that both were asked and all, of the first group in which they were asked different ones.
+
+    Only other tokenizers make different items of the same settings, because other questions fit into a length.
+    """
+    if one.tokenizer == other.tokenizer or one.task != other.task or one.network == other.network:
+        return None
+    mine, theirs = items_asked(one), items_asked(other)
+    for group in mine:
+        if group in theirs and mine[group] != theirs[group] and one.answers is None and other.answers is None:
+            return len(mine[group] & theirs[group]), len(mine[group] | theirs[group])
+    return None
 
 
 OWN = ("data_hash", "dataset", "fewshot", "run_code", "tacred")
@@ -192,9 +228,22 @@ class Gathered:
         for e in chosen:
             several = len(data[_common(e), e.task]) > 1
             found.setdefault(_common(e) + (e.task + data_of(e) if several else ""), []).append(e)
-        return [
-            Group(_shared([e.asked() for e in same]), same, n, len(found)) for n, same in enumerate(found.values(), 1)
-        ]
+        apart = [part for same in found.values() for part in _apart(same)]
+        return [Group(_shared([e.asked() for e in same]), same, n, len(apart)) for n, same in enumerate(apart, 1)]
+
+
+def _apart(evaluations: Sequence[Evaluation]) -> list[list[Evaluation]]:
+    """Evaluations of the same settings, those of networks that were asked different items apart."""
+    parts: list[list[Evaluation]] = []
+    for network in dict.fromkeys(e.network for e in evaluations):
+        own = [e for e in evaluations if e.network == network]
+        for part in parts:
+            if not any(in_common(one, other) for one in own for other in part):
+                part += own
+                break
+        else:
+            parts.append(own)
+    return parts
 
 
 def _common(e: Evaluation) -> str:

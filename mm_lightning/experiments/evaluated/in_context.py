@@ -8,12 +8,12 @@ from statistics import linear_regression
 
 import numpy as np
 
-from mm_lightning.evaluation.in_context.table import BEST
+from mm_lightning.evaluation.in_context.accuracy import BEST, LONGEST
 from mm_lightning.evaluation.task import Row
 from mm_lightning.experiments import page
 from mm_lightning.experiments.drawing import drawing
 from mm_lightning.experiments.evaluated import plots, published
-from mm_lightning.experiments.evaluated.estimates import Estimate, share
+from mm_lightning.experiments.evaluated.estimates import Estimate, estimate
 from mm_lightning.experiments.evaluated.grid import Grid
 from mm_lightning.experiments.evaluated.groups import Evaluation, Group, Network, last_ones
 from mm_lightning.experiments.evaluated.report_section import Form, Part, counts
@@ -44,7 +44,7 @@ def found_of(evaluation: Evaluation) -> dict[Key, Estimate]:
     for row in evaluation.rows:
         if takes_row(row):
             labels, shots = row.group.get("labels", "semantic"), row.group["shots"]
-            found[row.metric, labels, shots, row.group["strategy"]] = share(row, seeds)
+            found[row.metric, labels, shots, row.group["strategy"]] = estimate(row, seeds)
     for way, labels, shots in dict.fromkeys(key[:3] for key in list(found)):
         same = [e for key, e in found.items() if key[:3] == (way, labels, shots)]
         found[way, labels, shots, BEST] = max(same, key=lambda e: e.value)
@@ -59,15 +59,16 @@ def takes_row(row: Row) -> bool:
 def parts(group: Group, looks: plots.Looks) -> list[Part | None]:
     """A subsection for each data set."""
     text = (
-        "A shot is one example of every class. Percent, with 95% intervals that cover other questions and other sets "
-        "of demonstrations. The best strategy is chosen for each number of shots on the questions that it is scored "
-        "on, as in the paper: it is a little too good, and its interval does not know of the choice. "
+        "A shot is one example of every class. Percent, with 95% score intervals that cover other questions and other "
+        "sets of demonstrations. The best strategy is chosen for each number of shots on the questions that it is "
+        "scored on, as in the paper: it is a little too good, and its interval does not know of the choice. "
         + published.IN_CONTEXT
     )
     shown: list[Part | None] = [page.Text(text)]
     for task in group.tasks:
         values = {e.network: found_of(e) for e in group.evaluations if e.task == task}
-        shown += [page.Heading(task, 3), *_best(task, group, values), _figure(task, group, values, looks)]
+        shown += [page.Heading(task, 3), *_best(task, group, values), *_prompts(task, group)]
+        shown += [_figure(task, group, values, looks)]
         shown += [*_against(task, group, values, looks), *_strategies(task, group, values)]
     return shown
 
@@ -78,7 +79,7 @@ def _axis(values: Mapping[Network, Mapping[Key, Estimate]], place: int) -> list:
 
 def _best(task: str, group: Group, values: Mapping[Network, Mapping[Key, Estimate]]) -> list[Part | None]:
     shots = sorted(_axis(values, 2))
-    heads = ["labels", "scored by", "network", "answers", *(f"{n} shots" if n > 1 else "1 shot" for n in shots)]
+    heads = ["labels", "scored by", "network", "answers", *map(_shots, shots)]
     grid = Grid(f"{task}{group.suffix}", heads, 4)
     for labels in _axis(values, 1):
         for way in (way for way in WAYS if way in _axis(values, 0)):
@@ -88,6 +89,29 @@ def _best(task: str, group: Group, values: Mapping[Network, Mapping[Key, Estimat
                 if asked:
                     grid.add(labels, WAYS[way], group.label(network), asked, *cells)
     return [page.Text("The best of the prompt strategies at each number of shots."), grid]
+
+
+def _prompts(task: str, group: Group) -> list[Part | None]:
+    """The tokens of the longest prompts beside the context that a network was trained at."""
+    longest: dict[Network, dict[int, int]] = {}
+    for e in (e for e in group.evaluations if e.task == task):
+        for row in e.rows:
+            if row.metric == LONGEST:
+                by_shots = longest.setdefault(e.network, {})
+                by_shots[row.group["shots"]] = max(by_shots.get(row.group["shots"], 0), round(row.value))
+    if not longest:
+        return []
+    shots = sorted({n for by_shots in longest.values() for n in by_shots})
+    grid = Grid(f"{task}-prompts{group.suffix}", ["network", "trained at", *map(_shots, shots)], 2)
+    for network, by_shots in longest.items():
+        trained = network.about.get("context_length")
+        cells = [None if n not in by_shots else f"{by_shots[n]:,}" for n in shots]
+        grid.add(group.label(network), f"{trained:,}" if trained else "unknown", *cells)
+    return [page.Text("Tokens of the longest prompt, beside those of a training sequence."), grid]
+
+
+def _shots(number: int) -> str:
+    return f"{number} shots" if number > 1 else "1 shot"
 
 
 def _strategies(task: str, group: Group, values: Mapping[Network, Mapping[Key, Estimate]]) -> list[Part | None]:
@@ -127,8 +151,15 @@ def _figure(
     strategies = [name for name in _axis(values, 3) if name != BEST]
     caption = (
         f"{task}: accuracy by shots. Small dots: the prompt strategies ({', '.join(strategies)}); line: the best of "
-        f"them, with its 95% interval; dashed: its straight line over the logarithm of shots."
+        "them, with its 95% interval"
     )
+    fitted = any(
+        len({key[2] for key in found if key[:2] == (way, labels)}) > 2
+        for found in values.values()
+        for way in ways
+        for labels in kinds
+    )
+    caption += "; dashed: its straight line over the logarithm of shots." if fitted else "."
     return drawing(figure, f"{task}{group.suffix}", caption, png=True)
 
 

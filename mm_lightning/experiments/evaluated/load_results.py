@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -9,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from mm_lightning.errors import UserError
+from mm_lightning.evaluation.metrics import find_metric
 from mm_lightning.evaluation.origin import origin
 from mm_lightning.evaluation.run import run_name
 from mm_lightning.evaluation.samples import RESULTS, SETTINGS, Samples, read_json
-from mm_lightning.evaluation.task import Row
-from mm_lightning.experiments.evaluated.groups import Evaluation, Gathered, Network, data_of
+from mm_lightning.evaluation.task import Row, find_task, restore_task, title_of
+from mm_lightning.experiments.evaluated.groups import Evaluation, Gathered, Network, data_of, in_common
 
 
 def places(folder: Path) -> Iterator[Path]:
@@ -46,14 +49,15 @@ def gather(folders: Sequence[Path]) -> Gathered:
         identity = _identity(found["network"])
         network = Network(identity, names[identity], known.get(identity, found["network"]))
         e = Evaluation(
-            found["task"],
+            title_of(found["task"], found["settings"]),
             found["settings"],
             network,
-            [Row(**row) if isinstance(row, dict) else row for row in found["rows"]],
+            [_row(found["task"], row) for row in found["rows"]],
             found.get("answers"),
             path,
             found.get("sessions") or [],
             _source(path) if found["task"] == "loss_by_position" else None,
+            found["task"],
         )
         key = identity, e.task, json.dumps([e.asked(), e.settings], sort_keys=True, default=str)
         if key in evaluations and e.answers is not None and evaluations[key].answers is None:
@@ -79,8 +83,6 @@ def _read(path: Path, notes: list[str]) -> dict[str, Any] | None:
         if missing:
             raise UserError(f"{path / RESULTS} has no {', '.join(missing)}: was it written by another version of mm?")
         return _asked_in_training(found) if "tokens" in found["network"] else found
-    from mm_lightning.evaluation.results import remade
-
     samples = Samples(path)
     records = list(samples.read().values())
     if not records:
@@ -89,7 +91,7 @@ def _read(path: Path, notes: list[str]) -> dict[str, Any] | None:
     identity = known["identity"]
     found = {"task": identity["task"], "run": path.parent.name, "settings": identity["settings"]}
     try:
-        rows = remade(found).rows(records)
+        rows = restore_task(found["task"], found["settings"]).rows(records)
     except UserError as error:
         notes.append(f"{path} has {len(records):,} answers and no results, which cannot be summed up here: {error}")
         return None
@@ -100,6 +102,18 @@ def _read(path: Path, notes: list[str]) -> dict[str, Any] | None:
         "answers": len(records),
         "sessions": known["sessions"],
     }
+
+
+def _row(task: str, row: dict[str, Any] | Row) -> Row:
+    """A number with its unit, which earlier versions did not write down."""
+    found = Row(**row) if isinstance(row, dict) else row
+    if found.unit:
+        return found
+    try:
+        metric = find_task(task).metric(found.metric)
+    except UserError:
+        metric = find_metric(found.metric)
+    return dataclasses.replace(found, unit=metric.unit)
 
 
 def _asked_in_training(found: dict[str, Any]) -> dict[str, Any]:
@@ -176,6 +190,14 @@ def _mixed(evaluations: list[Evaluation]) -> list[str]:
     for e in evaluations:
         if e.task != "loss_by_position":  # there it is a setting
             tokenizers.setdefault(e.task, set()).add(e.tokenizer)
+    for one, other in itertools.combinations(evaluations, 2):
+        same = json.dumps(one.asked(), default=str) == json.dumps(other.asked(), default=str)
+        if same and (common := in_common(one, other)) is not None:
+            notes.append(
+                f"{one.task}: {one.network.name} and {other.network.name} were asked different questions, "
+                f"{common[0]:,} of {common[1]:,} in common, because different ones fit for their tokenizers: they "
+                "stand in separate tables."
+            )
     for task, found in tokenizers.items():
         if len(found - {"unknown"}) > 1:
             notes.append(f"{task}: the networks have different tokenizers, so a length in tokens is not one in words.")

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from mm_lightning.evaluation.figures import heat_maps
+from mm_lightning.evaluation.new_knowledge.long_text_task import TENTHS
 from mm_lightning.experiments import page
 from mm_lightning.experiments.drawing import drawing
 from mm_lightning.experiments.evaluated import plots, published
-from mm_lightning.experiments.evaluated.estimates import Estimate, mean_of_shares, share
+from mm_lightning.experiments.evaluated.estimates import Estimate, estimate, mean_of_shares
 from mm_lightning.experiments.evaluated.grid import Grid
 from mm_lightning.experiments.evaluated.groups import Evaluation, Group, Network, last_ones
+from mm_lightning.experiments.evaluated.heat_maps import heat_maps
 from mm_lightning.experiments.evaluated.published import NEW_KNOWLEDGE, SINGLE_NEEDLE, ByLength
 from mm_lightning.experiments.evaluated.report_section import Form, Part, counts
 from mm_lightning.experiments.evaluated.scaling_plots import Measure, by_step, scaling
@@ -29,7 +30,7 @@ def accuracy(group: Group, network: Network, task: str) -> dict[int, Estimate]:
     for evaluation in group.of(network, task):
         for row in evaluation.rows:
             if row.metric == "accuracy" and row.group.keys() == {"length"}:
-                found[row.group["length"]] = share(row)
+                found[row.group["length"]] = estimate(row)
     return dict(sorted(found.items()))
 
 
@@ -45,6 +46,12 @@ def by_depth(group: Group, network: Network, task: str) -> dict[tuple[int, str],
     return {(r.group["length"], r.group["depth"]): r.value for r in rows if r.group.keys() == {"length", "depth"}}
 
 
+def excluded(group: Group, network: Network, name: str) -> str:
+    """How many questions were left out because they do not fit; of all tasks where the name is none's."""
+    rows = [row for e in group.of(network) if name in (e.task, "new-knowledge") for row in e.rows]
+    return counts([round(row.value) for row in rows if row.metric == "excluded_questions"]) or "0"
+
+
 def table(
     name: str, group: Group, values: dict[Network, dict[int, Estimate]], printed: Sequence[ByLength] = ()
 ) -> Grid | None:
@@ -53,15 +60,15 @@ def table(
     if not lengths:
         return None
     columns = sorted({*lengths, *(n for row in printed for n in row.accuracy)})
-    heads = ["network", "trained at", "questions", *map(tokens, columns)]
-    grid = Grid(f"{name}{group.suffix}", heads, 3)
+    heads = ["network", "trained at", "questions", "do not fit", *map(tokens, columns)]
+    grid = Grid(f"{name}{group.suffix}", heads, 4)
     for network, found in values.items():
         context = network.about.get("context_length")
-        asked = counts([e.count for e in found.values()])
-        grid.add(group.label(network), tokens(context) if context else "unknown", asked, *map(found.get, columns))
+        asked = [counts([e.count for e in found.values()]), excluded(group, network, name)]
+        grid.add(group.label(network), tokens(context) if context else "unknown", *asked, *map(found.get, columns))
     for row in printed:
         context = tokens(row.network.context) if row.network.context else ""
-        grid.add(row.network.label, context, "", *map(row.accuracy.get, columns), published=True)
+        grid.add(row.network.label, context, "", "", *map(row.accuracy.get, columns), published=True)
     return grid
 
 
@@ -111,8 +118,10 @@ def figures(
 def heat_map(group: Group, task: str) -> page.Drawing | None:
     """Length and depth, a map for each network."""
     maps = {group.label(network): by_depth(group, network, task) for network in last_ones(group.networks)}
-    caption = f"{task}: accuracy by length and depth of the answer, in percent. Grey: not asked."
+    caption = f"{task}: accuracy by length and depth of the answer, in percent."
     maps = {name: found for name, found in maps.items() if found}
+    if any(len(found) < len(TENTHS) * len({length for length, _ in found}) for found in maps.values()):
+        caption += " Grey: not asked."
     return drawing(heat_maps(maps), f"{task}-depth{group.suffix}", caption, png=True) if maps else None
 
 
@@ -175,7 +184,7 @@ def one_task(group: Group, looks: plots.Looks) -> list[Part | None]:
     return found
 
 
-_READING = "{which}: percent, with 95% intervals (Wilson) over questions."
+_READING = "{which}: percent, with 95% score intervals over questions."
 
 
 def _by_length(evaluation: Evaluation) -> bool:

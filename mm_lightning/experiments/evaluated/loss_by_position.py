@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
-from mm_lightning.evaluation.figures import Curve, loss_by_position, profile_axes
+from mm_lightning.evaluation.loss_by_position import RISE
 from mm_lightning.evaluation.task import Row
 from mm_lightning.experiments import page
 from mm_lightning.experiments.drawing import drawing
 from mm_lightning.experiments.evaluated import plots, published
-from mm_lightning.experiments.evaluated.estimates import Estimate, quantity
+from mm_lightning.experiments.evaluated.estimates import Estimate, estimate
 from mm_lightning.experiments.evaluated.grid import Grid
 from mm_lightning.experiments.evaluated.groups import Group, Network, last_ones
 from mm_lightning.experiments.evaluated.report_section import Form, Part, counts
-from mm_lightning.style import figure_of, legend_height, side_legend, tokens
+from mm_lightning.style import (
+    GREY,
+    REFERENCES,
+    figure_of,
+    frame,
+    legend_height,
+    lengths_axis,
+    profile_axes,
+    side_legend,
+    tokens,
+)
+
+BREAKS = 0.1
+"""Nats above the loss at the training context from which on a network counts as broken."""
 
 
 def _bounds(place: str | int) -> tuple[int, int]:
@@ -24,7 +38,7 @@ def _bounds(place: str | int) -> tuple[int, int]:
 
 def _curve(group: Group, network: Network, key: str, metric: str) -> dict[tuple[int, int], Estimate]:
     rows = [row for e in group.of(network) for row in e.rows if row.group.keys() == {key} and row.metric == metric]
-    return {_bounds(row.group[key]): quantity(row) for row in rows}
+    return {_bounds(row.group[key]): estimate(row) for row in rows}
 
 
 def loss(group: Group, looks: plots.Looks) -> list[Part | None]:
@@ -37,8 +51,35 @@ def loss(group: Group, looks: plots.Looks) -> list[Part | None]:
         trained = network.about.get("context_length")
         asked = counts([e.count for e in found.values()])
         grid.add(group.label(network), tokens(trained) if trained else "unknown", asked, *map(found.get, contexts))
-    text = "Mean loss over a context, in nats a token, with 95% intervals (Student) over sequences. Lower is better."
-    return [page.Text(text), grid, _loss_figure(group, looks)]
+    text = (
+        "Mean loss over a context, in nats a token, with 95% intervals (Student) over sequences. Lower is better. A "
+        "sequence is one document: the beginning of one that is as long as the longest context or, where there are not "
+        "enough of them, neighboring shorter ones joined without anything between."
+    )
+    return [page.Text(text), grid, _breaks(group), _loss_figure(group, looks)]
+
+
+def _breaks(group: Group) -> Grid:
+    """Where each network breaks: the first positions beyond the training context whose loss is much above it."""
+    heads = ["network", "sequences", "joined", "training context C", "loss from C/2 to C", f"first {BREAKS} nats above"]
+    grid = Grid(f"loss-by-position-breaks{group.suffix}", heads)
+    for network in group.networks:
+        rows = [row for e in group.of(network) for row in e.rows]
+        joined = [f"{row.value:.0%}" for row in rows if "sequences" in row.group]
+        base = [row for row in rows if "training context" in row.group]
+        ends = [_bounds(row.group["position"])[1] for row in rows if "position" in row.group]
+        risen = [row for row in rows if row.metric == RISE and row.value > BREAKS]
+        counted = counts([row.count for row in rows if "context" in row.group])
+        line: list[Any] = [group.label(network), counted, joined[0] if joined else None]
+        if not base or not ends:
+            trained = network.about.get("context_length")
+            grid.add(*line, "longer" if trained else "unknown")
+            continue
+        where = f"not up to {max(ends):,}"
+        if risen:
+            where = f"{_bounds(risen[0].group['position'])[0]:,} (+{risen[0].value:.2f})"
+        grid.add(*line, f"{base[0].group['training context']:,}", estimate(base[0]), where)
+    return grid
 
 
 def _loss_figure(group: Group, looks: plots.Looks) -> page.Drawing | None:
@@ -46,20 +87,25 @@ def _loss_figure(group: Group, looks: plots.Looks) -> page.Drawing | None:
     curves = {network: curves[network] for network in last_ones(list(curves)) if curves[network]}
     if not curves:
         return None
-    figure = loss_by_position(
-        [
-            Curve(
-                group.label(network),
-                looks[network],
-                list(found),
-                *plots.band(list(found.values())),
-                network.about.get("context_length"),
-            )
-            for network, found in curves.items()
-        ]
-    )
-    caption = "Loss by position, with 95% intervals; vertical: training contexts."
-    return drawing(figure, f"loss-by-position{group.suffix}", caption, png=True)
+    figure, axes = figure_of(8.4, 4.2 + legend_height([group.label(network) for network in curves]))
+    ends: list[float] = []
+    for network, found in curves.items():
+        values = list(found.values())
+        plots.line(axes, [math.sqrt(low * high) for low, high in found], values, group.label(network), looks[network])
+        ends += [end for edges in plots.band(values)[1:] for end in edges]
+    contexts = {c for network in curves if (c := network.about.get("context_length"))}
+    for n, context in enumerate(sorted(contexts)):
+        style = REFERENCES[n % len(REFERENCES)]
+        axes.axvline(context, color=GREY, linestyle=style, linewidth=1, label=f"trained at {tokens(context)}")
+    frame(axes, ends)
+    top = max(high for found in curves.values() for _, high in found)
+    places = [2**n for n in range(3, 40) if 2**n <= top]
+    places = places[1 - len(places) % 2 :: 2] if len(places) > 12 else places
+    lengths_axis(axes, places, "position: tokens read before the predicted one")
+    axes.set_ylabel("loss, nats a token")
+    side_legend(figure, [axes])
+    caption = "Loss by position, with 95% intervals" + ("; vertical: training contexts." if contexts else ".")
+    return drawing(figure, f"loss_by_position{group.suffix}", caption, png=True)
 
 
 def profile(group: Group, looks: plots.Looks) -> list[Part | None]:
@@ -77,7 +123,7 @@ def profile(group: Group, looks: plots.Looks) -> list[Part | None]:
             # a distance that no query may read has no place on the axis of logarithms
             own = sorted((row for row in own if row.value > 0), key=lambda row: _bounds(row.group["distance"]))
             x = [math.sqrt(low * high) for low, high in (_bounds(row.group["distance"]) for row in own)]
-            plots.line(axes, x, [quantity(row) for row in own], group.label(network), looks[network])
+            plots.line(axes, x, [estimate(row) for row in own], group.label(network), looks[network])
             tops += x
         profile_axes(axes, max(tops))
         axes.set_ylim(0.7 * min(heights, default=0.7), 1.4 * max(heights, default=1.0))

@@ -10,7 +10,7 @@ from mm_lightning.evaluation.task import Row
 from mm_lightning.experiments import page
 from mm_lightning.experiments.drawing import drawing
 from mm_lightning.experiments.evaluated import plots, published
-from mm_lightning.experiments.evaluated.estimates import Estimate, mean_of_shares, share
+from mm_lightning.experiments.evaluated.estimates import Estimate, estimate, mean_of_shares
 from mm_lightning.experiments.evaluated.grid import Grid
 from mm_lightning.experiments.evaluated.groups import Evaluation, Group, Network
 from mm_lightning.experiments.evaluated.published import MEAN_6, MEAN_13, MEAN_19, NETWORKS, OTHER_6, PERSISTENT_13
@@ -39,7 +39,7 @@ def scores(group: Group, network: Network) -> dict[str, Estimate]:
         rows = [row for evaluation in group.of(network, task) for row in evaluation.rows if not row.group]
         chosen = [row for row in rows if _is(row, metric)]
         if chosen:
-            found[name] = share(chosen[0])
+            found[name] = estimate(chosen[0])
     return found
 
 
@@ -88,7 +88,7 @@ def parts(group: Group, looks: plots.Looks) -> list[Part | None]:
         for title, found in means.items()
     ]
     text = (
-        "Percent, with 95% intervals (Wilson) over questions. Means are unweighted; one that lacks benchmarks says how "
+        "Percent, with 95% score intervals over questions. Means are unweighted; one that lacks benchmarks says how "
         "many it has, and does not compare with the others. The paper does not give its shots and prompts: ours are "
         "those of the named tasks of lm-evaluation-harness. Of tasks with several scores, the one named stands here."
     )
@@ -130,23 +130,25 @@ def _dots(
         look = {"color": GREY, "marker": MARKERS[number], "markerfacecolor": "none", "linestyle": ""}
         axes.plot(values, range(len(lines)), label=theirs.label, markersize=6, **look)
     edge = sum(line in PERSISTENT_13 for line in lines) - 0.5
-    if 0 < edge < len(lines) - 1:
+    both = 0 < edge < len(lines) - 1
+    if both:
         axes.axhline(edge, color=INK, linewidth=0.8)
     axes.set_yticks(range(len(lines)), lines)
     axes.set_ylim(len(lines) - 0.4, -0.6)
     axes.set_xlim(left=0)
     axes.set_xlabel("score, %")
     side_legend(figure, [axes])
-    caption = "The benchmarks with 95% intervals; above the line the 13 that measure persistent knowledge. "
+    caption = "The benchmarks with 95% intervals"
+    caption += "; above the line those of the 13 that measure persistent knowledge. " if both else ". "
     return drawing(figure, name, caption + "Hollow and grey: published, large networks.", png=True)
 
 
 def _row_of_dots(
     axes, there: Sequence[tuple[int, Estimate]], shift: float, look: Mapping, label: str, network: Network
 ) -> None:
-    x = [100 * e.value for _, e in there]
-    low = [100 * (e.value - (e.value if e.low is None else e.low)) for _, e in there]
-    high = [100 * ((e.value if e.high is None else e.high) - e.value) for _, e in there]
+    x = [e.scale * e.value for _, e in there]
+    low = [e.scale * (e.value - (e.value if e.low is None else e.low)) for _, e in there]
+    high = [e.scale * ((e.value if e.high is None else e.high) - e.value) for _, e in there]
     face = look["color"] if network.long_term else "none"
     options = {"color": look["color"], "marker": look["marker"], "markerfacecolor": face, "linestyle": ""}
     y = [place + shift for place, _ in there]

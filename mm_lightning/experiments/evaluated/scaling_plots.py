@@ -60,9 +60,11 @@ def scaling(name: str, what: str, measures: Sequence[Measure], looks: plots.Look
     figure, grid = figure_of(3.4 + 2.6 * len(chosen), height, len(chosen))
     panels = [grid] if len(chosen) == 1 else list(grid)
     tops: list[float] = []
+    lines = False
     for axes, (ours, label, theirs, alike) in zip(panels, chosen, strict=True):
         for number, measure in enumerate(measures):
-            tops += _panel(axes, measure, MARKERS[number % len(MARKERS)], ours, theirs, alike, looks)
+            found, joined = _panel(axes, measure, MARKERS[number % len(MARKERS)], ours, theirs, alike, looks)
+            tops, lines = tops + found, lines or joined
         _log_axis(axes)
         axes.xaxis.set_major_formatter(lambda value, _: short(value).replace(" ", ""))
         axes.set_xlabel(label)
@@ -72,9 +74,8 @@ def scaling(name: str, what: str, measures: Sequence[Measure], looks: plots.Look
         _names(axes, measures[0], theirs)
     _keys(panels[0], networks, measures, looks)
     side_legend(figure, panels)
-    caption = (
-        f"{what} against what the networks are. Bars: 95% intervals. Lines join networks that differ in this only."
-    )
+    caption = f"{what} against what the networks are. Bars: 95% intervals."
+    caption += " Lines join networks that differ in this only." if lines else ""
     if any(measure.published for measure in measures):
         caption += " Hollow and grey: published."
     return drawing(figure, name, caption, png=True)
@@ -82,8 +83,8 @@ def scaling(name: str, what: str, measures: Sequence[Measure], looks: plots.Look
 
 def _panel(
     axes: Axes, measure: Measure, marker: str, ours: str, theirs: str, alike: str, looks: plots.Looks
-) -> list[float]:
-    """One measure in one panel; returns what has to be in the frame."""
+) -> tuple[list[float], bool]:
+    """One measure in one panel; returns what has to be in the frame, and whether a line joins networks."""
     points = [(network.number(ours), network, e) for network, e in measure.values.items()]
     known = sorted(((x, network, e) for x, network, e in points if x), key=lambda point: point[0])
     lines: list[list[tuple[float, Network, Estimate]]] = []
@@ -95,22 +96,22 @@ def _panel(
         else:
             lines.append([point])
     for found in lines:
-        axes.plot([p[0] for p in found], [100 * p[2].value for p in found], color=GREY, linewidth=0.8, zorder=1)
+        axes.plot([p[0] for p in found], [p[2].scale * p[2].value for p in found], color=GREY, linewidth=0.8, zorder=1)
     for x, network, e in known:
-        y = 100 * e.value
-        bars = [[y - 100 * e.low], [100 * e.high - y]] if e.low is not None and e.high is not None else None
+        y = e.scale * e.value
+        bars = [[y - e.scale * e.low], [e.scale * e.high - y]] if e.low is not None and e.high is not None else None
         colour = looks[network]["color"]
         face = colour if network.long_term else "none"
         axes.errorbar(
             x, y, bars, color=colour, marker=marker, markerfacecolor=face, capsize=2, linewidth=1, markersize=5
         )
-    tops = [100 * (e.high or e.value) for _, _, e in known]
+    tops = [e.scale * (e.high or e.value) for _, _, e in known]
     for other, value in measure.published:
         x = getattr(other, theirs)
         if x is not None and other.long_term:
             axes.plot([x], [value], color=GREY, marker=marker, markerfacecolor="none", linestyle="", markersize=6)
             tops.append(value)
-    return tops
+    return tops, any(len(found) > 1 for found in lines)
 
 
 def _log_axis(axes: Axes) -> None:

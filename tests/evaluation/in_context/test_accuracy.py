@@ -6,7 +6,22 @@ from statistics import fmean, stdev
 
 import pytest
 
-from mm_lightning.evaluation.in_context.accuracy import Answer, macro, micro
+from mm_lightning.evaluation.in_context import accuracy
+from mm_lightning.evaluation.in_context.accuracy import Answer
+from mm_lightning.evaluation.intervals import share_interval
+from mm_lightning.evaluation.metrics import METRICS
+
+
+def row(kind, found):
+    return kind({}, METRICS["greedy"], found).row()
+
+
+def micro(found):
+    return row(accuracy.micro, found).value, row(accuracy.micro, found).stderr
+
+
+def macro(found):
+    return row(accuracy.macro, found).value, row(accuracy.macro, found).stderr
 
 
 def answers(table, labels):
@@ -45,3 +60,20 @@ def test_the_standard_error_is_that_of_a_repetition():
         found.append(micro(answers([[float(g + h + draw.gauss(0, 1) > 0) for h in hard] for g in good], "a" * 40)))
     spread = stdev(value for value, _ in found)
     assert fmean(error for _, error in found) == pytest.approx(spread, rel=0.15)
+
+
+def test_intervals_hold_where_all_answers_are_alike():
+    """Three sets of demonstrations say of 20 questions what 20 questions say."""
+    found = row(accuracy.micro, answers([[0] * 20] * 3, "ab" * 10))
+    assert (found.low, found.high, found.count) == (0, pytest.approx(0.1611, abs=5e-5), 60)
+    # classes of 2 and of 18 questions
+    found = row(accuracy.macro, answers([[1] * 20], "a" * 2 + "b" * 18))
+    assert (found.low, found.high) == pytest.approx(share_interval(1.0, [2, 18]))
+
+
+def test_sets_that_differ_widen_the_interval():
+    same = row(accuracy.micro, answers([[1, 0] * 20] * 3, "a" * 40))
+    apart = row(accuracy.micro, answers([[1] * 40, [0] * 40, [1, 0] * 20], "a" * 40))
+    assert same.value == apart.value == 0.5
+    assert (same.low, same.high) == pytest.approx(share_interval(0.5, [40]), abs=1e-6)
+    assert (apart.low, apart.high) == (0, 1)

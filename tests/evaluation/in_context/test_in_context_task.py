@@ -1,5 +1,6 @@
 """Tasks from items to rows, and networks that must get certain scores."""
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from mm_lightning.evaluation.in_context.answer import ANSWER_TOKENS
 from mm_lightning.evaluation.in_context.in_context_task import Classification, InContext
 from mm_lightning.evaluation.in_context.prompts import STRATEGIES, Style
 from mm_lightning.evaluation.model import Model
-from mm_lightning.evaluation.task import GROUPS, Result, find_task
+from mm_lightning.evaluation.task import GROUPS, find_task
 
 TRUTH = {example.question.removeprefix("thing: "): example.label for example in colours().test}
 
@@ -42,7 +43,7 @@ def test_a_perfect_network_is_always_right(tokenizer, labels, names):
     assert len(records) == 2 * 2 * 2 * 4
     assert {record["answer"] for record in records} == {f" {name}" for name in names}
     assert all(all(record["scores"].values()) for record in records)
-    rows = task.rows(records)
+    rows = [row for row in task.rows(records) if row.unit == "share"]
     assert {row.value for row in rows} == {1.0}
     assert {row.stderr for row in rows} == {0.0}
     assert {row.group["strategy"] for row in rows} == {"newline", "newline-shuffled", "best"}
@@ -148,14 +149,32 @@ def test_questions_are_drawn_by_seed():
     }
 
 
-def test_the_table(tokenizer):
-    task = Colours(shots=[1], labels=["semantic"], strategies=["newline", "space"], demonstration_seeds=1)
-    rows = task.rows(ask(task, Scripted(answering(lambda word: "blue")), tokenizer))
-    lines = task.markdown([Result("mine", rows, {})]).splitlines()
-    assert lines[0] == "| scored by | network | labels | shots | newline | space | best |"
-    assert len([line for line in lines if line.startswith("|")]) == 2 + 3
-    # A share of 1/2 of 4 questions: standard error sqrt(1/3 / 4) = 28.9.
-    assert lines[2].startswith("| likelihood | mine | semantic | 1 | 50.0 ± 28.9 | ")
+def test_prompts_are_counted(tokenizer):
+    task = Colours(shots=[1, 2], labels=["semantic"], strategies=["newline", "space"], demonstration_seeds=1)
+    network = Scripted(answering(lambda word: "blue"))
+    records = ask(task, network, tokenizer)
+    rows = [row for row in task.rows(records) if row.metric == "longest prompt"]
+    assert len(rows) == 2 * 2
+    (row,) = [row for row in rows if row.group == {"labels": "semantic", "shots": 2, "strategy": "newline"}]
+    style = Style(task.data, "semantic", "newline")
+    longest = max(len(style.query(example)) for example in task.data.test)
+    assert row.value == 1 + len(style.demonstrations(2, 0)) + longest  # a token a byte
+    assert row.unit == "count"
+
+
+def test_reading_of_demonstrations_is_reported(tokenizer):
+    model, read = Model(build("v2"), tokenizer), []
+
+    @contextlib.contextmanager
+    def reading(tokens):
+        read.append([tokens])
+        yield read[-1].append
+
+    model.reading = reading
+    task = Colours(shots=[1, 2], labels=["semantic"], strategies=["newline"], demonstration_seeds=1)
+    list(task.ask(model, task.items(model)))
+    assert len(read) == 2
+    assert all(tokens == sum(parts) for tokens, *parts in read)
 
 
 def test_settings_make_the_task_again():
@@ -218,12 +237,13 @@ def test_the_command(runs, tmp_path, monkeypatch):
     command = ["evaluate", "--checkpoint", str(runs / "v2"), str(runs / "transformer"), *given.split()]
     for _ in range(2):
         assert main([*command, "--demonstration_seeds", "2"]) == 0
-    found = json.loads(Path("results/v2-0-step1/classification/results.json").read_text())
+    found = json.loads(Path("results/v2-0-step1/classification-kinds/results.json").read_text())
     assert found["settings"]["dataset"] == "kinds"
     assert found["network"]["items"] == 2 * 2 * 2
-    lines = Path("results/results.md").read_text().splitlines()
-    assert sum(line.startswith("| greedy | ") for line in lines) == 2
-    samples = Path("results/v2-0-step1/classification/samples.jsonl").read_text().splitlines()
+    text = Path("results/report/report.md").read_text()
+    assert "### classification-kinds" in text
+    assert sum("exact match of greedy decoding" in line for line in text.splitlines() if line.startswith("| s")) == 4
+    samples = Path("results/v2-0-step1/classification-kinds/samples.jsonl").read_text().splitlines()
     assert [json.loads(line)["key"] for line in samples][:2] == ["semantic/newline/1/0/0", "semantic/newline/1/0/1"]
 
 

@@ -11,7 +11,10 @@ from mm_lightning.data.facts import syllable_tokenizer
 from mm_lightning.errors import UserError
 from mm_lightning.evaluation.model import Model
 from mm_lightning.evaluation.new_knowledge.generated_facts import GeneratedFacts
-from mm_lightning.evaluation.task import Result, find_task, task_names
+from mm_lightning.evaluation.new_knowledge.long_text_task import TENTHS
+from mm_lightning.evaluation.task import find_task, task_names
+from mm_lightning.experiments.drawing import drawing
+from mm_lightning.experiments.evaluated.heat_maps import NOT_ASKED, heat_maps
 from mm_lightning.networks import MemoryMosaicConfig
 
 
@@ -92,21 +95,27 @@ def test_a_network_answers_the_same_in_any_batch(own):
 
 def test_the_heat_map(own):
     pytest.importorskip("matplotlib")
-    task = GeneratedFacts(contexts=[256, 1024], limit=20)
+    task = GeneratedFacts(contexts=[256, 1024], limit=4)
     records, _ = run(task, copying, own)
-    results = [Result(name, task.rows(records), {}) for name in ("one", "two")]
-    figure = task.figures(results)["generated_facts-depth"]
+    rows = [row for row in task.rows(records) if "depth" in row.group]
+    found = {(row.group["length"], row.group["depth"]): row.value for row in rows}
+    figure = heat_maps({"one": found, "two": found})
     first, second, _ = figure.axes
     assert [axes.get_title() for axes in (first, second)] == ["one", "two"]
     assert [label.get_text() for label in first.get_xticklabels()] == ["256", "1k"]
-    assert [label.get_text() for label in first.get_yticklabels()][::9] == ["0-10%", "90-100%"]
+    # all tenths, also those that were never asked, which are drawn grey: the ground of axes is transparent in a page
+    assert [label.get_text() for label in first.get_yticklabels()] == list(TENTHS)
     shown = first.collections[0].get_array()
     assert shown.shape == (10, 2)
-    assert (shown[:, 1] == 100).all()
-    figure.canvas.draw()
+    assert 0 < shown.mask.sum() < 20
+    assert (shown.compressed() == 100).all()
+    (ground,) = first.patches
+    assert (ground.get_width(), ground.get_height()) == (2, 10)
+    svg = drawing(figure, "map", "").svg
+    assert svg.count(NOT_ASKED) == 2
 
 
-def test_by_command(runs, tmp_path):
+def test_by_command(runs, tmp_path, capsys):
     out = tmp_path / "results"
     options = ["--output", str(out), "--tasks", "generated_facts,niah_single_1", "--limit", "3"]
     options += ["--contexts", "640,768"]
@@ -116,9 +125,10 @@ def test_by_command(runs, tmp_path):
     assert sorted(record["key"] for record in records) == sorted(f"5:{n}:{k}" for n in (640, 768) for k in range(3))
     rows = json.loads((folder / "results.json").read_text())["rows"]
     assert {row["metric"] for row in rows} == {"accuracy", "accuracy_gold_alone", "tokens"}
-    text = (out / "results.md").read_text()
-    assert "| 768 | accuracy | " in text
+    text = (out / "report" / "report.md").read_text()
     assert "niah_single_1-depth.svg" in text
+    assert "Grey: not asked." in text
+    assert "length=768" in capsys.readouterr().out
     # the same command finds everything there
     before = (folder / "results.json").stat().st_mtime_ns
     assert main(["evaluate", "--checkpoint", str(runs / "v2"), "--seed", "5", "--device", "cpu", *options]) == 0

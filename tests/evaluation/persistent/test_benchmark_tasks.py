@@ -15,7 +15,6 @@ from mm_lightning.data.tokenizer import load_tokenizer
 from mm_lightning.errors import UserError
 from mm_lightning.evaluation.model import Model
 from mm_lightning.evaluation.persistent.benchmark_task import CUT
-from mm_lightning.evaluation.persistent.table import overview
 from mm_lightning.evaluation.task import find_task
 
 
@@ -140,26 +139,3 @@ def test_a_run_goes_on_where_it_was(runs, data, tmp_path, capsys):
     assert json.loads((folder / "results.json").read_text())["rows"] == whole
     assert main([*command, "--fewshot", "1"]) == 2
     assert "train documents" in capsys.readouterr().err
-
-
-def test_the_papers_groups_beside_each_other():
-    def result(task, run, metric, value):
-        rows = [{"group": {}, "metric": metric, "value": value, "stderr": 0.01, "count": 9}]
-        return {"task": task, "run": run, "rows": rows}
-
-    assert overview([result("arc_easy", "v2", "acc_norm", 0.5)]) == ""
-    found = [
-        result("arc_easy", "v2", "acc_norm", 0.5),
-        result("boolq", "v1", "acc", 0.25),
-        result("boolq", "v2", "acc", 0.75),
-        result("qa_1", "v2", "accuracy", 0.1),
-    ]
-    text = overview(found)
-    assert text.count("##") == 1
-    assert "| arc easy | 50.0 ± 1.0 |  |" in text
-    assert "| boolq | 75.0 ± 1.0 | 25.0 ± 1.0 |" in text
-    assert "mean" not in text
-    metrics = {"squad_completion": "contains", "bbh": "exact_match,get-answer", "minerva_math": "math_verify"}
-    metrics |= {"mbpp": "pass_at_1", "race_middle": "acc", "race_high": "acc"}
-    found = [result(task, "v2", metric, n / 10) for n, (task, metric) in enumerate(metrics.items())]
-    assert "| **mean of 6** | 25.0 ± 0.4 |" in overview(found)  # 0.01 * sqrt(6) / 6

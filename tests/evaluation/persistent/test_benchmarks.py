@@ -64,7 +64,8 @@ def test_perfect_and_ignorant(name, tmp_path, monkeypatch):
             asked = list(questions(part, harness_task, 2, 1234))
             oracle = Oracle(harness_task, right)
             found = answer(oracle, harness_task, asked)
-            records += [{"group": {"task": part}, **record} for record in found]
+            for question, record in zip(asked, found, strict=True):
+                records.append({"key": f"{part}/{question.number}", "group": {"task": part}, **record})
         scores = {row.metric: row.value for row in task.rows(records) if not row.group}
         assert definition.score in scores
         full = 100.0 if name == "squadv2" else 1.0

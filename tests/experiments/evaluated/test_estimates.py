@@ -1,51 +1,59 @@
-"""Intervals against printed ones, and means."""
-
-import math
+"""Numbers of tables in their units, and means; their intervals are tested in tests/evaluation/test_intervals.py."""
 
 import pytest
 
-from mm_lightning.evaluation.task import Row, mean_row
-from mm_lightning.experiments.evaluated.estimates import mean_of_shares, quantity, share
+from mm_lightning.evaluation.metrics import METRICS, Metric
+from mm_lightning.evaluation.task import Measurement, Row
+from mm_lightning.experiments.evaluated.estimates import estimate, mean_of_shares
 
 
-def answers(right, count):
-    return mean_row({}, "accuracy", [1.0] * right + [0.0] * (count - right))
+def answers(right, count, metric=METRICS["accuracy"], unit=1.0):
+    values = {str(n): unit * (n < right) for n in range(count)}
+    return Measurement({}, metric, values).row()
 
 
 @pytest.mark.parametrize(
-    ("right", "count", "low", "high"),
-    # Wilson's interval without correction, from Newcombe (1998), table I
-    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+    ("right", "text"), [(3, "100.0 [43.9, 100.0]"), (1, "33.3 [6.1, 79.2]"), (0, "0.0 [0.0, 56.1]")]
 )
-def test_wilson(right, count, low, high):
-    found = share(answers(right, count))
-    assert (found.low, found.high) == pytest.approx((low, high), abs=5e-5)
-    assert found.value == right / count
+def test_percent_is_scaled_once(right, text):
+    """Of squadv2, whose official script gives percent, as of metrics that are shares: Wilson's interval of 3."""
+    percent = answers(right, 3, Metric("f1", "percent"), 100.0)
+    assert percent.value == pytest.approx(100 * right / 3)
+    assert str(estimate(percent)) == str(estimate(answers(right, 3))) == text
 
 
-def test_answers_that_hang_together_count_less():
-    alone, repeated = share(Row({}, "accuracy", 0.4, 0.02, 600)), share(Row({}, "accuracy", 0.4, 0.04, 600))
+def test_one_question_has_an_interval():
+    assert str(estimate(answers(0, 1))) == "0.0 [0.0, 79.3]"
+    assert str(estimate(answers(1, 1))) == "100.0 [20.7, 100.0]"
+
+
+def test_answers_of_earlier_versions_that_hang_together_count_less():
+    alone, repeated = (estimate(Row({}, "accuracy", 0.4, error, 600, "share")) for error in (0.02, 0.04))
     assert (repeated.high - repeated.low) == pytest.approx(2 * (alone.high - alone.low), rel=0.02)
     # all wrong: three times the same 20 questions say no more than 20
-    assert share(Row({}, "accuracy", 0.0, 0.0, 60), repeats=3).high == pytest.approx(0.1611, abs=5e-5)
-    one = share(Row({}, "accuracy", 1.0, None, 1))
-    assert (one.low, one.high, str(one)) == (None, None, "100.0")
+    none = estimate(Row({}, "accuracy", 0.0, 0.0, 60, "share"), repeats=3)
+    assert none.high == pytest.approx(0.1611, abs=5e-5)
 
 
-def test_mean_of_shares():
-    found = mean_of_shares([share(answers(150, 500)), share(answers(200, 400))], 2)
+def test_means_of_shares():
+    found = mean_of_shares([estimate(answers(150, 500)), estimate(answers(200, 400))], 2)
     assert found.value == pytest.approx(0.4)
-    assert found.stderr == pytest.approx(math.sqrt(0.3 * 0.7 / 499 + 0.25 / 399) / 2)
-    assert found.high - found.low == pytest.approx(2 * 1.96 * found.stderr, rel=0.01)
+    assert (found.low, found.high) == pytest.approx((0.3683, 0.4325), abs=1e-4)  # Wilson's of 4 / (1/500 + 1/400)
     assert found.count == 900
     assert not found.note
-    assert str(mean_of_shares([share(answers(150, 500))], 2)).endswith("(1 of 2)")
+    assert str(mean_of_shares([estimate(answers(150, 500))], 2)).endswith("(1 of 2)")
+    # of bbh and math with one document a task, all wrong
+    assert str(mean_of_shares([estimate(answers(0, 27)), estimate(answers(0, 7))], 2)) == "0.0 [0.0, 17.7]"
+    # one of them in percent
+    percent = estimate(answers(100, 200, Metric("f1", "percent"), 100.0))
+    assert mean_of_shares([percent, estimate(answers(0, 200))], 2).value == pytest.approx(0.25)
 
 
-def test_quantity():
-    found = quantity(Row({}, "loss", 3.0, 0.1, 4))
-    assert (found.low, found.high) == pytest.approx((3 - 0.31824, 3 + 0.31824), abs=1e-4)  # t of 3 degrees: 3.1824
-    assert str(found) == "3.000 [2.682, 3.318]"
+def test_other_numbers():
+    found = estimate(Row({}, "loss", 3.0, 0.1, 4, "nats"))
+    assert str(found) == "3.000 [2.682, 3.318]"  # Student's t of 3 degrees: 3.1824
+    assert str(estimate(Row({}, "tokens", 4096.0, 3.0, 9, "count"))) == "4,096"
+    assert str(estimate(Row({}, "loss", 0.25, None, 3, "nats", 0.1, 0.4), signed=True)) == "+0.250 [+0.100, +0.400]"
 
 
 def test_the_fitted_line_over_shots():

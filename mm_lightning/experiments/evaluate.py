@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mm_lightning.console import say
 from mm_lightning.errors import UserError
 from mm_lightning.evaluation.settings import left_out, left_out_line, make_tasks
-from mm_lightning.outputs import made_folder
+from mm_lightning.outputs import check_folder, made_folder
 from mm_lightning.ranges import Count, Few, Name, Natural, Place, Seed
 from mm_lightning.terminal import display
 
@@ -23,7 +24,7 @@ def evaluate_command(
     output: Place = "results",
     names: list[Name] | None = None,
     contexts: list[Name] | None = None,
-    limit: Count | None = None,
+    limit: Name | None = None,
     text: list[Place] | None = None,
     data_dir: Place | None = None,
     essays: Place | None = None,
@@ -33,11 +34,11 @@ def evaluate_command(
     labels: list[Name] | None = None,
     strategies: list[Name] | None = None,
     demonstration_seeds: Count | None = None,
-    longest_prompt: Count | None = None,
+    longest_prompt: Name | None = None,
     dataset: Place | None = None,
     tacred: Place | None = None,
     fewshot: Natural | None = None,
-    max_length: Natural | None = None,
+    max_length: Name | None = None,
     run_code: bool = False,
     long_term: Literal["on", "off"] = "on",
     inference_delay: Count | None = None,
@@ -50,7 +51,7 @@ def evaluate_command(
     world_size: Count = 1,
     local_rank: Natural = 0,
 ) -> None:
-    """Ask trained networks what they can do, and write tables and figures.
+    """Ask trained networks what they can do, and write a report.
 
     mm evaluate --checkpoint runs/v2 runs/transformer --tasks loss_by_position --contexts 4k 8k 16k 32k
 
@@ -70,9 +71,10 @@ def evaluate_command(
                         is else left out
 
     Every answer is kept as it comes: interrupted, the same command goes on. At the end a table of the results is
-    printed, one column a network. OUTPUT gets results.md, results.csv and the
-    figures of all networks evaluated there, and for each network and task NAME/TASK/results.json (the numbers, and
-    where they come from) and samples.jsonl (a line for every question, with all that is needed to check its score).
+    printed, one column a network, with 95% intervals and items. OUTPUT gets report/index.html, the report of all
+    networks evaluated there that `mm report OUTPUT` makes, and for each network and task NAME/TASK/results.json (the
+    numbers, and where they come from) and samples.jsonl (a line for every question, with all that is needed to check
+    its score).
 
     Several processes: --processes N on one machine, each on a GPU of its own if there are GPUs; or torchrun, or
     anything else that says RANK and WORLD_SIZE, on machines that share the output folder.
@@ -85,8 +87,9 @@ def evaluate_command(
         contexts: lengths in tokens, 4k being 4,096. By default the training context (retrieval_profile), also 2, 4 and
             8 times as many (loss_by_position); 4k, 8k, 16k, 32k (new_knowledge, needles); 256, 512, 1k, 2k
             (generated_facts).
-        limit: questions of each length (in_context: of each data set) at most, by default 500 (loss_by_position:
-            sequences, by default 32; persistent, other: the first documents of each task, by default all).
+        limit: questions of each length (in_context: of each data set) at most, 1k being 1,024, by default 500
+            (loss_by_position: sequences, by default 32; persistent, other: the first documents of each task, by
+            default all).
         text: text files or folders of them, or a folder of prepared data, instead of the validation documents of the
             network's own data (loss_by_position, retrieval_profile).
         data_dir: folder of the data sets, by default `data`: squad/*.json, hotpotqa/*.json, text/novels/*.txt,
@@ -161,12 +164,13 @@ def evaluate_command(
 
 
 def evaluate(job: Job, processes: int, overwrite: bool) -> None:
-    """Evaluate the networks, write the tables of the output folder, and print the results."""
+    """Evaluate the networks, print the results and write the report of the output folder."""
     from mm_lightning.evaluation.processes import run_processes
-    from mm_lightning.evaluation.results import check_tables, show_results, write_tables
     from mm_lightning.evaluation.run import run
+    from mm_lightning.experiments.report import REPORT
 
-    check_tables(job.output)
+    if job.rank == 0:
+        check_folder(job.output / "report", REPORT, True)
     try:
         with made_folder(job.output), contextlib.ExitStack() as stack:
             for subject in job.subjects:
@@ -177,21 +181,46 @@ def evaluate(job: Job, processes: int, overwrite: bool) -> None:
                         stack.enter_context(samples.begun_anew())
                     elif job.world_size == 1 and (reason := samples.renew(identity)):
                         say(
-                            f"{task.name} of {subject.name}: {reason}: asked again; "
+                            f"{task.title} of {subject.name}: {reason}: asked again; "
                             f"the answers before are kept in {samples.folder}/before.*",
                             stderr=True,
                         )
                     samples.claim(identity, None)
-            if processes > 1:
-                run_processes(job, processes)
-            else:
-                run(job)
+            try:
+                if processes > 1:
+                    run_processes(job, processes)
+                else:
+                    run(job)
+            except Exception:
+                if job.rank == 0:
+                    show(job)  # what is finished
+                raise
         if job.rank == 0:
-            written = write_tables(job.output, [subject.name for subject in job.subjects])
-            show_results(job)
-            display("\n".join(map(str, written)))
+            show(job)
     except OSError as error:
         raise UserError(f"cannot write to {job.output}: {error.strerror or error}") from error
+
+
+def show(job: Job) -> None:
+    """Print the table of what the job has finished, and write the report of its folder."""
+    from mm_lightning.evaluation.samples import RESULTS
+    from mm_lightning.experiments.evaluated.load_results import gather
+    from mm_lightning.experiments.evaluated.summary import summary
+    from mm_lightning.experiments.report import write_report
+
+    places = [job.samples(subject, task).folder for subject in job.subjects for task in job.tasks]
+    done = [place for place in places if (place / RESULTS).is_file()]
+    if not done:
+        return
+    gathered = gather([job.output])
+    evaluations = sorted((e for e in gathered.evaluations if e.path in done), key=lambda e: done.index(e.path))
+    summary(gathered, evaluations).show()
+    for note in gathered.notes:
+        display(note)
+    if importlib.util.find_spec("matplotlib") is None:
+        display(f"no report without matplotlib: pip install 'mm-lightning[report]', then mm report {job.output}")
+        return
+    display(f"{write_report(job.output) / 'index.html'}: all results in {job.output}")
 
 
 def make_subjects(
