@@ -244,7 +244,7 @@ class BadStepGuard(Callback):
             first -= data.micro_batch_size * trainer.world_size  # of the batch that comes next
             run = pl_module.run_folder
             run.write(
-                run.path / ROLLBACKS, partial(record_rollback, run.path, step, first, about, left=left), waits=True
+                run.path / ROLLBACKS, partial(record_rollback, run.path, step, first, about, left=left), retry=True
             )
         say(f"went back from step {left} to {path}; the data of {left - step} steps are passed over")
 

@@ -86,7 +86,7 @@ class Checkpoints(Checkpoint):
         self._saved_step = self._seen_step = trainer.global_step
         self._saved_at = time.monotonic()
         writer = self._writer(trainer)
-        writer.asynchronous, writer.keeps_errors = self.asynchronous, True
+        writer.asynchronous, writer.defer_errors = self.asynchronous, True
         if self.asynchronous and writer is trainer.strategy:
             say("Checkpoints: DeepSpeed's shards are saved at once, asynchronous is for plain files")
         found = self._read_best(pl_module.run_folder.path) if self.best and trainer.is_global_zero else None
@@ -138,7 +138,7 @@ class Checkpoints(Checkpoint):
             UserError: it cannot be written, whatever `on_failure` says.
         """
         writer = self._writer(trainer)
-        writer.keeps_errors = True
+        writer.defer_errors = True
         try:
             self._check(trainer, writer.finish(), final=False)
             if trainer.global_step != self._saved_step:
@@ -150,7 +150,7 @@ class Checkpoints(Checkpoint):
 
     @staticmethod
     def _writer(trainer: Trainer) -> Any:
-        """What writes, with `asynchronous`, `keeps_errors` and `finish`: the strategy under DeepSpeed."""
+        """What writes, with `asynchronous`, `defer_errors` and `finish`: the strategy under DeepSpeed."""
         return trainer.strategy if hasattr(trainer.strategy, "finish") else trainer.strategy.checkpoint_io
 
     def _time_is_up(self, trainer: Trainer) -> bool:

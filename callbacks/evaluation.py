@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from mm_lightning.callbacks.throughput import Throughput
 from mm_lightning.checkpoint import checkpoint_path
-from mm_lightning.checkpoint.run_folder import describe_environment
+from mm_lightning.checkpoint.environment import describe_environment
 from mm_lightning.console import say
 from mm_lightning.errors import UserError
 from mm_lightning.evaluation.samples import RESULTS, SAMPLES

@@ -1,27 +1,29 @@
-"""Checkpoints: written whole or not at all, verified, found, described and turned back into networks.
+"""Checkpoints: atomic writing, verification, discovery, and loading of networks.
 
 A plain checkpoint is one file, `step=200.ckpt`; DeepSpeed's is a folder of that name holding every rank's shard and a
-`commit.json` written last. Both appear under their names only when they are complete: until then they are called
-`....partial`. Both carry checksums, which are compared whenever one is loaded. Each describes its network under the
-key `mm_lightning`:
+`commit.json` written last. Both are named `....partial` until they are complete. Both carry checksums, which are
+verified on loading. Each holds metadata under the key `mm_lightning`:
 
     {"version": "0.1.0", "network": {"class": "MemoryMosaicConfig", "fields": {...}},
      "tokenizer": {"name": ..., "sha256": ..., "json": the text of tokenizer.json}, "context_length": 512,
      "data": {"fingerprint": ..., "context_length": 512, "global_batch_size": 4, "seed": 1}}
 
-A file of it is read by `torch.load(path, weights_only=True)["mm_lightning"]`; in a folder it is in commit.json; in a
-.safetensors file, which `mm checkpoint consolidate` writes, it is JSON text in the header.
+A plain file returns it from `torch.load(path, weights_only=True)["mm_lightning"]`; a folder has it in commit.json; a
+.safetensors file, as `mm checkpoint consolidate` writes it, has it as JSON text in the header.
 
-    checksums.py         CRC-32 of files, names that all kinds share
-    integrity.py         what makes a checkpoint whole: checksums, commit.json, what is wrong with one
-    writing.py           plain files; what is said when writing fails
-    trainer_io.py        the same for Lightning's Trainer, at once or by a thread
-    discovery.py         the newest whole checkpoint of a run; leftovers of saves that were cut off
-    weights.py           weights by name, one at a time (lazy_weights.py), from each kind of checkpoint
+    checksums.py         CRC-32 of files, names shared by all kinds
+    integrity.py         verification: checksums, commit.json, find_damage
+    writing.py           atomic writing of plain checkpoints, and its errors
+    trainer_io.py        Lightning's CheckpointIO, synchronous or in a thread
+    plain_values.py      conversion of state to tensors and plain values, which load without running code
+    discovery.py         the newest valid checkpoint of a run; leftovers of interrupted saves
+    weights.py           weights by name, read lazily (lazy_weights.py), from each kind of checkpoint
     network_loading.py   networks and tokenizers from checkpoints
-    universal.py         DeepSpeed's universal form, and a plain file made of it
-    safetensors_file.py  weights alone in one file; memory files are such files too
-    run_folder.py, run_lock.py  the folder of a run, and the lock that lets one process train in it
+    universal.py         DeepSpeed's universal checkpoint, and its conversion to a plain file
+    safetensors_file.py  weights in one file; memory files have this format too
+    run_folder.py        the folder of a run; run_lock.py lets one process train in it
+    environment.py       versions, code state and hardware, as environment.json records them
+    checkpoint_commands.py  `mm checkpoint`
 """
 
 from mm_lightning.checkpoint.discovery import (

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def checkpoint_paths(path: str) -> list[Path]:
-    """The checkpoints meant by a path, oldest first: one, or all of a run folder or of the runs below a root."""
+    """Return the checkpoints that a path names, oldest first: itself, or all of a run folder or of the runs in it."""
     from mm_lightning.checkpoint import COMMIT_FILE, PARTIAL_SUFFIX, list_checkpoints
     from mm_lightning.checkpoint.run_folder import numbered_runs
 
@@ -35,12 +35,12 @@ def checkpoint_paths(path: str) -> list[Path]:
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file, or of all files in a folder."""
+    """Return the bytes of a file, or of all files in a folder."""
     return sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.stat().st_size
 
 
 def format_age(seconds: float) -> str:
-    """A duration in its largest unit: 3 h"""
+    """Return a duration in its largest unit, such as 3 h."""
     for name, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= length:
             return f"{seconds / length:.0f} {name}"
@@ -52,14 +52,14 @@ def list_command(run: Place, checksums: bool = False) -> None:
 
     Args:
         run: a run folder, a root of numbered run folders, or a checkpoint.
-        checksums: read all of them and compare checksums; otherwise only look whether all of each is there.
+        checksums: verify all checksums, which reads everything; otherwise only check that everything is there.
     """
     from mm_lightning.checkpoint import PARTIAL_SUFFIX, find_damage, step_of
 
     rows, paths = [], checkpoint_paths(run)
     for path in paths:
         problem = find_damage(path, checksums)
-        state = "partial" if path.name.endswith(PARTIAL_SUFFIX) else f"damaged: {problem}" if problem else "whole"
+        state = "partial" if path.name.endswith(PARTIAL_SUFFIX) else f"damaged: {problem}" if problem else "complete"
         seconds = max(0.0, time.time() - path.stat().st_mtime)  # clocks are set back, or differ
         kind = "folder of shards" if path.is_dir() else "file"
         rows.append((f"{step_of(path)}", f"{size_of(path) / 1e6:,.1f} MB", format_age(seconds), kind, f"{path}", state))
@@ -73,7 +73,7 @@ def list_command(run: Place, checksums: bool = False) -> None:
 
 
 def verify_command(run: Place) -> None:
-    """Read checkpoints, compare all their checksums and load them; exit with an error if one cannot be used.
+    """Verify all checksums of checkpoints and load them; exit with an error if one cannot be used.
 
     Args:
         run: a run folder, a root of numbered run folders, a checkpoint, or a memory file of `mm remember`.
@@ -85,7 +85,7 @@ def verify_command(run: Place) -> None:
     bad = []
     for path in checkpoint_paths(run):
         problem = find_safetensors_damage(path) if is_memory_file(path) else find_damage(path) or load_error(path)
-        display(f"{path} {problem or 'is whole'}", flush=True)
+        display(f"{path} {problem or 'is valid'}", flush=True)
         bad += [path] if problem else []
     if bad:
         raise UserError(f"{len(bad)} of the checkpoints in {run} cannot be used: --resume passes over them")
@@ -99,11 +99,11 @@ def consolidate_command(
 ) -> None:
     """Write the weights of a checkpoint as one safetensors file.
 
-    Shards are put together tensor by tensor: memory holds one tensor at a time. Tied weights are stored once.
-    The file describes its network and tokenizer: wherever a checkpoint is asked for, it will do (but not to resume).
+    Shards are merged tensor by tensor: memory holds one tensor at a time. Tied weights are stored once.
+    The file describes its network and tokenizer, and every command but a resume takes it as a checkpoint.
 
     Args:
-        checkpoint: a checkpoint, or a run folder (its newest whole checkpoint is taken).
+        checkpoint: a checkpoint, or a run folder (its newest valid checkpoint is taken).
         output: the .safetensors file to write.
         dtype: of the weights in it.
         overwrite: replace an existing output.
@@ -125,7 +125,7 @@ def consolidate_command(
 
 
 def tied_names(about: dict[str, Any], weights: Weights) -> dict[str, str]:
-    """Names of a network's weights that stand for the same tensor, with the name it is stored under."""
+    """Return the names of tied weights, each with the name under which its tensor is stored."""
     import torch
 
     from mm_lightning.checkpoint import network_config
@@ -152,13 +152,13 @@ UNIVERSAL = FolderKind(
 def convert_command(checkpoint: Place, output: Place, overwrite: bool = False) -> None:
     """Convert a DeepSpeed checkpoint to its universal form, and either of them to a plain checkpoint.
 
-    A run with DeepSpeed goes on from the universal form with any number of processes. A run without it, of one process
-    or DDP, goes on from the plain file, which holds all that such a run saves: the weights in float32, the optimiser's
-    state, the progress. It takes 12 bytes a parameter on the disk and next to no memory; where the universal form has
-    to be made first, three times as much on the disk for a while, and one process's shard in memory.
+    A run with DeepSpeed resumes the universal form with any number of processes. A run without DeepSpeed (one process
+    or DDP) resumes the plain file, which holds the weights in float32, the optimizer state and the progress. It takes
+    12 bytes a parameter on disk and next to no memory; if the universal form has to be made first, temporarily three
+    times as much on disk, and the shard of one process in memory.
 
     Args:
-        checkpoint: a DeepSpeed checkpoint, its universal form, or a run folder (its newest whole checkpoint is taken).
+        checkpoint: a DeepSpeed checkpoint, its universal form, or a run folder (its newest valid checkpoint is taken).
         output: the folder to write the universal form to, as in runs/mine/0/step=200.universal; or the plain file,
             whose name ends in .ckpt, as in runs/mine/0/step=200.ckpt.
         overwrite: replace an existing output.
@@ -194,7 +194,7 @@ def compare_command(checkpoints: list[Place], tolerance: NonNegative = 0.0) -> N
     Exits with an error if one differs by more than the tolerance.
 
     Args:
-        checkpoints: two of them; of a run folder its newest whole checkpoint is taken.
+        checkpoints: two of them; of a run folder its newest valid checkpoint is taken.
         tolerance: the largest absolute difference that does not count.
     """
     from mm_lightning.checkpoint import find_checkpoint, open_weights
@@ -212,7 +212,7 @@ def compare_command(checkpoints: list[Place], tolerance: NonNegative = 0.0) -> N
 
 
 def tensor_difference(name: str, one: Weights, two: Weights, tolerance: float) -> str | None:
-    """How a tensor of two checkpoints differs; None if it does not."""
+    """Return how a tensor of two checkpoints differs; None if it does not."""
     if one.shapes[name] != two.shapes[name]:
         return f"{name} has the shape {one.shapes[name]} and {two.shapes[name]}"
     a, b = one[name].double(), two[name].double()

@@ -1,4 +1,4 @@
-"""CRC-32 of files, waiting until a file is on the disk, and the names that all kinds of checkpoints share."""
+"""CRC-32 and syncing of files, and the names that all kinds of checkpoints share."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _BLOCK = 1 << 22
 
 
 def sync(file: Any) -> None:
-    """Waits until a file is on the disk."""
+    """Sync a file to disk."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:
-    """Waits until the names in a folder are on the disk."""
+    """Sync the names in a folder to disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -29,7 +29,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def blocks(path: Path, length: int | None = None) -> Iterator[memoryview]:
-    """A file's first `length` bytes, or all of them."""
+    """Yield the first `length` bytes of a file, or all of them, in blocks."""
     buffer = memoryview(bytearray(_BLOCK))
     left = path.stat().st_size if length is None else length
     with open(path, "rb", buffering=0) as file:
@@ -39,7 +39,7 @@ def blocks(path: Path, length: int | None = None) -> Iterator[memoryview]:
 
 
 def crc32(path: Path, length: int | None = None) -> int:
-    """The CRC-32 of a file's first `length` bytes, or of all of them."""
+    """Return the CRC-32 of the first `length` bytes of a file, or of all of them."""
     value = 0
     for block in blocks(path, length):
         value = zlib.crc32(block, value)

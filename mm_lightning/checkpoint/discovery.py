@@ -1,4 +1,4 @@
-"""Which checkpoint is meant: the newest whole one of a run."""
+"""Find the checkpoints of a run, above all the newest valid one."""
 
 from __future__ import annotations
 
@@ -21,26 +21,25 @@ from mm_lightning.errors import UserError
 
 
 def step_of(path: Path) -> int:
-    """The step in a name like `step=200.ckpt`; -1 where there is none."""
+    """Return the step in a name like `step=200.ckpt`; -1 if there is none."""
     match = re.search(r"step=(\d+)", path.name)
     return int(match[1]) if match else -1
 
 
 def is_run_checkpoint(path: Path) -> bool:
-    """Return whether a file has the name that a run gives its checkpoints: `step=200.ckpt`, and nothing beside that."""
+    """Return whether a name is one that a run gives its checkpoints: exactly `step=200.ckpt`."""
     return re.fullmatch(r"step=(0|[1-9][0-9]*)\.ckpt", path.name) is not None
 
 
 def checkpoint_path(run_folder: Path, step: int) -> Path:
-    """Where a run keeps a step, plain file or DeepSpeed's folder."""
+    """Return the path of a step's checkpoint, plain file or DeepSpeed's folder."""
     return run_folder / "checkpoints" / f"step={step}.ckpt"
 
 
 def list_checkpoints(run_folder: Path) -> list[Path]:
-    """Return the checkpoints of one run folder, whole or not, the newest first.
+    """Return the checkpoints of one run folder, valid or not, newest first.
 
-    Last come those that the run has not saved itself, such as a conversion beside what was converted. Links that lead
-    nowhere, such as one to a step that was deleted, are left out.
+    Those that the run has not saved itself, such as a conversion, come last. Broken links are left out.
     """
     checkpoints = []
     for path in (run_folder / "checkpoints").glob("*.ckpt"):
@@ -55,17 +54,17 @@ def run_folder_of(checkpoint: Path) -> Path:
 
 
 def find_checkpoint(run_or_file: str | Path, checksums: bool = True) -> Path:
-    """The checkpoint meant by a path: itself, or the newest whole one of a run folder.
+    """Return the checkpoint that a path names: itself, or the newest valid one of a run folder.
 
-    What is newer but damaged is named on stderr.
+    Newer checkpoints that are damaged are reported on stderr.
 
     Args:
         run_or_file: a checkpoint (file, or DeepSpeed folder), a run folder (`runs/quickstart/0`), or a root of
             numbered run folders (`runs/quickstart`: the newest run that has a checkpoint).
-        checksums: whether the checkpoint is read, its checksums compared, and loaded.
+        checksums: verify the checksums and load the checkpoint; otherwise only check that everything is there.
 
     Raises:
-        UserError: there is no whole checkpoint.
+        UserError: there is no valid checkpoint.
     """
     path = Path(run_or_file).expanduser()
     if not path.exists():
@@ -75,7 +74,7 @@ def find_checkpoint(run_or_file: str | Path, checksums: bool = True) -> Path:
         problem = _problem(path, checksums) if known else "is no .ckpt or .safetensors file"
         if problem:
             raise UserError(
-                f"{path} is not a whole checkpoint: it {problem}. Name another, or its run folder to take the newest"
+                f"{path} is not a valid checkpoint: it {problem}. Name another, or its run folder to take the newest"
             )
         return path
     for folder in [path, *reversed(numbered_runs(path))]:
@@ -90,18 +89,18 @@ def find_checkpoint(run_or_file: str | Path, checksums: bool = True) -> Path:
             f"--output RUN (and export it anew, for newer versions of transformers, with mm export --checkpoint RUN "
             f"--output FOLDER)"
         )
-    raise UserError(f"{path} holds no whole checkpoint: train first (mm fit), or name a checkpoint file")
+    raise UserError(f"{path} holds no valid checkpoint: train first (mm fit), or name a checkpoint file")
 
 
 def _problem(path: Path, checksums: bool) -> str | None:
-    """Return what is wrong with a checkpoint; where its checksums are compared, it is loaded as well."""
+    """Return what is wrong with a checkpoint; with `checksums` it is loaded as well."""
     return find_damage(path, checksums) or (load_error(path) if checksums else None)
 
 
 def remove_leftovers(folder: Path) -> list[Path]:
-    """Delete what cut-off saves, deletions and conversions of a run have left in its checkpoints; return what it was.
+    """Delete the leftovers of interrupted saves, deletions and conversions of a run, and return their paths.
 
-    Only names that a run writes itself: a file of somebody else's stays.
+    Only names that a run itself writes are deleted.
     """
     name = re.compile(r"step=\d+\.ckpt(\.old|\.universal|\.partial)*" + re.escape(PARTIAL_SUFFIX))
     partials = sorted(path for path in folder.glob(f"*{PARTIAL_SUFFIX}") if name.fullmatch(path.name))

@@ -1,8 +1,8 @@
-"""What makes a checkpoint whole: all of it there, and every byte as it was written.
+"""Verification of checkpoints: all files are there, and every byte is as it was written.
 
-Checksums are CRC-32: as fast as disks are read, and certain to find a flipped bit. A plain checkpoint is a zip file
-(torch writes it so), and its checksum is the zip's comment: copied with the file, and ignored by whatever else reads
-it. DeepSpeed's checksums are in commit.json, which has one of its own.
+Checksums are CRC-32: as fast as reading from disk, and certain to detect a flipped bit. A plain checkpoint is a zip
+file, as torch.save writes it, with its checksum in the zip comment, which other readers ignore. The checksums of
+DeepSpeed's files are in commit.json, which has a checksum of its own.
 """
 
 from __future__ import annotations
@@ -31,28 +31,26 @@ _MARK = b"mm crc32 "
 _END = b"PK\x05\x06"  # begins the 22 bytes at the end of a zip file; the last two are the length of its comment
 _END_LENGTH = 22
 _COMMENT_LENGTH = len(_MARK) + 8
-_SMALL = 1 << 26  # bytes that are hashed whole
-_PART = 1 << 16  # bytes that are read at once of larger files
+_SMALL_FILE = 1 << 26  # bytes; smaller files are hashed completely
+_SAMPLE = 1 << 16  # bytes of each sample of a larger file
 
 
 class ChecksumFile:
-    """A file that is being written by torch.save, and the CRC-32 of what was written so far."""
+    """A file for torch.save that computes the CRC-32 of what is written to it."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
         self.crc32 = 0
 
     def write(self, data: bytes) -> int:
-        """Writes and adds to the sum."""
         self.crc32 = zlib.crc32(data, self.crc32)
         return self.file.write(data)
 
     def flush(self) -> None:
-        """As the file's."""
         self.file.flush()
 
     def append_checksum(self) -> None:
-        """Adds the sum as the zip's comment, and waits until all is on the disk."""
+        """Append the CRC-32 as zip comment, and sync the file to disk."""
         comment = _MARK + b"%08x" % self.crc32
         self.file.write(comment)
         self.file.seek(-len(comment) - 2, os.SEEK_END)
@@ -61,7 +59,7 @@ class ChecksumFile:
 
 
 def _stored_checksum(path: Path) -> int | None:
-    """The checksum that a plain checkpoint carries; None where it carries none in the right place."""
+    """Return the checksum in the zip comment of a plain checkpoint; None if there is none."""
     with open(path, "rb") as file:
         file.seek(-min(_END_LENGTH + _COMMENT_LENGTH, path.stat().st_size), os.SEEK_END)
         tail = file.read()
@@ -81,7 +79,7 @@ def _file_damage(path: Path, checksums: bool) -> str | None:
             end = path.stat().st_size - _COMMENT_LENGTH - 2
             other = checksums and zlib.crc32(b"\0\0", crc32(path, end)) != seal
             return "is damaged (its checksum is not the one it was written with)" if other else None
-        # Of an earlier version, or from elsewhere: torch has put a checksum beside each tensor.
+        # written by an earlier version or another program: torch.save stores a checksum for each tensor
         with zipfile.ZipFile(path) as file:
             if file.comment:
                 return "is truncated or damaged (at its end)"
@@ -94,7 +92,7 @@ def _file_damage(path: Path, checksums: bool) -> str | None:
 
 
 def describe_file(path: Path, value: int | None = None) -> dict[str, Any]:
-    """What commit.json says of a file; `value` is its CRC-32 where that is known already."""
+    """Return the entry of a file in commit.json; `value` is its CRC-32 if already computed."""
     return {"bytes": path.stat().st_size, "crc32": f"{crc32(path) if value is None else value:08x}"}
 
 
@@ -104,22 +102,22 @@ def _commit_sum(content: dict[str, Any]) -> str:
 
 
 def commit_folder(
-    partial: Path, target: Path, world_size: int, about: dict[str, Any], sums: dict[str, int] | None = None
+    partial: Path, target: Path, world_size: int, metadata: dict[str, Any], sums: dict[str, int] | None = None
 ) -> None:
-    """Marks a DeepSpeed checkpoint as complete and gives it its name (called on one process).
+    """Write commit.json of a DeepSpeed checkpoint and rename the folder to its final name (on one rank only).
 
     Args:
-        partial: the folder that all processes have finished writing.
-        target: its final name; an older folder of that name is replaced.
-        world_size: processes that wrote it.
-        about: what is under the key `mm_lightning` of a plain checkpoint.
-        sums: the CRC-32 of files, by path in the folder; those of others are computed.
+        partial: the folder, complete on all ranks.
+        target: its final name; an existing folder of that name is replaced.
+        world_size: number of processes that wrote it.
+        metadata: the entry `mm_lightning` of a plain checkpoint.
+        sums: known CRC-32 values by path in the folder; the others are computed.
     """
     files = {
         str(p.relative_to(partial)): p for p in sorted(partial.rglob("*")) if p.is_file() and p.name != COMMIT_FILE
     }
     listed = {name: describe_file(path, (sums or {}).get(name)) for name, path in files.items()}
-    content = {"world_size": world_size, "files": listed, METADATA_KEY: about}
+    content = {"world_size": world_size, "files": listed, METADATA_KEY: metadata}
     with open(partial / COMMIT_FILE, "w", encoding="utf-8") as file:
         json.dump({**content, "crc32": _commit_sum(content)}, file, indent=1)
         sync(file)
@@ -134,7 +132,7 @@ def commit_folder(
 
 
 def read_commit(folder: Path) -> dict[str, Any]:
-    """The content of commit.json.
+    """Return the content of commit.json.
 
     Raises:
         ValueError: it is damaged.
@@ -181,36 +179,36 @@ def _damage(path: Path, checksums: bool, state: Any) -> str | None:
 
 
 def find_damage(path: Path, checksums: bool = True) -> str | None:
-    """What is wrong with a checkpoint, to be read after its name: "is truncated"; None if nothing is.
+    """Return what is wrong with a checkpoint, as in "is truncated"; None if it is valid.
 
     Args:
-        path: a file, or a folder of DeepSpeed.
-        checksums: read all of it and compare checksums; otherwise only look whether all of it is there.
+        path: a file, or DeepSpeed's folder.
+        checksums: verify all checksums, which reads everything; otherwise only check that everything is there.
     """
     if path.name.endswith(PARTIAL_SUFFIX):
         return "is partial: saving it was cut off"
     if not path.exists():
         return "is not there"
-    # what was verified once is not read again while it stays as it is
+    # an unchanged checkpoint is verified once
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     state = tuple((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files)
     return _damage(path.absolute(), checksums, state)
 
 
 def is_complete(path: Path) -> bool:
-    """Whether all of a checkpoint is there, its checksums not looked at."""
+    """Return whether a checkpoint has all its files in full length; checksums are not verified."""
     return find_damage(path, checksums=False) is None
 
 
 def remove_checkpoint(path: Path) -> None:
-    """Deletes a checkpoint; a deletion that is cut off leaves something that is called partial."""
+    """Delete a checkpoint; an interrupted deletion leaves a name that ends in .partial."""
     old = path.with_name(path.name + ".old" + PARTIAL_SUFFIX)
     os.replace(path, old)
     remove_partial(old)
 
 
 def remove_partial(partial: Path) -> None:
-    """Deletes a file or folder, as far as it can be."""
+    """Delete a file or folder, ignoring errors within a folder."""
     if partial.is_dir():
         shutil.rmtree(partial, ignore_errors=True)
     else:
@@ -218,21 +216,21 @@ def remove_partial(partial: Path) -> None:
 
 
 def fingerprint(path: Path) -> str:
-    """Return a hash that names a checkpoint by its content.
+    """Return a hash of a checkpoint's content.
 
-    Of large files that carry the checksum of their whole content (at the end of plain checkpoints, in the headers of
-    safetensors files, in commit.json), parts are read, that checksum among them; all others are read whole.
+    Large files that carry a checksum of their content (at the end of plain checkpoints, in the header of safetensors
+    files, in commit.json) are sampled, the checksum included; all others are read completely.
     """
     digest = hashlib.sha256()
     summed = _checksummed_files(path)
     for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
         size, name = file.stat().st_size, str(file.relative_to(path))
         digest.update(f"{name} {size}".encode())
-        if size > _SMALL and (name in summed or _carries_checksum(file)):
+        if size > _SMALL_FILE and (name in summed or _carries_checksum(file)):
             with open(file, "rb") as stream:
                 for part in range(256):
-                    stream.seek(part * (size - _PART) // 255)
-                    digest.update(stream.read(_PART))
+                    stream.seek(part * (size - _SAMPLE) // 255)
+                    digest.update(stream.read(_SAMPLE))
         else:
             for block in blocks(file):
                 digest.update(block)
@@ -240,17 +238,17 @@ def fingerprint(path: Path) -> str:
 
 
 def _checksummed_files(folder: Path) -> set[str]:
-    """The files of a DeepSpeed checkpoint whose checksums are in its commit.json."""
+    """Return the files whose checksums are in the commit.json of a DeepSpeed checkpoint."""
     try:
-        return {name for name, about in read_commit(folder)["files"].items() if isinstance(about, dict)}
+        return {name for name, entry in read_commit(folder)["files"].items() if isinstance(entry, dict)}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return set()
 
 
 def _carries_checksum(file: Path) -> bool:
-    """Whether the checksum of a whole file is in its first or its last part."""
+    """Return whether a file holds its checksum in its first or last sampled part."""
     with open(file, "rb") as stream:
-        head = stream.read(_PART)
+        head = stream.read(_SAMPLE)
     return _stored_checksum(file) is not None or (
         file.suffix == SAFETENSORS_SUFFIX
         and METADATA_KEY.encode() in head

@@ -1,4 +1,4 @@
-"""Tensors by name, each read from disk when it is asked for."""
+"""Tensors by name, read lazily from disk."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor
 
 
 class Weights(Mapping[str, Tensor]):
-    """Tensors by name, on the CPU, read from disk at each look.
+    """Mapping of names to tensors on the CPU, read from disk at each access.
 
     Args:
-        readers: for each name what reads it.
-        shapes: for each name its shape.
-        dtypes: for each name its type.
+        readers: functions that read a tensor, by name.
+        shapes: shapes by name.
+        dtypes: types by name.
     """
 
     def __init__(
@@ -40,11 +40,11 @@ class Weights(Mapping[str, Tensor]):
 
 
 def weights_of_tensors(state: Mapping[str, Tensor]) -> Weights:
-    """Weights that are tensors already, in memory or mapped from a file."""
-    readers: dict[str, Callable[[], Tensor]] = {name: partial(_known, value) for name, value in state.items()}
+    """Return tensors, in memory or memory-mapped, as :class:`Weights`."""
+    readers: dict[str, Callable[[], Tensor]] = {name: partial(_identity, value) for name, value in state.items()}
     shapes = {name: tuple(value.shape) for name, value in state.items()}
     return Weights(readers, shapes, {name: value.dtype for name, value in state.items()})
 
 
-def _known(x: Tensor) -> Tensor:
+def _identity(x: Tensor) -> Tensor:
     return x

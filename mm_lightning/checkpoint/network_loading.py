@@ -1,4 +1,4 @@
-"""Networks and tokenizers from checkpoints, and what a checkpoint says of them."""
+"""Networks and tokenizers from checkpoints, and the metadata that describe them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def network_metadata(config: NetworkConfig, tokenizer: dict[str, Any] | None, context_length: int | None) -> dict:
-    """What a checkpoint says of its network, in plain types, under the key `mm_lightning`."""
+    """Return the metadata of a checkpoint: its entry `mm_lightning`, in plain types."""
     from mm_lightning import __version__
 
     network = config.to_dict()
@@ -27,28 +27,28 @@ def network_metadata(config: NetworkConfig, tokenizer: dict[str, Any] | None, co
 
 
 def tokenizer_metadata(tokenizer: Tokenizer) -> dict[str, str]:
-    """What a checkpoint says of the tokenizer: enough to make it again."""
+    """Return the metadata of a tokenizer, from which it is restored."""
     return {"name": tokenizer.name, "sha256": tokenizer.sha256, "json": tokenizer.to_json()}
 
 
-def network_config(about: dict[str, Any], path: Path | None = None) -> NetworkConfig:
-    """The configuration of the network that a checkpoint holds.
+def network_config(metadata: dict[str, Any], path: Path | None = None) -> NetworkConfig:
+    """Return the configuration of the network in a checkpoint.
 
     Args:
-        about: what it says of itself.
-        path: of the checkpoint, for errors.
+        metadata: metadata of the checkpoint.
+        path: the checkpoint, for error messages.
 
     Raises:
-        UserError: it names a network, or a setting of it, that this version does not know.
+        UserError: the network, or one of its settings, is unknown to this version.
     """
     from mm_lightning import __version__
     from mm_lightning.networks.config_dict import UnknownNetwork, config_from_dict
 
     try:
-        return config_from_dict(about["network"])
+        return config_from_dict(metadata["network"])
     except UnknownNetwork as unknown:
         raise UserError(
-            f"{path or 'a checkpoint'}, written by mm-lightning {about.get('version', 'of another version')}, holds "
+            f"{path or 'a checkpoint'}, written by mm-lightning {metadata.get('version', 'of another version')}, holds "
             f"{unknown}, which mm-lightning {__version__} does not know: install the version it was written by, or a "
             f"newer one"
         ) from None
@@ -68,30 +68,30 @@ CHANGEABLE_FIELDS = frozenset(
         "balance_weight",
     }
 )
-"""Settings that change what a network computes but not which parameters it has: fine-tuning may change them."""
+"""Settings that leave the parameters of a network as they are: fine-tuning may change them."""
 
 
 def check_architecture(path: Path, config: NetworkConfig, fewer_levels: bool = False) -> None:
-    """Holds a checkpoint's network against the configured one.
+    """Check that a checkpoint holds a network of the configured architecture.
 
     Args:
         path: the checkpoint.
         config: the configured network.
-        fewer_levels: whether the configured one may lack memory levels that the checkpoint has.
+        fewer_levels: allow the configured network to lack memory levels of the checkpoint.
 
     Raises:
-        UserError: they differ; it names how.
+        UserError: the architectures differ; the message names the settings.
     """
-    about, wanted = read_metadata(path), config.to_dict()
-    saved = about["network"]
-    if saved["class"] != wanted["class"]:
+    metadata, configured = read_metadata(path), config.to_dict()
+    saved = metadata["network"]
+    if saved["class"] != configured["class"]:
         raise UserError(
             f"checkpoint {path} holds a {saved['class'].removesuffix('Config')} but the config asks for a "
-            f"{wanted['class'].removesuffix('Config')}: use the config of its run folder, or another checkpoint"
+            f"{configured['class'].removesuffix('Config')}: use the config of its run folder, or another checkpoint"
         )
-    # A field younger than the checkpoint had what is now its default.
-    before = network_config(about, path).to_dict()["fields"]
-    now = wanted["fields"]
+    # a field that was added after the checkpoint was written has its default there
+    before = network_config(metadata, path).to_dict()["fields"]
+    now = configured["fields"]
     different = [
         f"{k} {before.get(k)} instead of {v}"
         for k, v in now.items()
@@ -108,7 +108,7 @@ def check_architecture(path: Path, config: NetworkConfig, fewer_levels: bool = F
 
 
 def load_weights(network: Network, path: Path, rank: int = 0) -> None:
-    """Fills a network with a checkpoint's weights, also one that ZeRO-3 has partitioned (all ranks call it).
+    """Load the weights of a checkpoint into a network, also one partitioned by ZeRO-3 (called on all ranks).
 
     Raises:
         UserError: the checkpoint's network has other parameters.
@@ -126,13 +126,13 @@ def load_weights(network: Network, path: Path, rank: int = 0) -> None:
 
 
 def select_levels(name: str, weight: Tensor, levels: list[str], config: NetworkConfig) -> Tensor:
-    """A weight without the memory levels that `config` lacks: W_o loses their columns, others are as they were.
+    """Return a weight without the memory levels that `config` lacks: W_o loses their columns, others are unchanged.
 
     Args:
-        name: of the parameter.
+        name: name of the parameter.
         weight: its value in the checkpoint.
-        levels: of the network that it is from.
-        config: of the network that it goes into.
+        levels: memory levels of the network in the checkpoint.
+        config: configuration of the network that is loaded.
     """
     if list(config.levels) == list(levels) or not name.endswith(".W_o.weight"):
         return weight
@@ -149,32 +149,36 @@ def _gathered(parameter: torch.nn.Parameter) -> Any:
 def load_network(
     run_or_file: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
 ) -> tuple[Network, Tokenizer]:
-    """The trained network and its tokenizer, from a checkpoint alone.
+    """Load a trained network and its tokenizer from a checkpoint.
 
     Args:
         run_or_file: as for :func:`find_checkpoint`.
-        device: where the network goes.
-        dtype: the type of its parameters; None keeps float32.
+        device: device of the network.
+        dtype: type of its parameters; None keeps float32.
 
     Returns:
-        The network in evaluation mode, and the tokenizer that its data was made with.
+        The network in evaluation mode, and the tokenizer of its training data.
     """
     path = find_checkpoint(run_or_file)
-    about = read_metadata(path)
-    network = network_config(about, path).build()
+    metadata = read_metadata(path)
+    network = network_config(metadata, path).build()
     load_weights(network, path)
-    return network.to(device=device, dtype=dtype).eval(), restore_tokenizer(about, path)
+    return network.to(device=device, dtype=dtype).eval(), restore_tokenizer(metadata, path)
 
 
-def restore_tokenizer(about: dict[str, Any], path: Path) -> Tokenizer:
-    """The tokenizer that a checkpoint carries."""
+def restore_tokenizer(metadata: dict[str, Any], path: Path) -> Tokenizer:
+    """Return the tokenizer of a checkpoint.
+
+    Raises:
+        UserError: it has none.
+    """
     from mm_lightning.data.tokenizer import tokenizer_from_json
 
-    if not about["tokenizer"]:
-        if "imported" in about:
+    if not metadata["tokenizer"]:
+        if "imported" in metadata:
             raise UserError(
-                f"checkpoint {path} carries no tokenizer: what it was imported from ({about['imported']}) came without "
-                f"one. Import it again with --tokenizer"
+                f"checkpoint {path} has no tokenizer, nor had the model it was imported from ({metadata['imported']}): "
+                f"import it again with --tokenizer"
             )
-        raise UserError(f"checkpoint {path} carries no tokenizer: it was trained without prepared data")
-    return tokenizer_from_json(about["tokenizer"]["json"], about["tokenizer"]["name"])
+        raise UserError(f"checkpoint {path} has no tokenizer: it was trained without prepared data")
+    return tokenizer_from_json(metadata["tokenizer"]["json"], metadata["tokenizer"]["name"])

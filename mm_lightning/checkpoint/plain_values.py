@@ -1,4 +1,4 @@
-"""Values as checkpoints hold them: tensors and plain values, which are read again without running code."""
+"""Conversion of state to tensors and plain values, which `torch.load(weights_only=True)` reads without running code."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from mm_lightning.errors import UserError
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes)
 MAPPINGS = (dict, OrderedDict, Counter)
-"""Dictionaries that torch reads again as what they were."""
+"""Types of dictionaries that torch restores."""
 
 
 class UnloadableState(UserError):
-    """State that no checkpoint could be loaded with, which trying again does not mend."""
+    """A checkpoint with this state could not be loaded; retrying does not help."""
 
 
 def to_plain_values(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """Return a checkpoint of which everything can be loaded by `weights_only`; docs/callbacks.md has what is converted.
+    """Return a checkpoint that `weights_only` loads; docs/callbacks.md lists the conversions.
 
     Raises:
-        Unloadable: something in it can be neither kept nor converted; it is named.
+        UnloadableState: a value can be neither kept nor converted; the message names it.
     """
     try:
         result = _Mapped(_plain)(checkpoint)
@@ -41,10 +41,10 @@ def to_plain_values(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_loadable(checkpoint: dict[str, Any]) -> None:
-    """Check that a checkpoint could be loaded: write and load all of it but the contents of its tensors, in memory.
+    """Check that a checkpoint can be loaded, by writing and loading it in memory with empty tensors.
 
     Raises:
-        Unloadable: it could not; what is in the way is named.
+        UnloadableState: it cannot; the message names the value.
     """
     error = _loading_error(checkpoint)
     if error is not None:
@@ -64,7 +64,7 @@ def _unloadable(checkpoint: dict[str, Any]) -> UnloadableState:
 
 
 def _owner(path: list[Any]) -> str:
-    """Return the owner of a place in a checkpoint, in a user's words."""
+    """Return the owner of an entry of a checkpoint, for error messages."""
     first, *rest = path or [""]
     if first == "callbacks" and rest:
         return f"trainer.callbacks: the state_dict of {str(rest[0]).split('{')[0]}"
@@ -90,7 +90,7 @@ def _loading_error(value: Any) -> Exception | None:
 
 
 def _culprit(value: Any, path: list[Any]) -> tuple[list[Any], Any]:
-    """Return the innermost value that cannot be loaded, and the way there, which may have no end."""
+    """Return the keys that lead to the innermost value that cannot be loaded, and that value; cycles are cut."""
     if isinstance(value, dict):
         children = [pair for key, child in value.items() for pair in ((key, key), (key, child))]
     else:
@@ -102,16 +102,17 @@ def _culprit(value: Any, path: list[Any]) -> tuple[list[Any], Any]:
 
 
 class _Mapped:
-    """A function applied to every value within containers; a container in which nothing changes stays the same object.
+    """Apply a function to every value within nested containers; a container without changes stays the same object.
 
-    What several containers share is shared in the result. One that holds itself is a RecursionError, as is one that is
-    too deep.
+    Shared objects stay shared. Raises RecursionError for cyclic and too deeply nested containers.
     """
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
         self.function = function
         self._open: set[int] = set()
-        self._done: dict[int, tuple[Any, Any]] = {}  # with the original, whose id is its own while it lives
+        self._done: dict[
+            int, tuple[Any, Any]
+        ] = {}  # id: (original, result); the original is held so that its id is not reused
 
     def __call__(self, value: Any) -> Any:
         if type(value) in PLAIN:
@@ -136,7 +137,7 @@ class _Mapped:
                 made[key] = child
             if isinstance(made, OrderedDict):  # as _metadata of a state_dict
                 made.__dict__.update(result.__dict__)
-            return made if len(made) == len(result) else result  # of two keys that would become one, nothing is lost
+            return made if len(made) == len(result) else result  # unless two keys became one
         if isinstance(result, (list, tuple, set)) and not isinstance(result, torch.Size):
             children = [self(child) for child in result]
             kind = next(kind for kind in (list, tuple, set) if isinstance(result, kind))
@@ -146,18 +147,18 @@ class _Mapped:
 
 
 def _without_contents(value: Any) -> Any:
-    """Return an empty tensor of the same type for a dense one; any other value, whose class may matter, as it is."""
+    """Return an empty tensor of the same dtype for a dense tensor, any other value unchanged."""
     return torch.empty(0, dtype=value.dtype) if isinstance(value, Tensor) and is_dense(value) else value
 
 
 def is_dense(value: Tensor) -> bool:
-    """Return whether a tensor is of no other class and has its numbers in a storage: not sparse, nested or the like."""
+    """Return whether a tensor is a plain strided one: not sparse, nested, quantized, meta or of a derived class."""
     plain = type(value) in (Tensor, torch.nn.Parameter) and value.layout == torch.strided
     return plain and not (value.is_quantized or value.is_nested or value.is_meta)
 
 
 def _plain(value: Any) -> Any:
-    """Return the plain value that a value is converted to; any that needs none or has none as it is."""
+    """Return the plain equivalent of a value; a value that is plain or has no equivalent is returned unchanged."""
     if isinstance(value, Enum):
         return _Mapped(_plain)(value.value)
     if isinstance(value, np.generic):
@@ -180,7 +181,7 @@ def _plain(value: Any) -> Any:
 
 
 def _of_derived_class(value: Any) -> Any:
-    """Return the built-in value of an instance of a derived class, whatever methods that class overrides."""
+    """Return an instance of a derived class as its built-in type, ignoring overridden methods."""
     if isinstance(value, str):
         return str.__str__(value)
     if isinstance(value, int):
@@ -194,7 +195,7 @@ def _number(value: np.generic) -> Any:
     if value.dtype.kind in "mM":
         return str(value)
     if value.dtype.kind in "fc":
-        return (float if value.dtype.kind == "f" else complex)(value)  # also of more than 64 bits
+        return (float if value.dtype.kind == "f" else complex)(value)  # long double too
     return value if value.dtype.kind == "V" else value.item()
 
 
@@ -206,5 +207,5 @@ def _array(value: np.ndarray) -> Any:
     native = np.array(value, dtype=value.dtype.newbyteorder("="), order="C")
     try:
         return torch.from_numpy(native)
-    except TypeError:  # texts, objects, numbers of more than 64 bits
+    except TypeError:  # strings, objects, long double
         return native.tolist()

@@ -1,4 +1,4 @@
-"""One `mm fit` at a time in a run folder."""
+"""A lock that lets one `mm fit` at a time train in a run folder."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from mm_lightning.side_files import parse_line
 
 LOCK = ".lock"
 NO_LOCK_SUPPORT = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
-"""What file systems without locks say."""
+"""Error numbers of file systems without locks."""
 
 
 class RunLock:
-    """A lock that the operating system holds for the first process of a run, and frees however that ends.
+    """File lock of rank 0 of a run, which the operating system releases when the process ends.
 
     Args:
         folder: the run folder.
-        patience: seconds to wait for a process of another machine: a server of files learns only after a while (NFS: 90
-            seconds) that a machine is dead.
+        timeout: seconds to wait for a process on another machine: a file server takes a while (NFS: 90 seconds) to
+            notice that a machine is dead.
     """
 
-    def __init__(self, folder: Path, patience: float = 120) -> None:
-        self.folder, self.patience = folder, patience
+    def __init__(self, folder: Path, timeout: float = 120) -> None:
+        self.folder, self.timeout = folder, timeout
         self._file: TextIO | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy of whatever leads here, such as that of a module whose weights are averaged, holds no lock."""
+        """Exclude the lock from copies, such as that of a module for weight averaging."""
         return {**self.__dict__, "_file": None}
 
-    def take(self) -> None:
-        """Takes the lock; where the file system has none, says so and goes on.
+    def acquire(self) -> None:
+        """Acquire the lock; on a file system without locks, log that and continue.
 
         Raises:
             UserError: another process trains in the folder, or it cannot be written to.
@@ -48,23 +48,23 @@ class RunLock:
             file = (self.folder / LOCK).open("a+", encoding="utf-8")
         except OSError as error:
             raise UserError(f"cannot write to the run folder {self.folder}: {error.strerror}") from error
-        deadline = time.monotonic() + self.patience
+        deadline = time.monotonic() + self.timeout
         waiting = False
         try:
             while not self._try(file):
                 holder = self._holder(file)
                 if holder.get("host") in (None, platform.node()) or time.monotonic() >= deadline:
-                    raise self._taken(holder)
+                    raise self._taken_error(holder)
                 if not waiting:
-                    say(f"waiting up to {self.patience:.0f} s for process {holder['process']} on {holder['host']}")
+                    say(f"waiting up to {self.timeout:.0f} s for process {holder['process']} on {holder['host']}")
                 waiting = True
-                time.sleep(min(1.0, self.patience))
+                time.sleep(min(1.0, self.timeout))
         except BaseException:
             file.close()
             raise
         self._file = file
         file.truncate(0)
-        with contextlib.suppress(OSError):  # on a full disk nobody can read whose it is
+        with contextlib.suppress(OSError):  # disk full: the holder stays unknown
             os.write(file.fileno(), json.dumps({"process": os.getpid(), "host": platform.node()}).encode() + b"\n")
 
     def _try(self, file: TextIO) -> bool:
@@ -80,11 +80,11 @@ class RunLock:
 
     @staticmethod
     def _holder(file: TextIO) -> dict[str, str | int]:
-        """Who holds it, as far as that is written down already."""
+        """Return process and host of the holder, as far as it has written them."""
         file.seek(0)
         return parse_line(file.read().encode()) or {}
 
-    def _taken(self, holder: dict[str, str | int]) -> UserError:
+    def _taken_error(self, holder: dict[str, str | int]) -> UserError:
         who = f"process {holder['process']} on {holder['host']}" if len(holder) == 2 else "another process"
         return UserError(
             f"{who} is training in {self.folder}: wait for it or stop it, then --resume; a run without --resume takes "
@@ -92,7 +92,6 @@ class RunLock:
         )
 
     def release(self) -> None:
-        """Frees the lock."""
         if self._file is not None:
             self._file.close()
             self._file = None

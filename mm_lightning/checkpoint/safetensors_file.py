@@ -1,7 +1,7 @@
 """Weights as one safetensors file, written and read tensor by tensor.
 
-The header's metadata says what a checkpoint says under `mm_lightning`, which names mean the same tensor (`tied`), and
-the CRC-32 of the file as it would be with zeros in that place.
+The metadata in the header hold the entry `mm_lightning` of a checkpoint, the names of tied weights (`tied`), and the
+CRC-32 of the file, computed with zeros in its place.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ _PIECE = 1 << 24  # elements converted and written at once
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """The header of a safetensors file.
+    """Return the header of a safetensors file.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the file has another format.
     """
     return json.loads(_header_bytes(path))
 
@@ -52,7 +52,7 @@ def _header_bytes(path: Path) -> bytes:
 
 
 def is_memory_file(path: Path) -> bool:
-    """Return whether a file says that it is a memory file."""
+    """Return whether a file is a memory file, by its header."""
     try:
         return read_header(path)["__metadata__"]["format"] == MEMORY_FORMAT
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -60,56 +60,57 @@ def is_memory_file(path: Path) -> bool:
 
 
 def find_safetensors_damage(path: Path, checksums: bool = True) -> str | None:
-    """What is wrong with a file, as of :func:`mm_lightning.checkpoint.find_damage`."""
+    """Return what is wrong with a file, as :func:`mm_lightning.checkpoint.find_damage` does."""
     try:
         raw = _header_bytes(path)
         header = json.loads(raw)
-        about = header.pop("__metadata__", {})
+        metadata = header.pop("__metadata__", {})
         end = 8 + len(raw) + max((entry["data_offsets"][1] for entry in header.values()), default=0)
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         return f"cannot be read ({error})"
     if path.stat().st_size != end:
         return f"is truncated or damaged ({path.stat().st_size} bytes instead of {end})"
-    if "crc32" not in about:
-        return (
-            "is damaged (it lacks its checksum)" if METADATA_KEY in about else None
-        )  # of another program: it has none
+    if "crc32" not in metadata:
+        # files of other programs have no checksum
+        return "is damaged (it lacks its checksum)" if METADATA_KEY in metadata else None
     if not checksums:
         return None
-    place = 8 + _place(raw, about["crc32"])
+    place = 8 + _place(raw, metadata["crc32"])
     before = zlib.crc32(CHECKSUM_PLACEHOLDER.encode(), crc32(path, place))
     with open(path, "rb") as file:
         file.seek(place + len(CHECKSUM_PLACEHOLDER))
         while block := file.read(1 << 22):
             before = zlib.crc32(block, before)
-    return None if f"{before:08x}" == about["crc32"] else "is damaged (its checksum is not the one it was written with)"
+    return (
+        None if f"{before:08x}" == metadata["crc32"] else "is damaged (its checksum is not the one it was written with)"
+    )
 
 
 def _place(header: bytes, value: str) -> int:
-    """Where the checksum stands in a header."""
+    """Return the offset of the checksum in a header."""
     return header.index(b'"crc32":"' + value.encode()) + len(b'"crc32":"')
 
 
 def write_safetensors(
-    weights: Weights, target: Path, about: dict[str, Any], tied: dict[str, str], dtype: torch.dtype | None = None
+    weights: Weights, target: Path, metadata: dict[str, Any], tied: dict[str, str], dtype: torch.dtype | None = None
 ) -> None:
-    """Writes weights one after the other: memory holds one of them at a time.
+    """Write weights atomically, one at a time in memory.
 
     Args:
-        weights: by name.
-        target: the file; it appears when it is complete.
-        about: what a checkpoint says under `mm_lightning`.
-        tied: names that are not stored, with the names that hold their tensors.
-        dtype: of what is stored; None leaves each as it is.
+        weights: the weights by name.
+        target: the file.
+        metadata: the entry `mm_lightning` of a checkpoint.
+        tied: names that are not stored, with the names under which their tensors are.
+        dtype: type of the stored tensors; None keeps that of each.
     """
     names = [name for name in weights if name not in tied]
-    metadata = {
+    fields = {
         "format": "pt",
-        METADATA_KEY: json.dumps(about),
+        METADATA_KEY: json.dumps(metadata),
         "tied": json.dumps(tied),
         "crc32": CHECKSUM_PLACEHOLDER,
     }
-    header: dict[str, Any] = {"__metadata__": metadata}
+    header: dict[str, Any] = {"__metadata__": fields}
     offset = 0
     for name in names:
         stored = dtype or weights.dtypes[name]
@@ -118,7 +119,7 @@ def write_safetensors(
         header[name] = {"dtype": DTYPE_NAMES[stored], "shape": shape, "data_offsets": [offset, offset + size]}
         offset += size
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the data begins at a multiple of 8 bytes
+    text += b" " * (-len(text) % 8)  # data are aligned to 8 bytes
     partial = target.with_name(target.name + PARTIAL_SUFFIX)
     try:
         with open(partial, "w+b") as file:
@@ -137,7 +138,7 @@ def write_safetensors(
 
 
 def write_checksum(path: Path) -> None:
-    """Put the checksum of a file into its header, in the place of the `UNSEALED` that it was written with."""
+    """Write the checksum of a file into its header, in place of `CHECKSUM_PLACEHOLDER`."""
     place = 8 + _place(_header_bytes(path), CHECKSUM_PLACEHOLDER)
     value = crc32(path)
     with open(path, "r+b") as file:
@@ -152,6 +153,6 @@ def _put(file: Any, value: int, data: Any) -> int:
 
 
 def _pieces(tensor: Tensor, dtype: torch.dtype) -> Any:
-    """A tensor's bytes, a piece at a time."""
+    """Yield the bytes of a tensor in pieces."""
     for piece in tensor.reshape(-1).split(_PIECE):
         yield memoryview(piece.to(dtype).contiguous().view(torch.uint8).numpy())

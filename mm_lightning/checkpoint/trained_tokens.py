@@ -1,4 +1,4 @@
-"""How many tokens a run was trained on, from the counts that it logged."""
+"""The number of tokens a run was trained on, from its logged counts."""
 
 from __future__ import annotations
 
@@ -7,15 +7,11 @@ from collections.abc import Mapping
 
 
 def tokens_at(step: int, counts: Mapping[int, float]) -> float | None:
-    """Return the tokens of a run's first steps.
+    """Return the tokens that a run was trained on up to a step; None if `counts` is empty.
 
     Args:
-        step: how many steps.
-        counts: tokens by step, where they are known; between two of them, and behind the last, steps are taken to be
-            alike.
-
-    Returns:
-        None where nothing is known.
+        step: number of steps.
+        counts: known token counts by step, interpolated and extrapolated linearly.
     """
     points = sorted({0: 0.0, **counts}.items())
     if len(points) == 1:

@@ -1,6 +1,6 @@
-"""How the Trainer writes and reads plain checkpoints: at once or by a thread.
+"""Lightning's CheckpointIO for plain checkpoints, synchronous or in a thread.
 
-Apart from the other rooms because it imports Lightning, which takes seconds: whoever only uses a network needs none.
+Separate from the other files because importing Lightning takes seconds.
 """
 
 from __future__ import annotations
@@ -17,32 +17,32 @@ from mm_lightning.errors import UserError
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a plain checkpoint beside its target, then renames it: a killed run leaves no broken file.
+    """Write plain checkpoints under a temporary name and rename them: a killed run leaves no broken file.
 
     Attributes:
-        asynchronous: copy to memory and let a thread write; at most one checkpoint is being written.
-        keeps_errors: a save that fails raises nothing, and :meth:`finish` tells why: the other processes, which have
-            nothing to write, can then be told.
+        asynchronous: copy to CPU memory and write in a thread; at most one checkpoint at a time.
+        defer_errors: return the error of a failed save from :meth:`finish` instead of raising it, so that the other
+            ranks, which write nothing, can be told.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.asynchronous = False
-        self.keeps_errors = False
+        self.defer_errors = False
         self._thread: threading.Thread | None = None
         self._error: UserError | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Writes a checkpoint.
+        """Write a checkpoint.
 
         Raises:
-            UserError: it cannot be written; what was there before is left as it was.
+            UserError: it cannot be written; an existing file is left unchanged.
         """
         if "://" in str(path):
             super().save_checkpoint(to_plain_values(checkpoint), path, storage_options)
             return
         self._join()
-        self._raise_unless_kept()
+        self._raise_unless_deferred()
         target = Path(path)
         try:
             values = to_plain_values(checkpoint)
@@ -57,14 +57,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except BaseException as error:  # SystemExit as well: the run would end with status 0
             self._note(error, target)
         if self._thread is None:
-            self._raise_unless_kept()
+            self._raise_unless_deferred()
 
-    def _raise_unless_kept(self) -> None:
-        if not self.keeps_errors and (error := self.finish()):
+    def _raise_unless_deferred(self) -> None:
+        if not self.defer_errors and (error := self.finish()):
             raise error
 
     def _try(self, checkpoint: dict[str, Any], target: Path) -> None:
-        """Write in a thread, which has nobody to raise anything to."""
+        """Write in a thread and keep the error."""
         try:
             write(checkpoint, target)
         except BaseException as error:
@@ -79,10 +79,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             self._thread = None
 
     def finish(self, wait: bool = True) -> UserError | None:
-        """Return the error of what could not be written, once.
+        """Return the error of a failed save, once.
 
         Args:
-            wait: for what is being written; else its error is for the next call.
+            wait: wait for a save in progress; otherwise its error is returned by a later call.
         """
         if self._thread is not None and not wait:
             return None
@@ -91,7 +91,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return error
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
-        """Reads a checkpoint, on all processes the one that the first has chosen. Nothing in it is ever run.
+        """Load the checkpoint chosen by rank 0, on all ranks. No code in it is ever run.
 
         Raises:
             UserError: it holds more than tensors and plain values.
@@ -100,10 +100,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return load(broadcast_path(path))
 
     def teardown(self) -> None:
-        """Wait for what is being written.
+        """Wait for a save in progress.
 
         Raises:
-            UserError: it could not be, and nobody has asked yet.
+            UserError: a save has failed and its error was not returned yet.
         """
         if error := self.finish():
             raise error

@@ -1,4 +1,4 @@
-"""DeepSpeed's universal form of a checkpoint, which any number of processes can go on from; and one file made of it."""
+"""DeepSpeed's universal checkpoint, which any number of processes can resume, and its conversion to a plain file."""
 
 from __future__ import annotations
 
@@ -41,24 +41,24 @@ PROGRESS_ENTRIES = (
     "lr_schedulers",
     METADATA_KEY,
 )
-"""What Lightning puts into a checkpoint of any strategy, beside weights and optimiser."""
+"""Entries of a checkpoint of any strategy, besides weights and optimizer."""
 
 
 def to_universal(source: Path, target: Path) -> None:
-    """Converts a DeepSpeed checkpoint; the target appears when it is complete, with checksums.
+    """Convert a DeepSpeed checkpoint to its universal form, atomically and with checksums.
 
     Args:
         source: the checkpoint.
-        target: the folder to write. Its subfolder `checkpoint` is what DeepSpeed reads.
+        target: the folder to write; DeepSpeed reads its subfolder `checkpoint`.
 
     Raises:
         UserError: it cannot be read or written.
     """
-    talk = io.StringIO()  # progress bars, and prints
+    output = io.StringIO()  # progress bars and prints
     partial = target.with_name(target.name + PARTIAL_SUFFIX)
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        with weights_only_loading(source), contextlib.redirect_stdout(talk), contextlib.redirect_stderr(talk):
+        with weights_only_loading(source), contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
             from deepspeed.checkpoint.ds_to_universal import main
 
             partial.mkdir(parents=True)
@@ -70,7 +70,7 @@ def to_universal(source: Path, target: Path) -> None:
                     num_merge_workers=1,
                     keep_temp_folder=False,
                     strict=True,
-                    # of stages 1 and 2: what DeepSpeed's own training scripts add when they save
+                    # stages 1 and 2: state that DeepSpeed's own training scripts add when saving
                     inject_missing_state=True,
                 )
             )
@@ -83,13 +83,13 @@ def to_universal(source: Path, target: Path) -> None:
 
 
 def to_plain(source: Path, target: Path) -> None:
-    """Writes the plain checkpoint that a run without DeepSpeed would have written, with checksums.
+    """Convert to the plain checkpoint that a run without DeepSpeed would have written, with checksums.
 
-    The source is mapped, not read: memory holds one tensor at a time.
+    The source is memory-mapped: memory holds one tensor at a time.
 
     Args:
-        source: the universal form, or a DeepSpeed checkpoint, whose universal form then lies beside the target for a
-            while.
+        source: a universal checkpoint, or a DeepSpeed checkpoint, whose universal form is written beside the target
+            and removed again.
         target: the file to write.
 
     Raises:
@@ -108,12 +108,12 @@ def to_plain(source: Path, target: Path) -> None:
 
 
 def _weights_and_optimizer(source: Path) -> dict[str, Any]:
-    """The entries state_dict (the float32 weights) and optimizer_states of a plain checkpoint."""
+    """Return the entries state_dict (float32 weights) and optimizer_states of a plain checkpoint."""
     with torch.device("meta"):
         network = network_config(read_metadata(source), source).build()
     names = {id(parameter): name for name, parameter in network.named_parameters()}
     groups = [[names[id(parameter)] for parameter in group] for group in network.weight_decay_groups()]
-    numbered = [name for group in groups for name in group]  # as an optimiser counts its parameters
+    numbered = [name for group in groups for name in group]  # in the order of the optimizer's indices
     kinds = {"fp32": read_universal(source), **{k: read_universal(source, k) for k in ("exp_avg", "exp_avg_sq")}}
     if kinds["fp32"].keys() != set(numbered):
         raise UserError(f"{source} holds other parameters than the network it describes")
@@ -137,7 +137,7 @@ def _weights_and_optimizer(source: Path) -> dict[str, Any]:
             for settings, group in zip(shared["param_groups"], groups, strict=True)
         ],
     }
-    # tied weights have several names here, as in the file of any run, and are stored once
+    # tied weights have several names in a state_dict, and are stored once
     state = network.state_dict(keep_vars=True).items()
     weights = {PREFIX + name: tensors["fp32"][names[id(parameter)]] for name, parameter in state}
     return {"state_dict": weights, "optimizer_states": [optimizer]}

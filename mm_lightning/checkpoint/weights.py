@@ -1,4 +1,4 @@
-"""The weights of a checkpoint by name, each read when it is asked for."""
+"""The weights of each kind of checkpoint by name, read lazily."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PREFIX = "network."
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """The entry `mm_lightning` of a checkpoint.
+    """Return the entry `mm_lightning` of a checkpoint.
 
     Raises:
         UserError: it cannot be read, or was not written by this package.
@@ -43,7 +43,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
 
 
 def open_weights(path: Path) -> Weights:
-    """The network's parameters by name, float32 from a DeepSpeed folder, each read when it is asked for.
+    """Return the parameters of a checkpoint's network by name, read lazily; float32 from a DeepSpeed folder.
 
     Raises:
         UserError: the checkpoint cannot be read, or holds more than tensors and plain values.
@@ -57,14 +57,14 @@ def open_weights(path: Path) -> Weights:
 
 
 def open_safetensors(path: Path) -> Weights:
-    """The tensors of a file, each read at each look; those that are tied under each of their names."""
+    """Return the tensors of a safetensors file, read lazily; tied ones under each of their names."""
     from safetensors import safe_open
 
     header = read_header(path)
-    about = header.pop("__metadata__", {})
+    metadata = header.pop("__metadata__", {})
     types = {name: dtype for dtype, name in DTYPE_NAMES.items()}
     file = safe_open(path, "pt", "cpu")
-    stored = {name: name for name in header} | json.loads(about.get("tied", "{}"))
+    stored = {name: name for name in header} | json.loads(metadata.get("tied", "{}"))
     return Weights(
         {name: partial(file.get_tensor, source) for name, source in stored.items()},
         {name: tuple(header[source]["shape"]) for name, source in stored.items()},
@@ -73,9 +73,9 @@ def open_safetensors(path: Path) -> Weights:
 
 
 def load_error(path: Path) -> str | None:
-    """Return why a checkpoint that is whole cannot be loaded, to be read after "it"; None if it can.
+    """Return why a complete checkpoint cannot be loaded, as in "is no checkpoint (...)"; None if it can.
 
-    Every file is loaded, its tensors mapped and not read. Nothing in it is run.
+    Every file is loaded with its tensors memory-mapped. No code in it is run.
     """
     if path.suffix == SAFETENSORS_SUFFIX:
         try:
@@ -101,19 +101,19 @@ def _unloadable_file(path: Path) -> str | None:
 
 
 def set_deepspeed_accelerator() -> None:
-    """Tells DeepSpeed, before its import, that there is no GPU, which it otherwise guesses with a warning."""
+    """Select DeepSpeed's CPU accelerator if there is no GPU; called before its import, which otherwise warns."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 @contextmanager
 def weights_only_loading(path: Path) -> Iterator[None]:
-    """Within it torch.load takes tensors, plain values and the three plain classes that DeepSpeed's shards hold.
+    """Context manager in which torch.load accepts tensors, plain values and the plain classes of DeepSpeed's shards.
 
-    DeepSpeed itself loads with `weights_only=False`, which runs whatever a file says.
+    DeepSpeed itself loads with `weights_only=False`, which would run code from the file.
 
     Raises:
-        UserError: something else was found.
+        UserError: the file holds something else.
     """
     set_deepspeed_accelerator()
     import pickle
@@ -139,10 +139,10 @@ def weights_only_loading(path: Path) -> Iterator[None]:
 
 
 def read_shards(path: Path) -> Weights:
-    """The float32 master weights in the shards of a DeepSpeed checkpoint, mapped from its files.
+    """Return the float32 master weights in the shards of a DeepSpeed checkpoint, memory-mapped.
 
-    Stages 1 and 2 lay all parameters of a group end to end and cut that into one piece a process; stage 3 cuts each
-    parameter into equal pieces, the last one filled up, and lays a process's pieces end to end.
+    Stages 1 and 2 concatenate all parameters of a group and split the result over the ranks; stage 3 splits each
+    parameter into equal, padded pieces and concatenates the pieces of a rank.
 
     Raises:
         UserError: files are missing, or cannot be read.
@@ -168,11 +168,11 @@ def read_shards(path: Path) -> Weights:
 
 
 def read_universal(path: Path, kind: str = "fp32") -> Weights:
-    """What DeepSpeed's universal form, where each parameter has a folder, holds of all parameters.
+    """Return the tensors of one kind in a universal checkpoint, which has a folder for each parameter.
 
     Args:
         path: the checkpoint.
-        kind: fp32 for the weights, exp_avg or exp_avg_sq for their moments.
+        kind: fp32 (weights), exp_avg or exp_avg_sq (moments).
     """
     groups = read_states(path)["param_shapes"]
     shapes = {name: shape for group in groups for name, shape in group.items() if name.startswith(PREFIX)}
@@ -190,23 +190,23 @@ def read_universal(path: Path, kind: str = "fp32") -> Weights:
 
 
 def read_states(path: Path) -> dict[str, Any]:
-    """What the first process of a DeepSpeed checkpoint has saved beside its shards, and the run's progress."""
+    """Return the model states that rank 0 has saved in a DeepSpeed checkpoint, with the progress of the run."""
     with weights_only_loading(path):
         return torch.load(_sorted((path / DEEPSPEED_TAG).glob("*_model_states.pt"))[0], map_location="cpu", mmap=True)
 
 
 def is_universal(path: Path) -> bool:
-    """Whether a folder is a checkpoint in DeepSpeed's universal form."""
+    """Return whether a folder is a universal checkpoint of DeepSpeed."""
     return (path / DEEPSPEED_TAG / "zero").is_dir()
 
 
 def _sorted(files: Any) -> list[Path]:
-    """By the numbers in their names: rank 10 after rank 9."""
+    """Sort by the numbers in the names: rank 10 after rank 9."""
     return sorted(files, key=lambda p: [int(n) for n in "".join(c if c.isdigit() else " " for c in p.name).split()])
 
 
 def _slice(pieces: list[Tensor], begin: int, count: int) -> Tensor:
-    """Elements of flat tensors as if they lay end to end; a view where they lie in one of them."""
+    """Return elements of flat tensors as if concatenated; a view if they are in one of them."""
     found, offset = [], 0
     for piece in pieces:
         first, last = max(begin - offset, 0), min(begin + count - offset, len(piece))

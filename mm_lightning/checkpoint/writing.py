@@ -1,4 +1,4 @@
-"""Writing and reading plain checkpoints, and what is said when it fails."""
+"""Atomic writing and loading of plain checkpoints, and its errors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mm_lightning.errors import UserError
 
 
 def broadcast_path(path: str | Path) -> Path:
-    """The first process's path, on every process: it alone has compared checksums."""
+    """Return the path of rank 0 on every rank: only rank 0 has verified checksums."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return Path(path)
     chosen = [str(path)]
@@ -29,7 +29,7 @@ def broadcast_path(path: str | Path) -> Path:
 
 
 def load(path: Path, mmap: bool = False) -> dict[str, Any]:
-    """A plain checkpoint, on the CPU.
+    """Load a plain checkpoint to the CPU.
 
     Raises:
         UserError: it cannot be read, or holds more than tensors and plain values.
@@ -42,7 +42,7 @@ def load(path: Path, mmap: bool = False) -> dict[str, Any]:
 
 
 def describe_load_error(error: Exception) -> str:
-    """Why reading failed, in one line, to be read after "it"."""
+    """Return in one line why loading failed, as in "is no checkpoint"."""
     text = str(error)
     if "Weights only load failed" in text or "weights_only" in text:
         name = re.search(r"GLOBAL (\S+) w", text)  # which torch does not allow
@@ -52,7 +52,7 @@ def describe_load_error(error: Exception) -> str:
 
 
 def snapshot(value: Any, storages: dict[Any, Any] | None = None) -> Any:
-    """A copy in the CPU's memory that later steps of training leave as it is; what was shared in it stays shared."""
+    """Return a copy in CPU memory, independent of later training steps; shared storages stay shared."""
     storages = {} if storages is None else storages
     if isinstance(value, dict):
         made = type(value)()
@@ -75,7 +75,7 @@ def snapshot(value: Any, storages: dict[Any, Any] | None = None) -> Any:
 
 
 def write(checkpoint: dict[str, Any], target: Path) -> None:
-    """Writes a plain checkpoint with its checksum, whole or not at all, once it has been loaded again.
+    """Write a plain checkpoint with its checksum atomically, after checking that it loads.
 
     Raises:
         UserError: it cannot be written.
@@ -99,10 +99,10 @@ def write(checkpoint: dict[str, Any], target: Path) -> None:
 
 
 def save_synced(content: Any, path: Path) -> int:
-    """Writes a file of torch, waits until it is on the disk, and loads it again; returns its CRC-32.
+    """Write a file by torch.save, sync it to disk, check that it loads, and return its CRC-32.
 
     Raises:
-        Unloadable: it could not be loaded.
+        UnloadableState: it could not be loaded.
     """
     check_loadable(content)
     with open(path, "wb") as file:
@@ -114,7 +114,7 @@ def save_synced(content: Any, path: Path) -> int:
 
 
 def verify_loads(path: Path) -> None:
-    """Load what was just written, its tensors mapped and not read.
+    """Check that a file just written loads, with its tensors memory-mapped.
 
     Raises:
         OSError: it cannot be loaded.
@@ -126,7 +126,7 @@ def verify_loads(path: Path) -> None:
 
 
 def try_unlink(partial: Path) -> None:
-    """Removes a partial file where that is still possible: what made writing fail may forbid it as well."""
+    """Remove a partial file, ignoring errors: the cause of the failed write may prevent this too."""
     try:
         partial.unlink(missing_ok=True)
     except OSError:
@@ -141,14 +141,14 @@ def _tensor_bytes(value: Any) -> int:
 
 
 def check_space(target: Path, needed: int) -> None:
-    """Raises a UserError where a file system has less than `needed` bytes free."""
+    """Raise a UserError if the file system has less than `needed` bytes free."""
     free = shutil.disk_usage(target.parent).free
     if free < needed:
         raise disk_full_error(target, f": it needs {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free")
 
 
 def disk_full_error(target: Path, why: str = "") -> UserError:
-    """The error for a full disk."""
+    """Return the error for a full disk."""
     return UserError(
         f"no space left to write the checkpoint {target}{why}. Earlier checkpoints are untouched: "
         f"free some space and continue with --resume"
@@ -156,7 +156,7 @@ def disk_full_error(target: Path, why: str = "") -> UserError:
 
 
 def write_error(target: Path, error: BaseException) -> UserError:
-    """The error for whatever has kept a checkpoint from being written."""
+    """Return the error for a checkpoint that could not be written."""
     if isinstance(error, UserError):
         return error
     if is_disk_full(error, target):
@@ -170,7 +170,7 @@ def write_error(target: Path, error: BaseException) -> UserError:
 
 
 def is_disk_full(error: BaseException, target: Path) -> bool:
-    """Whether writing failed because the disk is full."""
+    """Return whether writing failed because the disk is full."""
     # torch.save reports a full disk as a RuntimeError about an unexpected position
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return True
@@ -178,5 +178,5 @@ def is_disk_full(error: BaseException, target: Path) -> bool:
         return True
     try:
         return shutil.disk_usage(target.parent).free < 1 << 20
-    except OSError:  # it is gone
+    except OSError:  # the folder is gone
         return False

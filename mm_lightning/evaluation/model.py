@@ -106,7 +106,7 @@ class Model:
         """The network of a checkpoint.
 
         Args:
-            checkpoint: a run folder (its newest whole checkpoint is taken) or a checkpoint.
+            checkpoint: a run folder (its newest valid checkpoint is taken) or a checkpoint.
             device: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.
             long_term: False removes the long-term memory from the trained network.
             inference_delay: another m for the long-term memory than the network's own.

@@ -137,7 +137,7 @@ def answer(job: Job, subject: EvaluatedModel, task: Task, model: Model, items: S
         model: the network.
         items: of the task, where they are made already.
     """
-    from mm_lightning.checkpoint.run_folder import describe_environment
+    from mm_lightning.checkpoint.environment import describe_environment
 
     begin = time.monotonic()
     samples = job.samples(subject, task)

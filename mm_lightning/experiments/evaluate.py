@@ -80,7 +80,7 @@ def evaluate_command(
     anything else that says RANK and WORLD_SIZE, on machines that share the output folder.
 
     Args:
-        checkpoint: run folders (of each its newest whole checkpoint is taken) or checkpoints.
+        checkpoint: run folders (of each its newest valid checkpoint is taken) or checkpoints.
         tasks: what to ask, separated by spaces or commas.
         output: the folder for results; what it holds of other networks and tasks stays.
         names: what to call the networks, one for each checkpoint; by default after run folder, step and options.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from mm_lightning.checkpoint.run_folder import hardware
+from mm_lightning.checkpoint.environment import describe_hardware
 from mm_lightning.experiments.study import LOSS, Study
 
 
@@ -29,7 +29,7 @@ def facts(study: Study) -> dict[str, str]:
         "Seeds": ", ".join(map(str, seeds)),
         "Trained": " to ".join(dict.fromkeys([days[0], days[-1]])) if days else "",
         "Code": ", ".join(counted([commit(state) for state in states if state])),
-        "Hardware": ", ".join(counted([hardware(state) for state in states if state])),
+        "Hardware": ", ".join(counted([describe_hardware(state) for state in states if state])),
         "Versions": ", ".join(f"{name} {' and '.join(sorted(v))}" for name, v in packages.items()),
     }
     return {name: text for name, text in found.items() if text}
@@ -53,7 +53,7 @@ def remarks(study: Study) -> list[str]:
     """What makes the runs of a study less comparable than they look."""
     runs = [run for run in study.runs if run.finished]
     found = []
-    for what, of in (("code", commit), ("hardware", hardware)):
+    for what, of in (("code", commit), ("hardware", describe_hardware)):
         if len({of(run.environment) for run in runs if run.environment}) > 1:
             extra = ": tokens/s and training times do not compare" if what == "hardware" else ""
             found.append(f"The runs differ in {what}{extra}.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mm_lightning.checkpoint.run_folder import hardware
+from mm_lightning.checkpoint.environment import describe_hardware
 from mm_lightning.console import clock
 from mm_lightning.csv_text import csv_text
 from mm_lightning.experiments.drawing import short, word
@@ -151,7 +151,7 @@ def run_record(run: Run) -> dict[str, Any]:
         record[name] = getattr(run, name)
     record |= {"training_seconds": run.seconds_at(run.step), "wall_seconds": run.wall_seconds}
     if run.environment:
-        record |= {"code": commit(run.environment), "hardware": hardware(run.environment)}
+        record |= {"code": commit(run.environment), "hardware": describe_hardware(run.environment)}
     return record
 
 

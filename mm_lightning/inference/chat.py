@@ -51,7 +51,7 @@ def chat_command(
     wherever you stop typing. Lines may also come from a pipe. /help lists the commands.
 
     Args:
-        checkpoint: a run folder (its newest whole checkpoint is taken) or a checkpoint.
+        checkpoint: a run folder (its newest valid checkpoint is taken) or a checkpoint.
         memory: a memory file of `mm remember` or /save to begin with.
         user: your turn, {} being what you typed; here and in answer and stop, \n is a line end and \t a tab. For a
             dialogue: --user '\nUser: {}' --answer '\nAssistant:' --stop '\nUser:'.

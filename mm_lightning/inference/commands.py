@@ -49,7 +49,7 @@ def generate_command(
     line, {"prompt": ..., "text": ...}, or "texts" for several samples.
 
     Args:
-        checkpoint: a run folder (its newest whole checkpoint is taken) or a checkpoint.
+        checkpoint: a run folder (its newest valid checkpoint is taken) or a checkpoint.
         prompt: how the document begins; nothing if not given. \n is a line end, \t a tab and \\ a backslash.
         prompts: a file of prompts: one a line, or in a .jsonl file {"prompt": ...}; also .gz or .zst. Empty lines are
             left out.
@@ -183,7 +183,7 @@ def remember_command(
     `mm generate --memory FILE` and `mm chat --memory FILE` go on from there.
 
     Args:
-        checkpoint: a run folder (its newest whole checkpoint is taken) or a checkpoint.
+        checkpoint: a run folder (its newest valid checkpoint is taken) or a checkpoint.
         text: the document, a text file.
         output: the memory file to write. It also holds the document's text, as tokens.
         overwrite: replace an existing output.

@@ -120,7 +120,7 @@ def export_command(
     from_pretrained(FOLDER, trust_remote_code=True).
 
     Args:
-        checkpoint: a run folder (its newest whole checkpoint is taken) or a checkpoint.
+        checkpoint: a run folder (its newest valid checkpoint is taken) or a checkpoint.
         output: the folder to write.
         dtype: of the weights.
         self_contained: add the modelling code, so that it can be loaded without this package.

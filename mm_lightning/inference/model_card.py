@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mm_lightning.checkpoint.run_folder import hardware
+from mm_lightning.checkpoint.environment import describe_hardware
 from mm_lightning.errors import UserError
 from mm_lightning.markdown import Markup, code, markdown_table, plain
 from mm_lightning.side_files import known_config, read_lines, read_object
@@ -146,7 +146,7 @@ def _environment(environment: dict[str, Any]) -> list[tuple[str, Any]]:
     dirty = " with uncommitted changes" if code and code.get("dirty") else ""
     return [
         ("commit", f"{code['commit']}{dirty}" if code else f"mm-lightning {packages.get('mm-lightning')}, no checkout"),
-        ("hardware", hardware(environment)),
+        ("hardware", describe_hardware(environment)),
         ("versions", ", ".join(f"{name} {version}" for name, version in packages.items() if version)),
     ]
 

@@ -37,7 +37,7 @@ def inspect_command(
     leaves out.
 
     Args:
-        checkpoint: a run folder (its newest whole checkpoint is taken) or a checkpoint.
+        checkpoint: a run folder (its newest valid checkpoint is taken) or a checkpoint.
         prompt: the text; \n is a line end, \t a tab and \\ a backslash.
         file: a file that holds the text instead.
         output: the page to write.

@@ -113,7 +113,7 @@ class TrainingCLI(LightningCLI):
             if hasattr(self, "folder"):
                 self.folder.release()
                 if self.command == "fit" and self.config.fit.trainer.fast_dev_run:
-                    self.folder.discard_trial()
+                    self.folder.remove_dry_run()
 
     def _stuck(self, interrupt: KeyboardInterrupt) -> None:
         """End the other processes of this machine in place of a main thread that waits for them."""
@@ -129,7 +129,7 @@ class TrainingCLI(LightningCLI):
             return
         if self.config.fit.trainer.fast_dev_run:
             return
-        folder.discard_unused()
+        folder.remove_unused()
         checkpoint = self.checkpoint if folder.resumed else None
         step, name = (step_of(checkpoint), checkpoint.name) if checkpoint else (0, None)
         place = folder.path if folder.resumed else folder.root
@@ -173,7 +173,7 @@ class TrainingCLI(LightningCLI):
                 nargs="?",
                 const=True,
                 default=False,
-                help="Continue the newest whole checkpoint of `run`, or of the run folder named here, with that run's "
+                help="Continue the newest valid checkpoint of `run`, or of the run folder named here, with that run's "
                 "own configuration; configs and options that are given win over it.",
             )
         if self.command == "predict":
@@ -355,11 +355,11 @@ class TrainingCLI(LightningCLI):
             self._check_data()
             super()._run_subcommand(subcommand)
         except UserError:
-            self.folder.discard_unused()
+            self.folder.remove_unused()
             raise
         except Exception as error:
             if refused_by_lightning(error):
-                self.folder.discard_unused()
+                self.folder.remove_unused()
                 raise UserError(" ".join(str(error).split())) from error
             timeout = self.config[subcommand].communication_timeout
             lost = lost_contact(error, timeout) if isinstance(error, RuntimeError) else None

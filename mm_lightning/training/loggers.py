@@ -125,7 +125,7 @@ class TensorBoard(TensorBoardLogger):
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Write a run's settings for the HPARAMS tab."""
         folder, values = Path(self.log_dir), dict(params)
-        self.folder.write(folder / RUN_HPARAMS, lambda: write_run_hparams(folder, values), waits=True)
+        self.folder.write(folder / RUN_HPARAMS, lambda: write_run_hparams(folder, values), retry=True)
 
     @rank_zero_only
     def drop_later_steps(self, step: int) -> None:

@@ -11,7 +11,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from mm_lightning import streams
 from mm_lightning.checkpoint import find_checkpoint
-from mm_lightning.checkpoint.run_folder import RunFolder, describe_environment
+from mm_lightning.checkpoint.environment import describe_environment
+from mm_lightning.checkpoint.run_folder import RunFolder
 from mm_lightning.console import say
 from mm_lightning.data.mixture import describe, differing
 from mm_lightning.errors import UserError
@@ -52,7 +53,7 @@ class RecordRun(Callback):
         streams.note_in(self.folder.path)
         if not trainer.is_global_zero:
             return
-        self.folder.take()
+        self.folder.acquire()
         if not self.folder.resumed:
             self._write(trainer, 0)
 
@@ -60,7 +61,7 @@ class RecordRun(Callback):
         path = self.folder.path
         (path / "finished.json").unlink(missing_ok=True)  # a finished run may be resumed for more steps
         config = redact_values(self.config)
-        self.folder.write(path / "config.yaml", lambda: write_config(path / "config.yaml", config), waits=True)
+        self.folder.write(path / "config.yaml", lambda: write_config(path / "config.yaml", config), retry=True)
         for logger in trainer.loggers:
             logger.log_hyperparams(hyperparameters(config))
         last = read_object(path / "environment.json")
@@ -75,7 +76,7 @@ class RecordRun(Callback):
             )
         content = {**describe_environment(), "step": step, "data": data, "earlier": past}
         file = path / "environment.json"
-        self.folder.write(file, lambda: write_json(file, content), waits=True)
+        self.folder.write(file, lambda: write_json(file, content), retry=True)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Says once what is going to be trained, on what, and how."""
@@ -140,7 +141,7 @@ class RecordRun(Callback):
             was = None
         now = data_order_settings(data.weights, data.context_length, data.global_batch_size, data.seed)
         note = partial(record_resume, run, trainer.global_step, first, was, now)
-        self.folder.write(run / ROLLBACKS, note, waits=True)
+        self.folder.write(run / ROLLBACKS, note, retry=True)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Says where an interrupted run can go on."""

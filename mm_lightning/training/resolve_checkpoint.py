@@ -71,7 +71,7 @@ def claim_run_folder(folder: RunFolder) -> None:
     Raises:
         UserError: another process trains in it.
     """
-    folder.take()
+    folder.acquire()
     for partial in remove_leftovers(folder.path / "checkpoints"):
         say(f"removed {partial}: saving it was cut off")
 

@@ -29,7 +29,7 @@ def continued_checkpoint(command: str, options: Sequence[str], files: Sequence[C
     the run that they evaluate, if no config is named.
 
     Raises:
-        UserError: no whole checkpoint is there.
+        UserError: no valid checkpoint is there.
     """
     root = option_value("run", options) or next(
         (str(f.values["run"]) for f in reversed(files) if "run" in f.values), None

@@ -76,13 +76,13 @@ def test_a_module_can_be_copied_while_its_run_folder_is_locked(tmp_path):
     module = LanguageModule(MemoryMosaicConfig(vocab_size=7, layers=1, dim=8, heads=2))
     module.network = module.config.build()
     module.run_folder = RunFolder(tmp_path)
-    module.run_folder.take()
+    module.run_folder.acquire()
     try:
         for copied in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
             assert copied.run_folder.path == module.run_folder.path
             copied.run_folder.release()  # which is not its to release
             with pytest.raises(UserError, match="is training in"):
-                RunFolder(tmp_path, module.run_folder.path).take()
+                RunFolder(tmp_path, module.run_folder.path).acquire()
     finally:
         module.run_folder.release()
 

@@ -1,4 +1,4 @@
-"""Killed at chosen points of a save, a run goes on from its newest whole checkpoint as if nothing had happened."""
+"""Killed at chosen points of a save, a run goes on from its newest valid checkpoint as if nothing had happened."""
 
 import functools
 import os

@@ -57,7 +57,7 @@ def test_a_folder_is_whole_when_committed_and_complete(tmp_path):
         assert os.listdir(tmp_path) == ["step=5.ckpt"]
     assert json.loads((target / COMMIT_FILE).read_text())["files"] == {"shard": {"bytes": 5, "crc32": "cbf53a1c"}}
     (target / "shard").write_bytes(b"123")
-    with pytest.raises(UserError, match="not a whole checkpoint"):
+    with pytest.raises(UserError, match="not a valid checkpoint"):
         find_checkpoint(target)
 
 

@@ -72,7 +72,7 @@ def test_every_length_but_the_right_one_is_found_without_reading_all_of_it(tmp_p
         path.write_bytes(good[:length])
         assert not is_whole(path), length
         assert damage(path) is not None
-    assert "step=3.ckpt is not a whole checkpoint: it is truncated" in str(fails(find_checkpoint, path))
+    assert "step=3.ckpt is not a valid checkpoint: it is truncated" in str(fails(find_checkpoint, path))
 
 
 def fails(function, *args) -> UserError:
@@ -225,7 +225,7 @@ def sampled(path: Path) -> str:
         content = file.read_bytes()
         digest.update(f"{file.relative_to(path)} {len(content)}".encode())
         starts = (
-            [part * (len(content) - (1 << 16)) // 255 for part in range(256)] if len(content) > integrity._SMALL else []
+            [n * (len(content) - (1 << 16)) // 255 for n in range(256)] if len(content) > integrity._SMALL_FILE else []
         )
         digest.update(b"".join(content[s : s + (1 << 16)] for s in starts) or content)
     return digest.hexdigest()[:16]
@@ -233,7 +233,7 @@ def sampled(path: Path) -> str:
 
 @pytest.mark.parametrize("kind", ["plain", "folder", "safetensors", "foreign.ckpt", "foreign.safetensors"])
 def test_a_fingerprint_sees_every_byte_of_a_large_checkpoint(tmp_path, monkeypatch, kind):
-    monkeypatch.setattr(integrity, "_SMALL", 1 << 18)  # as if large
+    monkeypatch.setattr(integrity, "_SMALL_FILE", 1 << 18)  # as if large
     path = tmp_path / f"large.{kind.removeprefix('foreign.')}"
     x = torch.zeros(6_000_000)  # between two of the parts lie some 25 kB
 

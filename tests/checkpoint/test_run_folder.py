@@ -2,7 +2,8 @@
 
 import pytest
 
-from mm_lightning.checkpoint.run_folder import RunFolder, describe_environment
+from mm_lightning.checkpoint.environment import describe_environment
+from mm_lightning.checkpoint.run_folder import RunFolder
 
 
 def test_fresh_runs_take_the_next_number(tmp_path):
@@ -16,7 +17,7 @@ def test_fresh_runs_take_the_next_number(tmp_path):
 def test_a_folder_in_which_nothing_happened_is_removed(tmp_path):
     folder = RunFolder(tmp_path)
     folder.path.mkdir(exist_ok=True)
-    folder.discard_unused()
+    folder.remove_unused()
     assert not folder.path.exists()
 
 
@@ -26,7 +27,7 @@ def test_a_folder_in_which_something_happened_stays(tmp_path, left):
     for name in ("config.yaml", ".lock", "events.out.tfevents.0.hparams", left):
         (used.path / name).parent.mkdir(parents=True, exist_ok=True)
         (used.path / name).write_text("")
-    used.discard_unused()
+    used.remove_unused()
     assert (used.path / left).exists()
 
 

@@ -46,7 +46,7 @@ def test_kill_frees_it(tmp_path):
     if holder == 0:
         try:
             lock = RunLock(tmp_path)
-            lock.take()
+            lock.acquire()
             os.write(done, b"!")
             signal.pause()
         finally:
@@ -54,23 +54,23 @@ def test_kill_frees_it(tmp_path):
     try:
         assert os.read(ready, 1) == b"!"
         with pytest.raises(UserError, match=f"process {holder} on .* is training in {tmp_path}"):
-            RunLock(tmp_path).take()
+            RunLock(tmp_path).acquire()
     finally:
         os.kill(holder, signal.SIGKILL)
         os.waitpid(holder, 0)
     lock = RunLock(tmp_path)
-    lock.take()
+    lock.acquire()
     assert json.loads((tmp_path / LOCK).read_text())["process"] == os.getpid()
     with pytest.raises(UserError):
-        RunLock(tmp_path).take()
+        RunLock(tmp_path).acquire()
     lock.release()
-    RunLock(tmp_path).take()
+    RunLock(tmp_path).acquire()
 
 
 def test_a_machine_that_died_is_waited_for(tmp_path, monkeypatch, capsys):
     """A server of files frees a lock of another machine only after a while."""
     lock, other = RunLock(tmp_path), RunLock(tmp_path)
-    other.take()
+    other.acquire()
     (tmp_path / LOCK).write_text(json.dumps({"process": 7, "host": "elsewhere"}))
     slept = []
 
@@ -80,12 +80,12 @@ def test_a_machine_that_died_is_waited_for(tmp_path, monkeypatch, capsys):
             other.release()
 
     monkeypatch.setattr(run_lock.time, "sleep", sleep)
-    lock.take()
+    lock.acquire()
     assert len(slept) == 3
     assert capsys.readouterr().out.count("waiting up to 120 s for process 7 on elsewhere") == 1
     (tmp_path / LOCK).write_text(json.dumps({"process": 7, "host": "elsewhere"}))
     with pytest.raises(UserError, match="process 7 on elsewhere"):
-        RunLock(tmp_path, patience=0).take()
+        RunLock(tmp_path, timeout=0).acquire()
 
 
 def test_file_systems_without_locks(tmp_path, monkeypatch, capsys):
@@ -93,7 +93,7 @@ def test_file_systems_without_locks(tmp_path, monkeypatch, capsys):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    RunLock(tmp_path).take()
+    RunLock(tmp_path).acquire()
     assert "cannot be locked (No locks available): let no second mm fit --resume run in it" in capsys.readouterr().out
     with pytest.raises(UserError, match="cannot write to the run folder"):
-        RunLock(tmp_path / "nothing").take()
+        RunLock(tmp_path / "nothing").acquire()

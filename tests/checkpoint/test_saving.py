@@ -193,7 +193,7 @@ def test_an_error_of_any_class_ends_the_run(tiny, tmp_path, monkeypatch, capsys,
 def test_what_is_written_is_loaded_before_it_gets_its_name(tmp_path, monkeypatch, asynchronous):
     """A file system that loses what it was given."""
     io = AtomicCheckpointIO()
-    io.asynchronous, io.keeps_errors = asynchronous, True
+    io.asynchronous, io.defer_errors = asynchronous, True
     seal = ChecksumFile.append_checksum
 
     def lose(self):

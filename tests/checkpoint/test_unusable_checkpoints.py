@@ -45,13 +45,13 @@ def test_a_torn_file(tmp_path, capsys, command):
     for length in (size - 1, size // 2, 0):
         os.truncate(path, length)
         line = complain(capsys, command, path)
-        assert f"{path} is not a whole checkpoint: it is truncated or damaged" in line
+        assert f"{path} is not a valid checkpoint: it is truncated or damaged" in line
         assert "Name another, or its run folder to take the newest" in line
     path.write_bytes(b"not a checkpoint at all" * 100)
-    assert f"{path} is not a whole checkpoint" in complain(capsys, command, path)
+    assert f"{path} is not a valid checkpoint" in complain(capsys, command, path)
     folder = tmp_path / "step=7.ckpt"
     folder.mkdir()
-    assert f"{folder} is not a whole checkpoint: it has no commit.json" in complain(capsys, command, folder)
+    assert f"{folder} is not a valid checkpoint: it has no commit.json" in complain(capsys, command, folder)
     torch.save({"somebody": "else's"}, path)
     assert f"{path} was not written by mm" in complain(capsys, command, path)
 
@@ -79,7 +79,7 @@ def test_a_run_of_a_newer_version_is_not_resumed(tiny, tmp_path, capsys):
 @pytest.mark.parametrize("command", ["generate", "evaluate"])
 def test_without_a_tokenizer(tmp_path, capsys, command):
     line = complain(capsys, command, saved(tmp_path / "step=5.ckpt"))
-    assert "carries no tokenizer: it was trained without prepared data" in line
+    assert "has no tokenizer: it was trained without prepared data" in line
     line = complain(capsys, command, saved(tmp_path / "step=0.ckpt", imported="old.pt, a checkpoint of v1"))
-    assert "carries no tokenizer: what it was imported from (old.pt, a checkpoint of v1) came without one" in line
-    assert "Import it again with --tokenizer" in line
+    assert "has no tokenizer" in line
+    assert "(old.pt, a checkpoint of v1): import it again with --tokenizer" in line

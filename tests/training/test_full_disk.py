@@ -239,7 +239,7 @@ def test_what_waits_is_written_with_the_next_thing_that_can_be(tmp_path):
             refuse()
         written.append("late")
 
-    assert not folder.write(tmp_path / "config.yaml", late, waits=True)
+    assert not folder.write(tmp_path / "config.yaml", late, retry=True)
     for _ in range(4):
         assert folder.write(tmp_path / "metrics.jsonl", lambda: written.append("line"))
     assert written == ["line", "late", "line", "line", "line"]

@@ -147,7 +147,7 @@ def machine(device: Any) -> dict[str, Any]:
     """What a timing was taken on, with which versions and code."""
     import torch
 
-    from mm_lightning.checkpoint.run_folder import describe_environment
+    from mm_lightning.checkpoint.environment import describe_environment
 
     environment = describe_environment()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else environment["cpu"]["model"]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mm_lightning.checkpoint.run_folder import hardware
+from mm_lightning.checkpoint.environment import describe_hardware
 from mm_lightning.csv_text import csv_text
 from mm_lightning.experiments import page
 from mm_lightning.experiments.drawing import short
@@ -128,7 +128,7 @@ def _facts(gathered: Gathered) -> dict[str, str]:
         + (f"; {partial} of {total} evaluations are partial" if partial else ""),
         "Asked": " to ".join(dict.fromkeys([days[0], days[-1]])) if days else "",
         "Code": ", ".join(counted([commit(session) for session in sessions])),
-        "Hardware": ", ".join(counted([hardware(session) for session in sessions])),
+        "Hardware": ", ".join(counted([describe_hardware(session) for session in sessions])),
     }
     return {name: text for name, text in found.items() if text}
 
