@@ -1,7 +1,6 @@
 import signal
 
 import pytest
-import torch
 from hypothesis import HealthCheck, settings
 from tiny_run import prepared, tiny  # noqa: F401
 
@@ -19,6 +18,8 @@ def pytest_addoption(parser):
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
     """The tensors of these tests are small: more threads only wait for each other."""
+    import torch  # here, for the process that hands out the tests needs none of it
+
     torch.set_num_threads(1)
 
 

@@ -18,10 +18,10 @@ def on_either(test):
     return test if INTERPRETED else pytest.mark.gpu(no_gpu(test))
 
 
-def through_the_interpreter(file, count):
-    """Runs a file's tests that have `agree` in their name, so many, in a process of its own: Triton asks for the
+def through_the_interpreter(files, count):
+    """Runs the tests of files that have `agree` in their name, so many, in a process of its own: Triton asks for the
     variable when it is imported."""
-    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", "-k", "agree", file]
+    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", "-k", "agree", *files]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     found = subprocess.run(command, capture_output=True, text=True, env=environment)
     if "only 0-dimensional arrays can be converted" in found.stdout:

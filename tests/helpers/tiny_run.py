@@ -5,8 +5,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mm_lightning.cli import main
-
 TINY = {
     "trainer": {
         "max_steps": 6,
@@ -47,6 +45,8 @@ TINY = {
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory) -> Path:
     """A folder of bytes of counted numbers: 14 or so documents for training."""
+    from mm_lightning.cli import main
+
     folder = tmp_path_factory.mktemp("text")
     for n in range(24):
         (folder / f"{n}.txt").write_text(" ".join(str(k * (n + 1)) for k in range(60 + 5 * n)))

@@ -284,75 +284,71 @@ def test_flat_files_are_the_sources_but_for_their_imports():
 
 
 ELSEWHERE = """
-import sys, torch
+import json, sys, torch
 sys.modules |= dict.fromkeys(["mm_lightning", "numba", "triton"])  # cannot be imported
+import threading
 from transformers import AutoModelForCausalLM, AutoTokenizer
 def generate(folder, **settings):
     tokens = AutoTokenizer.from_pretrained(folder, **settings)("mosaic", return_tensors="pt")
     model = AutoModelForCausalLM.from_pretrained(folder, **settings)
-    print(model.generate(**tokens, max_new_tokens=12, num_beams=2)[0].tolist(), type(model).__module__)
-generate({contained!r}, trust_remote_code=True)
-del sys.modules["mm_lightning"]
+    return [model.generate(**tokens, max_new_tokens=12, num_beams=2)[0].tolist(), type(model).__module__]
+def add(folder, **settings):
+    tokenizer = AutoTokenizer.from_pretrained(folder, **settings)
+    if type(tokenizer).__name__ != "MMLightningTokenizer":
+        return "transformers of this version passes over registered classes of tokenizers"
+    tokenizer.add_special_tokens({{"additional_special_tokens": ["<|user|>"]}})
+    tokenizer.add_tokens(["<word>"])
+    tokenizer.save_pretrained(folder + "_more")
+    again = AutoTokenizer.from_pretrained(folder + "_more", **settings)
+    text = "a<|user|>b<|end_of_text|><|user|><|end_of_text|><word>"
+    results = []
+    for one in (tokenizer, again):
+        ids = one(text)["input_ids"]
+        shown = [ids, one.decode(ids), one.decode([*ids, 257], skip_special_tokens=True), len(one)]
+        results.append([*shown, one("<|end_of_text|>", "<|user|>")["input_ids"]])
+    return results
+results = {{"contained": [f({contained!r}, trust_remote_code=True) for f in (generate, add)]}}
+del sys.modules["mm_lightning"], sys.modules["numba"], sys.modules["triton"]
 import mm_lightning.transformers
-generate({plain!r})
+results["plain"] = [f({plain!r}) for f in (generate, add)]
+print(json.dumps(results))
 """
 
 
-def test_elsewhere_without_and_with_the_package(v2, tmp_path):
-    folders = {"contained": str(tmp_path / "contained"), "plain": str(tmp_path / "plain")}
+@pytest.fixture(scope="module")
+def elsewhere(v2, tmp_path_factory):
+    """What a process without the package does with a self-contained folder, and then with the package with another."""
+    root = tmp_path_factory.mktemp("elsewhere")
+    folders = {name: str(root / name) for name in ("contained", "plain")}
     for name, folder in folders.items():
         export_command(str(v2), folder, self_contained=name == "contained")
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "HF_HOME": str(root / "home"), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", ELSEWHERE.format(**folders)]
-    found = subprocess.run(command, capture_output=True, text=True, env=environment)
-    first, second = found.stdout.splitlines() or [found.stderr, ""]
-    assert "transformers_modules" in first
-    assert "mm_lightning.inference.modeling" in second, found.stderr
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return folders, json.loads(done.stdout.splitlines()[-1])
+
+
+def test_elsewhere_without_and_with_the_package(elsewhere):
+    folders, results = elsewhere
+    first, second = results["contained"][0], results["plain"][0]
+    assert "transformers_modules" in first[1]
+    assert second[1] == "mm_lightning.inference.modeling"
     tokens = torch.tensor([[256, *b"mosaic"]])
     expected = load(folders["plain"]).generate(tokens, max_new_tokens=12, num_beams=2)[0].tolist()
-    assert first.split("]")[0] == second.split("]")[0] == str(expected)[:-1]
+    assert first[0] == second[0] == expected
 
 
-ADDED = """
-import sys
-import threading
-if {contained!r}:
-    sys.modules |= dict.fromkeys(["mm_lightning", "numba", "triton"])  # cannot be imported
-else:
-    import mm_lightning.transformers
-from transformers import AutoTokenizer
-trust = {{"trust_remote_code": {contained!r}}}
-tokenizer = AutoTokenizer.from_pretrained({folder!r}, **trust)
-if type(tokenizer).__name__ != "MMLightningTokenizer":
-    sys.exit("transformers of this version passes over registered classes of tokenizers")
-name = "additional_special_tokens"
-tokenizer.add_special_tokens({{name: ["<|user|>"]}})
-tokenizer.add_tokens(["<word>"])
-tokenizer.save_pretrained({folder!r} + "_more")
-again = AutoTokenizer.from_pretrained({folder!r} + "_more", **trust)
-text = "a<|user|>b<|end_of_text|><|user|><|end_of_text|><word>"
-for one in (tokenizer, again):
-    ids = one(text)["input_ids"]
-    print(ids, one.decode(ids), one.decode([*ids, 257], skip_special_tokens=True), len(one), sep="|||")
-    print(one("<|end_of_text|>", "<|user|>")["input_ids"])
-"""
-
-
-@pytest.mark.parametrize("contained", [True, False])
-def test_added_special_tokens_are_found_in_texts(v2, tmp_path, contained):
-    folder = str(tmp_path / "folder")
-    export_command(str(v2), folder, self_contained=contained)
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
-    code = ADDED.format(contained=contained, folder=folder)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-    if "passes over registered classes" in done.stderr and not contained:
-        pytest.skip(done.stderr.splitlines()[-1])
-    assert done.returncode == 0, done.stderr
+@pytest.mark.parametrize("name", ["contained", "plain"])
+def test_added_special_tokens_are_found_in_texts(elsewhere, name):
+    added = elsewhere[1][name][1]
+    if isinstance(added, str) and name == "plain":
+        pytest.skip(added)
     end = list(b"<|end_of_text|>")
     ids = [256, *b"a", 258, *b"b", *end, 258, *end, 259]
     text = "a<|user|>b<|end_of_text|><|user|><|end_of_text|><word>"
-    shown = [str(ids), "<|begin_of_text|>" + text, text.replace("<|user|>", ""), "260"]
-    assert done.stdout.splitlines() == ["|||".join(shown), str([256, *end, 256, 258])] * 2
+    shown = [ids, "<|begin_of_text|>" + text, text.replace("<|user|>", ""), 260]
+    assert added == [[*shown, [256, *end, 256, 258]]] * 2
 
 
 def test_the_tokenizer_of_a_folder_loads_without_its_code(v2, tmp_path):

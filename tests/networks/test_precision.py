@@ -11,7 +11,7 @@ from mm_lightning.memory.documents import Documents
 from mm_lightning.memory.kernels import set_kernels
 from mm_lightning.networks import V1, MemoryMosaicConfig, TransformerConfig
 
-TINY = {"vocab_size": 31, "layers": 2, "dim": 16, "heads": 2, "persistent_dim": 24, "short_term_window": 8}
+TINY = {"vocab_size": 31, "layers": 1, "dim": 16, "heads": 2, "persistent_dim": 24, "short_term_window": 8}
 DELAYS = {"long_term_delay": (3, 6), "inference_delay": 3}
 V1_TINY = {**V1, "persistent_slots": 8, "persistent_banks": 2, "bias": True, "dropout": 0.0}
 VARIANTS = {

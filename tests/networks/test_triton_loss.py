@@ -1,8 +1,8 @@
-"""The loss of logits by a kernel for a GPU agrees with torch's: on a GPU, and without one by Triton's interpreter."""
+"""The loss of logits by a kernel for a GPU agrees with that of torch; without a GPU, test_triton.py interprets it."""
 
 import pytest
 import torch
-from on_a_gpu import DEVICE, no_gpu, on_either, through_the_interpreter
+from on_a_gpu import DEVICE, no_gpu, on_either
 from torch.nn import functional as F
 
 from mm_lightning.networks import loss
@@ -11,10 +11,6 @@ from mm_lightning.networks.torch_loss import errors_reference
 
 pytest.importorskip("triton")
 from mm_lightning.networks import triton_loss
-
-
-def test_all_of_them_through_the_interpreter():
-    through_the_interpreter(__file__, 6)
 
 
 def arguments(vocabulary, dtype, ignored=0.3):
