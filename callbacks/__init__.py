@@ -1,4 +1,4 @@
-"""What watches a run: one concern a file, each named in YAML in one line.
+"""Callbacks that watch, save or evaluate a run: one concern a file, each named in YAML in one line.
 
 trainer:
   callbacks:

@@ -1,75 +1,80 @@
-"""What looks inside a network in training after each validation."""
+"""Base classes of callbacks that inspect the network in training after each validation."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 
 from mm_lightning.data import Batch
 from mm_lightning.memory.documents import Documents
 from mm_lightning.networks import Network
 from mm_lightning.training.evaluation_mode import evaluation_mode
+from mm_lightning.training.lightning_internals import callbacks_of
+
+if TYPE_CHECKING:
+    from mm_lightning.training.module import LanguageModule
 
 
 class AfterValidation(Callback, ABC):
-    """Looks at the network on the first process. All such callbacks of a trainer are lent it together: under ZeRO-3 one
-    whole copy serves them all."""
+    """Inspect the network on the first process after each validation.
 
-    def due(self) -> bool:
-        """Whether there is something to look at."""
+    The first such callback of a trainer calls :meth:`inspect` of all of them: under ZeRO-3 one gathered copy of the
+    network serves all.
+    """
+
+    def has_input(self) -> bool:
+        """Return whether there is something to inspect the network with."""
         return True
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The first of them that are due lends the network to all."""
-        due = [callback for callback in trainer.callbacks if isinstance(callback, AfterValidation) and callback.due()]
-        if trainer.state.fn != "fit" or trainer.sanity_checking or self not in due[:1]:
+    def on_validation_end(self, trainer: Trainer, pl_module: LanguageModule) -> None:
+        ready = [c for c in callbacks_of(trainer) if isinstance(c, AfterValidation) and c.has_input()]
+        if trainer.state.fn != "fit" or trainer.sanity_checking or self not in ready[:1]:
             return
         with evaluation_mode(trainer, pl_module) as network:
-            for callback in due if trainer.is_global_zero else ():
-                callback.look(trainer, network)
+            for callback in ready if trainer.is_global_zero else ():
+                callback.inspect(trainer, network)
 
-    def numbered(self, name: str, trainer: Trainer) -> str:
-        """Return a tag that no other callback of this class writes: the first one's is the name, then come /2, /3..."""
-        place = [callback for callback in trainer.callbacks if type(callback) is type(self)].index(self)
-        return f"{name}/{place + 1}" if place else name
+    def unique_tag(self, name: str, trainer: Trainer) -> str:
+        """Return a tag that no other callback of this class writes: `name` for the first one, then `name/2`, ..."""
+        index = [callback for callback in callbacks_of(trainer) if type(callback) is type(self)].index(self)
+        return f"{name}/{index + 1}" if index else name
 
     @abstractmethod
-    def look(self, trainer: Trainer, network: Network) -> None:
-        """Called with the whole network, in evaluation mode."""
+    def inspect(self, trainer: Trainer, network: Network) -> None:
+        """Inspect the whole network, in evaluation mode; called on the first process only."""
 
 
-class ValidationRows(AfterValidation):
-    """Looks at what a network does with the first sequences of the first validation batch: nothing is read that
-    validation does not read.
+class OnValidationBatch(AfterValidation):
+    """Inspect the network on the first sequences of the first validation batch.
 
     Args:
-        sequences: how many at most; 0 looks at none.
+        sequences: how many at most; 0 inspects nothing.
 
     Attributes:
-        batch: what was kept last.
+        batch: those sequences of the last validation.
     """
 
     def __init__(self, sequences: int) -> None:
         self.sequences = sequences
         self.batch: Batch | None = None
 
-    def due(self) -> bool:
-        """Once it has seen a batch."""
+    def has_input(self) -> bool:
+        """Return whether a validation batch was seen."""
         return self.batch is not None
 
     def on_validation_batch_end(
         self,
         trainer: Trainer,
-        pl_module: LightningModule,
+        pl_module: LanguageModule,
         outputs: Any,
         batch: Any,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keeps the first sequences."""
+        """Keep the first sequences."""
         if batch_idx == dataloader_idx == 0 and self.sequences:
-            part = slice(min(self.sequences, len(batch)))
-            documents = Documents.from_starts(batch.documents.position[part] == 0)
-            self.batch = Batch(batch.tokens[part], batch.targets[part], documents)
+            rows = slice(min(self.sequences, len(batch)))
+            documents = Documents.from_starts(batch.documents.position[rows] == 0)
+            self.batch = Batch(batch.tokens[rows], batch.targets[rows], documents)

@@ -1,4 +1,4 @@
-"""Steps whose numbers go wrong: noticed on the device, left out, kept to look at."""
+"""Detect non-finite and spiking losses on the device, skip the update and save the batch."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import math
 from functools import partial
 from pathlib import Path
 from shlex import quote
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor
 from torch.optim import Optimizer
@@ -33,38 +33,42 @@ from mm_lightning.training.data_order import (
     record_rollback,
     save_tokens,
 )
-from mm_lightning.training.lightning_internals import accumulating
+from mm_lightning.training.lightning_internals import accumulating, callbacks_of, datamodule_of, log_interval
 from mm_lightning.training.loggers import drop_later_steps
 from mm_lightning.training.rollback import restore
 from mm_lightning.training.sharding import step_norm, watch_overflow
+
+if TYPE_CHECKING:
+    from mm_lightning.training.module import LanguageModule
 
 Window = Annotated[int, Range(4, 1_000_000)]
 
 
 class BadStepGuard(Callback):
-    """Keeps the update of a bad step away from the weights: one whose loss or gradient is not finite, or whose loss
-    lies more than `sigma` standard deviations above the mean of the last `window` good steps.
+    """Skip the update of a bad step: one whose loss or gradient is not finite, or whose loss lies more than `sigma`
+    standard deviations above the mean of the last `window` good steps.
 
-    Whether a step is bad is decided on the device, from the loss and the gradient over all processes, before the
-    optimiser's update, which then leaves weights, moments and their step counts as they are on every process, whatever
-    `on_bad_step` says. The step counts as one: schedule, randomness and data go on. Nothing waits for the device: its
-    numbers are read one step later. (DeepSpeed itself waits for the norm of every step.)
+    Loss and gradient norm over all processes are judged on the device before the optimizer's update, which then leaves
+    weights, moments and their step counts unchanged on every process, whatever `on_bad_step` says. The step counts as
+    one: schedule, randomness and data go on. There is no host sync: statistics are read one step later. (DeepSpeed
+    itself waits for the gradient norm of every step.)
 
-    Part of every `mm fit`, with these defaults; `trainer.callbacks` may name one with other settings. (Not of one in
-    fp16, whose loss scale is found by leaving out updates.)
+    Part of every `mm fit`, with these defaults; `trainer.callbacks` may name one with other settings. (Not in fp16,
+    whose dynamic loss scale relies on skipped updates.)
 
-    `train/bad_steps` counts them, from the first one on. One step after a bad one the run folder gets
-    `bad_steps/step=N/`, which `mm data show` reads: why, the numbers, the tokens that every process was given and where
-    they lie. A run that ends in between has not got it.
+    `train/bad_steps` counts bad steps, from the first one on. One step after a bad one the run folder gets
+    `bad_steps/step=N/`, which `mm data show` reads: the reason, the statistics, the tokens of every process and their
+    position in the data. A run that ends in between does not get it.
 
     Args:
-        on_bad_step: `skip` goes on. `rollback` goes back to the newest checkpoint from before the step, with the
+        on_bad_step: `skip` trains on. `rollback` restores the newest checkpoint from before the step, with the
             schedule, and trains on with the data that come next: what lay in between is not read again; without such
-            a checkpoint it goes on like skip, and so do bad steps of which training ends before they are looked at.
+            a checkpoint it acts like skip, and so it does if training ends before the step is reported.
             `stop` ends the run with an error.
-        sigma: how many standard deviations make a spike; 0 asks for finite numbers only.
-        window: of how many good steps; spikes are looked for when half of it is filled.
-        patience: so many bad steps in a row, or returns to one checkpoint, end the run: it is not the batch.
+        sigma: how many standard deviations make a loss spike; 0 detects non-finite values only.
+        window: number of good steps in the statistics; spikes are detected once half of them are there.
+        patience: end the run after so many bad steps in a row, or rollbacks to one checkpoint: the batch is not the
+            cause.
     """
 
     @checked()
@@ -77,78 +81,78 @@ class BadStepGuard(Callback):
     ) -> None:
         self.on_bad_step, self.sigma, self.window, self.patience = on_bad_step, sigma, window, patience
         self._losses = LossWindow(sigma, window)
-        self._now = Step()
-        self._before: Step | None = None  # the step whose numbers are on their way
+        self._step = Step()
+        self._previous: Step | None = None  # whose statistics are being copied to the host
         self._in_a_row = 0
         self._bad_steps = 0
-        self._back: int | None = None  # the bad step to go back from
-        self._returns = ("", 0)  # the last one, how often
+        self._rollback_from: int | None = None  # a bad step
+        self._rollbacks = ("", 0)  # the last checkpoint that was restored, how often in a row
 
-    # What happens on the device
+    # On the device
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Moves the window to the device."""
+    def on_train_start(self, trainer: Trainer, pl_module: LanguageModule) -> None:
+        """Move the window to the device, and let the optimizer skip updates."""
         self._losses.to(pl_module.device)
         if isinstance(trainer.strategy, DeepSpeedStrategy):
             watch_overflow(trainer.strategy.deepspeed_engine)
         elif not all(optimizer.defaults.get("fused") for optimizer in trainer.optimizers):
             raise UserError(
-                "BadStepGuard needs a fused optimiser, which can leave out an update without being asked to wait"
+                "BadStepGuard needs a fused optimizer, which can skip an update without a host sync: give fused=True"
             )
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
-        """Goes back to a checkpoint, if that was decided; remembers the batch."""
-        if self._back is not None:
-            self._go_back(trainer, pl_module)
-        self._now.tokens.append(batch.tokens)
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LanguageModule, batch: Batch, batch_idx: int) -> None:
+        """Roll back to a checkpoint, if a step asks for it; remember the batch."""
+        if self._rollback_from is not None:
+            self._roll_back(trainer, pl_module)
+        self._step.tokens.append(batch.tokens)
 
-    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Judges the step's loss, as soon as all of it is known."""
+    def on_before_backward(self, trainer: Trainer, pl_module: LanguageModule, loss: Tensor) -> None:
+        """Judge the loss of the step, once its last batch has gone forward."""
         if accumulating(trainer):
             return
         sums = pl_module.step_sums().double()
         if trainer.world_size > 1:
             dist.all_reduce(sums)
-        self._now.judge(self._losses, sums[0] / sums[1].clamp(min=1))
-        if isinstance(trainer.strategy, DeepSpeedStrategy):  # it leaves out updates whose gradient is not finite
-            factor = torch.where(self._now.bad, torch.nan, 1.0).to(loss.dtype)
+        self._step.judge(self._losses, sums[0] / sums[1].clamp(min=1))
+        if isinstance(trainer.strategy, DeepSpeedStrategy):  # it skips updates whose gradient is not finite
+            factor = torch.where(self._step.bad, torch.nan, 1.0).to(loss.dtype)
             loss.register_hook(lambda gradient: gradient * factor)
 
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Tells the optimiser, which asks on the device whether to do anything."""
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LanguageModule, optimizer: Optimizer) -> None:
+        """Judge the gradient norm, and set `found_inf`, by which a fused optimizer skips its update."""
         if isinstance(trainer.strategy, DeepSpeedStrategy):
             return
         norm = torch.nn.utils.get_total_norm([p.grad for p in pl_module.parameters() if p.grad is not None])
-        self._now.norm = norm.double()
-        self._now.bad = self._now.bad | ~norm.isfinite()
-        optimizer.found_inf = self._now.bad.float()
+        self._step.norm = norm.double()
+        self._step.bad = self._step.bad | ~norm.isfinite()
+        optimizer.found_inf = self._step.bad.float()  # type: ignore[attr-defined]
 
-    # What is looked at one step later
+    # On the host, one step later
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+        self, trainer: Trainer, pl_module: LanguageModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Sends the step's numbers on their way and looks at those of the step before."""
+        """Start to copy the statistics of the step to the host, and report the step before."""
         if accumulating(trainer):
             return
         if isinstance(trainer.strategy, DeepSpeedStrategy):
             norm, skipped = step_norm(trainer.strategy.deepspeed_engine)
-            self._now.norm = torch.as_tensor(norm, dtype=torch.float64, device=pl_module.device)
-            self._now.bad = self._now.bad | skipped
-        self._now.send(trainer.global_step, served_sequences(trainer))
-        looked_at, self._before, self._now = self._before, self._now, Step()
-        if looked_at is not None:
-            self._look(trainer, pl_module, looked_at)
-        if self._bad_steps and trainer.global_step % trainer.log_every_n_steps == 0:
+            self._step.norm = torch.as_tensor(norm, dtype=torch.float64, device=pl_module.device)
+            self._step.bad = self._step.bad | skipped
+        self._step.send(trainer.global_step, served_sequences(trainer))
+        previous, self._previous, self._step = self._previous, self._step, Step()
+        if previous is not None:
+            self._report(trainer, pl_module, previous)
+        if self._bad_steps and trainer.global_step % log_interval(trainer) == 0:
             pl_module.log_train({"train/bad_steps": float(self._bad_steps)})
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Looks at the last step."""
-        if self._before is not None:
-            self._look(trainer, pl_module, self._before)
-            self._before = None
+    def on_train_end(self, trainer: Trainer, pl_module: LanguageModule) -> None:
+        """Report the last step."""
+        if self._previous is not None:
+            self._report(trainer, pl_module, self._previous)
+            self._previous = None
 
-    def _look(self, trainer: Trainer, pl_module: LightningModule, step: Step) -> None:
+    def _report(self, trainer: Trainer, pl_module: LanguageModule, step: Step) -> None:
         bad, loss, norm, mean, deviation = step.read()
         self._in_a_row = self._in_a_row + 1 if bad else 0
         if not bad:
@@ -159,36 +163,36 @@ class BadStepGuard(Callback):
             why += (
                 f", {(loss - mean) / max(deviation, 1e-12):.1f} standard deviations above the last losses ({mean:.6g})"
             )
-        folder = self._keep(trainer, pl_module, step, why)
-        look = f"`mm data show {quote(str(folder))}` shows its batch" if folder else "its batch could not be kept"
-        bad = f"step {step.number} was bad: {why}. Its update was left out; {look}"
+        folder = self._save_batch(trainer, pl_module, step, why)
+        hint = f"`mm data show {quote(str(folder))}` shows its batch" if folder else "its batch could not be saved"
+        message = f"step {step.number} was bad: {why}. Its update was skipped; {hint}"
         if self.on_bad_step == "stop":
             raise UserError(
-                f"{bad}. The run ends here because BadStepGuard has on_bad_step: stop. --resume goes on from the "
-                f"newest checkpoint; with on_bad_step: skip it passes over such a batch"
+                f"{message}. The run ends here because BadStepGuard has on_bad_step: stop. --resume goes on from the "
+                f"newest checkpoint; on_bad_step: skip trains on without such a batch"
             )
         if self._in_a_row >= self.patience:
             raise UserError(
-                f"{bad}. It was the {self._in_a_row}th in a row (patience of BadStepGuard): it is not the batch. Try a "
-                f"lower model.learning_rate from an earlier checkpoint"
+                f"{message}. Bad steps in a row: {self._in_a_row}, the patience of BadStepGuard: the batch is not the "
+                f"cause. Try a lower model.learning_rate from an earlier checkpoint"
             )
-        say(bad)
-        if self.on_bad_step == "rollback" and self._back is None:
-            self._back = step.number
+        say(message)
+        if self.on_bad_step == "rollback" and self._rollback_from is None:
+            self._rollback_from = step.number
 
-    def _keep(self, trainer: Trainer, pl_module: LightningModule, step: Step, why: str) -> Path | None:
-        """Write down the batch; return the folder, or None if that was not possible."""
+    def _save_batch(self, trainer: Trainer, pl_module: LanguageModule, step: Step, why: str) -> Path | None:
+        """Save the batch; return its folder, or None if that was not possible."""
         folder = pl_module.run_folder.path / BAD_STEPS / f"step={step.number}"
 
         def write() -> None:
             self._write_batch(trainer, folder, step, why)
 
-        ends = "the run ends without its batch" if self.on_bad_step == "stop" else None
-        return folder if pl_module.run_folder.write(folder, write, ends) else None
+        consequence = "the run ends without its batch" if self.on_bad_step == "stop" else None
+        return folder if pl_module.run_folder.write(folder, write, consequence) else None
 
     def _write_batch(self, trainer: Trainer, folder: Path, step: Step, why: str) -> None:
-        """Every process writes its own tokens, the first one what is known of the step."""
-        data = trainer.datamodule
+        """Write the tokens of this process; on the first one also the statistics of the step."""
+        data = datamodule_of(trainer)
         save_tokens(folder, trainer.global_rank, step.tokens)
         if trainer.is_global_zero:
             about = data_order_settings(data.weights, data.context_length, data.global_batch_size, data.seed)
@@ -201,42 +205,42 @@ class BadStepGuard(Callback):
                 values["sequences"] = locate_sequences(about, data.sets, first)
             write_json(folder / "step.json", values)
 
-    # Going back
+    # Rollback
 
-    def _checkpoint_before(self, trainer: Trainer, pl_module: LightningModule, bad: int) -> Path | None:
-        """The newest that is there when it is needed: until then older ones may have been deleted."""
+    def _checkpoint_before(self, trainer: Trainer, pl_module: LanguageModule, bad: int) -> Path | None:
+        """Return the newest usable checkpoint from before a bad step; None if there is none."""
         path = None
         if trainer.is_global_zero:
             files = list_checkpoints(pl_module.run_folder.path)  # the newest first
             path = next((p for p in files if is_run_checkpoint(p) and step_of(p) < bad and is_complete(p)), None)
         path = trainer.strategy.broadcast(path)
         if path is None:
-            say(f"there is no checkpoint from before step {bad} to go back to: the run goes on")
+            say(f"no checkpoint from before step {bad} to roll back to: training goes on")
             return None
-        self._returns = (path.name, self._returns[1] + 1 if path.name == self._returns[0] else 1)
-        if self._returns[1] > self.patience:
+        self._rollbacks = (path.name, self._rollbacks[1] + 1 if path.name == self._rollbacks[0] else 1)
+        if self._rollbacks[1] > self.patience:
             raise UserError(
-                f"step {bad} is bad, and the run has gone back to {path} {self.patience} times (its patience): "
-                f"it is not the batch. Try a lower model.learning_rate from an earlier checkpoint"
+                f"step {bad} is bad after {self.patience} rollbacks to {path}, the patience of BadStepGuard: the batch "
+                f"is not the cause. Try a lower model.learning_rate from an earlier checkpoint"
             )
         return path
 
-    def _go_back(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Everything is as in the checkpoint but for the data, which go on."""
-        assert self._back is not None
-        path, self._back = self._checkpoint_before(trainer, pl_module, self._back), None
+    def _roll_back(self, trainer: Trainer, pl_module: LanguageModule) -> None:
+        """Restore a checkpoint, all but the position in the data."""
+        assert self._rollback_from is not None
+        path, self._rollback_from = self._checkpoint_before(trainer, pl_module, self._rollback_from), None
         if path is None:
             return
         left = trainer.global_step
-        own = (self._returns, self._bad_steps)
+        counts = (self._rollbacks, self._bad_steps)
         restore(trainer, path)
-        self._returns, self._bad_steps = own
-        self._in_a_row, self._before, self._now = 0, None, Step()
+        self._rollbacks, self._bad_steps = counts
+        self._in_a_row, self._previous, self._step = 0, None, Step()
         pl_module.begin_step()
-        for callback in trainer.callbacks:
+        for callback in callbacks_of(trainer):
             if isinstance(callback, Checkpoints):
                 callback.on_train_start(trainer, pl_module)
-        step, data = trainer.global_step, trainer.datamodule
+        step, data = trainer.global_step, datamodule_of(trainer)
         if trainer.is_global_zero:
             drop_later_steps(trainer, step)
         if trainer.is_global_zero and (first := served_sequences(trainer)) is not None:
@@ -246,13 +250,13 @@ class BadStepGuard(Callback):
             run.write(
                 run.path / ROLLBACKS, partial(record_rollback, run.path, step, first, about, left=left), retry=True
             )
-        say(f"went back from step {left} to {path}; the data of {left - step} steps are passed over")
+        say(f"rolled back from step {left} to {path}; the data of {left - step} steps are not read again")
 
     def state_dict(self) -> dict[str, Any]:
-        """The losses that spikes are measured by."""
+        """Return the window of losses and the count of bad steps."""
         return {**self._losses.state(), "bad_steps": self._bad_steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The opposite."""
+        """Restore the window of losses and the count of bad steps."""
         self._losses.load(state)
         self._bad_steps = state["bad_steps"]

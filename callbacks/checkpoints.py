@@ -1,4 +1,4 @@
-"""Saves checkpoints: every so many optimisation steps or minutes, the best ones, and at the end."""
+"""Save checkpoints every so many optimization steps or minutes, the best ones, and at the end."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import math
 import time
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from mm_lightning.checkpoint import (
@@ -28,6 +28,10 @@ from mm_lightning.ranges import Name, Natural, Range, checked
 from mm_lightning.side_files import read_object
 from mm_lightning.terminal import display
 from mm_lightning.training.accumulation import is_last_step
+from mm_lightning.training.lightning_internals import log_interval
+
+if TYPE_CHECKING:
+    from mm_lightning.training.module import LanguageModule
 
 BEST = "best.json"
 
@@ -35,25 +39,25 @@ Minutes = Annotated[float, Range(0, 525_600)]  # a year
 
 
 class Checkpoints(Checkpoint):
-    """Saves `checkpoints/step=N.ckpt` in the run folder, always after a whole optimisation step.
+    """Save `checkpoints/step=N.ckpt` in the run folder, always after a whole optimization step.
 
     An old checkpoint is deleted only when a newer one is complete.
 
     Args:
-        every_n_steps: optimisation steps between checkpoints; 0 saves at the end only.
-        keep: how many of the newest stay; 0 keeps all.
-        keep_every_n_steps: checkpoints of multiples of so many steps stay for ever; 0 for none.
+        every_n_steps: optimization steps between checkpoints; 0 saves at the end only.
+        keep: how many of the newest are kept; 0 keeps all.
+        keep_every_n_steps: checkpoints at multiples of so many steps are never deleted; 0 for none.
         every_n_minutes: save also when so much time has passed since the last checkpoint (with several processes the
-            clock is looked at every trainer.log_every_n_steps steps); 0 for never.
+            clock is read every trainer.log_every_n_steps steps); 0 for never.
         best: a metric of validation, as in validation/loss: whenever it is better than ever, that step is saved and
-            stays until another is better. checkpoints/best.json says which it is.
+            kept until another is better. checkpoints/best.json names it.
         best_mode: whether the smallest or the largest value is the best.
-        asynchronous: copy what is saved to the CPU's memory and write it while training goes on. At most one checkpoint
-            is being written at a time, and the copy takes its size in memory. DeepSpeed's shards are saved at once all
-            the same, and the log says so.
-        on_failure: what to do when a checkpoint cannot be written, the disk being full, for one. The one before stays
-            as it is. `stop` ends training; `continue` says so once and tries again when the next one is due, and
-            ends with an error only if the last step could not be saved.
+        asynchronous: copy the state to CPU memory and write it while training goes on. At most one checkpoint is
+            written at a time, and the copy takes its size in memory. DeepSpeed's shards are always saved
+            synchronously, and the log says so.
+        on_failure: what to do when a checkpoint cannot be written, as on a full disk. The one before is left
+            as it is. `stop` ends training; `continue` logs it once, tries again when the next one is due, and ends
+            with an error only if the last step could not be saved.
     """
 
     @checked()
@@ -79,23 +83,23 @@ class Checkpoints(Checkpoint):
         self._saved_step = self._seen_step = -1
         self._saved_at = 0.0
         self._best: dict[str, Any] | None = None
-        self._warned = False
+        self._failure_logged = False
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The step that a resumed run begins with is saved already."""
+    def on_train_start(self, trainer: Trainer, pl_module: LanguageModule) -> None:
+        """Set up the writer, and read which checkpoint is the best so far."""
         self._saved_step = self._seen_step = trainer.global_step
         self._saved_at = time.monotonic()
         writer = self._writer(trainer)
         writer.asynchronous, writer.defer_errors = self.asynchronous, True
         if self.asynchronous and writer is trainer.strategy:
-            say("Checkpoints: DeepSpeed's shards are saved at once, asynchronous is for plain files")
-        found = self._read_best(pl_module.run_folder.path) if self.best and trainer.is_global_zero else None
-        self._best = trainer.strategy.broadcast(found)
+            say("Checkpoints: asynchronous applies to plain files, DeepSpeed's shards are saved synchronously")
+        best = self._read_best(pl_module.run_folder.path) if self.best and trainer.is_global_zero else None
+        self._best = trainer.strategy.broadcast(best)
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LanguageModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Saves where it is time."""
+        """Save if a checkpoint is due."""
         step = trainer.global_step
         if step == self._seen_step:
             return  # accumulating
@@ -105,13 +109,13 @@ class Checkpoints(Checkpoint):
         if self._time_is_up(trainer) or due or is_last_step(trainer):
             self._save(trainer, pl_module)
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves what is better than ever."""
+    def on_validation_end(self, trainer: Trainer, pl_module: LanguageModule) -> None:
+        """Save the step if the metric `best` has improved."""
         if self.best is None or trainer.sanity_checking or trainer.state.fn != "fit":
             return
         metrics = trainer.callback_metrics
         if self.best not in metrics:
-            raise UserError(f"Checkpoints: best is {self.best!r}, there are {', '.join(sorted(map(str, metrics)))}")
+            raise UserError(f"Checkpoints: best is {self.best!r}, metrics are {', '.join(sorted(map(str, metrics)))}")
         value = float(metrics[self.best])
         sign = 1 if self.best_mode == "min" else -1
         if not math.isfinite(value) or (self._best and sign * value >= sign * self._best["value"]):
@@ -121,18 +125,18 @@ class Checkpoints(Checkpoint):
         if trainer.is_global_zero:
             self._record_best(pl_module.run_folder)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves what an early stop left unsaved, and waits until all is written."""
+    def on_train_end(self, trainer: Trainer, pl_module: LanguageModule) -> None:
+        """Save the last step if it is not saved yet, and wait until all is written."""
         self.save_now(trainer, pl_module)
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Waits for what is being written."""
+    def on_exception(self, trainer: Trainer, pl_module: LanguageModule, exception: BaseException) -> None:
+        """Wait for the checkpoint that is being written."""
         error = self._writer(trainer).finish()
         if error is not None:
             display(str(error), flush=True)
 
-    def save_now(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves the finished step, unless that was done, and returns when it is written (all processes call it).
+    def save_now(self, trainer: Trainer, pl_module: LanguageModule) -> None:
+        """Save the finished step unless it is saved, and return when it is written; every process calls it.
 
         Raises:
             UserError: it cannot be written, whatever `on_failure` says.
@@ -150,16 +154,16 @@ class Checkpoints(Checkpoint):
 
     @staticmethod
     def _writer(trainer: Trainer) -> Any:
-        """What writes, with `asynchronous`, `defer_errors` and `finish`: the strategy under DeepSpeed."""
+        """Return the writer, which has `asynchronous`, `defer_errors` and `finish`: the strategy under DeepSpeed."""
         return trainer.strategy if hasattr(trainer.strategy, "finish") else trainer.strategy.checkpoint_io
 
     def _time_is_up(self, trainer: Trainer) -> bool:
-        if not self.every_n_minutes or (trainer.world_size > 1 and trainer.global_step % trainer.log_every_n_steps):
+        if not self.every_n_minutes or (trainer.world_size > 1 and trainer.global_step % log_interval(trainer)):
             return False
         # clocks differ: the first process's counts
         return trainer.strategy.broadcast(time.monotonic() - self._saved_at >= 60 * self.every_n_minutes)
 
-    def _save(self, trainer: Trainer, pl_module: LightningModule, final: bool = False) -> None:
+    def _save(self, trainer: Trainer, pl_module: LanguageModule, final: bool = False) -> None:
         if trainer.global_step == self._saved_step:
             return
         writer = self._writer(trainer)
@@ -180,45 +184,46 @@ class Checkpoints(Checkpoint):
             self._prune(trainer, pl_module)
 
     def _check(self, trainer: Trainer, error: Exception | None, final: bool, written: bool = True) -> bool:
-        """Whether the first process has written, or begun to; if not, all stop or go on as the setting says."""
-        failed = trainer.strategy.broadcast(error and (str(error), isinstance(error, UnloadableState)))
-        if failed is None:
-            self._warned = self._warned and not written
+        """Return whether the first process has written, or begun to; if not, stop or go on by `on_failure`."""
+        failure = None if error is None else (str(error), isinstance(error, UnloadableState))
+        failure = trainer.strategy.broadcast(failure)
+        if failure is None:
+            self._failure_logged = self._failure_logged and not written
             return True
-        message, unloadable = failed
+        message, unloadable = failure
         self._saved_step = -1
         if final or unloadable or self.on_failure == "stop":
             raise UserError(message)
-        if not self._warned:
-            say(f"training goes on, with no new checkpoint: {message}")
-        self._warned = True
+        if not self._failure_logged:
+            say(f"training goes on without a new checkpoint: {message}")
+        self._failure_logged = True
         return False
 
-    def _prune(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Delete what need not stay of the run's own; what is newer than this step, after a resume before it, stays."""
+    def _prune(self, trainer: Trainer, pl_module: LanguageModule) -> None:
+        """Delete checkpoints of the run beyond `keep`; never one newer than the current step."""
         if not trainer.is_global_zero:
             return
         run = pl_module.run_folder.path
         self._record_best(pl_module.run_folder)
         if not self.keep:
             return
-        own = [p for p in list_checkpoints(run) if is_run_checkpoint(p) and step_of(p) <= trainer.global_step]
-        whole = [p for p in own if is_complete(p)]
+        saved = [p for p in list_checkpoints(run) if is_run_checkpoint(p) and step_of(p) <= trainer.global_step]
+        complete = [p for p in saved if is_complete(p)]
         best = self._read_best(run) if self.best else None
-        for path in reversed(whole[self.keep :]):
+        for path in reversed(complete[self.keep :]):
             milestone = self.keep_every_n_steps and step_of(path) % self.keep_every_n_steps == 0
             if not milestone and step_of(path) != (best and best["step"]):
-                pl_module.run_folder.write(path, partial(remove_checkpoint, path), "it stays until it can be deleted")
+                pl_module.run_folder.write(path, partial(remove_checkpoint, path), "it is kept until it can be deleted")
 
     def _record_best(self, folder: RunFolder) -> None:
-        """Writes best.json once the best checkpoint is complete: until then the one before counts."""
+        """Write best.json once the best checkpoint is complete; until then it names the one before."""
         best, run = self._best, folder.path
         if best and is_complete(checkpoint_path(run, best["step"])) and best != self._read_best(run):
             file = run / "checkpoints" / BEST
             folder.write(file, lambda: write_json(file, best))
 
     def _read_best(self, run: Path) -> dict[str, Any] | None:
-        """What best.json says, if it is of the same metric and its checkpoint is there."""
-        found = read_object(run / "checkpoints" / BEST)
-        same = found.get("metric") == self.best and isinstance(found.get("value"), float)
-        return found if same and is_complete(checkpoint_path(run, found["step"])) else None
+        """Return step, metric and value of best.json, if it is of the same metric and its checkpoint is there."""
+        best = read_object(run / "checkpoints" / BEST)
+        same = best.get("metric") == self.best and isinstance(best.get("value"), float)
+        return best if same and is_complete(checkpoint_path(run, best["step"])) else None

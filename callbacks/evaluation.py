@@ -1,4 +1,4 @@
-"""The tasks of `mm evaluate` while a network trains."""
+"""Run tasks of `mm evaluate` during training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from mm_lightning.callbacks.throughput import Throughput
@@ -24,40 +24,43 @@ from mm_lightning.evaluation.task import Record, Row, Task
 from mm_lightning.outputs import write_bytes, write_json
 from mm_lightning.ranges import Count, Name, Natural, checked
 from mm_lightning.training.evaluation_mode import evaluation_mode
+from mm_lightning.training.lightning_internals import callbacks_of, datamodule_of
 from mm_lightning.training.loggers import tensorboard_tag
 
 if TYPE_CHECKING:
     from mm_lightning.evaluation.model import Model
+    from mm_lightning.networks import Network
+    from mm_lightning.training.module import LanguageModule
 
 
 class Evaluation(Callback):
-    """Asks the network on a schedule what `mm evaluate` asks: persistent and new knowledge, in-context learning, loss
-    by position, or any of their tasks.
+    """Evaluate tasks of `mm evaluate` on a schedule: persistent and new knowledge, in-context learning, loss by
+    position, or any of their tasks.
 
     - class_path: Evaluation
       init_args: {tasks: [qa_1, banking77], every_n_steps: 5000, settings: {data_dir: data, limit: 50}}
 
-    Each process asks its share of the questions. Random states and the order of the data stay as they are, so that a
-    run with this callback learns what it learns without. metrics.jsonl gets
+    The items of a task are divided among processes. Random states and the order of the data are unchanged, so that
+    training is the same with and without this callback. metrics.jsonl gets
 
-    - `evaluation/TASK/GROUP/METRIC`: every number of the task's table, such as evaluation/qa_1/length=4096/accuracy,
-    - `evaluation/seconds` and `evaluation/share`: how long it took, and all evaluations' share of the training time.
+    - `evaluation/TASK/GROUP/METRIC`: every value of the task's table, such as evaluation/qa_1/length=4096/accuracy,
+    - `evaluation/seconds` and `evaluation/share`: the duration, and the share of all evaluations in the training time.
 
     TensorBoard gets them as `watch_evaluation/...`, `watch_evaluation/TASK`, the table, and `watch_evaluation/FIGURE`,
     the task's figures where matplotlib is installed.
 
-    `evaluations/step=N/TASK/` in the run folder gets samples.jsonl, a line for every question, and results.json, which
+    `evaluations/step=N/TASK/` in the run folder gets samples.jsonl, a line for every item, and results.json, which
     `mm report` reads.
 
-    Under ZeRO-3 each process holds a whole copy of the network while it lasts.
+    Under ZeRO-3 each process holds a whole copy of the network during an evaluation.
 
     Args:
         tasks: names of tasks or groups of them, a list or separated by commas; `mm evaluate --help` lists them.
-        every_n_steps: optimisation steps from one evaluation to the next; 0 for none in between.
+        every_n_steps: optimization steps between evaluations; 0 for none before the end.
         every_n_tokens: the same in tokens, at the first step that reaches a multiple; give one of the two.
-        at_end: whether also after the last step.
+        at_end: evaluate after the last step, too.
         settings: options of the tasks by name, as of `mm evaluate`: {contexts: [4k, 8k], limit: 50, data_dir: data}.
-        batch_size: questions side by side at most.
+        batch_size: items in a batch at most.
     """
 
     @checked()
@@ -80,22 +83,22 @@ class Evaluation(Callback):
             self.tasks = make_tasks(tasks, settings or {})
         except UserError as error:
             raise UserError(f"Evaluation: {error}") from error
-        if without := left_out(tasks, settings or {}):
-            say(f"Evaluation: {left_out_line(without)}")
+        if missing := left_out(tasks, settings or {}):
+            say(f"Evaluation: {left_out_line(missing)}")
         self.every_n_steps, self.every_n_tokens, self.at_end = every_n_steps, every_n_tokens, at_end
         self.batch_size = batch_size
-        self._step = -1  # up to which everything is done
+        self._step = -1  # the last one that was checked
         self._begin = self._seconds = 0.0
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse a task that another callback asks too, because both would write the same files."""
-        others = [c for c in trainer.callbacks if isinstance(c, Evaluation) and c is not self]
-        asked = {task.name for callback in others for task in callback.tasks}
-        if several := sorted(asked & {task.name for task in self.tasks}):
-            raise UserError(f"Evaluation: {', '.join(several)} is asked by two callbacks: name a task in one of them")
+    def setup(self, trainer: Trainer, pl_module: LanguageModule, stage: str) -> None:
+        """Refuse a task that another Evaluation runs too: both would write the same files."""
+        others = [c for c in callbacks_of(trainer) if isinstance(c, Evaluation) and c is not self]
+        elsewhere = {task.name for callback in others for task in callback.tasks}
+        if shared := sorted(elsewhere & {task.name for task in self.tasks}):
+            raise UserError(f"Evaluation: two callbacks run {', '.join(shared)}: name a task in one of them")
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Makes all questions once, so that what they need is missed before training."""
+    def on_train_start(self, trainer: Trainer, pl_module: LanguageModule) -> None:
+        """Prepare the items of all tasks, so that missing data are an error before the first step."""
         self._step = self._evaluated = trainer.global_step
         self._begin, self._seconds = time.monotonic(), 0.0
         model = self._model(trainer, pl_module, pl_module.network)
@@ -106,9 +109,9 @@ class Evaluation(Callback):
             raise UserError(f"Evaluation: {error}") from error
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LanguageModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Evaluates when it is time, after a whole optimisation step."""
+        """Evaluate if it is due, after a whole optimization step."""
         step = trainer.global_step
         if step != self._step and self._due(step, pl_module.trained_tokens, pl_module.step_tokens):
             self._evaluate(trainer, pl_module)
@@ -120,54 +123,55 @@ class Evaluation(Callback):
         every = self.every_n_tokens
         return bool(every) and tokens // every > (tokens - step_tokens) // every
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Evaluates the last step."""
+    def on_train_end(self, trainer: Trainer, pl_module: LanguageModule) -> None:
+        """Evaluate the last step."""
         if self.at_end and trainer.global_step != self._evaluated:
             self._evaluate(trainer, pl_module)
 
-    def _model(self, trainer: Trainer, pl_module: LightningModule, network: Any) -> Any:
+    def _model(self, trainer: Trainer, pl_module: LanguageModule, network: Network) -> Model:
         from mm_lightning.evaluation.model import Model
 
-        data, bf16 = trainer.datamodule, trainer.precision.startswith("bf16")
-        # where `mm evaluate` would find it: tasks find the run's own data beside it
+        data, bf16 = datamodule_of(trainer), trainer.precision.startswith("bf16")
+        # as `mm evaluate` would name it: tasks look for the data of the run beside it
         checkpoint = checkpoint_path(pl_module.run_folder.path, trainer.global_step)
         return Model(network, data.tokenizer, data.context_length, bf16, self.batch_size, checkpoint=checkpoint)
 
-    def _evaluate(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _evaluate(self, trainer: Trainer, pl_module: LanguageModule) -> None:
         begin, step = time.monotonic(), trainer.global_step
         values: dict[str, float] = {}
         with evaluation_mode(trainer, pl_module) as network:
             model = self._model(trainer, pl_module, network)
             for task, items, settings in zip(self.tasks, self._items, self._settings, strict=True):
-                started = time.monotonic()
+                task_begin = time.monotonic()
                 share = items[trainer.global_rank :: trainer.world_size]
-                known = {record["key"]: record for record in gather(list(task.ask(model, share)))}
-                records = [known[item.key] for item in items]
+                by_key = {record["key"]: record for record in gather(list(task.ask(model, share)))}
+                records = [by_key[item.key] for item in items]
                 rows = task.rows(records)
                 values |= {tag(task.name, row): row.value for row in rows}
                 if trainer.is_global_zero:
                     folder = pl_module.run_folder.path / "evaluations" / f"step={step}" / task.title
                     about = about_training(model, step, pl_module.trained_tokens, len(items))
-                    write = partial(keep, folder, task, settings, records, rows, about, time.monotonic() - started)
+                    seconds = time.monotonic() - task_begin
+                    write = partial(write_results, folder, task, settings, records, rows, about, seconds)
                     pl_module.run_folder.write(folder, write)
-                    show(trainer, task, settings, rows, about, folder)
+                    log_tables(trainer, task, settings, rows, about, folder)
         seconds = time.monotonic() - begin
         self._evaluated, self._seconds = step, self._seconds + seconds
         values |= {"evaluation/seconds": seconds, "evaluation/share": self._seconds / (time.monotonic() - self._begin)}
         for logger in trainer.loggers:
             logger.log_metrics(values, step)
-        for callback in trainer.callbacks:
+        for callback in callbacks_of(trainer):
             if isinstance(callback, Throughput):
-                callback.interrupted = True
+                callback.skip_time()
 
 
 def tag(task: str, row: Row) -> str:
-    """evaluation/qa_1/length=4096/accuracy"""
+    """Return the tag of a value, as evaluation/qa_1/length=4096/accuracy."""
     return "/".join(["evaluation", task, *(f"{name}={value}" for name, value in row.group.items()), row.metric])
 
 
 def gather(records: list[Record]) -> list[Record]:
-    """The records of all processes."""
+    """Return the records of all processes."""
     if not (dist.is_available() and dist.is_initialized()):
         return records
     everywhere: list[Any] = [None] * dist.get_world_size()
@@ -176,14 +180,14 @@ def gather(records: list[Record]) -> list[Record]:
 
 
 def about_training(model: Model, step: int, tokens: int, items: int) -> dict[str, Any]:
-    """What tables say of a network in training."""
+    """Return the description of a network in training that results.json and tables give."""
     from mm_lightning.evaluation.run import describe_model
 
     trained = {"weights": f"in training, step {step}", "step": step, "tokens": tokens}
     return {"checkpoint": str(model.checkpoint), **describe_model(model), **trained, "items": items}
 
 
-def keep(
+def write_results(
     folder: Path,
     task: Task,
     settings: dict[str, Any],
@@ -192,19 +196,19 @@ def keep(
     about: dict[str, Any],
     seconds: float,
 ) -> None:
-    """Writes what `mm evaluate` would have written."""
+    """Write samples.jsonl and results.json of a task, as `mm evaluate` does."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     write_bytes(folder / SAMPLES, lines.encode("utf-8", errors="backslashreplace"))
-    found = {"task": task.name, "run": folder.parent.name, "rows": [vars(row) for row in rows]}
-    more = {"settings": settings, "network": about, "seconds": round(seconds, 1)}
-    write_json(folder / RESULTS, {**found, **more, "sessions": [describe_environment()]})
+    results: dict[str, Any] = {"task": task.name, "run": folder.parent.name, "rows": [vars(row) for row in rows]}
+    results |= {"settings": settings, "network": about, "seconds": round(seconds, 1)}
+    write_json(folder / RESULTS, {**results, "sessions": [describe_environment()]})
 
 
-def show(
+def log_tables(
     trainer: Trainer, task: Task, settings: dict[str, Any], rows: list[Row], about: dict[str, Any], folder: Path
 ) -> None:
-    """Put the tables and the figures of the report into TensorBoard."""
+    """Log the tables and the figures of the report to TensorBoard."""
     boards = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
     if not boards:
         return

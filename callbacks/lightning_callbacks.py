@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch import callbacks as lightning
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 
@@ -15,6 +15,9 @@ from mm_lightning.checkpoint.plain_values import to_plain_values
 from mm_lightning.console import say
 from mm_lightning.errors import UserError
 from mm_lightning.training.lightning_internals import callbacks_of, checks_at_epoch_end
+
+if TYPE_CHECKING:
+    from mm_lightning.training.module import LanguageModule
 
 REFUSED: dict[type[Callback], str] = {
     lightning.BackboneFinetuning: "the network has no part named backbone: --model.initial_weights trains all of it on",
@@ -95,13 +98,13 @@ def check_callback_state(callback: Callback) -> None:
 
 
 class CheckCallbacks(Callback):
-    """Checks the metrics that other callbacks wait for before the first step, and says why training ends early."""
+    """Check the metrics that other callbacks monitor, and log why training ends early."""
 
     def __init__(self) -> None:
         self._begin = 0
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check the names against those that validation logs, unless a class of the user's may log others."""
+    def on_fit_start(self, trainer: Trainer, pl_module: LanguageModule) -> None:
+        """Check monitored metrics against those that validation logs, unless a class of the user may log others."""
         monitored = [(c, "monitor", c.monitor) for c in _early_stops(trainer) if c.strict]
         monitored += [
             (c, "best", c.best) for c in callbacks_of(trainer) if isinstance(c, Checkpoints) and c.best is not None
@@ -111,8 +114,8 @@ class CheckCallbacks(Callback):
             if names is not None and not str(metric).startswith("train/"):
                 check_metric(callback, key, metric, names)
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember where training begins; check that what callbacks keep in checkpoints can be read again.
+    def on_train_start(self, trainer: Trainer, pl_module: LanguageModule) -> None:
+        """Check that the state of each callback can be loaded from a checkpoint.
 
         Raises:
             UserError: with the callback.
@@ -122,8 +125,8 @@ class CheckCallbacks(Callback):
                 check_callback_state(callback)
         self._begin = trainer.global_step
 
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Refuse to train averaged weights on as if they were those that the optimizer's moments belong to."""
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LanguageModule, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of averaged weights without the callback that averages: its moments belong to others."""
         averaging = any(isinstance(callback, lightning.WeightAveraging) for callback in callbacks_of(trainer))
         if "current_model_state" in checkpoint and not averaging:
             raise UserError(
@@ -131,13 +134,13 @@ class CheckCallbacks(Callback):
                 "WeightAveraging in trainer.callbacks, or begin anew with the averages: --model.initial_weights"
             )
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check the metrics of callbacks that look after validation against those that were logged."""
+    def on_validation_end(self, trainer: Trainer, pl_module: LanguageModule) -> None:
+        """Check metrics that are monitored after validation against those that were logged."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._check_logged(trainer, at_epoch_end=False)
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check the metrics of callbacks that look at the end of an epoch."""
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LanguageModule) -> None:
+        """Check metrics that are monitored at the end of an epoch."""
         self._check_logged(trainer, at_epoch_end=True)
 
     @staticmethod
@@ -146,8 +149,8 @@ class CheckCallbacks(Callback):
             if callback.strict and checks_at_epoch_end(callback) == at_epoch_end:
                 check_metric(callback, "monitor", callback.monitor, list(trainer.callback_metrics))
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say why training has ended before its last step."""
+    def on_train_end(self, trainer: Trainer, pl_module: LanguageModule) -> None:
+        """Log why training has ended before its last step."""
         step = trainer.global_step
         if step == self._begin or 0 < trainer.max_steps <= step:
             return

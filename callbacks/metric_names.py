@@ -1,27 +1,31 @@
-"""Metrics that a callback may wait for."""
+"""Check the metrics that callbacks monitor."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 
 from mm_lightning.errors import UserError
 from mm_lightning.options import nearest
+from mm_lightning.training.lightning_internals import callbacks_of
 
-KNOWN = ("mm_lightning.", "lightning.")
-"""Packages whose callbacks and modules log only what they say beforehand."""
+if TYPE_CHECKING:
+    from mm_lightning.training.module import LanguageModule
+
+DECLARING = ("mm_lightning.", "lightning.")
+"""Packages whose callbacks and modules log no metrics but those that they declare in `validation_metrics`."""
 
 
-def metric_names(trainer: Trainer, module: LightningModule) -> list[str] | None:
-    """Return the metrics that validation is going to log; None where a user's class may log others."""
-    if any(not type(part).__module__.startswith(KNOWN) for part in (module, *trainer.callbacks)):
+def metric_names(trainer: Trainer, module: LanguageModule) -> list[str] | None:
+    """Return the metrics that validation will log; None if a class of the user may log others."""
+    if any(not type(part).__module__.startswith(DECLARING) for part in (module, *callbacks_of(trainer))):
         return None
     if not trainer.enable_validation:
         return []
-    further = [name for callback in trainer.callbacks for name in getattr(callback, "validation_metrics", ())]
-    return [*module.validation_metrics, *further]
+    names = [name for callback in callbacks_of(trainer) for name in getattr(callback, "validation_metrics", ())]
+    return [*module.validation_metrics, *names]
 
 
 def check_metric(callback: Callback, key: str, metric: Any, names: Collection[str]) -> None:
@@ -32,7 +36,7 @@ def check_metric(callback: Callback, key: str, metric: Any, names: Collection[st
     """
     if metric in names:
         return
-    there = ", ".join(sorted(map(str, names))) or "none, because nothing is validated"
+    logged = ", ".join(sorted(map(str, names))) or "none, because nothing is validated"
     near = nearest(str(metric).replace("val_", "validation/"), names)
     hint = f": did you mean {near}?" if near else ""
-    raise UserError(f"{type(callback).__name__}: {key} is {metric!r}, metrics are {there}{hint}")
+    raise UserError(f"{type(callback).__name__}: {key} is {metric!r}, metrics are {logged}{hint}")

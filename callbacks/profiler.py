@@ -1,41 +1,44 @@
-"""Where the time of a step goes: a trace of a few steps."""
+"""Trace a few steps with torch's profiler."""
 
 from __future__ import annotations
 
 import gzip
 import shutil
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 
 from mm_lightning.console import say
 from mm_lightning.ranges import Count, checked
 from mm_lightning.training.lightning_internals import record_cuda_memory, stop_recording_cuda_memory, write_cuda_memory
 from mm_lightning.training.silence_warnings import silence_profiler
 
+if TYPE_CHECKING:
+    from mm_lightning.training.module import LanguageModule
+
 MEMORY_ENTRIES = 200_000
-"""Allocations that the CUDA allocator remembers, the newest."""
+"""The newest allocations that the CUDA allocator records."""
 
 
 class Profiler(Callback):
-    """Traces a few optimisation steps with torch's profiler, into the run folder's `profile/`:
+    """Trace a few optimization steps with torch's profiler, into the run folder's `profile/`:
 
     - `steps-10-12_rank-0.pt.trace.json.gz`: every operation and kernel, for https://ui.perfetto.dev, or for TensorBoard
       with the plugin torch-tb-profiler,
-    - `steps-10-12_rank-0.memory.pickle`, on CUDA: every allocation with where it was made, for
+    - `steps-10-12_rank-0.memory.pickle`, on CUDA: every allocation with its stack, for
       https://pytorch.org/memory_viz.
 
-    The step before the first is traced as well, and thrown away: the profiler is slow at first. Traced steps take
-    longer than others; all others are left alone.
+    The step before the first is a warm-up of the profiler, which is discarded. Traced steps take longer; no other step
+    is affected.
 
     Args:
         first: number of the first traced step, counted from 1.
-        steps: how many are traced, one after the other. A trace of one takes some MB.
-        memory: also trace what is allocated and freed.
-        shapes: also keep the shapes of every operation's inputs.
-        stacks: also keep the lines of Python that every operation comes from.
-        every_process: trace all processes, each to a file of its own, in the place of the first alone.
+        steps: number of consecutive steps. The trace of one takes some MB.
+        memory: trace allocations, too.
+        shapes: record the input shapes of every operation.
+        stacks: record the Python stack of every operation.
+        every_process: trace all processes, each to a file of its own, instead of the first one alone.
     """
 
     @checked()
@@ -49,23 +52,23 @@ class Profiler(Callback):
         every_process: bool = False,
     ) -> None:
         self.first, self.steps, self.memory, self.every_process = first, steps, memory, every_process
-        self._options = {"profile_memory": memory, "record_shapes": shapes, "with_stack": stacks}
+        self.shapes, self.stacks = shapes, stacks
         self._profile: torch.profiler.profile | None = None
-        self._finished_steps = 0
+        self._step = 0
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Says when there will be no trace."""
+    def on_train_start(self, trainer: Trainer, pl_module: LanguageModule) -> None:
+        """Log it if the traced steps are not among those of this run."""
         if trainer.global_step >= self.first or 0 < trainer.max_steps < self.first:
             say(
                 f"Profiler: step {self.first} is not among the steps {trainer.global_step + 1} to {trainer.max_steps}: "
                 "no trace"
             )
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Begins in time."""
-        mine = self.every_process or trainer.is_global_zero
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LanguageModule, batch: Any, batch_idx: int) -> None:
+        """Start the profiler before the first traced step."""
+        traces = self.every_process or trainer.is_global_zero
         warm_up = min(self.first - 1, 1)
-        if self._profile is not None or not mine or trainer.global_step != self.first - 1 - warm_up:
+        if self._profile is not None or not traces or trainer.global_step != self.first - 1 - warm_up:
             return
         silence_profiler()
         activities = [torch.profiler.ProfilerActivity.CPU]
@@ -73,38 +76,40 @@ class Profiler(Callback):
             activities.append(torch.profiler.ProfilerActivity.CUDA)
             if self.memory:
                 record_cuda_memory(MEMORY_ENTRIES)
-        self._finished_steps = trainer.global_step
+        self._step = trainer.global_step
         self._profile = torch.profiler.profile(
             activities=activities,
             schedule=torch.profiler.schedule(wait=0, warmup=warm_up, active=self.steps, repeat=1),
             on_trace_ready=lambda profile: self._write(profile, trainer, pl_module),
-            **self._options,
+            profile_memory=self.memory,
+            record_shapes=self.shapes,
+            with_stack=self.stacks,
         )
         self._profile.start()
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LanguageModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Goes on to the next step; after the last one it writes the trace."""
-        if self._profile is None or trainer.global_step == self._finished_steps:
+        """Advance the profiler by a step; after the last one, write the trace."""
+        if self._profile is None or trainer.global_step == self._step:
             return  # not tracing, or accumulating
-        self._finished_steps = trainer.global_step
+        self._step = trainer.global_step
         self._profile.step()
         if trainer.global_step >= self.first - 1 + self.steps:
             self._stop()
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes what there is of a trace that the end of training cuts short."""
+    def on_train_end(self, trainer: Trainer, pl_module: LanguageModule) -> None:
+        """Write a trace that the end of training cuts short."""
         self._stop()
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """The same when it fails."""
+    def on_exception(self, trainer: Trainer, pl_module: LanguageModule, exception: BaseException) -> None:
+        """Write a trace that an error cuts short."""
         self._stop()
 
     def _stop(self) -> None:
         profile, self._profile = self._profile, None
         if profile is not None:
-            profile.stop()  # writes, if nothing is written yet
+            profile.stop()  # calls _write, unless the schedule has
 
     def _write(self, profile: torch.profiler.profile, trainer: Trainer, module: Any) -> None:
         folder = module.run_folder.path / "profile"

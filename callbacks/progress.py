@@ -1,16 +1,19 @@
-"""A live bar in a terminal; nothing elsewhere (a file gets the lines of every log step only)."""
+"""Progress bar in a terminal; none elsewhere, where the lines of each log step are printed alone."""
 
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ProgressBar
+
+if TYPE_CHECKING:
+    from mm_lightning.training.module import LanguageModule
 
 
 class Progress(ProgressBar):
-    """Shows optimisation steps done and to go, or batches in an evaluation."""
+    """Show finished and remaining optimization steps, or batches in an evaluation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -18,11 +21,11 @@ class Progress(ProgressBar):
         self._enabled = True
 
     def disable(self) -> None:
-        """Called on every process but the first."""
+        """Turn the bar off, as Lightning does on every process but the first."""
         self._enabled = False
 
     def enable(self) -> None:
-        """Undoes disable."""
+        """Turn the bar on."""
         self._enabled = True
 
     def _start(self, what: str, total: float, done: int = 0) -> None:
@@ -40,47 +43,41 @@ class Progress(ProgressBar):
             self._bar.stop()
         self._bar = None
 
-    def _set(self, done: int) -> None:
+    def _set(self, done: float) -> None:
         if self._bar is not None:
             self._bar.update(self._task, completed=done)
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts the bar."""
+    def on_train_start(self, trainer: Trainer, pl_module: LanguageModule) -> None:
         self._start("training", trainer.max_steps, trainer.global_step)
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LanguageModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Moves the bar."""
         self._set(trainer.global_step)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes the bar away."""
+    def on_train_end(self, trainer: Trainer, pl_module: LanguageModule) -> None:
         self._stop()
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Takes the bar away."""
+    def on_exception(self, trainer: Trainer, pl_module: LanguageModule, exception: BaseException) -> None:
         self._stop()
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A bar for `mm validate`; within training the training's bar stays."""
+    def on_validation_start(self, trainer: Trainer, pl_module: LanguageModule) -> None:
+        """Start a bar in `mm validate`; in training, that of the training stays."""
         if trainer.state.fn != "fit":
             self._start("validating", sum(trainer.num_val_batches))
 
     def on_validation_batch_end(
         self,
         trainer: Trainer,
-        pl_module: LightningModule,
+        pl_module: LanguageModule,
         outputs: Any,
         batch: Any,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Moves the bar."""
         if trainer.state.fn != "fit":
             self._set(sum(trainer.num_val_batches[:dataloader_idx]) + batch_idx + 1)
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes the bar away."""
+    def on_validation_end(self, trainer: Trainer, pl_module: LanguageModule) -> None:
         if trainer.state.fn != "fit":
             self._stop()

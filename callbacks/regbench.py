@@ -1,14 +1,14 @@
-"""How well the languages of RegBench are learned in context."""
+"""Measure in-context learning of the languages of RegBench."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
 from mm_lightning.data import Batch, Manifest
@@ -16,15 +16,19 @@ from mm_lightning.data.regbench import ALLOWED, BASELINES
 from mm_lightning.data.regbench_metrics import measures
 from mm_lightning.data.shards import read_shard
 from mm_lightning.errors import UserError
+from mm_lightning.training.lightning_internals import datamodule_of, find_datamodule
+
+if TYPE_CHECKING:
+    from mm_lightning.training.module import LanguageModule
 
 
 class RegBench(Callback):
-    """Logs RegBench's two measures at each validation (`mm test` too), over all positions where a letter follows:
+    """Log the two metrics of RegBench at each validation and in `mm test`, over all positions that a letter follows:
 
     - `validation/accuracy`: share of most probable next letters that the automaton allows,
-    - `validation/total_variation`: distance of the next letter's distribution from the automaton's.
+    - `validation/total_variation`: distance between the distributions of the next letter and the automaton's.
 
-    What simple predictors reach is copied from the data to baselines.json in the run folder. Needs data from
+    The scores of simple predictors are copied from the data to baselines.json in the run folder. Needs data from
     `data.regbench` or `mm data regbench`.
     """
 
@@ -34,53 +38,54 @@ class RegBench(Callback):
         self.measures = measures()
         self._allowed: dict[bytes, Tensor] = {}
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Reads what the automata allow."""
-        data = trainer.datamodule
+    def setup(self, trainer: Trainer, pl_module: LanguageModule, stage: str) -> None:
+        """Read the letters that the automata allow."""
+        data = find_datamodule(trainer)
         if data is None or len(data.sets) > 1 or ALLOWED not in data.manifest.files:
             path = "this" if data is None else " and ".join(map(str, data.weights))
             raise UserError(f"callback RegBench: {path} is not RegBench data: set data.regbench, or leave it out")
         self._allowed = read_truth(data.path, data.manifest)
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Copies the baselines on the first process."""
-        if trainer.is_global_zero and pl_module.run_folder is not None:
-            shutil.copyfile(trainer.datamodule.path / BASELINES, pl_module.run_folder.path / BASELINES)
+    def on_fit_start(self, trainer: Trainer, pl_module: LanguageModule) -> None:
+        """Copy the baselines to the run folder of `mm fit`."""
+        if trainer.is_global_zero and getattr(pl_module, "run_folder", None) is not None:
+            shutil.copyfile(datamodule_of(trainer).path / BASELINES, pl_module.run_folder.path / BASELINES)
 
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begins anew."""
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LanguageModule) -> None:
         self.measures.to(pl_module.device).reset()
 
     def on_validation_batch_end(
         self,
         trainer: Trainer,
-        pl_module: LightningModule,
+        pl_module: LanguageModule,
         outputs: Any,
         batch: Batch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Adds a batch, whichever of the rows are in it."""
+        """Add a batch, whichever sequences are in it."""
         rows = [row.tobytes() for row in batch.tokens.cpu().numpy().astype(np.uint16)]
         allowed = torch.stack([self._allowed[row] for row in rows]).to(pl_module.device).long()
         with trainer.precision_plugin.forward_context():
             logits = pl_module.network(batch.tokens, batch.documents)
         self.measures.update(logits, allowed)
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Logs the means over all devices."""
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LanguageModule) -> None:
+        """Log the means over all devices."""
         split = "test" if trainer.testing else "validation"
         values = {f"{split}/{name}": value.float() for name, value in self.measures.compute().items()}
         pl_module.log_dict(values, sync_dist=True)
 
-    on_test_epoch_start = on_validation_epoch_start
-    on_test_batch_end = on_validation_batch_end
-    on_test_epoch_end = on_validation_epoch_end
+    on_test_epoch_start = on_validation_epoch_start  # type: ignore[assignment]
+    on_test_batch_end = on_validation_batch_end  # type: ignore[assignment]
+    on_test_epoch_end = on_validation_epoch_end  # type: ignore[assignment]
 
 
 def read_truth(folder: Path, manifest: Manifest) -> dict[bytes, Tensor]:
-    """For each row of the validation split, by the bytes of its tokens as uint16 without the last one: (T,) int32 masks
-    of the letters that may come next."""
+    """Return the (T,) int32 masks of the letters that may follow each position of each validation sequence.
+
+    Sequences are named by the bytes of their tokens as uint16, without the last one.
+    """
     split, length = manifest.splits["validation"], (manifest.context_length or 0) + 1
     shards = [read_shard(folder / "validation" / s.file, manifest.dtype, s.tokens) for s in split.shards]
     rows = np.concatenate(shards).reshape(-1, length)[:, :-1]

@@ -1,38 +1,40 @@
-"""Figure 1 of the v2 paper while a network trains."""
+"""Retrieval weight by distance during training: Figure 1 of the v2 paper."""
 
 from __future__ import annotations
 
 import importlib.util
 from typing import TYPE_CHECKING, Annotated
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from mm_lightning.callbacks.after_validation import ValidationRows
+from mm_lightning.callbacks.after_validation import OnValidationBatch
 from mm_lightning.console import say
 from mm_lightning.errors import UserError
 from mm_lightning.networks import Network
 from mm_lightning.ranges import AtLeastTwo, Count, Range, accept, checked
 from mm_lightning.style import figure_of, profile_axes
+from mm_lightning.training.lightning_internals import find_datamodule
 from mm_lightning.training.loggers import tensorboard_tag
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from mm_lightning.inspection.profile import Profile
+    from mm_lightning.training.module import LanguageModule
 
 
-class RetrievalProfile(ValidationRows):
-    """After each validation, the mean retrieval weight by distance, as TensorBoard figure
+class RetrievalProfile(OnValidationBatch):
+    """Draw the mean retrieval weight by distance after each validation, as TensorBoard figure
     `watch_retrieval_profile/LEVEL`: a line for each block, the mean over its heads. Further callbacks of this kind
     write `watch_retrieval_profile/2/LEVEL` and so on.
 
-    The weights are those of some validation sequences' queries that have at least `distances` - 1 tokens of their
-    document before them. Needs matplotlib: `pip install -c constraints.txt -e ".[report]"`.
+    The queries are those of validation sequences that at least `distances` - 1 tokens of their document precede.
+    Needs matplotlib: `pip install -c constraints.txt -e ".[report]"`.
 
     Args:
-        sequences: how many validation sequences.
-        distances: how far back to look, in tokens; half the context by default.
+        sequences: number of validation sequences.
+        distances: number of distances, in tokens, from 0 on; half the context by default.
     """
 
     @checked()
@@ -42,17 +44,18 @@ class RetrievalProfile(ValidationRows):
         super().__init__(sequences)
         self.distances = distances
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check that the context is as long as the largest distance."""
-        if self.distances is not None and trainer.datamodule is not None:
-            context = trainer.datamodule.context_length
-            accept(Annotated[int, Range(2, context)], self.distances, "RetrievalProfile: distances")
+    def setup(self, trainer: Trainer, pl_module: LanguageModule, stage: str) -> None:
+        """Check that the context is as long as `distances`."""
+        data = find_datamodule(trainer)
+        if self.distances is not None and data is not None:
+            accept(Annotated[int, Range(2, data.context_length)], self.distances, "RetrievalProfile: distances")
 
-    def look(self, trainer: Trainer, network: Network) -> None:
-        """Draws."""
+    def inspect(self, trainer: Trainer, network: Network) -> None:
+        """Draw the figures of all levels."""
         from mm_lightning.inspection.profile import retrieval_profile
 
         batch = self.batch
+        assert batch is not None
         distances = self.distances or max(2, batch.tokens.shape[1] // 2)
         profile = retrieval_profile(network, batch.tokens, batch.documents, distances)
         if not profile.queries:
@@ -61,7 +64,7 @@ class RetrievalProfile(ValidationRows):
                 f"tokens; set more sequences, or fewer distances, of RetrievalProfile"
             )
             return
-        tag = tensorboard_tag(self.numbered("retrieval_profile", trainer))
+        tag = tensorboard_tag(self.unique_tag("retrieval_profile", trainer))
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 for level, figure in draw(profile).items():
@@ -69,7 +72,7 @@ class RetrievalProfile(ValidationRows):
 
 
 def draw(profile: Profile) -> dict[str, Figure]:
-    """By level, a line for each block; distances with a weight only."""
+    """Return a figure for each level: a line for each block, over the distances that have a weight."""
     from matplotlib import colormaps
 
     figures = {}
@@ -78,8 +81,8 @@ def draw(profile: Profile) -> dict[str, Figure]:
         blocks = mean.mean(1)
         for layer, weights in enumerate(blocks):
             read = weights.nonzero()[:, 0]
-            colour = colormaps["viridis"](layer / max(1, len(blocks) - 1) * 0.9)
-            axes.plot(read.clamp(min=0.5), weights[read], color=colour, linewidth=1.2, label=f"block {layer}")
+            color = colormaps["viridis"](layer / max(1, len(blocks) - 1) * 0.9)
+            axes.plot(read.clamp(min=0.5), weights[read], color=color, linewidth=1.2, label=f"block {layer}")
         profile_axes(axes, mean.shape[-1])
         if blocks[:, 0].any():
             axes.set_xlabel("tokens back (0.5: the query itself)")

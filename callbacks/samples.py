@@ -1,12 +1,13 @@
-"""What the network writes by now."""
+"""Sample text from the network during training."""
 
 from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from mm_lightning.callbacks.after_validation import AfterValidation
@@ -15,20 +16,24 @@ from mm_lightning.inference.sampling import Sampling
 from mm_lightning.networks import Network
 from mm_lightning.ranges import Count, Portion, Seed, Temperature, Text, checked
 from mm_lightning.training.evaluation_mode import evaluation_mode
+from mm_lightning.training.lightning_internals import datamodule_of
 from mm_lightning.training.loggers import tensorboard_tag
+
+if TYPE_CHECKING:
+    from mm_lightning.training.module import LanguageModule
 
 
 class Samples(AfterValidation):
-    """Continues a prompt after each validation and at the end, as TensorBoard text `watch_samples`; Summary shows
-    the last one, and the command that writes it again. Further callbacks of this kind write `watch_samples/2` and so
+    """Continue a prompt after each validation and at the end, as TensorBoard text `watch_samples`; Summary shows the
+    last sample and the command that generates it again. Further callbacks of this kind write `watch_samples/2` and so
     on.
 
-    The same seed every time, so that samples differ by what was learned. Under ZeRO-3 every process holds a whole copy
-    of the network while it lasts.
+    The seed is the same every time: samples differ by what was learned. Under ZeRO-3 every process holds a whole copy
+    of the network during sampling.
 
     Args:
-        prompt: what to continue; empty to begin a document.
-        tokens: how many tokens to write.
+        prompt: the text to continue; empty to begin a document.
+        tokens: number of tokens to sample.
         temperature: of sampling; 0 takes the most probable token.
         top_k: sample from the k most probable tokens only.
         top_p: sample from the fewest tokens that have this probability together.
@@ -51,36 +56,36 @@ class Samples(AfterValidation):
         self.last: str | None = None
         self._step = -1  # of the last sample
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write a sample, with the other callbacks that look at the network after validation."""
+    def on_validation_end(self, trainer: Trainer, pl_module: LanguageModule) -> None:
+        """Sample after validation, with the other callbacks that inspect the network then."""
         super().on_validation_end(trainer, pl_module)
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._step = trainer.global_step
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write a sample of the final network, unless the validation of the last step has done so."""
+    def on_train_end(self, trainer: Trainer, pl_module: LanguageModule) -> None:
+        """Sample from the final network, unless that was done after the validation of the last step."""
         if self._step != trainer.global_step:
             self._step = trainer.global_step
             with evaluation_mode(trainer, pl_module) as network:
                 if trainer.is_global_zero:
-                    self.look(trainer, network)
+                    self.inspect(trainer, network)
 
     def command(self, checkpoint: str | Path) -> str:
-        """Return the command line that writes the last sample again."""
+        """Return the command line that generates the last sample again."""
         return generate_line(checkpoint, self.prompt, self.sampling, self.tokens)
 
-    def look(self, trainer: Trainer, network: Network) -> None:
-        """Write a sample, computed as `mm generate` computes, whatever the precision of the training."""
+    def inspect(self, trainer: Trainer, network: Network) -> None:
+        """Log a sample, computed as `mm generate` does, whatever the precision of the training."""
         from mm_lightning.inference.generate import generate, inference_on
 
         device = next(network.parameters()).device
         if device.type == "cpu" and any(p.dtype != torch.float32 for p in network.parameters()):
             network = copy.deepcopy(network).float()
         with inference_on(device):
-            self.last = generate(network, trainer.datamodule.tokenizer, self.prompt, self.sampling, self.tokens)
+            self.last = generate(network, datamodule_of(trainer).tokenizer, self.prompt, self.sampling, self.tokens)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 quoted = "\n".join("    " + line for line in (self.prompt + self.last).splitlines())
                 logger.experiment.add_text(
-                    tensorboard_tag(self.numbered("samples", trainer)), quoted, trainer.global_step
+                    tensorboard_tag(self.unique_tag("samples", trainer)), quoted, trainer.global_step
                 )

@@ -1,4 +1,4 @@
-"""What is measured of an optimisation step on the device, and what its loss is held against."""
+"""Statistics of an optimization step on the device, and the window of losses that it is judged by."""
 
 from __future__ import annotations
 
@@ -9,42 +9,42 @@ from torch import Tensor
 
 
 class LossWindow:
-    """The last losses of good steps, on the device.
+    """The last losses of good steps, kept on the device.
 
     Args:
-        sigma: how many standard deviations above the mean make a loss bad; 0 asks for finite ones only.
-        size: how many losses.
+        sigma: how many standard deviations above the mean make a loss a spike; 0 detects non-finite losses only.
+        size: number of losses.
     """
 
     def __init__(self, sigma: float, size: int) -> None:
         self.sigma, self.size = sigma, size
-        self.losses = torch.zeros(size, dtype=torch.float64)  # a ring
+        self.losses = torch.zeros(size, dtype=torch.float64)  # a ring buffer
         self.count = torch.zeros((), dtype=torch.int64)  # of all good steps
 
     def to(self, device: torch.device) -> None:
-        """Moves it."""
+        """Move the window to a device."""
         self.losses, self.count = self.losses.to(device), self.count.to(device)
 
     def judge(self, loss: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Whether a loss, a scalar, is bad, and the mean and standard deviation before it; takes it in if it is not."""
-        place = torch.arange(self.size, device=self.losses.device)
-        known = (place < self.count).double()
+        """Return whether a scalar loss is bad, and mean and deviation of the window; add the loss if it is good."""
+        slot = torch.arange(self.size, device=self.losses.device)
+        filled = (slot < self.count).double()
         number = self.count.clamp(max=self.size)
-        mean = (self.losses * known).sum() / number.clamp(min=1)
-        deviation = (((self.losses - mean).square() * known).sum() / (number - 1).clamp(min=1)).sqrt()
+        mean = (self.losses * filled).sum() / number.clamp(min=1)
+        deviation = (((self.losses - mean).square() * filled).sum() / (number - 1).clamp(min=1)).sqrt()
         bad = ~loss.isfinite()
         if self.sigma:
             bad = bad | ((number * 2 >= self.size) & (loss > mean + self.sigma * deviation))
-        self.losses = torch.where((place == self.count % self.size) & ~bad, loss, self.losses)
+        self.losses = torch.where((slot == self.count % self.size) & ~bad, loss, self.losses)
         self.count = self.count + (~bad)
         return bad, mean, deviation
 
     def state(self) -> dict[str, Tensor]:
-        """For a checkpoint."""
+        """Return the losses and their count, for a checkpoint."""
         return {"losses": self.losses.cpu(), "count": self.count.cpu()}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """From a checkpoint; of another size the newest losses."""
+        """Restore losses and count from a checkpoint; the newest losses if its window has another size."""
         losses, count, device = state["losses"], state["count"], self.losses.device
         if len(losses) != self.size:
             newest = losses.roll(-(int(count) % len(losses))) if count >= len(losses) else losses[: int(count)]
@@ -56,13 +56,15 @@ class LossWindow:
 
 @dataclass
 class Step:
-    """What is known of a step.
+    """Statistics of one optimization step.
 
     Attributes:
-        tokens: (B, T) of each batch that this process was given.
-        loss: mean over the predicted tokens of all processes; a float64 scalar on the device, as all numbers here.
-        norm: of the gradient of all processes, before clipping.
-        number: of finished steps, this one included.
+        tokens: (B, T) of each batch of this process.
+        loss: mean over the predicted tokens of all processes; a float64 scalar on the device, as the others here.
+        norm: gradient norm over all processes, before clipping.
+        bad: whether the update is to be skipped.
+        mean, deviation: of the losses in the window before this step.
+        number: finished steps, this one included.
         served: sequences served to all devices so far.
     """
 
@@ -76,24 +78,24 @@ class Step:
     served: int | None = None
 
     def judge(self, losses: LossWindow, loss: Tensor) -> None:
-        """Takes in the loss and what the window says of it."""
+        """Set the loss, and judge it by the window."""
         self.loss = loss
         self.bad, self.mean, self.deviation = losses.judge(loss)
 
     def send(self, number: int, served: int | None) -> None:
-        """Starts copying the numbers to the host."""
+        """Start to copy the statistics to the host."""
         self.number, self.served = number, served
         values = torch.stack([self.bad.double(), self.loss, self.norm, self.mean, self.deviation])
-        self._arrived = None
+        self._copied = None
         if values.is_cuda:
             self._values = torch.empty(5, dtype=torch.float64, pin_memory=True).copy_(values, non_blocking=True)
-            self._arrived = torch.cuda.Event()
-            self._arrived.record()
+            self._copied = torch.cuda.Event()
+            self._copied.record()
         else:
             self._values = values
 
     def read(self) -> list[float]:
-        """Whether it is bad, loss, norm, mean and deviation."""
-        if self._arrived is not None:
-            self._arrived.synchronize()
+        """Return bad, loss, norm, mean and deviation, as they arrived on the host."""
+        if self._copied is not None:
+            self._copied.synchronize()
         return self._values.tolist()

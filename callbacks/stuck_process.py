@@ -1,8 +1,9 @@
-"""End the process that started this one when it gives no sign of life, as when it is stuck outside Python.
+"""End the parent process when it sends no heartbeat, as when it is stuck outside Python.
 
-Run as a program by the Watchdog, with nothing but the standard library; no thread of the stuck process could do it.
+The Watchdog runs this file as a program of its own, with the standard library alone: no thread of a stuck process
+could do it.
 
-    python -I -S stuck_process.py PID LIMIT INTERVAL SIGNAL      (a byte on standard input is a sign of life)
+    python -I -S stuck_process.py PID LIMIT INTERVAL SIGNAL      (each byte on standard input is a heartbeat)
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ import signal
 import sys
 import time
 
-DEAF_TO = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def stopped(process: int) -> bool:
-    """Return whether a process is stopped by a signal or a debugger, where the system says so in /proc."""
+    """Return whether a process is stopped by a signal or a debugger, on systems with /proc."""
     try:
         with open(f"/proc/{process}/stat", encoding="utf-8", errors="replace") as file:
             return file.read().rpartition(")")[2].split()[0] in ("T", "t")
@@ -27,15 +28,15 @@ def stopped(process: int) -> bool:
 
 
 def watch(process: int, limit: float, interval: float, dump: int) -> None:
-    """Return when the process has ended or is not to be watched any more; end it after `limit` seconds without a sign.
+    """End the parent process after `limit` seconds without a heartbeat; return when it has ended or closed the pipe.
 
-    Only seconds in which this process was awake count, and the other one was not stopped.
+    Only seconds in which this process was awake and the parent was not stopped count.
 
     Args:
-        process: the one that started this one.
-        limit: seconds.
-        interval: seconds between two looks.
-        dump: the signal at which the process prints its stacks.
+        process: the parent's process id.
+        limit: seconds without a heartbeat.
+        interval: seconds between two checks.
+        dump: the signal at which the parent prints its stacks.
     """
     silent = 0.0
     while silent <= limit:
@@ -47,7 +48,7 @@ def watch(process: int, limit: float, interval: float, dump: int) -> None:
         elif not stopped(process):
             silent += interval
     with contextlib.suppress(OSError):
-        line = f"mm: no sign of life for {silent:.0f} s (Watchdog): process {process} is stuck outside Python and is "
+        line = f"mm: no heartbeat for {silent:.0f} s (Watchdog): process {process} is stuck outside Python and is "
         os.write(2, f"{line}ended; --resume goes on from the newest checkpoint. Its stacks:\n".encode())
     with contextlib.suppress(ProcessLookupError):
         os.kill(process, dump)
@@ -56,6 +57,6 @@ def watch(process: int, limit: float, interval: float, dump: int) -> None:
 
 
 if __name__ == "__main__":
-    for number in DEAF_TO:
+    for number in IGNORED_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     watch(int(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]))

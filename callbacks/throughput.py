@@ -1,58 +1,62 @@
-"""How fast training goes: tokens seen, tokens per second, model FLOPs utilisation."""
+"""Log tokens, tokens per second and model FLOPs utilization."""
 
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 
 from mm_lightning.networks.cost import training_flops_per_token
+from mm_lightning.training.lightning_internals import datamodule_of, log_interval
 from mm_lightning.training.peak_flops import peak_flops
+
+if TYPE_CHECKING:
+    from mm_lightning.training.module import LanguageModule
 
 
 class Throughput(Callback):
-    """Logs at every log step, over all devices:
+    """Log at every log step, over all devices:
 
-    - `train/tokens`: tokens of all steps since the first of the run, whatever batch or context each had, those
-      whose update `BadStepGuard` left out included,
-    - `train/tokens_per_second`: since the last log step, validation and checkpoints left out,
-    - `train/mfu`: the share of the devices' peak that useful FLOPs reach, where the peak is known (not on CPUs).
+    - `train/tokens`: tokens of all steps since the first one of the run, whatever batch or context each had, with those
+      whose update `BadStepGuard` skipped,
+    - `train/tokens_per_second`: since the last log step, without the time of validations and checkpoints,
+    - `train/mfu`: model FLOPs as a share of the peak of the devices, where the peak is known (not on CPUs).
     """
 
     def __init__(self) -> None:
         self.tokens_per_second = 0.0
-        self._mark = 0.0  # up to where time is counted
+        self._counted_until = 0.0
         self._seconds = 0.0  # counted since the last log step
         self._logged_step = self._logged_tokens = 0
-        self.interrupted = False
+        self._interrupted = False
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Finds out what a token costs and what the devices can do."""
-        data = trainer.datamodule
+    def on_train_start(self, trainer: Trainer, pl_module: LanguageModule) -> None:
+        """Compute the FLOPs of a token and the peak of the devices."""
+        data = datamodule_of(trainer)
         self._token_flops = training_flops_per_token(pl_module.config, data.context_length)
         reduced = trainer.precision.startswith(("bf16", "16"))
         peak = peak_flops(pl_module.device, torch.bfloat16 if reduced else torch.float32)
         self._peak = peak * trainer.world_size if peak else None
-        self._mark, self._seconds = time.perf_counter(), 0.0
+        self._counted_until, self._seconds = time.perf_counter(), 0.0
         self._logged_step, self._logged_tokens = trainer.global_step, pl_module.trained_tokens
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Forgets the time of a validation or of a checkpoint's writing, but not that of waiting for data."""
-        if self.interrupted:
-            self._mark, self.interrupted = time.perf_counter(), False
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LanguageModule, batch: Any, batch_idx: int) -> None:
+        """Skip the time of a validation or a checkpoint, but not that of waiting for data."""
+        if self._interrupted:
+            self._counted_until, self._interrupted = time.perf_counter(), False
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LanguageModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Counts time; logs at log steps."""
+        """Count the time; log at log steps."""
         now = time.perf_counter()
-        self._seconds, self._mark = self._seconds + now - self._mark, now
+        self._seconds, self._counted_until = self._seconds + now - self._counted_until, now
         step = trainer.global_step
-        if step < self._logged_step:  # gone back to a checkpoint
+        if step < self._logged_step:  # rolled back to a checkpoint
             self._logged_step, self._logged_tokens, self._seconds = step, pl_module.trained_tokens, 0.0
-        if step == self._logged_step or step % trainer.log_every_n_steps:
+        if step == self._logged_step or step % log_interval(trainer):
             return
         tokens = pl_module.trained_tokens
         self.tokens_per_second = (tokens - self._logged_tokens) / max(self._seconds, 1e-9)
@@ -65,10 +69,14 @@ class Throughput(Callback):
             values["train/mfu"] = self.tokens_per_second * self._token_flops / self._peak
         pl_module.log_train(values)
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Its time does not count."""
-        self.interrupted = True
+    def on_validation_end(self, trainer: Trainer, pl_module: LanguageModule) -> None:
+        """Skip the time of a validation."""
+        self.skip_time()
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Its time does not count."""
-        self.interrupted = True
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LanguageModule, checkpoint: dict[str, Any]) -> None:
+        """Skip the time of a checkpoint."""
+        self.skip_time()
+
+    def skip_time(self) -> None:
+        """Leave out the time between the last batch and the next one."""
+        self._interrupted = True

@@ -7,6 +7,7 @@ floor below, in `data/workers.py`. Each has a test that fails when an upgrade mo
 
 from __future__ import annotations
 
+import signal
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -128,6 +129,15 @@ def leave_signals_alone(trainer: Trainer) -> None:
     """
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+
+
+def kill_launched(launcher: Any) -> None:
+    """Kill the processes that a strategy's launcher has started on this machine, if it starts any.
+
+    Launchers have no public name; some of them have a method `kill`.
+    """
+    if hasattr(launcher, "kill"):
+        launcher.kill(signal.SIGKILL)
 
 
 def process_timeout(strategy: Strategy) -> timedelta | None:

@@ -93,6 +93,8 @@ class LanguageModule(LightningModule):
 
     network: Network
     """Built by :meth:`configure_model`."""
+    run_folder: RunFolder
+    """Set by the CLI; callbacks that write files need it."""
 
     @checked("model.")
     def __init__(
@@ -122,7 +124,6 @@ class LanguageModule(LightningModule):
         self.initial_weights = initial_weights
         self.seed = seed
         self.evaluation_losses = torch.nn.ModuleList([evaluation_loss()])  # a mean for each data set
-        self.run_folder: RunFolder | None = None  # given by the CLI
         self._step_loss: list[Tensor] = []
         self._step_balance: list[Tensor] = []  # where there are experts
         self._tokens = 0  # of the finished steps that are logged

@@ -81,7 +81,7 @@ def test_what_depends_on_data_or_on_other_callbacks_is_checked_at_the_setup():
     trainer = SimpleNamespace(datamodule=data, callbacks=[profile, one, two])
     with pytest.raises(UserError, match=r"RetrievalProfile: distances takes .* at most 32, got 33"):
         profile.setup(trainer, None, "fit")
-    with pytest.raises(UserError, match="Evaluation: loss_by_position is asked by two callbacks"):
+    with pytest.raises(UserError, match="Evaluation: two callbacks run loss_by_position"):
         one.setup(trainer, None, "fit")
     trainer.callbacks.remove(two)
     one.setup(trainer, None, "fit")

@@ -110,7 +110,7 @@ def test_rollback_goes_on_with_the_data_that_follow(tiny, tmp_path, poison, caps
     path = config(tiny, tmp_path, every=4, steps=8, on_bad_step="rollback")
     assert main(["fit", "--config", path]) == 0
     folder = tmp_path / "run" / "0"
-    assert "went back from step 6 to" in capsys.readouterr().out
+    assert "rolled back from step 6 to" in capsys.readouterr().out
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "train/loss" in line] == [1, 2, 3, 4, 5, 6, 7, 8]
     # the same by hand: the checkpoint with another place in the data
@@ -173,7 +173,7 @@ def test_patience_ends(tiny, tmp_path, poison, capsys):
     poison(2, times=100)
     assert main(["fit", "--config", config(tiny, tmp_path, steps=20, patience=3)]) == 2
     assert "step 4 was bad" in (error := capsys.readouterr().err)
-    assert "3th in a row" in error
+    assert "in a row: 3, the patience" in error
 
 
 def test_a_spike_is_left_out(tiny, tmp_path, monkeypatch, capsys):

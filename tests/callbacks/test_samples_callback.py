@@ -22,7 +22,7 @@ def test_a_sample_does_not_depend_on_the_precision_of_training(parameters, autoc
     samples = Samples(PROMPT, TOKENS)
     trainer = SimpleNamespace(datamodule=SimpleNamespace(tokenizer=tokenizer), loggers=[])
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast), torch.inference_mode():
-        samples.look(trainer, network)
+        samples.inspect(trainer, network)
     assert next(network.parameters()).dtype == parameters
     saved = network.float()  # as a checkpoint is loaded
     assert samples.last == generate(saved, tokenizer, PROMPT, samples.sampling, TOKENS)

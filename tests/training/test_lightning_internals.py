@@ -2,8 +2,10 @@
 
 import inspect
 import math
+import signal
 from datetime import timedelta
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -186,3 +188,13 @@ def test_parsers_of_commands():
     cli = SimpleNamespace(_subcommand_parsers={"fit": "parser"})
     assert internals.parser_of(cli, "fit") == "parser"
     assert "_subcommand_parsers" in inspect.getsource(LightningCLI)
+
+
+def test_launched_processes_are_killed():
+    from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+
+    internals.kill_launched(None)
+    launcher, process = _SubprocessScriptLauncher.__new__(_SubprocessScriptLauncher), MagicMock()
+    launcher.procs = [process]
+    internals.kill_launched(launcher)
+    process.send_signal.assert_called_once_with(signal.SIGKILL)

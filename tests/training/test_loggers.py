@@ -31,7 +31,7 @@ def test_the_loss_comes_first():
 def test_several_samples_write_tags_of_their_own():
     several = [Samples("a"), RetrievalProfile(), Samples("b"), Samples("c")]
     trainer = SimpleNamespace(callbacks=several)
-    assert [c.numbered("x", trainer) for c in several] == ["x", "x", "x/2", "x/3"]
+    assert [c.unique_tag("x", trainer) for c in several] == ["x", "x", "x/2", "x/3"]
 
 
 def test_files_of_earlier_versions_go_on_where_they_are(tmp_path):
