@@ -83,10 +83,29 @@ def _parse_texts(data: bytes) -> Any:
     value = parse_json(data)
     if b"\\u" in data:  # the only way in: decoding lets none through
         try:
-            check_text(json.dumps(value, ensure_ascii=False))
+            _check_texts(value)
         except RecursionError as error:
             raise BadInput(f"not JSON that can be read: {error}") from error
     return value
+
+
+def _check_texts(value: Any, place: str = "") -> None:
+    """Check that all texts in a JSON value can be written in UTF-8; a list's row, or a key, names the place.
+
+    Raises:
+        BadInput: one cannot.
+    """
+    if isinstance(value, str):
+        try:
+            check_text(value)
+        except BadInput as error:
+            raise BadInput(f"{place}{': ' if place else ''}{error}") from error
+    elif isinstance(value, list | dict):
+        what = "entry" if place else "row"
+        parts = value.items() if isinstance(value, dict) else ((f"{what} {n}", x) for n, x in enumerate(value, 1))
+        for name, part in parts:
+            _check_texts(name)
+            _check_texts(part, f"{place}{', ' if place else ''}{name}")
 
 
 def read_text(path: str | os.PathLike) -> str:
@@ -161,6 +180,19 @@ def json_lines(path: str | os.PathLike) -> Iterator[tuple[int, Any]]:
                 yield row, _parse_texts(line)
         except BadInput as error:
             raise UserError(f"{path}, row {row}: {error}") from error
+
+
+def json_texts(path: str | os.PathLike, key: str) -> Iterator[str]:
+    """Yield the text that each JSON line has under a key.
+
+    Raises:
+        UserError: the file cannot be read, or a row has no text; it names the row.
+    """
+    for row, value in json_lines(path):
+        text = value.get(key) if isinstance(value, dict) else None
+        if not isinstance(text, str):
+            raise UserError(f'{path}, row {row} has no text under the key "{key}": {{"{key}": "..."}}')
+        yield text.removeprefix(MARK)
 
 
 def _read(path: str | os.PathLike) -> bytes:

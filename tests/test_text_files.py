@@ -33,7 +33,7 @@ def test_a_byte_order_mark_is_no_text_and_blank_lines_are_no_rows(write):
     [
         (b"{oops", "not JSON: .* at character 2"),
         (b'{"text": "\xff"}', "not UTF-8, invalid start byte at byte 10, line 1: 0xff"),
-        (rb'{"a": ["b\ud800"]}', "half a surrogate pair behind .*b'"),
+        (rb'{"a": ["b\ud800"]}', "a, entry 1: half a surrogate pair behind 'b'"),
         (b"[" * 100_000, "not JSON that can be read"),
         (b"1" * 10_000, "not JSON that can be read"),
     ],
@@ -45,6 +45,11 @@ def test_a_row_that_cannot_be_read_is_named(write, row, reason):
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=rf"a\.jsonl: {reason}"):
         read_json(write(row))
+
+
+def test_half_a_surrogate_pair_in_a_list_is_named_by_its_row(write):
+    with pytest.raises(UserError, match=r"row 2, question: half a surrogate pair behind 'x'"):
+        read_json(write(rb'[{"question": "a"}, {"question": "x\ud83d"}]'))
 
 
 def test_bytes_that_are_no_text_are_named_with_byte_and_line(write):

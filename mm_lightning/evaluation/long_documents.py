@@ -77,19 +77,34 @@ def stretches(documents: Texts, length: int, limit: int) -> list[Stretch]:
 
 
 def of_files(paths: Sequence[str], tokenizer: Tokenizer) -> Texts:
-    """Text files and folders of .txt files, each file a document; or one folder of prepared data.
+    """Text files and folders of .txt files, each file a document; JSON lines; or one folder of prepared data.
 
     Raises:
         UserError: they cannot be read, or were prepared with another tokenizer.
     """
-    from mm_lightning.text_files import read_document
-
     if is_prepared(paths):
         return of_folder(Path(paths[0]), tokenizer)
     files = [file for path in paths for file in text_files(path)]
-    parts = [np.array(tokenizer.encode(read_document(file)), dtype=np.int64) for file in files]
+    texts = [text for file in files for text in documents_of(file)]
+    parts = [np.array(tokenizer.encode(text), dtype=np.int64) for text in texts]
     source = str(files[0]) if len(files) == 1 else f"{len(files)} files, the first {Path(files[0]).name}"
     return Texts(source, parts)
+
+
+def documents_of(path: str) -> list[str]:
+    """Return the documents of a file: the texts of JSON lines (key "text"), else the whole file.
+
+    Raises:
+        UserError: it cannot be read, or has no text; of JSON lines it names the row.
+    """
+    from mm_lightning.text_files import JSON_LINES, json_texts, read_document, split_suffix
+
+    if split_suffix(path)[0] not in JSON_LINES:
+        return [read_document(path)]
+    texts = list(json_texts(path, "text"))
+    if not any(texts):
+        raise UserError(f"{path} is empty: give a file with text")
+    return texts
 
 
 def is_prepared(paths: Sequence[str]) -> bool:
@@ -178,8 +193,6 @@ def digest(paths: Sequence[str] | None, checkpoint: Path | None) -> str:
     Raises:
         UserError: they cannot be read.
     """
-    from mm_lightning.text_files import read_document
-
     result = hashlib.sha256()
     if not paths or is_prepared(paths):
         for folder in [Path(paths[0])] if paths else held_out(checkpoint):
@@ -187,7 +200,7 @@ def digest(paths: Sequence[str] | None, checkpoint: Path | None) -> str:
             for tokens in validation_shards(folder, manifest):
                 result.update(f"{manifest.dtype} {tokens.size} ".encode() + tokens.tobytes())
     else:
-        for file in (file for path in paths for file in text_files(path)):
-            content = read_document(file).encode("utf-8", "surrogatepass")
+        for text in (text for path in paths for file in text_files(path) for text in documents_of(file)):
+            content = text.encode("utf-8", "surrogatepass")
             result.update(f"{len(content)} ".encode() + content)
     return result.hexdigest()[:16]

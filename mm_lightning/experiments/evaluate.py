@@ -90,8 +90,8 @@ def evaluate_command(
         limit: questions of each length (in_context: of each data set) at most, 1k being 1,024, by default 500
             (loss_by_position: sequences, by default 32; persistent, other: the first documents of each task, by
             default all).
-        text: text files or folders of them, or a folder of prepared data, instead of the validation documents of the
-            network's own data (loss_by_position, retrieval_profile).
+        text: text files, JSON lines (key "text"), folders of text files, or a folder of prepared data, instead of the
+            validation documents of the network's own data (loss_by_position, retrieval_profile).
         data_dir: folder of the data sets, by default `data`: squad/*.json, hotpotqa/*.json, text/novels/*.txt,
             banking77/*.csv, ... (persistent, other: by default data sets come from the Hub; in the folder they lie as
             in their repositories, ai2_arc/ARC-Easy/test.jsonl or .parquet, and an error says which file is missing).

@@ -19,7 +19,7 @@ from mm_lightning.inference.text import check_stop, encode_next, escape, unescap
 from mm_lightning.outputs import MEMORY, Output, check_output, opened
 from mm_lightning.ranges import Budget, Count, Name, Place, Text
 from mm_lightning.terminal import console, display
-from mm_lightning.text_files import JSON_LINES, MARK, json_lines, read_document, split_suffix, text_lines
+from mm_lightning.text_files import JSON_LINES, json_texts, read_document, split_suffix, text_lines
 
 if TYPE_CHECKING:
     from mm_lightning.data.tokenizer import Tokenizer
@@ -214,12 +214,7 @@ def read_prompt_file(path: str) -> list[str]:
         UserError: it cannot be read, or holds none; of JSON lines, the row that is wrong.
     """
     if split_suffix(path)[0] in JSON_LINES:
-        prompts = []
-        for row, value in json_lines(path):
-            prompt = value.get("prompt") if isinstance(value, dict) else None
-            if not isinstance(prompt, str):
-                raise UserError(f'{path}, row {row} has no text under the key "prompt": {{"prompt": "..."}}')
-            prompts.append(prompt.removeprefix(MARK))
+        prompts = list(json_texts(path, "prompt"))
     else:
         prompts = [line for _, line in text_lines(path)]
     if not prompts:

@@ -9,6 +9,7 @@ import os
 import signal
 from itertools import pairwise
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -345,6 +346,62 @@ class Nothing(task.Task):
 
     def ask(self, model, items):
         return (item.record({"score": 1}) for item in items[1:])
+
+
+@dataclasses.dataclass
+class Failing(task.Task):
+    """A task that fails before its first answer, unless told otherwise."""
+
+    name = "failing"
+    fail: ClassVar[bool] = True
+    limit: int | None = None
+
+    def items(self, model):
+        return [task.Item(str(n), {}) for n in range(self.limit or 3)]
+
+    def ask(self, model, items):
+        if self.fail:
+            raise UserError("no room left")
+        return (item.record({"hit": True}) for item in items)
+
+
+def test_a_failed_task_blocks_no_folder_and_no_table(evaluate, runs, files, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(task.TASKS, "failing", (f"{__name__}:Failing", ""))
+    given = ["evaluate", "--checkpoint", str(runs / "v2"), "--contexts", "128", "--text", *files, "--device", "cpu"]
+    given += ["--output", str(tmp_path), "--tasks", "loss_by_position,failing", "--limit"]
+    assert main([*given, "2"]) == 2
+    out, err = capsys.readouterr()
+    assert "no room left" in err
+    assert "context=128" in out  # of what was finished
+    assert (tmp_path / "report" / "index.html").exists()
+    monkeypatch.setattr(Failing, "fail", False)
+    given[-2] = "failing"
+    given = [word for word in given if word not in ("--contexts", "128", "--text", *files)]
+    assert main([*given, "1k"]) == 0  # other questions: the folder holds no answer
+    assert json.loads((tmp_path / "v2-0-step1" / "failing" / "results.json").read_text())["network"]["items"] == 1024
+
+
+def test_all_data_are_looked_for_first(runs, files, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(LossByPosition, "ask", lambda *a: pytest.fail("asked before all data were looked for"))
+    given = ["evaluate", "--checkpoint", str(runs / "v2"), str(runs / "transformer"), "--contexts", "128"]
+    given += ["--text", *files, "--device", "cpu", "--output", str(tmp_path / "out"), "--limit", "2"]
+    given += ["--tasks", "loss_by_position,niah_single_2", "--essays", str(tmp_path / "nowhere")]
+    assert main(given) == 2
+    assert "there is no .txt file in" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_seconds_add_up(tmp_path):
+    samples = Samples(tmp_path / "x")
+    for seconds in (2.0, 3.0):
+        samples.claim({"task": "a"}, {"started": "2026-01-01T00:00:00+00:00"})
+        samples.close_session(seconds)
+    samples.claim({"task": "a"}, {"started": "2026-01-01T00:00:00+00:00"})  # and is killed
+    (tmp_path / "x" / "samples.jsonl").write_text('{"key": "1"}\n')
+    os.utime(tmp_path / "x" / "samples.jsonl", (1767225607, 1767225607))  # 7 s after it started
+    samples.claim({"task": "a"}, {"started": "2026-01-02T00:00:00+00:00"})
+    samples.close_session(1.0)
+    assert [session["seconds"] for session in samples.sessions()] == [2.0, 3.0, 7.0, 1.0]
 
 
 @pytest.mark.parametrize(

@@ -85,3 +85,15 @@ def test_a_folder_of_texts_is_its_files_in_order(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="a folder without"):
         of_files([str(tmp_path / "empty")], load_tokenizer("bytes"))
+
+
+def test_json_lines_are_documents(tmp_path):
+    from mm_lightning.data.tokenizer import load_tokenizer
+    from mm_lightning.evaluation.long_documents import of_files
+
+    (tmp_path / "x.jsonl").write_text('{"text": "one"}\n\n{"text": "two"}\n')
+    found = of_files([str(tmp_path / "x.jsonl")], load_tokenizer("bytes"))
+    assert [bytes(part.tolist()) for part in found.parts] == [b"one", b"two"]
+    (tmp_path / "x.jsonl").write_text('{"text": "one"}\n{"body": "two"}\n')
+    with pytest.raises(UserError, match='row 2 has no text under the key "text"'):
+        of_files([str(tmp_path / "x.jsonl")], load_tokenizer("bytes"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -89,22 +90,32 @@ def read_table(path: Path, text: str, label: str) -> Iterator[tuple[int, str, st
         raise UserError(f"{path}: the ending must be one of {', '.join(FORMATS)}")
     present(path)
     rows = _objects(path) if path.suffix == ".jsonl" else _cells(path, [text, label])
+    number = 0
     for number, row in rows:
         found = []
         for column in (text, label):
             value = row.get(column)
             if isinstance(value, int) and not isinstance(value, bool):
                 value = str(value)
-            if not isinstance(value, str) or not value.strip():
-                has = "is empty" if column in row else "is missing"
+            if value is not None and not isinstance(value, str):
+                shown = json.dumps(value)[:60]
+                raise UserError(
+                    f"{path}, row {number}: {column!r} is {shown}, neither a text nor a whole number: quote it"
+                )
+            if value is None or not value.strip():
+                has = "is missing" if column not in row else "is null" if value is None else "is empty"
                 raise UserError(f"{path}, row {number}: {column!r} {has}")
             found.append(one_line(value))
         yield number, found[0], found[1]
+    if number == 0:
+        raise UserError(f"{path} has no rows{'' if path.suffix == '.jsonl' else ' under its header'}")
 
 
 def _cells(path: Path, columns: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     lines = io.StringIO(text_files.read_text(path), newline="")
-    reader = csv.reader(lines, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
+    reader = csv.reader(lines, strict=True)
+    if path.suffix == ".tsv":  # has no quotes: a quotation mark is one
+        reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE, strict=True)
     header: list[str] = []
     row = 0
     try:

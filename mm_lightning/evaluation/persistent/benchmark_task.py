@@ -101,15 +101,20 @@ class Benchmark(Task):
         Raises:
             UserError: the data are missing, or a document cannot be asked; it names the row.
         """
-        from mm_lightning.evaluation.persistent.harness import quiet
+        from mm_lightning.evaluation.persistent.data import places_of
+        from mm_lightning.evaluation.persistent.harness import local_files, quiet
         from mm_lightning.evaluation.persistent.harness_requests import questions
 
         tasks = self.tasks()
+        places: dict[str, list[str]] = {}
+        if self.folder is not None:
+            for name, splits in local_files(self.definition, self.folder, self.shots).items():
+                places[name] = places_of(next(iter(splits.values())))  # the split that is asked comes first
         with quiet():
             return [
                 Item(f"{name}/{question.number}", {"task": name} if len(tasks) > 1 else {}, question)
                 for name, task in tasks.items()
-                for question in questions(name, task, self.limit, self.seed)
+                for question in questions(name, task, self.limit, self.seed, places.get(name, ()))
             ]
 
     def ask(self, model: Model, items: list[Item]) -> Iterator[Record]:

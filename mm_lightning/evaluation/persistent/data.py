@@ -99,13 +99,31 @@ def checked(path: Path) -> list[Row]:
     return rows
 
 
+def _not_utf8(table: Any) -> int:
+    """Return the number of the first row of a parquet table with a text that is not UTF-8."""
+    for row in range(table.num_rows):
+        try:
+            table.slice(row, 1).to_pylist()
+        except UnicodeDecodeError:
+            return row + 1
+    return 0
+
+
+def places_of(paths: Iterable[Path]) -> list[str]:
+    """Return the file and the row of each document of a split, in order."""
+    return [f"{path}, row {row}" for path in paths for row, _ in read_rows(path)]
+
+
 def read_rows(path: Path) -> Iterable[tuple[int, Any]]:
     """Return the rows of a file, each with its number, counted from 1; in JSON lines blank ones count too."""
     if path.suffix == ".parquet":
         from pyarrow.parquet import read_table
 
         try:
-            return enumerate(read_table(path).to_pylist(), 1)
+            table = read_table(path)
+            return enumerate(table.to_pylist(), 1)
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}, row {_not_utf8(table)}: not UTF-8, {error.reason}") from error
         except (OSError, ValueError) as error:
             raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from error
     if path.suffix == ".json" and read_text(path).lstrip().startswith("["):

@@ -15,7 +15,7 @@ import yaml
 
 from mm_lightning.errors import UserError
 from mm_lightning.evaluation.persistent.code import load_metric
-from mm_lightning.evaluation.persistent.data import find_files, place_of
+from mm_lightning.evaluation.persistent.data import find_files, place_of, read_rows
 from mm_lightning.evaluation.persistent.definitions import Definition, Function
 
 try:
@@ -126,7 +126,7 @@ def load(definition: Definition, name: str, data_dir: Path | None, shots: int) -
         except Exception as error:
             if files is None:
                 raise
-            where = next(iter(next(iter(files.values())).values()))[0]
+            where = _first_null(files) or str(next(iter(next(iter(files.values())).values()))[0])
             said = f"{type(error).__name__}: {' '.join(str(error).split())}"
             raise UserError(
                 f"{name} cannot use the documents of {where} ({said}): their form is another one"
@@ -134,6 +134,16 @@ def load(definition: Definition, name: str, data_dir: Path | None, shots: int) -
     for task in tasks.values():
         task.set_config("num_fewshot", shots)
     return tasks
+
+
+def _first_null(files: dict[str, dict[str, list[Path]]]) -> str | None:
+    """Return the file and the row with the first field that is null, which the functions of tasks fail on."""
+    for path in (path for splits in files.values() for paths in splits.values() for path in paths):
+        for row, document in read_rows(path):
+            for name, value in document.items():
+                if value is None:
+                    return f"{path}, row {row}, where {name!r} is null"
+    return None
 
 
 def _make(definition: Definition, files: dict[str, dict[str, list[Path]]] | None, shots: int) -> Any:

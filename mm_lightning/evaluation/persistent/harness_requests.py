@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,15 +35,29 @@ class Question:
     requests: list[Instance]
 
 
-def questions(name: str, task: ConfigurableTask, limit: int | None, seed: int) -> Iterator[Question]:
+def questions(
+    name: str, task: ConfigurableTask, limit: int | None, seed: int, places: Sequence[str] = ()
+) -> Iterator[Question]:
     """The first documents of a task and their requests; drawn examples are those of a run of the harness.
 
+    Args:
+        name: of the task.
+        task: the harness' task.
+        limit: documents at most.
+        seed: of drawn examples.
+        places: file and row of each document, where they are known.
+
     Raises:
-        UserError: a document has not what the task needs.
+        UserError: a document has not what the task needs; it names file and row.
     """
     task.set_fewshot_seed(seed=seed)
+    if len(places) != len(task.eval_docs):  # a task may make other documents of the rows
+        places = ()
     for number, document in task.doc_iterator(limit=limit):
+        place = places[number] if places else f"document {number + 1}"
         try:
+            if null := _null(task, document):
+                raise UserError(f"{name}: {place}: {null!r} is null")
             context = task.fewshot_context(
                 document, num_fewshot=task.config.num_fewshot, gen_prefix=task.doc_to_prefix(document)
             )
@@ -53,10 +68,37 @@ def questions(name: str, task: ConfigurableTask, limit: int | None, seed: int) -
                 apply_chat_template=False,
                 chat_template=None,
             )
+            requests = requests if isinstance(requests, list) else [requests]
+            if problem := _problem(task, document, requests):
+                raise UserError(f"{name}: {place}: {problem}")
+        except UserError:
+            raise
         except Exception as error:  # of a template or a function of the task, about this document
-            said = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            raise UserError(f"{name}: document {number + 1} cannot be asked ({said})") from error
-        yield Question(name, number, document, requests if isinstance(requests, list) else [requests])
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise UserError(f"{name}: {place} cannot be asked ({reason})") from error
+        yield Question(name, number, document, requests)
+
+
+def _null(task: ConfigurableTask, document: dict[str, Any]) -> str | None:
+    """Return the name of a field that is null and that the task's prompts are made of."""
+    templates = [task.config.doc_to_text, task.config.doc_to_target, task.config.doc_to_choice]
+    words = {word for template in templates for word in re.findall(r"\w+", str(template))}
+    written = all(template is None or isinstance(template, str) for template in templates)
+    return next((name for name, x in document.items() if x is None and (name in words or not written)), None)
+
+
+def _problem(task: ConfigurableTask, document: dict[str, Any], requests: Sequence[Instance]) -> str | None:
+    """Return what makes a question one that nobody can answer: an empty answer, or a right one that is none of them."""
+    if any(r.request_type == "loglikelihood" and not str(r.args[1]).strip() for r in requests):
+        return "an answer to choose is empty"
+    if task.OUTPUT_TYPE != "multiple_choice":
+        return None
+    choices = task.doc_to_choice(document)
+    right = task.doc_to_text(document) if task.multiple_input else task.doc_to_target(document)
+    for one in right if isinstance(right, list) else [right]:
+        if not (0 <= one < len(choices) if isinstance(one, int) else one in choices):
+            return f"the right answer is {one!r}, not one of the {len(choices)} (counted from 0)"
+    return None
 
 
 def length(question: Question) -> int:

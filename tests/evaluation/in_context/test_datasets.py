@@ -169,7 +169,20 @@ MISTAKES = {
     "no JSON": ("data/test.jsonl", TEST + "when?", "row 2: not JSON"),
     "no object": ("data/test.jsonl", "[1]", "row 1: a JSON object was expected"),
     "missing value": ("data/test.jsonl", TEST + '{"question": "a"}', "row 2: 'kind' is missing"),
-    "no string": ("data/test.jsonl", '{"question": "a", "kind": null}', "row 1: 'kind' is empty"),
+    "no string": ("data/test.jsonl", '{"question": "a", "kind": null}', "row 1: 'kind' is null"),
+    "truth": ("data/test.jsonl", TEST + '{"question": "a", "kind": true}', "row 2: 'kind' is true, neither a text nor"),
+    "fraction": (
+        "data/test.jsonl",
+        '{"question": "a", "kind": 1.5}',
+        "row 1: 'kind' is 1.5, neither a text nor",
+    ),
+    "list": ("data/test.jsonl", '{"question": "a", "kind": ["b"]}', r"row 1: 'kind' is \[\"b\"\], neither"),
+    "half a pair": (
+        "data/test.jsonl",
+        TEST + '{"question": "a\\ud83d", "kind": "b"}',
+        "row 2: question: half",
+    ),
+    "header only": ("train.csv", "question,kind\n", "train.csv has no rows under its header"),
     "columns": ("train.csv", TRAIN + "a,b,c\n", "train.csv, row 4: 3 columns where the header has 2"),
     "quotes": ("train.csv", TRAIN + '"a"b,c\n', "train.csv, row 4: "),
 }
@@ -184,9 +197,9 @@ def test_mistakes_of_a_user(kinds, mistake):
 
 
 def test_tables_in_all_formats(tmp_path):
-    write(tmp_path, {"a.tsv": 'text\tlabel\na  "b"\tx\n', "a.jsonl": '{"text": "a", "label": 3}\n'})
+    write(tmp_path, {"a.tsv": 'text\tlabel\na  "b"\tx\n"c\ty\n', "a.jsonl": '{"text": "a", "label": 3}\n'})
     assert list(read_table(tmp_path / "a.jsonl", "text", "label")) == [(1, "a", "3")]
-    assert list(read_table(tmp_path / "a.tsv", "text", "label")) == [(1, 'a "b"', "x")]
+    assert list(read_table(tmp_path / "a.tsv", "text", "label")) == [(1, 'a "b"', "x"), (2, '"c', "y")]
 
 
 def test_blank_lines_and_a_byte_order_mark_are_left_out(tmp_path):

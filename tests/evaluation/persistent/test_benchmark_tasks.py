@@ -94,8 +94,25 @@ def test_what_is_refused(network, data, tmp_path, monkeypatch):
     rows = questions(4)
     rows[2]["answerKey"] = "E"
     write(tmp_path / "ai2_arc" / "ARC-Easy", "test", rows)
-    with pytest.raises(UserError, match=r"arc_easy: document 3 cannot be asked"):
+    with pytest.raises(UserError, match=r"arc_easy: .*ARC-Easy/test\.jsonl, row 3 cannot be asked"):
         asked(network, find_task("arc_easy")(data_dir=str(tmp_path)))
+    for changes, message in (
+        ({"question": None}, "row 2: 'question' is null"),
+        ({"choices": {"text": ["a", "", "c", "d"], "label": list("ABCD")}}, "row 2: an answer to choose is empty"),
+    ):
+        rows = questions(4)
+        rows[1] |= changes
+        write(tmp_path / "ai2_arc" / "ARC-Easy", "test", rows)
+        with pytest.raises(UserError, match=message):
+            asked(network, find_task("arc_easy")(data_dir=str(tmp_path)))
+    piqa = {"goal": "Eat", "sol1": "bread", "sol2": "sand", "label": 0}
+    for changes, message in (
+        ({"label": -1}, "right answer is -1, not one of"),
+        ({"sol2": ""}, "answer to choose"),
+    ):
+        write(tmp_path / "piqa", "validation", [piqa, {**piqa, **changes}])
+        with pytest.raises(UserError, match=f"piqa: .*validation.jsonl, row 2: .*{message}"):
+            asked(network, find_task("piqa")(data_dir=str(tmp_path)))
     write(tmp_path / "ai2_arc" / "ARC-Easy", "test", [{"text": "no question"}])
     with pytest.raises(UserError, match=r"ARC-Easy/test\.jsonl \(UndefinedError: 'question' is undefined\)"):
         asked(network, find_task("arc_easy")(data_dir=str(tmp_path)))

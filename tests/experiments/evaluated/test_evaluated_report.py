@@ -148,6 +148,36 @@ def test_other_settings_are_other_tables(tmp_path, no_figures):
     assert "qa_1 was asked under 2 different settings" in " ".join(gather([tmp_path]).notes)
 
 
+def test_other_questions_are_other_tables(tmp_path, no_figures):
+    """Because other ones fit for another tokenizer; networks of one tokenizer stand in one table."""
+    places = {}
+    for name, tokenizer in (("a", "t" * 64), ("b", "t" * 64), ("c", "u" * 64)):
+        excluded = row(4, None, 3, "excluded_questions", length=4096)
+        about = network(name, tokenizer=tokenizer)
+        places[name] = write(tmp_path, name, "qa_1", [share(1, 3, length=4096), excluded], about, **LONG)
+    for name, keys in (("a", "123"), ("b", "123"), ("c", "345")):
+        records = [
+            {"key": f"0:4096:{key}", "group": {"length": 4096}, "scores": {"accuracy": float(key == "1")}, "gold": []}
+            for key in keys
+        ]
+        (places[name] / "samples.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    found = gather([tmp_path])
+    asked = [[e.network.name for e in group.evaluations] for group in found.groups(lambda e: True)]
+    assert asked == [["a", "b"], ["c"]]
+    assert any("a and c were asked different questions, 1 of 5 in common" in note for note in found.notes)
+    tables = grids(tmp_path)
+    assert cells(tables["qa_1"], "a")["do not fit"] == "4"
+    assert [line[0] for line in tables["qa_1-2"].rows] == ["c"]
+    (line,) = tables["qa_1-differences"].rows  # of three answers that are alike: 1.96 / (3 + 2)
+    assert str(line[-1]) == "+0.0 [-39.2, +39.2]"
+
+
+def test_percent_is_shown_as_it_is(tmp_path, no_figures):
+    """What earlier versions wrote of squadv2, without unit."""
+    write(tmp_path, "v2", "squadv2", [row(100.0, 0.0, 3, "f1,none")], V2, fewshot=0)
+    assert str(cells(grids(tmp_path)["persistent"], "squadv2 (in no mean)")["v2"]) == "100.0 [43.9, 100.0]"
+
+
 def test_other_data_are_other_tables(tmp_path, no_figures):
     write_qa(tmp_path, "v2", V2, {"qa_1": [100], "qa_2": [200]})
     write(tmp_path, "v1", "qa_1", [share(9, 500, length=4096)], network("v1"), **LONG, data_hash="another")
