@@ -391,4 +391,6 @@ def _run_command(args: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    # run by its path, it would have transformers.py beside it imported as the package of that name
+    sys.path[:] = [path for path in sys.path if os.path.abspath(path) != os.path.dirname(os.path.abspath(__file__))]
     sys.exit(main())

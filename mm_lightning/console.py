@@ -23,7 +23,7 @@ def say(message: str, stderr: bool = False) -> None:
 
 
 def clock(seconds: float) -> str:
-    """3725 s -> 1:02:05"""
+    """Return a duration as hours, minutes and seconds: 3725 s -> 1:02:05."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

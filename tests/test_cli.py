@@ -1,6 +1,8 @@
 """The front door: help, version, unknown commands, and the import of nothing heavy."""
 
+import inspect
 import os
+import runpy
 import subprocess
 import sys
 
@@ -57,6 +59,15 @@ def test_using_a_network_imports_nothing_of_its_training(tmp_path):
     code = USING.format(run=str(tmp_path / "run"), text=str(tmp_path / "text.txt"), output=str(tmp_path / "out"))
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert found.stdout.splitlines()[-1:] == ["[]"], found.stderr
+
+
+def test_run_by_its_path_it_imports_packages_not_files_beside_it(monkeypatch):
+    file = inspect.getsourcefile(main)
+    monkeypatch.syspath_prepend(os.path.dirname(file))
+    monkeypatch.setattr(sys, "argv", [file, "--version"])
+    with pytest.raises(SystemExit):
+        runpy.run_path(file, run_name="__main__")
+    assert os.path.dirname(file) not in sys.path
 
 
 def test_version(capsys):

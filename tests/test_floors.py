@@ -21,7 +21,8 @@ FLOORS = (
     {"inference"},
     {"inspection"},
     {"evaluation"},
-    {"callbacks", "experiments"},
+    {"experiments"},
+    {"callbacks"},
     {"cli", "transformers"},
 )
 """From the lowest to the highest; rooms of one floor know nothing of each other. Single files are below all of them."""

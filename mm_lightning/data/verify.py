@@ -14,7 +14,7 @@ from mm_lightning.errors import UserError
 
 
 def verify(path: str | os.PathLike, checksums: bool = True) -> list[str]:
-    """What is wrong with a prepared folder, one line each; empty if nothing is.
+    """Return what is wrong with a prepared folder, one line each; empty if nothing is.
 
     Args:
         path: the folder.
@@ -51,7 +51,7 @@ def check(
     tokenizer: Tokenizer | None = None,
     context_length: int | None = None,
 ) -> Manifest:
-    """The manifest of a prepared folder, after the quick checks to make before training from it.
+    """Return the manifest of a prepared folder after the quick checks that precede training from it.
 
     Args:
         path: the folder.
@@ -121,7 +121,7 @@ def _index_problems(folder: Path, split: Split, dtype: str) -> list[str]:
 
 
 def shard_problems(path: Path, shard: Shard, checksums: bool) -> list[str]:
-    """What is wrong with a shard's file: missing, of another size or, if that is asked for, of another checksum."""
+    """Return what is wrong with a shard's file: missing, of another size or, with `checksums`, of another checksum."""
     if not path.is_file():
         return [f"shard {path} is missing"]
     size = path.stat().st_size

@@ -9,7 +9,7 @@ from mm_lightning.memory.documents import IGNORE_INDEX
 
 
 def errors_reference(logits: Tensor, targets: Tensor, exact: torch.dtype, learns: bool = True) -> tuple[Tensor, Tensor]:
-    """The loss of each token, (N,), and its derivatives by its logits, (N, V), both in the type `exact`.
+    """Return the loss of each token, (N,), and its derivatives by its logits, (N, V), both in the type `exact`.
 
     Args:
         logits: (N, V).

@@ -9,7 +9,7 @@ from mm_lightning.training.cli import TrainingCLI, prepare
 
 
 def run_training(command: str, args: list[str], slurm_job: str | None = None) -> None:
-    """Runs one training command, which may queue the Slurm job that it is part of again.
+    """Run one training command, which may queue its Slurm job again.
 
     Raises:
         UserError: for any mistake of the user's.
