@@ -165,7 +165,7 @@ class Documents:
             total = sum(max(n - count, 0) for n in self.lengths)
             lengths = torch.repeat_interleave(length, length, output_size=self.position.numel())
             remains = self.position.flatten() < lengths - count
-            # The static form, because the number is known here and asking the device would wait for it.
+            # The static form: the number is known on the host, and `nonzero` would be a host sync.
             index = torch.nonzero_static(remains, size=total).flatten()
             ends = (length - count).clamp(min=0).cumsum(0, dtype=torch.int32)
             self._without_last[count] = index, torch.cat([ends.new_zeros(1), ends])

@@ -134,16 +134,16 @@ class PairCache:
         room = self.keys.shape[2]
         if used + time <= room:
             return
-        kept = used if self.keep is None else min(used, self.keep)  # the newest pairs
+        retained = used if self.keep is None else min(used, self.keep)  # the newest pairs
         grown = self.keys, self.values
-        if kept + time > room:
-            size = (*self.keys.shape[:2], self._whole(max(2 * room, kept + time)), self.keys.shape[3])
+        if retained + time > room:
+            size = (*self.keys.shape[:2], self._whole(max(2 * room, retained + time)), self.keys.shape[3])
             grown = self.keys.new_zeros(size), self.values.new_zeros(size)
         for new, old in zip(grown, (self.keys, self.values), strict=True):
-            part = old[:, :, used - kept : used]
-            new[:, :, :kept] = part.clone() if new is old else part
+            part = old[:, :, used - retained : used]
+            new[:, :, :retained] = part.clone() if new is old else part
         self.keys, self.values = grown
-        self.offset = self.end - kept
+        self.offset = self.end - retained
 
     def _whole(self, count: int) -> int:
         return -(-count // self.multiple) * self.multiple

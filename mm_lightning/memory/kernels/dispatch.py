@@ -5,6 +5,7 @@ The compiled kernels are registered as operators of torch, so that torch.compile
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import cache
 from typing import Any
@@ -185,33 +186,19 @@ def _values_backward(
     return values_backward(raw, gamma, alpha, starts, v, norm, d_v)
 
 
-@_keys.register_kernel("cuda")
-def _(raw, gate, decay, beta, starts):  # type: ignore[no-untyped-def]
-    from mm_lightning.memory.kernels.triton_launch import keys
+def _on_cuda(name: str) -> Callable[..., Any]:
+    def launch(*arguments: Tensor) -> Any:
+        from mm_lightning.memory.kernels.triton_launch import LAUNCHES
 
-    return keys(raw, gate, decay, beta, starts)
+        return LAUNCHES[name](*arguments)
 
-
-@_keys_backward.register_kernel("cuda")
-def _(raw, beta, starts, k, saved, d_q, d_k):  # type: ignore[no-untyped-def]
-    from mm_lightning.memory.kernels.triton_launch import keys_backward
-
-    return keys_backward(raw, beta, starts, k, saved, d_q, d_k)
+    return launch
 
 
-@_values.register_kernel("cuda")
-def _(raw, gamma, alpha, starts):  # type: ignore[no-untyped-def]
-    from mm_lightning.memory.kernels.triton_launch import values
-
-    return values(raw, gamma, alpha, starts)
-
-
-@_values_backward.register_kernel("cuda")
-def _(raw, gamma, alpha, starts, v, norm, d_v):  # type: ignore[no-untyped-def]
-    from mm_lightning.memory.kernels.triton_launch import values_backward
-
-    return values_backward(raw, gamma, alpha, starts, v, norm, d_v)
-
+_keys.register_kernel("cuda", _on_cuda("keys"))
+_keys_backward.register_kernel("cuda", _on_cuda("keys_backward"))
+_values.register_kernel("cuda", _on_cuda("values"))
+_values_backward.register_kernel("cuda", _on_cuda("values_backward"))
 
 # Shapes, types and strides of the results, for torch.compile
 

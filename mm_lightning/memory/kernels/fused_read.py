@@ -135,11 +135,9 @@ def _split_documents(
 
     One `split` for all documents, because its derivative is one concatenation.
     """
-    queries, pairs = [], []
-    for length in lengths:
-        readable = max(length - delay, 0)
-        queries += [length - readable, readable]
-        pairs += [readable, length - readable]
+    early = [min(length, delay) for length in lengths]
+    queries = [n for length, few in zip(lengths, early, strict=True) for n in (few, length - few)]
+    pairs = [n for length, few in zip(lengths, early, strict=True) for n in (length - few, few)]
     q_parts, k_parts, v_parts = q.split(queries, 1), k.split(pairs, 1), v.split(pairs, 1)
     return list(zip(q_parts[::2], q_parts[1::2], k_parts[::2], v_parts[::2], strict=True))
 
@@ -211,16 +209,6 @@ def _read_varlen(q: Tensor, k: Tensor, v: Tensor, span: Span, documents: Documen
         else:  # torch < 2.12
             k, v = k.repeat_interleave(shared, 1), v.repeat_interleave(shared, 1)
     with any_shape(q):
-        out: Any = varlen_attn(
-            q.flatten(0, 1),
-            k,
-            v,
-            documents.offsets,
-            offsets,
-            longest,
-            max(longest - span.delay, 1),
-            scale=scale,
-            window_size=(left, 0),
-            **grouped,
-        )
+        lengths = documents.offsets, offsets, longest, max(longest - span.delay, 1)
+        out: Any = varlen_attn(q.flatten(0, 1), k, v, *lengths, scale=scale, window_size=(left, 0), **grouped)
     return out.view_as(q)

@@ -66,9 +66,9 @@ def _weights(gate, decay, began, scale, C: tl.constexpr):  # type: ignore[no-unt
     before = tl.maximum(before, earlier)
     level = tl.maximum(before, u)  # no weight is larger than exp of this
     weights = tl.exp((logs - level[:, None]).to(tl.float32))
-    kept = tl.exp((earlier - level).to(tl.float32))
+    carried = tl.exp((earlier - level).to(tl.float32))
     fresh = tl.exp((u - level).to(tl.float32))
-    return weights, kept, fresh, tl.maximum(before - level, LOG_ZERO), level + total
+    return weights, carried, fresh, tl.maximum(before - level, LOG_ZERO), level + total
 
 
 @triton.jit
@@ -103,11 +103,11 @@ def keys_carry(ends, scales_and_fades, scales, chunks, heads, dim, N: tl.constex
         gate = tl.load(scales_and_fades + 2 * (i + c), inside, float("-inf"))
         left = tl.load(scales_and_fades + 2 * (i + c) + 1, inside, 0)
         began = (left == float("-inf")).to(tl.int32)
-        weights, kept, _, _, new = _weights(gate, tl.where(began > 0, 0, left), began, scale, N)
+        weights, carried, _, _, new = _weights(gate, tl.where(began > 0, 0, left), began, scale, N)
         at = ends + (i + c)[:, None] * dim + d[None, :]
         seen = inside[:, None] & (d < dim)[None, :]
         x = tl.load(at, seen, 0)
-        total = tl.dot(weights, x, input_precision="ieee") + kept[:, None] * before[None, :]
+        total = tl.dot(weights, x, input_precision="ieee") + carried[:, None] * before[None, :]
         tl.store(at, total, seen)
         tl.store(scales + i + c, new, c < stored)
         last = tl.arange(0, N) == N - 1
@@ -128,9 +128,9 @@ def keys_results(  # type: ignore[no-untyped-def]
     i, d = (row * heads + head) * chunks + chunk - 1, tl.arange(0, D)
     scale = tl.load(scales + i, chunk > 0, float("-inf"))
     before = tl.load(ends + i * dim + d, d < tl.where(chunk > 0, dim, 0), 0)
-    weights, kept, fresh, fade, _ = _weights(g, a, began, scale, C)
+    weights, carried, fresh, fade, _ = _weights(g, a, began, scale, C)
     x = _rows(raw + row * sb + head * sh, t, st, time, dim, D)
-    total = tl.dot(weights, x, input_precision=PRECISION) + kept[:, None] * before[None, :]
+    total = tl.dot(weights, x, input_precision=PRECISION) + carried[:, None] * before[None, :]
     norm = tl.maximum(tl.sqrt(tl.sum(total * total, 1)), SMALLEST_NORM)
     k = total / norm[:, None]
     inside, at = t < time, (row * time * heads + head) * dim
@@ -194,8 +194,8 @@ def back_carry(ends, left, chunks, heads, dim, N: tl.constexpr, D: tl.constexpr)
         at = ends + (i + c)[:, None] * dim + d[None, :]
         seen = inside[:, None] & (d < dim)[None, :]
         x = tl.load(at, seen, 0)
-        kept = tl.exp((tl.min(upto, 0) - start).to(tl.float32))
-        total = tl.dot(_upper(start, N), x, input_precision="ieee") + kept[:, None] * later[None, :]
+        carried = tl.exp((tl.min(upto, 0) - start).to(tl.float32))
+        total = tl.dot(_upper(start, N), x, input_precision="ieee") + carried[:, None] * later[None, :]
         tl.store(at, total, seen)
         later = tl.sum(tl.where((tl.arange(0, N) == 0)[:, None], total, 0), 0)
 
@@ -222,8 +222,8 @@ def back_results(  # type: ignore[no-untyped-def]
     )
     i, d = (row * heads + head) * chunks + chunk + 1, tl.arange(0, D)
     later = tl.load(ends + i * dim + d, d < tl.where(chunk < chunks - 1, dim, 0), 0)
-    kept = tl.exp((tl.min(faded, 0) - faded).to(tl.float32))
-    r = tl.dot(_upper(faded, C), d_total, input_precision=PRECISION) + kept[:, None] * later[None, :]
+    carried = tl.exp((tl.min(faded, 0) - faded).to(tl.float32))
+    r = tl.dot(_upper(faded, C), d_total, input_precision=PRECISION) + carried[:, None] * later[None, :]
     x = _rows(raw + row * sb + head * sh, t, st, time, dim, D)
     fresh = tl.load(freshes + (row * heads + head) * time + t, inside, 0)
     _put_rows(d_raw + (row * time * heads + head) * dim, t, heads * dim, time, dim, fresh[:, None] * r, D)

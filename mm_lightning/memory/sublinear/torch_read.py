@@ -91,21 +91,7 @@ def _choose(
     index = take(rank.topk(min(layout.budget, rank.shape[1]), sorted=False).indices)
     if allowed is None:
         return index, unread + (variance / 2).clamp(max=LARGEST_CORRECTION), (covariance, variance)
-    more = take(_needed(q, centre, summary, size, unread, scores, allowed, slack))
-    return torch.cat([index, more], 1), unread, None
-
-
-def _needed(
-    q: Tensor,
-    centre: Tensor,
-    summary: dict[str, Tensor],
-    size: int,
-    unread: Tensor,
-    scores: list[Tensor],
-    allowed: Tensor,
-    slack: float,
-) -> Tensor:
-    """Return further clusters to read, (N, K), until the sum of the proven bound is at most `allowed`."""
+    # Further clusters, until the sum of the proven bound is at most what is allowed
     norm = q.norm(dim=1, keepdim=True)
     along = centre / summary["norm"]
     across = (norm**2 * (1 + slack) - along**2).clamp(min=0).sqrt()
@@ -116,7 +102,8 @@ def _needed(
     total = torch.cat([*scores, unread], 1).logsumexp(1, keepdim=True)  # log Z', which can only grow
     gap, order = gap.sort(1)
     unneeded = (gap.logcumsumexp(1) - total <= allowed.log()[:, None]).sum(1)
-    return order[:, int(unneeded.min()) :]
+    more = take(order[:, int(unneeded.min()) :])
+    return torch.cat([index, more], 1), unread, None
 
 
 def _moments(q: Tensor, summary: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
