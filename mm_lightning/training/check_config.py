@@ -1,4 +1,4 @@
-"""What configs say: whether a command can do it, and whether it is what a run was trained with."""
+"""Check the values of a config, and compare configs."""
 
 from __future__ import annotations
 
@@ -46,21 +46,21 @@ OPTION_TYPES: dict[str, Any] = {
     "ckpt_path": Place | None,
     "output": Place | None,
 }
-"""The types of the options of training commands beside those of trainer, model and data."""
+"""Types of the options of training commands outside trainer, model and data."""
 
 
 def check_settings(config: Namespace) -> None:
-    """Check that a training command can do what its config says, and put the home folder in the place of `~`.
+    """Check the values of a training command's config, and expand `~` in paths.
 
     Raises:
-        UserError: it cannot; the error names the key.
+        UserError: a value is invalid; the message names the key.
     """
     for _, error in config_errors(config):
         raise error
 
 
 def config_errors(config: Namespace) -> Iterator[tuple[str, UserError]]:
-    """Yield the keys of a config whose values a training command cannot take, and why."""
+    """Yield the keys of a config whose values are invalid, and the errors."""
     parts = [("", config, OPTION_TYPES), *typed_sections(config)]
     for key, values, types in parts:
         for name, hint in types.items():
@@ -90,7 +90,7 @@ def config_errors(config: Namespace) -> Iterator[tuple[str, UserError]]:
 
 
 def help_types() -> dict[str, dict[str, Any]]:
-    """Return the types of all options of a training command, by what their names begin with."""
+    """Return the types of all options of a training command, by prefix of their names."""
     return {
         "": OPTION_TYPES,
         "trainer.": trainer_options.STATED,
@@ -103,7 +103,7 @@ def help_types() -> dict[str, dict[str, Any]]:
 
 
 def typed_sections(config: Namespace) -> Iterator[tuple[str, Namespace, dict[str, Any]]]:
-    """Yield the parts of a config whose values have types that state what they take: key, values and types."""
+    """Yield the sections of a config whose values have types: key, values and types."""
     yield "trainer", config.trainer, trainer_options.STATED
     yield "model", config.model, hints(LanguageModule.__init__)
     yield "data", config.data, hints(TextDataModule.__init__)
@@ -124,12 +124,12 @@ def typed_sections(config: Namespace) -> Iterator[tuple[str, Namespace, dict[str
 
 
 def check_devices(accelerator: str | object, devices: int | str | list[int] | None) -> None:
-    """Check that this machine has the devices, before a process is started for each.
+    """Check that this machine has the devices, before a process is launched for each.
 
-    Without a GPU, `auto` means processes on the CPU, one for each core at the most.
+    Without a GPU, `auto` means processes on the CPU, at most one for each core.
 
     Raises:
-        UserError: it has fewer than are asked for.
+        UserError: it has fewer devices.
     """
     named = None if devices is None else count_devices(devices)
     if accelerator not in ("auto", "gpu", "cuda") or named is None:
@@ -144,21 +144,21 @@ def check_devices(accelerator: str | object, devices: int | str | list[int] | No
     )
 
 
-def changed_settings(of_the_run: Path, config: dict[str, Any]) -> dict[str, Any]:
+def changed_settings(run_config: Path, config: dict[str, Any]) -> dict[str, Any]:
     """Return the settings that decide a validation loss and differ from a run's config.yaml, by dotted name.
 
     Args:
-        of_the_run: the file.
+        run_config: the file.
         config: this command's, with every default.
     """
-    was, now = known_config(of_the_run), config
+    was, now = known_config(run_config), config
     if not was:
         return {}
     return {name: value for name, (_, value) in config_differences(was, now).items() if name.startswith(LOSS_SETTINGS)}
 
 
 def config_differences(was: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return what differs between two configs, by dotted name: the value before and the value now.
+    """Return the settings that differ between two configs, by dotted name: old and new value.
 
     A setting of a section that both have, but of which the earlier config says nothing, is younger than it: its default
     changes nothing.

@@ -26,7 +26,7 @@ SECTIONS = ("trainer", "model", "data")
 
 @dataclass
 class ConfigFile:
-    """One file of a chain: where it came from and its keys, without `base`."""
+    """A config file: its path and its values without `base`."""
 
     path: str
     values: dict[str, Any]
@@ -36,7 +36,7 @@ class ConfigFile:
 
 
 def read_chain(path: str | Path, above: tuple[Path, ...] = ()) -> list[ConfigFile]:
-    """A config file preceded by the files that it is based on, the lowest base first.
+    """Return a config file preceded by its base files, lowest base first.
 
     Raises:
         UserError: a file is missing, is not a YAML mapping, or is based on itself.
@@ -55,7 +55,7 @@ def read_chain(path: str | Path, above: tuple[Path, ...] = ()) -> list[ConfigFil
 
 
 def _check_shape(path: Path, values: dict[str, Any]) -> None:
-    """Refuse keys and sections that the parser fails on; drop a section whose keys are all commented out."""
+    """Reject keys and sections that the parser cannot handle; drop sections whose keys are all commented out."""
     for key in list(values):
         if key in ("config", "help", "print_config"):
             raise UserError(f"{key} in {path} is an option of the command line: a config builds on others by `base`")
@@ -75,10 +75,10 @@ def read_config(path: str | Path, named_by: Path | None = None) -> dict[str, Any
 
     Args:
         path: the file.
-        named_by: the file that names it, for the message where it is missing.
+        named_by: the file that names it, for error messages.
 
     Raises:
-        UserError: it is missing or does not hold a mapping.
+        UserError: it is missing or holds no mapping.
     """
     path = Path(path)
     if not path.is_file():
@@ -94,11 +94,11 @@ def read_config(path: str | Path, named_by: Path | None = None) -> dict[str, Any
 
 
 SECRETS_VARIABLE = "MM_LIGHTNING_SECRETS"
-"""The environment variable by which `mm sweep` hands its runs what their config.yaml hides: JSON, by dotted key."""
+"""Environment variable by which `mm sweep` passes secrets, which config.yaml omits, to its runs: JSON by dotted key."""
 
 
 def export_secrets(configs: Iterable[dict[str, Any]]) -> None:
-    """Let processes that are started from now on find the secrets that the files of these configs do not hold.
+    """Export the secrets of configs, which their files omit, to processes that are started later.
 
     Raises:
         UserError: two configs differ in a secret.
@@ -114,7 +114,7 @@ def export_secrets(configs: Iterable[dict[str, Any]]) -> None:
 
 
 def _fill_secrets(values: dict[str, Any]) -> None:
-    """Put what another process of this program has handed on in the place of what is hidden."""
+    """Replace redacted values by the secrets that a parent process has exported."""
     for key, value in json.loads(os.environ.get(SECRETS_VARIABLE, "{}")).items():
         *above, last = key.split(".")
         section: Any = values
@@ -125,10 +125,10 @@ def _fill_secrets(values: dict[str, Any]) -> None:
 
 
 def base_names(path: Path, key: str, names: Any) -> list[str]:
-    """Return the files that a key of a file names, one or a list of them.
+    """Return the file names that a key of a config holds, one or a list.
 
     Raises:
-        UserError: they are no texts.
+        UserError: the value is no file name and no list of file names.
     """
     listed = names if isinstance(names, list) else [names]
     if not listed or any(not isinstance(name, str) or not name.strip() or "\0" in name for name in listed):
@@ -138,7 +138,7 @@ def base_names(path: Path, key: str, names: Any) -> list[str]:
 
 
 def flatten_config(values: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield what lies in nested mappings of a config, each with its dotted name; weights of data sets stay together."""
+    """Yield dotted name and value of each setting in a nested config; weights of data sets stay together."""
     if not isinstance(values, dict) or name == "data.path":
         yield name, values
         return
@@ -159,9 +159,9 @@ def named_values(values: Any, above: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def split_configs(args: list[str]) -> tuple[list[str], list[str]]:
-    """Split command-line arguments into the values of `--config` and all others.
+    """Split command-line arguments into the values of `--config` and the other arguments.
 
-    Whatever the order on the command line, configs are read first and single options win over them.
+    In any order on the command line, options override configs.
     """
     configs, others = [], []
     rest = iter(args)

@@ -1,4 +1,4 @@
-"""TensorBoard's event file in a run folder: whole records or nothing, without a thread or a temporary file."""
+"""Writer of TensorBoard event files in a run folder: complete records only, without a thread or temporary file."""
 
 from __future__ import annotations
 
@@ -17,54 +17,52 @@ from mm_lightning.outputs import append
 
 _NUMBERS = itertools.count()  # of the event files of this process
 MAX_BUFFERED_BYTES = 1 << 26
-"""Bytes of events that wait in memory while they cannot be written; later ones are left out."""
+"""Bytes of events that are buffered while they cannot be written; later ones are dropped."""
 
 
 class BufferedFile:
-    """The end of a file, in memory until it is flushed and can be written.
+    """File that buffers writes in memory until a flush succeeds.
 
     Args:
         run: the run folder.
-        path: the file, in it.
+        path: the file in it.
     """
 
     closed = False
 
     def __init__(self, run: RunFolder, path: Path) -> None:
         self.run, self.path = run, path
-        self._waiting: list[bytes] = []
+        self._buffer: list[bytes] = []
         self._size = 0
 
     def write(self, data: bytes) -> None:
-        """Add a record."""
         if self._size + len(data) <= MAX_BUFFERED_BYTES:
-            self._waiting.append(data)
+            self._buffer.append(data)
             self._size += len(data)
 
     def flush(self) -> None:
-        """Write what waits, where that is possible."""
-        if not self._waiting:
+        """Write the buffer to disk; keep it if that fails."""
+        if not self._buffer:
             return
 
         def write() -> None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            append(self.path, b"".join(self._waiting))
+            append(self.path, b"".join(self._buffer))
 
         if self.run.write(self.path, write, "its events are kept in memory until that is possible"):
-            self._waiting, self._size = [], 0
+            self._buffer, self._size = [], 0
 
     def close(self) -> None:
-        """Write what waits."""
         self.flush()
 
 
 class EventWriter:
-    """The counterpart of TensorBoard's EventFileWriter without a thread or a temporary file.
+    """Replacement for TensorBoard's EventFileWriter without a thread or temporary file.
 
     Args:
         run: the run folder.
-        folder: of the event file.
-        flush_secs: seconds after which an event is written that nothing has flushed.
+        folder: folder of the event file.
+        flush_secs: seconds after which the next event triggers a flush.
     """
 
     def __init__(self, run: RunFolder, folder: Path, flush_secs: float) -> None:
@@ -78,42 +76,34 @@ class EventWriter:
         self.flush()
 
     def get_logdir(self) -> str:
-        """Return the folder."""
         return str(self._folder)
 
     def add_event(self, event: Any) -> None:
-        """Add an event."""
         self._records.write(event.SerializeToString())
         if time.monotonic() - self._flushed > self._flush_secs:
             self.flush()
 
     def flush(self) -> None:
-        """Write all events."""
         self._flushed = time.monotonic()
         self._records.flush()
 
     def close(self) -> None:
-        """Write all events; there may be more."""
+        """Flush; more events may follow."""
         self.flush()
 
     def reopen(self) -> None:
-        """Do nothing: it is never closed."""
+        """Do nothing: the file is never closed."""
 
 
 class RunFileWriter(FileWriter):
-    """torch's FileWriter to an :class:`EventWriter`."""
+    """torch's FileWriter on an :class:`EventWriter`."""
 
     def __init__(self, run: RunFolder, folder: Path, flush_secs: float) -> None:
         self.event_writer = EventWriter(run, folder, flush_secs)
 
 
 class RunSummaryWriter(SummaryWriter):
-    """torch's SummaryWriter to an :class:`EventWriter`.
-
-    Args:
-        run: the run folder.
-        folder: of the event file.
-    """
+    """torch's SummaryWriter on an :class:`EventWriter` for a folder in the run folder `run`."""
 
     def __init__(self, run: RunFolder, folder: Path) -> None:
         self._run = run

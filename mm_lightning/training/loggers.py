@@ -1,4 +1,4 @@
-"""Where metrics go: JSON lines and TensorBoard, both in the run folder."""
+"""Loggers of a run: metrics.jsonl and TensorBoard in the run folder, progress lines on the terminal."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from mm_lightning.training.tensorboard_hparams import RUN_HPARAMS, write_run_hpa
 
 
 class MetricsFile(Logger):
-    """Appends metrics to metrics.jsonl, one JSON object a line: {"step": 20, "train/loss": 5.1, ...}.
+    """Append metrics to metrics.jsonl, one JSON object a line: {"step": 20, "train/loss": 5.1, ...}.
 
-    `step` counts finished optimization steps. A run that goes back to a checkpoint drops the lines of the steps that
-    come again. Lines that cannot be written, the disk being full, for one, wait until they can.
+    `step` counts finished optimization steps. A run that goes back to a checkpoint drops the lines of repeated steps.
+    Lines that cannot be written, as on a full disk, are buffered.
 
     Attributes:
-        logged: names of the metrics that are logged already for the step that a resumed run goes on from.
+        logged: names of the metrics already logged for the step that a resumed run continues from.
     """
 
     def __init__(self, folder: RunFolder) -> None:
@@ -36,17 +36,15 @@ class MetricsFile(Logger):
 
     @property
     def name(self) -> str:
-        """A label."""
         return "metrics"
 
     @property
     def version(self) -> str:
-        """A label."""
         return ""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Writes one line and closes the file, so that a killed run loses nothing."""
+        """Write one line and close the file: a killed run loses nothing."""
         self._waiting.append(json.dumps({"step": step, **metrics}) + "\n")
         path = self.folder.path / "metrics.jsonl"
         lines, later = "".join(self._waiting), "its lines are kept in memory until that is possible"
@@ -54,10 +52,10 @@ class MetricsFile(Logger):
             self._waiting = []
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Settings are in config.yaml."""
+        """Do nothing: settings are in config.yaml."""
 
     def drop_later_steps(self, step: int) -> None:
-        """Drop the lines of later steps, and one that a kill has cut off."""
+        """Drop the lines of later steps, and a truncated last line."""
         path = self.folder.path / "metrics.jsonl"
         self.logged = set()
         if not path.is_file():
@@ -69,14 +67,14 @@ class MetricsFile(Logger):
 
 
 def drop_later_steps(trainer: Trainer, step: int) -> None:
-    """Drop what the run's own loggers have of steps after this one, which the run goes back to."""
+    """Drop what the loggers of a run have of later steps, as it goes back to `step`."""
     for logger in trainer.loggers:
         if isinstance(logger, MetricsFile | TensorBoard):
             logger.drop_later_steps(step)
 
 
 WATCH_GROUPS = ("epoch", "evaluation", "memory", "retrieval_profile", "samples")
-"""Groups of tags that come before `train` in the alphabet."""
+"""Groups of tags that sort before `train`."""
 
 
 def tensorboard_tag(name: str) -> str:
@@ -88,10 +86,7 @@ def tensorboard_tag(name: str) -> str:
 
 
 class TensorBoard(TensorBoardLogger):
-    """TensorBoard files in the run folder, with tags of :func:`tensorboard_tag`.
-
-    What cannot be written waits, as lines of metrics.jsonl do.
-    """
+    """Write TensorBoard files in the run folder, with :func:`tensorboard_tag`; events wait while the disk is full."""
 
     def __init__(self, folder: RunFolder) -> None:
         super().__init__(save_dir=str(folder.root), name="", version="", default_hp_metric=False)
@@ -118,7 +113,7 @@ class TensorBoard(TensorBoardLogger):
         return self._experiment
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Write a point of each metric's curve."""
+        """Write the value of each metric."""
         super().log_metrics({tensorboard_tag(name): value for name, value in metrics.items()}, step)
 
     @rank_zero_only
@@ -129,46 +124,44 @@ class TensorBoard(TensorBoardLogger):
 
     @rank_zero_only
     def drop_later_steps(self, step: int) -> None:
-        """Tell TensorBoard to drop what it has read so far of later steps, as SummaryWriter(purge_step=...) does."""
+        """Make TensorBoard drop later steps, as SummaryWriter(purge_step=...) does."""
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
         restart = Event(step=step + 1, session_log=SessionLog(status=SessionLog.START))
-        for _ in range(2):  # TensorBoard takes the first in a file for the beginning of a run
+        for _ in range(2):  # TensorBoard ignores the first one in a file
             self.experiment.file_writer.add_event(restart)
 
     @rank_zero_only
     def save(self) -> None:
-        """Writes out what is pending; settings are in config.yaml, so there is no hparams.yaml."""
+        """Flush the event file; there is no hparams.yaml, as settings are in config.yaml."""
         self.experiment.flush()
 
 
 class ProgressLines(Logger):
-    """Prints one line a log step: loss, learning rate, tokens per second, time to go; and one a validation.
+    """Print a line at each log step (loss, learning rate, tokens per second, time to go) and at each validation.
 
     Args:
-        max_steps: optimisation steps of the run.
+        max_steps: optimization steps of the run.
     """
 
-    _SPELLED = ("validation/loss", "validation/perplexity", "validation/bits_per_byte")
+    _NAMED = ("validation/loss", "validation/perplexity", "validation/bits_per_byte")
 
     def __init__(self, max_steps: int) -> None:
         super().__init__()
         self.max_steps = max_steps
-        self._before = (0, 0.0)  # step and tokens of the line before
+        self._last = (0, 0.0)  # step and tokens of the last line
 
     @property
     def name(self) -> str:
-        """A label."""
         return "progress"
 
     @property
     def version(self) -> str:
-        """A label."""
         return ""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Prints what it knows how to print."""
+        """Print training and validation metrics."""
         head = f"step {step:>{len(str(self.max_steps))}}/{self.max_steps}"
         if "train/loss" in metrics:
             rate = f"lr {metrics['train/learning_rate']:.2e}"
@@ -178,7 +171,7 @@ class ProgressLines(Logger):
             parts += [f"perplexity {metrics['validation/perplexity']:.2f}"]
             if "validation/bits_per_byte" in metrics:
                 parts += [f"bits per byte {metrics['validation/bits_per_byte']:.3f}"]
-            others = [name for name in metrics if name.startswith("validation/") and name not in self._SPELLED]
+            others = [name for name in metrics if name.startswith("validation/") and name not in self._NAMED]
             parts += [f"{name.removeprefix('validation/').replace('_', ' ')} {metrics[name]:.4f}" for name in others]
             say(f"{head}  {'  '.join(parts)}")
 
@@ -186,13 +179,13 @@ class ProgressLines(Logger):
         speed = metrics.get("train/tokens_per_second")
         if not speed or step is None:
             return ""
-        steps, tokens = step - self._before[0], metrics["train/tokens"] - self._before[1]
+        steps, tokens = step - self._last[0], metrics["train/tokens"] - self._last[1]
         if steps <= 0 or tokens <= 0:  # gone back
             steps, tokens = step, metrics["train/tokens"]
-        self._before = step, metrics["train/tokens"]
+        self._last = step, metrics["train/tokens"]
         seconds = (self.max_steps - step) * tokens / steps / speed
-        utilisation = f"  mfu {metrics['train/mfu']:.1%}" if "train/mfu" in metrics else ""
-        return f"  {speed:,.0f} tokens/s{utilisation}  {clock(seconds)} to go"
+        utilization = f"  mfu {metrics['train/mfu']:.1%}" if "train/mfu" in metrics else ""
+        return f"  {speed:,.0f} tokens/s{utilization}  {clock(seconds)} to go"
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Settings are in config.yaml."""
+        """Do nothing: settings are in config.yaml."""

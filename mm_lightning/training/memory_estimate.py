@@ -1,4 +1,4 @@
-"""How many bytes a training run needs on each device, from its configuration alone."""
+"""Estimate the memory of a training run on each device from its configuration."""
 
 from __future__ import annotations
 
@@ -11,26 +11,25 @@ from mm_lightning.networks.cost import activation_bytes_per_token, parameters
 from mm_lightning.networks.loss import LOGITS
 
 USABLE_FRACTION = 0.9
-"""A tenth of a GPU's memory is left to what nobody counts: fragmentation, kernels' scratch space, NCCL's buffers."""
+"""Usable fraction of a GPU's memory; the rest is for fragmentation, scratch space of kernels and NCCL's buffers."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a run is spread over devices.
+    """Distribution of a run over devices.
 
     Attributes:
-        devices: processes in all, over all nodes.
-        precision: Lightning's name: 32-true, bf16-mixed, bf16-true, 16-mixed, ...
-        zero_stage: 0 without DeepSpeed; with it, what is partitioned: 1 optimizer states, 2 gradients too, 3 parameters
-            too.
-        deepspeed: whether DeepSpeed runs it; it keeps a float32 copy of the parameters among the optimizer states.
-        offload: whether the optimizer states are kept in the host's memory.
+        devices: number of processes on all nodes.
+        precision: in Lightning's notation: 32-true, bf16-mixed, bf16-true, 16-mixed, ...
+        zero_stage: 0 without DeepSpeed, else the stage: 1 shards optimizer states, 2 also gradients, 3 also weights.
+        deepspeed: whether DeepSpeed is used; its optimizer states include a float32 copy of the parameters.
+        offload: whether the optimizer states are in host memory.
         offload_parameters: whether the weights are too (stage 3).
-        bucket: gradients that are reduced together, where DeepSpeed does it.
-        live_parameters: the most that stage 3 gathers at a time.
-        micro_batch_size: sequences of one forward pass on one device.
+        bucket: DeepSpeed's `reduce_bucket_size`.
+        live_parameters: DeepSpeed's `max_live_parameters` (stage 3).
+        micro_batch_size: sequences of a forward pass on one device.
         context_length: tokens of a sequence.
-        activation_checkpointing: whether blocks are recomputed in the backward pass, or selective.
+        activation_checkpointing: whether blocks are recomputed in the backward pass, or "selective".
     """
 
     devices: int = 1
@@ -52,9 +51,9 @@ def weight_bytes(precision: str) -> int:
 
 
 def bytes_per_device(config: NetworkConfig, layout: Layout) -> dict[str, int]:
-    """Bytes on each device of a training step: weights, gradients, optimizer states (AdamW), activations, the loss.
+    """Return the bytes of a training step on each device: weights, gradients, AdamW states, activations, loss.
 
-    What a framework adds (fragmentation, kernels' scratch space, NCCL's buffers) is not in it.
+    Fragmentation, scratch space of kernels and NCCL's buffers are not included.
     """
     short = layout.precision.startswith(("bf16", "16"))
     true_short = short and (layout.deepspeed or layout.precision.endswith("-true"))
@@ -64,7 +63,7 @@ def bytes_per_device(config: NetworkConfig, layout: Layout) -> dict[str, int]:
     share = {stage: layout.devices if layout.zero_stage >= stage else 1 for stage in (1, 2, 3)}
     tokens = layout.micro_batch_size * layout.context_length
     activations = activation_bytes_per_token(config, 2 if short else number, number, layout.activation_checkpointing)
-    # stages 2 and 3 add up their share of the gradients in float32
+    # stages 2 and 3 accumulate their share of the gradients in float32
     sums = 4 if layout.deepspeed and layout.zero_stage > 1 else number
     needed = {
         "weights": 0 if layout.offload_parameters else count * number // share[3],
@@ -74,27 +73,27 @@ def bytes_per_device(config: NetworkConfig, layout: Layout) -> dict[str, int]:
         "loss": _loss_bytes(config, tokens, 2 if short else number),
     }
     if short and not true_short:
-        needed["weights in 16 bits"] = count * 2  # which autocast keeps
+        needed["weights in 16 bits"] = count * 2  # the cache of autocast
     if layout.zero_stage == 3 and layout.devices > 1:
         needed["weights gathered for use"] = min(count, layout.live_parameters) * number
     if layout.deepspeed and layout.devices > 1:
-        # Stages 1 and 2 fill one bucket while they send another; none is larger than the network.
+        # stages 1 and 2 fill one bucket while another is sent; none is larger than the network
         buckets = 1 if layout.zero_stage == 3 else 2
         needed["communication buckets"] = buckets * min(count, layout.bucket) * number
     return needed
 
 
 def _loss_bytes(config: NetworkConfig, tokens: int, number: int) -> int:
-    """Of the logits that exist at a time, and of the classifier's gradient beside them."""
+    """Return the bytes of the logits in memory at a time, and of the classifier's gradient."""
     logits = min(max(tokens, 1) * config.vocab_size, LOGITS)
     return logits * (4 + number) + config.vocab_size * config.dim * (4 + 2 * number)
 
 
 def count_devices(devices: int | str | list[int]) -> int | None:
-    """Return how many devices `trainer.devices` names: a number, a list or `0,1`; None if that is left to the machine.
+    """Return the number of devices in `trainer.devices` (a number, a list or `0,1`); None for auto and -1.
 
     Raises:
-        UserError: it names none.
+        UserError: it names no devices.
     """
     if devices in ("auto", -1, "-1"):
         return None
@@ -110,13 +109,13 @@ def count_devices(devices: int | str | list[int]) -> int | None:
 
 
 def run_layout(config: Any) -> Layout:
-    """How a resolved `mm fit` config spreads its run.
+    """Return the layout of a resolved `mm fit` config.
 
     Raises:
-        UserError: the number of devices is left to the machine, or the strategy is not known here.
+        UserError: the memory of its strategy is not known.
     """
     trainer, data = config.trainer, config.data
-    # What Lightning would take from this machine is 1 on a CPU, and not known for one that this is not.
+    # auto means 1 device on a CPU, and cannot be known for another machine
     count = count_devices(trainer.devices) or 1
     strategy = trainer.strategy if isinstance(trainer.strategy, str) else trainer.strategy.class_path
     settings = {} if isinstance(trainer.strategy, str) else vars(trainer.strategy.init_args)
@@ -126,7 +125,7 @@ def run_layout(config: Any) -> Layout:
         named = [n for n in (1, 2, 3) if f"stage_{n}" in strategy]
         stage = named[0] if named else settings.get("stage", 2)
     elif "fsdp" in strategy.lower():
-        raise UserError(f"memory is known for the strategies auto, ddp and DeepSpeed, not for {strategy}")
+        raise UserError(f"memory is estimated for the strategies auto, ddp and DeepSpeed, not for {strategy}")
     return Layout(
         devices=count * trainer.num_nodes,
         precision=str(trainer.precision or "32-true"),

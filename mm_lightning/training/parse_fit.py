@@ -1,4 +1,4 @@
-"""`mm fit` command lines that are read but not run."""
+"""Parse `mm fit` command lines without running them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from mm_lightning.training.cli import TrainingCLI, prepare
 
 
 class FitParser(TrainingCLI):
-    """An `mm fit` command line that is read but not run."""
+    """Parser of an `mm fit` command line, which is not run."""
 
     def checkpoint_to_continue(self) -> Path | None:
-        with contextlib.suppress(UserError):  # what begins with a checkpoint may be read before there is one
+        with contextlib.suppress(UserError):  # the checkpoint need not exist yet
             return super().checkpoint_to_continue()
         return None
 

@@ -1,4 +1,4 @@
-"""What a device can compute at most, by which model FLOPs utilisation is measured."""
+"""Peak FLOP/s of devices, for model FLOPs utilization (MFU)."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ H200 = {
     "SXM": {torch.bfloat16: 989e12, torch.float16: 989e12, "tf32": 494e12, torch.float32: 67e12},
     "NVL": {torch.bfloat16: 836e12, torch.float16: 836e12, "tf32": 418e12, torch.float32: 60e12},
 }
-"""Of dense matrix products, after NVIDIA's data sheet; Lightning has the doubled numbers of sparse ones."""
+"""FLOP/s of dense matrix products from NVIDIA's data sheet; Lightning's table has the doubled sparse values."""
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
-    """FLOP/s of dense matrix products in a type; None, with a warning on a GPU, where they are not known."""
+    """Return the FLOP/s of dense matrix products in `dtype`; None, with a warning on a GPU, if unknown."""
     if device.type == "cuda" and "H200" in (name := torch.cuda.get_device_name(device)):
-        short = dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
-        return H200["NVL" if "NVL" in name else "SXM"]["tf32" if short else dtype]
+        tf32 = dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
+        return H200["NVL" if "NVL" in name else "SXM"]["tf32" if tf32 else dtype]
     from lightning.fabric.utilities.throughput import get_available_flops
 
     return get_available_flops(device, dtype)

@@ -1,4 +1,4 @@
-"""The preparation of a data folder that does not exist yet: only one that was named together with its path."""
+"""Drop the data preparation of a config where a later config or option names another data.path."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ MAKERS = ("prepare", "regbench", "facts")
 def drop_other_preparation(data: Namespace, files: Sequence[ConfigFile], options: Sequence[str]) -> None:
     """Set `data.prepare`, `data.regbench` and `data.facts` to null where they belong to another `data.path`.
 
-    A preparation belongs to the path of its own config file. Where a later file or an option names another path, it
-    has to be named again there.
+    A preparation belongs to the path in its own config file. A later file or option that names another path has to
+    name the preparation again.
 
     Args:
         data: the parsed section, changed in place.
         files: the config files, in order.
-        options: the rest of the command line, which wins over them.
+        options: the other command-line options, which override the files.
 
     Raises:
-        UserError: some setting of `data.prepare` is named for the other path, but not what to prepare there.
+        UserError: settings of `data.prepare` are given for the other path, but no sources.
     """
-    keys: set[str] = set()  # those that belong to the path that was named last
+    keys: set[str] = set()  # keys that belong to the last path
     path = None
     for layer in [*(dict(flatten_config(file.values.get("data"), "data")) for file in files), _typed(options)]:
         named = _expanded(layer.get("data.path"))

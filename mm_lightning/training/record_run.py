@@ -1,4 +1,4 @@
-"""What a run writes down of itself: settings and environment when it starts, and that it came to its end."""
+"""Record settings and environment of a run when it starts, and finished.json when it ends."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from mm_lightning.training.tensorboard_hparams import hyperparameters
 
 
 class RecordRun(Callback):
-    """Writes config.yaml and environment.json when training starts, finished.json at its end; says what is trained.
+    """Write config.yaml and environment.json when training starts, finished.json when it ends; log what is trained.
 
     Args:
-        folder: the run's folder.
+        folder: the run folder.
         config: the config with every default.
     """
 
@@ -46,7 +46,7 @@ class RecordRun(Callback):
         self._began = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Shares the folder; writes on the first process."""
+        """Broadcast the folder; on rank 0, lock it and write the files."""
         if stage != "fit":
             return
         self.folder.share(trainer)
@@ -59,7 +59,7 @@ class RecordRun(Callback):
 
     def _write(self, trainer: Trainer, step: int) -> None:
         path = self.folder.path
-        (path / "finished.json").unlink(missing_ok=True)  # a finished run may be resumed for more steps
+        (path / "finished.json").unlink(missing_ok=True)  # a finished run may be resumed with more steps
         config = redact_values(self.config)
         self.folder.write(path / "config.yaml", lambda: write_config(path / "config.yaml", config), retry=True)
         for logger in trainer.loggers:
@@ -71,54 +71,52 @@ class RecordRun(Callback):
         before = past[-1].get("data", data) if past else data
         if differing(before, sets):
             say(
-                f"the data or their weights are others than before ({path / 'environment.json'}): the run goes on in "
-                f"their order, in which sequences that it has read may come again"
+                f"the data sets or their weights have changed ({path / 'environment.json'}): training continues in "
+                f"their order, in which sequences may be repeated"
             )
         content = {**describe_environment(), "step": step, "data": data, "earlier": past}
         file = path / "environment.json"
         self.folder.write(file, lambda: write_json(file, content), retry=True)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Says once what is going to be trained, on what, and how."""
+        """Log network, devices, batch and kernels."""
         data, device, module = datamodule_of(trainer), pl_module.device, language_module(pl_module)
         kinds = {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}
         dtype = kinds.get(trainer.precision.split("-")[0], torch.float32)
         tokens = data.global_batch_size * data.context_length
         strategy = type(trainer.strategy).__name__.removesuffix("Strategy")
-        say(f"run folder  {self.folder.path}")
-        say(f"network     {type(module.network).__name__}, {module.parameter_count:,} parameters")
-        say(f"devices     {trainer.world_size} x {device.type} ({strategy}), precision {trainer.precision}")
+        say(f"run folder         {self.folder.path}")
+        say(f"network            {type(module.network).__name__}, {module.parameter_count:,} parameters")
+        say(f"devices            {trainer.world_size} x {device.type} ({strategy}), precision {trainer.precision}")
         say(
-            f"step        {data.global_batch_size} sequences of {data.context_length} = {tokens:,} tokens: "
+            f"step               {data.global_batch_size} sequences of {data.context_length} = {tokens:,} tokens: "
             f"{trainer.world_size} devices x {data.micro_batch_size} sequences x {trainer.accumulate_grad_batches} "
             f"accumulated"
         )
         for s in data.sets if len(data.sets) > 1 else ():
-            say(f"data        {float(s.share):.1%} {s.folder}: {sum(s.counts(data.context_length)):,} sequences")
+            say(f"data               {float(s.share):.1%} {s.folder}: {sum(s.counts(data.context_length)):,} sequences")
         dim, config = module.config.head_dim, module.config
-        own = {
+        custom_parts = {
             part: spec
             for part in ("keys", "values", "retrieval")
             if isinstance(spec := getattr(config, part, ""), dict)
         }
         say(
-            f"reads by    {attention_backend(device, dtype, dim)}"
-            if "retrieval" not in own
-            else "reads by    plain torch"
+            f"attention backend  {attention_backend(device, dtype, dim)}"
+            if "retrieval" not in custom_parts
+            else "attention backend  plain torch"
         )
-        say(f"keys by     {kernels.describe(dispatch_kernels(module.kernels, device, dtype, dim))}")
-        for part, spec in own.items():
-            say(f"{part:11} {spec['class_path']}, in plain torch")
+        say(f"key kernels        {kernels.describe(dispatch_kernels(module.kernels, device, dtype, dim))}")
+        for part, spec in custom_parts.items():
+            say(f"{part:18} {spec['class_path']}, in plain torch")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take over a folder that is resumed, now that there is something to do.
-
-        What an earlier process has logged of steps that come again is dropped.
+        """Take over the folder of a resumed run and drop the logged metrics of steps that are repeated.
 
         Raises:
             UserError: there is nothing to do.
         """
-        if trainer.fit_loop.done:  # a checkpoint of an epoch's last step: Lightning ends that epoch first
+        if trainer.fit_loop.done:  # at an epoch's last step Lightning ends that epoch first
             self._nothing_to_do(trainer)
         self._began = True
         if self.folder.resumed and trainer.is_global_zero:
@@ -131,20 +129,20 @@ class RecordRun(Callback):
         self.folder.trained = True
 
     def _note_order(self, trainer: Trainer) -> None:
-        """Keep for `mm data show` what decided the data's order so far, before its config is overwritten."""
+        """Record the data order so far for `mm data show`, before config.yaml is overwritten."""
         first, data, run = served_sequences(trainer), datamodule_of(trainer), self.folder.path
         if first is None:
             return
         try:
-            was = configured_data_order(run)
+            previous = configured_data_order(run)
         except (UserError, OSError, KeyError, TypeError, ValueError):  # not needed to resume
-            was = None
-        now = data_order_settings(data.weights, data.context_length, data.global_batch_size, data.seed)
-        note = partial(record_resume, run, trainer.global_step, first, was, now)
+            previous = None
+        current = data_order_settings(data.weights, data.context_length, data.global_batch_size, data.seed)
+        note = partial(record_resume, run, trainer.global_step, first, previous, current)
         self.folder.write(run / ROLLBACKS, note, retry=True)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Says where an interrupted run can go on."""
+        """Log how an interrupted run can be resumed."""
         if not isinstance(exception, KeyboardInterrupt):
             return
         try:
@@ -174,5 +172,5 @@ class RecordRun(Callback):
     @staticmethod
     def _nothing_to_do(trainer: Trainer) -> None:
         if not trainer.is_global_zero:
-            raise SystemExit(0)  # the first process says it
+            raise SystemExit(0)  # rank 0 reports it
         raise UserError(nothing_to_do(trainer))

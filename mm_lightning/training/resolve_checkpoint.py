@@ -1,4 +1,4 @@
-"""The checkpoint that a training command begins with."""
+"""Resolve the checkpoint that a training command starts from."""
 
 from __future__ import annotations
 
@@ -23,32 +23,32 @@ from mm_lightning.console import is_first_process, say
 from mm_lightning.errors import UserError
 
 
-def resolve_checkpoint(command: str, config: Namespace, found: Path | None = None) -> Path | None:
-    """Return the checkpoint that a config means; None to begin with new weights.
+def resolve_checkpoint(command: str, config: Namespace, known: Path | None = None) -> Path | None:
+    """Return the checkpoint that a config starts from; None for new weights.
 
-    A config that fine-tunes a checkpoint by --ckpt_path gets it as `model.initial_weights`.
+    In a config that fine-tunes, the checkpoint of --ckpt_path becomes `model.initial_weights`.
 
     Args:
         command: fit, validate, test or predict.
-        config: of the command.
-        found: the checkpoint, where it was needed before there was a config.
+        config: config of the command, changed in place.
+        known: the checkpoint, if it was already resolved to read its config.
 
     Raises:
         UserError: there is none, two are named, or it is at the run's last step.
     """
     named = config.get("ckpt_path")
     if command != "fit":
-        return found or find_checkpoint(named or config.run)
+        return known or find_checkpoint(named or config.run)
     if not config.resume:
-        if named and config.model.initial_weights:  # fine-tuning: whose weights, and everything else begins anew
+        if named and config.model.initial_weights:  # fine-tuning
             config.model.initial_weights, config.ckpt_path = str(find_checkpoint(named)), None
             return None
         return find_checkpoint(named) if named else None
     if named:
         raise UserError("--resume and --ckpt_path both name a checkpoint: give one of them")
-    # The first process compares checksums, and its choice is what all of them load.
+    # rank 0 verifies checksums, and its choice is what all ranks load
     first = is_first_process()
-    path = found or find_checkpoint(config.run if config.resume is True else str(config.resume), checksums=first)
+    path = known or find_checkpoint(config.run if config.resume is True else str(config.resume), checksums=first)
     if not first:
         return path
     if step_of(path) >= config.trainer.max_steps > 0:
@@ -59,8 +59,8 @@ def resolve_checkpoint(command: str, config: Namespace, found: Path | None = Non
     newest = list_checkpoints(run_folder_of(path))[:1]
     if newest and step_of(newest[0]) > step_of(path):
         say(
-            f"WARNING: {newest[0]} is newer than {path} and stays the newest of its run until this one gets further: "
-            f"--ckpt_path {path} goes on in a fresh folder"
+            f"WARNING: {newest[0]} is newer than {path} and stays the newest of its run until this run passes it: "
+            f"--ckpt_path {path} continues in a new folder"
         )
     return path
 
@@ -77,16 +77,15 @@ def claim_run_folder(folder: RunFolder) -> None:
 
 
 def check_resumable(checkpoint: Path, strategy: Strategy) -> None:
-    """Whether a run with this strategy can go on from a checkpoint.
+    """Check that a run with this strategy can resume a checkpoint.
 
     Raises:
-        UserError: it was saved by another strategy, or with ZeRO's weights whole or divided where this one has them
-            otherwise, or holds weights alone.
+        UserError: it was saved by another strategy or an incompatible ZeRO stage, or holds weights only.
     """
     sharded = isinstance(strategy, DeepSpeedStrategy)
     if sharded != checkpoint.is_dir():
         if checkpoint.is_dir():
-            # not among the run's own, where it would be the newest for whoever goes on with DeepSpeed
+            # not in checkpoints/, where a resume with DeepSpeed would take it for the newest
             file = run_folder_of(checkpoint) / f"plain-step={step_of(checkpoint)}.ckpt"
             option = "--resume" if (run_folder_of(checkpoint) / "config.yaml").is_file() else "--ckpt_path"
             raise UserError(
@@ -96,7 +95,7 @@ def check_resumable(checkpoint: Path, strategy: Strategy) -> None:
             )
         raise UserError(
             f"checkpoint {checkpoint} (one file) cannot be resumed by a run with DeepSpeed: keep the strategy, "
-            f"or begin anew with its weights: --model.initial_weights {quote(str(checkpoint))}"
+            f"or start a new run with its weights: --model.initial_weights {quote(str(checkpoint))}"
         )
     if (
         isinstance(strategy, DeepSpeedStrategy)
@@ -108,13 +107,13 @@ def check_resumable(checkpoint: Path, strategy: Strategy) -> None:
             was, now = ("3", "1 or 2") if partitioned else ("1 or 2", "3")
             raise UserError(
                 f"checkpoint {checkpoint} was saved by stage {was} of ZeRO, and DeepSpeed does not resume it in stage "
-                f"{now}: keep the stage, or begin anew with its weights: --model.initial_weights "
+                f"{now}: keep the stage, or start a new run with its weights: --model.initial_weights "
                 f"{quote(str(checkpoint))}"
             )
-    weights_alone = checkpoint.suffix == ".safetensors"
-    if weights_alone or "imported" in read_metadata(checkpoint):
-        what = "holds weights alone, with" if weights_alone else "was imported and has"
+    weights_only = checkpoint.suffix == ".safetensors"
+    if weights_only or "imported" in read_metadata(checkpoint):
+        what = "holds weights only, with" if weights_only else "was imported and has"
         raise UserError(
-            f"{checkpoint} {what} no optimiser state to resume: begin anew with its weights: "
+            f"{checkpoint} {what} no optimizer state to resume: start a new run with its weights: "
             f"--model.initial_weights {quote(str(checkpoint))}"
         )

@@ -1,4 +1,4 @@
-"""The configuration of the run that a command goes on with: its own config.yaml, beneath what the command line says."""
+"""The config.yaml of the run that a command continues or evaluates, which the command line overrides."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ DEFAULT_ROOT = "runs/default"
 
 
 def continued_checkpoint(command: str, options: Sequence[str], files: Sequence[ConfigFile]) -> Path | None:
-    """Return the checkpoint of the run whose configuration a command line builds on; None where there is none.
+    """Return the checkpoint of the run whose config.yaml a command line builds on; None if there is none.
 
-    `mm fit --resume` goes on with its run's configuration, whatever configs are named; the other commands take that of
-    the run that they evaluate, if no config is named.
+    `mm fit --resume` uses the run's configuration whatever configs are named; the other commands use that of the run
+    they evaluate if no config is named.
 
     Raises:
-        UserError: no valid checkpoint is there.
+        UserError: there is no valid checkpoint.
     """
     root = option_value("run", options) or next(
         (str(f.values["run"]) for f in reversed(files) if "run" in f.values), None
@@ -46,12 +46,12 @@ def continued_checkpoint(command: str, options: Sequence[str], files: Sequence[C
     if resume.lower() == "false" or option_value("ckpt_path", options):
         return None
     place = accept(Place, resume if resume.lower() != "true" else root or DEFAULT_ROOT, "resume")
-    # The first process compares checksums, and its choice is what all of them load.
+    # rank 0 verifies checksums, and its choice is what all ranks load
     return find_checkpoint(place, checksums=is_first_process())
 
 
 def option_value(name: str, options: Sequence[str], alone: str = "") -> str | None:
-    """Return the value of an option, `alone` for one that stands alone; None where it is not given."""
+    """Return the value of an option, `alone` for one without a value; None if it is not given."""
     value = None
     for word, following in zip(options, [*options, "--"][1:], strict=True):
         if word == f"--{name}":
@@ -62,15 +62,15 @@ def option_value(name: str, options: Sequence[str], alone: str = "") -> str | No
 
 
 def read_run_config(checkpoint: Path, options: Sequence[str], files: Sequence[ConfigFile]) -> ConfigFile | None:
-    """Return the config.yaml of the run that a checkpoint is of, as a file to be read first; None if there is none.
+    """Return the config.yaml of a checkpoint's run, to be read before other configs; None if there is none.
 
     Args:
-        checkpoint: of the run.
-        options: the rest of the command line.
-        files: the configs that it names.
+        checkpoint: a checkpoint of the run.
+        options: the other command-line options.
+        files: the configs of the command line.
 
     Raises:
-        UserError: it is damaged and there is no other config, or hides a secret that the command line does not give.
+        UserError: it is damaged and no other config is named, or it hides a secret that the command line lacks.
     """
     folder = run_folder_of(checkpoint)
     path = folder / CONFIG
@@ -87,7 +87,7 @@ def read_run_config(checkpoint: Path, options: Sequence[str], files: Sequence[Co
         pass_over(f"{error}: passed over, the configs that are named are all there is")
         return None
     if folder.name.isdigit():
-        values["run"] = str(folder.parent)  # wherever it was moved to
+        values["run"] = str(folder.parent)  # the folder may have been moved
     named = [word.partition("=")[0].removeprefix("--") for word in options if word.startswith("--")]
     for section, content in values.items():
         if HIDDEN not in json.dumps(content, default=str):
@@ -100,20 +100,20 @@ def read_run_config(checkpoint: Path, options: Sequence[str], files: Sequence[Co
 
 
 def _is_prepared(values: dict[str, Any]) -> bool:
-    """Return whether the data of a config lie there, so that nobody asks their sources again."""
+    """Return whether the data of a config are prepared, so that their sources are not needed."""
     path = values.get("data", {}).get("path")
     return isinstance(path, str) and (Path(path).expanduser() / FILE).is_file()
 
 
 def hidden_keys(content: Any, name: str) -> list[str]:
-    """Return the dotted names of values in which a secret is hidden."""
+    """Return the dotted names of values whose secret was redacted."""
     if isinstance(content, dict):
         return [inner for key, value in content.items() for inner in hidden_keys(value, f"{name}.{key}")]
     return [name.replace(".init_args", "")] if HIDDEN in json.dumps(content, default=str) else []
 
 
 def overridden_settings(own: ConfigFile, config: dict[str, Any]) -> list[str]:
-    """Return what is set otherwise than in a run's own configuration, each with both values, as far as they are short.
+    """Return the settings that differ from a run's configuration, with both values unless they are long.
 
     Args:
         own: the run's configuration.

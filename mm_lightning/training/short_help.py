@@ -1,4 +1,4 @@
-"""The help of training commands: the options that matter; `--help all` lists every one."""
+"""The short help of training commands: the main options; `--help all` lists every one."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ GROUPS: dict[str, list[tuple[str, str]]] = {
         ("--seed_everything N", "seed of weights, data order and steps; default: 1"),
     ],
     "where to begin": [
-        ("--resume [FOLDER]", "go on with a run, by its own configuration"),
+        ("--resume [FOLDER]", "continue a run with its own configuration"),
         ("--ckpt_path FILE", "the checkpoint to begin with or to evaluate"),
         ("--model.initial_weights FILE", "weights to fine-tune, with a fresh optimizer"),
-        ("--plan GPUS", "check a run of so many GPUs on this machine instead of training"),
+        ("--plan GPUS", "check a run of N GPUs on this machine instead of training"),
     ],
     "data": [
         ("--data.path FOLDER", "what `mm data prepare` wrote, or {FOLDER: WEIGHT, ...}"),
         ("--data.context_length N", "tokens of a sequence"),
-        ("--data.global_batch_size N", "sequences of an optimization step, over all devices"),
-        ("--data.micro_batch_size N", "sequences at once on a device; the rest is accumulated"),
+        ("--data.global_batch_size N", "sequences of an optimization step on all devices"),
+        ("--data.micro_batch_size N", "sequences of a forward pass on a device; gradients are accumulated"),
     ],
     "network": [
         ("--model.network CLASS", "MemoryMosaicConfig, TransformerConfig or a class of your own"),
         (
             "--model.network.KEY VALUE",
-            "its switches: layers, dim, heads, vocab_size, persistent_dim,",
+            "its settings: layers, dim, heads, vocab_size, persistent_dim,",
         ),
         ("", "short_term_window ...; all of them: --model.network.help MemoryMosaicConfig"),
     ],
     "optimization (AdamW)": [
-        ("--model.learning_rate X", "its peak, after --model.warmup_steps"),
-        ("--model.warmup_steps N", "steps over which the rate rises"),
-        ("--model.weight_decay X", "of weight matrices"),
-        ("--trainer.max_steps N", "optimization steps; the rate falls until the last"),
-        ("--trainer.max_time D:H:M:S", "end after so much time, with a checkpoint"),
-        ("--trainer.gradient_clip_val X", "norm at which gradients are clipped"),
+        ("--model.learning_rate X", "peak learning rate, after --model.warmup_steps"),
+        ("--model.warmup_steps N", "steps of linear warmup"),
+        ("--model.weight_decay X", "weight decay of weight matrices"),
+        ("--trainer.max_steps N", "optimization steps; the learning rate decays until the last"),
+        ("--trainer.max_time D:H:M:S", "stop after this time, with a checkpoint"),
+        ("--trainer.gradient_clip_val X", "maximum norm of the gradients"),
         ("--trainer.val_check_interval N", "optimization steps between validations"),
     ],
     "machine": [
@@ -60,7 +60,7 @@ def short_help(command: str, about: str) -> str:
 
     Args:
         command: fit, validate, test or predict.
-        about: what it does, in a line.
+        about: description of the command in one line.
     """
     width = max(len(option) for rows in GROUPS.values() for option, _ in rows)
     lines = [f"usage: mm {command} --config FILE [OPTIONS]", "", f"{about[0].upper()}{about[1:]}.", ""]

@@ -1,4 +1,4 @@
-"""What Lightning tells every user about every run."""
+"""Silence warnings of Lightning that concern every run."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ SILENCED_MESSAGES = (
 
 
 def silence_warnings() -> None:
-    """Silences it."""
+    """Silence them."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     for message in SILENCED_MESSAGES:
         warnings.filterwarnings("ignore", message=message)
     for name in ("lightning.pytorch", "lightning.fabric", "lightning_utilities"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for name in ("profilers", "callbacks.model_summary"):  # what the user has asked for
+    for name in ("profilers", "callbacks.model_summary"):  # requested by the user
         logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.INFO)
 
 
 def silence_profiler() -> None:
-    """Keeps torch's profiler from printing what it is about to do; to be called before its first use."""
+    """Silence the log of torch's profiler; call before its first use."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")

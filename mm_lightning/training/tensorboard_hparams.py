@@ -1,4 +1,4 @@
-"""TensorBoard's HPARAMS tab: settings of a run beside its metrics."""
+"""Event files for TensorBoard's HPARAMS tab: settings of a run beside its metrics."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 
 from mm_lightning.training.config_files import flatten_config
 
-# TensorBoard believes the first file that says what a run's settings are, and some versions read files in the order of
-# their names and wait at the last one, so that the curves of a running training must come last.
+# TensorBoard takes a run's settings from the first file that has any. Some versions read files in the order of their
+# names and follow only the last one, so the curves of a running training must sort last.
 RUN_HPARAMS = "events.out.tfevents.0.hparams"
 """The event file that `mm fit` writes when it starts."""
 REPORT_HPARAMS = "events.out.tfevents.hparams"
-"""The event file that `mm report` puts in its place, with the axes of a sweep."""
+"""The event file by which `mm report` replaces it, with the axes of a sweep."""
 
 METRICS = ("validation/loss", "validation/perplexity", "validation/bits_per_byte", "train/loss")
 """Metrics of `mm fit` that are columns of the tab."""
@@ -30,11 +30,11 @@ TRAINER_OPTIONS = (
     "num_nodes",
     "gradient_clip_val",
 )
-"""Options of the trainer that are settings of an experiment; the others say where things go and what watches."""
+"""Trainer options that are hyperparameters."""
 
 
 def hyperparameters(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the hyper-parameters of a run by dotted name: everything of the model and the data, some of the trainer.
+    """Return the hyperparameters of a run by dotted name: all of model and data, some of the trainer.
 
     Args:
         values: the resolved config, without secrets.
@@ -48,11 +48,11 @@ def hyperparameters(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_run_hparams(folder: Path, values: Mapping[str, Any]) -> None:
-    """Write a run's settings where TensorBoard shows them, unless a report has said more of the run.
+    """Write a run's hyperparameters as an event file, unless `mm report` has written one.
 
     Args:
-        folder: of the run's TensorBoard files.
-        values: by name.
+        folder: folder of the run's TensorBoard files.
+        values: hyperparameters by name.
 
     Raises:
         OSError: they cannot be written.
@@ -62,12 +62,12 @@ def write_run_hparams(folder: Path, values: Mapping[str, Any]) -> None:
 
 
 def write_hparams_file(path: Path, values: Mapping[str, Any], metrics: Mapping[str, tuple[int, float] | None]) -> None:
-    """Write an event file that holds the settings of a run, in the place of an earlier one.
+    """Write an event file with the hyperparameters of a run, replacing an earlier one.
 
     Args:
         path: the event file.
-        values: settings: numbers, strings or truth values; others become strings, None is left out.
-        metrics: the columns beside them: step and value of each, or None where the run's curve alone says it.
+        values: hyperparameters: numbers, strings and bools; other values become strings, None is left out.
+        metrics: (step, value) of each metric column; None if the run's curve has the value.
     """
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary

@@ -321,4 +321,4 @@ def test_an_import_is_trained_on_only_from_its_weights(tmp_path, capsys):
     import_command(str(tmp_path / "v1.pt"), str(tmp_path / "run"))
     settings = ["--trainer.max_steps", "2", "--trainer.accelerator", "cpu", "--data.path", str(tmp_path)]
     assert main(["fit", "--config", str(tmp_path / "run" / "config.yaml"), *settings, "--resume"]) == 2
-    assert "no optimiser state to resume: begin anew" in capsys.readouterr().err
+    assert "no optimizer state to resume: start a new run with its weights" in capsys.readouterr().err

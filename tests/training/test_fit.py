@@ -127,7 +127,7 @@ def test_validate_predict_and_a_network_without_yaml(tiny, tmp_path, capsys):
     weights = str(tmp_path / "w.safetensors")
     assert main(["checkpoint", "consolidate", str(folder), "--output", weights]) == 0
     assert main(["fit", "--config", str(tiny), "--ckpt_path", weights]) == 2
-    assert "holds weights alone, with no optimiser state to resume" in capsys.readouterr().err
+    assert "holds weights only, with no optimizer state to resume" in capsys.readouterr().err
 
     network, tokenizer = load_network(tmp_path / "run")
     assert isinstance(network.config, MemoryMosaicConfig)

@@ -49,8 +49,8 @@ def test_a_run_and_what_is_read_from_it(config, tmp_path, prepared, other, monke
     output = capsys.readouterr().out
     folder = tmp_path / "run" / "0"
     counts = {path: Manifest.load(path).splits["train"].sequences(33) for path in (prepared, other)}
-    assert f"data        75.0% {prepared}: {counts[prepared]} sequences" in output
-    assert f"data        25.0% {other}: {counts[other]} sequences" in output
+    assert f"data               75.0% {prepared}: {counts[prepared]} sequences" in output
+    assert f"data               25.0% {other}: {counts[other]} sequences" in output
 
     # the whole is the mean by weight, of loss and of the unigram baseline
     names = ("validation/loss", "validation/loss/prepared", "validation/loss/other")
@@ -99,7 +99,7 @@ def test_a_run_and_what_is_read_from_it(config, tmp_path, prepared, other, monke
     capsys.readouterr()
     more = ["--resume", "--trainer.max_steps", "7"]
     assert main(["fit", "--config", config, *more, f"--data.path={json.dumps({str(prepared): 1, str(other): 2})}"]) == 0
-    assert "the data or their weights are others than before" in capsys.readouterr().out
+    assert "data sets or their weights have changed" in capsys.readouterr().out
     assert main(["fit", "--config", config, "--data.path", str(prepared), "--trainer.max_steps", "2"]) == 0
     assert "validation/loss/other" not in (tmp_path / "run" / "1" / "metrics.jsonl").read_text()
 
