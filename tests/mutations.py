@@ -76,7 +76,7 @@ MUTATIONS = [
         "mm_lightning/memory/bandwidth.py",
         "(2 * V1_SCALAR_SCALE * _to_float32",
         "(V1_SCALAR_SCALE * _to_float32",
-        ("tests/memory/test_bandwidth.py",),
+        ("tests/networks/test_networks.py::test_v1_is_its_published_equations",),
     ),
     Mutation(
         "7-sign",
@@ -241,8 +241,8 @@ MUTATIONS = [
     Mutation(
         "epochs-alike",
         "mm_lightning/data/sequences.py",
-        "RandomState([self._seed, epoch]).permutation",
-        "RandomState([self._seed]).permutation",
+        "RandomState([self._seed, epoch, window]).shuffle",
+        "RandomState([self._seed, 0, window]).shuffle",
         (
             "tests/data/test_datamodule.py",
             "tests/training/test_old_run.py",
