@@ -311,15 +311,15 @@ MUTATIONS = [
     Mutation(
         "signal-swallowed",
         "callbacks/preemption.py",
-        "self._noticed, self._noticed_at = number, now",
-        "self._noticed, self._noticed_at = 0, now",
+        "self._signal, self._received_at = number, now",
+        "self._signal, self._received_at = 0, now",
         ("tests/callbacks/test_preemption.py",),
     ),
     Mutation(
         "bad-step-applied",
         "callbacks/bad_step_guard.py",
-        "optimizer.found_inf = self._now.bad.float()",
-        "optimizer.found_inf = 0 * self._now.bad.float()",
+        "optimizer.found_inf = self._step.bad.float()",
+        "optimizer.found_inf = 0 * self._step.bad.float()",
         ("tests/callbacks/test_bad_step_guard.py",),
     ),
     Mutation(
@@ -343,13 +343,13 @@ MUTATIONS = [
 ]
 
 
-def text_of(mutation: Mutation) -> str:
-    """Return the mutated file.
+def text_of(mutation: Mutation, root: Path = ROOT) -> str:
+    """Return the mutated file of a copy of the repository.
 
     Raises:
         SystemExit: its text is not found exactly once.
     """
-    path = ROOT / mutation.file
+    path = root / mutation.file
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     if (count := text.count(mutation.old)) != 1:
         raise SystemExit(f"{mutation.name}: found {count} times in {mutation.file}, must be once: {mutation.old!r}")
@@ -404,7 +404,7 @@ def main(words: list[str]) -> int:
         for mutation in chosen:
             path = folder / mutation.file
             before = path.read_bytes()
-            path.write_text(text_of(mutation), encoding="utf-8")
+            path.write_text(text_of(mutation, folder), encoding="utf-8")
             status = status_of_tests(folder, mutation.tests)
             path.write_bytes(before)
             failed = [x for x in (folder / "output.txt").read_text().splitlines() if x.startswith(("FAILED", "ERROR"))]
