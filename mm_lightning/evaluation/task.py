@@ -389,7 +389,7 @@ def find_task(name: str) -> type[Task]:
         word = name.lower()
         about = [task for task, (_, text) in TASKS.items() if word in re.findall(r"\w+", text.lower())]
         near = nearest(name, [*TASKS, *GROUPS], 0.6)
-        meant = [near] if near else about
+        meant = list(dict.fromkeys([*([near] if near else []), *about]))
         hint = f"did you mean {' or '.join(meant[:4])}?" if meant else f"there are {', '.join([*TASKS, *GROUPS])}"
         raise UserError(f"there is no task {name!r}: {hint}")
     module, kind = TASKS[name][0].split(":")

@@ -17,9 +17,11 @@ STYLE = """\
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; }
 h1, h2, h3 { line-height: 1.2; }
 h2 { margin-top: 2.5rem; }
-.wide { overflow-x: auto; width: max-content; max-width: min(100vw - 2rem, 110rem); }
+.wide { overflow-x: auto; scrollbar-width: thin; scrollbar-color: rgb(128 128 128) rgb(128 128 128 / 20%); }
+.wide::-webkit-scrollbar { height: 0.6rem; }
+.wide::-webkit-scrollbar-thumb { background: rgb(128 128 128); }
 .wide th:first-child, .wide td:first-child { position: sticky; left: 0; background: Canvas; }
-@media print { .wide { width: auto; } td { white-space: normal; } th, td { padding: 0.2rem; font-size: 0.7rem; } }
+@media print { .wide { overflow: visible; } td { white-space: normal; } th, td { padding: 0.2rem; font-size: 0.7rem; } }
 table { border-collapse: collapse; font-size: 0.875rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.35rem 0.7rem; border-bottom: 1px solid rgb(128 128 128 / 35%); text-align: right; }
 th { vertical-align: bottom; }

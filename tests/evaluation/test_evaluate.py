@@ -183,6 +183,7 @@ def test_tables_and_figures_of_several_networks(evaluate, tmp_path):
     assert {row["unit"] for row in losses.values()} == {"nats"}
     for kind in ("png", "svg"):
         assert (report / "figures" / f"loss_by_position.{kind}").stat().st_size > 1000
+        assert (report / "figures" / f"loss_by_position-differences.{kind}").stat().st_size > 1000
     # sequence by sequence, so that the difference is known better than the numbers
     with open(report / "tables" / "loss_by_position-differences.csv") as file:
         lines = {line["context"]: line for line in csv.DictReader(file) if line["context"]}

@@ -58,7 +58,7 @@ def test_differences_are_paired():
         ("bananas", "there is no task 'bananas'"),
         ("rulr", "did you mean ruler"),
         ("obqa", "did you mean openbookqa"),
-        ("squad", "did you mean squad"),
+        ("squad", "did you mean squadv2 or qa_1"),
         ("SQuAD", "qa_1 or squad_completion"),
     ],
 )

@@ -10,6 +10,7 @@ from mm_lightning.evaluation.task import Row
 from mm_lightning.experiments import page
 from mm_lightning.experiments.drawing import drawing
 from mm_lightning.experiments.evaluated import plots, published
+from mm_lightning.experiments.evaluated.differences import paired
 from mm_lightning.experiments.evaluated.estimates import Estimate, estimate
 from mm_lightning.experiments.evaluated.grid import Grid
 from mm_lightning.experiments.evaluated.groups import Group, Network, last_ones
@@ -56,7 +57,7 @@ def loss(group: Group, looks: plots.Looks) -> list[Part | None]:
         "sequence is one document: the beginning of one that is as long as the longest context or, where there are not "
         "enough of them, neighboring shorter ones joined without anything between."
     )
-    return [page.Text(text), grid, _breaks(group), _loss_figure(group, looks)]
+    return [page.Text(text), grid, _breaks(group), _loss_figure(group, looks), _difference_figure(group, looks)]
 
 
 def _breaks(group: Group) -> Grid:
@@ -106,6 +107,33 @@ def _loss_figure(group: Group, looks: plots.Looks) -> page.Drawing | None:
     side_legend(figure, [axes])
     caption = "Loss by position, with 95% intervals" + ("; vertical: training contexts." if contexts else ".")
     return drawing(figure, f"loss_by_position{group.suffix}", caption, png=True)
+
+
+def _difference_figure(group: Group, looks: plots.Looks) -> page.Drawing | None:
+    """How much the loss of each network is above that of the first, on the same sequences."""
+    curves: dict[Network, dict[tuple[int, int], Estimate]] = {}
+    first: Network | None = None
+    for task in group.tasks:
+        for first, other, _, row in paired(group, task):  # noqa: B007
+            if row.group.keys() == {"position"} and row.metric == "loss":
+                curves.setdefault(other, {})[_bounds(row.group["position"])] = estimate(row, signed=True)
+    if first is None or not curves:
+        return None
+    figure, axes = figure_of(8.4, 3.6 + legend_height([group.label(network) for network in curves]))
+    ends = [0.0]
+    for network, found in curves.items():
+        there = dict(sorted(found.items()))
+        values = list(there.values())
+        plots.line(axes, [math.sqrt(low * high) for low, high in there], values, group.label(network), looks[network])
+        ends += [e.value for e in values]  # the intervals of two documents would leave nothing to see
+    axes.axhline(0, color=GREY, linewidth=1, label=group.label(first))
+    frame(axes, ends)
+    top = max(high for found in curves.values() for _, high in found)
+    lengths_axis(axes, [4**n for n in range(1, 20) if 4**n <= top], "position: tokens read before the predicted one")
+    axes.set_ylabel("difference of loss, nats a token")
+    side_legend(figure, [axes])
+    caption = f"Loss above that of {group.label(first)} on the same sequences, with paired 95% intervals."
+    return drawing(figure, f"loss_by_position-differences{group.suffix}", caption, png=True)
 
 
 def profile(group: Group, looks: plots.Looks) -> list[Part | None]:
