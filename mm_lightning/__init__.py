@@ -1,3 +1,3 @@
 """Memory Mosaics v2: language models built from associative memories."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

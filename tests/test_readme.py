@@ -1,4 +1,4 @@
-"""The README against the program: numbers that a command prints, and commands that can be typed."""
+"""README and documentation against the program: numbers that a command prints, and commands that can be typed."""
 
 import json
 import re
@@ -13,7 +13,8 @@ from mm_lightning.cli import COMMANDS, TRAINING, find_command, load, main
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-TEXT = " ".join(README.split())
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TEXT = " ".join(" ".join(page.read_text(encoding="utf-8") for page in PAGES).split())
 
 
 def cost(capsys, *args: str) -> dict:
@@ -67,7 +68,7 @@ def test_runs_of_the_ablation():
 
 
 def test_the_install_commands_are_what_ci_runs():
-    for file in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
+    for file in PAGES:
         assert "pip install -e" not in " ".join(file.read_text(encoding="utf-8").split()), file
     assert '-c "$folder/constraints.txt" -e ".[dev]"' in (ROOT / ".ci" / "environment").read_text()
     assert re.search(r'pip install -c constraints\.txt -e "\.\[dev\]" && pytest\b', TEXT)
@@ -76,7 +77,7 @@ def test_the_install_commands_are_what_ci_runs():
 def typed_commands() -> list[str]:
     """Every `mm ...` line of the code blocks of README and docs, without comments and continued lines joined."""
     commands = []
-    for file in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+    for file in [*PAGES, ROOT / "CONTRIBUTING.md"]:
         for block in re.findall(r"```(?:bash|sh|console)?\n(.*?)```", file.read_text(encoding="utf-8"), re.DOTALL):
             for line in block.replace("\\\n", " ").splitlines():
                 part = re.search(r"(?:^|&& )\s*(mm (?!--)[a-z].*)", line)
@@ -122,3 +123,56 @@ def test_every_equation_has_its_file_and_its_test():
     assert all((ROOT / file).is_file() for row in rows for file in row)
     equations = " ".join(re.findall(r"^\| (\([\d), (]+\))", README, re.MULTILINE))
     assert set(re.findall(r"\d+", equations)) == {"4", "6", "7", "8", "9", "10"}
+
+
+def rows_of_table(text: str, header: str) -> list[str]:
+    """The first cells of the table that begins with a header."""
+    table = text[text.index(header) :].split("\n\n")[0]
+    return [row.split("|")[1] for row in table.splitlines()]
+
+
+@pytest.mark.parametrize(("header", "page"), [("| equation |", "architecture.md"), ("| config |", "training.md")])
+def test_the_tables_of_the_readme_are_those_of_the_pages(header, page):
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    assert rows_of_table(README, header) == rows_of_table(text, header)
+
+
+def test_the_readme_is_short():
+    assert README.count("\n") <= 180
+
+
+def test_the_site_shows_every_page():
+    names = re.findall(r"[\w/]+\.md", (ROOT / "mkdocs.yml").read_text(encoding="utf-8").split("\nnav:")[1])
+    generated = {"commands.md"}
+    written = {p.relative_to(ROOT / "docs").as_posix() for p in PAGES[1:] if p.parent.parent.name != "results"}
+    assert set(names) - generated == written
+
+
+def test_links_of_the_readme_lead_somewhere():
+    files = re.findall(r"\]\((?!http)([^)#]+)", README)
+    assert files
+    assert not [file for file in files if file != "docs/commands.md" and not (ROOT / file).exists()]
+
+
+def test_the_versions_agree():
+    version = re.search(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\n## {version}\n" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_the_dockerfile_copies_what_is_there_and_installs_known_extras():
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    copied = [name for line in re.findall(r"^COPY (.*)$", text, re.MULTILINE) for name in line.split()[:-1]]
+    assert all((ROOT / name).exists() for name in copied)
+    extras = re.search(r"-c constraints\.txt \"\.\[([\w,]+)\]", text)[1].split(",")
+    known = re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(extras) <= set(known)
+
+
+PLACES = ("", "mm_lightning/", "tests/", "docs/", "configs/", "mm_lightning/memory/", "mm_lightning/evaluation/")
+
+
+def test_files_that_pages_name_are_there():
+    named = {name for page in PAGES for name in re.findall(r"`([\w/]+/\w+\.(?:py|yaml))`", page.read_text("utf-8"))}
+    made_up = {"data/mine.yaml"}
+    assert not {name for name in named - made_up if not any((ROOT / place / name).is_file() for place in PLACES)}
