@@ -27,7 +27,7 @@ FLOORS = (
 )
 """From the lowest to the highest; rooms of one floor know nothing of each other. Single files are below all of them."""
 RANKS = {room: rank for rank, rooms in enumerate(FLOORS, 1) for room in rooms}
-COMPOSES = "mm_lightning.training.cli"
+COMPOSES = "mm_lightning.training.run_trainer"
 """The one file that imports from above: it gives every run the callbacks that are always there."""
 
 

@@ -12,16 +12,11 @@ from typing import Any
 
 from jsonargparse import ArgumentError, Namespace, set_parsing_settings
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ProgressBar, WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import Logger
 
-import mm_lightning.callbacks as watchers
 from mm_lightning import signals
-from mm_lightning.callbacks.lightning_callbacks import CheckCallbacks, check_averaging, check_callbacks
 from mm_lightning.checkpoint import check_architecture, fingerprint, run_folder_of, step_of
 from mm_lightning.checkpoint.run_folder import RunFolder
-from mm_lightning.checkpoint.trainer_io import AtomicCheckpointIO
 from mm_lightning.console import is_first_process, say
 from mm_lightning.data import TextDataModule
 from mm_lightning.errors import UserError
@@ -33,19 +28,19 @@ from mm_lightning.renamed import current_options
 from mm_lightning.side_files import append_lines
 from mm_lightning.training import strategies
 from mm_lightning.training.accumulation import accumulation_steps
-from mm_lightning.training.check_config import changed_settings, check_devices, check_settings, help_types
+from mm_lightning.training.check_config import changed_settings, check_settings, help_types
 from mm_lightning.training.config_files import ConfigFile, read_chain, split_configs
-from mm_lightning.training.lightning_internals import parser_of, validation_interval
-from mm_lightning.training.loggers import MetricsFile, ProgressLines, TensorBoard
+from mm_lightning.training.data_preparation import drop_other_preparation
+from mm_lightning.training.lightning_internals import parser_of
 from mm_lightning.training.module import LanguageModule, check_vocabulary
 from mm_lightning.training.parser_errors import explain_parser_error
-from mm_lightning.training.preparation import drop_other_preparation
 from mm_lightning.training.record_run import RecordRun
 from mm_lightning.training.resolve_checkpoint import check_resumable, claim_run_folder, resolve_checkpoint
 from mm_lightning.training.run_config import DEFAULT_ROOT, continued_checkpoint, overridden_settings, read_run_config
+from mm_lightning.training.run_trainer import build_trainer
 from mm_lightning.training.silence_warnings import silence_warnings
 from mm_lightning.training.timeouts import lost_contact, set_timeout
-from mm_lightning.training.trainer_options import WholeSteps, refused_by_lightning
+from mm_lightning.training.trainer_options import refused_by_lightning
 from mm_lightning.yaml_text import one_line, use_for_options
 
 TRAINER_DEFAULTS = {
@@ -87,6 +82,8 @@ class TrainingCLI(LightningCLI):
         self.own = read_run_config(self.continued, self.options, self.files) if self.continued else None
         if self.own:
             self.files.insert(0, self.own)
+        # Text is the only form in which jsonargparse takes configs merged with others and with options: a later
+        # class keeps the arguments it shares, `callbacks+` appends, and nothing is validated before all are read.
         texts = [f"--config={one_line(file.values)}" for file in self.files if file.values]
         settings = {"exit_on_error": False, "allow_abbrev": False}
         signals.when_stuck.append(self._stuck)
@@ -285,59 +282,11 @@ class TrainingCLI(LightningCLI):
         say(f"resuming {checkpoint}")
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
-        """The trainer with our loggers, checkpoint writer and the callbacks that are always there."""
-        chosen = config.get("callbacks") or []
-        chosen = chosen if isinstance(chosen, list) else [chosen]
-        always: list[Callback] = []
-        if self.command == "fit":
-            check_callbacks(chosen, config.get("max_time"))
-            # what is averaged is part of what a signal saves
-            averaging = [callback for callback in chosen if isinstance(callback, WeightAveraging)]
-            chosen = [callback for callback in chosen if callback not in averaging]
-            always = [CheckCallbacks(), WholeSteps(), RecordRun(self.folder, self.resolved_config()), *averaging]
-            ours = [watchers.Preemption(self.slurm_job), watchers.Throughput(), watchers.GradientNorm()]
-            # fp16 has a guard of its own, which looks for gradients that are not finite to find its loss scale
-            ours += [
-                watchers.Watchdog(),
-                *[watchers.BadStepGuard()] * (not str(config.get("precision")).startswith("16")),
-            ]
-            always += [callback for callback in ours if not any(isinstance(c, type(callback)) for c in chosen)]
-            # a config whose list of callbacks took the place of another's must not end with nothing saved
-            if config.get("enable_checkpointing") is not False and not any(
-                isinstance(c, Checkpoint) and type(c) is not Checkpoint for c in chosen
-            ):
-                always.append(watchers.Checkpoints())
-        bar = config.get("enable_progress_bar") is not False
-        if bar and not any(isinstance(c, ProgressBar) and type(c) is not ProgressBar for c in chosen):
-            chosen = [c for c in chosen if type(c) is not ProgressBar]  # which shows nothing
-            always.append(watchers.Progress())
-        config["callbacks"] = [*always, *chosen, *callbacks]
-        savers = [c for c in config["callbacks"] if isinstance(c, watchers.Checkpoints)]
-        self.folder.on_failure = savers[0].on_failure if savers else "stop"
-        config["logger"] = self._loggers(config)
-        plugins = config.get("plugins") or []
-        config["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
-        config["default_root_dir"] = config.get("default_root_dir") or str(self.folder.root)
-        if self.command != "fit":
-            config["enable_checkpointing"] = False
-        left_out: tuple[type[Callback], ...] = (Checkpoint,) if config.get("enable_checkpointing") is False else ()
-        left_out = (Checkpoint, watchers.Summary) if config.get("fast_dev_run") else left_out
-        config["callbacks"] = [c for c in config["callbacks"] if not isinstance(c, left_out)]
-        check_devices(config.get("accelerator", "auto"), config.get("devices"))
-        trainer = Trainer(**config)
-        if validation_interval(trainer) is not None:
-            trainer.val_check_interval = None  # type: ignore[assignment]  # which Lightning leaves out, and looks at
-        check_averaging(trainer)
+        """Return the trainer with the project's callbacks, loggers and checkpoint writer."""
+        record = RecordRun(self.folder, self.resolved_config()) if self.command == "fit" else None
+        trainer = build_trainer(config, callbacks, self.folder, record, self.slurm_job)
         set_timeout(trainer.strategy, self.config[self.command].communication_timeout)
         return trainer
-
-    def _loggers(self, config: dict[str, Any]) -> list[Logger]:
-        """Return the loggers of the config, in training after those that other commands read a run by."""
-        chosen = config.get("logger")
-        further = [] if chosen in (None, True, False) else [chosen] if isinstance(chosen, Logger) else list(chosen)
-        if self.command != "fit":
-            return further
-        return [TensorBoard(self.folder), MetricsFile(self.folder), ProgressLines(config["max_steps"]), *further]
 
     def resolved_config(self) -> dict[str, Any]:
         """Return the config with every default filled in, as the values of a file that `--config` reads."""

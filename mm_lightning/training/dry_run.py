@@ -1,8 +1,8 @@
-"""`mm fit --plan N`: a run of N devices, tried on this machine as far as the first forward pass of a small copy.
+"""`mm fit --plan N`: a dry run of N devices on this machine, up to the first forward pass of a tiny copy.
 
-Everything that a run does before its first step is done by the classes that would do it, in one process that believes
-to be the first of N. Data, batch, memory, disk and checkpoint are checked as the config has them; then the network is
-made small, and the strategy, every callback and one forward pass are tried with it.
+Everything that a run does before its first step is done by the classes that would do it, in one process that acts as
+rank 0 of N. Data, batch, memory, disk and checkpoint are checked with the config as it is; then the network is replaced
+by a tiny copy, with which the strategy, every callback and one forward pass are tried.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class DryRunFit(TrainingCLI):
         args: the rest of the command line.
 
     Raises:
-        UserError: the run would not begin; it says all that was found wrong.
+        UserError: the run would not begin; it names all mistakes.
     """
 
     def __init__(self, args: list[str]) -> None:
@@ -66,7 +66,7 @@ class DryRunFit(TrainingCLI):
         return None
 
     def check_values(self) -> None:
-        """Keep mistakes of the trainer's options to be said with all others, and go on with the defaults.
+        """Collect mistakes of the trainer's options, and go on with the defaults.
 
         Raises:
             UserError: there are mistakes that all else depends on; it says all of them.
@@ -83,18 +83,18 @@ class DryRunFit(TrainingCLI):
             raise UserError(f"this run would not begin: {'; '.join(self._problems)}")
 
     def instantiate_classes(self) -> None:
-        """Checks what the config says, then makes it small and builds its classes."""
+        """Check the config, then build its classes with a tiny copy of the network."""
         config = self.config.fit
-        self._devices, self._per_node = spread(config)
+        self._devices, self._per_node = device_counts(config)
         self._network = network_config_of(config)
         self._scratch = Path(tempfile.mkdtemp(prefix="mm-plan-"))
         try:
             with fake_processes(self._devices):
-                self._look(config)
-                self._shrink(config)
-                with self._collected():
+                self._check_config(config)
+                self._use_tiny_copy(config)
+                with self._collect_errors():
                     super().instantiate_classes()
-                    self._try()
+                    self._run_forward()
         finally:
             shutil.rmtree(self._scratch, ignore_errors=True)
         say("not checked  connections between nodes, GPUs' memory and kernels, speed of reading and saving")
@@ -102,20 +102,20 @@ class DryRunFit(TrainingCLI):
             raise UserError(f"this run would not begin: {'; '.join(self._problems)}")
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """It has been run."""
+        """Do nothing: the command has been tried already."""
 
-    # What the config says
+    # Checks of the config
 
-    def _look(self, config: Namespace) -> None:
+    def _check_config(self, config: Namespace) -> None:
         nodes = self._devices // self._per_node
         say(f"plan         {self._devices} devices on {nodes} nodes; this process plays the first")
         for check in (self._batch, self._data, self._memory, self._disk, self._checkpoint):
-            with self._collected():
+            with self._collect_errors():
                 say(check(config))
 
     @contextlib.contextmanager
-    def _collected(self) -> Iterator[None]:
-        """Context manager that keeps a mistake to be said with all others."""
+    def _collect_errors(self) -> Iterator[None]:
+        """Context manager that collects a UserError instead of ending the dry run."""
         try:
             yield
         except UserError as error:
@@ -154,9 +154,9 @@ class DryRunFit(TrainingCLI):
 
     def _memory(self, config: Namespace) -> str:
         self._layout = dataclasses.replace(run_layout(config), devices=self._devices)
-        needed = bytes_per_device(self._network, self._layout)
-        listed = ", ".join(f"{name} {count / 1e9:.1f}" for name, count in needed.items())
-        total = sum(needed.values())
+        parts = bytes_per_device(self._network, self._layout)
+        listed = ", ".join(f"{name} {count / 1e9:.1f}" for name, count in parts.items())
+        total = sum(parts.values())
         size = config.gpu_memory
         if size is not None and total / 1e9 > USABLE_FRACTION * size:
             raise UserError(
@@ -167,7 +167,7 @@ class DryRunFit(TrainingCLI):
         return f"memory       about {total / 1e9:.1f} GB on each device ({listed})"
 
     def _disk(self, config: Namespace) -> str:
-        place = existing(Path(config.run))
+        place = nearest_existing(Path(config.run))
         size = checkpoint_bytes(self._network, self._layout)
         free = shutil.disk_usage(place).free
         if free < size:
@@ -186,15 +186,16 @@ class DryRunFit(TrainingCLI):
         check_architecture(path, self._network)
         return f"checkpoint   {path} fits the network; not loaded here"
 
-    # The small copy
+    # The tiny copy
 
     def find_checkpoint(self, config: Namespace) -> None:
         """Return None: nothing is loaded into the tiny copy."""
 
-    def _shrink(self, config: Namespace) -> None:
-        small = shrunken(self._network)
+    def _use_tiny_copy(self, config: Namespace) -> None:
+        """Replace network, folders and devices of the config by those of the dry run."""
+        tiny = tiny_copy(self._network)
         for name in ("layers", "dim", "persistent_dim"):
-            config.model.network.init_args[name] = getattr(small, name)
+            config.model.network.init_args[name] = getattr(tiny, name)
         config.model.initial_weights = None
         config.resume, config.ckpt_path = False, None
         config.run = str(self._scratch / "run")
@@ -205,13 +206,13 @@ class DryRunFit(TrainingCLI):
         if not self._data_is_there:
             config.model.network.init_args.vocab_size = max(self._network.vocab_size, 258)
             data.context_length = min(data.context_length, _TOKENS)
-            data.path = str(self._stand_in(data))
+            data.path = str(self._prepare_placeholder(data))
             data.prepare = data.regbench = data.facts = None
-        if self._problems:  # of the batch, perhaps: what follows is tried with one that fits
+        if self._problems:  # of the batch, perhaps: the rest is tried with one that fits
             data.global_batch_size = data.micro_batch_size * self._devices
 
-    def _stand_in(self, data: Namespace) -> Path:
-        """A folder of made-up text, prepared: as many sequences as a step needs, and some to validate with."""
+    def _prepare_placeholder(self, data: Namespace) -> Path:
+        """Prepare a folder of made-up text: as many sequences as a step needs, and some to validate with."""
         folder, text = self._scratch / "data", self._scratch / "text"
         text.mkdir()
         size = max(data.global_batch_size, data.micro_batch_size * self._devices) * (data.context_length + 1)
@@ -230,17 +231,17 @@ class DryRunFit(TrainingCLI):
         use_fake_processes(trainer.strategy)
         return trainer
 
-    def _try(self) -> None:
-        """Everything up to the loss of the first micro batch."""
+    def _run_forward(self) -> None:
+        """Run the training up to the loss of the first micro batch."""
         trainer, data = self.trainer, self.datamodule
         # Lightning would have all processes meet, by real connections, after the data are prepared.
         data.prepare_data = MethodType(LightningDataModule.prepare_data, data)
         with silent():
             self.before_fit()
             trainer.fit(self.model, datamodule=data)
-        config, small = self._network, self.model.config
+        config, tiny = self._network, self.model.config
         dimensions = ", ".join(
-            f"{name} {getattr(config, name)} -> {getattr(small, name)}" for name in ("layers", "dim", "persistent_dim")
+            f"{name} {getattr(config, name)} -> {getattr(tiny, name)}" for name in ("layers", "dim", "persistent_dim")
         )
         names = [type(callback).__name__ for callback in callbacks_of(trainer) if callback is not self._forward]
         stage = f" stage {self._layout.zero_stage}" if self._layout.zero_stage else ""
@@ -250,24 +251,24 @@ class DryRunFit(TrainingCLI):
 
 
 class FirstForward(Callback):
-    """Ends a run after its first forward pass, which it cuts to one short sequence."""
+    """End a run after its first forward pass, which is cut to one short sequence."""
 
     tokens = 0
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
-        """Cuts the batch."""
+        """Cut the batch to its first tokens."""
         starts = batch.documents.position[:1, :_TOKENS] == 0
         batch.tokens, batch.targets = batch.tokens[:1, :_TOKENS], batch.targets[:1, :_TOKENS]
         batch.documents = Documents.from_starts(starts)
         self.tokens = batch.tokens.numel()
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """The loss is there: ends the run as Lightning's tuners do, which no callback takes for an error."""
+        """End the run as Lightning's tuners do, which no callback takes for an error."""
         raise tuner_exit()
 
 
-def spread(config: Namespace) -> tuple[int, int]:
-    """Devices in all and on each node.
+def device_counts(config: Namespace) -> tuple[int, int]:
+    """Return the number of devices in all and on each node.
 
     Raises:
         UserError: `--plan` is not a whole number of nodes.
@@ -284,8 +285,8 @@ def spread(config: Namespace) -> tuple[int, int]:
     return count, per_node
 
 
-def shrunken(config: NetworkConfig) -> NetworkConfig:
-    """The same network of 2 blocks, with heads of 4 numbers and a persistent memory in proportion."""
+def tiny_copy(config: NetworkConfig) -> NetworkConfig:
+    """Return the same network with 2 blocks, head dimension 4 and a persistent memory in proportion."""
     head_dim = min(_HEAD_DIM, config.head_dim)
     persistent_dim = max(1, config.persistent_dim * head_dim // config.head_dim)
     return dataclasses.replace(
@@ -294,18 +295,18 @@ def shrunken(config: NetworkConfig) -> NetworkConfig:
 
 
 def checkpoint_bytes(config: NetworkConfig, layout: Layout) -> int:
-    """About what all processes write together: weights and two moments, by DeepSpeed a float32 copy of them too."""
+    """Estimate the size of a checkpoint: weights and two moments, with DeepSpeed a float32 copy of the weights too."""
     return parameters(config) * (14 if layout.deepspeed else 3 * weight_bytes(layout.precision))
 
 
-def existing(path: Path) -> Path:
-    """The folder itself or the nearest above it that exists."""
+def nearest_existing(path: Path) -> Path:
+    """Return a folder or the nearest above it that exists."""
     path = path.absolute()
     return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
 @contextlib.contextmanager
 def silent() -> Iterator[None]:
-    """Within it nothing is printed."""
+    """Context manager that drops standard output."""
     with contextlib.redirect_stdout(io.StringIO()):
         yield

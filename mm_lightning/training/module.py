@@ -1,4 +1,4 @@
-"""The training of a language model: loss, optimiser, schedule and validation (Appendix C of the v2 paper)."""
+"""Training of a language model: loss, optimizer, schedule and validation (Appendix C of the v2 paper)."""
 
 from __future__ import annotations
 
@@ -60,7 +60,11 @@ def evaluation_loss() -> MeanMetric:
 
 
 def check_vocabulary(tokenizer: Tokenizer, config: NetworkConfig) -> None:
-    """Raises a UserError where a tokenizer has more tokens than a network."""
+    """Check that a network has an embedding for every token.
+
+    Raises:
+        UserError: the tokenizer has more tokens.
+    """
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(
             f"the tokenizer {tokenizer.name} has {tokenizer.vocab_size} tokens but model.network.vocab_size is "
@@ -72,9 +76,9 @@ class LanguageModule(LightningModule):
     """A network with its training recipe.
 
     Args:
-        network: which network, of which dimensions.
+        network: the kind of network, with its dimensions.
         learning_rate: the peak, reached after the warm-up.
-        warmup_steps: optimisation steps of linear warm-up from 0.
+        warmup_steps: optimization steps of linear warm-up from 0.
         final_learning_rate: where the cosine ends at trainer.max_steps, as a fraction of the peak.
         weight_decay: of matrices; norms and scalars have none.
         betas: AdamW's decay rates of the two moments.
@@ -87,7 +91,7 @@ class LanguageModule(LightningModule):
             needs a C++ compiler on a CPU and takes about a minute at the start. Reads, keys and values have kernels of
             their own: neither documents nor the delay m compile anything anew. Not for ZeRO-3.
         initial_weights: a checkpoint or run folder whose weights training begins with (fine-tuning): the step
-            count, the optimiser and the data begin anew.
+            count, the optimizer and the data begin anew.
         seed: of the initial weights and of what is random about a step. Set by `seed_everything`.
     """
 
@@ -136,7 +140,7 @@ class LanguageModule(LightningModule):
         self._changed: list[str] | None = None  # settings that a restored checkpoint had others of
 
     def configure_model(self) -> None:
-        """Builds the network where it will live: partitioned from the start under ZeRO-3."""
+        """Build the network on its device, partitioned from the start under ZeRO-3."""
         if hasattr(self, "network"):
             return
         # the weights depend on the seed alone, whatever drew random numbers before
@@ -158,11 +162,11 @@ class LanguageModule(LightningModule):
 
     @property
     def parameter_count(self) -> int:
-        """All parameters, also where ZeRO-3 has partitioned them."""
+        """The number of all parameters, also where ZeRO-3 has partitioned them."""
         return parameter_count(self.network)
 
     def setup(self, stage: str) -> None:
-        """Makes a loss for each data set, and holds the network's vocabulary against the data's."""
+        """Make a mean loss for each data set, and check the network's vocabulary against the data's."""
         data = find_datamodule(self.trainer)
         if stage == "fit" and self.trainer.max_steps < 1 and self.trainer.max_epochs == -1:
             raise UserError("Trainer needs max_steps or max_epochs: the learning rate falls over that many")
@@ -173,7 +177,7 @@ class LanguageModule(LightningModule):
     # Training
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The loss whose gradient is taken: the sum over predicted tokens, divided by all tokens of the batch.
+        """Return the loss to differentiate: the sum over predicted tokens, divided by all tokens of the batch.
 
         Dividing by a number that does not depend on the batch's documents makes the step the same however its
         global batch is split over devices and accumulation. So is the load-balancing loss of a mixture of experts,
@@ -296,7 +300,7 @@ class LanguageModule(LightningModule):
         self.log_dict(exact, on_step=True, on_epoch=False)
 
     def schedule(self, step: int) -> float:
-        """The learning rate of a step, counted from 0, as a fraction of the peak."""
+        """Return the learning rate of a step, counted from 0, as a fraction of the peak."""
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
         if step == self.warmup_steps:  # asked for before there are loaders, which must not be made before a resume
@@ -306,11 +310,11 @@ class LanguageModule(LightningModule):
         return self.final_learning_rate + (1 - self.final_learning_rate) * cosine
 
     def _steps(self) -> float:
-        """The steps of the run: trainer.max_steps, or those of trainer.max_epochs."""
+        """Return the number of steps of the run: trainer.max_steps, or those of trainer.max_epochs."""
         return self.trainer.max_steps if self.trainer.max_steps > 0 else self.trainer.estimated_stepping_batches
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW with decay on matrices only; warm-up and cosine by steps.
+        """Build AdamW, with weight decay on matrices only, and its schedule: warm-up and cosine by steps.
 
         Raises:
             UserError: its moments would be in float16.
@@ -333,21 +337,20 @@ class LanguageModule(LightningModule):
     # Evaluation
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Adds a batch to the mean loss over tokens of its data set."""
+        """Add a batch to the mean loss over tokens of its data set."""
         loss, _, predicted = self._losses(batch)
         self._means()[dataloader_idx].update(loss.double(), weight=predicted)
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """As in validation."""
+        """Do as in validation."""
         self.validation_step(batch, batch_idx, dataloader_idx)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs loss, perplexity and bits per byte over all ranks: of several data sets the means by weight, and the
-        loss of each."""
+        """Log loss, perplexity and bits per byte over all ranks: weighted means of data sets, and the loss of each."""
         self._log_evaluation("validation")
 
     def on_test_epoch_end(self) -> None:
-        """As in validation."""
+        """Do as in validation."""
         self._log_evaluation("test")
 
     @property
@@ -390,7 +393,7 @@ class LanguageModule(LightningModule):
     # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what is needed to build the network again without its YAML."""
+        """Add the metadata by which the network is built again without its YAML."""
         data = find_datamodule(self.trainer)
         tokenizer = None if data is None else tokenizer_metadata(data.tokenizer)
         context = None if data is None else data.context_length
@@ -401,7 +404,7 @@ class LanguageModule(LightningModule):
             checkpoint[METADATA_KEY]["data"] = decides_the_data(data)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Goes on with the accumulation of this run, and with a validation that was due.
+        """Compare settings with the checkpoint's, and convert its progress to the accumulation of this run.
 
         Raises:
             UserError: the data have another tokenizer.

@@ -1,4 +1,4 @@
-"""What Lightning leaves undone when a run goes on from a checkpoint."""
+"""Resuming from a checkpoint: loop progress, changed settings, a validation that is due, a run without steps left."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from mm_lightning.training.loggers import MetricsFile
 
 
 def fit_progress(checkpoint: dict[str, Any], accumulate: int) -> bool:
-    """Counts the batches of a checkpoint's loops as this run would have.
+    """Convert the batch counts of a checkpoint's loops to this run's number of processes.
 
     Lightning counts batches of one process. With another number of processes a step of the same global batch is another
     number of them, and accumulation, validation and epochs would begin in the middle of a step.
 
     Args:
         checkpoint: as Lightning loads it; changed in place.
-        accumulate: batches of one process in an optimisation step of this run.
+        accumulate: batches of one process in an optimization step of this run.
 
     Returns:
-        Whether it was saved after a step whose validation, if one was due, had yet to begin.
+        True if it was saved after a step whose validation, if one was due, had yet to begin.
     """
     loops = checkpoint["loops"]["fit_loop"]
     progress, epochs = loops["epoch_loop.batch_progress"], loops["epoch_progress"]
@@ -103,7 +103,7 @@ def changes(about: dict[str, Any], data: TextDataModule) -> str | None:
     if not told:
         return None
     return (
-        f"WARNING: resuming with {', '.join(told)}: weights, optimiser and step go on, but the data come in another "
+        f"WARNING: resuming with {', '.join(told)}: weights, optimizer and step go on, but the data come in another "
         f"order from here, so that this epoch may repeat or miss some of them"
     )
 

@@ -11,7 +11,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from mm_lightning.cli import main
 from mm_lightning.networks import MemoryMosaicConfig
 from mm_lightning.training.accumulation import accumulation_steps
-from mm_lightning.training.dry_run import shrunken
+from mm_lightning.training.dry_run import tiny_copy
 
 GPUS = {"trainer.devices": 4, "trainer.num_nodes": 2, "trainer.precision": "bf16-mixed", "data.micro_batch_size": 1}
 
@@ -106,9 +106,9 @@ def test_numbers_that_fit_are_proposed():
         accumulation_steps(64, 3, 16)
 
 
-def test_a_shrunken_network_keeps_its_kind():
+def test_a_tiny_copy_network_keeps_its_kind():
     config = MemoryMosaicConfig(layers=32, dim=4096, heads=32, persistent_dim=14336, keys="leaky")
-    small = shrunken(config)
+    small = tiny_copy(config)
     assert (small.layers, small.dim, small.heads, small.persistent_dim, small.keys) == (2, 128, 32, 448, "leaky")
 
 

@@ -92,4 +92,4 @@ def test_a_summary_says_which_network_its_loss_is_of(measured):
     summary.on_validation_end(trainer, None)
     trainer.global_step = 11
     last = summary._scores(trainer)[-1]
-    assert ("measured after step 9; the network is of step 11" in last) == (measured == 9)
+    assert ("validated after step 9; training ended after step 11" in last) == (measured == 9)
