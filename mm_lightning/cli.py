@@ -330,6 +330,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     85 when a signal ended training (the same command, or --resume, goes on), 128 and its number when it ended another
     command, 141 when the reader of a printed result has gone."""
     args = sys.argv[1:] if argv is None else argv
+    if (folder := os.getcwd()) not in sys.path:
+        sys.path.append(folder)  # classes that YAML names may lie beside it; installed packages win
     streams.guard(needed=prints_its_result(args))
     replace_unprintable()
     guard_streams()

@@ -1,4 +1,4 @@
-"""Parts of a network that a user has written: classes of other modules, named by `class_path`."""
+"""Import and build the classes of a user's own modules that a configuration names by `class_path`."""
 
 from __future__ import annotations
 
@@ -14,33 +14,34 @@ from mm_lightning.ranges import Name
 Kind = TypeVar("Kind", bound=type)
 Part = TypeVar("Part", bound=nn.Module)
 Spec = dict[Name, Any]
-"""{class_path: module.Class, init_args: {...}} of a part."""
+"""A user's class for one part: {class_path: module.Class, init_args: {...}}."""
 
 
 def load_class(path: str, base: Kind) -> Kind:
-    """Return a class by its module and name.
+    """Import a class by its module and name.
 
     Args:
         path: module.Class.
-        base: what it must be derived from.
+        base: the class it must be derived from.
 
     Raises:
-        UserError: it cannot be imported, or is not of this kind.
+        UserError: it cannot be imported, or is derived from another class.
     """
     module, _, name = path.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), name)
+        loaded = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(
-            f"cannot find the class {path} ({error}): install its package, or name the folder of its file in PYTHONPATH"
+            f"cannot import the class {path} ({error}): run mm in the folder of {module.split('.')[0] or path}.py, name "
+            f"that folder in PYTHONPATH, or install its package"
         ) from error
-    if not (isinstance(found, type) and issubclass(found, base)):
+    if not (isinstance(loaded, type) and issubclass(loaded, base)):
         raise UserError(f"{path} is not derived from {base.__module__}.{base.__qualname__}")
-    return found  # type: ignore[return-value]
+    return loaded  # type: ignore[return-value]
 
 
 def check_part(setting: str, value: str | Spec) -> None:
-    """Check the setting of a part: the name of a kind, or a class.
+    """Check that the setting of a part is the name of a built-in kind or {class_path, init_args}.
 
     Raises:
         UserError: it is neither.
@@ -52,22 +53,22 @@ def check_part(setting: str, value: str | Spec) -> None:
 
 
 def build_part(spec: Spec, base: type[Part], dim: int, heads: int, std: Callable[[int], float]) -> Part:
-    """Return a part of a class that a user has written.
+    """Build a part of a user's class, as Class(dim, heads, std, **init_args).
 
     Args:
-        spec: its class, and what its constructor takes besides the others here.
-        base: what the class must be derived from.
+        spec: class_path, and init_args for the constructor.
+        base: the class it must be derived from.
         dim: d.
         heads: H.
-        std: the initial standard deviation of a matrix, by its fan-in.
+        std: function of a matrix's fan-in, its initial standard deviation (Table 6).
 
     Raises:
         UserError: there is no such class, or its constructor takes other arguments.
     """
-    found = load_class(spec["class_path"], base)
+    part_class = load_class(spec["class_path"], base)
     settings = spec.get("init_args") or {}
     try:
-        return found(dim, heads, std, **settings)
+        return part_class(dim, heads, std, **settings)
     except TypeError as error:
         raise UserError(
             f"{spec['class_path']} cannot be built: {error}; its constructor is given dim, heads, std and init_args "
