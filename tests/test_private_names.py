@@ -9,6 +9,7 @@ HOMES = {
     "mm_lightning/training/lightning_internals.py",  # Lightning, torch
     "mm_lightning/training/sharding.py",  # DeepSpeed, torch.distributed
     "mm_lightning/data/workers.py",  # torch's data loader; data/ lies below training/
+    "mm_lightning/networks/activations.py",  # torch's fake tensors and dispatch modes; tests/networks/test_cost.py
     "mm_lightning/options.py",  # argparse, jsonargparse
 }
 ALLOWED = {

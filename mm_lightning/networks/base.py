@@ -68,11 +68,15 @@ def _keep_products() -> tuple[Any, Any]:
 
 
 def _policy(context: Any, operation: Any, *args: Any, **settings: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if keeps_result(operation) else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def keeps_result(operation: Any) -> bool:
+    """Return whether selective checkpointing keeps what an operation gives: matrix products and attention."""
     name, _, overload = operation.__name__.partition(".")
     # A compiled part writes products into buffers that it uses again: what was kept would be overwritten, and in the
     # backward pass be given back with the part's own buffer left unwritten.
-    kept = overload != "out" and (name in ("mm", "addmm") or "attention" in name or "attn" in name)
-    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+    return overload != "out" and (name in ("mm", "addmm") or "attention" in name or "attn" in name)
 
 
 class Network(nn.Module):

@@ -1,4 +1,4 @@
-"""What a network costs: parameters and FLOPs, counted from its modules; bytes, from its configuration.
+"""Count what a network costs from its modules: parameters, FLOPs, and bytes kept for the backward pass.
 
 FLOPs follow Casson's count, which the v2 paper uses: two for each weight outside the embedding and each token, and for
 each contextual memory (or attention) of each block 2 n d, with n the pairs read.
@@ -13,11 +13,10 @@ import torch
 from torch import nn
 
 from mm_lightning.memory.contextual import ContextualMemory
+from mm_lightning.networks.activations import block_activations
 from mm_lightning.networks.base import Checkpointing, Network
 from mm_lightning.networks.block import Block
 from mm_lightning.networks.config import NetworkConfig
-from mm_lightning.networks.memory_mosaic import MemoryMosaicConfig
-from mm_lightning.networks.transformer import TransformerConfig
 
 
 @dataclass(frozen=True)
@@ -121,57 +120,20 @@ def training_flops_per_token(config: NetworkConfig, context: int) -> int:
 def activation_bytes_per_token(
     config: NetworkConfig, compute_bytes: int, residual_bytes: int, checkpointing: Checkpointing = False
 ) -> int:
-    """Bytes that a forward pass keeps for the backward pass, per token; the loss's logits not included.
-
-    Counted tensor by tensor for the fused CUDA path. Small per-head tensors (gates, norms, log-sum-exps) are counted as
-    48 bytes a head and level.
+    """Return the bytes that a forward pass keeps for the backward pass, per token; the loss's logits not included.
 
     Args:
         config: the network.
         compute_bytes: of a number that goes into a matrix product: 2 in bf16, 4 in float32.
         residual_bytes: of a number of the residual stream: 4, or 2 where parameters themselves are in bf16.
-        checkpointing: whether blocks are recomputed: then each keeps its input, and one at a time the rest; selective
-            keeps what matrix products and reads gave as well.
+        checkpointing: recompute blocks: each then keeps its input, and one at a time the rest; selective keeps the
+            results of matrix products and reads as well.
     """
-    d = config.dim
-    if isinstance(config, MemoryMosaicConfig):
-        # Raw and averaged keys, queries; raw and averaged values; the keys and values that can be read; the answer;
-        # and once more the answer, beside those of the other levels.
-        contextual = len(config.levels) * (9 * d * compute_bytes + 48 * config.heads)
-    else:
-        assert isinstance(config, TransformerConfig)
-        shared = 2 * d * (config.kv_heads or config.heads) // config.heads  # k and v
-        each = 2 * d + shared + (d if len(config.levels) > 1 else 0)  # q, k, v, the answer, and again beside others
-        delayed = sum(config.reach(level).delay != 1 for level in config.levels)  # of these, what can be read is a copy
-        contextual = (len(config.levels) * each + delayed * shared) * compute_bytes
-    block = contextual + (2 * d + _persistent_activations(config)) * compute_bytes + 2 * d * residual_bytes
-    ends = d * (2 * residual_bytes + 8)  # embedding, last norm, and the classifier's float32 input and its gradient
+    block, products = block_activations(config, compute_bytes, residual_bytes)
+    ends = config.dim * (
+        2 * residual_bytes + 8
+    )  # embedding, last norm, the classifier's float32 input and its gradient
     if not checkpointing:
         return config.layers * block + ends
-    kept = _products(config) * compute_bytes if checkpointing == "selective" else 0
-    return config.layers * (d * residual_bytes + kept) + max(block - kept, 0) + ends
-
-
-def _products(config: NetworkConfig) -> int:
-    """Numbers that the matrix products and the reads of a block give for each token, gates aside."""
-    d, f, kind = config.dim, config.persistent_dim, getattr(config, "persistent", "swiglu")
-    if isinstance(config, MemoryMosaicConfig):
-        contextual = 3 * d * len(config.levels)  # raw keys, raw values, the answer
-    else:
-        assert isinstance(config, TransformerConfig)
-        contextual = len(config.levels) * (2 * d + 2 * d * (config.kv_heads or config.heads) // config.heads)
-    if kind == "key_value":
-        return contextual + 4 * d  # W_o; raw keys, the answer of the slots, and its map
-    if isinstance(config, MemoryMosaicConfig) and kind == "experts":
-        return contextual + d + config.experts_per_token * (2 * f + d)
-    return contextual + d + (0 if kind == "none" else 2 * f + d)
-
-
-def _persistent_activations(config: NetworkConfig) -> int:
-    """Numbers that the persistent memory keeps for each token, its input aside."""
-    d, f, kind = config.dim, config.persistent_dim, getattr(config, "persistent", "swiglu")
-    if kind == "key_value":
-        return 6 * d  # raw and averaged keys, queries, the answer of the slots, its scaled form, that in rows
-    if isinstance(config, MemoryMosaicConfig) and kind == "experts":
-        return config.experts_per_token * (4 * f + 2 * d)  # and each choice's input and answer
-    return 0 if kind == "none" else 4 * f
+    kept = products if checkpointing == "selective" else 0
+    return config.layers * (config.dim * residual_bytes + kept) + max(block - kept, 0) + ends

@@ -32,8 +32,8 @@ def load_class(path: str, base: Kind) -> Kind:
         loaded = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(
-            f"cannot import the class {path} ({error}): run mm in the folder of {module.split('.')[0] or path}.py, name "
-            f"that folder in PYTHONPATH, or install its package"
+            f"cannot import the class {path} ({error}): run mm in the folder of {module.split('.')[0] or path}.py, "
+            f"name that folder in PYTHONPATH, or install its package"
         ) from error
     if not (isinstance(loaded, type) and issubclass(loaded, base)):
         raise UserError(f"{path} is not derived from {base.__module__}.{base.__qualname__}")

@@ -1,6 +1,7 @@
 """The parts of docs/extending.md, in a module outside the package: named in a configuration, no line changed here."""
 
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,11 +9,12 @@ import pytest
 import torch
 from small_networks import SMALL, SPANS, run
 
+from mm_lightning.cli import main
 from mm_lightning.errors import UserError
 from mm_lightning.memory.sublinear.key_clusters import SublinearRead
 from mm_lightning.networks import MemoryMosaicConfig, NetworkConfig
 from mm_lightning.networks.config_dict import config_from_dict
-from mm_lightning.networks.cost import forward_flops_per_token, parameters, parts
+from mm_lightning.networks.cost import activation_bytes_per_token, forward_flops_per_token, parameters, parts
 from mm_lightning.networks.parts import load_class
 
 MINE = {
@@ -89,6 +91,17 @@ def test_they_are_described_counted_and_saved(config, build):
         assert part.active == part.parameters == config.layers * 2 * config.dim * 40
 
 
+def test_their_activations_are_counted():
+    """A block keeps the squared-ReLU memory's input before and after the norm, and its hidden units twice."""
+
+    def kept(persistent):
+        config = MemoryMosaicConfig(**SMALL, **SPANS, persistent=persistent)
+        return activation_bytes_per_token(config, 2, 4)
+
+    layers, dim, hidden = SMALL["layers"], SMALL["dim"], 40
+    assert kept(MINE["persistent"]) - kept("none") == layers * (4 * dim + 2 * dim + 2 * 2 * hidden)
+
+
 def test_states_are_forked_and_loaded(config, build, packed):
     network = build(config, torch.float64).eval()
     tokens, _ = packed(config, 2, 40, 0)
@@ -125,7 +138,7 @@ def test_what_reads_softmax_alone_refuses_others(build):
 @pytest.mark.parametrize(
     ("part", "words"),
     [
-        ({"keys": {"class_path": "nowhere.Keys"}}, ["nowhere.Keys", "PYTHONPATH"]),
+        ({"keys": {"class_path": "nowhere.Keys"}}, ["nowhere.Keys", "folder of nowhere.py", "PYTHONPATH"]),
         ({"keys": {"class_path": "mine_of_docs.Raw"}}, ["mine_of_docs.Raw", "memory.keys.Keys"]),
         ({"persistent": {"class_path": "mine_of_docs.SquaredReLU", "init_args": {"wide": 1}}}, ["wide", "init_args"]),
         ({"bandwidth": {"class": "mine_of_docs.OfTheToken"}}, ["bandwidth", "class_path"]),
@@ -135,3 +148,12 @@ def test_mistakes(part, words):
     with pytest.raises(UserError) as error:
         replace(MemoryMosaicConfig(**SMALL), **part).build()
     assert all(word in str(error.value) for word in words)
+
+
+def test_a_module_in_the_current_folder_is_found(tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine_beside.py").write_text((tmp_path / "mine_parallel.py").read_text())
+    (tmp_path / "a.yaml").write_text("model: {network: {class_path: mine_beside.ParallelConfig}}\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [place for place in sys.path if place not in ("", str(tmp_path))])
+    assert main(["cost", "--config", "a.yaml", "--data.path", "none", "--trainer.devices", "1"]) == 0
+    assert "attention" in capsys.readouterr().out

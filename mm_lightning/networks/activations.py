@@ -1,0 +1,147 @@
+"""Bytes that a block keeps for the backward pass, counted in a forward pass without numbers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mm_lightning.errors import UserError
+from mm_lightning.memory.documents import Documents, Span
+from mm_lightning.memory.layers import Norm
+from mm_lightning.memory.retrieval import SoftmaxRetrieval
+from mm_lightning.networks.base import keeps_result
+from mm_lightning.networks.config import NetworkConfig
+
+_DTYPES = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}
+_COUNTED: dict[tuple[str, int, int], tuple[int, int]] = {}
+
+
+def block_activations(config: NetworkConfig, compute_bytes: int, residual_bytes: int) -> tuple[int, int]:
+    """Count the bytes that a block keeps for the backward pass, per token.
+
+    A block runs on fake tensors, which have shapes and types but no storage, at two lengths; the difference is free of
+    weights and their 16-bit copies. Blocks of one network are taken to be alike; masks of dropout are left out.
+
+    Args:
+        config: the network.
+        compute_bytes: of a number that goes into a matrix product: 2 in bf16, 4 in float32.
+        residual_bytes: of a number of the residual stream and of a parameter.
+
+    Returns:
+        All bytes, and those of the results of matrix products and reads that selective checkpointing keeps.
+
+    Raises:
+        UserError: its forward pass depends on the values of tensors.
+    """
+    known = repr(config), compute_bytes, residual_bytes
+    if known not in _COUNTED:
+        if len(_COUNTED) > 100:
+            _COUNTED.clear()
+        tokens = 2 * max(512, *(config.span(level).delay for level in config.levels))
+        try:
+            short, long = (_count(config, n, compute_bytes, residual_bytes) for n in (tokens, 2 * tokens))
+        except (RuntimeError, NotImplementedError) as error:  # a user's part that chooses by the values of tensors
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(
+                f"the memory of activations is not known: this network needs real tensors ({reason})"
+            ) from error
+        _COUNTED[known] = (long[0] - short[0]) // tokens, (long[1] - short[1]) // tokens
+    return _COUNTED[known]
+
+
+def _count(config: NetworkConfig, tokens: int, compute_bytes: int, residual_bytes: int) -> tuple[int, int]:
+    """Return the bytes that the first block keeps of so many tokens, and those of products and reads."""
+    dtype, before = _DTYPES[residual_bytes], torch.get_default_dtype()
+    with FakeTensorMode():
+        torch.set_default_dtype(dtype)
+        try:
+            network = replace(config, layers=1, dropout=0.0).build()
+        finally:
+            torch.set_default_dtype(before)
+        context = network.context(Documents.whole(1, tokens))
+        x = torch.empty(1, tokens, config.dim, dtype=dtype, requires_grad=True)
+        saved = _Saved(context.rotation or ())
+        for module in network.blocks[0].modules():
+            saved.watch(module)
+        short = compute_bytes < residual_bytes
+        hooks = torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda tensor: tensor)
+        with hooks, torch.autocast("cpu", torch.bfloat16, enabled=short), _Results() as results:
+            network.blocks[0](x, context)
+        return saved.total, results.total
+
+
+class _Saved:
+    """The storages that autograd keeps, each counted once, as on CUDA.
+
+    Args:
+        shared: tensors that all blocks share, which count for none.
+    """
+
+    def __init__(self, shared: tuple[Tensor, ...]) -> None:
+        self.shared = {x.untyped_storage()._cdata for x in shared}
+        self.storages: dict[int, Tensor] = {}  # kept alive, so that no address is used again
+        self.in_norm = False
+
+    @property
+    def total(self) -> int:
+        return sum(x.untyped_storage().nbytes() for x in self.storages.values())
+
+    def pack(self, tensor: Tensor) -> Tensor:
+        if not self.in_norm:
+            self._keep(tensor)
+        return tensor
+
+    def _keep(self, tensor: Tensor) -> None:
+        if (storage := tensor.untyped_storage()._cdata) not in self.shared:
+            self.storages[storage] = tensor
+
+    def watch(self, module: nn.Module) -> None:
+        """Count of a module what CUDA's kernels keep, where a CPU's keep something else."""
+        if isinstance(module, Norm):  # the fused kernel keeps its input, a CPU's also a normalized copy
+            module.register_forward_pre_hook(self._enter_norm)
+            module.register_forward_hook(self._leave_norm)
+        elif isinstance(module, SoftmaxRetrieval):
+            module.read = _read  # type: ignore[assignment, method-assign]
+
+    def _enter_norm(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self._keep(inputs[0])
+        self.in_norm = True
+
+    def _leave_norm(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        self.in_norm = False
+
+
+def _read(q: Tensor, k: Tensor, v: Tensor, span: Span, *rest: Any) -> Tensor:
+    """Read as variable-length attention does, which keeps queries, answers, and copies of delayed keys and values."""
+    if span.delay:
+        k, v = k.clone(), v.clone()
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1]).transpose(1, 2)
+
+
+class _Results(TorchDispatchMode):
+    """Count the bytes of the results that selective checkpointing keeps; tokens are shared equally among experts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total, self.shares = 0, list[int]()
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if operation is torch.ops.aten.bincount.default:  # how many tokens each expert gets depends on numbers
+            bins = args[2] if len(args) > 2 else kwargs["minlength"]
+            share, rest = divmod(args[0].numel(), bins)
+            self.shares = [share] * (bins - 1) + [share + rest]
+            return args[0].new_empty(bins)
+        if operation is torch.ops.aten._local_scalar_dense.default and self.shares:
+            return self.shares.pop()
+        result = operation(*args, **kwargs)
+        if keeps_result(operation):
+            self.total += (result[0] if isinstance(result, tuple | list) else result).nbytes
+        return result
