@@ -1,6 +1,18 @@
-"""Every shipped config: parsed by the real parser, its network built, and a shrunken copy trained for a step."""
+"""Every shipped config: parsed by the real parser, its network built, and a shrunken copy trained for a step.
+
+Tests find the files themselves. A new one begins with a comment that says what it is for; moreover,
+
+    configs/NAME.yaml       names its run folder, runs/NAME, and a small copy of it trains; one without `run` is a part
+                            that others name as their base
+    configs/ablations/      over the quickstart it trains, resumes, validates and generates
+    configs/overlays/       its comment shows how to use it, `--config configs/8b.yaml --config ...`, and that parses
+    configs/sweeps/         is planned (tests/experiments/test_sweep_runs.py)
+
+MILLIONS and CHANGES hold counts by hand of some files.
+"""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -12,8 +24,10 @@ from mm_lightning.networks import V1, MemoryMosaicConfig, TransformerConfig
 from mm_lightning.networks.cost import parameters
 
 FOLDER = Path(__file__).parent.parent / "configs"
-# recipe.yaml is the part that the others share
-RUNS = sorted(path.stem for path in FOLDER.glob("*.yaml") if path.stem != "recipe")
+FILES = sorted(path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*.yaml"))
+RUNS = sorted(path.stem for path in FOLDER.glob("*.yaml") if "run" in yaml.safe_load(path.read_text()))
+ABLATIONS = sorted(path.stem for path in FOLDER.glob("ablations/*.yaml"))
+OVERLAYS = sorted(path.stem for path in FOLDER.glob("overlays/*.yaml"))
 MILLIONS = {
     # counted by hand: 2 V d + L (6 d^2 + 3 d f) of a mosaic or L (4 d^2 + 3 d f) of a transformer
     "quickstart": (2 * 2048 * 128 + 4 * (6 * 128**2 + 3 * 128 * 384)) / 1e6,
@@ -31,10 +45,10 @@ MILLIONS = {
 }
 
 
-def parse(name: str):
+def parse(*names: str):
     from mm_lightning.training.parse_fit import parse_fit
 
-    return parse_fit(["--config", str(FOLDER / f"{name}.yaml")])
+    return parse_fit([word for name in names for word in ("--config", str(FOLDER / f"{name}.yaml"))])
 
 
 def test_the_overlay_watch_adds_callbacks_to_those_that_are_there():
@@ -64,27 +78,42 @@ def test_the_large_model_is_divided_among_64_gpus(name, stage, weights, states):
     assert sum(needed.values()) < 0.9 * 80e9
 
 
-def test_all_are_known():
-    assert sorted(MILLIONS) == RUNS
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_begins_with_what_it_is_for(name):
+    first = (FOLDER / name).read_text(encoding="utf-8").split("\n")[0]
+    assert re.match(r"# \S.{12}", first), f"configs/{name} must begin with a comment that says what it is for"
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_it_parses_and_its_network_is_built(name):
     config = parse(name)
-    network_config = config.model.network
-    assert isinstance(network_config, TransformerConfig if "transformer" in name else MemoryMosaicConfig)
     with torch.device("meta"):
-        network = network_config.build()
-    count = sum(p.numel() for p in network.parameters())
-    assert count == parameters(network_config)
-    assert count / 1e6 == pytest.approx(MILLIONS[name], rel=0.025 if name in ("facts", "regbench") else 0.01)
-    assert config.trainer.gradient_clip_val == 1.0
+        network = config.model.network.build()
+    assert sum(p.numel() for p in network.parameters()) == parameters(config.model.network)
     assert config.run == f"runs/{name}"
     assert config.data.global_batch_size % config.data.micro_batch_size == 0
 
 
+@pytest.mark.parametrize("name", MILLIONS)
+def test_parameters_are_as_counted_by_hand(name):
+    config = parse(name)
+    network = config.model.network
+    assert isinstance(network, TransformerConfig if "transformer" in name else MemoryMosaicConfig)
+    tolerance = 0.025 if name in ("facts", "regbench") else 0.01
+    assert parameters(network) / 1e6 == pytest.approx(MILLIONS[name], rel=tolerance)
+    assert config.trainer.gradient_clip_val == 1.0
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_an_overlay_parses_over_the_config_that_its_comment_names(name):
+    comment = (FOLDER / "overlays" / f"{name}.yaml").read_text(encoding="utf-8").split("\n\n")[0]
+    base = re.search(r"--config configs/(\w+)\.yaml --config", comment)
+    assert base, f"the comment of overlays/{name}.yaml must show its use: --config configs/CONFIG.yaml --config ..."
+    parse(base[1], f"overlays/{name}")
+
+
 @pytest.mark.parametrize(
-    "name", [name for name in RUNS if "quickstart" not in name and name not in ("facts", "regbench")]
+    "name", [name for name in MILLIONS if "quickstart" not in name and name not in ("facts", "regbench")]
 )
 def test_the_recipe_is_the_papers(name):
     config = parse(name)
@@ -101,14 +130,14 @@ def test_the_recipe_is_the_papers(name):
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_shrunken_copy_trains_a_step(name, shrink, capsys):
-    overlay, folder = shrink(name, "transformer" in name)
+    overlay, folder = shrink(parse(name), name)
     assert main(["fit", "--config", str(FOLDER / f"{name}.yaml"), "--config", overlay]) == 0
     assert (folder / "0" / "checkpoints" / "step=1.ckpt").is_file()
     assert "step 1/1  loss" in capsys.readouterr().out
 
 
-ABLATIONS = {
-    # what each overlay says, and the parameters of the quickstart with it, by hand
+CHANGES = {
+    # what each ablation says, and the parameters of the quickstart with it, by hand
     "v1": (V1, 984304),
     "keys_leaky": ({"keys": "leaky"}, 1516832 - 4 * 2 * (2 * 128 * 4 - 4)),
     "bandwidth_fixed": ({"bandwidth": "fixed"}, 1516832 - 4 * 2 * 2 * 4),
@@ -128,17 +157,10 @@ ABLATIONS = {
 }
 
 
-def test_all_ablations_are_known():
-    assert sorted(ABLATIONS) == sorted(path.stem for path in (FOLDER / "ablations").glob("*.yaml"))
-
-
-@pytest.mark.parametrize("name", ABLATIONS)
+@pytest.mark.parametrize("name", CHANGES)
 def test_an_ablation_changes_what_it_says(name):
-    from mm_lightning.training.parse_fit import parse_fit
-
-    changed, count = ABLATIONS[name]
-    files = [FOLDER / "quickstart.yaml", FOLDER / "ablations" / f"{name}.yaml"]
-    config = parse_fit([word for file in files for word in ("--config", str(file))]).model.network
+    changed, count = CHANGES[name]
+    config = parse("quickstart", f"ablations/{name}").model.network
     assert {key: getattr(config, key) for key in changed} == changed
     network = config.build()
     assert sum(p.numel() for p in network.parameters()) == parameters(config) == count
@@ -146,7 +168,7 @@ def test_an_ablation_changes_what_it_says(name):
 
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_an_ablation_trains_validates_and_generates(name, shrink, capsys):
-    overlay, folder = shrink("quickstart", "transformer" in name)
+    overlay, folder = shrink(parse("quickstart", f"ablations/{name}"), "quickstart")
     configs = ["--config", str(FOLDER / "quickstart.yaml")]
     configs += ["--config", str(FOLDER / "ablations" / f"{name}.yaml"), "--config", overlay]
     # Twice, the second time from the checkpoint of one step.
@@ -161,7 +183,7 @@ def test_a_level_removed_after_training(shrink, capsys):
     """`levels: [short]` at evaluation equals the trained network with the long-term memory's answers set to 0."""
     from mm_lightning.checkpoint import find_checkpoint, load_network, load_weights
 
-    overlay, folder = shrink("quickstart", False)
+    overlay, folder = shrink(parse("quickstart"), "quickstart")
     configs = ["--config", str(FOLDER / "quickstart.yaml"), "--config", overlay]
     assert main(["fit", *configs]) == 0
     removed = str(FOLDER / "ablations" / "levels_short.yaml")
@@ -195,9 +217,9 @@ def sources(tmp_path_factory):
 def shrink(tmp_path, sources):
     """Writes an overlay that makes any config small, with data to be prepared: (its path, the run folder's root)."""
 
-    def shrink(name: str, transformer: bool):
+    def shrink(config, name: str):
         small = {"layers": 1, "dim": 16, "heads": 2, "persistent_dim": 16, "vocab_size": 258}
-        if not transformer:
+        if isinstance(config.model.network, MemoryMosaicConfig):
             small |= {"short_term_window": 8, "long_term_delay": [2, 4], "inference_delay": 2, "persistent_slots": 8}
         values = {
             "run": str(tmp_path / "run"),
@@ -222,10 +244,10 @@ def shrink(tmp_path, sources):
                 "prepare": {"sources": [str(sources)], "tokenizer": "bytes", "validation_fraction": 0.3, "workers": 1},
             },
         }
-        if name == "regbench":
+        if config.data.regbench:
             data = {"context_length": 960, "prepare": None, "regbench": {"train_sequences": 12, "test_sequences": 6}}
             values["data"] |= data
-        elif name == "facts":
+        elif config.data.facts:
             data = {"context_length": 128, "prepare": None, "facts": {"documents": 12, "test_documents": 6}}
             values["data"] |= data
         overlay = tmp_path / "shrink.yaml"

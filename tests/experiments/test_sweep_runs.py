@@ -10,7 +10,10 @@ from mm_lightning.experiments.sweep_file import read_sweep
 from mm_lightning.experiments.sweep_runs import plan, slug
 
 SWEEPS = Path(__file__).resolve().parents[2] / "configs" / "sweeps"
-SHIPPED = sorted(path.name for path in SWEEPS.glob("*.yaml") if path.stem not in ("cpu", "gpu", "transformer"))
+SHIPPED = sorted(
+    p.name for p in SWEEPS.glob("*.yaml") if {"axes", "runs", "like"} & yaml.safe_load(p.read_text()).keys()
+)
+"""Files that declare runs; the others are configs that sweeps name."""
 
 
 @pytest.fixture
@@ -86,5 +89,4 @@ def test_names_of_folders():
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_shipped_sweep_can_be_planned(name):
     runs = plan(read_sweep(SWEEPS / name))
-    assert len({run.folder for run in runs}) == len(runs) >= 3
-    assert all(run.seed in (1, 2, 3) for run in runs)
+    assert len({run.folder for run in runs}) == len(runs) >= 2
