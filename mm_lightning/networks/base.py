@@ -1,4 +1,4 @@
-"""What every network shares: embedding, blocks, classifier and loss."""
+"""The base class of all networks: embedding, blocks, classifier and loss."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class ForwardContext:
 
 
 Checkpointing = bool | Literal["selective"]
-"""What is recomputed in the backward pass: nothing, blocks, or of blocks what costs little."""
+"""Recompute in the backward pass nothing (False), blocks (True), or all of them but products and reads (selective)."""
 
 
 def _keep_products() -> tuple[Any, Any]:
@@ -83,13 +83,13 @@ class Network(nn.Module):
     """A language model: embedding, blocks, norm, classifier.
 
     Attributes:
-        config: what it was built from.
+        config: its configuration.
         activation_checkpointing: whether to recompute each block in the backward pass instead of keeping its
             activations; selective keeps those that matrix products and reads gave.
     """
 
     balance_weight = 0.0
-    """Of the load-balancing loss in the training loss, where there is one."""
+    """Weight of the load-balancing loss in the training loss, where there is one."""
 
     def __init__(self, config: NetworkConfig, blocks: list[nn.Module]):
         super().__init__()
@@ -188,7 +188,7 @@ class Network(nn.Module):
         return self.norm(x), torch.stack(losses).mean() if self.training and losses else None
 
     def new_state(self, batch: int = 1, capacity: int = 0, sublinear: SublinearRead | None = None) -> NetworkState:
-        """The state of inference before the first token.
+        """Return the empty inference state.
 
         Args:
             batch: rows.
@@ -221,14 +221,14 @@ class Network(nn.Module):
         return NetworkState(parts, batch, next(self.parameters()).device)
 
     def context(self, documents: Documents, delays: Mapping[str, int] | None = None) -> ForwardContext:
-        """Return what all blocks share in a forward pass; `delays` is m by level, by default that of inference."""
+        """Return the inputs that all blocks share; `delays` is m by level, by default that of inference."""
         drawn = delays or {}
         return ForwardContext(
             documents, {level: self.config.span(level, drawn.get(level)) for level in self.config.levels}
         )
 
     def step_randomness(self, seed: int, step: int) -> dict[str, Any]:
-        """Return what is random about a training step: the same on every rank and in every rerun of the seed."""
+        """Draw the delays of a training step: the same on every rank and in every rerun of the seed."""
         delays = {}
         for level in self.config.levels:
             name = "long-term delay" if level == "long" else f"delay of level {level}"
@@ -237,7 +237,7 @@ class Network(nn.Module):
         return {"delays": delays} if delays else {}
 
     def reset_parameters(self) -> None:
-        """Initialises every layer anew, wherever its parameters are."""
+        """Initialize every layer anew, on the device of its parameters."""
         if self.config.tied:
             self.classifier.weight = self.embedding.weight
         for module in self.modules():
@@ -246,11 +246,11 @@ class Network(nn.Module):
                 reset()
 
     def memory_scalars(self) -> dict[str, Tensor]:
-        """The learned scalars by memory level and name, e.g. `long/alpha`, each (L * H,)."""
+        """Return the learned scalars by memory level and name, e.g. `long/alpha`, each (L * H,)."""
         return {}
 
     def weight_decay_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """The parameters with weight decay (matrices) and without (scalars and norms)."""
+        """Return the parameters with weight decay (matrices) and those without (scalars and norms)."""
         # DeepSpeed's stage 3 leaves an empty shard in a parameter's place and its shape in ds_shape.
         matrices = [p for p in self.parameters() if len(getattr(p, "ds_shape", p.shape)) >= 2]
         chosen = {id(p) for p in matrices}

@@ -1,4 +1,4 @@
-"""What blocks of all networks share: norms and linear maps around memories, which torch.compile can join."""
+"""The residual block of all networks: norms and linear maps around memories, which torch.compile can fuse."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def compile_pointwise(method: Callable[..., Any]) -> Callable[..., Any]:
-    """For a method of a module that knows neither documents nor delays nor a state: where the module is `compiled` it
-    is computed by what torch.compile makes of it, once for all modules of the class, whenever gradients are wanted.
+    """Decorate a method that acts on each token alone: run it through torch.compile where its module is `compiled`.
 
-    (Evaluation and decoding come in many shapes, each of which would be compiled anew.)
+    It is compiled once for all modules of the class, and used only while gradients are recorded: evaluation and
+    decoding come in many shapes, each of which would be compiled anew.
     """
 
     @wraps(method)
@@ -31,7 +31,7 @@ def compile_pointwise(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def set_compiled(network: nn.Module, on: bool = True) -> None:
-    """Has all blocks of a network compiled, or no more. Parameters keep their names."""
+    """Turn torch.compile of all blocks on or off. Parameters keep their names."""
     for module in network.modules():
         if hasattr(type(module), "compiled"):
             setattr(module, "compiled", on)  # noqa: B010
@@ -42,7 +42,7 @@ class Block(nn.Module):
 
     Attributes:
         compiled: see :func:`compile_pointwise`.
-        dropout: share of both sums' second terms dropped in training.
+        dropout: share of what both halves add that is dropped in training.
     """
 
     compiled = False
@@ -55,16 +55,16 @@ class Block(nn.Module):
 
     @compile_pointwise
     def pre_norm(self, x: Tensor) -> Tensor:
-        """What memories see of the residual stream x, (B, T, d) each."""
+        """Return the input of the memories, the normalized residual stream, (B, T, d)."""
         return self.contextual_norm(x)
 
     def add(self, x: Tensor, answers: Tensor) -> Tensor:
-        """The stream after the first half, from (B, T, n d) answers of n memories side by side."""
+        """Add W_o of the answers, (B, T, n d) of n memories side by side, to the residual stream x, (B, T, d)."""
         return x + F.dropout(self.W_o(answers), self.dropout, self.training)
 
     @compile_pointwise
     def residual_update(self, x: Tensor, answers: Tensor) -> Tensor:
-        """The stream after both halves, for a persistent memory that is a function of a token, or for none."""
+        """Return the residual stream after both halves; the persistent memory, if any, acts on each token alone."""
         x = self.add(x, answers)
         if self.persistent is None or self.persistent_norm is None:
             return x

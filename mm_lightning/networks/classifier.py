@@ -1,4 +1,4 @@
-"""The map from the last hidden vectors to logits, or straight to the loss."""
+"""The map from the last hidden states to logits, or straight to the loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every network is configured by: its dimensions, and the spans that its memories read."""
+"""The configuration of every network: its dimensions, and the spans that its memories read."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Reach:
 
 @dataclass
 class NetworkConfig:
-    """What all networks have: dimensions, and the spans that their memories (or attentions) read.
+    """The configuration of every network: dimensions, and the spans that its memories (or attentions) read.
 
     Args:
         vocab_size: tokens of the vocabulary, V.

@@ -54,7 +54,7 @@ class TransformerConfig(NetworkConfig):
 
 
 def rotary(position: Tensor, dim: int, base: float) -> tuple[Tensor, Tensor]:
-    """cos of the angles position * base^(-2i/D), twice, and -sin and sin of them: (B, T, 1, D) each in float32."""
+    """Return cos, and -sin beside sin, of the angles position * base^(-2i/D): (B, T, 1, D) each in float32."""
     # In float64, because position times frequency loses all accuracy in float32 at long contexts.
     frequency = base ** -(torch.arange(0, dim, 2, device=position.device, dtype=torch.float64) / dim)
     angle = position[..., None, None] * frequency
@@ -63,7 +63,7 @@ def rotary(position: Tensor, dim: int, base: float) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """Turns the pairs (x_i, x_{i + D/2}) of (B, T, H, D) by the angles of their positions."""
+    """Rotate the pairs (x_i, x_{i + D/2}) of (B, T, H, D) by the angles of their positions."""
     cos, sin = rotation
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin).to(x.dtype)
 
@@ -100,7 +100,7 @@ class Attention(nn.Module):
 
     @compile_pointwise
     def project(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, T, H, D) queries, and keys and values of their own number of heads."""
+        """Return queries (B, T, H, D), and keys and values (B, T, kv_heads, D)."""
         q = rotate(self.W_q(x).unflatten(-1, (self.heads, -1)), rotation)
         k = rotate(self.W_k(x).unflatten(-1, (self.kv_heads, -1)), rotation)
         return q, k, self.W_v(x).unflatten(-1, (self.kv_heads, -1))
