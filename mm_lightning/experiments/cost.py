@@ -8,7 +8,7 @@ from typing import Any
 
 from mm_lightning.errors import UserError
 from mm_lightning.networks import NetworkConfig
-from mm_lightning.networks.cost import forward_flops_per_token, parameters, parts, training_flops_per_token
+from mm_lightning.networks.cost import forward_flops_per_token, module_costs, parameters, training_flops_per_token
 from mm_lightning.options import OptionParser
 from mm_lightning.ranges import Count, accept
 from mm_lightning.terminal import console
@@ -73,7 +73,7 @@ def cost_of(network: NetworkConfig, layout: Layout, context: int | None = None) 
                 "parameters": part.parameters,
                 "forward_flops_per_token": part.forward_flops(context),
             }
-            for part in parts(network)
+            for part in module_costs(network)
         ],
         "parameters": parameters(network),
         "forward_flops_per_token": forward_flops_per_token(network, context),

@@ -20,7 +20,7 @@ from mm_lightning.networks.config import NetworkConfig
 
 
 @dataclass(frozen=True)
-class Part:
+class ModuleCost:
     """One part of a network, all blocks together.
 
     Attributes:
@@ -43,7 +43,7 @@ class Part:
         return 2 * self.active + 2 * pairs * self.reads
 
 
-def parts(config: NetworkConfig) -> list[Part]:
+def module_costs(config: NetworkConfig) -> list[ModuleCost]:
     """Return the parts of a network, from the embedding to the classifier.
 
     Its modules are counted as they are built, on the meta device. What multiplies a token is every parameter of two
@@ -58,10 +58,10 @@ def parts(config: NetworkConfig) -> list[Part]:
     return _COUNTED[known]
 
 
-_COUNTED: dict[str, list[Part]] = {}
+_COUNTED: dict[str, list[ModuleCost]] = {}
 
 
-def _count(network: Network) -> list[Part]:
+def _count(network: Network) -> list[ModuleCost]:
     blocks = [block for block in network.blocks if isinstance(block, Block)]
     if len(blocks) < len(network.blocks):  # of a kind of its own: each of its modules is a part
         return [_part(name, [module]) for name, module in network.named_children()]
@@ -84,14 +84,14 @@ def _count(network: Network) -> list[Part]:
         classifier = replace(classifier, parameters=0)
     counted = sum(part.parameters for part in found) + classifier.parameters
     rest = sum(p.numel() for p in network.parameters()) - counted  # biases of W_o with the norms
-    return [*found, Part("norms", rest, 0), classifier]
+    return [*found, ModuleCost("norms", rest, 0), classifier]
 
 
-def _part(name: str, modules: Iterable[nn.Module], looked_up: bool = False) -> Part:
+def _part(name: str, modules: Iterable[nn.Module], looked_up: bool = False) -> ModuleCost:
     """Return the sum over modules; the matrix of an embedding multiplies nothing."""
     modules = list(modules)
     total = sum(p.numel() for module in modules for p in module.parameters())
-    return Part(name, total, 0 if looked_up else sum(map(_active, modules)))
+    return ModuleCost(name, total, 0 if looked_up else sum(map(_active, modules)))
 
 
 def _active(module: nn.Module) -> int:
@@ -104,12 +104,12 @@ def _active(module: nn.Module) -> int:
 
 def parameters(config: NetworkConfig) -> int:
     """Learned numbers of the whole network."""
-    return sum(part.parameters for part in parts(config))
+    return sum(part.parameters for part in module_costs(config))
 
 
 def forward_flops_per_token(config: NetworkConfig, context: int) -> int:
     """Floating-point operations per token of a forward pass at a context of `context` tokens."""
-    return sum(part.forward_flops(context) for part in parts(config))
+    return sum(part.forward_flops(context) for part in module_costs(config))
 
 
 def training_flops_per_token(config: NetworkConfig, context: int) -> int:

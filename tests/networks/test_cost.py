@@ -11,8 +11,8 @@ from mm_lightning.networks import MemoryMosaicConfig, NetworkConfig, Transformer
 from mm_lightning.networks.cost import (
     activation_bytes_per_token,
     forward_flops_per_token,
+    module_costs,
     parameters,
-    parts,
     training_flops_per_token,
 )
 
@@ -43,7 +43,7 @@ def test_parameters_agree_with_the_network(config):
 
 def test_the_short_window_bounds_its_reads():
     config = MemoryMosaicConfig(**LARGE)
-    by_name = {part.name: part for part in parts(config)}
+    by_name = {part.name: part for part in module_costs(config)}
     short, long = by_name["short-term memory"], by_name["long-term memory"]
     assert short.forward_flops(32768) == short.forward_flops(256)
     assert long.forward_flops(32768) - long.forward_flops(256) == 2 * 32 * 4096 * (32768 - 256)

@@ -14,7 +14,7 @@ from mm_lightning.errors import UserError
 from mm_lightning.memory.sublinear.key_clusters import SublinearRead
 from mm_lightning.networks import MemoryMosaicConfig, NetworkConfig
 from mm_lightning.networks.config_dict import config_from_dict
-from mm_lightning.networks.cost import activation_bytes_per_token, forward_flops_per_token, parameters, parts
+from mm_lightning.networks.cost import activation_bytes_per_token, forward_flops_per_token, module_costs, parameters
 from mm_lightning.networks.parts import load_class
 
 MINE = {
@@ -85,9 +85,9 @@ def test_they_are_described_counted_and_saved(config, build):
     assert again == config
     again.build().load_state_dict(network.state_dict())
     assert parameters(config) == sum(p.numel() for p in network.parameters())
-    assert forward_flops_per_token(config, 8) == sum(part.forward_flops(8) for part in parts(config))
+    assert forward_flops_per_token(config, 8) == sum(part.forward_flops(8) for part in module_costs(config))
     if isinstance(config.persistent, dict):
-        part = {part.name: part for part in parts(config)}["persistent memory"]
+        part = {part.name: part for part in module_costs(config)}["persistent memory"]
         assert part.active == part.parameters == config.layers * 2 * config.dim * 40
 
 

@@ -11,7 +11,7 @@ from mm_lightning.memory.documents import Span
 from mm_lightning.networks import MemoryMosaicConfig, TransformerConfig
 from mm_lightning.networks.config import Reach
 from mm_lightning.networks.config_dict import config_from_dict
-from mm_lightning.networks.cost import parts
+from mm_lightning.networks.cost import module_costs
 
 MIDDLE = {
     "levels": ("long", "middle", "short"),
@@ -56,7 +56,7 @@ def test_the_window_h_is_read_alike(config, short):
 
 
 def test_it_is_counted_by_its_window():
-    by_name = {part.name: part for part in parts(KINDS["mosaic"])}
+    by_name = {part.name: part for part in module_costs(KINDS["mosaic"])}
     middle = by_name["middle-term memory"]
     assert middle.window == 30
     assert middle.forward_flops(1000) == middle.forward_flops(30) > middle.forward_flops(29)
