@@ -111,7 +111,7 @@ class ContextualMemory(nn.Module):
 
     @property
     def sublinear(self) -> bool:
-        """Whether its pairs can be read sub-linearly: by equation (4), with keys of norm 1."""
+        """Whether sub-linear reads support this memory: they need equation (4) and keys of norm 1."""
         return isinstance(self.keys, AverageKeys) and type(self.retrieval) is SoftmaxRetrieval
 
     def new_state(self, span: Span, capacity: int, pairs: PairCache | None = None) -> MemoryState:

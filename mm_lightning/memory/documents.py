@@ -108,7 +108,7 @@ class Documents:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(B, T)"""
+        """The shape (B, T) of the tokens."""
         return self.position.shape[0], self.position.shape[1]
 
     @cached_property
@@ -123,7 +123,7 @@ class Documents:
 
     @cached_property
     def starts(self) -> Tensor:
-        """(B, T) bool, whether a document begins there."""
+        """A (B, T) bool tensor, true at the first token of each document."""
         return self.position == 0
 
     @property
@@ -133,7 +133,7 @@ class Documents:
 
     @property
     def step(self) -> bool:
-        """Whether this is a single token of each row that goes on from a state."""
+        """Whether this is a decoding step: a single token of each row that continues a state."""
         return self.begin > 0 and self.position.shape[1] == 1
 
     def count(self, span: Span) -> Tensor:

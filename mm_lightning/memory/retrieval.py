@@ -22,12 +22,12 @@ from mm_lightning.memory.pair_cache import PairCache, read_in_tiles, visible
 
 
 class Retrieval(nn.Module):
-    """How queries read pairs. Derive from it, and define :meth:`answer`, for another kernel of the regression.
+    """The read of pairs by queries. Derive from it, and define :meth:`answer`, for another kernel of the regression.
 
     The constructor's arguments are those of :class:`mm_lightning.memory.keys.Keys`.
 
     Attributes:
-        kernels: reference for the T x T matrix written out, anything else for fused reads; see
+        kernels: reference for the explicit T x T matrix, any other for fused kernels; see
             :func:`mm_lightning.memory.kernels.set_kernels`.
         softmax: whether the answers are those of equation (4), so that parts of the pairs can be read separately.
     """
@@ -176,4 +176,4 @@ def read_weights(
     with torch.autocast(q.device.type, enabled=False):
         scores = torch.einsum("bthd,bshd->bhts", q, k) * scale
     weights = scores.masked_fill(~seen[:, None], -torch.inf).softmax(-1)
-    return weights.masked_fill(~seen[:, None], 0)  # a row of nothing but -inf
+    return weights.masked_fill(~seen[:, None], 0)  # a row of -inf only

@@ -34,7 +34,7 @@ class SharedPrefixCache(PairCache):
 
     @classmethod
     def of(cls, pairs: PairCache, rows: int, capacity: int) -> SharedPrefixCache:
-        """Return so many rows that all go on from the one row of `pairs`, which must not change meanwhile."""
+        """Return `rows` rows that all continue the one row of `pairs`, which must not change meanwhile."""
         # The newest pair belongs to each row: its value is completed by the row's next token.
         last = pairs.end - pairs.offset - 1
         keys, values = pairs.buffers

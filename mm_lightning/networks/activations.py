@@ -1,4 +1,4 @@
-"""Bytes that a block keeps for the backward pass, counted in a forward pass without numbers."""
+"""Count the bytes that a block keeps for the backward pass, in a forward pass on fake tensors."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def block_activations(config: NetworkConfig, compute_bytes: int, residual_bytes:
         tokens = 2 * max(512, *(config.span(level).delay for level in config.levels))
         try:
             short, long = (_count(config, n, compute_bytes, residual_bytes) for n in (tokens, 2 * tokens))
-        except (RuntimeError, NotImplementedError) as error:  # a user's part that chooses by the values of tensors
+        except (RuntimeError, NotImplementedError) as error:  # a user's part branches on values of tensors
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(
                 f"the memory of activations is not known: this network needs real tensors ({reason})"
@@ -56,7 +56,7 @@ def block_activations(config: NetworkConfig, compute_bytes: int, residual_bytes:
 
 
 def _count(config: NetworkConfig, tokens: int, compute_bytes: int, residual_bytes: int) -> tuple[int, int]:
-    """Return the bytes that the first block keeps of so many tokens, and those of products and reads."""
+    """Return the bytes that the first block keeps for `tokens` tokens, and those of products and reads."""
     dtype, before = _DTYPES[residual_bytes], torch.get_default_dtype()
     with FakeTensorMode():
         torch.set_default_dtype(dtype)
@@ -77,7 +77,7 @@ def _count(config: NetworkConfig, tokens: int, compute_bytes: int, residual_byte
 
 
 class _Saved:
-    """The storages that autograd keeps, each counted once, as on CUDA.
+    """Count the storages that autograd keeps, each once, as on CUDA.
 
     Args:
         shared: tensors that all blocks share, which count for none.
@@ -102,7 +102,7 @@ class _Saved:
             self.storages[storage] = tensor
 
     def watch(self, module: nn.Module) -> None:
-        """Count of a module what CUDA's kernels keep, where a CPU's keep something else."""
+        """Count for a module what CUDA's kernels keep, where a CPU's keep something else."""
         if isinstance(module, Norm):  # the fused kernel keeps its input, a CPU's also a normalized copy
             module.register_forward_pre_hook(self._enter_norm)
             module.register_forward_hook(self._leave_norm)
@@ -134,7 +134,7 @@ class _Results(TorchDispatchMode):
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if operation is torch.ops.aten.bincount.default:  # how many tokens each expert gets depends on numbers
+        if operation is torch.ops.aten.bincount.default:  # tokens of each expert: fake tensors have no values
             bins = args[2] if len(args) > 2 else kwargs["minlength"]
             share, rest = divmod(args[0].numel(), bins)
             self.shares = [share] * (bins - 1) + [share + rest]

@@ -63,7 +63,7 @@ Checkpointing = bool | Literal["selective"]
 
 
 def _keep_products() -> tuple[Any, Any]:
-    """Contexts of a forward pass, and of its repetition in the backward pass, that keep what costs most to repeat."""
+    """Return the contexts of selective checkpointing: one for the forward pass, one for its recomputation."""
     return create_selective_checkpoint_contexts(_policy)
 
 
@@ -72,7 +72,7 @@ def _policy(context: Any, operation: Any, *args: Any, **settings: Any) -> Checkp
 
 
 def keeps_result(operation: Any) -> bool:
-    """Return whether selective checkpointing keeps what an operation gives: matrix products and attention."""
+    """Return whether selective checkpointing saves the result of an operation: matrix products and attention."""
     name, _, overload = operation.__name__.partition(".")
     # A compiled part writes products into buffers that it uses again: what was kept would be overwritten, and in the
     # backward pass be given back with the part's own buffer left unwritten.
@@ -126,7 +126,7 @@ class Network(nn.Module):
             delays: m of each level, drawn by :meth:`step_randomness` in training; that of inference by default.
             state: where the tokens go on from, as :meth:`new_state` made it; it takes them in. For inference only.
             starts: with a state, in the place of documents: (B, T) bool, true where a document begins.
-            logits_to_keep: return the logits of so many of the newest tokens only; by default of all.
+            logits_to_keep: return logits of this many newest tokens only; by default of all.
             separate_losses: with targets, return cross-entropy and load-balancing loss instead of their sum.
 
         Returns:
@@ -237,7 +237,7 @@ class Network(nn.Module):
         return {"delays": delays} if delays else {}
 
     def reset_parameters(self) -> None:
-        """Initialize every layer anew, on the device of its parameters."""
+        """Initialize every layer again, on the device of its parameters."""
         if self.config.tied:
             self.classifier.weight = self.embedding.weight
         for module in self.modules():

@@ -20,7 +20,7 @@ def compile_pointwise(method: Callable[..., Any]) -> Callable[..., Any]:
     """Decorate a method that acts on each token alone: run it through torch.compile where its module is `compiled`.
 
     It is compiled once for all modules of the class, and used only while gradients are recorded: evaluation and
-    decoding come in many shapes, each of which would be compiled anew.
+    decoding come in many shapes, each of which would trigger recompilation.
     """
 
     @wraps(method)

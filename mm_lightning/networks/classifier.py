@@ -51,5 +51,5 @@ class Classifier(Linear):
             )
 
     def _short(self, x: Tensor) -> bool:
-        """Whether matrix products are computed in 16 bits, which on a GPU are many times faster."""
+        """Return whether matrix products are computed in 16 bits, many times faster on a GPU."""
         return torch.is_autocast_enabled(x.device.type) or self.weight.dtype in (torch.bfloat16, torch.float16)

@@ -76,7 +76,7 @@ class NetworkConfig:
             `full` (all that came before), any of them, or names that `spans` explains. A level that is not named has
             no parameters.
         short_term_window: h; the short-term memory reads the h-1 pairs t-h+1 .. t-1.
-        long_term_delay: [smallest, largest] m of a training step, drawn anew for each; the long-term memory reads
+        long_term_delay: [smallest, largest] m of a training step, drawn for each; the long-term memory reads
             the pairs 1 .. t-m.
         inference_delay: m of the long-term memory at evaluation; at least 1, as a memory never reads its own position.
         spans: of levels with other names, what each reads: {middle: {delay: 1, window: 1024}}.
@@ -164,14 +164,15 @@ class NetworkConfig:
         """Return {class, fields} in plain types, as checkpoints and config.json hold it."""
         fields = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
         known = type(self)
-        own = known.__module__.startswith(__name__.rpartition(".")[0])  # an exported folder holds a copy of this module
-        return {"class": known.__name__ if own else f"{known.__module__}.{known.__qualname__}", "fields": fields}
+        package = __name__.rpartition(".")[0]  # not a literal: an exported folder holds a copy of this module
+        built_in = known.__module__.startswith(package)
+        return {"class": known.__name__ if built_in else f"{known.__module__}.{known.__qualname__}", "fields": fields}
 
     @property
     def head_dim(self) -> int:
-        """D = d / H"""
+        """The head dimension D = d / H."""
         return self.dim // self.heads
 
     def build(self) -> Any:
-        """The :class:`Network` with these dimensions, initialised (unless the default device is meta)."""
+        """Build the :class:`Network` with these dimensions, initialized unless the default device is meta."""
         raise TypeError("NetworkConfig has no network of its own: use MemoryMosaicConfig or TransformerConfig")

@@ -24,11 +24,11 @@ class ModuleCost:
     """One part of a network, all blocks together.
 
     Attributes:
-        name: what it is.
-        parameters: how many numbers are learned.
+        name: the name shown in tables.
+        parameters: the number of parameters.
         active: how many of them multiply a token: matrices outside the embedding.
-        reads: hidden size times blocks of the reads made here, if it is a contextual memory or attention.
-        window: the most pairs a query reads here; None for all.
+        reads: hidden size times blocks of its reads, if it is a contextual memory or attention.
+        window: the most pairs that a query reads; None for all.
     """
 
     name: str
@@ -38,7 +38,7 @@ class ModuleCost:
     window: int | None = None
 
     def forward_flops(self, context: int) -> int:
-        """Floating-point operations per token in the forward pass with `context` tokens in the context."""
+        """Return the floating-point operations per token in the forward pass with `context` tokens in the context."""
         pairs = context if self.window is None else min(context, self.window)
         return 2 * self.active + 2 * pairs * self.reads
 
@@ -46,8 +46,8 @@ class ModuleCost:
 def module_costs(config: NetworkConfig) -> list[ModuleCost]:
     """Return the parts of a network, from the embedding to the classifier.
 
-    Its modules are counted as they are built, on the meta device. What multiplies a token is every parameter of two
-    dimensions or more, or what a module says in `active_parameters`. Each level has its share of W_o.
+    Its modules are counted as they are built, on the meta device. Every parameter of two dimensions or more
+    multiplies a token, unless its module defines `active_parameters`. Each level has its share of W_o.
     """
     known = repr(config)
     if known not in _COUNTED:
@@ -63,10 +63,10 @@ _COUNTED: dict[str, list[ModuleCost]] = {}
 
 def _count(network: Network) -> list[ModuleCost]:
     blocks = [block for block in network.blocks if isinstance(block, Block)]
-    if len(blocks) < len(network.blocks):  # of a kind of its own: each of its modules is a part
+    if len(blocks) < len(network.blocks):  # blocks of a user's class: each module of the network is a part
         return [_part(name, [module]) for name, module in network.named_children()]
     config = network.config
-    found = [_part("embedding", [network.embedding], looked_up=True)]
+    costs = [_part("embedding", [network.embedding], looked_up=True)]
     for level in blocks[0].contextual:
         memories, span = [block.contextual[level] for block in blocks], config.span(level)
         kind = "memory" if isinstance(memories[0], ContextualMemory) else "attention"
@@ -75,16 +75,16 @@ def _count(network: Network) -> list[ModuleCost]:
             blocks[0].contextual
         )
         part = replace(part, parameters=part.parameters + outputs, active=part.active + outputs)
-        found.append(replace(part, reads=config.dim * len(blocks), window=span.keep))
+        costs.append(replace(part, reads=config.dim * len(blocks), window=span.keep))
     persistent = [block.persistent for block in blocks if block.persistent is not None]
     if persistent:
-        found.append(_part("persistent memory", persistent))
+        costs.append(_part("persistent memory", persistent))
     classifier = _part("classifier", [network.classifier])
     if config.tied:
         classifier = replace(classifier, parameters=0)
-    counted = sum(part.parameters for part in found) + classifier.parameters
+    counted = sum(part.parameters for part in costs) + classifier.parameters
     rest = sum(p.numel() for p in network.parameters()) - counted  # biases of W_o with the norms
-    return [*found, ModuleCost("norms", rest, 0), classifier]
+    return [*costs, ModuleCost("norms", rest, 0), classifier]
 
 
 def _part(name: str, modules: Iterable[nn.Module], looked_up: bool = False) -> ModuleCost:
@@ -98,22 +98,22 @@ def _active(module: nn.Module) -> int:
     """Return how many of a module's parameters multiply a token."""
     if (known := getattr(module, "active_parameters", None)) is not None:
         return known
-    own = sum(p.numel() for p in module.parameters(recurse=False) if p.dim() > 1)
-    return own + sum(map(_active, module.children()))
+    matrices = sum(p.numel() for p in module.parameters(recurse=False) if p.dim() > 1)
+    return matrices + sum(map(_active, module.children()))
 
 
 def parameters(config: NetworkConfig) -> int:
-    """Learned numbers of the whole network."""
+    """Return the number of parameters of the whole network."""
     return sum(part.parameters for part in module_costs(config))
 
 
 def forward_flops_per_token(config: NetworkConfig, context: int) -> int:
-    """Floating-point operations per token of a forward pass at a context of `context` tokens."""
+    """Return the floating-point operations per token of a forward pass at a context of `context` tokens."""
     return sum(part.forward_flops(context) for part in module_costs(config))
 
 
 def training_flops_per_token(config: NetworkConfig, context: int) -> int:
-    """Forward and backward: three times the forward pass. Recomputed activations do no useful work: not counted."""
+    """Return the FLOPs per token of forward and backward: three forward passes, recomputed activations not counted."""
     return 3 * forward_flops_per_token(config, context)
 
 
@@ -135,5 +135,5 @@ def activation_bytes_per_token(
     )  # embedding, last norm, the classifier's float32 input and its gradient
     if not checkpointing:
         return config.layers * block + ends
-    kept = products if checkpointing == "selective" else 0
-    return config.layers * (config.dim * residual_bytes + kept) + max(block - kept, 0) + ends
+    saved = products if checkpointing == "selective" else 0
+    return config.layers * (config.dim * residual_bytes + saved) + max(block - saved, 0) + ends

@@ -17,7 +17,7 @@ LOGITS = 2**28
 
 
 def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, kernels: Kernels = "auto") -> Tensor:
-    """`F.cross_entropy(F.linear(x, weight).float(), targets)`, its derivatives computed along with it.
+    """Compute `F.cross_entropy(F.linear(x, weight).float(), targets)` in chunks, along with its derivatives.
 
     Matrix products are computed in autocast's type, all else in float32.
 
@@ -65,7 +65,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def _in_chunks(
     x: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype, learns: bool, by_triton: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The sum of the losses, and if it learns, its derivatives by x in its type and by weight in float32 or better."""
+    """Return the summed loss and, with `learns`, its derivatives by x, in x's type, and by weight, at least float32."""
     exact = torch.promote_types(dtype, torch.float32)
     total = torch.zeros((), dtype=exact, device=x.device)
     d_x = torch.empty_like(x) if learns else x.new_empty(0)

@@ -169,9 +169,9 @@ class MemoryMosaic(Network):
         self.balance_weight = config.balance_weight
 
     def memory_scalars(self) -> dict[str, Tensor]:
-        found: dict[str, list[Tensor]] = {}
+        scalars: dict[str, list[Tensor]] = {}
         for memory_name, memory in self.named_modules():
             if isinstance(memory, ContextualMemory):
                 for name, value in memory.scalars().items():
-                    found.setdefault(f"{memory_name.rsplit('.', 1)[-1]}/{name}", []).append(value.detach())
-        return {name: torch.cat(values) for name, values in found.items()}
+                    scalars.setdefault(f"{memory_name.rsplit('.', 1)[-1]}/{name}", []).append(value.detach())
+        return {name: torch.cat(values) for name, values in scalars.items()}

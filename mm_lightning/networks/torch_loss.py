@@ -15,13 +15,13 @@ def errors_reference(logits: Tensor, targets: Tensor, exact: torch.dtype, learns
         logits: (N, V).
         targets: (N,) int64; -100 where there is none.
         exact: float32 or float64.
-        learns: whether derivatives are wanted; else logits come back.
+        learns: whether to compute derivatives; otherwise the logits are returned in their place.
     """
     counts = targets != IGNORE_INDEX
-    wanted = targets.where(counts, 0)[:, None]
+    index = targets.where(counts, 0)[:, None]
     logits = logits.to(exact)
     scale = logits.logsumexp(-1, keepdim=True)
-    found = logits.gather(-1, wanted) - scale  # log of the wanted token's probability
+    log_probability = logits.gather(-1, index) - scale
     if learns:
-        logits = logits.sub_(scale).exp_().scatter_(-1, wanted, found.exp() - 1).mul_(counts[:, None])
-    return -found.squeeze(-1).where(counts, 0), logits
+        logits = logits.sub_(scale).exp_().scatter_(-1, index, log_probability.exp() - 1).mul_(counts[:, None])
+    return -log_probability.squeeze(-1).where(counts, 0), logits

@@ -106,7 +106,7 @@ class Attention(nn.Module):
         return q, k, self.W_v(x).unflatten(-1, (self.kv_heads, -1))
 
     def new_state(self, span: Span, capacity: int) -> MemoryState:
-        """Return the state before the first token, with room for so many keys and values at first."""
+        """Return the empty inference state with `capacity` preallocated keys and values."""
         return MemoryState(PairCache(span.keep, capacity))
 
 

@@ -20,12 +20,12 @@ except ImportError as error:
     raise UserError("kernels triton need the package triton: pip install triton, or choose torch") from error
 
 COLUMNS = 4096
-"""Logits of a token that one step takes."""
+"""Logits of a token that one iteration of a kernel loads."""
 
 
 @triton.jit
 def _errors(logits, targets, losses, V: tl.constexpr, C: tl.constexpr, IGNORE: tl.constexpr, LEARNS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """One program computes one token."""
+    """Compute the loss, and the derivatives, of one token per program."""
     token = tl.program_id(0).to(tl.int64)
     row = logits + token * V
     target = tl.load(targets + token)
@@ -50,13 +50,13 @@ def _errors(logits, targets, losses, V: tl.constexpr, C: tl.constexpr, IGNORE: t
 
 
 def errors(logits: Tensor, targets: Tensor, ignore: int, learns: bool = True) -> Tensor:
-    """The loss of each token, (N,) float32 in nats; with `learns` the logits become its derivatives by them.
+    """Compute the loss of each token, (N,) float32 in nats; with `learns`, overwrite the logits by its gradient.
 
     Args:
         logits: (N, V), contiguous, in float32, bfloat16 or float16.
         targets: (N,) int64.
-        ignore: the target that counts for nothing. Any other that is not one of V makes the loss NaN.
-        learns: whether derivatives are wanted.
+        ignore: the target that is ignored. Any other outside 0 .. V - 1 makes the loss NaN.
+        learns: whether to compute derivatives.
     """
     tokens, vocabulary = logits.shape
     losses = torch.empty(tokens, dtype=torch.float32, device=logits.device)
@@ -70,7 +70,7 @@ def errors(logits: Tensor, targets: Tensor, ignore: int, learns: bool = True) ->
 
 @cache
 def kernel_mismatch(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why the kernel cannot be trusted on a device; None if it gives what torch gives. A warning says so once."""
+    """Return why the kernel fails its self-test against torch on a device, with one warning; None if it passes."""
 
     def compute(kernels: Kernels, device: torch.device) -> list[Tensor]:
         draw = torch.Generator("cpu").manual_seed(0)

@@ -1,1 +1,1 @@
-"""The LightningModule, optimisation, strategies, run folders and checkpoints."""
+"""The LightningModule, optimization, strategies, run folders and checkpoints."""

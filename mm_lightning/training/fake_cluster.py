@@ -64,7 +64,7 @@ class FakeCluster(ClusterEnvironment):
 
 @contextmanager
 def fake_processes(devices: int) -> Iterator[None]:
-    """Context manager in which torch.distributed is set up as rank 0 of so many processes.
+    """Context manager in which torch.distributed is set up as rank 0 of a number of processes.
 
     It leaves the environment as it was.
     """

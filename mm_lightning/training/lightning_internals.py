@@ -201,7 +201,7 @@ def cpp_compilers() -> tuple[str | None, ...]:
 
 
 def record_cuda_memory(entries: int) -> None:
-    """Begin to record allocations of GPU memory, at most so many; documented by torch for snapshots, but private."""
+    """Start recording up to `entries` allocations of GPU memory; documented by torch for snapshots, but private."""
     torch.cuda.memory._record_memory_history(max_entries=entries)
 
 

@@ -89,7 +89,7 @@ class LanguageModule(LightningModule):
             numba), triton (on a GPU), or auto, the fastest that is there. All agree to rounding.
         compile: have torch.compile join norms, linear maps, rotations and SwiGLU of each block in training, which
             needs a C++ compiler on a CPU and takes about a minute at the start. Reads, keys and values have kernels of
-            their own: neither documents nor the delay m compile anything anew. Not for ZeRO-3.
+            their own: changing document boundaries or m never triggers recompilation. Not for ZeRO-3.
         initial_weights: a checkpoint or run folder whose weights training begins with (fine-tuning): the step
             count, the optimizer and the data begin anew.
         seed: of the initial weights and of what is random about a step. Set by `seed_everything`.
@@ -137,7 +137,7 @@ class LanguageModule(LightningModule):
         self._validation_open = False
         self._rate = 0.0  # of the step that is being computed
         self.optimizer_settings: OptimizerSettings | None = None
-        self._changed: list[str] | None = None  # settings that a restored checkpoint had others of
+        self._changed: list[str] | None = None  # settings that differ from the restored checkpoint's
 
     def configure_model(self) -> None:
         """Build the network on its device, partitioned from the start under ZeRO-3."""
@@ -254,24 +254,24 @@ class LanguageModule(LightningModule):
             )
 
     def _warn_of_warmup(self) -> None:
-        """Say that the learning rate stays below its peak in all steps of the run."""
+        """Log that the learning rate stays below its peak in all steps of the run."""
         if self.warmup_steps >= (steps := self._steps()):
             warmup = f"model.warmup_steps {self.warmup_steps}"
             say(f"WARNING: all {steps:.0f} steps warm up ({warmup}): the learning rate stays below its peak")
 
     @property
     def step_tokens(self) -> int:
-        """Tokens of the last optimization step, over all processes."""
+        """The number of tokens of the last optimization step, over all processes."""
         return self._share * self.trainer.world_size
 
     @property
     def trained_tokens(self) -> int:
-        """Tokens of all finished optimization steps that led to these weights, as they were counted."""
+        """The number of tokens of all finished optimization steps that led to these weights."""
         finished = self.global_step != self._finished_steps  # a step that is not logged yet
         return self._tokens + (self.step_tokens if finished else 0)
 
     def begin_step(self) -> None:
-        """The next batch is the first of a step, whatever went before."""
+        """Start a new optimization step with the next batch, dropping an unfinished one."""
         self._finished_steps = self.global_step
         self._step_loss, self._step_balance = [], []
 
@@ -295,8 +295,8 @@ class LanguageModule(LightningModule):
 
     def log_train(self, values: dict[str, float]) -> None:
         """Log values of a training step under the number of finished steps, in float64: counts are exact."""
-        numbers = {**values, "step": float(self.global_step)}
-        exact = {name: torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}
+        metrics = {**values, "step": float(self.global_step)}
+        exact = {name: torch.tensor(value, dtype=torch.float64) for name, value in metrics.items()}
         self.log_dict(exact, on_step=True, on_epoch=False)
 
     def schedule(self, step: int) -> float:

@@ -16,7 +16,7 @@ def explain_parser_error(message: str, files: list[ConfigFile], known: list[str]
     """Return a parser's message as one line that names the key, its file and the nearest key that exists.
 
     Args:
-        message: what jsonargparse said.
+        message: jsonargparse's error.
         files: the config files that were read, in order.
         known: the dotted names of all options.
         options: the rest of the command line, whose values win over those of files.
@@ -96,7 +96,7 @@ def _is_prefix(parts: list[str], known: list[str]) -> bool:
 
 
 def _parameters(class_path: str) -> list[str]:
-    """The names that a class takes, found without failing on one that cannot be imported."""
+    """Return the names of a class's arguments, without failing on a type that cannot be imported."""
     from jsonargparse import ArgumentParser
 
     module, _, name = class_path.rpartition(".")
@@ -139,5 +139,5 @@ def _wrong_value_message(key: str, kind: str, got: str, files: list[ConfigFile],
 
 
 def _short_name(name: str) -> str:
-    """A dotted name as it may be typed: model.network.dim for model.network.init_args.dim."""
+    """Return the short form of a dotted name: model.network.dim for model.network.init_args.dim."""
     return name.replace("init_args.", "").rstrip("+")

@@ -63,27 +63,27 @@ NAMED_ELSEWHERE = {
     *(f"model.network.{name}" for name in CHANGEABLE_FIELDS),
     *("data.context_length", "data.global_batch_size", "seed_everything", "run"),
 }
-"""Settings whose changes are said when the checkpoint is restored, which knows their values for certain."""
+"""Settings whose changes are logged when the checkpoint is restored, which holds their exact values."""
 
 
 def decides_the_data(data: TextDataModule) -> dict[str, Any]:
-    """The values of what decides which tokens a step gets, as checkpoints keep them."""
+    """Return the settings and fingerprints that determine the tokens of a step, as checkpoints keep them."""
     shares = [f"{s.share} x " if s.share < 1 else "" for s in data.sets]
 
     def prints(name: str) -> str:
         hashes = (getattr(s.manifest, name)[:12] for s in data.sets)
         return " + ".join(share + value for share, value in zip(shares, hashes, strict=True))
 
-    own = ("content", "fingerprint")
-    return {name: prints(name) if name in own else getattr(data, name) for name in OPTIONS}
+    hashed = ("content", "fingerprint")
+    return {name: prints(name) if name in hashed else getattr(data, name) for name in OPTIONS}
 
 
 def changes(about: dict[str, Any], data: TextDataModule) -> str | None:
-    """What is said of a resumed run that cannot go on as if nothing had happened; None where it can.
+    """Return the warning for a resumed run whose data differ from the checkpoint's; None if they do not.
 
     Args:
-        about: what the checkpoint says of itself.
-        data: of this run.
+        about: the metadata of the checkpoint.
+        data: the data module of this run.
 
     Raises:
         UserError: the tokens mean something else than what the network has learned.
@@ -95,16 +95,16 @@ def changes(about: dict[str, Any], data: TextDataModule) -> str | None:
             f"prepared with {now.name} ({now.sha256[:8]}): resume with data of the first, or begin anew with the "
             f"checkpoint's weights: --model.initial_weights"
         )
-    wanted = decides_the_data(data)
-    before = about.get("data") or wanted  # earlier versions kept nothing, or the fingerprint without the content
+    settings = decides_the_data(data)
+    before = about.get("data") or settings  # earlier versions kept nothing, or the fingerprint without the content
     if "content" in before:
-        del wanted["fingerprint"]
-    told = [f"{OPTIONS[n]} {x} instead of {before[n]}" for n, x in wanted.items() if before.get(n, x) != x]
-    if not told:
+        del settings["fingerprint"]
+    differences = [f"{OPTIONS[n]} {x} instead of {before[n]}" for n, x in settings.items() if before.get(n, x) != x]
+    if not differences:
         return None
     return (
-        f"WARNING: resuming with {', '.join(told)}: weights, optimizer and step go on, but the data come in another "
-        f"order from here, so that this epoch may repeat or miss some of them"
+        f"WARNING: resuming with {', '.join(differences)}: weights, optimizer and step go on, but the data "
+        f"come in another order from here, so that this epoch may repeat or miss some of them"
     )
 
 

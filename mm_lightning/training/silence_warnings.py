@@ -20,7 +20,7 @@ SILENCED_MESSAGES = (
 
 
 def silence_warnings() -> None:
-    """Silence them."""
+    """Silence warnings and log lines of Lightning that every run would print."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     for message in SILENCED_MESSAGES:
         warnings.filterwarnings("ignore", message=message)

@@ -59,7 +59,7 @@ class DeepSpeed(DeepSpeedStrategy):
     Args:
         prefetch_bucket_size: of stage 3, how many parameters are gathered ahead of their use.
         max_live_parameters: of stage 3, how many gathered parameters a process holds at most.
-        max_reuse_distance: of stage 3, a parameter that is needed again within so many others stays gathered.
+        max_reuse_distance: for stage 3: a parameter that is needed again within this many others stays gathered.
         param_persistence_threshold: of stage 3, tensors of fewer parameters stay whole on every process.
     """
 
@@ -108,7 +108,7 @@ class DeepSpeed(DeepSpeedStrategy):
 
     @property
     def root_device(self) -> torch.device:
-        """This process's device; on CPUs too it has an index, for which DeepSpeed asks."""
+        """The device of this process, with an index on CPUs too, as DeepSpeed requires."""
         return torch.device("cpu", self.local_rank) if self.on_cpu else super().root_device
 
     def setup_environment(self) -> None:
@@ -215,7 +215,7 @@ class DeepSpeed(DeepSpeedStrategy):
         say(f"{path} was written by {writers} processes{precision}: converting it for {self.world_size}")
         universal = path.with_name(
             f"{path.name}.universal{PARTIAL_SUFFIX}"
-        )  # whoever resumes removes one that is cut off
+        )  # an interrupted one is removed at the next resume
 
         def convert() -> None:
             if self.is_global_zero:
@@ -254,7 +254,7 @@ class DeepSpeed(DeepSpeedStrategy):
         error: UserError | None = None
         try:
             action()
-        except Exception as caught:  # whatever it is, the others must not wait
+        except Exception as caught:  # of any kind: the other processes must not wait
             error = write_error(target, caught)
         failures = filter(None, self._gather(error and (str(error), isinstance(error, UnloadableState))))
         if failure := next(failures, None):

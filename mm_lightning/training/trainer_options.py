@@ -47,7 +47,7 @@ STATED: dict[str, Any] = {
     "num_nodes": Annotated[int, Range(1, 100_000)],
     "default_root_dir": Place | None,
 }
-"""The types of the options of Lightning's Trainer that are numbers or places, with their ranges."""
+"""The types, with their ranges, of the Trainer options that are numbers or paths."""
 
 REFUSED = {
     "barebones": "leaves out the loggers and checkpoints that a run is read by: mm benchmark step times steps",
@@ -103,7 +103,7 @@ def _seconds(value: str | Mapping[str, Any] | timedelta) -> float:
 
 
 class WholeSteps(Callback):
-    """Lets validation begin after whole optimization steps only, by the clock on all processes at once.
+    """Let validation begin after whole optimization steps only, by the clock on all processes at once.
 
     Lightning looks at each process's own clock, in the middle of a step too, and cuts an epoch's last step short.
     """

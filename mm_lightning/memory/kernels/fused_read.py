@@ -93,7 +93,7 @@ def fused_attention(
     causal: bool = False,
     scale: float = 1.0,
 ) -> Tensor:
-    """Call torch's `scaled_dot_product_attention`, (B, H, T, D), without kernels that are planned anew for each shape.
+    """Call torch's `scaled_dot_product_attention`, (B, H, T, D), without kernels that are planned again for each shape.
 
     Args:
         q: (B, H, T, D).
@@ -111,7 +111,7 @@ def fused_attention(
 def any_shape(x: Tensor) -> AbstractContextManager[None]:
     """Context manager without cuDNN's attention kernels, if x is on a GPU.
 
-    torch prefers them on some GPUs, but they are planned anew, in tenths of a second, for every shape not seen before,
+    torch prefers them on some GPUs, but they take tenths of a second to plan for every new shape,
     and shapes change with each delay m, batch of documents and decoded token.
     """
     return _without_cudnn() if x.is_cuda else nullcontext()

@@ -109,7 +109,7 @@ def _typed_array_at(address, like, count):  # type: ignore[no-untyped-def]
 
 
 def row_at(address, like, i, size):  # type: ignore[no-untyped-def]
-    """The i-th of rows of so many numbers that lie one after the other, from an address on."""
+    """Return row i of a contiguous matrix at an address, with `size` elements a row of the type of `like`."""
 
 
 @overload(row_at, inline="always")
@@ -168,5 +168,5 @@ def _run(held: Any, kernel: Callable[..., None], *arguments: Any) -> None:
 
 @cache
 def pool(threads: int) -> ThreadPoolExecutor:
-    """Return the pool of so many threads, for code that releases the interpreter's lock."""
+    """Return the pool of `threads` threads, for code that releases the interpreter's lock."""
     return ThreadPoolExecutor(threads, "numba")

@@ -114,7 +114,7 @@ def _levels(gate: Tensor, decay: Tensor, documents: Documents) -> tuple[Tensor, 
     """Return u - m and m of each token, (B, H, T) in float64.
 
     Documents are kept apart by raising u from one to the next by more than its whole range: the running maximum then
-    starts anew, and exp(m_s - m_t) across a boundary is exactly 0.
+    starts over, and exp(m_s - m_t) across a boundary is exactly 0.
     """
     gate, decay = gate.transpose(1, 2).double(), decay.transpose(1, 2).double()
     total = decay.cumsum(-1)

@@ -29,7 +29,7 @@ be uncertain by more than epsilon; s = 2^-51 (cluster_size + 4 D + 16) for D dim
 many dimensions clusters are wide: proving takes a large share of them.
 
 Without an epsilon `budget` pairs are read, and the second moments of the keys, and of values with keys, inside a group
-of neighbouring clusters correct the summaries of the rest, as if the pairs around a cluster's mean were Gaussian:
+of neighboring clusters correct the summaries of the rest, as if the pairs around a cluster's mean were Gaussian:
 exp(y) is then exp(var / 2) on average and the value there the mean + Cov(v, k) q. That is accurate, not proven.
 """
 
@@ -50,7 +50,7 @@ from mm_lightning.ranges import AtLeastTwo, Count, NonNegative, check_fields
 
 @dataclass(frozen=True)
 class SublinearRead:
-    """How a long-term memory is read sub-linearly when single tokens are decoded.
+    """Settings of the sub-linear read of a long-term memory while decoding token by token.
 
     Args:
         budget: pairs that a query reads one by one, besides those not in clusters yet. Memories of less than four times
@@ -79,7 +79,7 @@ class KeyClusters:
     """The clusters of one memory's keys: the pairs lie sorted by cluster in the memory's own buffers.
 
     Args:
-        settings: how they are made and read.
+        settings: the sizes of clusters and segments, and the read budget.
         kernels: numba, on a CPU, read clusters in one compiled call where they lie; others copy them together first.
 
     Attributes:
@@ -98,7 +98,7 @@ class KeyClusters:
         self.share = 1.0
 
     def follow(self, keys: Tensor, values: Tensor, latest: int, first: Tensor) -> None:
-        """Begin anew where a document does, in any row: before that, rows no longer read the same pairs.
+        """Drop all clusters when a document begins in any row: rows no longer read the same earlier pairs.
 
         Args:
             keys: (B, H, capacity, D) buffer.
@@ -114,7 +114,7 @@ class KeyClusters:
     def dissolve(self, keys: Tensor, values: Tensor) -> None:
         """Put all pairs of the buffers back in the order of their tokens."""
         if self.order is not None:
-            with torch.inference_mode():  # where the buffers were made, perhaps
+            with torch.inference_mode():  # the buffers may be inference tensors
                 for buffer in (keys, values):
                     buffer.copy_(self.in_time(buffer))
         self.end = self.begin
@@ -130,7 +130,7 @@ class KeyClusters:
         return ordered
 
     def worthwhile(self, readable: int) -> bool:
-        """Whether so many pairs in all are enough to read by clusters."""
+        """Return whether `readable` pairs are enough to read by clusters rather than in full."""
         return readable - self.begin >= max(4 * self.settings.budget, self.settings.segment)
 
     def extend(self, keys: Tensor, values: Tensor, readable: int) -> None:

@@ -1,7 +1,7 @@
 """The sub-linear read of a memory on a CPU: one compiled call for each row, which reads pairs where they lie.
 
 The same as `torch_read`, by threshold instead of by sorting: the clusters that promise most are those above the rank
-that just so many exceed.
+that exactly this many exceed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _SUMMARY = "keys", "values", "moments", "share", "norm", "high", "low", "aside"
 
 @jit
 def _product(vector, matrix, columns, out):  # type: ignore[no-untyped-def]
-    """Compute out = vector @ matrix; the matrix has so many columns."""
+    """Compute out = vector @ matrix; one entry of `out` a column."""
     dim = len(vector)
     for begin in range(0, columns, COLUMN_TILE):
         end = min(begin + COLUMN_TILE, columns)
@@ -97,7 +97,7 @@ def _score(query, keys, like, starts, ends, begin, count, scores, at):  # type: 
 
 @jit
 def _add_values(weights, values, like, starts, ends, count, total):  # type: ignore[no-untyped-def]
-    """Add the values of so many runs, by their weights, to `total`."""
+    """Add the weighted values of `count` runs to `total`."""
     dim, at = len(total), 0
     row = dim * like.itemsize
     for c in range(count):
