@@ -67,7 +67,7 @@ class BadStepGuard(Callback):
             `stop` ends the run with an error.
         sigma: how many standard deviations make a loss spike; 0 detects non-finite values only.
         window: number of good steps in the statistics; spikes are detected once half of them are there.
-        patience: end the run after so many bad steps in a row, or rollbacks to one checkpoint: the batch is not the
+        patience: end the run after this many bad steps in a row, or rollbacks to one checkpoint: the batch is not the
             cause.
     """
 
@@ -82,10 +82,10 @@ class BadStepGuard(Callback):
         self.on_bad_step, self.sigma, self.window, self.patience = on_bad_step, sigma, window, patience
         self._losses = LossWindow(sigma, window)
         self._step = Step()
-        self._previous: Step | None = None  # whose statistics are being copied to the host
+        self._previous: Step | None = None  # its statistics are being copied to the host
         self._in_a_row = 0
         self._bad_steps = 0
-        self._rollback_from: int | None = None  # a bad step
+        self._rollback_from: int | None = None  # the number of a bad step
         self._rollbacks = ("", 0)  # the last checkpoint that was restored, how often in a row
 
     # On the device

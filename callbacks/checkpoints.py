@@ -1,4 +1,4 @@
-"""Save checkpoints every so many optimization steps or minutes, the best ones, and at the end."""
+"""Save checkpoints every N optimization steps or minutes, the best ones, and at the end."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ class Checkpoints(Checkpoint):
 
     Args:
         every_n_steps: optimization steps between checkpoints; 0 saves at the end only.
-        keep: how many of the newest are kept; 0 keeps all.
-        keep_every_n_steps: checkpoints at multiples of so many steps are never deleted; 0 for none.
-        every_n_minutes: save also when so much time has passed since the last checkpoint (with several processes the
+        keep: how many of the newest to keep; 0 keeps all.
+        keep_every_n_steps: checkpoints at multiples of this many steps are never deleted; 0 for none.
+        every_n_minutes: save also when this much time has passed since the last checkpoint (with several processes the
             clock is read every trainer.log_every_n_steps steps); 0 for never.
         best: a metric of validation, as in validation/loss: whenever it is better than ever, that step is saved and
             kept until another is better. checkpoints/best.json names it.
@@ -173,7 +173,7 @@ class Checkpoints(Checkpoint):
         target = checkpoint_path(run, trainer.global_step)
         try:
             if trainer.strategy.broadcast(not run.is_dir()):
-                raise UserError(f"cannot write the checkpoint {target}: the run folder is not there any more")
+                raise UserError(f"cannot write the checkpoint {target}: the run folder no longer exists")
             trainer.save_checkpoint(target)
             error = writer.finish(wait=not writer.asynchronous)
         except UserError as failed:

@@ -131,7 +131,7 @@ class CheckCallbacks(Callback):
         if "current_model_state" in checkpoint and not averaging:
             raise UserError(
                 "the checkpoint holds averaged weights beside those in training: name its EMAWeightAveraging or "
-                "WeightAveraging in trainer.callbacks, or begin anew with the averages: --model.initial_weights"
+                "WeightAveraging in trainer.callbacks, or start a new run from the averages: --model.initial_weights"
             )
 
     def on_validation_end(self, trainer: Trainer, pl_module: LanguageModule) -> None:

@@ -64,7 +64,7 @@ def test_a_file_that_is_no_text_for_a_section(tmp_path, capsys):
     (tmp_path / "binary").write_bytes(bytes(range(256)))
     assert main(["fit", "--config", "quickstart", "--model", str(tmp_path / "binary")]) == 2
     message = capsys.readouterr().err
-    assert "no text in UTF-8" in message
+    assert "not UTF-8 text" in message
     assert message.count("\n") == 1
 
 

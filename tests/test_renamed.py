@@ -87,7 +87,7 @@ def test_a_run_goes_on_with_its_config_and_the_states_of_its_callbacks(tiny, tmp
     assert output.err.count("is now called") == 1
     assert LINE in output.err
     assert "callbacks used to create the checkpoint" not in output.err
-    assert "other than in" not in output.out
+    assert "settings that differ from" not in output.out
     assert set(metrics(run, "train/bad_steps").values()) == {7.0}
     newest = torch.load(run / "checkpoints" / "step=6.ckpt", weights_only=True)["callbacks"]
     assert "Guard" not in newest

@@ -27,11 +27,11 @@ def checkpoint_paths(path: str) -> list[Path]:
     if place.is_file() or place.suffix == ".ckpt" or (place / COMMIT_FILE).is_file():
         return [place]
     folders = [place, *numbered_runs(place)]
-    found = [p for folder in folders for p in reversed(list_checkpoints(folder))]
-    found += [p for folder in folders for p in sorted((folder / "checkpoints").glob(f"*{PARTIAL_SUFFIX}"))]
-    if not found:
+    checkpoints = [p for folder in folders for p in reversed(list_checkpoints(folder))]
+    checkpoints += [p for folder in folders for p in sorted((folder / "checkpoints").glob(f"*{PARTIAL_SUFFIX}"))]
+    if not checkpoints:
         raise UserError(f"{place} holds no checkpoints: name a run folder, as in runs/mine/0")
-    return found
+    return checkpoints
 
 
 def size_of(path: Path) -> int:

@@ -86,7 +86,7 @@ def find_checkpoint(run_or_file: str | Path, checksums: bool = True) -> Path:
     if (path / "config.json").is_file():
         raise UserError(
             f"{path} is a folder of transformers: make a checkpoint of it with mm import --source {quote(str(path))} "
-            f"--output RUN (and export it anew, for newer versions of transformers, with mm export --checkpoint RUN "
+            f"--output RUN (and export it again, for newer versions of transformers, with mm export --checkpoint RUN "
             f"--output FOLDER)"
         )
     raise UserError(f"{path} holds no valid checkpoint: train first (mm fit), or name a checkpoint file")

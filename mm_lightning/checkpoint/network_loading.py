@@ -91,13 +91,13 @@ def check_architecture(path: Path, config: NetworkConfig, fewer_levels: bool = F
         )
     # a field that was added after the checkpoint was written has its default there
     before = network_config(metadata, path).to_dict()["fields"]
-    now = configured["fields"]
+    fields = configured["fields"]
     different = [
         f"{k} {before.get(k)} instead of {v}"
-        for k, v in now.items()
+        for k, v in fields.items()
         if k not in CHANGEABLE_FIELDS and before.get(k) != v
     ]
-    removed = set(before.get("levels", [])) > set(now["levels"])
+    removed = set(before.get("levels", [])) > set(fields["levels"])
     if fewer_levels and removed:
         different = [line for line in different if not line.startswith("levels ")]
     if different:

@@ -137,7 +137,7 @@ class _Mapped:
                 made[key] = child
             if isinstance(made, OrderedDict):  # as _metadata of a state_dict
                 made.__dict__.update(result.__dict__)
-            return made if len(made) == len(result) else result  # unless two keys became one
+            return made if len(made) == len(result) else result  # fewer: two keys became equal
         if isinstance(result, (list, tuple, set)) and not isinstance(result, torch.Size):
             children = [self(child) for child in result]
             kind = next(kind for kind in (list, tuple, set) if isinstance(result, kind))

@@ -105,10 +105,10 @@ class RunFolder:
                 self._path = candidate
             except FileExistsError as error:
                 if not candidate.is_dir():
-                    raise UserError(f"cannot make the run folder {candidate}: a file is in the way") from error
+                    raise UserError(f"cannot create the run folder {candidate}: a file has this name") from error
                 continue  # another run has taken the number
             except OSError as error:
-                raise UserError(f"cannot make the run folder {candidate}: {error.strerror}") from error
+                raise UserError(f"cannot create the run folder {candidate}: {error.strerror}") from error
         return self._path
 
     def acquire(self) -> None:
@@ -174,7 +174,7 @@ class RunFolder:
         reason = error.strerror or str(error)
         if fallback is None and self.on_failure == "stop":
             raise UserError(
-                f"cannot write {path}: {reason}. Mend this and continue with --resume, or let a run go on without such "
+                f"cannot write {path}: {reason}. Fix this and continue with --resume, or let a run go on without such "
                 f"files: on_failure: continue of Checkpoints"
             ) from error
         if retry:
@@ -188,8 +188,8 @@ class RunFolder:
 
     def _try(self, path: Path, action: Callable[[], object]) -> OSError | None:
         try:
-            if not self.path.is_dir():  # moved away: it is not created again
-                raise FileNotFoundError(errno.ENOENT, "the run folder is not there any more")
+            if not self.path.is_dir():  # moved or deleted: do not create it again
+                raise FileNotFoundError(errno.ENOENT, "the run folder no longer exists")
             action()
         except OSError as error:
             return error

@@ -47,7 +47,7 @@ def _header_bytes(path: Path) -> bytes:
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if not 0 < length <= _LARGEST_HEADER:
-            raise ValueError("it is no safetensors file")
+            raise ValueError("it is not a safetensors file")
         return file.read(length)
 
 

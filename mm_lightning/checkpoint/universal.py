@@ -126,8 +126,8 @@ def _weights_and_optimizer(source: Path) -> dict[str, Any]:
         file = zero / f"{PREFIX}{name}" / "step.pt"  # of stages 1 and 2; stage 3 counts once for a flat group
         if not file.is_file():
             return torch.tensor(float(next(iter(shared["optimizer_state_dict"]["state"].values()))["step"]))
-        found: Any = load(file)
-        return torch.tensor(float(found))
+        count: Any = load(file)
+        return torch.tensor(float(count))
 
     moments = [{kind: tensors[kind][name] for kind in ("exp_avg", "exp_avg_sq")} for name in numbered]
     optimizer = {

@@ -158,12 +158,12 @@ def read_shards(path: Path) -> Weights:
         states = [torch.load(file, map_location="cpu", mmap=True)["optimizer_state_dict"] for file in optimizers]
     read = _stage_3 if int(states[0]["zero_stage"]) == 3 else _stage_2
     readers = read(shapes, states)
-    kept = {name: reader for name, reader in readers.items() if name.startswith(PREFIX)}
+    network = {name: reader for name, reader in readers.items() if name.startswith(PREFIX)}
     sizes = {name: tuple(shape) for group in shapes for name, shape in group.items()}
     return Weights(
-        {name.removeprefix(PREFIX): reader for name, reader in kept.items()},
-        {name.removeprefix(PREFIX): sizes[name] for name in kept},
-        {name.removeprefix(PREFIX): torch.float32 for name in kept},
+        {name.removeprefix(PREFIX): reader for name, reader in network.items()},
+        {name.removeprefix(PREFIX): sizes[name] for name in network},
+        {name.removeprefix(PREFIX): torch.float32 for name in network},
     )
 
 
@@ -178,9 +178,9 @@ def read_universal(path: Path, kind: str = "fp32") -> Weights:
     shapes = {name: shape for group in groups for name, shape in group.items() if name.startswith(PREFIX)}
 
     def read(name: str) -> Tensor:
-        found = load(path / DEEPSPEED_TAG / "zero" / name / f"{kind}.pt", mmap=True)
+        state = load(path / DEEPSPEED_TAG / "zero" / name / f"{kind}.pt", mmap=True)
         # stages 1 and 2 write a dictionary, stage 3 the flat tensor itself
-        return (found["param"] if isinstance(found, dict) else found).view(shapes[name])
+        return (state["param"] if isinstance(state, dict) else state).view(shapes[name])
 
     return Weights(
         {name.removeprefix(PREFIX): partial(read, name) for name in shapes},
@@ -207,13 +207,13 @@ def _sorted(files: Any) -> list[Path]:
 
 def _slice(pieces: list[Tensor], begin: int, count: int) -> Tensor:
     """Return elements of flat tensors as if concatenated; a view if they are in one of them."""
-    found, offset = [], 0
+    slices, offset = [], 0
     for piece in pieces:
         first, last = max(begin - offset, 0), min(begin + count - offset, len(piece))
         if first < last:
-            found.append(piece[first:last])
+            slices.append(piece[first:last])
         offset += len(piece)
-    return found[0] if len(found) == 1 else torch.cat(found)
+    return slices[0] if len(slices) == 1 else torch.cat(slices)
 
 
 def _stage_2(shapes: list[dict[str, torch.Size]], states: list[dict[str, Any]]) -> dict[str, Callable[[], Tensor]]:

@@ -164,7 +164,7 @@ def write_error(target: Path, error: BaseException) -> UserError:
     kind = "" if isinstance(error, (OSError, RuntimeError)) and str(error) else f"{type(error).__name__}: "
     why = getattr(error, "strerror", None) or (kind + str(error).split("\n", 1)[0]).removesuffix(": ")
     return UserError(
-        f"cannot write the checkpoint {target}: {why}. Earlier checkpoints are untouched: mend this and continue "
+        f"cannot write the checkpoint {target}: {why}. Earlier checkpoints are untouched: fix this and continue "
         f"with --resume"
     )
 

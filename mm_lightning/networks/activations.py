@@ -49,7 +49,7 @@ def block_activations(config: NetworkConfig, compute_bytes: int, residual_bytes:
         except (RuntimeError, NotImplementedError) as error:  # a user's part branches on values of tensors
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(
-                f"the memory of activations is not known: this network needs real tensors ({reason})"
+                f"the memory of activations cannot be estimated: this network needs real tensors ({reason})"
             ) from error
         _COUNTED[known] = (long[0] - short[0]) // tokens, (long[1] - short[1]) // tokens
     return _COUNTED[known]

@@ -127,7 +127,7 @@ class NetworkConfig:
         for level in self.levels:
             if level not in KNOWN and level not in self.spans:
                 raise UserError(
-                    f"levels names {level!r}, of which spans says nothing: add spans: {{{level}: {{window: 64}}}}"
+                    f"levels names {level!r}, which spans does not define: add spans: {{{level}: {{window: 64}}}}"
                 )
         if low > high:
             raise UserError(f"long_term_delay must be [smallest, largest], got [{low}, {high}]: swap them")

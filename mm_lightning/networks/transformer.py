@@ -43,7 +43,7 @@ class TransformerConfig(NetworkConfig):
         if self.kv_heads is not None and self.heads % self.kv_heads:
             raise UserError(f"kv_heads must divide heads: {self.kv_heads} does not divide {self.heads}")
         if self.head_dim % 2:
-            raise UserError(f"rotary positions need an even head size, got dim / heads = {self.head_dim}")
+            raise UserError(f"rotary positions need an even head dimension, got dim / heads = {self.head_dim}")
 
     def _delay(self, reach: Reach, drawn: int | None) -> int:
         """Return the age of the newest pair that is read: an attention without a delay reads its own position too."""

@@ -160,8 +160,7 @@ def changed_settings(run_config: Path, config: dict[str, Any]) -> dict[str, Any]
 def config_differences(was: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Return the settings that differ between two configs, by dotted name: old and new value.
 
-    A setting of a section that both have, but of which the earlier config says nothing, is younger than it: its default
-    changes nothing.
+    A setting that the earlier config lacks, of a section that both have, was added since: its default changes nothing.
     """
     before = dict(flatten_config(was))
     sections = {name.rpartition(".")[0] for name in before}

@@ -79,9 +79,9 @@ class TrainingCLI(LightningCLI):
         configs, self.options = split_configs(current_options(args))
         self.files: list[ConfigFile] = [file for path in configs for file in read_chain(path)]
         self.continued = self.checkpoint_to_continue()
-        self.own = read_run_config(self.continued, self.options, self.files) if self.continued else None
-        if self.own:
-            self.files.insert(0, self.own)
+        self.run_config = read_run_config(self.continued, self.options, self.files) if self.continued else None
+        if self.run_config:
+            self.files.insert(0, self.run_config)
         # Text is the only form in which jsonargparse takes configs merged with others and with options: a later
         # class keeps the arguments it shares, `callbacks+` appends, and nothing is validated before all are read.
         texts = [f"--config={one_line(file.values)}" for file in self.files if file.values]
@@ -130,7 +130,7 @@ class TrainingCLI(LightningCLI):
         checkpoint = self.checkpoint if folder.resumed else None
         step, name = (step_of(checkpoint), checkpoint.name) if checkpoint else (0, None)
         place = folder.path if folder.resumed else folder.root
-        with contextlib.suppress(OSError):  # it is not needed for anything
+        with contextlib.suppress(OSError):  # best effort: no later step depends on the mark
             place.mkdir(parents=True, exist_ok=True)
             signals.write_mark(place, signals.signal_of(interrupt), step, name)
 
@@ -156,7 +156,7 @@ class TrainingCLI(LightningCLI):
                 "--plan",
                 type=int | None,
                 default=None,
-                help="Instead of training, check on this machine, without its GPUs, a run of so many devices.",
+                help="Instead of training, check a run on this many devices on this machine, without its GPUs.",
             )
             parser.add_argument(
                 "--gpu_memory",
@@ -198,8 +198,8 @@ class TrainingCLI(LightningCLI):
             self.config = parser.parse_args(args)
         except ArgumentError as error:
             raise UserError(explain_parser_error(str(error), self.files, self._known(), self.options)) from error
-        except UnicodeDecodeError as error:  # of a file in the place of a section's values
-            raise UserError(f"a file that an option names, as in --model FILE, is no text in UTF-8: {error}") from error
+        except UnicodeDecodeError as error:  # a section may be given as a file
+            raise UserError(f"a file that an option names, as in --model FILE, is not UTF-8 text: {error}") from error
         drop_other_preparation(self.config[self.command].data, self.files, self.options)
         self.check_values()
 
@@ -221,12 +221,12 @@ class TrainingCLI(LightningCLI):
         config = self.config[self.command]
         self.checkpoint: Path | None = self.find_checkpoint(config)
         self.folder = RunFolder(config.run, self._continued_folder(config))
-        if self.command == "fit" and config.trainer.fast_dev_run:  # which leaves nothing, as Lightning says
+        if self.command == "fit" and config.trainer.fast_dev_run:  # Lightning: a fast_dev_run leaves no files
             self.folder = RunFolder(tempfile.mkdtemp(prefix="mm-fast-dev-run-"))
         if self.command == "fit" and self.folder.resumed and is_first_process():
             claim_run_folder(self.folder)
-            if self.own and (changes := overridden_settings(self.own, self.resolved_config())):
-                say(f"other than in {self.own.path}: {', '.join(changes)}")
+            if self.run_config and (changes := overridden_settings(self.run_config, self.resolved_config())):
+                say(f"settings that differ from {self.run_config.path}: {', '.join(changes)}")
         try:
             super().instantiate_classes()
         except Exception as error:
@@ -256,8 +256,8 @@ class TrainingCLI(LightningCLI):
         folder = run_folder_of(self.checkpoint)
         if self.command == "fit" and folder == self.checkpoint.parent and not (folder / "config.yaml").is_file():
             raise UserError(
-                f"{self.checkpoint} lies in no run folder, in which --resume goes on: --ckpt_path goes on from it in a "
-                f"fresh one"
+                f"{self.checkpoint} is not in a run folder, which --resume needs: --ckpt_path continues it in a new "
+                f"run folder"
             )
         return folder
 
@@ -265,16 +265,16 @@ class TrainingCLI(LightningCLI):
         """Check that the checkpoint fits the network, and let the command load it."""
         init = self.config_init[self.command]
         if self.command == "fit" and not is_first_process():
-            init["ckpt_path"] = str(checkpoint)  # what the first process has checked is loaded in its place
+            init["ckpt_path"] = str(checkpoint)  # replaced by the checkpoint that rank 0 has checked
             return
         try:
             check_architecture(checkpoint, self.model.config, fewer_levels=self.command != "fit")
         except UserError as error:
-            alone = f": `mm fit --resume {quote(str(self.folder.path))}` alone goes on with it" if self.own else ""
+            alone = f": `mm fit --resume {quote(str(self.folder.path))}` alone continues it" if self.run_config else ""
             raise UserError(f"{error}{alone if self.command == 'fit' else ''}") from error
         init["ckpt_path"] = None
         if self.command != "fit":
-            # weights alone are wanted: one way for plain files and DeepSpeed folders, on any number of devices
+            # only weights are needed: loaded the same from plain files and DeepSpeed folders, on any number of devices
             self.model.initial_weights = str(checkpoint)
             return
         check_resumable(checkpoint, self.trainer.strategy)
@@ -363,7 +363,7 @@ class TrainingCLI(LightningCLI):
             try:
                 append_lines(self.folder.path / "evaluation.jsonl", json.dumps(line) + "\n")
             except OSError as error:
-                say(f"not kept in {self.folder.path / 'evaluation.jsonl'}: {error.strerror}")
+                say(f"cannot write {self.folder.path / 'evaluation.jsonl'}: {error.strerror}")
 
     def predict(self, **kwargs: Any) -> None:
         """Write one JSON line a document: what :meth:`LanguageModule.predict_step` returns of it."""

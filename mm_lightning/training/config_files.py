@@ -78,7 +78,7 @@ def read_config(path: str | Path, named_by: Path | None = None) -> dict[str, Any
         named_by: the file that names it, for error messages.
 
     Raises:
-        UserError: it is missing or holds no mapping.
+        UserError: it is missing or does not hold a mapping.
     """
     path = Path(path)
     if not path.is_file():
@@ -89,7 +89,7 @@ def read_config(path: str | Path, named_by: Path | None = None) -> dict[str, Any
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise UserError(f"config file {path} must hold `key: value` lines, found a {type(values).__name__}")
+        raise UserError(f"config file {path} must hold `key: value` lines, got a {type(values).__name__}")
     return values
 
 
@@ -128,11 +128,11 @@ def base_names(path: Path, key: str, names: Any) -> list[str]:
     """Return the file names that a key of a config holds, one or a list.
 
     Raises:
-        UserError: the value is no file name and no list of file names.
+        UserError: the value is neither a file name nor a list of file names.
     """
     listed = names if isinstance(names, list) else [names]
     if not listed or any(not isinstance(name, str) or not name.strip() or "\0" in name for name in listed):
-        line = f", line {found[0]}" if (found := locate(path, key.split("."))) else ""
+        line = f", line {location[0]}" if (location := locate(path, key.split("."))) else ""
         raise UserError(f"{key} in {path}{line} must be the name of a file or a list of names, got {one_line(names)}")
     return listed
 

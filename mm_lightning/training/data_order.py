@@ -47,7 +47,7 @@ def configured_data_order(run: Path) -> dict[str, Any]:
     config = read_config(run / "config.yaml")
     data = config.get("data") or {}
     if missing := {"path", "context_length", "global_batch_size"} - data.keys():
-        raise UserError(f"{run / 'config.yaml'} does not say what was trained on: no data.{min(missing)}")
+        raise UserError(f"{run / 'config.yaml'} does not record the training data: data.{min(missing)} is missing")
     seed = config.get("seed_everything", 1)
     return data_order_settings(mixture.folders(data["path"]), data["context_length"], data["global_batch_size"], seed)
 

@@ -61,7 +61,7 @@ class DryRunFit(TrainingCLI):
         super().__init__("fit", args)
 
     def checkpoint_to_continue(self) -> Path | None:
-        with contextlib.suppress(UserError):  # found again, and said, beside what else is wrong
+        with contextlib.suppress(UserError):  # raised again later, together with all other mistakes
             return super().checkpoint_to_continue()
         return None
 
@@ -69,7 +69,7 @@ class DryRunFit(TrainingCLI):
         """Collect mistakes of the trainer's options, and go on with the defaults.
 
         Raises:
-            UserError: there are mistakes that all else depends on; it says all of them.
+            UserError: there are mistakes that other checks depend on; the message names all.
         """
         config, others = self.config.fit, False
         for key, error in config_errors(config):
@@ -102,13 +102,13 @@ class DryRunFit(TrainingCLI):
             raise UserError(f"this run would not begin: {'; '.join(self._problems)}")
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Do nothing: the command has been tried already."""
+        """Do nothing: the forward pass has run already."""
 
     # Checks of the config
 
     def _check_config(self, config: Namespace) -> None:
         nodes = self._devices // self._per_node
-        say(f"plan         {self._devices} devices on {nodes} nodes; this process plays the first")
+        say(f"plan         {self._devices} devices on {nodes} nodes; this process acts as rank 0")
         for check in (self._batch, self._data, self._memory, self._disk, self._checkpoint):
             with self._collect_errors():
                 say(check(config))
@@ -134,7 +134,7 @@ class DryRunFit(TrainingCLI):
     def _data(self, config: Namespace) -> str:
         self._data_is_there = False
         values = config.data.as_dict()
-        if values["global_batch_size"] % (values["micro_batch_size"] * self._devices):  # which is said of the batch
+        if values["global_batch_size"] % (values["micro_batch_size"] * self._devices):  # reported by _batch
             values["global_batch_size"] = values["micro_batch_size"] * self._devices
         data = TextDataModule(**values)
         makers = [name for name in ("prepare", "regbench", "facts") if getattr(data, name) is not None]
@@ -182,7 +182,7 @@ class DryRunFit(TrainingCLI):
         if path is None and config.model.initial_weights:
             path = find_checkpoint(config.model.initial_weights)
         if path is None:
-            return "checkpoint   none: the run begins anew"
+            return "checkpoint   none: the run starts from new weights"
         check_architecture(path, self._network)
         return f"checkpoint   {path} fits the network; not loaded here"
 
@@ -208,7 +208,7 @@ class DryRunFit(TrainingCLI):
             data.context_length = min(data.context_length, _TOKENS)
             data.path = str(self._prepare_placeholder(data))
             data.prepare = data.regbench = data.facts = None
-        if self._problems:  # of the batch, perhaps: the rest is tried with one that fits
+        if self._problems:  # perhaps a wrong batch size: check the rest with a valid one
             data.global_batch_size = data.micro_batch_size * self._devices
 
     def _prepare_placeholder(self, data: Namespace) -> Path:

@@ -180,7 +180,7 @@ class ProgressLines(Logger):
         if not speed or step is None:
             return ""
         steps, tokens = step - self._last[0], metrics["train/tokens"] - self._last[1]
-        if steps <= 0 or tokens <= 0:  # gone back
+        if steps <= 0 or tokens <= 0:  # after a rollback
             steps, tokens = step, metrics["train/tokens"]
         self._last = step, metrics["train/tokens"]
         seconds = (self.max_steps - step) * tokens / steps / speed

@@ -91,7 +91,7 @@ class LanguageModule(LightningModule):
             needs a C++ compiler on a CPU and takes about a minute at the start. Reads, keys and values have kernels of
             their own: changing document boundaries or m never triggers recompilation. Not for ZeRO-3.
         initial_weights: a checkpoint or run folder whose weights training begins with (fine-tuning): the step
-            count, the optimizer and the data begin anew.
+            count, the optimizer and the data start over.
         seed: of the initial weights and of what is random about a step. Set by `seed_everything`.
     """
 
@@ -223,14 +223,14 @@ class LanguageModule(LightningModule):
             validate_if_due(self.trainer)
 
     def _keep_settings(self) -> None:
-        """Put this run's optimizer settings in the place of the checkpoint's, and say in one line what that changes."""
+        """Put this run's optimizer settings in the place of the checkpoint's, and log in one line what that changes."""
         if self._changed is None or self.optimizer_settings is None:
             return
         before = learning_rate(self.trainer)
         self.optimizer_settings.apply(self.trainer)
-        now, changed = learning_rate(self.trainer), self._changed
-        if now != before:
-            changed.append(f"learning rate of step {self.global_step + 1}: {now:.3g} instead of {before:.3g}")
+        rate, changed = learning_rate(self.trainer), self._changed
+        if rate != before:
+            changed.append(f"learning rate of step {self.global_step + 1}: {rate:.3g} instead of {before:.3g}")
         if changed:
             say(f"resuming with {', '.join(changed)}")
         self._changed = None
@@ -239,7 +239,7 @@ class LanguageModule(LightningModule):
         """Check that a loader that was taken out of its data module gets whole global batches.
 
         Raises:
-            UserError: a step would be of another number of sequences.
+            UserError: a step would take another number of sequences.
         """
         trainer: Any = self.trainer
         order = getattr(trainer.train_dataloader, "sampler", None)
@@ -248,9 +248,9 @@ class LanguageModule(LightningModule):
         batch = trainer.train_dataloader.batch_size * order.world_size * trainer.accumulate_grad_batches
         if order.multiple != batch or order.world_size != trainer.world_size:
             raise UserError(
-                f"the loader is of a TextDataModule with global_batch_size {order.multiple} on {order.world_size} "
-                f"devices, a step would be of {batch} sequences, on {trainer.world_size}: give the trainer the module "
-                f"itself, fit(..., datamodule=data), which sets accumulation"
+                f"the loader was built for global_batch_size {order.multiple} on {order.world_size} devices, but a "
+                f"step of this trainer takes {batch} sequences on {trainer.world_size}: pass the data module instead, "
+                f"fit(..., datamodule=data), which sets accumulation"
             )
 
     def _warn_of_warmup(self) -> None:
@@ -303,7 +303,7 @@ class LanguageModule(LightningModule):
         """Return the learning rate of a step, counted from 0, as a fraction of the peak."""
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
-        if step == self.warmup_steps:  # asked for before there are loaders, which must not be made before a resume
+        if step == self.warmup_steps:  # called before the loaders exist, which a resume must precede
             return 1.0
         last = max(self._steps() - self.warmup_steps - 1, 1)
         cosine = (1 + math.cos(math.pi * min((step - self.warmup_steps) / last, 1))) / 2
@@ -422,8 +422,8 @@ class LanguageModule(LightningModule):
     def restore_tokens(self, checkpoint: dict[str, Any]) -> None:
         """Take the count of tokens from a checkpoint; those of earlier versions had steps of one size."""
         about, data = checkpoint.get(METADATA_KEY, {}), find_datamodule(self.trainer)
-        now = {} if data is None else {n: getattr(data, n) for n in ("global_batch_size", "context_length")}
-        sizes = now | {name: value for name, value in about.get("data", {}).items() if name in now}
+        defaults = {} if data is None else {n: getattr(data, n) for n in ("global_batch_size", "context_length")}
+        sizes = defaults | {name: value for name, value in about.get("data", {}).items() if name in defaults}
         self._tokens = about.get("tokens", checkpoint["global_step"] * math.prod(sizes.values()) if sizes else 0)
 
 

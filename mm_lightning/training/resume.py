@@ -88,15 +88,15 @@ def changes(about: dict[str, Any], data: TextDataModule) -> str | None:
     Raises:
         UserError: the tokens mean something else than what the network has learned.
     """
-    was, now = about["tokenizer"], data.tokenizer
-    if was and was["sha256"] != now.sha256:
+    saved, tokenizer = about["tokenizer"], data.tokenizer
+    if saved and saved["sha256"] != tokenizer.sha256:
         raise UserError(
-            f"the checkpoint was trained with the tokenizer {was['name']} ({was['sha256'][:8]}), {data.path} was "
-            f"prepared with {now.name} ({now.sha256[:8]}): resume with data of the first, or begin anew with the "
-            f"checkpoint's weights: --model.initial_weights"
+            f"the checkpoint was trained with the tokenizer {saved['name']} ({saved['sha256'][:8]}), {data.path} was "
+            f"prepared with {tokenizer.name} ({tokenizer.sha256[:8]}): resume with data of the first, or start a new "
+            f"run with the checkpoint's weights: --model.initial_weights"
         )
     settings = decides_the_data(data)
-    before = about.get("data") or settings  # earlier versions kept nothing, or the fingerprint without the content
+    before = about.get("data") or settings  # earlier versions saved nothing, or the fingerprint without the content
     if "content" in before:
         del settings["fingerprint"]
     differences = [f"{OPTIONS[n]} {x} instead of {before[n]}" for n, x in settings.items() if before.get(n, x) != x]
@@ -114,7 +114,7 @@ class OptimizerSettings:
     Restoring a checkpoint, with DeepSpeed or without, replaces them by the checkpoint's; `apply` puts them back.
 
     Args:
-        trainer: of the run, before anything is restored.
+        trainer: the trainer of the run, before a checkpoint is restored.
     """
 
     def __init__(self, trainer: Trainer) -> None:
@@ -166,19 +166,19 @@ def changed_recipe(
     """Return the settings of a resumed run that differ from the checkpoint's, each with both values.
 
     Args:
-        checkpoint: as Lightning loads it.
-        about: what it says of itself.
-        module: of this run.
-        config: of its network.
+        checkpoint: the checkpoint as Lightning loads it.
+        about: its metadata.
+        module: the module of this run.
+        config: the configuration of its network.
     """
-    now = recipe(module)
+    settings = recipe(module)
     before = about.get("recipe")
-    if before is None:  # earlier versions kept none: what the optimizer's state tells
+    if before is None:  # earlier versions saved none: read it from the optimizer's state
         group: dict[str, Any] = next((state["param_groups"][0] for state in checkpoint.get("optimizer_states", [])), {})
         names = {"model.learning_rate": "initial_lr", "model.weight_decay": "weight_decay", "model.betas": "betas"}
         before = {name: group[key] for name, key in names.items() if key in group}
     differing = [
-        f"{n} {x} instead of {_plain(before[n])}" for n, x in now.items() if n in before and _plain(before[n]) != x
+        f"{n} {x} instead of {_plain(before[n])}" for n, x in settings.items() if n in before and _plain(before[n]) != x
     ]
     was, is_ = network_config(about).to_dict()["fields"], config.to_dict()["fields"]
     differing += [

@@ -12,7 +12,7 @@ from mm_lightning.training.module import LanguageModule
 
 
 def restore(trainer: Trainer, path: Path) -> None:
-    """Restore an earlier checkpoint in a running training: everything but the place in the data."""
+    """Restore an earlier checkpoint in a running training: everything but the position in the data."""
     module, before = trainer.lightning_module, trainer.global_step
     assert isinstance(module, LanguageModule)
     assert module.optimizer_settings is not None
@@ -20,12 +20,12 @@ def restore(trainer: Trainer, path: Path) -> None:
     rename_callback_states(state["callbacks"])
     trainer.strategy.load_model_state_dict(state)
     module.restore_tokens(state)
-    for callback in callbacks_of(trainer):  # averages of weights have others than those in training
+    for callback in callbacks_of(trainer):  # weight averaging keeps its own copy
         callback.on_load_checkpoint(trainer, module, state)
     trainer.strategy.load_optimizer_state_dict(state)
     for config, saved in zip(trainer.lr_scheduler_configs, state["lr_schedulers"], strict=True):
         config.scheduler.load_state_dict(saved)
-    module.optimizer_settings.apply(trainer)  # the checkpoint's may be others
+    module.optimizer_settings.apply(trainer)  # the checkpoint's may differ
     for callback in callbacks_of(trainer):
         if callback.state_key in state["callbacks"]:
             callback.load_state_dict(state["callbacks"][callback.state_key])

@@ -112,15 +112,15 @@ def hidden_keys(content: Any, name: str) -> list[str]:
     return [name.replace(".init_args", "")] if HIDDEN in json.dumps(content, default=str) else []
 
 
-def overridden_settings(own: ConfigFile, config: dict[str, Any]) -> list[str]:
+def overridden_settings(run_config: ConfigFile, config: dict[str, Any]) -> list[str]:
     """Return the settings that differ from a run's configuration, with both values unless they are long.
 
     Args:
-        own: the run's configuration.
+        run_config: the run's configuration.
         config: this command's, with every default.
     """
     changes = []
-    for name, (was, now) in config_differences(redact_values(own.values), redact_values(config)).items():
+    for name, (was, now) in config_differences(redact_values(run_config.values), redact_values(config)).items():
         both = f"{name} {now} instead of {was}"
         if name not in NAMED_ELSEWHERE:
             changes.append(both if len(both) < 200 else name)

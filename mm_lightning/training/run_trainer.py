@@ -83,16 +83,16 @@ def run_callbacks(config: dict[str, Any], record: RecordRun | None, slurm_job: s
     always: list[Callback] = []
     if record is not None:
         check_callbacks(named, config.get("max_time"))
-        # averaged weights are part of what a signal saves
+        # before Preemption, so that the checkpoint of a signal includes averaged weights
         averaging = [callback for callback in named if isinstance(callback, WeightAveraging)]
         named = [callback for callback in named if callback not in averaging]
         always = [CheckCallbacks(), WholeSteps(), record, *averaging]
         defaults = [ours.Preemption(slurm_job), ours.Throughput(), ours.GradientNorm(), ours.Watchdog()]
         if not str(config.get("precision")).startswith("16"):
-            # fp16 skips updates itself: gradients that are not finite are how it finds its loss scale
+            # the loss scaler of fp16 skips updates itself: non-finite gradients are how it finds its scale
             defaults.append(ours.BadStepGuard())
         always += [callback for callback in defaults if not any(isinstance(c, type(callback)) for c in named)]
-        # a config whose list of callbacks replaces another's must not end with nothing saved
+        # a config whose list of callbacks replaces another's must still save checkpoints
         saves = any(isinstance(c, Checkpoint) and type(c) is not Checkpoint for c in named)
         if config.get("enable_checkpointing") is not False and not saves:
             always.append(ours.Checkpoints())

@@ -47,7 +47,7 @@ def show(
     folder = Path(path).expanduser()
     batch: dict[str, Any] = {}
     if not folder.is_dir():
-        raise UserError(f"there is no run folder {folder}")
+        raise UserError(f"there is not a run folder {folder}")
     if not (folder / STEP_FILE).is_file():
         run = _run_folder(folder)
         if step is None:
@@ -66,7 +66,7 @@ def show(
     tokenizer = load_tokenizer(sets[0].folder)
     saved = _saved_tokens(folder, batch)
     if changed := batch.get("sets") and mixture.differing(batch["sets"], sets):
-        warning = f"the data in {sources} are others than step {batch['step']} was trained on ({changed})"
+        warning = f"the data in {sources} are not those that step {batch['step']} was trained on ({changed})"
         if saved is None or batch.get("tokenizer") != tokenizer.sha256:
             raise UserError(f"{warning}: --data names where those lie")
         display(f"{warning}; these are the tokens that it was given:")
@@ -89,17 +89,17 @@ def _run_folder(folder: Path) -> Path:
         return folder
     runs = [run for run in numbered_runs(folder) if (run / "config.yaml").is_file()]
     if not runs:
-        raise UserError(f"{folder} is no run folder: it has no config.yaml")
+        raise UserError(f"{folder} is not a run folder: it has no config.yaml")
     return runs[-1]
 
 
 def _list_bad_steps(run: Path) -> None:
-    # a folder without its step.json was cut off by a full disk
+    # a folder without step.json is incomplete: the disk was full
     folders = {file.parent.name.removeprefix("step="): file.parent for file in (run / BAD_STEPS).glob(f"*/{STEP_FILE}")}
     steps = sorted(filter(str.isdecimal, folders), key=int)
     for step in steps:
         display(f"{step:>8}  {read_object(folders[step] / STEP_FILE).get('why', 'why is not known')}")
-    display(f"{run}: {len(steps)} bad steps kept; --step N shows the batch of any step")
+    display(f"{run}: {len(steps)} bad steps saved; --step N shows the batch of any step")
 
 
 def _data_sets_at(run: Path, step: int) -> list[dict[str, Any]] | None:
@@ -146,7 +146,7 @@ def _show_sequence(
 ) -> None:
     shard = next((s for s in data.split("train").shards if s.file == location["shard"]), None)
     if shard is None:
-        raise UserError(f"{data.folder / FILE} names no shard {location['shard']}: the data are others than the run's")
+        raise UserError(f"{data.folder / FILE} names no shard {location['shard']}: the data are not those of the run")
     stored = read_shard(data.folder / "train" / shard.file, data.manifest.dtype, shard.tokens)
     begin, end = location["token"], location["token"] + context_length
     tokens = np.asarray(stored[begin:end]).astype(np.int64)
@@ -159,6 +159,6 @@ def _show_sequence(
         f"{first:,} to {documents_before + len(starts):,} of the shard, with {', '.join(map(str, lengths))} tokens"
     )
     if trained_on is not None and not np.array_equal(trained_on, tokens):
-        display("the run was given other tokens than lie there now; these are the run's:")
+        display("the data have changed since; these are the tokens that the run was trained on:")
         tokens = trained_on
     display(tokenizer.decode(tokens[:shown].tolist(), special=True))

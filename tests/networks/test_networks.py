@@ -270,7 +270,7 @@ def test_impossible_dimensions_are_refused(settings, message):
 
 
 def test_odd_heads_cannot_be_rotated():
-    with pytest.raises(UserError, match="even head size"):
+    with pytest.raises(UserError, match="even head dimension"):
         TransformerConfig(dim=9, heads=3)
 
 

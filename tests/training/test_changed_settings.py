@@ -100,7 +100,7 @@ def test_data_prepared_anew_are_told_and_not_shown(tiny, tmp_path, capsys):
     assert main([*shown, "2"]) == 2
     said = capsys.readouterr()
     assert said.out == ""
-    assert f"are others than step 2 was trained on (content {second} instead of {first})" in said.err
+    assert f"are not those that step 2 was trained on (content {second} instead of {first})" in said.err
     assert main([*shown, "2", "--data", str(tmp_path / "first")]) == 0
     assert re.search(r" (\d+) a \1 a", capsys.readouterr().out)
 

@@ -122,12 +122,12 @@ def test_a_disk_that_is_full_for_a_while(tiny, monkeypatch, capsys, disk):
         assert times(said, thing) == 1, thing
     assert times(said, "evaluations/step=6") == times(said, f"{BAD_STEPS}/step=7") == 0
     whole_run(run)
-    assert "its batch could not be kept" in said
+    assert "its batch could not be saved" in said
     assert [path.parent.name for path in (run / BAD_STEPS).glob("*/step.json")] == ["step=7"]
     kept = sorted(path.parts[-3] for path in (run / "evaluations").glob("*/*/results.json"))
     assert kept == ["step=2", "step=8"]
     assert main(["data", "show", str(run)]) == 0
-    assert "1 bad steps kept" in capsys.readouterr().out
+    assert "1 bad steps saved" in capsys.readouterr().out
 
 
 def test_a_full_disk_ends_a_run_that_is_to_stop_with_one_line(tiny, monkeypatch, capsys, disk):

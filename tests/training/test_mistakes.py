@@ -111,7 +111,7 @@ def test_a_checkpoint_never_overrides_the_config(tiny, tmp_path):
     [
         (["--model.learning_rate", "-1"], "model.learning_rate takes a number above 0"),
         (["--trainer.max_steps", "-5"], "trainer.max_steps takes a whole number of at least -1, got -5"),
-        (["--run", "/proc/x"], "cannot make the run folder"),
+        (["--run", "/proc/x"], "cannot create the run folder"),
     ],
 )
 def test_values_that_lightning_or_the_system_refuse(args, message, tiny, capsys):

@@ -95,7 +95,7 @@ def test_a_run_goes_on_as_it_did(expected, capsys):
     capsys.readouterr()
     continued = resume("runs/0")
     output = capsys.readouterr()
-    assert "other than in" not in output.out
+    assert "settings that differ from" not in output.out
     assert "WARNING" not in output.out + output.err
     assert "callbacks used to create the checkpoint" not in output.err
     assert {name: list(values) for name, values in continued.items()} == {

@@ -27,8 +27,8 @@ def test_a_run_folder_is_all_that_is_named(tiny, tmp_path, capsys):
     more = ["--trainer.max_steps", "4", "--trainer.val_check_interval=2", "--data.num_workers", "0"]
     assert main(["fit", "--resume", str(moved), *more]) == 0
     out = capsys.readouterr().out.splitlines()
-    (line,) = [line for line in out if line.startswith("other than in")]
-    assert line == f"other than in {moved / '0' / 'config.yaml'}: trainer.val_check_interval 2 instead of 3"
+    (line,) = [line for line in out if line.startswith("settings that differ from")]
+    assert line == f"settings that differ from {moved / '0' / 'config.yaml'}: trainer.val_check_interval 2 instead of 3"
     assert any("trainer.max_steps 4 instead of 3" in line for line in out if line.startswith("resuming with"))
     assert sorted(metrics(moved / "0")) == [1, 2, 3, 4]
     assert sorted(path.name for path in moved.iterdir()) == ["0"]

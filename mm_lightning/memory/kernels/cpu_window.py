@@ -79,7 +79,7 @@ def _tiles(time: int, size: int, dtype: torch.dtype) -> Iterator[tuple[slice, sl
 
 
 @lru_cache(maxsize=8)
-@torch.inference_mode(False)  # what inference is first to ask for, training uses later
+@torch.inference_mode(False)  # a mask that is first cached in inference must work in training
 def band_mask(size: int, tile: int, before: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return the additive mask of a tile of queries over `before` keys and its own: 0 on the last `size`, else -inf.
 

@@ -1,7 +1,6 @@
 """The sub-linear read of a memory on a CPU: one compiled call for each row, which reads pairs where they lie.
 
-The same as `torch_read`, by threshold instead of by sorting: the clusters that promise most are those above the rank
-that exactly this many exceed.
+It chooses the same clusters as `torch_read`, those of highest rank, by a threshold on the rank instead of by sorting.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ COLUMN_TILE = 2048
 """Columns of a product that are summed up at a time, in the nearest cache."""
 
 PREFETCHED_RUN = 64
-"""The longest run of pairs that are prefetched explicitly: processors foresee longer ones."""
+"""The longest run of pairs that is prefetched explicitly: hardware prefetches longer ones."""
 
 HALVINGS = 64
-"""Bisections of the range in which a threshold is sought: more than numbers close together take."""
+"""The most bisections in the search for a threshold, more than even nearly equal ranks take."""
 
 INDEX = np.empty(0, np.int64)
-"""An array of the type of places."""
+"""An empty array of the type of indices."""
 
 _SUMMARY = "keys", "values", "moments", "share", "norm", "high", "low", "aside"
 

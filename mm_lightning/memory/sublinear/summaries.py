@@ -53,7 +53,7 @@ def cluster_order(keys: Tensor, cluster_size: int) -> Tensor:
     total, count, dim = keys.shape
     index = torch.arange(count, device=keys.device).repeat(total, 1)
     start = torch.ones(dim, 1, dtype=keys.dtype, device=keys.device)
-    start[1::2] = -0.5  # of no use for a direction that is orthogonal to it, which then is found from rounding
+    start[1::2] = -0.5  # a direction orthogonal to it is found from rounding errors only
     size = count
     while size > cluster_size:
         keys, index = keys.reshape(-1, size, dim), index.reshape(-1, size)
