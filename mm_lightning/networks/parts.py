@@ -17,6 +17,12 @@ Spec = dict[Name, Any]
 """A user's class for one part: {class_path: module.Class, init_args: {...}}."""
 
 
+def where_modules_are_found(path: str) -> str:
+    """Return what to do when the module of a class cannot be imported, for an error."""
+    file = f"{path.split('.')[0]}.py"
+    return f"run mm in the folder of {file}, name that folder in PYTHONPATH, or install its package"
+
+
 def load_class(path: str, base: Kind) -> Kind:
     """Import a class by its module and name.
 
@@ -31,10 +37,7 @@ def load_class(path: str, base: Kind) -> Kind:
     try:
         loaded = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(
-            f"cannot import the class {path} ({error}): run mm in the folder of {module.split('.')[0] or path}.py, "
-            f"name that folder in PYTHONPATH, or install its package"
-        ) from error
+        raise UserError(f"cannot import the class {path} ({error}): {where_modules_are_found(path)}") from error
     if not (isinstance(loaded, type) and issubclass(loaded, base)):
         raise UserError(f"{path} is not derived from {base.__module__}.{base.__qualname__}")
     return loaded  # type: ignore[return-value]

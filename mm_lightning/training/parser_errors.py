@@ -6,6 +6,7 @@ import inspect
 import re
 from collections.abc import Sequence
 
+from mm_lightning.networks.parts import where_modules_are_found
 from mm_lightning.options import nearest, parser_options, wrong_value
 from mm_lightning.synonyms import synonym
 from mm_lightning.training.config_files import ConfigFile, named_values
@@ -43,7 +44,8 @@ def explain_parser_error(message: str, files: list[ConfigFile], known: list[str]
         return _wrong_value_message(*wrong, files, typed)
     elif match := re.search(r"class_path '([\w.]+)': No module named", message):
         named = _locate("class_path", files, match[1])
-        return f"there is no class {match[1]}" + (f", which {named[0]} names in line {named[1]}" if named else "")
+        start = f"there is no class {match[1]}" + (f", which {named[0]} names in line {named[1]}" if named else "")
+        return f"{start}: {where_modules_are_found(match[1])}"
     elif match := re.search(r'^(?:Spaces not allowed in keys|Empty nested key): "(.*)"', message):
         return f'unknown config key "{match[1]}"{_where(match[1], files)}: `--print_config` shows every key'
     elif match := re.search(r"arguments are required: (.+)", message):

@@ -153,7 +153,10 @@ def test_ctrl_c_says_where_to_go_on(tiny, capsys, monkeypatch):
             ["trainer.callbacks in ", "line 3", "Samples needs prompt"],
         ),
         ("trainer: {strategy: 2025}", ["trainer.strategy", "a text or a class"]),
-        ("trainer: {strategy: {class_path: x.y}}", ["there is no class x.y", "line 1"]),
+        (
+            "trainer: {strategy: {class_path: x.y}}",
+            ["there is no class x.y", "line 1", "in the folder of x.py", "PYTHONPATH"],
+        ),
         ("model:\n  network: {class_path: 2025}", ["model.network.class_path", "line 2 must name a class, got 2025"]),
         ("trainer: [3]", ["trainer in ", "line 1 must hold"]),
         ("base:", ["base in ", "line 1 must be the name of a file", "null"]),
