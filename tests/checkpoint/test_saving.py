@@ -104,7 +104,7 @@ def test_a_full_disk_is_waited_out(tiny, tmp_path, monkeypatch, capsys):
     assert fit(tiny, every_n_steps=1, keep=1, on_failure="continue") == 0
     assert tried == [3, 4, 5]
     folder = tmp_path / "run" / "0"
-    assert capsys.readouterr().out.count("training goes on, with no new checkpoint: no space left") == 1
+    assert capsys.readouterr().out.count("training goes on without a new checkpoint: no space left") == 1
     assert os.listdir(folder / "checkpoints") == ["step=8.ckpt"]
     assert list(metrics(folder)) == list(range(1, 9))
 
@@ -319,7 +319,7 @@ def test_a_path_that_vanishes(tiny, tmp_path, monkeypatch, capsys, vanished, asy
         assert find_damage(rescued / "step=2.ckpt") is None
         return
     assert status == 0
-    assert told.out.count("training goes on, with no new checkpoint: cannot write the checkpoint") == 1
+    assert told.out.count("training goes on without a new checkpoint: cannot write the checkpoint") == 1
     assert saved(run) == [2, 8]
     assert find_damage(run / "checkpoints" / "step=2.ckpt") is None
     assert list(metrics(run)) == list(range(1, 9))
