@@ -62,7 +62,7 @@ class BadStepGuard(Callback):
 
     Args:
         on_bad_step: `skip` trains on. `rollback` restores the newest checkpoint from before the step, with the
-            schedule, and trains on with the data that come next: what lay in between is not read again; without such
+            schedule, and trains on with the data that come next: data between are not read again; without such
             a checkpoint it acts like skip, and so it does if training ends before the step is reported.
             `stop` ends the run with an error.
         sigma: how many standard deviations make a loss spike; 0 detects non-finite values only.

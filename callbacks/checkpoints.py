@@ -160,7 +160,7 @@ class Checkpoints(Checkpoint):
     def _time_is_up(self, trainer: Trainer) -> bool:
         if not self.every_n_minutes or (trainer.world_size > 1 and trainer.global_step % log_interval(trainer)):
             return False
-        # clocks differ: the first process's counts
+        # clocks differ: all use that of rank 0
         return trainer.strategy.broadcast(time.monotonic() - self._saved_at >= 60 * self.every_n_minutes)
 
     def _save(self, trainer: Trainer, pl_module: LanguageModule, final: bool = False) -> None:

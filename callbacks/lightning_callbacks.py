@@ -44,10 +44,10 @@ REFUSED: dict[type[Callback], str] = {
         "which average by steps"
     ),
 }
-"""Callbacks, with those derived from them, that cannot do in `mm fit` what they are for; and what to use instead."""
+"""Callbacks (and those derived from them) that do not work in `mm fit`, with what to use instead."""
 
 BASE_CLASSES = (lightning.BaseFinetuning,)
-"""Base classes, which do nothing by themselves and would not say so."""
+"""Base classes, which silently do nothing by themselves."""
 
 
 def check_callbacks(callbacks: Sequence[Callback], max_time: Any = None) -> None:
@@ -55,7 +55,7 @@ def check_callbacks(callbacks: Sequence[Callback], max_time: Any = None) -> None
 
     Args:
         callbacks: those that a config names.
-        max_time: of the trainer.
+        max_time: trainer.max_time.
 
     Raises:
         UserError: naming the callback and what to use instead.
@@ -92,7 +92,7 @@ def check_callback_state(callback: Callback) -> None:
     """Check that a checkpoint with the state of a callback could be loaded: nothing that could run code is read.
 
     Raises:
-        UserError: it could not, and what is in the way cannot be converted.
+        UserError: it could not: the state holds a value that cannot be converted.
     """
     to_plain_values({"callbacks": {callback.state_key: callback.state_dict()}})
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mm_lightning.training.module import LanguageModule
 
 DECLARING = ("mm_lightning.", "lightning.")
-"""Packages whose callbacks and modules log no metrics but those that they declare in `validation_metrics`."""
+"""Packages whose callbacks and modules log only metrics that they declare in `validation_metrics`."""
 
 
 def metric_names(trainer: Trainer, module: LanguageModule) -> list[str] | None:

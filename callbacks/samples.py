@@ -34,10 +34,10 @@ class Samples(AfterValidation):
     Args:
         prompt: the text to continue; empty to begin a document.
         tokens: number of tokens to sample.
-        temperature: of sampling; 0 takes the most probable token.
+        temperature: the temperature of sampling; 0 takes the most probable token.
         top_k: sample from the k most probable tokens only.
         top_p: sample from the fewest tokens that have this probability together.
-        seed: of sampling.
+        seed: the seed of sampling.
     """
 
     @checked()

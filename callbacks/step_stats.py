@@ -63,7 +63,7 @@ class Step:
         loss: mean over the predicted tokens of all processes; a float64 scalar on the device, as the others here.
         norm: gradient norm over all processes, before clipping.
         bad: whether the update is to be skipped.
-        mean, deviation: of the losses in the window before this step.
+        mean, deviation: mean and standard deviation of the losses in the window before this step.
         number: finished steps, this one included.
         served: sequences served to all devices so far.
     """

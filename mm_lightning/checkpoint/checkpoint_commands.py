@@ -105,7 +105,7 @@ def consolidate_command(
     Args:
         checkpoint: a checkpoint, or a run folder (its newest valid checkpoint is taken).
         output: the .safetensors file to write.
-        dtype: of the weights in it.
+        dtype: the type of its weights.
         overwrite: replace an existing output.
     """
     import torch

@@ -30,7 +30,7 @@ class Keys(nn.Module):
     and whatever a config's `init_args` name.
 
     Attributes:
-        kernels: what computes them; see :func:`mm_lightning.memory.kernels.set_kernels`.
+        kernels: the kernels that compute them; see :func:`mm_lightning.memory.kernels.set_kernels`.
     """
 
     kernels: Kernels = "auto"
@@ -198,7 +198,7 @@ def average_keys(
         decay: (B, T, H) log lambda, at most 0.
         beta: bandwidths, (B, T, H) or (H,).
         documents: where to restart.
-        kernels: what computes them.
+        kernels: the kernels that compute them.
         carried: total (B, H, D) and scale (B, H) of :func:`gated_step`, replaced by those after the last token.
 
     Returns:

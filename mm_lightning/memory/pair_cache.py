@@ -49,7 +49,7 @@ class PairCache:
     """
 
     multiple = 1
-    """The capacity is a multiple of this."""
+    """The number of pairs that the capacity is a multiple of."""
 
     def __init__(self, keep: int | None = None, capacity: int = 0) -> None:
         self.keep, self.capacity = keep, capacity
@@ -99,9 +99,9 @@ class PairCache:
         if self.keys is None or self.values is None:
             return {}
         end = self.end - self.offset
-        used = slice(0 if self.keep is None else max(0, end - self.keep), end)
+        readable = slice(0 if self.keep is None else max(0, end - self.keep), end)
         keys, values = self._in_time()
-        return {"keys": keys[:, :, used], "values": values[:, :, used]}
+        return {"keys": keys[:, :, readable], "values": values[:, :, readable]}
 
     def _in_time(self) -> tuple[Tensor, Tensor]:
         """Return the buffers with their pairs in the order of their tokens."""

@@ -28,7 +28,7 @@ class Values(nn.Module):
 
     Attributes:
         late: how many tokens pass before a value is complete: 1 if it looks at the next token, else 0.
-        kernels: what computes them; see :func:`mm_lightning.memory.kernels.set_kernels`.
+        kernels: the kernels that compute them; see :func:`mm_lightning.memory.kernels.set_kernels`.
     """
 
     late: Literal[0, 1] = 0
@@ -109,7 +109,7 @@ def look_ahead_values(
         gamma: (H,) weight of the present token; None: 1.
         alpha: (H,) norm of the values, above 0.
         documents: a document's last token has no next one, which counts as 0.
-        kernels: what computes them in whole documents.
+        kernels: the kernels that compute them in whole documents.
         carried: the raw value (B, H, D) of the token before, replaced by the last one's. With `documents.begin` above 0
             the values are those of the tokens one before.
     """

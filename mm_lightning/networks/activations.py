@@ -30,8 +30,8 @@ def block_activations(config: NetworkConfig, compute_bytes: int, residual_bytes:
 
     Args:
         config: the network.
-        compute_bytes: of a number that goes into a matrix product: 2 in bf16, 4 in float32.
-        residual_bytes: of a number of the residual stream and of a parameter.
+        compute_bytes: the bytes of an element in matrix products: 2 in bf16, 4 in float32.
+        residual_bytes: the bytes of an element of the residual stream and of a parameter.
 
     Returns:
         All bytes, and those of the results of matrix products and reads that selective checkpointing keeps.

@@ -124,8 +124,8 @@ class Network(nn.Module):
             documents: their boundaries; by default every row is one document.
             targets: (B, T) int64, the next tokens; -100 where there is none to predict.
             delays: m of each level, drawn by :meth:`step_randomness` in training; that of inference by default.
-            state: where the tokens go on from, as :meth:`new_state` made it; it takes them in. For inference only.
-            starts: with a state, in the place of documents: (B, T) bool, true where a document begins.
+            state: the inference state before the tokens, from :meth:`new_state`; updated in place.
+            starts: with a state, instead of documents: (B, T) bool, true where a document begins.
             logits_to_keep: return logits of this many newest tokens only; by default of all.
             separate_losses: with targets, return cross-entropy and load-balancing loss instead of their sum.
 

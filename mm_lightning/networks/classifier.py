@@ -21,7 +21,7 @@ class Classifier(Linear):
     """The linear map onto the vocabulary, and the loss: with many tokens, without having all logits at once.
 
     Attributes:
-        kernels: what computes the loss; see :func:`mm_lightning.memory.kernels.set_kernels`.
+        kernels: the kernels that compute the loss; see :func:`mm_lightning.memory.kernels.set_kernels`.
     """
 
     kernels: Kernels = "auto"

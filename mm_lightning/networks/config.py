@@ -42,10 +42,10 @@ class Reach:
         return (self.delay, self.delay) if isinstance(self.delay, int) else (self.delay[0], self.delay[1])
 
     def check(self, name: str) -> None:
-        """Check it as the field of this name.
+        """Check the values of the field `name`.
 
         Raises:
-            UserError: its delays are in no order, or leave nothing of its window.
+            UserError: the delays are not in order, or the window is not above them.
         """
         check_fields(self, f"{name}.")
         low, high = self.delays
@@ -79,7 +79,7 @@ class NetworkConfig:
         long_term_delay: [smallest, largest] m of a training step, drawn for each; the long-term memory reads
             the pairs 1 .. t-m.
         inference_delay: m of the long-term memory at evaluation; at least 1, as a memory never reads its own position.
-        spans: of levels with other names, what each reads: {middle: {delay: 1, window: 1024}}.
+        spans: the pairs that levels with other names read: {middle: {delay: 1, window: 1024}}.
     """
 
     vocab_size: Vocabulary = 128256

@@ -124,8 +124,8 @@ def activation_bytes_per_token(
 
     Args:
         config: the network.
-        compute_bytes: of a number that goes into a matrix product: 2 in bf16, 4 in float32.
-        residual_bytes: of a number of the residual stream: 4, or 2 where parameters themselves are in bf16.
+        compute_bytes: the bytes of an element in matrix products: 2 in bf16, 4 in float32.
+        residual_bytes: the bytes of an element of the residual stream: 4, or 2 where parameters themselves are in bf16.
         checkpointing: recompute blocks: each then keeps its input, and one at a time the rest; selective keeps the
             results of matrix products and reads as well.
     """

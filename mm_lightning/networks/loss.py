@@ -13,7 +13,7 @@ from mm_lightning.memory.kernels import Kernels, resolve_kernels
 from mm_lightning.networks.torch_loss import errors_reference
 
 LOGITS = 2**28
-"""Logits that exist at a time: 1 GiB in float32. Where they stay in 16 bits, twice as many."""
+"""Logits in memory at a time: 1 GiB in float32. Where they stay in 16 bits, twice as many."""
 
 
 def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, kernels: Kernels = "auto") -> Tensor:
@@ -25,7 +25,7 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, kernels: Ke
         x: (N, d).
         weight: (V, d).
         targets: (N,) int64; -100 where there is none.
-        kernels: what computes the loss from logits: Triton's where keys and values are computed by Triton.
+        kernels: the kernels that compute the loss from logits: Triton's where keys and values are computed by Triton.
 
     Returns:
         The mean over targets other than -100, in float32 or better; NaN if there is none.

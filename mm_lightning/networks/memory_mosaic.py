@@ -63,8 +63,8 @@ class MemoryMosaicConfig(NetworkConfig):
         bias: whether v1's linear maps and norms have a bias, as some of its published checkpoints do.
         experts: E, SwiGLU networks of the experts form, each with persistent_dim hidden units.
         experts_per_token: k, how many of them each token uses.
-        balance_weight: of the load-balancing loss that keeps experts equally used within each sequence, which is added
-            to the cross-entropy in training.
+        balance_weight: the weight of the load-balancing loss that keeps experts equally used within each sequence,
+            which is added to the cross-entropy in training.
     """
 
     keys: KeyKind | Spec = "gated"

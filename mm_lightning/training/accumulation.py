@@ -18,7 +18,7 @@ def accumulation_steps(global_batch: int, micro_batch: int, devices: int, per_no
         global_batch: sequences in an optimization step, over all devices.
         micro_batch: sequences in a forward pass of one device.
         devices: in all.
-        per_node: of each node: only whole nodes are proposed.
+        per_node: devices of each node: only whole nodes are proposed.
 
     Raises:
         UserError: the three do not fit together; it names the nearest numbers that do.

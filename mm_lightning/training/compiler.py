@@ -1,4 +1,4 @@
-"""Checks that torch.compile can be used where a run is."""
+"""Check that torch.compile works with the strategy and the compilers of a run."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ def document_losses(batch: Batch, logits: Tensor, tokenizer: Tokenizer, first: i
     """Return the loss of every document of a batch; the part of a document in a sequence counts as one.
 
     Args:
-        batch: of B sequences.
+        batch: a batch of B sequences.
         logits: (B, T, vocabulary).
         tokenizer: decodes the beginnings of documents.
         first: number of the batch's first sequence.

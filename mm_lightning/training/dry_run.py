@@ -41,7 +41,7 @@ from mm_lightning.training.parse_fit import network_config_of
 from mm_lightning.training.resolve_checkpoint import resolve_checkpoint
 
 DEFAULTS: dict[str, Any] = {"max_steps": 1, "accumulate_grad_batches": 1, **TRAINER_DEFAULTS}
-"""Values of trainer options in the place of wrong ones, so that `--plan` reports all mistakes at once."""
+"""Values that replace invalid trainer options, so that `--plan` reports all mistakes at once."""
 
 _LAYERS, _HEAD_DIM, _TOKENS = 2, 4, 256
 

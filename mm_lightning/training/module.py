@@ -80,19 +80,19 @@ class LanguageModule(LightningModule):
         learning_rate: the peak, reached after the warm-up.
         warmup_steps: optimization steps of linear warm-up from 0.
         final_learning_rate: where the cosine ends at trainer.max_steps, as a fraction of the peak.
-        weight_decay: of matrices; norms and scalars have none.
+        weight_decay: applied to matrices; norms and scalars have none.
         betas: AdamW's decay rates of the two moments.
         activation_checkpointing: recompute each block in the backward pass instead of keeping its activations (true):
             about a third more time for far less memory. Selective keeps what matrix products and reads gave, and
             recomputes the rest: a few percent more time for about two thirds of the memory.
-        kernels: what computes keys and values: readable references, torch, numba (one pass on a CPU, compiled by
+        kernels: the kernels of keys and values: readable references, torch, numba (one pass on a CPU, compiled by
             numba), triton (on a GPU), or auto, the fastest that is there. All agree to rounding.
         compile: have torch.compile join norms, linear maps, rotations and SwiGLU of each block in training, which
             needs a C++ compiler on a CPU and takes about a minute at the start. Reads, keys and values have kernels of
             their own: changing document boundaries or m never triggers recompilation. Not for ZeRO-3.
         initial_weights: a checkpoint or run folder whose weights training begins with (fine-tuning): the step
             count, the optimizer and the data start over.
-        seed: of the initial weights and of what is random about a step. Set by `seed_everything`.
+        seed: the seed of the initial weights and of the randomness of a step. Set by `seed_everything`.
     """
 
     network: Network

@@ -53,7 +53,7 @@ OPTIONS = {
     "global_batch_size": "data.global_batch_size",
     "seed": "seed_everything",
 }
-"""What decides which tokens a step gets, and the options that say it."""
+"""Settings and fingerprints that determine the tokens of a step, with the option that sets each."""
 
 RECIPE = ("learning_rate", "warmup_steps", "final_learning_rate", "weight_decay", "betas")
 TRAINER = ("max_steps", "max_epochs", "precision", "gradient_clip_val", "gradient_clip_algorithm")

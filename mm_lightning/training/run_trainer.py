@@ -31,7 +31,7 @@ def build_trainer(
     Args:
         config: the arguments of the Trainer, changed in place.
         callbacks: further callbacks, which come last.
-        folder: of the run.
+        folder: the run folder.
         record: writes the run folder of a training; None for other commands.
         slurm_job: the Slurm job that a pre-empted run queues again; None for none.
 

@@ -166,7 +166,7 @@ def load_universal(engine: Any, load: Callable[[], dict[str, Any]]) -> dict[str,
     DeepSpeed takes the form from its config, which is read when the engine is built, before the checkpoint is known.
 
     Args:
-        engine: of this run.
+        engine: the engine of this run.
         load: restores the checkpoint and returns Lightning's part of it.
     """
     groups = engine.optimizer.param_groups

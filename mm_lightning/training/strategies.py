@@ -48,19 +48,19 @@ from mm_lightning.training.sharding import (
 )
 
 BYTES = 14
-"""Of a parameter in a checkpoint: 2 in bf16, and 12 of ZeRO's float32 master copy and two moments."""
+"""Bytes of a parameter in a checkpoint: 2 in bf16, and 12 of ZeRO's float32 master copy and two moments."""
 
 
 class DeepSpeed(DeepSpeedStrategy):
-    """ZeRO on GPUs and CPUs, with checkpoint folders that are complete or not there.
+    """ZeRO on GPUs and CPUs, with checkpoint folders that are complete or absent.
 
     The arguments are those of lightning.pytorch.strategies.DeepSpeedStrategy, and some of DeepSpeed that it lacks.
 
     Args:
-        prefetch_bucket_size: of stage 3, how many parameters are gathered ahead of their use.
-        max_live_parameters: of stage 3, how many gathered parameters a process holds at most.
+        prefetch_bucket_size: for stage 3: how many parameters are gathered ahead of their use.
+        max_live_parameters: for stage 3: how many gathered parameters a process holds at most.
         max_reuse_distance: for stage 3: a parameter that is needed again within this many others stays gathered.
-        param_persistence_threshold: of stage 3, tensors of fewer parameters stay whole on every process.
+        param_persistence_threshold: for stage 3: tensors of fewer parameters stay whole on every process.
     """
 
     config: dict[str, Any]  # never None when it is built

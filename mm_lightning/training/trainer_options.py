@@ -1,4 +1,4 @@
-"""Options of Lightning's Trainer: which values `mm fit` refuses, beside those that Lightning itself does."""
+"""The Trainer options that `mm fit` refuses, in addition to those that Lightning refuses."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ STATED: dict[str, Any] = {
     "limit_test_batches": Batches | None,
     "limit_predict_batches": Batches | None,
     "overfit_batches": Batches | None,
-    "gradient_clip_val": NonNegative | None,  # below 0, it would turn gradients round
+    "gradient_clip_val": NonNegative | None,  # below 0 it would reverse gradients
     "devices": list[Natural] | Annotated[int, Range(-1, 100_000)] | Name,
     "num_nodes": Annotated[int, Range(1, 100_000)],
     "default_root_dir": Place | None,
@@ -54,11 +54,11 @@ REFUSED = {
     "reload_dataloaders_every_n_epochs": "would begin each epoch with the order of the first: leave it out",
     "use_distributed_sampler": "would divide the data a second time: the loaders divide them among devices",
 }
-"""Options that must stay as they are."""
+"""Options that must keep their defaults, with the reason."""
 
 
 def option_mistakes(trainer: Namespace) -> Iterator[tuple[str, UserError]]:
-    """Yield the options by which a run would not do what they say, and why."""
+    """Yield the invalid options of the Trainer with their errors."""
     for name, reason in REFUSED.items():
         if trainer.get(name):
             yield f"trainer.{name}", UserError(f"trainer.{name} {str(trainer[name]).lower()} {reason}")
@@ -77,7 +77,7 @@ def option_mistakes(trainer: Namespace) -> Iterator[tuple[str, UserError]]:
 
 
 def check_duration(name: str, value: str | Mapping[str, Any] | timedelta) -> None:
-    """Check that a time is one that Lightning takes, and above 0.
+    """Check that a duration is valid for Lightning and above 0.
 
     Raises:
         UserError: it is not.
@@ -91,14 +91,14 @@ def check_duration(name: str, value: str | Mapping[str, Any] | timedelta) -> Non
 
 
 def _seconds(value: str | Mapping[str, Any] | timedelta) -> float:
-    """Return the seconds of a time, 0 for a value that is none."""
+    """Return the seconds of a duration, 0 for an invalid one."""
     if isinstance(value, str):
         parts = re.fullmatch(r"(\d+):(\d\d):(\d\d):(\d\d)", value.strip())
         units = ("days", "hours", "minutes", "seconds")
         value = dict(zip(units, map(int, parts.groups()), strict=True)) if parts else {}
     try:
         return (value if isinstance(value, timedelta) else timedelta(**value)).total_seconds()
-    except (TypeError, OverflowError):  # another unit, or no number
+    except (TypeError, OverflowError):  # an unknown unit, or not a number
         return 0.0
 
 
@@ -129,13 +129,13 @@ class WholeSteps(Callback):
             return
         due = False
         if not accumulating(trainer) and (trainer.world_size == 1 or trainer.global_step % log_interval(trainer) == 0):
-            # clocks differ: the first process's counts
+            # clocks differ: all use that of rank 0
             due = trainer.strategy.broadcast(since_validation(trainer) >= self._seconds)
         set_validation_interval(trainer, 0.0 if due else math.inf)
 
 
 def refused_by_lightning(error: BaseException) -> bool:
-    """Return whether Lightning itself raised an error, by a line that begins with `raise`, to refuse what was asked."""
+    """Return whether Lightning itself raised an error, by a line that begins with `raise`, to refuse an option."""
     kinds = (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError)
     if not isinstance(error, kinds) or error.__traceback__ is None:
         return False

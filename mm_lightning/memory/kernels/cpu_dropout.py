@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 TILE = 128
-"""Queries whose weights exist at a time."""
+"""Queries whose weights are in memory at a time."""
 
 
 def dropout_read(q: Tensor, k: Tensor, v: Tensor, size: int | None, scale: float, dropout: float) -> Tensor:
@@ -103,10 +103,10 @@ def _scores(buffer: Tensor, q: Tensor, k: Tensor, size: int) -> Tensor:
     """Compute the scores of a tile of queries that ends with the last key; -inf where a key is not seen."""
     scores = _product(buffer, q, k)
     count, before = q.shape[1], k.shape[1] - q.shape[1]
-    hidden = torch.full((count, count), -torch.inf, dtype=q.dtype)
-    scores[..., before:] += hidden.triu(1)
+    masked = torch.full((count, count), -torch.inf, dtype=q.dtype)
+    scores[..., before:] += masked.triu(1)
     if k.shape[1] > size:
-        scores[..., :count] += hidden.tril(before - size)
+        scores[..., :count] += masked.tril(before - size)
     return scores
 
 

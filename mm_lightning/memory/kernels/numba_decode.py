@@ -16,7 +16,7 @@ from mm_lightning.memory.kernels.numba_support import array_at, as_float, get, i
 from mm_lightning.memory.kernels.torch_features import EPS
 
 PAIR_TILE = 256
-"""Pairs whose scores exist at a time."""
+"""Pairs whose scores are in memory at a time."""
 
 
 def weigh(scores, count, most):  # type: ignore[no-untyped-def]

@@ -30,7 +30,7 @@ def compare(
         dtype: the type of their inputs.
         compute: computes a small case.
         case: the case in words, for the warning.
-        what: what they compute, in words, for the warning.
+        what: the name of the results in the warning.
         tests: the folder of tests that the warning names.
     """
     try:

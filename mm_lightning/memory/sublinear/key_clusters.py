@@ -1,8 +1,8 @@
-"""Sub-linear reads of a long memory: summaries of all pairs, and the few pairs that matter one by one.
+"""Sub-linear reads of a long memory: exact reads of the clusters that matter most, summaries of all others.
 
-Pairs that every later query can read are sorted into clusters of nearby keys. A cluster of n pairs is summed up by its
-mean key c and mean value; a query q, with its bandwidth, reads the clusters that promise most pair by pair and takes
-the rest by their summaries, so that a token costs about 2 n / cluster_size + budget pairs instead of n.
+Pairs that every later query can read are sorted into clusters of nearby keys. A cluster of n pairs is summarized by its
+mean key c and mean value; a query q, with its bandwidth, reads the highest-ranked clusters pair by pair and the
+rest by their summaries, so that a token costs about 2 n / cluster_size + budget pairs instead of n.
 
 By convexity a cluster weighs at least L = n exp(q.c), and at most U = n exp(q.c + b), where q.(k - c) <= b for its
 keys. Differences k - c are split into a part along c's direction and one across it: with p the part of q along c,
@@ -11,9 +11,9 @@ keys. Differences k - c are split into a part along c's direction and one across
 
 of the largest and smallest part along c and the longest across it. Nothing is assumed of the keys' norms.
 
-What that proves. Let y_i = q.(k_i - c) <= b. They sum to 0, so the positive ones of exp(y_i) - 1 outweigh the negative
-ones, and sum |exp(y_i) - 1| <= 2 n (exp(b) - 1). If f' takes the unread clusters by L and their mean values, then
-Z (f - f') = sum over unread pairs of L/n (exp(y_i) - 1) (v_i - f'), hence
+Proof of the error bound. Let y_i = q.(k_i - c) <= b. They sum to 0, so the positive ones of exp(y_i) - 1 outweigh
+the negative ones, and sum |exp(y_i) - 1| <= 2 n (exp(b) - 1). If f' takes the unread clusters by L and their mean
+values, then Z (f - f') = sum over unread pairs of L/n (exp(y_i) - 1) (v_i - f'), hence
 
     |f - f'| <= (V + |f'|) sum over unread clusters of 2 (U - L) / Z'
 
@@ -86,7 +86,7 @@ class KeyClusters:
         begin: the first sorted pair; every row's document begins there or before.
         end: the first one after the last sorted pair.
         low: the first pair that any row can read.
-        share: of all readable pairs, those that the last query read one by one.
+        share: the fraction of the readable pairs that the last query read one by one.
     """
 
     def __init__(self, settings: SublinearRead, kernels: Kernels = "auto") -> None:

@@ -18,7 +18,7 @@ class SublinearPairCache(PairCache):
     Args:
         capacity: pairs to preallocate.
         settings: how clusters are made and read.
-        kernels: what reads them; see :class:`KeyClusters`.
+        kernels: the kernels that read them; see :class:`KeyClusters`.
 
     Attributes:
         clusters: the part that is sorted.

@@ -26,7 +26,7 @@ LARGEST_CORRECTION = 1.5
 
 
 class Layout(NamedTuple):
-    """Which of a memory's pairs lie in clusters, and which a query can read; all counted in tokens of the stream.
+    """The pairs of a memory that lie in clusters, and those that a query can read; all counted in tokens of the stream.
 
     Attributes:
         cluster_size: pairs of a cluster.

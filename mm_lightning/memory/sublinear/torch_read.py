@@ -1,6 +1,6 @@
 """The sub-linear read of a memory in plain torch, on any device: clusters that are read are first copied together.
 
-:mod:`mm_lightning.memory.sublinear.key_clusters` says what is computed, and what of it is proven.
+:mod:`mm_lightning.memory.sublinear.key_clusters` defines the computation and proves its error bound.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def read(
         q: (B, H, D) queries with their bandwidth, in the type of the summary, in which all is computed.
         keys: (B, H, capacity, D) buffer, of a capacity that whole clusters fill.
         values: the same.
-        summary: of all clusters, see :func:`mm_lightning.memory.sublinear.summaries.summarize`.
+        summary: the summaries of all clusters, see :func:`mm_lightning.memory.sublinear.summaries.summarize`.
         first: (B,) where in the stream each row's document begins.
         layout: which pairs lie in clusters.
         allowed: (B H,) the largest sum of terms that the bound allows; None to read the budget and prove nothing.
