@@ -55,7 +55,7 @@ class ContextualMemory(nn.Module):
         self.retrieval = retrieval
 
     def forward(self, x: Tensor, span: Span, documents: Documents, state: MemoryState | None = None) -> Tensor:
-        """Return retrieved values (B, T, d) from inputs (B, T, d) of whole documents, or of a chunk that goes on.
+        """Return retrieved values (B, T, d) from inputs (B, T, d) of whole documents, or of a chunk of a stream.
 
         Args:
             x: inputs.

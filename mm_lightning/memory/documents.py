@@ -43,8 +43,8 @@ class Span:
 class Documents:
     """Document boundaries of B rows of T tokens: a packed batch, or the next chunk of B streams.
 
-    In training and evaluation a row's first token always begins a document: one that goes on from the row before is cut
-    there. A chunk that goes on from a state (`begin` > 0) may begin within a document, at `position`; `lengths` and
+    In training and evaluation a row's first token always begins a document: one continued from the row before is cut
+    there. A chunk that continues a state (`begin` > 0) may begin within a document, at `position`; `lengths` and
     `offsets` then count the parts of documents in the chunk.
 
     Attributes:

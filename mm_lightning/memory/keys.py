@@ -190,7 +190,7 @@ def average_keys(
     kernels: Kernels = "auto",
     carried: Carried | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return queries q = beta k and keys k of equation (8), of whole documents or a chunk that goes on from a state.
+    """Return queries q = beta k and keys k of equation (8), of whole documents or of a chunk that continues a state.
 
     Args:
         ktilde: (B, T, H, D) raw keys W_phi x.

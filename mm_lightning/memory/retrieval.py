@@ -65,7 +65,7 @@ class Retrieval(nn.Module):
             span: the pairs a query reads.
             documents: where documents begin; with `documents.begin` above 0 the pairs before are in the cache.
             pairs: the cache, in inference; the chunk's pairs are written to it.
-            late: how many tokens before its first one the chunk's values begin, if it goes on from a state.
+            late: how many tokens before its first one the chunk's values begin, if it continues a state.
             scale: a further factor on q.k.
             dropout: the share of the weights dropped.
         """

@@ -1,6 +1,6 @@
 """Prefix sharing: the pairs of a common prefix are stored once and read by all rows.
 
-Rows that go on from one row differ only in later tokens. The cache of a memory without a window keeps the common pairs
+Rows that continue one row differ only in later tokens. The cache of a memory without a window keeps the common pairs
 as a view of that row's buffers, and the new pairs of each row beside it; a read (4) is taken over both parts, which are
 joined by their normalizers. Windows are small and are copied.
 """

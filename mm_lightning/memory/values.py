@@ -102,7 +102,7 @@ def look_ahead_values(
     kernels: Kernels = "auto",
     carried: Carried | None = None,
 ) -> Tensor:
-    """Return the values of equation (9), (B, T, H, D) in vtilde's type, of whole documents or a chunk that goes on.
+    """Return the values of equation (9), (B, T, H, D) in vtilde's type, of whole documents or of a chunk of a stream.
 
     Args:
         vtilde: (B, T, H, D) raw values W_psi x.

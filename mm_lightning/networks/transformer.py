@@ -93,7 +93,7 @@ class Attention(nn.Module):
         rotation: tuple[Tensor, Tensor],
         state: MemoryState | None = None,
     ) -> Tensor:
-        """Return retrieved values (B, T, d) from inputs (B, T, d): of whole documents, or of a chunk that goes on."""
+        """Return retrieved values (B, T, d) from inputs (B, T, d): of whole documents, or of a chunk of a stream."""
         q, k, v = self.project(x, rotation)
         pairs, dropout = None if state is None else state.pairs, self.dropout if self.training else 0.0
         return self.retrieval(q, k, v, span, documents, pairs, 0, q.shape[-1] ** -0.5, dropout).flatten(-2)

@@ -120,7 +120,7 @@ class TrainingCLI(LightningCLI):
         self._leave(interrupt)
 
     def _leave(self, interrupt: KeyboardInterrupt) -> None:
-        """Remove all files of a training that a signal ended before its first step, but for the mark that says so."""
+        """Remove all files of a training that a signal ended before its first step, except preempted.json."""
         folder = getattr(self, "folder", None)
         if self.command != "fit" or folder is None or folder.trained or signals.rank():
             return

@@ -263,7 +263,7 @@ class FirstForward(Callback):
         self.tokens = batch.tokens.numel()
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """End the run as Lightning's tuners do, which no callback takes for an error."""
+        """End the run as Lightning's tuners do, which callbacks do not handle as an error."""
         raise tuner_exit()
 
 

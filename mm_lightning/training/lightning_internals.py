@@ -1,4 +1,4 @@
-"""Private names of Lightning and torch: each use is a function here that says why the public interface is not enough.
+"""Private names of Lightning and torch: one function for each use, with the reason the public API is not enough.
 
 Those of DeepSpeed, ZeRO's engine and torch.distributed are in `sharding.py`, those of the data loader, which lies a
 floor below, in `data/workers.py`. Each has a test that fails when an upgrade moves the name
@@ -163,7 +163,7 @@ def use_fake_processes(strategy: Strategy) -> None:
 
 
 def tuner_exit() -> Exception:
-    """Return the exception by which Lightning's tuners end `fit`: the only one that no callback takes for an error."""
+    """Return the exception by which Lightning's tuners end `fit`: the only one that is no error to callbacks."""
     from lightning.pytorch.utilities.exceptions import _TunerExitException
 
     return _TunerExitException()

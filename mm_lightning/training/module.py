@@ -150,7 +150,7 @@ class LanguageModule(LightningModule):
             self.network = self.config.build()
         self.network.activation_checkpointing = self.activation_checkpointing
         set_kernels(self.network, self.kernels)
-        resolve_kernels(self.kernels, device)  # says so now if they cannot run there
+        resolve_kernels(self.kernels, device)  # an error at once if they cannot run there
         if self.compiled:
             check_strategy(self.trainer.strategy)
             set_compiled(self.network)
@@ -223,7 +223,7 @@ class LanguageModule(LightningModule):
             validate_if_due(self.trainer)
 
     def _keep_settings(self) -> None:
-        """Put this run's optimizer settings in the place of the checkpoint's, and log in one line what that changes."""
+        """Replace the checkpoint's optimizer settings by those of this run, and log in one line what that changes."""
         if self._changed is None or self.optimizer_settings is None:
             return
         before = learning_rate(self.trainer)
@@ -355,7 +355,7 @@ class LanguageModule(LightningModule):
 
     @property
     def validation_metrics(self) -> list[str]:
-        """The metrics that validation logs, by which callbacks may stop or save."""
+        """The metrics that validation logs, which callbacks may monitor."""
         data = find_datamodule(self.trainer)
         if data is None:
             return ["validation/loss", "validation/perplexity"]
@@ -393,7 +393,7 @@ class LanguageModule(LightningModule):
     # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the metadata by which the network is built again without its YAML."""
+        """Add the metadata from which the network is rebuilt without its YAML."""
         data = find_datamodule(self.trainer)
         tokenizer = None if data is None else tokenizer_metadata(data.tokenizer)
         context = None if data is None else data.context_length

@@ -126,7 +126,7 @@ def _locate(key: str, files: list[ConfigFile], value: str | None) -> tuple[str, 
 
 
 def _wrong_value_message(key: str, kind: str, got: str, files: list[ConfigFile], typed: list[str]) -> str:
-    """Return the message for a value that a key does not take; where quotes would make it a text, it says so."""
+    """Return the message for an invalid value of a key, with a hint where quotes would make it a string."""
     place = None if _short_name(key) in typed else _locate(key, files, got)
     if place is None:
         return f"config key {key} takes {kind}, got {got}"

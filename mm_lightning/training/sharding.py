@@ -1,4 +1,4 @@
-"""Private names of DeepSpeed and torch.distributed, and ZeRO's engine: each use is a function here that says why.
+"""Private names of DeepSpeed and torch.distributed, and ZeRO's engine: one documented function for each use.
 
 Each has a test that fails when an upgrade moves the name (`tests/training/test_sharding.py`). The strategy that uses
 them is in `strategies.py`, the files that ZeRO writes are read in `mm_lightning.checkpoint`.
@@ -78,7 +78,7 @@ def limit_groups(limit: timedelta) -> None:
 
 
 def fake_store() -> Any:
-    """Return the store of torch's fake process group, which torch keeps among the helpers of its own tests."""
+    """Return the store of torch's fake process group, from the helpers of torch's tests."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     return FakeStore()
@@ -95,7 +95,7 @@ def destroy_process_groups() -> None:
 
 
 def init_on_cpu(strategy: Any) -> None:
-    """Set DeepSpeed up on the CPU with gloo, in the place of DeepSpeedStrategy.setup_distributed.
+    """Set DeepSpeed up on the CPU with gloo, instead of DeepSpeedStrategy.setup_distributed.
 
     That validates device indices, which mean nothing there. Gloo is enough: DeepSpeed's shared-memory collectives
     would first be compiled for a minute.

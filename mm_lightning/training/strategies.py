@@ -1,8 +1,8 @@
 """DeepSpeed under its usual names (`deepspeed_stage_1`, `_2`, `_3`, ...) on GPUs and on CPUs.
 
 Lightning's own strategy refuses CPUs, on which ZeRO can be tried and tested; and it writes its checkpoint folders in
-place, so that a killed run leaves a broken one under the final name. :func:`register` puts the strategy of this file,
-which does neither, in the place of Lightning's: the same YAML works everywhere.
+place, so that a killed run leaves a broken one under the final name. :func:`register` replaces it by the strategy of
+this file, which does neither: the same YAML works everywhere.
 """
 
 from __future__ import annotations

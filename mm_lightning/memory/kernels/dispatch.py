@@ -78,7 +78,7 @@ def gated_keys(
 def gated_keys_from(
     ktilde: Tensor, gate: Tensor, decay: Tensor, beta: Tensor, documents: Documents, total: Tensor, scale: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return q and k of a chunk that goes on from a state, by numba kernels, and total and scale after it.
+    """Return q and k of a chunk that continues a state, by numba kernels, and total and scale after it.
 
     Args:
         ktilde, gate, decay, beta, documents: as for :func:`gated_keys`.

@@ -55,7 +55,7 @@ def gated_average_from(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute :func:`gated_average` without a derivative, and the state after the last token.
 
-    To go on from a state, put its total before the raw keys and its scale before the gates, with a decay of 0.
+    To continue a state, put its total before the raw keys and its scale before the gates, with a decay of 0.
 
     Returns:
         (B, T, H, D) keys, and after the last token total (B, H, D) and scale (B, H) of :func:`gated_step`.
