@@ -96,7 +96,7 @@ def test_old_code_is_written_anew_by_a_command_that_is_named(v2, tmp_path, capsy
     assert not holds_other_code(Path(f"{folder}_new"))
     assert main(["export", "--checkpoint", str(folder), "--output", str(tmp_path / "no")]) == 2
     error = capsys.readouterr().err
-    assert f"mm import --source {folder} --output RUN (and export it anew, " in error
+    assert f"mm import --source {folder} --output RUN (and export it again, " in error
 
 
 def test_half_as_many_bytes_in_several_files(v2, tmp_path):

@@ -75,7 +75,7 @@ def test_whatever_would_change_the_global_batch_is_refused(tiny):
         Trainer(**quiet, callbacks=[GradientAccumulationScheduler({0: 1})]).fit(module, datamodule=data)
     by_hand = TextDataModule(**values["data"])
     by_hand.setup("fit")
-    with pytest.raises(UserError, match=r"global_batch_size 8 .* a step would be of 4 sequences"):
+    with pytest.raises(UserError, match=r"global_batch_size 8 .* a step of this trainer takes 4 sequences"):
         Trainer(**quiet).fit(module, by_hand.train_dataloader())
     assert Trainer(**quiet, accumulate_grad_batches=2).fit(module, by_hand.train_dataloader()) is None
     module.automatic_optimization = False
