@@ -239,6 +239,13 @@ MUTATIONS = [
         ("tests/networks/test_loss.py",),
     ),
     Mutation(
+        "shards-of-epochs-alike",
+        "mm_lightning/data/sequences.py",
+        "RandomState([self._seed, epoch]).permutation",
+        "RandomState([self._seed, 0]).permutation",
+        ("tests/data/test_datamodule.py",),
+    ),
+    Mutation(
         "epochs-alike",
         "mm_lightning/data/sequences.py",
         "RandomState([self._seed, epoch, window]).shuffle",

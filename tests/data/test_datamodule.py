@@ -59,6 +59,16 @@ def test_evaluation_can_be_limited_to_evenly_spaced_sequences(folder):
     assert rows(data.test_dataloader()) == everything
 
 
+def test_each_epoch_opens_the_shards_in_another_order():
+    """Sequences are shuffled within windows of 64 shards: with more shards than that, the first window has others."""
+    order = TrainingOrder([1] * 200, 4, 4, seed=3)
+    windows = []
+    for epoch in range(2):
+        order.start = 200 * epoch
+        windows.append(set(itertools.islice(order, 64)))
+    assert windows[0] != windows[1]
+
+
 @pytest.mark.parametrize("shards", [[40], [7, 0, 13, 20], [1] * 200])
 @pytest.mark.parametrize(("world_size", "batch"), [(1, 4), (2, 4), (4, 2), (3, 1)])
 def test_devices_share_one_list(shards, world_size, batch):
