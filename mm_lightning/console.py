@@ -1,12 +1,24 @@
-"""Lines that tell how a command proceeds."""
+"""What a command shows while it works and when it is done: lines, progress bars, tables; on the first process only.
+
+Texts that are the result of a command, such as a generated one, are written by :func:`mm_lightning.terminal.display`.
+"""
 
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from mm_lightning import signals
 from mm_lightning.redaction import redact
-from mm_lightning.terminal import display
+from mm_lightning.terminal import console, display
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+LINE_SECONDS = 60.0
+"""Seconds between the lines of a :class:`Progress` that is written to a pipe or a file."""
 
 
 def is_first_process() -> bool:
@@ -20,6 +32,115 @@ def say(message: str, stderr: bool = False) -> None:
     """Print one line, on the first process only; secrets in it are redacted."""
     if is_first_process():
         display(redact(message), file=sys.stderr if stderr else sys.stdout, flush=True)
+
+
+class Progress:
+    """A progress bar on standard error; a line a minute where that is no terminal.
+
+    Lines printed meanwhile appear above the bar. A context manager, closed at its end.
+
+    Args:
+        title: what is done.
+        total: how much there is to do; None if that is not known.
+        done: how much of it is done already.
+        shown: False shows nothing.
+        parent: the bar below which this one appears.
+    """
+
+    def __init__(
+        self, title: str, total: float | None, done: float = 0, shown: bool = True, parent: Progress | None = None
+    ) -> None:
+        self.title, self.total, self.done, self.note = title, total, done, ""
+        self._parent, self._shown = parent, shown and is_first_process()
+        self._line_at = time.monotonic() + LINE_SECONDS
+        self._bars: Any = parent._bars if parent else self._open()
+        if self._bars is not None:
+            self._task = self._bars.add_task(title, total=total, completed=done, note=self._count())
+
+    def _open(self) -> Any:
+        if not self._shown or not sys.stderr.isatty():
+            return None
+        from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bars
+
+        text = [TextColumn(f"{{task.{name}}}", markup=False) for name in ("description", "fields[note]")]
+        percent = TaskProgressColumn(text_format_no_percentage="", markup=False)
+        columns = (text[0], BarColumn(), percent, text[1], TimeRemainingColumn())
+        # what is printed to a pipe stays there: only lines for the same terminal go above the bar
+        bars = Bars(*columns, console=console(stderr=True), transient=True, redirect_stdout=sys.stdout.isatty())
+        bars.start()
+        return bars
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def part(self, title: str, total: float | None) -> Progress:
+        """Return a second bar below this one, for one part of the work."""
+        return Progress(title, total, shown=self._shown, parent=self)
+
+    def advance(self, amount: float = 1, note: str = "") -> None:
+        """Add what was done since the last call; `note` takes the place of the count."""
+        self.update(self.done + amount, note)
+
+    def update(self, done: float, note: str = "") -> None:
+        """Set how much is done; `note` takes the place of the count."""
+        self.done, self.note = done, note
+        if self._bars is not None:
+            self._bars.update(self._task, completed=done, note=note or self._count())
+        elif self._shown and time.monotonic() > self._line_at:
+            self._line_at = time.monotonic() + LINE_SECONDS
+            percent = f" {100 * done / self.total:.0f}%" if self.total else ""
+            say(f"{self.title}:{percent} {note or self._count()}", stderr=True)
+
+    def close(self) -> None:
+        """Remove the bar."""
+        if self._bars is None:
+            return
+        if self._parent is not None:
+            self._bars.remove_task(self._task)
+        else:
+            self._bars.stop()
+        self._bars = None
+
+    def _count(self) -> str:
+        return f"{self.done:,.0f}" + (f"/{self.total:,.0f}" if self.total is not None else "")
+
+
+def print_table(
+    heads: Sequence[str],
+    rows: Iterable[Sequence[str | Text] | None],
+    title: str | None = None,
+    caption: str | None = None,
+    labels: int = 1,
+) -> None:
+    """Print a table on standard output, on the first process only; outside a terminal it is as wide as it needs to be.
+
+    Args:
+        heads: headings of the columns.
+        rows: cells of each line; None leaves a line empty.
+        title: the line above it.
+        caption: the text below it.
+        labels: how many columns at the left are names; those after them are numbers, aligned right and never wrapped.
+    """
+    if not is_first_process():
+        return
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+    table.box, table.padding, table.pad_edge = box.SIMPLE_HEAD, (0, 1), False
+    for number, head in enumerate(heads):
+        label = number < labels
+        table.add_column(head, justify="left" if label else "right", no_wrap=not label, overflow="fold")
+    for row in rows:
+        if row is None:
+            table.add_section()
+        else:
+            table.add_row(*row)
+    console(width=10_000).print(table)
 
 
 def clock(seconds: float) -> str:
