@@ -18,9 +18,10 @@ from mm_lightning.checkpoint import checkpoint_path
 from mm_lightning.checkpoint.environment import describe_environment
 from mm_lightning.console import say
 from mm_lightning.errors import UserError
+from mm_lightning.evaluation.measurement import Row
 from mm_lightning.evaluation.samples import RESULTS, SAMPLES
 from mm_lightning.evaluation.settings import left_out, left_out_line, make_tasks
-from mm_lightning.evaluation.task import Record, Row, Task
+from mm_lightning.evaluation.task import Record, Task
 from mm_lightning.outputs import write_bytes, write_json
 from mm_lightning.ranges import Count, Name, Natural, checked
 from mm_lightning.training.evaluation_mode import evaluation_mode

@@ -17,7 +17,7 @@ from mm_lightning.data.facts import FactsConfig
 from mm_lightning.data.prepare import PrepareConfig
 from mm_lightning.data.regbench import RegBenchConfig
 from mm_lightning.errors import UserError
-from mm_lightning.evaluation.task import TASKS, find_task
+from mm_lightning.evaluation.registry import TASKS, find_task
 from mm_lightning.experiments import launch
 from mm_lightning.inference.sampling import Sampling
 from mm_lightning.memory.sublinear.key_clusters import SublinearRead

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from mm_lightning.evaluation.measurement import Measurement, Row
 from mm_lightning.evaluation.metrics import Metric
-from mm_lightning.evaluation.task import Item, Measurement, Record, Row
+from mm_lightning.evaluation.task import Item, Record
 from mm_lightning.evaluation.text_task import ReadingTask
 
 if TYPE_CHECKING:

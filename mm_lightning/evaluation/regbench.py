@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from mm_lightning.errors import UserError
+from mm_lightning.evaluation.measurement import Measurement
 from mm_lightning.evaluation.metrics import Metric
-from mm_lightning.evaluation.task import Item, Measurement, Record, Task
+from mm_lightning.evaluation.task import Item, Record, Task
 from mm_lightning.ranges import Count, Seed, check_fields
 
 if TYPE_CHECKING:

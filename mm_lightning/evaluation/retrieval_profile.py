@@ -8,7 +8,8 @@ from itertools import pairwise
 from statistics import fmean
 from typing import TYPE_CHECKING, ClassVar
 
-from mm_lightning.evaluation.task import Item, Measurement, Record
+from mm_lightning.evaluation.measurement import Measurement
+from mm_lightning.evaluation.task import Item, Record
 from mm_lightning.evaluation.text_task import ReadingTask
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from typing import Any
 
 from mm_lightning.errors import UserError
 from mm_lightning.evaluation.persistent.definitions import DEFINITIONS
-from mm_lightning.evaluation.task import Task, find_task, task_names
+from mm_lightning.evaluation.registry import find_task, task_names
+from mm_lightning.evaluation.task import Task
 
 
 def make_tasks(names: str | Sequence[str], given: dict[str, Any]) -> list[Task]:

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from mm_lightning.checkpoint import load_network
 from mm_lightning.cli import main
 from mm_lightning.errors import UserError
-from mm_lightning.evaluation import processes, task
+from mm_lightning.evaluation import processes, registry, task
 from mm_lightning.evaluation.intervals import t_quantile
 from mm_lightning.evaluation.long_documents import Texts, stretches
 from mm_lightning.evaluation.loss_by_position import LossByPosition, edges, relative_bins
@@ -209,7 +209,7 @@ class Counted(task.Task):
 
 
 def test_results_are_shown(runs, files, tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(task.TASKS, "counted", (f"{__name__}:Counted", ""))
+    monkeypatch.setitem(registry.TASKS, "counted", (f"{__name__}:Counted", ""))
     given = ["--checkpoint", str(runs / "v2"), str(runs / "transformer"), "--names", "mosaic", "baseline"]
     given += ["--tasks", "loss_by_position,counted", "--contexts", "128", "--text", *files, "--device", "cpu"]
     assert main(["evaluate", *given, "--output", str(tmp_path)]) == 0
@@ -367,7 +367,7 @@ class Failing(task.Task):
 
 
 def test_a_failed_task_blocks_no_folder_and_no_table(evaluate, runs, files, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(task.TASKS, "failing", (f"{__name__}:Failing", ""))
+    monkeypatch.setitem(registry.TASKS, "failing", (f"{__name__}:Failing", ""))
     given = ["evaluate", "--checkpoint", str(runs / "v2"), "--contexts", "128", "--text", *files, "--device", "cpu"]
     given += ["--output", str(tmp_path), "--tasks", "loss_by_position,failing", "--limit"]
     assert main([*given, "2"]) == 2
@@ -427,7 +427,7 @@ def test_seconds_add_up(tmp_path):
     ],
 )
 def test_mistakes(evaluate, more, message, monkeypatch):
-    monkeypatch.setitem(task.TASKS, "nothing", (f"{__name__}:Nothing", ""))
+    monkeypatch.setitem(registry.TASKS, "nothing", (f"{__name__}:Nothing", ""))
     status, said = evaluate("v2", more=more)
     assert status == 2
     assert message in said.splitlines()[-1]

@@ -4,8 +4,10 @@ from typing import ClassVar
 import pytest
 
 from mm_lightning.errors import UserError
+from mm_lightning.evaluation.measurement import Measurement
 from mm_lightning.evaluation.metrics import Metric
-from mm_lightning.evaluation.task import GROUPS, Item, Measurement, Task, find_task, task_names
+from mm_lightning.evaluation.registry import GROUPS, find_task, task_names
+from mm_lightning.evaluation.task import Item, Task
 
 
 @dataclasses.dataclass

@@ -11,8 +11,9 @@ from statistics import fmean, variance
 from typing import Any
 
 from mm_lightning.evaluation.intervals import t_quantile
+from mm_lightning.evaluation.measurement import Measurement
 from mm_lightning.evaluation.metrics import Metric, find_metric
-from mm_lightning.evaluation.task import Measurement, Record
+from mm_lightning.evaluation.task import Record
 
 WAYS = ("likelihood", "likelihood_by_length", "greedy")
 """To score an answer; each has a micro accuracy of this name and a macro one."""

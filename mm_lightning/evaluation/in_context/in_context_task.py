@@ -22,7 +22,8 @@ from mm_lightning.evaluation.in_context.prompts import (
     digest,
     draw_shots,
 )
-from mm_lightning.evaluation.task import Item, Measurement, Record, Row, Task, title_of
+from mm_lightning.evaluation.measurement import Measurement, Row
+from mm_lightning.evaluation.task import Item, Record, Task, title_of
 from mm_lightning.ranges import Count, Place, Seed, check_fields
 
 if TYPE_CHECKING:

@@ -11,8 +11,9 @@ from random import Random
 from typing import TYPE_CHECKING, ClassVar
 
 from mm_lightning.errors import UserError
+from mm_lightning.evaluation.measurement import Measurement, Row
 from mm_lightning.evaluation.new_knowledge.question_source import DEFAULT_LIMIT, Sample, Source, share_found, spread
-from mm_lightning.evaluation.task import Item, Measurement, Record, Row, Task, means
+from mm_lightning.evaluation.task import Item, Record, Task, means
 from mm_lightning.ranges import Count, Seed, check_fields
 
 if TYPE_CHECKING:

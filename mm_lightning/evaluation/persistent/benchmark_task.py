@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mm_lightning.errors import UserError
+from mm_lightning.evaluation.measurement import Measurement, Row
 from mm_lightning.evaluation.metrics import Metric, find_metric
 from mm_lightning.evaluation.persistent.data import digest
 from mm_lightning.evaluation.persistent.definitions import DEFINITIONS, Definition
-from mm_lightning.evaluation.task import Item, Measurement, Record, Row, Task
+from mm_lightning.evaluation.task import Item, Record, Task
 from mm_lightning.ranges import Count, Natural, Place, Seed, check_fields
 
 if TYPE_CHECKING:

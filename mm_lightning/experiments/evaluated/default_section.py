@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 from mm_lightning.errors import UserError
-from mm_lightning.evaluation.task import Row, restore_task
+from mm_lightning.evaluation.measurement import Row
+from mm_lightning.evaluation.registry import restore_task
 from mm_lightning.experiments import page
 from mm_lightning.experiments.drawing import drawing, word
 from mm_lightning.experiments.evaluated import plots

@@ -6,8 +6,9 @@ import json
 from collections.abc import Iterator
 
 from mm_lightning.errors import UserError
+from mm_lightning.evaluation.measurement import Measurement, Row
 from mm_lightning.evaluation.metrics import unit_words
-from mm_lightning.evaluation.task import Measurement, Row, restore_task
+from mm_lightning.evaluation.registry import restore_task
 from mm_lightning.experiments import page
 from mm_lightning.experiments.drawing import word
 from mm_lightning.experiments.evaluated.estimates import Estimate, estimate

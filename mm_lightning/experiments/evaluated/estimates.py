@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mm_lightning.evaluation.intervals import independent, share_interval
+from mm_lightning.evaluation.measurement import Row, interval
 from mm_lightning.evaluation.metrics import DIGITS, scale
-from mm_lightning.evaluation.task import Row, interval
 
 
 @dataclass(frozen=True)

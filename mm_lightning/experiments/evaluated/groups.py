@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mm_lightning.evaluation.measurement import Row
 from mm_lightning.evaluation.samples import Samples
-from mm_lightning.evaluation.task import Row
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from statistics import linear_regression
 import numpy as np
 
 from mm_lightning.evaluation.in_context.accuracy import BEST, LONGEST
-from mm_lightning.evaluation.task import Row
+from mm_lightning.evaluation.measurement import Row
 from mm_lightning.experiments import page
 from mm_lightning.experiments.drawing import drawing
 from mm_lightning.experiments.evaluated import plots, published

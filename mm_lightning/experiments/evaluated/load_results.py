@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from mm_lightning.errors import UserError
+from mm_lightning.evaluation.measurement import Row
 from mm_lightning.evaluation.metrics import find_metric
 from mm_lightning.evaluation.origin import origin
+from mm_lightning.evaluation.registry import find_task, restore_task
 from mm_lightning.evaluation.run import run_name
 from mm_lightning.evaluation.samples import RESULTS, SETTINGS, Samples, read_json
-from mm_lightning.evaluation.task import Row, find_task, restore_task, title_of
+from mm_lightning.evaluation.task import title_of
 from mm_lightning.experiments.evaluated.groups import Evaluation, Gathered, Network, data_of, in_common
 
 

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from mm_lightning.evaluation.loss_by_position import RISE
-from mm_lightning.evaluation.task import Row
+from mm_lightning.evaluation.measurement import Row
 from mm_lightning.experiments import page
 from mm_lightning.experiments.drawing import drawing
 from mm_lightning.experiments.evaluated import plots, published

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from mm_lightning.evaluation.measurement import Row
 from mm_lightning.evaluation.persistent.benchmark_task import CUT
 from mm_lightning.evaluation.persistent.definitions import DEFINITIONS, VARIANTS
-from mm_lightning.evaluation.task import Row
 from mm_lightning.experiments import page
 from mm_lightning.experiments.drawing import drawing
 from mm_lightning.experiments.evaluated import plots, published

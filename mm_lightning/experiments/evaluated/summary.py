@@ -6,7 +6,8 @@ import json
 from collections.abc import Sequence
 
 from mm_lightning.errors import UserError
-from mm_lightning.evaluation.task import Row, restore_task
+from mm_lightning.evaluation.measurement import Row
+from mm_lightning.evaluation.registry import restore_task
 from mm_lightning.experiments.evaluated.differences import with_unit
 from mm_lightning.experiments.evaluated.estimates import Estimate, estimate
 from mm_lightning.experiments.evaluated.grid import Grid

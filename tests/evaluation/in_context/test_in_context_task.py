@@ -15,7 +15,7 @@ from mm_lightning.evaluation.in_context.answer import ANSWER_TOKENS
 from mm_lightning.evaluation.in_context.in_context_task import Classification, InContext
 from mm_lightning.evaluation.in_context.prompts import STRATEGIES, Style
 from mm_lightning.evaluation.model import Model
-from mm_lightning.evaluation.task import GROUPS, find_task
+from mm_lightning.evaluation.registry import GROUPS, find_task
 
 TRUTH = {example.question.removeprefix("thing: "): example.label for example in colours().test}
 

@@ -12,7 +12,7 @@ from mm_lightning.errors import UserError
 from mm_lightning.evaluation.model import Model
 from mm_lightning.evaluation.new_knowledge.generated_facts import GeneratedFacts
 from mm_lightning.evaluation.new_knowledge.long_text_task import TENTHS
-from mm_lightning.evaluation.task import find_task, task_names
+from mm_lightning.evaluation.registry import find_task, task_names
 from mm_lightning.experiments.drawing import drawing
 from mm_lightning.experiments.evaluated.heat_maps import NOT_ASKED, heat_maps
 from mm_lightning.networks import MemoryMosaicConfig

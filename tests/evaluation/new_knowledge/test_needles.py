@@ -9,7 +9,7 @@ from mm_lightning.errors import UserError
 from mm_lightning.evaluation.new_knowledge import haystack, needles
 from mm_lightning.evaluation.new_knowledge.haystack import NOISE, needle, needle_prompt
 from mm_lightning.evaluation.new_knowledge.words import ADJECTIVES, NOUNS
-from mm_lightning.evaluation.task import TASKS, find_task
+from mm_lightning.evaluation.registry import TASKS, find_task
 
 ONE = """\
 A special magic number is hidden within the following text. Make sure to memorize it. I will quiz you about the number \

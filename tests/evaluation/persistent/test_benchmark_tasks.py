@@ -15,7 +15,7 @@ from mm_lightning.data.tokenizer import load_tokenizer
 from mm_lightning.errors import UserError
 from mm_lightning.evaluation.model import Model
 from mm_lightning.evaluation.persistent.benchmark_task import CUT
-from mm_lightning.evaluation.task import find_task
+from mm_lightning.evaluation.registry import find_task
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from mm_lightning.evaluation.persistent import harness
 from mm_lightning.evaluation.persistent.definitions import DEFINITIONS, OTHER_6, PERSISTENT_13, VARIANTS
 from mm_lightning.evaluation.persistent.harness import configs
 from mm_lightning.evaluation.persistent.harness_requests import answer, questions
-from mm_lightning.evaluation.task import GROUPS, TASKS, find_task, task_names
+from mm_lightning.evaluation.registry import GROUPS, TASKS, find_task, task_names
 
 
 class Oracle:

@@ -21,7 +21,7 @@ from mm_lightning.data.tokenizer import load_tokenizer, train_tokenizer
 from mm_lightning.errors import UserError
 from mm_lightning.evaluation.model import Model
 from mm_lightning.evaluation.persistent.language_model import LanguageModel
-from mm_lightning.evaluation.task import find_task
+from mm_lightning.evaluation.registry import find_task
 from mm_lightning.inference.export import export
 
 CONTEXT = 2048

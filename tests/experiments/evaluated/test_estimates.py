@@ -2,8 +2,8 @@
 
 import pytest
 
+from mm_lightning.evaluation.measurement import Measurement, Row
 from mm_lightning.evaluation.metrics import METRICS, Metric
-from mm_lightning.evaluation.task import Measurement, Row
 from mm_lightning.experiments.evaluated.estimates import estimate, mean_of_shares
 
 
