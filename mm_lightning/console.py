@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from mm_lightning import signals
 from mm_lightning.redaction import redact
@@ -51,14 +51,14 @@ class Progress:
         self, title: str, total: float | None, done: float = 0, shown: bool = True, parent: Progress | None = None
     ) -> None:
         self.title, self.total, self.done, self.note = title, total, done, ""
-        self._parent, self._shown = parent, shown and is_first_process()
+        self.shown, self._parent = shown and is_first_process(), parent
         self._line_at = time.monotonic() + LINE_SECONDS
         self._bars: Any = parent._bars if parent else self._open()
         if self._bars is not None:
-            self._task = self._bars.add_task(title, total=total, completed=done, note=self._count())
+            self._task = self._bars.add_task(title, total=total, completed=done, note=self._done_of_total())
 
     def _open(self) -> Any:
-        if not self._shown or not sys.stderr.isatty():
+        if not self.shown or not sys.stderr.isatty():
             return None
         from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bars
@@ -71,7 +71,7 @@ class Progress:
         bars.start()
         return bars
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -79,7 +79,7 @@ class Progress:
 
     def part(self, title: str, total: float | None) -> Progress:
         """Return a second bar below this one, for one part of the work."""
-        return Progress(title, total, shown=self._shown, parent=self)
+        return Progress(title, total, shown=self.shown, parent=self)
 
     def advance(self, amount: float = 1, note: str = "") -> None:
         """Add what was done since the last call; `note` takes the place of the count."""
@@ -89,11 +89,11 @@ class Progress:
         """Set how much is done; `note` takes the place of the count."""
         self.done, self.note = done, note
         if self._bars is not None:
-            self._bars.update(self._task, completed=done, note=note or self._count())
-        elif self._shown and time.monotonic() > self._line_at:
+            self._bars.update(self._task, completed=done, note=note or self._done_of_total())
+        elif self.shown and time.monotonic() > self._line_at:
             self._line_at = time.monotonic() + LINE_SECONDS
             percent = f" {100 * done / self.total:.0f}%" if self.total else ""
-            say(f"{self.title}:{percent} {note or self._count()}", stderr=True)
+            say(f"{self.title}:{percent} {note or self._done_of_total()}", stderr=True)
 
     def close(self) -> None:
         """Remove the bar."""
@@ -105,7 +105,7 @@ class Progress:
             self._bars.stop()
         self._bars = None
 
-    def _count(self) -> str:
+    def _done_of_total(self) -> str:
         return f"{self.done:,.0f}" + (f"/{self.total:,.0f}" if self.total is not None else "")
 
 

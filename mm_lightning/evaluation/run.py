@@ -9,13 +9,13 @@ import contextlib
 import multiprocessing
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mm_lightning.checkpoint import fingerprint
-from mm_lightning.console import say
+from mm_lightning.console import Progress, say
 from mm_lightning.evaluation.origin import origin
 from mm_lightning.evaluation.samples import RESULTS, Samples
 from mm_lightning.evaluation.task import Item, Task
@@ -154,11 +154,11 @@ def answer(job: Job, subject: EvaluatedModel, task: Task, model: Model, items: S
     )
     mine = [item for item in items[job.rank :: job.world_size] if item.key not in known]
     try:
-        with Progress(task.title, samples, len(items), shown=job.rank == 0) as progress:
+        with AnswerProgress(task.title, samples, len(items), shown=job.rank == 0) as progress:
             model.reading = progress.reading
-            ask(task, model, mine, samples, job, progress.look)
+            ask(task, model, mine, samples, job, progress.count)
             if job.rank == 0:
-                wait_for(keys, samples, progress.look)
+                wait_for(keys, samples, progress.count)
     except KeyboardInterrupt:
         say_first(job, f"interrupted: {samples.count():,} answers are kept, the same command goes on")
         raise
@@ -235,37 +235,29 @@ def run_name(checkpoint: Path, long_term: bool = True, inference_delay: int | No
     return re.sub(r"[^\w.\-]+", "", "-".join(parts))
 
 
-class Progress:
-    """A bar for the answers of all processes, where standard error is a terminal.
+class AnswerProgress(Progress):
+    """A bar for the answers of all processes.
 
     Args:
-        name: of the task.
+        title: of the task.
         samples: which are counted.
         total: how many there will be.
         shown: False for none.
     """
 
-    def __init__(self, name: str, samples: Samples, total: int, shown: bool) -> None:
-        from mm_lightning.inference.commands import ReadingBar
+    def __init__(self, title: str, samples: Samples, total: int, shown: bool) -> None:
+        super().__init__(title, total, shown=shown)
+        self._samples, self._counted_at = samples, float("-inf")
+        self.count()
 
-        self._bar, self._samples, self._shown = ReadingBar(total, name, shown), samples, shown
-        self._known, self._looked = 0, 0.0
-
-    def __enter__(self) -> Progress:
-        self._bar.__enter__()
-        self.look()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.__exit__(*error)
-
-    def reading(self, tokens: int) -> contextlib.AbstractContextManager[Callable[[int], None]]:
+    @contextlib.contextmanager
+    def reading(self, tokens: int) -> Iterator[Callable[[int], None]]:
         """Context manager for a bar of a long text that is read, which gives what moves it."""
-        return self._bar.part(tokens, "reading, tokens")
+        with self.part("reading, tokens", tokens) as bar:
+            yield bar.advance
 
-    def look(self) -> None:
-        """Moves the bar, twice a second at most."""
-        if self._shown and time.monotonic() - self._looked > 0.5:
-            count = self._samples.count()
-            self._bar.advance(count - self._known)
-            self._known, self._looked = count, time.monotonic()
+    def count(self) -> None:
+        """Count the answers and move the bar, twice a second at most."""
+        if self.shown and time.monotonic() - self._counted_at > 0.5:
+            self._counted_at = time.monotonic()
+            self.update(self._samples.count())

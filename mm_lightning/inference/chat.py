@@ -9,8 +9,9 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
+from mm_lightning.console import Progress
 from mm_lightning.errors import UserError
-from mm_lightning.inference.commands import ReadingBar, sublinear
+from mm_lightning.inference.commands import sublinear
 from mm_lightning.inference.sampling import Sampling
 from mm_lightning.inference.text import unescape
 from mm_lightning.outputs import MEMORY, check_output
@@ -142,7 +143,7 @@ def obey(talk: Conversation, line: str) -> bool:
         display(HELP)
     elif name == "read":
         tokens = talk.encode(read_document(value))
-        with ReadingBar(len(tokens)) as bar:
+        with Progress("reading", len(tokens)) as bar:
             talk.read(tokens, bar.advance)
     elif name == "save":
         file, overwrite = value.removesuffix(" --overwrite").strip(), value.endswith(" --overwrite")

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import inspect
 import json
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from mm_lightning.console import Progress
 from mm_lightning.errors import UserError
 from mm_lightning.inference.sampling import DEFAULTS, Sampling
 from mm_lightning.inference.text import check_stop, encode_next, escape, unescape
 from mm_lightning.outputs import MEMORY, Output, check_output, opened
 from mm_lightning.ranges import Budget, Count, Name, Place, Text
-from mm_lightning.terminal import console, display
+from mm_lightning.terminal import display
 from mm_lightning.text_files import JSON_LINES, json_texts, read_document, split_suffix, text_lines
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ def _print_samples(prompt: str, written: Written, samples: int) -> None:
 def _write_lines(written: Written, samples: int, total: int, target: Output | None) -> None:
     from mm_lightning.inference.generate import collect
 
-    with opened(target, keep=True) as file, ReadingBar(total, "prompts", shown=target is not None) as bar:
+    with opened(target, keep=True) as file, Progress("prompts", total, shown=target is not None) as bar:
         for prompts, pieces in written:
             texts = collect(pieces, len(prompts) * samples)
             for n, prompt in enumerate(prompts):
@@ -201,7 +201,7 @@ def remember_command(
     tokens = [tokenizer.bos, *tokenizer.encode(document)]
     with inference_on(place):
         reader = Reader(network, 1, len(tokens))
-        with ReadingBar(len(tokens)) as bar:
+        with Progress("reading", len(tokens)) as bar:
             reader.read([tokens], bar.advance)
         save_memory(target, reader, tokenizer)
     display(f"{output}: {len(tokens):,} tokens, {reader.state.bytes / 1e6:.1f} MB")
@@ -239,41 +239,3 @@ class Speed:
         if sys.stderr.isatty():
             seconds = time.monotonic() - self.begin
             display(f"{self.tokens:,} tokens, {self.tokens / seconds:,.1f} tokens/s", file=sys.stderr)
-
-
-class ReadingBar:
-    """A progress bar on standard error, where that is a terminal.
-
-    Args:
-        total: what there is to do.
-        what: its name.
-        shown: False for none.
-    """
-
-    def __init__(self, total: int, what: str = "reading", shown: bool = True) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        out = console(stderr=True)
-        self._bar = Progress(*columns, console=out, transient=True, disable=not (shown and out.is_terminal))
-        self._task = self._bar.add_task(what, total=total)
-
-    def __enter__(self) -> ReadingBar:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def advance(self, done: int) -> None:
-        """So much more is done."""
-        self._bar.advance(self._task, done)
-
-    @contextlib.contextmanager
-    def part(self, total: int, what: str = "reading") -> Iterator[Callable[[int], None]]:
-        """Context manager for a second bar below this one, which gives what moves it."""
-        task = self._bar.add_task(what, total=total)
-        try:
-            yield lambda done: self._bar.advance(task, done)
-        finally:
-            self._bar.remove_task(task)
