@@ -59,7 +59,7 @@ class MemoryStatistics(OnValidationBatch):
 
     def inspect(self, trainer: Trainer, network: Network) -> None:
         """Write the histograms of what the memories compute on validation sequences."""
-        from mm_lightning.inspection.statistics import memory_distributions
+        from mm_lightning.inspection.distributions import memory_distributions
 
         assert self.batch is not None
         write_histograms(trainer, memory_distributions(network, self.batch.tokens, self.batch.documents))

@@ -11,7 +11,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from mm_lightning.callbacks.after_validation import AfterValidation
-from mm_lightning.inference.commands import generate_line
+from mm_lightning.inference.generate_commands import generate_line
 from mm_lightning.inference.sampling import Sampling
 from mm_lightning.networks import Network
 from mm_lightning.ranges import Count, Portion, Seed, Temperature, Text, checked

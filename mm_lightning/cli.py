@@ -36,31 +36,46 @@ TRAINING: dict[str, str] = {
 
 # command: ("module:function", what it does)
 COMMANDS: dict[str, tuple[str, str]] = {
-    "data prepare": ("mm_lightning.data.commands:prepare", "turn text files into litdata shards and a manifest"),
-    "data regbench": ("mm_lightning.data.commands:regbench", "generate the synthetic benchmark of learning in context"),
-    "data facts": ("mm_lightning.data.commands:facts", "generate made-up facts with questions about them"),
+    "data prepare": ("mm_lightning.data.data_commands:prepare", "turn text files into litdata shards and a manifest"),
+    "data regbench": (
+        "mm_lightning.data.data_commands:regbench",
+        "generate the synthetic benchmark of learning in context",
+    ),
+    "data facts": ("mm_lightning.data.data_commands:facts", "generate made-up facts with questions about them"),
     "data fetch": (
         "mm_lightning.evaluation.fetch:fetch_command",
         "download the public data sets that mm evaluate asks about",
     ),
-    "data inspect": ("mm_lightning.data.commands:inspect", "show a manifest, document lengths and decoded samples"),
+    "data inspect": (
+        "mm_lightning.data.data_commands:inspect",
+        "show a manifest, document lengths and decoded samples",
+    ),
     "data show": (
         "mm_lightning.training.show_batch:show",
         "show what a step of a run was trained on, or its bad steps",
     ),
-    "data verify": ("mm_lightning.data.commands:verify", "find missing, truncated or foreign shards"),
-    "tokenizer train": ("mm_lightning.data.commands:train_tokenizer", "train a byte-level BPE on text files"),
-    "cost": ("mm_lightning.experiments.cost:cost_command", "parameters, FLOPs and memory of a config, none allocated"),
+    "data verify": ("mm_lightning.data.data_commands:verify", "find missing, truncated or foreign shards"),
+    "tokenizer train": ("mm_lightning.data.data_commands:train_tokenizer", "train a byte-level BPE on text files"),
+    "cost": (
+        "mm_lightning.experiments.cost_command:cost_command",
+        "parameters, FLOPs and memory of a config, none allocated",
+    ),
     "launch": ("mm_lightning.experiments.launch:launch_command", "train on many nodes: Slurm or torchrun"),
     "sweep": (
         "mm_lightning.experiments.sweep:sweep_command",
         "train all variants and seeds of a sweep file",
     ),
     "evaluate": ("mm_lightning.experiments.evaluate:evaluate_command", "ask trained networks what they can do"),
-    "generate": ("mm_lightning.inference.commands:generate_command", "sample text from a run or a checkpoint"),
+    "generate": ("mm_lightning.inference.generate_commands:generate_command", "sample text from a run or a checkpoint"),
     "chat": ("mm_lightning.inference.chat:chat_command", "write in turns with a network that remembers all of it"),
-    "remember": ("mm_lightning.inference.commands:remember_command", "read a document once into a memory file"),
-    "inspect": ("mm_lightning.inspection.commands:inspect_command", "write a web page of what each memory reads"),
+    "remember": (
+        "mm_lightning.inference.generate_commands:remember_command",
+        "read a document once into a memory file",
+    ),
+    "inspect": (
+        "mm_lightning.inspection.inspect_command:inspect_command",
+        "write a web page of what each memory reads",
+    ),
     "export": ("mm_lightning.inference.export:export_command", "write a network as a folder that transformers loads"),
     "import": (
         "mm_lightning.inference.import_checkpoint:import_command",

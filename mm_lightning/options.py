@@ -15,10 +15,19 @@ from mm_lightning.errors import UserError
 from mm_lightning.synonyms import synonym
 
 
+def option_classes(function: Callable[..., Any]) -> list[type]:
+    """Return the dataclasses whose fields a function takes: `**options: Annotated[Any, Options]`."""
+    types = typing.get_type_hints(function, include_extras=True).values()
+    named = [typing.get_args(hint) for hint in types if typing.get_origin(hint) is typing.Annotated]
+    return [options for kind, options, *_ in named if kind is Any]
+
+
 def type_words(function: Callable[..., Any]) -> dict[str, str]:
     """Return the types of a function's parameters as text, without what they state: `bool`, `list[int] | None`."""
     plain = typing.get_type_hints(function)
     parameters = {name: plain.get(name, Any) for name in inspect.signature(function).parameters}
+    for options in option_classes(function):
+        parameters = typing.get_type_hints(options) | parameters
     return {name: kind.__name__ if type(kind) is type else str(kind) for name, kind in parameters.items()}
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal, TypeVar, Union
 
 from mm_lightning.errors import UserError
-from mm_lightning.options import parser_options
+from mm_lightning.options import option_classes, parser_options
 
 MOST = 10**12
 """The largest whole number that an option takes, where its range does not say."""
@@ -215,17 +215,13 @@ def shown(value: Any) -> str:
 
 @functools.cache
 def hints(function: Callable[..., Any]) -> dict[str, Any]:
-    """Return the types of a function's parameters, or of a class's fields, with what they state.
-
-    `**options: Annotated[Any, Options]` stands for the fields of the dataclass Options.
-    """
+    """Return the types of a function's parameters and its option classes, or of a class's fields, with their ranges."""
     try:
         types_by_name = typing.get_type_hints(function, include_extras=True)
     except (NameError, TypeError):  # of a class that is not ours, and imports its types for type checkers only
         return {}
-    for hint in list(types_by_name.values()):
-        if typing.get_origin(hint) is Annotated and typing.get_args(hint)[0] is Any:
-            types_by_name |= hints(typing.get_args(hint)[1])
+    for options in option_classes(function):
+        types_by_name = hints(options) | types_by_name
     return types_by_name
 
 

@@ -14,7 +14,7 @@ from mm_lightning import callbacks, cli
 from mm_lightning.cli import COMMANDS, function_parser, load, main
 from mm_lightning.data import TextDataModule
 from mm_lightning.data.facts import FactsConfig
-from mm_lightning.data.prepare import PrepareConfig
+from mm_lightning.data.prepare_config import PrepareConfig
 from mm_lightning.data.regbench import RegBenchConfig
 from mm_lightning.errors import UserError
 from mm_lightning.evaluation.registry import TASKS, find_task

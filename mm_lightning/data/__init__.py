@@ -8,9 +8,10 @@ if TYPE_CHECKING:
     from mm_lightning.data.datamodule import TextDataModule
     from mm_lightning.data.facts import FactsConfig
     from mm_lightning.data.manifest import Manifest
-    from mm_lightning.data.prepare import PrepareConfig
+    from mm_lightning.data.prepare_config import PrepareConfig
     from mm_lightning.data.regbench import RegBenchConfig
-    from mm_lightning.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+    from mm_lightning.data.tokenizer import Tokenizer, load_tokenizer
+    from mm_lightning.data.tokenizer_training import train_tokenizer
 
 __all__ = [
     "Batch",
@@ -28,12 +29,12 @@ _ROOMS = {
     "Batch": "batch",
     "FactsConfig": "facts",
     "Manifest": "manifest",
-    "PrepareConfig": "prepare",
+    "PrepareConfig": "prepare_config",
     "RegBenchConfig": "regbench",
     "TextDataModule": "datamodule",
     "Tokenizer": "tokenizer",
     "load_tokenizer": "tokenizer",
-    "train_tokenizer": "tokenizer",
+    "train_tokenizer": "tokenizer_training",
 }
 
 

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from mm_lightning.console import say
-from mm_lightning.data.corpora import SourceFile
+from mm_lightning.data.source_files import SourceFile
 from mm_lightning.decompress import opened
 from mm_lightning.errors import BadInput, UserError
 from mm_lightning.stores import is_remote

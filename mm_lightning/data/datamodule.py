@@ -18,7 +18,8 @@ from mm_lightning.data.facts import FactsConfig, prepare_facts
 from mm_lightning.data.folder import reuse
 from mm_lightning.data.manifest import FILE, Manifest
 from mm_lightning.data.mixture import DataSet
-from mm_lightning.data.prepare import PrepareConfig, check_tokenizer, prepare
+from mm_lightning.data.prepare import check_tokenizer, prepare
+from mm_lightning.data.prepare_config import PrepareConfig
 from mm_lightning.data.regbench import RegBenchConfig, prepare_regbench
 from mm_lightning.data.sequences import EvaluationOrder, PlainLoader, Sequences, TrainingLoader
 from mm_lightning.data.tokenizer import Tokenizer, load_tokenizer

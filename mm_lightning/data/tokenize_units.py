@@ -18,8 +18,9 @@ import numpy as np
 
 from mm_lightning import streams
 from mm_lightning.console import say
-from mm_lightning.data.corpora import Piece, ReadSettings, SourceFile, read_piece
+from mm_lightning.data.corpora import Piece, read_piece
 from mm_lightning.data.manifest import SPLITS
+from mm_lightning.data.source_files import ReadSettings, SourceFile
 from mm_lightning.data.splitting import DocumentSplit
 from mm_lightning.data.tokenizer import Tokenizer, load_tokenizer
 from mm_lightning.errors import UserError

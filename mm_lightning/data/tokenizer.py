@@ -7,16 +7,14 @@ import hashlib
 import json
 import os
 import re
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mm_lightning.console import say
 from mm_lightning.data.interruptible import interruptible
+from mm_lightning.data.tokenizer_json import boundary_template, keeps_bytes, splits_words
 from mm_lightning.errors import UserError
-from mm_lightning.outputs import Output, write_text
 from mm_lightning.text_files import read_json, read_text
 
 if TYPE_CHECKING:
@@ -27,19 +25,9 @@ BEGIN, END = "<|begin_of_text|>", "<|end_of_text|>"
 # What tokenizers call the tokens around a document, in the order they are looked for.
 _BOUNDARIES = [(BEGIN, END), ("<s>", "</s>"), ("<bos>", "<eos>"), ("<|endoftext|>", "<|endoftext|>")]
 
-# Llama 3's split: contractions, words with one leading space or sign, up to three digits, signs with the line ends
-# behind them, line ends with the white space before them, indentation up to the last space before a word.
-_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-# The same with pieces of bounded length, to train on: training takes time with the square of the longest piece.
-_BOUNDED_SPLIT = _SPLIT.replace("+", "{1,256}").replace("*", "{0,256}")
-
 PIECE = 1 << 22
 """Characters of a longer text that are encoded at once, where that gives the same."""
 _WORD_END = re.compile(r"(?<=[^\W_]) ")
-
 _LONG = 1 << 20  # characters that take a second or so to encode
 
 
@@ -191,13 +179,13 @@ class FileTokenizer(Tokenizer):
                 raise UserError(f"{self.name} has no token {name!r}{self._special_tokens()}")
         self._inner.add_special_tokens([bos, eos])  # where they are ordinary ones
         ids = self._inner.get_vocab(with_added_tokens=True)
-        return json.loads(self._inner.to_str()) | {"post_processor": _template(ids, bos, eos)}
+        return json.loads(self._inner.to_str()) | {"post_processor": boundary_template(ids, bos, eos)}
 
     def _boundaries(self) -> tuple[int, int]:
         ids = self._inner.get_vocab(with_added_tokens=True)
         template = self._content.get("post_processor") or {}
         names = [part["SpecialToken"]["id"] for part in template.get("pair") or () if "SpecialToken" in part]
-        if len(names) == 4 and set(names) <= set(ids) and template == _template(ids, *names[:2]):
+        if len(names) == 4 and set(names) <= set(ids) and template == boundary_template(ids, *names[:2]):
             return ids[names[0]], ids[names[1]]
         for begin, end in _BOUNDARIES:
             if begin in ids and end in ids:
@@ -235,7 +223,7 @@ class FileTokenizer(Tokenizer):
     def _splits_at_spaces(self) -> bool:
         """Whether a space behind a letter always begins a token, so that long texts can be encoded in pieces."""
         added = self._inner.get_added_tokens_decoder().values()
-        return not self._content.get("normalizer") and _splits_words(self._content) and all(a.special for a in added)
+        return not self._content.get("normalizer") and splits_words(self._content) and all(a.special for a in added)
 
     def _encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         def encode() -> list[list[int]]:
@@ -253,7 +241,7 @@ class FileTokenizer(Tokenizer):
         return self._inner.decode(known, skip_special_tokens=not special)
 
     def text_bytes(self, counts: np.ndarray) -> int | None:
-        if not _keeps_bytes(self._content):
+        if not keeps_bytes(self._content):
             return None
         added = self._inner.get_added_tokens_decoder()
         if any(not token.special and (token.lstrip or token.rstrip) for token in added.values()):
@@ -276,53 +264,6 @@ def pieces(text: str) -> Iterator[str]:
         yield text[start : found.start()]
         start = found.start()
     yield text[start:]
-
-
-def _splits_words(content: dict[str, Any]) -> bool:
-    """Return whether a tokenizer begins with Llama 3's split or GPT-2's and puts nothing before a text."""
-    splits = content.get("pre_tokenizer") or {}
-    splits = splits.get("pretokenizers", [splits])
-    first, last = splits[0], splits[-1]
-    if last.get("type") != "ByteLevel" or last.get("add_prefix_space"):
-        return False
-    if len(splits) == 1:
-        return bool(last.get("use_regex"))
-    words = (first.get("pattern") or {}).get("Regex") == _SPLIT and first.get("behavior") == "Isolated"
-    return len(splits) == 2 and first.get("type") == "Split" and words and not first.get("invert")
-
-
-def _keeps_bytes(content: dict[str, Any]) -> bool:
-    """Return whether a tokenizer is a byte-level BPE whose tokens are the bytes of the text and nothing else."""
-    from tokenizers import pre_tokenizers
-
-    model, normalizer, splits = (content.get(key) or {} for key in ("model", "normalizer", "pre_tokenizer"))
-    splits = splits.get("pretokenizers", [splits])
-    plain = all(
-        (split.get("type") == "ByteLevel" and not split.get("add_prefix_space"))
-        or (split.get("type") in ("Split", "Digits") and split.get("behavior") != "Removed")
-        for split in splits
-    )
-    alphabet = set(pre_tokenizers.ByteLevel.alphabet())
-    return (
-        plain
-        and not normalizer
-        and any(split.get("type") == "ByteLevel" for split in splits)
-        and model.get("type") == "BPE"
-        and not (model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"))
-        and alphabet <= set(model.get("vocab", ()))
-    )
-
-
-def _template(ids: dict[str, int], bos: str, eos: str) -> dict[str, Any]:
-    """Return the post-processor that puts boundaries around documents, of a pair of documents around each."""
-
-    def document(name: str) -> list[dict[str, Any]]:
-        tokens = [{"SpecialToken": {"id": token, "type_id": 0}} for token in (bos, eos)]
-        return [tokens[0], {"Sequence": {"id": name, "type_id": 0}}, tokens[1]]
-
-    special = {name: {"id": name, "ids": [ids[name]], "tokens": [name]} for name in (bos, eos)}
-    pair = document("A") + document("B")
-    return {"type": "TemplateProcessing", "single": document("A"), "pair": pair, "special_tokens": special}
 
 
 def _utf8(text: str) -> bytes:
@@ -384,78 +325,6 @@ def _bytes(bos: str | None, eos: str | None) -> Tokenizer:
             "bos and eos name tokens of a tokenizer.json: the tokenizer `bytes` has its own, leave them out"
         )
     return ByteTokenizer()
-
-
-def check_vocab_size(vocab_size: int) -> None:
-    """Raises a UserError where a byte-level BPE cannot be so small."""
-    if vocab_size < 258:
-        raise UserError(f"vocab_size {vocab_size} is below 258, the 256 bytes and 2 special tokens")
-
-
-def train_tokenizer(
-    texts: Iterable[str], vocab_size: int, output: str | os.PathLike | Output, progress: bool = True
-) -> Tokenizer:
-    """Train a byte-level BPE and write it as a `tokenizer.json`; the same texts always give the same file.
-
-    Args:
-        texts: whole documents (line ends and indentation are learned only from texts that contain them).
-        vocab_size: entries, the 256 bytes and 2 special tokens included; fewer if the texts do not have so many.
-        output: the file to write.
-        progress: show what is done, and progress bars in a terminal.
-
-    Raises:
-        UserError: `vocab_size` below 258, or no text.
-        KeyboardInterrupt: at once, and nothing is written.
-    """
-    import tokenizers
-    from tokenizers import decoders, models, pre_tokenizers, trainers
-
-    check_vocab_size(vocab_size)
-    tokenizer = tokenizers.Tokenizer(models.BPE())
-    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-
-    def split_by(pattern: str) -> pre_tokenizers.PreTokenizer:
-        split = pre_tokenizers.Split(tokenizers.Regex(pattern), behavior="isolated")
-        return pre_tokenizers.Sequence([split, to_bytes])
-
-    tokenizer.pre_tokenizer = split_by(_BOUNDED_SPLIT)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[BEGIN, END],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=progress,
-    )
-    seen = 0
-    read, interrupted = threading.Event(), threading.Event()
-
-    def counted() -> Iterable[str]:
-        nonlocal seen
-        try:
-            for text in texts:
-                if interrupted.is_set():
-                    raise KeyboardInterrupt
-                seen += len(text)
-                yield text
-        finally:
-            read.set()
-        if progress:
-            say(f"tokenizer: {seen:,} characters read, merging them to {vocab_size:,} entries", stderr=True)
-
-    try:
-        interruptible(lambda: tokenizer.train_from_iterator(counted(), trainer))
-    except KeyboardInterrupt:
-        # The thread must not ask for another text while Python ends, which aborts the process (until Python 3.13).
-        interrupted.set()
-        read.wait(60)
-        raise
-    if not seen:
-        raise UserError("there is no text to train a tokenizer on")
-    tokenizer.pre_tokenizer = split_by(_SPLIT)
-    path = output.name if isinstance(output, Output) else Path(output)
-    target = output if isinstance(output, Output) else path
-    write_text(target, tokenizer.to_str(pretty=True) + "\n", exact=True)
-    return FileTokenizer(path)
 
 
 def _digest(content: dict) -> str:

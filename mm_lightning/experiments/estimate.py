@@ -9,7 +9,7 @@ import time
 from typing import Any, Literal
 
 from mm_lightning.console import clock
-from mm_lightning.experiments.cost import scaled
+from mm_lightning.experiments.cost_command import scaled
 from mm_lightning.experiments.sweep_runs import Run
 from mm_lightning.terminal import console, display
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from mm_lightning.console import Progress
 from mm_lightning.errors import UserError
-from mm_lightning.inference.commands import sublinear
+from mm_lightning.inference.generate_commands import sublinear
 from mm_lightning.inference.sampling import Sampling
 from mm_lightning.inference.text import unescape
 from mm_lightning.outputs import MEMORY, check_output

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from mm_lightning.errors import UserError
+from mm_lightning.inspection.distributions import effective_pairs
 from mm_lightning.inspection.profile import Profile
 from mm_lightning.inspection.reads import Read, watch_reads
-from mm_lightning.inspection.statistics import effective_pairs
 from mm_lightning.memory.contextual import ContextualMemory
 from mm_lightning.memory.documents import Documents, Span
 from mm_lightning.networks import Network

@@ -14,7 +14,7 @@ from jsonargparse import Namespace
 
 from mm_lightning.data import TextDataModule
 from mm_lightning.data.facts import FactsConfig
-from mm_lightning.data.prepare import PrepareConfig
+from mm_lightning.data.prepare_config import PrepareConfig
 from mm_lightning.data.regbench import RegBenchConfig
 from mm_lightning.errors import UserError
 from mm_lightning.ranges import Place, Range, Seed, accept, hints

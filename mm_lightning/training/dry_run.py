@@ -25,7 +25,8 @@ from mm_lightning.checkpoint import check_architecture, find_checkpoint
 from mm_lightning.console import say
 from mm_lightning.data import Batch, TextDataModule
 from mm_lightning.data.manifest import FILE
-from mm_lightning.data.prepare import PrepareConfig, prepare
+from mm_lightning.data.prepare import prepare
+from mm_lightning.data.prepare_config import PrepareConfig
 from mm_lightning.errors import UserError
 from mm_lightning.memory.documents import Documents
 from mm_lightning.networks import NetworkConfig

@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mm_lightning.callbacks import after_validation, evaluation
 from mm_lightning.cli import main
-from mm_lightning.inspection.statistics import effective_pairs, memory_distributions
+from mm_lightning.inspection.distributions import effective_pairs, memory_distributions
 from mm_lightning.networks import MemoryMosaicConfig
 from mm_lightning.training.evaluation_mode import evaluation_mode
 

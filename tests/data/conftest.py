@@ -1,7 +1,8 @@
 import pytest
 from corpus_samples import make_texts, write_lines
 
-from mm_lightning.data.prepare import PrepareConfig, prepare
+from mm_lightning.data.prepare import prepare
+from mm_lightning.data.prepare_config import PrepareConfig
 
 
 @pytest.fixture(scope="session")

@@ -11,11 +11,11 @@ from prepare_texts import contents, run
 from mm_lightning.data import prepare as room
 from mm_lightning.data import tokenize_units
 from mm_lightning.data.contents import Contents
-from mm_lightning.data.corpora import ReadSettings, SourceFile, list_files
 from mm_lightning.data.datamodule import TextDataModule
 from mm_lightning.data.manifest import Manifest
-from mm_lightning.data.prepare import PrepareConfig
-from mm_lightning.data.tokenizer import train_tokenizer
+from mm_lightning.data.prepare_config import PrepareConfig
+from mm_lightning.data.source_files import ReadSettings, SourceFile, list_files
+from mm_lightning.data.tokenizer_training import train_tokenizer
 from mm_lightning.errors import UserError
 
 

@@ -13,7 +13,8 @@ import pytest
 import zstandard
 
 from mm_lightning import decompress
-from mm_lightning.data.corpora import ReadSettings, list_files, plan_units, read_piece
+from mm_lightning.data.corpora import plan_units, read_piece
+from mm_lightning.data.source_files import ReadSettings, list_files
 from mm_lightning.errors import BadInput, UserError
 from mm_lightning.text_files import read_document
 

@@ -12,7 +12,8 @@ from tokenizers import models, pre_tokenizers
 
 from mm_lightning.data.facts import FactsConfig, prepare_facts
 from mm_lightning.data.manifest import Manifest
-from mm_lightning.data.prepare import PrepareConfig, prepare
+from mm_lightning.data.prepare import prepare
+from mm_lightning.data.prepare_config import PrepareConfig
 from mm_lightning.data.regbench import RegBenchConfig, prepare_regbench
 from mm_lightning.data.verify import check, verify
 from mm_lightning.errors import UserError

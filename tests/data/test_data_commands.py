@@ -5,8 +5,10 @@ import pyarrow.parquet as pq
 import pytest
 from corpus_samples import make_texts, write_lines
 
-from mm_lightning.data import commands
+from mm_lightning.cli import main
+from mm_lightning.data import data_commands as commands
 from mm_lightning.data.inspect import histogram
+from mm_lightning.data.manifest import Manifest
 from mm_lightning.data.tokenizer import load_tokenizer
 from mm_lightning.errors import UserError
 
@@ -16,7 +18,9 @@ def test_from_text_to_a_verified_folder(tmp_path, capsys):
     tokenizer = str(tmp_path / "t" / "tokenizer.json")
     commands.train_tokenizer([source], tokenizer, vocab_size=300, text_key="body", progress=False)
     out = str(tmp_path / "out")
-    commands.prepare([source], out, tokenizer, text_key="body", validation_fraction=0.2, workers=1, progress=False)
+    commands.prepare(
+        [source], out, tokenizer=tokenizer, text_key="body", validation_fraction=0.2, workers=1, progress=False
+    )
     commands.verify(out)
     commands.inspect(out, samples=1)
     shown = capsys.readouterr().out
@@ -40,7 +44,9 @@ def test_both_commands_count_what_they_skip(tmp_path, capsys):
     pq.write_table(pa.table({"text": column}), tmp_path / "in.parquet")
     source, settings = str(tmp_path / "in.parquet"), {"on_error": "skip", "progress": False}
     commands.train_tokenizer(source, str(tmp_path / "tokenizer.json"), 300, **settings)
-    commands.prepare(source, str(tmp_path / "out"), "train", 300, validation_fraction=0.2, workers=1, **settings)
+    commands.prepare(
+        source, str(tmp_path / "out"), tokenizer="train", vocab_size=300, validation_fraction=0.2, workers=1, **settings
+    )
     said = capsys.readouterr().err
     assert said.count("skipped 1 files or rows; the first: ") == 2
     assert said.count("in.parquet row 41: not UTF-8") == 2
@@ -55,3 +61,12 @@ def test_histogram_bars():
     assert lines[0].split() == ["4", "-", "7", "█" * 20, "10"]
     assert lines[2].split() == ["16", "-", "31", "0"]
     assert lines[3].count("█") == 40
+
+
+def test_options_of_a_dataclass_take_words(tmp_path):
+    (tmp_path / "a.md").write_text("one")
+    (tmp_path / "b.rst").write_text("two")
+    (tmp_path / "c.txt").write_text("three")
+    words = ["--suffixes", ".md", ".rst", "--validation_fraction", "0", "--workers", "1", "--progress", "false"]
+    assert main(["data", "prepare", str(tmp_path), "--output", str(tmp_path / "out"), *words]) == 0
+    assert Manifest.load(tmp_path / "out").splits["train"].documents == 2

@@ -10,7 +10,8 @@ import torch
 from corpus_samples import make_texts, write_lines
 from small_datamodules import Recorder, SaveAt, blocks, module, rows, trainer
 
-from mm_lightning.data.prepare import PrepareConfig, prepare
+from mm_lightning.data.prepare import prepare
+from mm_lightning.data.prepare_config import PrepareConfig
 from mm_lightning.data.sequences import EvaluationOrder, TrainingOrder
 from mm_lightning.errors import UserError
 

@@ -11,7 +11,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from mm_lightning import retry
 from mm_lightning.data import TextDataModule, sequences
-from mm_lightning.data.prepare import PrepareConfig, prepare
+from mm_lightning.data.prepare import prepare
+from mm_lightning.data.prepare_config import PrepareConfig
 from mm_lightning.data.sequences import PlainLoader
 from mm_lightning.data.workers import WorkerDied
 from mm_lightning.decompress import opened

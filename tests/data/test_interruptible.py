@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from mm_lightning.data.interruptible import interruptible
-from mm_lightning.data.tokenizer import train_tokenizer
+from mm_lightning.data.tokenizer_training import train_tokenizer
 from mm_lightning.errors import UserError
 
 

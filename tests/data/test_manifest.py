@@ -4,7 +4,8 @@ import math
 import pytest
 
 from mm_lightning.data.manifest import Manifest, Shard, Split
-from mm_lightning.data.tokenizer import load_tokenizer, train_tokenizer
+from mm_lightning.data.tokenizer import load_tokenizer
+from mm_lightning.data.tokenizer_training import train_tokenizer
 from mm_lightning.data.verify import check, verify
 from mm_lightning.errors import UserError
 

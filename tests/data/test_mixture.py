@@ -11,7 +11,8 @@ from small_datamodules import Recorder, SaveAt, blocks, module, rows, trainer
 from mm_lightning.data.datamodule import TextDataModule
 from mm_lightning.data.facts import FactsConfig, prepare_facts
 from mm_lightning.data.mixture import MixedOrder, bits_per_byte, exact_shares, folders, mean, read, short_names
-from mm_lightning.data.prepare import PrepareConfig, prepare
+from mm_lightning.data.prepare import prepare
+from mm_lightning.data.prepare_config import PrepareConfig
 from mm_lightning.data.sequences import TrainingOrder
 from mm_lightning.errors import UserError
 

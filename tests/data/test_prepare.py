@@ -23,7 +23,8 @@ from mm_lightning.data import prepare as room
 from mm_lightning.data import shards, splitting, tokenize_units
 from mm_lightning.data.inspect import read_shard
 from mm_lightning.data.manifest import Manifest
-from mm_lightning.data.prepare import PrepareConfig
+from mm_lightning.data.prepare_config import PrepareConfig
+from mm_lightning.data.source_files import ReadSettings
 from mm_lightning.data.tokenizer import load_tokenizer
 from mm_lightning.data.verify import verify
 from mm_lightning.errors import UserError
@@ -171,7 +172,7 @@ original_unit = tokenize_units.tokenize_unit
 
 
 def _plan(source):
-    settings = room.ReadSettings()
+    settings = ReadSettings()
     return room.list_files([source], settings), settings, 3000
 
 

@@ -15,7 +15,8 @@ from mm_lightning.data.datamodule import TextDataModule
 from mm_lightning.data.inspect import read_shard
 from mm_lightning.data.manifest import Manifest
 from mm_lightning.data.packing import pack
-from mm_lightning.data.prepare import PrepareConfig, prepare
+from mm_lightning.data.prepare import prepare
+from mm_lightning.data.prepare_config import PrepareConfig
 from mm_lightning.data.regbench import BOS, EOS, RegBenchConfig, generate, prepare_regbench
 from mm_lightning.data.tokenizer import load_tokenizer
 from mm_lightning.data.verify import verify

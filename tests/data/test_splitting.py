@@ -8,7 +8,8 @@ from corpus_samples import make_texts, write_lines
 
 from mm_lightning.data import prepare as room
 from mm_lightning.data import splitting
-from mm_lightning.data.prepare import PrepareConfig, prepare, training_texts
+from mm_lightning.data.prepare import prepare, training_texts
+from mm_lightning.data.prepare_config import PrepareConfig
 from mm_lightning.data.splitting import DocumentSplit, fraction_of, plan_split
 from mm_lightning.errors import UserError
 

@@ -12,9 +12,10 @@ import pytest
 
 from mm_lightning import retry
 from mm_lightning.cli import main
-from mm_lightning.data import corpora
-from mm_lightning.data.corpora import ReadSettings, list_files, plan_units, read_piece
+from mm_lightning.data import source_files
+from mm_lightning.data.corpora import plan_units, read_piece
 from mm_lightning.data.manifest import Manifest
+from mm_lightning.data.source_files import ReadSettings, list_files
 from mm_lightning.decompress import opened
 from mm_lightning.errors import UserError
 
@@ -131,7 +132,7 @@ def read(source, unit_bytes=1 << 20, **settings):
     ],
 )
 def test_a_url_is_read_as_its_path_says(url, kind, codec):
-    assert corpora._kind(url)[:2] == (kind, codec)
+    assert source_files._kind(url)[:2] == (kind, codec)
 
 
 @pytest.mark.parametrize("name", ["/c.jsonl", "/c.jsonl.gz", "/c.parquet"])

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from mm_lightning.checkpoint import load_network
 from mm_lightning.cli import main
-from mm_lightning.data.prepare import PrepareConfig, prepare
+from mm_lightning.data.prepare import prepare
+from mm_lightning.data.prepare_config import PrepareConfig
 from mm_lightning.evaluation.long_documents import digest
 from mm_lightning.evaluation.loss_by_position import LossByPosition
 from mm_lightning.evaluation.new_knowledge.needles import Single2

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from mm_lightning.data.prepare import PrepareConfig, prepare
+from mm_lightning.data.prepare import prepare
+from mm_lightning.data.prepare_config import PrepareConfig
 
 
 def run(sources, output, **config):

@@ -22,7 +22,7 @@ from mm_lightning.checkpoint import (
 )
 from mm_lightning.cli import main
 from mm_lightning.data.manifest import Manifest, Split
-from mm_lightning.data.tokenizer import train_tokenizer
+from mm_lightning.data.tokenizer_training import train_tokenizer
 from mm_lightning.errors import UserError
 from mm_lightning.inference.export import ABOUT, export_command
 from mm_lightning.inference.export_tokenizer import transformers_tokenizer

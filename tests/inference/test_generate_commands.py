@@ -11,7 +11,7 @@ from byte_networks import build
 from reciting_network import Recites
 
 from mm_lightning.cli import main
-from mm_lightning.inference.commands import generate_line, read_prompt_file
+from mm_lightning.inference.generate_commands import generate_line, read_prompt_file
 from mm_lightning.inference.sampling import Sampling
 
 
@@ -40,7 +40,9 @@ def test_one_prompt(load, tokenizer, capsys):
 def test_a_suggested_command_asks_for_the_same(load, tokenizer, capsys, monkeypatch):
     load(None, tokenizer)
     asked = []
-    monkeypatch.setattr("mm_lightning.inference.commands._readers", lambda _, __, prompts, *___: [(0, prompts, None)])
+    monkeypatch.setattr(
+        "mm_lightning.inference.generate_commands._readers", lambda _, __, prompts, *___: [(0, prompts, None)]
+    )
     monkeypatch.setattr(
         "mm_lightning.inference.generate.write", lambda _, __, *settings: asked.append(settings) or iter(())
     )

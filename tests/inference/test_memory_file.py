@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from mm_lightning.cli import main
-from mm_lightning.data.tokenizer import train_tokenizer
+from mm_lightning.data.tokenizer_training import train_tokenizer
 from mm_lightning.errors import UserError
 from mm_lightning.inference.generate import collect, read_prompts, write
 from mm_lightning.inference.memory_file import fingerprint, load_memory, save_memory

@@ -46,7 +46,7 @@ def test_settled(tokenizer):
 
 def test_pieces_of_a_trained_tokenizer(tmp_path):
     """Some of whose tokens end within a character."""
-    from mm_lightning.data.tokenizer import train_tokenizer
+    from mm_lightning.data.tokenizer_training import train_tokenizer
 
     trained = train_tokenizer(["the cat → the ☃ cat"] * 3, 290, tmp_path / "t.json", progress=False)
     text = "the cat ☃→ caté  the\n\n the"

@@ -16,7 +16,8 @@ from runs import metrics
 from mm_lightning.checkpoint import METADATA_KEY
 from mm_lightning.cli import main
 from mm_lightning.data import Manifest
-from mm_lightning.data.prepare import PrepareConfig, prepare
+from mm_lightning.data.prepare import prepare
+from mm_lightning.data.prepare_config import PrepareConfig
 from mm_lightning.errors import UserError
 from mm_lightning.training.resume import OptimizerSettings, changes, decides_the_data
 from mm_lightning.training.sharding import keep_clipping_and_scaling

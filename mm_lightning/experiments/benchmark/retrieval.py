@@ -132,7 +132,8 @@ def read_tokens(text: str, tokenizer: Any, count: int, context: int, seed: int) 
     """
     import torch
 
-    from mm_lightning.data.corpora import Piece, ReadSettings, list_files
+    from mm_lightning.data.corpora import Piece
+    from mm_lightning.data.source_files import ReadSettings, list_files
     from mm_lightning.data.tokenize_units import documents_of
 
     settings = ReadSettings()

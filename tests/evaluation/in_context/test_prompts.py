@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 from color_task import WORDS, colours
 
-from mm_lightning.data.tokenizer import train_tokenizer
+from mm_lightning.data.tokenizer_training import train_tokenizer
 from mm_lightning.errors import UserError
 from mm_lightning.evaluation.in_context.datasets import READERS, Dataset, Example, relation
 from mm_lightning.evaluation.in_context.prompts import STRATEGIES, Style, draw_shots, encode_after

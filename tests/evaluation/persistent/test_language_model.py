@@ -17,7 +17,8 @@ from lm_eval.models.huggingface import HFLM
 from torch.nn import functional as F
 
 import mm_lightning.transformers  # noqa: F401
-from mm_lightning.data.tokenizer import load_tokenizer, train_tokenizer
+from mm_lightning.data.tokenizer import load_tokenizer
+from mm_lightning.data.tokenizer_training import train_tokenizer
 from mm_lightning.errors import UserError
 from mm_lightning.evaluation.model import Model
 from mm_lightning.evaluation.persistent.language_model import LanguageModel

@@ -92,7 +92,8 @@ def _text(prompt: str | None, file: str | None) -> str:
 
 def _pieces(text: str, tokenizer: Tokenizer, tokens: int, documents: int) -> list[list[int]]:
     """The beginnings of documents that are long enough."""
-    from mm_lightning.data.corpora import Piece, ReadSettings, list_files
+    from mm_lightning.data.corpora import Piece
+    from mm_lightning.data.source_files import ReadSettings, list_files
     from mm_lightning.data.tokenize_units import documents_of
 
     settings = ReadSettings()

@@ -1,82 +1,34 @@
-"""What `mm data ...` and `mm tokenizer ...` do. What they need is imported when they run."""
+"""The commands `mm data ...` and `mm tokenizer ...`; what each needs is imported when it runs."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from mm_lightning.console import say
-from mm_lightning.decompress import LONGEST
+from mm_lightning.data.prepare_config import PrepareConfig
 from mm_lightning.errors import UserError
-from mm_lightning.ranges import Count, DocumentBytes, Few, Name, Natural, Part, Place, Seed, Text, VocabSize
+from mm_lightning.ranges import Count, Name, Natural, Place, Seed, Text, VocabSize
 from mm_lightning.terminal import display
 
 
 def prepare(
-    sources: list[Place] | Place,
-    output: Place,
-    tokenizer: Place = "bytes",
-    vocab_size: VocabSize = 4096,
-    tokenizer_bytes: Count = 50_000_000,
-    validation_fraction: Part = 0.01,
-    text_key: Name = "text",
-    separator: Text | None = None,
-    suffixes: list[Name] | None = None,
-    on_error: Literal["refuse", "skip"] = "refuse",
-    shard_tokens: Count = 1 << 24,
-    workers: Few | None = None,
-    progress: bool = True,
-    bos: Name | None = None,
-    eos: Name | None = None,
-    largest_document: DocumentBytes = LONGEST,
+    sources: list[Place] | Place, output: Place, progress: bool = True, **settings: Annotated[Any, PrepareConfig]
 ) -> None:
     """Turn text into a folder of tokens that `mm fit` trains from.
 
-    Interrupted, it goes on where it was when run again. A folder with other contents is never overwritten.
+    Interrupted, it continues when run again. A folder with other contents is never overwritten.
 
     Args:
         sources: one, or several as [a, b]: .txt, .jsonl, .json (a JSON object a line), each also .gz or .zst, and
             .parquet files, folders or globs of them, local or fsspec URLs, or `python-stdlib`: the standard library
             of this Python.
         output: folder to make.
-        tokenizer: `bytes`, a tokenizer.json (or a folder holding one), or `train`, which trains a byte-level BPE on
-            the training split.
-        vocab_size: entries of the tokenizer to train.
-        tokenizer_bytes: about how much text it is trained on, taken evenly over the documents.
-        validation_fraction: share of the text set apart, in documents chosen by a hash, so that the split does not
-            move when files are added; where they are too few for that, a long one is cut. 0 makes no validation split.
-        text_key: key of JSON lines, or column of parquet files, that holds the text.
-        separator: in text files, the string between two documents, such as `<|endoftext|>`; without one each text
-            file is a document.
-        suffixes: the files of folders to read, as text unless known, instead of .txt, .jsonl, .json and .parquet.
-        on_error: refuse stops at a file or row that cannot be read; skip counts and lists it in the manifest.
-        shard_tokens: tokens in a shard.
-        workers: processes; the number of CPU cores if not given. What is written does not depend on it.
         progress: show a progress bar.
-        bos: of a tokenizer.json, the name of the token that begins a document, where it is none of the usual ones:
-            --bos '[CLS]' --eos '[SEP]'.
-        eos: likewise of the token that ends a document. One of the two alone is both.
-        largest_document: bytes of the longest document or row that is read; a longer one is an error. It takes about
-            ten times as much memory, and with a tokenizer that does not split at spaces a hundred times.
     """
-    from mm_lightning.data import prepare as room
+    config = PrepareConfig([sources] if isinstance(sources, str) else sources, **settings)
+    from mm_lightning.data import prepare as preparation
 
-    config = room.PrepareConfig(
-        sources=[sources] if isinstance(sources, str) else sources,
-        tokenizer=tokenizer,
-        vocab_size=vocab_size,
-        tokenizer_bytes=tokenizer_bytes,
-        validation_fraction=validation_fraction,
-        text_key=text_key,
-        separator=separator,
-        suffixes=suffixes,
-        on_error=on_error,
-        shard_tokens=shard_tokens,
-        workers=workers,
-        bos=bos,
-        eos=eos,
-        largest_document=largest_document,
-    )
-    room.prepare(config, output, progress)
+    preparation.prepare(config, output, progress)
 
 
 def regbench(
@@ -193,8 +145,8 @@ def train_tokenizer(
     """
     from pathlib import Path
 
-    from mm_lightning.data import tokenizer as room
-    from mm_lightning.data.prepare import PrepareConfig, skipped_line, training_texts
+    from mm_lightning.data import tokenizer_training
+    from mm_lightning.data.prepare import skipped_line, training_texts
     from mm_lightning.outputs import check_output
 
     path = Path(output).expanduser()
@@ -214,7 +166,7 @@ def train_tokenizer(
         on_error=on_error,
     )
     skipped: list[str] = []
-    trained = room.train_tokenizer(training_texts(config, skipped=skipped), vocab_size, target, progress)
+    trained = tokenizer_training.train_tokenizer(training_texts(config, skipped=skipped), vocab_size, target, progress)
     if skipped:
         say(skipped_line(skipped), stderr=True)
     display(f"{path}: {trained.vocab_size} entries, sha256 {trained.sha256}")
