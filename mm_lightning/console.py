@@ -21,6 +21,10 @@ LINE_SECONDS = 60.0
 """Seconds between the lines of a :class:`Progress` that is written to a pipe or a file."""
 
 
+NAME_WIDTH = 24
+"""Columns that the names of a table keep in a narrow terminal."""
+
+
 def is_first_process() -> bool:
     """Return whether this is the first of the processes of its job, by Lightning's count where Lightning is loaded."""
     lightning = sys.modules.get("lightning.fabric.utilities.rank_zero")
@@ -116,7 +120,10 @@ def print_table(
     caption: str | None = None,
     labels: int = 1,
 ) -> None:
-    """Print a table on standard output, on the first process only; outside a terminal it is as wide as it needs to be.
+    """Print a table on standard output, on the first process only.
+
+    In a terminal that is too narrow, names are wrapped and numbers go on in a second table below, under the same names;
+    a file or a pipe gets one table as wide as it needs to be.
 
     Args:
         heads: headings of the columns.
@@ -130,17 +137,28 @@ def print_table(
     from rich import box
     from rich.table import Table
 
-    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
-    table.box, table.padding, table.pad_edge = box.SIMPLE_HEAD, (0, 1), False
-    for number, head in enumerate(heads):
-        label = number < labels
-        table.add_column(head, justify="left" if label else "right", no_wrap=not label, overflow="fold")
-    for row in rows:
-        if row is None:
-            table.add_section()
-        else:
-            table.add_row(*row)
-    console(width=10_000).print(table)
+    out, rows = console(width=10_000), list(rows)
+    widths = [3 + max(len(line[n]) for line in [heads, *filter(None, rows)]) for n in range(len(heads))]
+    name_width = sum(min(width, NAME_WIDTH) for width in widths[:labels])
+    pages: list[list[int]] = [[]]
+    for n in range(labels, len(heads)):
+        if pages[-1] and name_width + sum(widths[m] for m in [*pages[-1], n]) > out.width:
+            pages.append([])
+        pages[-1].append(n)
+    for number, page in enumerate(pages):
+        table = Table(title=None if number else title, title_justify="left", caption_justify="left")
+        table.box, table.padding, table.pad_edge = box.SIMPLE_HEAD, (0, 1), False
+        table.caption = caption if page is pages[-1] else None
+        columns = [*range(labels), *page]
+        for n in columns:
+            name = n < labels
+            table.add_column(heads[n], justify="left" if name else "right", no_wrap=not name, overflow="fold")
+        for row in rows:
+            if row is None:
+                table.add_section()
+            else:
+                table.add_row(*(row[n] for n in columns))
+        out.print(table)
 
 
 def clock(seconds: float) -> str:

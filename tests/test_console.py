@@ -87,6 +87,17 @@ def test_a_table_in_a_file_keeps_long_cells_whole(capsys):
     assert any(line.endswith("  [bold]2") for line in lines)
 
 
+def test_a_narrow_terminal_hides_no_column(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", terminal := Terminal())
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("TERM", "xterm")
+    heads = ["name", *(f"column {n}" for n in range(9))]
+    print_table(heads, [["row " * 30, *(f"{123456 + n:,}" for n in range(9))]])
+    printed = terminal.getvalue()
+    assert [f"{123456 + n:,}" in printed for n in range(9)] == [True] * 9
+    assert printed.count("row") == 3 * 30  # the names again in each of three tables
+
+
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00"), (65, "1:05"), (3725, "1:02:05")])
 def test_clock(seconds, text):
     assert clock(seconds) == text

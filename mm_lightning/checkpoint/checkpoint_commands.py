@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from mm_lightning.console import print_table
 from mm_lightning.errors import UserError
 from mm_lightning.outputs import CHECKPOINT, SAFETENSORS, FolderKind, check_folder, check_output, staged
 from mm_lightning.ranges import NonNegative, Place, PlainPlace
@@ -62,11 +63,8 @@ def list_command(run: Place, checksums: bool = False) -> None:
         state = "partial" if path.name.endswith(PARTIAL_SUFFIX) else f"damaged: {problem}" if problem else "complete"
         seconds = max(0.0, time.time() - path.stat().st_mtime)  # clocks are set back, or differ
         kind = "folder of shards" if path.is_dir() else "file"
-        rows.append((f"{step_of(path)}", f"{size_of(path) / 1e6:,.1f} MB", format_age(seconds), kind, f"{path}", state))
-    head = ("step", "size", "age", "kind", "checkpoint", "state")
-    widths = [max(len(row[n]) for row in [head, *rows]) for n in range(len(head))]
-    for row in [head, *rows]:
-        display("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        rows.append((str(step_of(path)), str(path), state, kind, f"{size_of(path) / 1e6:,.1f} MB", format_age(seconds)))
+    print_table(("step", "checkpoint", "state", "kind", "size", "age"), rows, labels=4)
     for folder in sorted({path.parent for path in paths}):
         if (best := read_object(folder / "best.json")).keys() >= {"step", "metric", "value"}:
             display(f"best of {folder}: step {best['step']}, {best['metric']} {best['value']:.6g}")

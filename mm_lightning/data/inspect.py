@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from mm_lightning.console import print_table
 from mm_lightning.data.manifest import Manifest, Split
 from mm_lightning.data.shards import read_shard
 from mm_lightning.data.tokenizer import Tokenizer, load_tokenizer
-from mm_lightning.terminal import console
+from mm_lightning.terminal import display
 
 _BAR = 40  # characters
 _SAMPLE = 200  # tokens
@@ -30,21 +32,17 @@ def inspect(path: str | os.PathLike, samples: int = 3, seed: int = 0) -> None:
     folder = Path(path).expanduser()
     manifest = Manifest.load(folder)
     tokenizer = load_tokenizer(folder)
-    out = console()
-    out.print(_table(folder, manifest))
+    show_manifest(folder, manifest)
     for name, split in manifest.splits.items():
-        out.print(f"\n{name}: documents by length in tokens", style="bold")
-        out.print("\n".join(histogram(split.length_histogram)))
+        display(f"\n{name}: documents by length in tokens")
+        display("\n".join(histogram(split.length_histogram)))
         for begin, text in draw(folder / name, split, manifest.dtype, tokenizer, samples, seed):
-            out.print(f"\n{name}, from token {begin:,}", style="bold")
-            out.print(text, soft_wrap=True)
+            display(f"\n{name}, from token {begin:,}\n{text}")
 
 
-def _table(folder: Path, manifest: Manifest) -> object:
-    from rich.table import Table
-
-    table = Table("", *manifest.splits, title=str(folder))
-    rows = {
+def show_manifest(folder: Path, manifest: Manifest) -> None:
+    """Print the counts of each split, the sources and the tokenizer."""
+    rows: dict[str, Callable[[Split], str]] = {
         "documents": lambda s: f"{s.documents:,}",
         "tokens": lambda s: f"{s.tokens:,}",
         "bytes of text": lambda s: f"{s.bytes:,}",
@@ -54,16 +52,16 @@ def _table(folder: Path, manifest: Manifest) -> object:
         "longest document, tokens": lambda s: f"{s.longest_document:,}",
         "shards": lambda s: f"{len(s.shards):,}",
     }
-    for name, cell in rows.items():
-        table.add_row(name, *(cell(split) for split in manifest.splits.values()))
+    splits = manifest.splits
+    cells = [[name, *(cell(split) for split in splits.values())] for name, cell in rows.items()]
     tokenizer = manifest.tokenizer
     sources = "\n".join(f"{s['source']}: {s['files']:,} files, {s['bytes']:,} bytes" for s in manifest.sources)
-    table.caption = (
+    caption = (
         f"{sources}\ntokenizer {tokenizer['name']}, {tokenizer['vocab_size']:,} entries, sha256 "
         f"{tokenizer['sha256'][:12]}; tokens stored as {manifest.dtype}\n"
         f"skipped {len(manifest.skipped):,} files or rows, {manifest.empty_documents:,} empty documents"
     )
-    return table
+    print_table(["", *splits], cells, str(folder), caption)
 
 
 def histogram(counts: list[int]) -> list[str]:

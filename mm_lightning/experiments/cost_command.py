@@ -6,12 +6,12 @@ import argparse
 import json
 from typing import Any
 
+from mm_lightning.console import print_table
 from mm_lightning.errors import UserError
 from mm_lightning.networks import NetworkConfig
 from mm_lightning.networks.cost import forward_flops_per_token, module_costs, parameters, training_flops_per_token
 from mm_lightning.options import OptionParser
 from mm_lightning.ranges import Count, accept
-from mm_lightning.terminal import console
 from mm_lightning.training.memory_estimate import Layout, bytes_per_device, run_layout
 
 DESCRIPTION = """\
@@ -86,40 +86,32 @@ def cost_of(network: NetworkConfig, layout: Layout, context: int | None = None) 
 
 def show(found: dict[str, Any]) -> None:
     """Prints the numbers as two tables."""
-    from rich.table import Table
-
-    out = console()
-    table = Table(
-        "part", "parameters", "forward FLOPs/token", title=f"{found['network']}, {found['context']:,} tokens of context"
-    )
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for part in found["parts"]:
-        table.add_row(part["name"], scaled(part["parameters"]), scaled(part["forward_flops_per_token"]))
-    table.add_section()
-    table.add_row("all", scaled(found["parameters"]), scaled(found["forward_flops_per_token"]))
-    table.add_row("training", "", scaled(found["training_flops_per_token"]))
-    out.print(table)
+    name, costs = found["network"], ("parameters", "forward_flops_per_token")
+    rows: list[list[str] | None] = [[part["name"], *(scaled(part[cost]) for cost in costs)] for part in found["parts"]]
+    rows += [None, ["all", *(scaled(found[cost]) for cost in costs)]]
+    rows += [["training", "", scaled(found["training_flops_per_token"])]]
+    title = f"{name}, {found['context']:,} tokens of context"
+    print_table(["part", "parameters", "forward FLOPs/token"], rows, title)
 
     layout = found["layout"]
     sharding = f"ZeRO-{layout['zero_stage']}" if layout["zero_stage"] else "every device holds all"
-    table = Table(
-        f"on each of {layout['devices']:,} devices",
-        "GB",
+    recomputed = {
+        False: "",
+        True: ", blocks recomputed",
+        "selective": ", blocks recomputed but for products and reads",
+    }[layout["activation_checkpointing"]]
+    offload = ", optimizer states in host memory" if layout["offload"] else ""
+    print_table(
+        [f"on each of {layout['devices']:,} devices", "GB"],
+        [
+            *([name, f"{count / 1e9:,.2f}"] for name, count in found["bytes_per_device"].items()),
+            None,
+            ["all", f"{found['total_bytes_per_device'] / 1e9:,.2f}"],
+        ],
         title=f"memory: {layout['precision']}, {sharding}",
-        caption=f"{layout['micro_batch_size']} x {layout['context_length']:,} tokens at a time"
-        + {False: "", True: ", blocks recomputed", "selective": ", blocks recomputed but for products and reads"}[
-            layout["activation_checkpointing"]
-        ]
-        + (", optimizer states in host memory" if layout["offload"] else "")
-        + "; without fragmentation and kernels' scratch space",
+        caption=f"{layout['micro_batch_size']} x {layout['context_length']:,} tokens at a time{recomputed}{offload}; "
+        "without fragmentation and kernels' scratch space",
     )
-    table.columns[1].justify = "right"
-    for name, count in found["bytes_per_device"].items():
-        table.add_row(name, f"{count / 1e9:,.2f}")
-    table.add_section()
-    table.add_row("all", f"{found['total_bytes_per_device'] / 1e9:,.2f}")
-    out.print(table)
 
 
 def scaled(number: int) -> str:

@@ -8,10 +8,9 @@ import sys
 import time
 from typing import Any, Literal
 
-from mm_lightning.console import clock
+from mm_lightning.console import Progress, clock, print_table, say
 from mm_lightning.experiments.cost_command import scaled
 from mm_lightning.experiments.sweep_runs import Run
-from mm_lightning.terminal import console, display
 
 MOST_FLOPS = {"cpu": 3e12, "cuda": 1e16}
 """Of a forward and backward pass that is timed here: more would take minutes."""
@@ -25,46 +24,36 @@ def show_plan(runs: list[Run], jobs: int, measure: bool) -> None:
         jobs: runs at once.
         measure: time a step of each variant here.
     """
-    from rich.progress import track
-    from rich.table import Table
-
     by_variant: dict[str, list[Run]] = {}
     for run in runs:
         by_variant.setdefault(run.variant, []).append(run)
-    out = console(width=140)
     first = {name: group[0] for name, group in by_variant.items()}
     timed: dict[str, float | None] = dict.fromkeys(first)
     start = 0.0
     if measure:
-        names = track(first, "timing a step of each", console=out, transient=True)
-        timed = {name: run_seconds(first[name], jobs) for name in names}
+        with Progress("timing a step of each", len(first)) as bar:
+            for name, run in first.items():
+                timed[name] = run_seconds(run, jobs)
+                bar.advance()
         start = start_seconds()
 
-    table = Table("variant", "seeds", "parameters", "FLOPs/token", "steps", "tokens", "FLOPs", "time of a run")
-    for column in table.columns[1:]:
-        column.justify, column.no_wrap = "right", True
+    heads = ["variant", "seeds", "parameters", "FLOPs/token", "steps", "tokens", "FLOPs", "time of a run"]
+    rows = []
     for name, group in by_variant.items():
         run, seconds = group[0], timed[name]
-        table.add_row(
-            name,
-            ",".join(str(each.seed) for each in group),
-            scaled(run.parameters),
-            scaled(run.training_flops_per_token),
-            f"{run.steps:,}",
-            scaled(run.tokens),
-            f"{run.flops:.2e}",
-            "not measured" if seconds is None else clock(seconds),
-        )
-    out.print(table)
+        seeds = ",".join(str(each.seed) for each in group)
+        sizes = [scaled(run.parameters), scaled(run.training_flops_per_token), f"{run.steps:,}", scaled(run.tokens)]
+        rows.append([name, seeds, *sizes, f"{run.flops:.2e}", "not measured" if seconds is None else clock(seconds)])
+    print_table(heads, rows)
     known = [timed[run.variant] for run in runs]
     total = f"{len(runs)} runs, {sum(run.flops for run in runs):.2e} training FLOPs"
     if None in known:
         missing = "" if not measure else f": {known.count(None)} runs are too large to be timed here"
-        display(f"{total}; time not measured{missing}")
+        say(f"{total}; time not measured{missing}")
     else:
         seconds = sum(each + start for each in known if each is not None) / jobs
         at_once = f", {jobs} at once" if jobs > 1 else ""
-        display(f"{total}; about {clock(seconds)}{at_once}, {clock(start)} to start each of them included")
+        say(f"{total}; about {clock(seconds)}{at_once}, {clock(start)} to start each of them included")
 
 
 def start_seconds() -> float:

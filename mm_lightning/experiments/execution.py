@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mm_lightning.console import clock
+from mm_lightning.console import Progress, clock, say
 from mm_lightning.errors import UserError
 from mm_lightning.experiments.launchers import Handle, Launcher, Work
-from mm_lightning.terminal import console, display
 
 LOG_LINES = 8
 """Of a failed run's log, shown when it fails."""
@@ -67,7 +65,7 @@ def execute(works: dict[str, Work], launcher: Launcher, poll_seconds: float = 0.
             time.sleep(poll_seconds)
     except KeyboardInterrupt:
         watch.close()
-        display(f"interrupted: {launcher.leaving}; the same command goes on", flush=True)
+        say(f"interrupted: {launcher.leaving}; the same command goes on")
         raise
     finally:
         for handle in active.values():
@@ -90,24 +88,14 @@ class Watch:
         self.works = works
         self._begin: dict[str, float] = {}
         self._ended = done
-        self._lines_at = time.monotonic()
-        self._bars = None
-        if sys.stdout.isatty():
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-            name = TextColumn("{task.description}", markup=False)
-            columns = (name, BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn())
-            self._bars = Progress(*columns, TextColumn("{task.fields[now]}", markup=False), console=console())
-            self._tasks = {"": self._bars.add_task("runs", total=len(works), completed=done, now="")}
-            self._bars.start()
+        self._bar = Progress("runs", len(works), done)
+        self._parts: dict[str, Progress] = {}
 
     def started(self, name: str) -> None:
         """A run was started or queued."""
         self._begin[name] = time.monotonic()
-        if self._bars:
-            self._tasks[name] = self._bars.add_task(f"  {name}", total=self.works[name].steps, now="")
-        else:
-            self._say(f"start {name}")
+        self._parts[name] = self._bar.part(f"  {name}", self.works[name].steps)
+        self._say(f"start {name}")
 
     def ended(self, name: str) -> None:
         """A run has finished."""
@@ -130,41 +118,26 @@ class Watch:
 
     def look(self, active: dict[str, Handle]) -> None:
         """Shows how far the running ones are."""
-        minute = time.monotonic() - self._lines_at > 60
-        if not self._bars and not minute:
-            return
-        self._lines_at = time.monotonic()
         for name in active:
             known, steps = self.works[name].latest(), self.works[name].steps
             step = int(known.get("step", 0))
-            now = f"loss {known['train/loss']:.4f}" if "train/loss" in known else ""
+            now = f"step {step}/{steps}" + (f"  loss {known['train/loss']:.4f}" if "train/loss" in known else "")
             if speed := known.get("train/tokens_per_second"):
                 rest = (steps - step) * known["train/tokens"] / max(step, 1) / speed
                 now += f"  {speed:,.0f} tokens/s  {clock(rest)} to go"
-            if self._bars:
-                self._bars.update(self._tasks[name], completed=step, now=now)
-            else:
-                self._say(f"      {name}: step {step}/{steps}  {now}")
+            self._parts[name].update(step, now)
 
     def close(self) -> None:
         """Takes the bars away."""
-        if self._bars:
-            self._bars.stop()
+        self._bar.close()
 
     def _remove(self, name: str) -> None:
         self._ended += 1
-        if self._bars:
-            self._bars.remove_task(self._tasks.pop(name))
-            self._bars.update(self._tasks[""], completed=self._ended)
+        self._parts.pop(name).close()
+        self._bar.update(self._ended)
 
     def _say(self, text: str) -> None:
-        line = f"[{self._ended}/{len(self.works)}] {text}"
-        if self._bars:
-            from rich.text import Text
-
-            self._bars.console.print(Text(line))
-        else:
-            display(line, flush=True)
+        say(f"[{self._ended}/{len(self.works)}] {text}")
 
 
 def tail(path: Path, count: int) -> list[str]:

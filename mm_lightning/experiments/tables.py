@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mm_lightning.checkpoint.environment import describe_hardware
-from mm_lightning.console import clock
+from mm_lightning.console import clock, print_table, say
 from mm_lightning.csv_text import csv_text
 from mm_lightning.experiments.drawing import short, word
 from mm_lightning.experiments.figures import DERIVED
@@ -14,7 +14,6 @@ from mm_lightning.experiments.page import NOTHING
 from mm_lightning.experiments.provenance import commit, remarks
 from mm_lightning.experiments.statistics import Difference, Row, Spread
 from mm_lightning.experiments.study import LOSS, Run, Study
-from mm_lightning.terminal import console
 
 
 def table(study: Study, rows: list[Row]) -> tuple[list[str], list[list[str]]]:
@@ -99,25 +98,16 @@ def reference_rows(study: Study) -> list[list[str]]:
 
 
 def show(study: Study, rows: list[Row]) -> None:
-    """Prints the table and what does not count."""
-    from rich import box
-    from rich.table import Table
-
+    """Print the table and what does not count."""
     columns, lines = table(study, rows)
-    out = console(width=200)
-    drawn = Table(title=study.name, box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    kept = [n for n, name in enumerate(columns) if not name.endswith("tokens") and "FLOPs" not in name]
-    for n in kept:
-        drawn.add_column(columns[n], justify="left" if n == 0 else "right", no_wrap=n > 0, overflow="fold")
-    for line in lines:
-        drawn.add_row(*(line[n] for n in kept))
-    out.print(drawn)
+    shown = [n for n, name in enumerate(columns) if not name.endswith("tokens") and "FLOPs" not in name]
+    print_table([columns[n] for n in shown], ([line[n] for n in shown] for line in lines), study.name)
     for run in study.runs:
         if not run.finished:
             last = f": {run.last_line[:160]}" if run.last_line else ""
-            out.print(f"does not count: {run.name}, {run.status} at step {reached(run)}{last}")
+            say(f"does not count: {run.name}, {run.status} at step {reached(run)}{last}")
     for note in [*remarks(study), *study.notes]:
-        out.print(note)
+        say(note)
 
 
 def _axes(run: Run) -> dict[str, Any]:

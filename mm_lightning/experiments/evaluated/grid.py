@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from mm_lightning.console import print_table
 from mm_lightning.csv_text import csv_text
 from mm_lightning.experiments import page
 from mm_lightning.experiments.evaluated.estimates import Estimate
 from mm_lightning.experiments.page import NOTHING
-from mm_lightning.terminal import console
 
 Cell = Estimate | float | int | str | None
 
@@ -47,18 +47,15 @@ class Grid:
         return page.Table(list(self.heads), rows, False, self.labels, *marked)
 
     def show(self) -> None:
-        """Prints it; published numbers are in italics."""
-        from rich import box
-        from rich.table import Table
+        """Print it; published numbers are in italics."""
         from rich.text import Text
 
-        drawn = Table(title=self.name, box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-        for m, head in enumerate(self.heads):
-            drawn.add_column(head, justify="left" if m < self.labels else "right", overflow="fold")
         block = self.block()
-        for n, row in enumerate(block.rows):
-            drawn.add_row(*(Text(c, "italic" if block.published(n, m) else "") for m, c in enumerate(row)))
-        console(width=200).print(drawn)
+        rows = [
+            [Text(cell, "italic" if block.published(n, m) else "") for m, cell in enumerate(row)]
+            for n, row in enumerate(block.rows)
+        ]
+        print_table(self.heads, rows, self.name, labels=self.labels)
 
     def csv(self) -> str:
         """Each estimate as value, ends of its interval, and count; everything else as it is."""
