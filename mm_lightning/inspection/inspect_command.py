@@ -58,9 +58,12 @@ def inspect_command(
     from mm_lightning.inference.generate import choose_device, inference_on
     from mm_lightning.inspection.page import write_page
     from mm_lightning.inspection.trace import make_plan
+    from mm_lightning.memory.retrieval import Retrieval
 
     place = choose_device(device)
     network, tokenizer = load_network(checkpoint, place)
+    if not any(isinstance(module, Retrieval) for module in network.modules()):
+        raise UserError(f"{checkpoint} has no memory that reads pairs, only states ({type(network).__name__})")
     whole = [tokenizer.bos, *tokenizer.encode(content)]
     tokens = whole[:max_tokens]
     plan = make_plan(network, len(tokens), layers, pairs)

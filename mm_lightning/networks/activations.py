@@ -26,7 +26,8 @@ def block_activations(config: NetworkConfig, compute_bytes: int, residual_bytes:
     """Count the bytes that a block keeps for the backward pass, per token.
 
     A block runs on fake tensors, which have shapes and types but no storage, at two lengths; the difference is free of
-    weights and their 16-bit copies. Blocks of one network are taken to be alike; masks of dropout are left out.
+    weights and their 16-bit copies. Blocks of one network are taken to be alike, or their kinds to repeat after
+    `config.period`: their mean is returned. Masks of dropout are left out.
 
     Args:
         config: the network.
@@ -51,28 +52,30 @@ def block_activations(config: NetworkConfig, compute_bytes: int, residual_bytes:
             raise UserError(
                 f"the memory of activations cannot be estimated: this network needs real tensors ({reason})"
             ) from error
-        _COUNTED[known] = (long[0] - short[0]) // tokens, (long[1] - short[1]) // tokens
+        each = tokens * config.period
+        _COUNTED[known] = (long[0] - short[0]) // each, (long[1] - short[1]) // each
     return _COUNTED[known]
 
 
 def _count(config: NetworkConfig, tokens: int, compute_bytes: int, residual_bytes: int) -> tuple[int, int]:
-    """Return the bytes that the first block keeps for `tokens` tokens, and those of products and reads."""
+    """Return the bytes that one block of each kind keeps for `tokens` tokens, and those of products and reads."""
     dtype, before = _DTYPES[residual_bytes], torch.get_default_dtype()
     with FakeTensorMode():
         torch.set_default_dtype(dtype)
         try:
-            network = replace(config, layers=1, dropout=0.0).build()
+            network = replace(config, layers=config.period, dropout=0.0).build()
         finally:
             torch.set_default_dtype(before)
         context = network.context(Documents.whole(1, tokens))
         x = torch.empty(1, tokens, config.dim, dtype=dtype, requires_grad=True)
         saved = _Saved(context.rotation or ())
-        for module in network.blocks[0].modules():
+        for module in network.blocks.modules():
             saved.watch(module)
         short = compute_bytes < residual_bytes
         hooks = torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda tensor: tensor)
         with hooks, torch.autocast("cpu", torch.bfloat16, enabled=short), _Results() as results:
-            network.blocks[0](x, context)
+            for block in network.blocks:
+                x, _ = block(x, context)
         return saved.total, results.total
 
 

@@ -173,6 +173,11 @@ class NetworkConfig:
         """The head dimension D = d / H."""
         return self.dim // self.heads
 
+    @property
+    def period(self) -> int:
+        """The number of blocks after which their kinds repeat."""
+        return 1
+
     def build(self) -> Any:
         """Build the :class:`Network` with these dimensions, initialized unless the default device is meta."""
         raise TypeError("NetworkConfig has no network of its own: use MemoryMosaicConfig or TransformerConfig")

@@ -7,6 +7,7 @@ from typing import Any
 
 from mm_lightning.errors import UserError
 from mm_lightning.networks.config import NetworkConfig
+from mm_lightning.networks.gated_deltanet import GatedDeltaNetConfig
 from mm_lightning.networks.memory_mosaic import MemoryMosaicConfig
 from mm_lightning.networks.parts import load_class
 from mm_lightning.networks.transformer import TransformerConfig
@@ -16,7 +17,9 @@ class UnknownNetwork(UserError):
     """A network class, or a setting of one, that this version does not know; the message names it."""
 
 
-CLASSES: dict[str, type[NetworkConfig]] = {c.__name__: c for c in (MemoryMosaicConfig, TransformerConfig)}
+CLASSES: dict[str, type[NetworkConfig]] = {
+    c.__name__: c for c in (MemoryMosaicConfig, TransformerConfig, GatedDeltaNetConfig)
+}
 
 
 def config_from_dict(values: dict[str, Any]) -> NetworkConfig:

@@ -67,15 +67,8 @@ def _count(network: Network) -> list[ModuleCost]:
         return [_part(name, [module]) for name, module in network.named_children()]
     config = network.config
     costs = [_part("embedding", [network.embedding], looked_up=True)]
-    for level in blocks[0].contextual:
-        memories, span = [block.contextual[level] for block in blocks], config.span(level)
-        kind = "memory" if isinstance(memories[0], ContextualMemory) else "attention"
-        part = _part(kind if level == "full" else f"{level}-term {kind}", memories)
-        outputs = sum(w.numel() for block in blocks for w in block.W_o.parameters() if w.dim() > 1) // len(
-            blocks[0].contextual
-        )
-        part = replace(part, parameters=part.parameters + outputs, active=part.active + outputs)
-        costs.append(replace(part, reads=config.dim * len(blocks), window=span.keep))
+    for level in dict.fromkeys(level for block in blocks for level in block.contextual):
+        costs.append(_level(level, [block for block in blocks if level in block.contextual], config))
     persistent = [block.persistent for block in blocks if block.persistent is not None]
     if persistent:
         costs.append(_part("persistent memory", persistent))
@@ -85,6 +78,20 @@ def _count(network: Network) -> list[ModuleCost]:
     counted = sum(part.parameters for part in costs) + classifier.parameters
     rest = sum(p.numel() for p in network.parameters()) - counted  # biases of W_o with the norms
     return [*costs, ModuleCost("norms", rest, 0), classifier]
+
+
+def _level(level: str, blocks: list[Block], config: NetworkConfig) -> ModuleCost:
+    """Return the cost of the memories of one name, each with its share of its block's W_o."""
+    memories = [block.contextual[level] for block in blocks]
+    kind = "memory" if isinstance(memories[0], ContextualMemory) else "attention"
+    part = _part(f"{level}-term {kind}", memories)
+    matrices = ((block, w) for block in blocks for w in block.W_o.parameters() if w.dim() > 1)
+    outputs = sum(w.numel() // len(block.contextual) for block, w in matrices)
+    part = replace(part, parameters=part.parameters + outputs, active=part.active + outputs)
+    if (constant := getattr(memories[0], "constant_reads", None)) is not None:  # a state instead of pairs
+        return replace(part, name=f"{level} memory", reads=constant[0] * len(blocks), window=constant[1])
+    name = kind if level == "full" else part.name
+    return replace(part, name=name, reads=config.dim * len(blocks), window=config.span(level).keep)
 
 
 def _part(name: str, modules: Iterable[nn.Module], looked_up: bool = False) -> ModuleCost:

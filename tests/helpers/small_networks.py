@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mm_lightning.memory.documents import Documents
-from mm_lightning.networks import V1, MemoryMosaicConfig, TransformerConfig
+from mm_lightning.networks import V1, GatedDeltaNetConfig, MemoryMosaicConfig, TransformerConfig
 
 SMALL = {"vocab_size": 40, "layers": 2, "dim": 24, "heads": 3, "persistent_dim": 40}
 SPANS = {"short_term_window": 20, "long_term_delay": (5, 30), "inference_delay": 9}
@@ -26,6 +26,8 @@ CONFIGS = {
     "transformer": TransformerConfig(**SMALL),
     "transformer-grouped": TransformerConfig(**SMALL, kv_heads=1),
     "transformer-long-short": TransformerConfig(**SMALL, **SPANS, levels=("long", "short")),
+    "gated-deltanet": GatedDeltaNetConfig(**SMALL),
+    "gated-deltanet-hybrid": GatedDeltaNetConfig(**SMALL, attention_every=2),
 }
 
 

@@ -13,6 +13,7 @@ from mm_lightning.cli import main
 from mm_lightning.inspection.page import pieces_of, texts_of
 from mm_lightning.inspection.reads import watch_reads
 from mm_lightning.inspection.trace import LEAST, STEPS, encode_weights, make_plan, unpacked
+from mm_lightning.networks import GatedDeltaNetConfig
 
 TEXT = "the cat sat on a </script> mat, the cät sat on"
 
@@ -174,3 +175,14 @@ def test_mistakes(monkeypatch, network, tokenizer, tmp_path, capsys, args, words
 def test_no_checkpoint(tmp_path, capsys):
     assert main(["inspect", str(tmp_path / "none"), "--prompt", "a", "--output", str(tmp_path / "page.html")]) == 2
     assert "there is no checkpoint" in capsys.readouterr().err
+
+
+def test_networks_that_keep_a_state_instead_of_pairs(run, network, tokenizer, monkeypatch, capsys):  # noqa: F811
+    """A hybrid shows the blocks with attention; without any the command says that there is nothing to show."""
+    small = {"vocab_size": tokenizer.vocab_size, "layers": 2, "dim": 24, "heads": 3, "persistent_dim": 40}
+    data, _ = run(GatedDeltaNetConfig(**small, attention_every=2).build().eval(), "--prompt", TEXT)
+    assert [(memory["layer"], memory["level"]) for memory in data["memories"]] == [(1, "full")]
+    model = GatedDeltaNetConfig(**small).build()
+    monkeypatch.setattr("mm_lightning.checkpoint.load_network", lambda *_: (model, tokenizer))
+    assert main(["inspect", "runs/x", "--prompt", TEXT, "--device", "cpu"]) == 2
+    assert "no memory that reads pairs" in capsys.readouterr().err
