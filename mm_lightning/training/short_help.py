@@ -21,7 +21,7 @@ GROUPS: dict[str, list[tuple[str, str]]] = {
         ("--data.micro_batch_size N", "sequences of a forward pass on a device; gradients are accumulated"),
     ],
     "network": [
-        ("--model.network CLASS", "MemoryMosaicConfig, TransformerConfig or a class of your own"),
+        ("--model.network CLASS", "MemoryMosaicConfig, TransformerConfig, GatedDeltaNetConfig or a class of your own"),
         (
             "--model.network.KEY VALUE",
             "its settings: layers, dim, heads, vocab_size, persistent_dim,",
