@@ -97,10 +97,11 @@ def watch_reads(network: Network, visit: Callable[[Read], object]) -> Iterator[N
         for layer, block in enumerate(network.blocks):
             assert isinstance(block, Block)
             for level, memory in block.contextual.items():
-                if not isinstance(getattr(memory, "retrieval", None), Retrieval):  # keeps a state instead of pairs
+                retrieval = getattr(memory, "retrieval", None)
+                if not isinstance(retrieval, Retrieval):  # keeps a state instead of pairs
                     continue
                 hooks.enter_context(memory.register_forward_pre_hook(partial(begin, layer, level)))
-                hooks.enter_context(memory.retrieval.register_forward_pre_hook(read))
+                hooks.enter_context(retrieval.register_forward_pre_hook(read))
                 if isinstance(memory, ContextualMemory):
                     hooks.enter_context(memory.bandwidth.register_forward_hook(keep_bandwidth))
         yield
