@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from mm_lightning.console import say
 from mm_lightning.errors import UserError
 from mm_lightning.outputs import append, write_text
-from mm_lightning.redaction import redact, redact_values
-from mm_lightning.terminal import display
+from mm_lightning.redaction import redact_values
 from mm_lightning.yaml_text import dump_yaml, read_yaml
 
 _HEAD, _END = "# Every setting of the run. The last line is three dots, where nothing of the file is lost.\n", "...\n"
@@ -27,7 +26,7 @@ def pass_over(message: str) -> None:
     """Report in one line, once a process, that something damaged is left out."""
     if message not in _reported:
         _reported.add(message)
-        display(f"mm: {redact(message)}", file=sys.stderr, flush=True)
+        say(f"mm: {message}", stderr=True)
 
 
 def read_object(path: Path) -> dict[str, Any]:

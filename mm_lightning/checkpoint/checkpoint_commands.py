@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mm_lightning.console import print_table
+from mm_lightning.console import print_table, say
 from mm_lightning.errors import UserError
 from mm_lightning.outputs import CHECKPOINT, SAFETENSORS, FolderKind, check_folder, check_output, staged
 from mm_lightning.ranges import NonNegative, Place, PlainPlace
@@ -67,7 +67,7 @@ def list_command(run: Place, checksums: bool = False) -> None:
     print_table(("step", "checkpoint", "state", "kind", "size", "age"), rows, labels=4)
     for folder in sorted({path.parent for path in paths}):
         if (best := read_object(folder / "best.json")).keys() >= {"step", "metric", "value"}:
-            display(f"best of {folder}: step {best['step']}, {best['metric']} {best['value']:.6g}")
+            say(f"best of {folder}: step {best['step']}, {best['metric']} {best['value']:.6g}")
 
 
 def verify_command(run: Place) -> None:
@@ -83,7 +83,7 @@ def verify_command(run: Place) -> None:
     bad = []
     for path in checkpoint_paths(run):
         problem = find_safetensors_damage(path) if is_memory_file(path) else find_damage(path) or load_error(path)
-        display(f"{path} {problem or 'is valid'}", flush=True)
+        say(f"{path} {problem or 'is valid'}")
         bad += [path] if problem else []
     if bad:
         raise UserError(f"{len(bad)} of the checkpoints in {run} cannot be used: --resume passes over them")
@@ -119,7 +119,7 @@ def consolidate_command(
     weights = open_weights(path)
     with staged(target) as part:
         write_safetensors(weights, part, about, tied_names(about, weights), getattr(torch, dtype))
-    display(f"{target}: {len(weights)} tensors in {dtype}, {size_of(target.place):,} bytes, from {path}")
+    say(f"{target}: {len(weights)} tensors in {dtype}, {size_of(target.place):,} bytes, from {path}")
 
 
 def tied_names(about: dict[str, Any], weights: Weights) -> dict[str, str]:
@@ -183,7 +183,7 @@ def convert_command(checkpoint: Place, output: Place, overwrite: bool = False) -
     )
     with staged(place) as part:
         (to_plain if plain else to_universal)(path, part)
-    display(f"{output}: {size_of(place.place):,} bytes, from {path}")
+    say(f"{output}: {size_of(place.place):,} bytes, from {path}")
 
 
 def compare_command(checkpoints: list[Place], tolerance: NonNegative = 0.0) -> None:

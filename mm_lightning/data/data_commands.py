@@ -8,7 +8,6 @@ from mm_lightning.console import say
 from mm_lightning.data.prepare_config import PrepareConfig
 from mm_lightning.errors import UserError
 from mm_lightning.ranges import Count, Name, Natural, Place, Seed, Text, VocabSize
-from mm_lightning.terminal import display
 
 
 def prepare(
@@ -114,7 +113,7 @@ def verify(path: Place, checksums: bool = True) -> None:
     if problems:
         raise UserError("\n".join(problems))
     shards = sum(len(split.shards) for split in Manifest.load(path).splits.values())
-    display(f"{path} is whole: {shards} shards" + (", checksums right, counted again" if checksums else ""))
+    say(f"{path} is whole: {shards} shards" + (", checksums right, counted again" if checksums else ""))
 
 
 def train_tokenizer(
@@ -169,4 +168,4 @@ def train_tokenizer(
     trained = tokenizer_training.train_tokenizer(training_texts(config, skipped=skipped), vocab_size, target, progress)
     if skipped:
         say(skipped_line(skipped), stderr=True)
-    display(f"{path}: {trained.vocab_size} entries, sha256 {trained.sha256}")
+    say(f"{path}: {trained.vocab_size} entries, sha256 {trained.sha256}")

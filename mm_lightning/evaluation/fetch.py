@@ -7,7 +7,6 @@ import hashlib
 import io
 import re
 import shutil
-import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
@@ -15,12 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 
+from mm_lightning.console import say
 from mm_lightning.decompress import opened
 from mm_lightning.errors import UserError
 from mm_lightning.outputs import made_folder
 from mm_lightning.ranges import Name, Place
-from mm_lightning.redaction import redact
-from mm_lightning.terminal import display
 from mm_lightning.text_files import read_json, read_text, text_lines
 
 
@@ -156,7 +154,7 @@ def _fetch(file: PublicFile, folder: Path, partial: Path, mirror: str | None, ov
     """Download, check and store one file; `partial` is a folder for what is not checked yet."""
     target = folder / file.name
     if target.exists() and not overwrite:
-        display(f"{target} is there already")
+        say(f"{target} is there already")
         return
     address = file.address if mirror is None else f"{mirror.rstrip('/')}/{folder.name}/{file.name}"
     member = file.member if mirror is None else None
@@ -164,7 +162,7 @@ def _fetch(file: PublicFile, folder: Path, partial: Path, mirror: str | None, ov
     by_hand = f"get {part} by other means and put it at {target}, or name a copy with --mirror"
     whole = partial / hashlib.sha256(address.encode()).hexdigest()  # an archive serves several files
     if not whole.exists():
-        display(redact(f"{target} from {address}"), file=sys.stderr, flush=True)
+        say(f"{target} from {address}", stderr=True)
         try:
             download(address, whole)
         except Exception as error:  # of any store's library
@@ -188,7 +186,7 @@ def _fetch(file: PublicFile, folder: Path, partial: Path, mirror: str | None, ov
     folder.mkdir(exist_ok=True)
     shutil.copyfile(content, partial / "next")
     (partial / "next").replace(target)
-    display(f"{target}: {rows:,} rows")
+    say(f"{target}: {rows:,} rows")
 
 
 def download(address: str, target: Path) -> None:

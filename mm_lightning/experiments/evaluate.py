@@ -12,7 +12,6 @@ from mm_lightning.errors import UserError
 from mm_lightning.evaluation.settings import left_out, left_out_line, make_tasks
 from mm_lightning.outputs import check_folder, made_folder
 from mm_lightning.ranges import Count, Few, Name, Natural, Place, Seed
-from mm_lightning.terminal import display
 
 if TYPE_CHECKING:
     from mm_lightning.evaluation.run import EvaluatedModel, Job
@@ -216,11 +215,11 @@ def show(job: Job) -> None:
     evaluations = sorted((e for e in gathered.evaluations if e.path in done), key=lambda e: done.index(e.path))
     summary(gathered, evaluations).show()
     for note in gathered.notes:
-        display(note)
+        say(note)
     if importlib.util.find_spec("matplotlib") is None:
-        display(f"no report without matplotlib: pip install 'mm-lightning[report]', then mm report {job.output}")
+        say(f"no report without matplotlib: pip install 'mm-lightning[report]', then mm report {job.output}")
         return
-    display(f"{write_report(job.output) / 'index.html'}: all results in {job.output}")
+    say(f"{write_report(job.output) / 'index.html'}: all results in {job.output}")
 
 
 def make_subjects(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mm_lightning.console import say
 from mm_lightning.errors import UserError
 from mm_lightning.experiments import page
 from mm_lightning.experiments.evaluated.grid import Grid
@@ -32,7 +33,6 @@ from mm_lightning.experiments.tables import (
 )
 from mm_lightning.outputs import FolderKind, check_folder, staged, write_text
 from mm_lightning.ranges import Name, Place
-from mm_lightning.terminal import display
 
 REPORT = FolderKind(
     "a report",
@@ -79,9 +79,9 @@ def report_command(
             if isinstance(part, Grid) and part.name != "networks":
                 part.show()
         for note in report.gathered.notes:
-            display(note)
+            say(note)
         found += ["tables/", "numbers.csv"]
-    display(f"{report.place / 'index.html'}, {', '.join(found)} and figures/ beside it")
+    say(f"{report.place / 'index.html'}, {', '.join(found)} and figures/ beside it")
 
 
 def write_report(

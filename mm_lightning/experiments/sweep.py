@@ -13,12 +13,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from mm_lightning.console import say
 from mm_lightning.errors import UserError
 from mm_lightning.outputs import write_json
 from mm_lightning.ranges import Few, Place
 from mm_lightning.redaction import redact_values, redact_words
 from mm_lightning.side_files import read_object
-from mm_lightning.terminal import display
 
 if TYPE_CHECKING:
     from mm_lightning.experiments.launchers import Launcher, Work
@@ -88,10 +88,10 @@ def sweep_command(
     with locked(folder):
         launcher = LocalProcesses(jobs) if executor == "local" else Slurm(folder / "slurm", declared.slurm)
         works = prepare_folder(folder, declared, runs)
-        display(f"{len(runs)} runs of {len({run.variant for run in runs})} variants in {folder}", flush=True)
+        say(f"{len(runs)} runs of {len({run.variant for run in runs})} variants in {folder}")
         missing = [name for name in ("matplotlib",) if importlib.util.find_spec(name) is None]
         if missing:
-            display(f'the report will need {" and ".join(missing)}: pip install "mm-lightning[report]"', flush=True)
+            say(f'the report will need {" and ".join(missing)}: pip install "mm-lightning[report]"')
         # What `kill` and batch systems send ends a sweep as ctrl-C does; and runs of a sweep that a script has put
         # in the background, where ctrl-C is ignored, still take it from us.
         handlers = listen((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), interrupt)
@@ -174,7 +174,7 @@ def _mention_others(folder: Path, works: dict[str, Work]) -> None:
     places = {work.folder for work in works.values()}
     gone = [run["folder"] for run in before if folder / run["folder"] not in places]
     if gone:
-        display(f"no longer in the sweep file, so left out of the report: {', '.join(gone)}", flush=True)
+        say(f"no longer in the sweep file, so left out of the report: {', '.join(gone)}")
 
 
 def describe(declared: Sweep, runs: list[Run]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
-from mm_lightning.console import Progress
+from mm_lightning.console import Progress, say
 from mm_lightning.errors import UserError
 from mm_lightning.inference.generate_commands import sublinear
 from mm_lightning.inference.sampling import Sampling
@@ -86,7 +86,7 @@ def converse(talk: Conversation) -> None:
     if interactive:
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  (makes input() editable)
-        display("/help lists the commands, ctrl-D leaves", file=sys.stderr)
+        say("/help lists the commands, ctrl-D leaves", stderr=True)
     first = True
     while True:
         try:
@@ -97,7 +97,7 @@ def converse(talk: Conversation) -> None:
         except Ended:
             raise
         except KeyboardInterrupt:
-            display("\n/quit or ctrl-D leaves", file=sys.stderr)
+            say("\n/quit or ctrl-D leaves", stderr=True)
             continue
         try:
             if line.startswith("/") and not line.startswith("//"):
@@ -106,11 +106,11 @@ def converse(talk: Conversation) -> None:
             else:
                 reply(talk, line.removeprefix("/") if line.startswith("//") else line)
         except UserError as error:
-            display(f"mm: {error}", file=sys.stderr)
+            say(f"mm: {error}", stderr=True)
         except Ended:
             raise
         except KeyboardInterrupt:
-            display("interrupted: nothing was read", file=sys.stderr)
+            say("interrupted: nothing was read", stderr=True)
 
 
 def reply(talk: Conversation, text: str) -> None:
@@ -156,7 +156,7 @@ def obey(talk: Conversation, line: str) -> bool:
         set_option(talk, value)
     elif name == "stats":
         length, held = talk.reader.state.length, talk.reader.state.bytes
-        display(f"{length:,} token{'' if length == 1 else 's'} remembered in {held / 1e6:.1f} MB")
+        say(f"{length:,} token{'' if length == 1 else 's'} remembered in {held / 1e6:.1f} MB")
     else:
         raise UserError(f"there is no command /{name}: /help lists them")
     return True

@@ -7,10 +7,10 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from mm_lightning.console import say
 from mm_lightning.errors import UserError
 from mm_lightning.outputs import FolderKind, check_folder, share, staged, write_text
 from mm_lightning.ranges import Name, Place, PlainPlace
-from mm_lightning.terminal import display
 
 if TYPE_CHECKING:
     from mm_lightning.data.tokenizer import Tokenizer
@@ -165,10 +165,10 @@ def export_command(
 def _say(output: Path, network: Network, dtype: str, tokenizer: Any, self_contained: bool) -> None:
     size = sum(file.stat().st_size for file in output.iterdir())
     parameters = sum(p.numel() for p in network.parameters())
-    display(f"{output}: {type(network).__name__}, {parameters:,} parameters in {dtype}, {size:,} bytes")
+    say(f"{output}: {type(network).__name__}, {parameters:,} parameters in {dtype}, {size:,} bytes")
     if tokenizer is None:
-        display("the checkpoint carries no tokenizer: none was written")
+        say("the checkpoint carries no tokenizer: none was written")
     first, option = ("", ", trust_remote_code=True") if self_contained else ("mm_lightning.transformers, ", "")
     load = f"transformers.AutoModelForCausalLM.from_pretrained({str(output)!r}{option})"
-    display(f"load it: import {first}transformers; model = {load}")
-    display("its README.md names no licence: choose one before you publish it")
+    say(f"load it: import {first}transformers; model = {load}")
+    say("its README.md names no licence: choose one before you publish it")

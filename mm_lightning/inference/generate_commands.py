@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from mm_lightning.console import Progress
+from mm_lightning.console import Progress, say
 from mm_lightning.errors import UserError
 from mm_lightning.inference.sampling import DEFAULTS, Sampling
 from mm_lightning.inference.text import check_stop, encode_next, escape, unescape
@@ -204,7 +204,7 @@ def remember_command(
         with Progress("reading", len(tokens)) as bar:
             reader.read([tokens], bar.advance)
         save_memory(target, reader, tokenizer)
-    display(f"{output}: {len(tokens):,} tokens, {reader.state.bytes / 1e6:.1f} MB")
+    say(f"{output}: {len(tokens):,} tokens, {reader.state.bytes / 1e6:.1f} MB")
 
 
 def read_prompt_file(path: str) -> list[str]:
@@ -238,4 +238,4 @@ class Speed:
         """Says it."""
         if sys.stderr.isatty():
             seconds = time.monotonic() - self.begin
-            display(f"{self.tokens:,} tokens, {self.tokens / seconds:,.1f} tokens/s", file=sys.stderr)
+            say(f"{self.tokens:,} tokens, {self.tokens / seconds:,.1f} tokens/s", stderr=True)

@@ -10,11 +10,11 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
+from mm_lightning.console import say
 from mm_lightning.errors import UserError
 from mm_lightning.inference.export import ABOUT, require
 from mm_lightning.outputs import FolderKind, Output, check_folder, staged
 from mm_lightning.ranges import Name, Place, Positive
-from mm_lightning.terminal import display
 from mm_lightning.yaml_text import write_yaml
 
 if TYPE_CHECKING:
@@ -217,12 +217,12 @@ def import_command(
     check(imported)
     path = write(imported, target)
     parameters = sum(x.numel() for x in imported.weights.values())
-    display(f"{path}: {imported.source}, {parameters:,} parameters")
+    say(f"{path}: {imported.source}, {parameters:,} parameters")
     folder = Path(source).expanduser()
     if holds_other_code(folder):
-        display(
+        say(
             f"{source} comes with modeling code of another version, which newer transformers may not run: write it "
             f"anew with mm export --checkpoint {quote(output)} --output {quote(f'{folder}_new')} --self_contained"
         )
     if imported.tokenizer is None:
-        display("it came without a tokenizer, which generating needs: --tokenizer names one")
+        say("it came without a tokenizer, which generating needs: --tokenizer names one")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from mm_lightning.console import say
 from mm_lightning.errors import UserError
 from mm_lightning.inference.text import unescape
 from mm_lightning.outputs import check_output, opened
 from mm_lightning.ranges import AtLeastTwo, Count, Name, Natural, Place, Text
-from mm_lightning.terminal import display
 
 if TYPE_CHECKING:
     from mm_lightning.data.tokenizer import Tokenizer
@@ -75,7 +75,7 @@ def inspect_command(
     with opened(target) as out:
         out.write(page)
     left = f" (the first of {len(whole):,})" if len(whole) > len(tokens) else ""
-    display(
+    say(
         f"{target}: {len(tokens):,} tokens{left}, {len(plan.layers)} of {network.config.layers} layers, the "
         f"{plan.pairs} largest weights of each read, {len(page.encode()) / 1e6:.1f} MB"
     )

@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from mm_lightning.console import print_table
 from mm_lightning.outputs import Output, opened
-from mm_lightning.terminal import console
 
 
 def report(
@@ -18,7 +18,7 @@ def report(
     sections: Iterable[Iterable[Sequence[str]]],
     target: Output | None,
 ) -> None:
-    """Prints the table and writes the result.
+    """Print the table and write the result.
 
     Args:
         result: with settings, and what `machine` says.
@@ -28,19 +28,12 @@ def report(
         sections: rows of cells, with a line between sections.
         target: the JSON file, if one is wanted.
     """
-    from rich.table import Table
-
-    settings = ", ".join(
-        f"{key} {value}" for key, value in {**result.get("dimensions", {}), **result["settings"]}.items()
-    )
-    table = Table(title=title, caption=f"{settings}; {result['threads']} threads of {result['device']}")
-    for number, heading in enumerate(columns):
-        table.add_column(heading, justify="left" if number < labels else "right")
+    settings = {**result.get("dimensions", {}), **result["settings"]}
+    described = ", ".join(f"{key} {value}" for key, value in settings.items())
+    lines: list[Sequence[str] | None] = []
     for rows in sections:
-        for row in rows:
-            table.add_row(*row)
-        table.add_section()
-    console(width=140).print(table)
+        lines += [*rows, None]
+    print_table(columns, lines, title, f"{described}; {result['threads']} threads of {result['device']}", labels)
     if target:
         with opened(target) as file:
             file.write(json.dumps(result, indent=2) + "\n")
