@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 
@@ -12,9 +12,7 @@ from mm_lightning.memory.documents import Documents
 from mm_lightning.networks import Network
 from mm_lightning.training.evaluation_mode import evaluation_mode
 from mm_lightning.training.lightning_internals import callbacks_of
-
-if TYPE_CHECKING:
-    from mm_lightning.training.module import LanguageModule
+from mm_lightning.training.module import LanguageModule
 
 
 class AfterValidation(Callback, ABC):

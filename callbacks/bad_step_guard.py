@@ -6,7 +6,7 @@ import math
 from functools import partial
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -35,11 +35,9 @@ from mm_lightning.training.data_order import (
 )
 from mm_lightning.training.lightning_internals import accumulating, callbacks_of, datamodule_of, log_interval
 from mm_lightning.training.loggers import drop_later_steps
+from mm_lightning.training.module import LanguageModule
 from mm_lightning.training.rollback import restore
 from mm_lightning.training.sharding import step_norm, watch_overflow
-
-if TYPE_CHECKING:
-    from mm_lightning.training.module import LanguageModule
 
 Window = Annotated[int, Range(4, 1_000_000)]
 
@@ -129,9 +127,7 @@ class BadStepGuard(Callback):
 
     # On the host, one step later
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LanguageModule, outputs: Any, batch: Batch, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LanguageModule, *_: Any) -> None:
         """Start to copy the statistics of the step to the host, and report the step before."""
         if accumulating(trainer):
             return

@@ -6,7 +6,7 @@ import math
 import time
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
@@ -28,10 +28,8 @@ from mm_lightning.ranges import Name, Natural, Range, checked
 from mm_lightning.side_files import read_object
 from mm_lightning.terminal import display
 from mm_lightning.training.accumulation import is_last_step
-from mm_lightning.training.lightning_internals import log_interval
-
-if TYPE_CHECKING:
-    from mm_lightning.training.module import LanguageModule
+from mm_lightning.training.lightning_internals import accumulating, log_interval
+from mm_lightning.training.module import LanguageModule
 
 BEST = "best.json"
 
@@ -80,14 +78,14 @@ class Checkpoints(Checkpoint):
         self.best_mode = best_mode
         self.asynchronous = asynchronous
         self.on_failure = on_failure
-        self._saved_step = self._seen_step = -1
+        self._saved_step = -1
         self._saved_at = 0.0
         self._best: dict[str, Any] | None = None
         self._failure_logged = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LanguageModule) -> None:
         """Set up the writer, and read which checkpoint is the best so far."""
-        self._saved_step = self._seen_step = trainer.global_step
+        self._saved_step = trainer.global_step
         self._saved_at = time.monotonic()
         writer = self._writer(trainer)
         writer.asynchronous, writer.defer_errors = self.asynchronous, True
@@ -96,15 +94,11 @@ class Checkpoints(Checkpoint):
         best = self._read_best(pl_module.run_folder.path) if self.best and trainer.is_global_zero else None
         self._best = trainer.strategy.broadcast(best)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LanguageModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LanguageModule, *_: Any) -> None:
         """Save if a checkpoint is due."""
-        step = trainer.global_step
-        if step == self._seen_step:
-            return  # accumulating
-        self._seen_step = step
-        due = self.every_n_steps > 0 and step % self.every_n_steps == 0
+        if accumulating(trainer):
+            return
+        due = self.every_n_steps > 0 and trainer.global_step % self.every_n_steps == 0
         # The last step is saved here, not when training has ended: its loop state can go on with more steps.
         if self._time_is_up(trainer) or due or is_last_step(trainer):
             self._save(trainer, pl_module)

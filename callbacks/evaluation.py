@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from mm_lightning.callbacks.throughput import Throughput
 from mm_lightning.checkpoint import checkpoint_path
@@ -22,16 +21,16 @@ from mm_lightning.evaluation.measurement import Row
 from mm_lightning.evaluation.samples import RESULTS, SAMPLES
 from mm_lightning.evaluation.settings import left_out, left_out_line, make_tasks
 from mm_lightning.evaluation.task import Record, Task
+from mm_lightning.networks import Network
 from mm_lightning.outputs import write_bytes, write_json
 from mm_lightning.ranges import Count, Name, Natural, checked
 from mm_lightning.training.evaluation_mode import evaluation_mode
-from mm_lightning.training.lightning_internals import callbacks_of, datamodule_of
-from mm_lightning.training.loggers import tensorboard_tag
+from mm_lightning.training.lightning_internals import accumulating, callbacks_of, datamodule_of
+from mm_lightning.training.loggers import tensorboard_tag, tensorboards
+from mm_lightning.training.module import LanguageModule
 
 if TYPE_CHECKING:
     from mm_lightning.evaluation.model import Model
-    from mm_lightning.networks import Network
-    from mm_lightning.training.module import LanguageModule
 
 
 class Evaluation(Callback):
@@ -88,7 +87,6 @@ class Evaluation(Callback):
             say(f"Evaluation: {left_out_line(missing)}")
         self.every_n_steps, self.every_n_tokens, self.at_end = every_n_steps, every_n_tokens, at_end
         self.batch_size = batch_size
-        self._step = -1  # the last one that was checked
         self._begin = self._seconds = 0.0
 
     def setup(self, trainer: Trainer, pl_module: LanguageModule, stage: str) -> None:
@@ -100,7 +98,7 @@ class Evaluation(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LanguageModule) -> None:
         """Prepare the items of all tasks, so that missing data are an error before the first step."""
-        self._step = self._evaluated = trainer.global_step
+        self._evaluated = trainer.global_step
         self._begin, self._seconds = time.monotonic(), 0.0
         model = self._model(trainer, pl_module, pl_module.network)
         try:
@@ -109,14 +107,11 @@ class Evaluation(Callback):
         except UserError as error:
             raise UserError(f"Evaluation: {error}") from error
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LanguageModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LanguageModule, *_: Any) -> None:
         """Evaluate if it is due, after a whole optimization step."""
-        step = trainer.global_step
-        if step != self._step and self._due(step, pl_module.trained_tokens, pl_module.step_tokens):
+        due = self._due(trainer.global_step, pl_module.trained_tokens, pl_module.step_tokens)
+        if due and not accumulating(trainer):
             self._evaluate(trainer, pl_module)
-        self._step = step
 
     def _due(self, step: int, tokens: int, step_tokens: int) -> bool:
         if self.every_n_steps:
@@ -210,8 +205,7 @@ def log_tables(
     trainer: Trainer, task: Task, settings: dict[str, Any], rows: list[Row], about: dict[str, Any], folder: Path
 ) -> None:
     """Log the tables and the figures of the report to TensorBoard."""
-    boards = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-    if not boards:
+    if not (boards := tensorboards(trainer)):
         return
     from mm_lightning.experiments.evaluated.document import section
     from mm_lightning.experiments.evaluated.grid import Grid

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -11,9 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from mm_lightning.training.lightning_internals import accumulating, log_interval
-
-if TYPE_CHECKING:
-    from mm_lightning.training.module import LanguageModule
+from mm_lightning.training.module import LanguageModule
 
 
 class GradientNorm(Callback):
@@ -29,9 +27,7 @@ class GradientNorm(Callback):
             gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
             self._norm = torch.nn.utils.get_total_norm(gradients)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LanguageModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LanguageModule, *_: Any) -> None:
         """Log the norm; DeepSpeed, whose gradients are partitioned, computes it in its step."""
         step = trainer.global_step
         if step == 0 or step % log_interval(trainer) or accumulating(trainer):

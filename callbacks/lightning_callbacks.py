@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch import callbacks as lightning
@@ -15,9 +15,7 @@ from mm_lightning.checkpoint.plain_values import to_plain_values
 from mm_lightning.console import say
 from mm_lightning.errors import UserError
 from mm_lightning.training.lightning_internals import callbacks_of, checks_at_epoch_end
-
-if TYPE_CHECKING:
-    from mm_lightning.training.module import LanguageModule
+from mm_lightning.training.module import LanguageModule
 
 REFUSED: dict[type[Callback], str] = {
     lightning.BackboneFinetuning: "the network has no part named backbone: --model.initial_weights trains all of it on",

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from mm_lightning.callbacks.after_validation import OnValidationBatch
 from mm_lightning.networks import Network
 from mm_lightning.ranges import Count, Natural, checked
-from mm_lightning.training.loggers import tensorboard_tag
+from mm_lightning.training.lightning_internals import accumulating
+from mm_lightning.training.loggers import tensorboard_tag, tensorboards
+from mm_lightning.training.module import LanguageModule
 from mm_lightning.training.sharding import gathered
-
-if TYPE_CHECKING:
-    from mm_lightning.training.module import LanguageModule
 
 
 class MemoryStatistics(OnValidationBatch):
@@ -36,23 +34,18 @@ class MemoryStatistics(OnValidationBatch):
     def __init__(self, every_n_steps: Count = 100, sequences: Natural = 1) -> None:
         super().__init__(sequences)
         self.every_n_steps = every_n_steps
-        self._written = -1
 
     def on_train_start(self, trainer: Trainer, pl_module: LanguageModule) -> None:
         """Write the initial scalars; a resumed run has those of its first step already."""
-        self._written = trainer.global_step
         if trainer.global_step == 0:
             self._write_scalars(trainer, pl_module)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LanguageModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LanguageModule, *_: Any) -> None:
         """Write the scalars every `every_n_steps`."""
-        if trainer.global_step % self.every_n_steps == 0 and trainer.global_step != self._written:
+        if trainer.global_step % self.every_n_steps == 0 and not accumulating(trainer):
             self._write_scalars(trainer, pl_module)
 
     def _write_scalars(self, trainer: Trainer, pl_module: LanguageModule) -> None:
-        self._written = trainer.global_step
         with gathered(p for p in pl_module.network.parameters() if len(getattr(p, "ds_shape", p.shape)) < 2):
             if trainer.is_global_zero:
                 write_histograms(trainer, pl_module.network.memory_scalars())
@@ -68,8 +61,7 @@ class MemoryStatistics(OnValidationBatch):
 def write_histograms(trainer: Trainer, values: dict[str, Tensor]) -> None:
     """Write a TensorBoard histogram of the finite values of each tensor, if it has any."""
     finite = {name: x[x.isfinite()].float().cpu() for name, x in values.items()}
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
-            for name, x in finite.items():
-                if len(x):
-                    logger.experiment.add_histogram(tensorboard_tag(f"memory/{name}"), x, trainer.global_step)
+    for board in tensorboards(trainer):
+        for name, x in finite.items():
+            if len(x):
+                board.add_histogram(tensorboard_tag(f"memory/{name}"), x, trainer.global_step)

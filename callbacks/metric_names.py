@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 
 from mm_lightning.errors import UserError
 from mm_lightning.options import nearest
 from mm_lightning.training.lightning_internals import callbacks_of
-
-if TYPE_CHECKING:
-    from mm_lightning.training.module import LanguageModule
+from mm_lightning.training.module import LanguageModule
 
 DECLARING = ("mm_lightning.", "lightning.")
 """Packages whose callbacks and modules log only metrics that they declare in `validation_metrics`."""

@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -38,9 +38,7 @@ from mm_lightning.training.lightning_internals import (
     leave_signals_alone,
     process_timeout,
 )
-
-if TYPE_CHECKING:
-    from mm_lightning.training.module import LanguageModule
+from mm_lightning.training.module import LanguageModule
 
 
 class Preempted(SystemExit):
@@ -113,9 +111,7 @@ class Preemption(Callback):
             self._reduced.fill_(self._signal)
             self._reduction = dist.all_reduce(self._reduced, dist.ReduceOp.MAX, self._group, async_op=True)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LanguageModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LanguageModule, *_: Any) -> None:
         """Save after a whole step if any process received a signal; the last step ends the run by itself."""
         if accumulating(trainer):
             return

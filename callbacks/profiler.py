@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import gzip
 import shutil
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
 
 from mm_lightning.console import say
 from mm_lightning.ranges import Count, checked
-from mm_lightning.training.lightning_internals import record_cuda_memory, stop_recording_cuda_memory, write_cuda_memory
+from mm_lightning.training.lightning_internals import (
+    accumulating,
+    record_cuda_memory,
+    stop_recording_cuda_memory,
+    write_cuda_memory,
+)
+from mm_lightning.training.module import LanguageModule
 from mm_lightning.training.silence_warnings import silence_profiler
-
-if TYPE_CHECKING:
-    from mm_lightning.training.module import LanguageModule
 
 MEMORY_ENTRIES = 200_000
 """The newest allocations that the CUDA allocator records."""
@@ -54,7 +57,6 @@ class Profiler(Callback):
         self.first, self.steps, self.memory, self.every_process = first, steps, memory, every_process
         self.shapes, self.stacks = shapes, stacks
         self._profile: torch.profiler.profile | None = None
-        self._step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LanguageModule) -> None:
         """Log it if the traced steps are not among those of this run."""
@@ -76,7 +78,6 @@ class Profiler(Callback):
             activities.append(torch.profiler.ProfilerActivity.CUDA)
             if self.memory:
                 record_cuda_memory(MEMORY_ENTRIES)
-        self._step = trainer.global_step
         self._profile = torch.profiler.profile(
             activities=activities,
             schedule=torch.profiler.schedule(wait=0, warmup=warm_up, active=self.steps, repeat=1),
@@ -87,13 +88,10 @@ class Profiler(Callback):
         )
         self._profile.start()
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LanguageModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LanguageModule, *_: Any) -> None:
         """Advance the profiler by a step; after the last one, write the trace."""
-        if self._profile is None or trainer.global_step == self._step:
-            return  # not tracing, or accumulating
-        self._step = trainer.global_step
+        if self._profile is None or accumulating(trainer):
+            return
         self._profile.step()
         if trainer.global_step >= self.first - 1 + self.steps:
             self._stop()

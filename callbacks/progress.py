@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ProgressBar
 
-if TYPE_CHECKING:
-    from mm_lightning.training.module import LanguageModule
+from mm_lightning.training.module import LanguageModule
 
 
 class Progress(ProgressBar):
@@ -50,9 +49,7 @@ class Progress(ProgressBar):
     def on_train_start(self, trainer: Trainer, pl_module: LanguageModule) -> None:
         self._start("training", trainer.max_steps, trainer.global_step)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LanguageModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LanguageModule, *_: Any) -> None:
         self._set(trainer.global_step)
 
     def on_train_end(self, trainer: Trainer, pl_module: LanguageModule) -> None:

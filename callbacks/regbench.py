@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,9 +17,7 @@ from mm_lightning.data.regbench_metrics import measures
 from mm_lightning.data.shards import read_shard
 from mm_lightning.errors import UserError
 from mm_lightning.training.lightning_internals import datamodule_of, find_datamodule
-
-if TYPE_CHECKING:
-    from mm_lightning.training.module import LanguageModule
+from mm_lightning.training.module import LanguageModule
 
 
 class RegBench(Callback):
@@ -55,13 +53,7 @@ class RegBench(Callback):
         self.measures.to(pl_module.device).reset()
 
     def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LanguageModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LanguageModule, _: Any, batch: Batch, *indices: int
     ) -> None:
         """Add a batch, whichever sequences are in it."""
         rows = [row.tobytes() for row in batch.tokens.cpu().numpy().astype(np.uint16)]

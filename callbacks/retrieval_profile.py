@@ -6,7 +6,6 @@ import importlib.util
 from typing import TYPE_CHECKING, Annotated
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from mm_lightning.callbacks.after_validation import OnValidationBatch
 from mm_lightning.console import say
@@ -15,13 +14,13 @@ from mm_lightning.networks import Network
 from mm_lightning.ranges import AtLeastTwo, Count, Range, accept, checked
 from mm_lightning.style import figure_of, profile_axes
 from mm_lightning.training.lightning_internals import find_datamodule
-from mm_lightning.training.loggers import tensorboard_tag
+from mm_lightning.training.loggers import tensorboard_tag, tensorboards
+from mm_lightning.training.module import LanguageModule
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from mm_lightning.inspection.profile import Profile
-    from mm_lightning.training.module import LanguageModule
 
 
 class RetrievalProfile(OnValidationBatch):
@@ -65,10 +64,9 @@ class RetrievalProfile(OnValidationBatch):
             )
             return
         tag = tensorboard_tag(self.unique_tag("retrieval_profile", trainer))
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                for level, figure in draw(profile).items():
-                    logger.experiment.add_figure(f"{tag}/{level}", figure, trainer.global_step)
+        for board in tensorboards(trainer):
+            for level, figure in draw(profile).items():
+                board.add_figure(f"{tag}/{level}", figure, trainer.global_step)
 
 
 def draw(profile: Profile) -> dict[str, Figure]:

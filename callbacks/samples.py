@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from mm_lightning.callbacks.after_validation import AfterValidation
 from mm_lightning.inference.generate_commands import generate_line
@@ -17,10 +15,8 @@ from mm_lightning.networks import Network
 from mm_lightning.ranges import Count, Portion, Seed, Temperature, Text, checked
 from mm_lightning.training.evaluation_mode import evaluation_mode
 from mm_lightning.training.lightning_internals import datamodule_of
-from mm_lightning.training.loggers import tensorboard_tag
-
-if TYPE_CHECKING:
-    from mm_lightning.training.module import LanguageModule
+from mm_lightning.training.loggers import tensorboard_tag, tensorboards
+from mm_lightning.training.module import LanguageModule
 
 
 class Samples(AfterValidation):
@@ -83,9 +79,6 @@ class Samples(AfterValidation):
             network = copy.deepcopy(network).float()
         with inference_on(device):
             self.last = generate(network, datamodule_of(trainer).tokenizer, self.prompt, self.sampling, self.tokens)
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                quoted = "\n".join("    " + line for line in (self.prompt + self.last).splitlines())
-                logger.experiment.add_text(
-                    tensorboard_tag(self.unique_tag("samples", trainer)), quoted, trainer.global_step
-                )
+        quoted = "\n".join("    " + line for line in (self.prompt + self.last).splitlines())
+        for board in tensorboards(trainer):
+            board.add_text(tensorboard_tag(self.unique_tag("samples", trainer)), quoted, trainer.global_step)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from shlex import quote
-from typing import TYPE_CHECKING
 
 from lightning.pytorch import Callback, Trainer
 
@@ -15,9 +14,7 @@ from mm_lightning.console import clock
 from mm_lightning.data.mixture import bits_per_byte, mean
 from mm_lightning.terminal import console, display
 from mm_lightning.training.lightning_internals import callbacks_of, datamodule_of
-
-if TYPE_CHECKING:
-    from mm_lightning.training.module import LanguageModule
+from mm_lightning.training.module import LanguageModule
 
 
 class Summary(Callback):

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
 
 from mm_lightning.networks.cost import training_flops_per_token
 from mm_lightning.training.lightning_internals import datamodule_of, log_interval
+from mm_lightning.training.module import LanguageModule
 from mm_lightning.training.peak_flops import peak_flops
-
-if TYPE_CHECKING:
-    from mm_lightning.training.module import LanguageModule
 
 
 class Throughput(Callback):
@@ -47,9 +45,7 @@ class Throughput(Callback):
         if self._interrupted:
             self._counted_until, self._interrupted = time.perf_counter(), False
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LanguageModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LanguageModule, *_: Any) -> None:
         """Count the time; log at log steps."""
         now = time.perf_counter()
         self._seconds, self._counted_until = self._seconds + now - self._counted_until, now

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from lightning.pytorch import Callback, Trainer
 
@@ -22,9 +22,7 @@ from mm_lightning.ranges import Range, checked
 from mm_lightning.side_files import read_object
 from mm_lightning.terminal import display
 from mm_lightning.training.lightning_internals import kill_launched
-
-if TYPE_CHECKING:
-    from mm_lightning.training.module import LanguageModule
+from mm_lightning.training.module import LanguageModule
 
 EXIT_STATUS = 70
 """The exit status of the processes of a run that hung: EX_SOFTWARE of sysexits.h."""
@@ -98,9 +96,7 @@ class Watchdog(Callback):
     def on_after_backward(self, trainer: Trainer, *args: Any) -> None:
         self._beat(trainer, "in the optimization step")
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LanguageModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LanguageModule, *_: Any) -> None:
         self._beat(trainer, "at the end of a batch or waiting for data")
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LanguageModule, checkpoint: dict[str, Any]) -> None:

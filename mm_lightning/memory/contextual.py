@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from mm_lightning.memory.bandwidth import Bandwidth
 from mm_lightning.memory.documents import Documents, Span
 from mm_lightning.memory.kernels import is_plain, resolve_kernels
-from mm_lightning.memory.keys import AverageKeys, Keys
+from mm_lightning.memory.keys import AverageKeys, Keys, averages
 from mm_lightning.memory.layers import Linear
 from mm_lightning.memory.pair_cache import PairCache
 from mm_lightning.memory.retrieval import Retrieval, SoftmaxRetrieval
@@ -80,7 +80,7 @@ class ContextualMemory(nn.Module):
         """
         if not documents.step or type(state.pairs) is not PairCache or not is_plain(vtilde):
             return False
-        if not isinstance(self.keys, AverageKeys) or type(self.values) is not LookAheadValues:
+        if not averages(self.keys) or type(self.values) is not LookAheadValues:
             return False
         if type(self.retrieval) is not SoftmaxRetrieval or state.pairs.buffers[0].dtype != vtilde.dtype:
             return False
@@ -112,7 +112,7 @@ class ContextualMemory(nn.Module):
     @property
     def sublinear(self) -> bool:
         """Whether sub-linear reads support this memory: they need equation (4) and keys of norm 1."""
-        return isinstance(self.keys, AverageKeys) and type(self.retrieval) is SoftmaxRetrieval
+        return averages(self.keys) and type(self.retrieval) is SoftmaxRetrieval
 
     def new_state(self, span: Span, capacity: int, pairs: PairCache | None = None) -> MemoryState:
         """Return the empty inference state.

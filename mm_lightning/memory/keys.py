@@ -79,6 +79,11 @@ class AverageKeys(Keys):
         return average_keys(ktilde, *self.gates(x), beta, documents, self.kernels, carried)
 
 
+def averages(keys: Keys) -> bool:
+    """Return whether keys are those of equation (8) or (7), with any gates: a derived class may change them further."""
+    return type(keys).forward is AverageKeys.forward
+
+
 class GatedKeys(AverageKeys):
     """The keys of equation (8).
 

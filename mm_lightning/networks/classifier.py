@@ -11,11 +11,6 @@ from mm_lightning.memory.kernels import Kernels
 from mm_lightning.memory.layers import Linear
 from mm_lightning.networks.loss import linear_cross_entropy
 
-try:
-    from torch.nn import LinearCrossEntropyOptions  # torch >= 2.15
-except ImportError:
-    LinearCrossEntropyOptions = None  # type: ignore[assignment, misc]
-
 
 class Classifier(Linear):
     """The linear map onto the vocabulary, and the loss: with many tokens, without having all logits at once.
@@ -38,18 +33,5 @@ class Classifier(Linear):
         exact = torch.promote_types(x.dtype, torch.float32)
         if tokens < dim or self.out_features <= dim:
             return F.cross_entropy(super().forward(x).to(exact), targets, ignore_index=IGNORE_INDEX)
-        if LinearCrossEntropyOptions is None or (x.is_cuda and self._short(x)):
-            return linear_cross_entropy(x, self.weight, targets, self.kernels)
-        # In a shorter type torch's would return the loss itself rounded to that type.
-        with torch.autocast(x.device.type, enabled=False):
-            return F.linear_cross_entropy(
-                x.to(exact),
-                self.weight.to(exact),
-                targets,
-                ignore_index=IGNORE_INDEX,
-                options=LinearCrossEntropyOptions(),
-            )
-
-    def _short(self, x: Tensor) -> bool:
-        """Return whether matrix products are computed in 16 bits, many times faster on a GPU."""
-        return torch.is_autocast_enabled(x.device.type) or self.weight.dtype in (torch.bfloat16, torch.float16)
+        # torch's F.linear_cross_entropy rounds the loss to the type of its inputs, and on a CPU takes longer.
+        return linear_cross_entropy(x, self.weight, targets, self.kernels)

@@ -73,6 +73,11 @@ def drop_later_steps(trainer: Trainer, step: int) -> None:
             logger.drop_later_steps(step)
 
 
+def tensorboards(trainer: Trainer) -> list[Any]:
+    """Return the SummaryWriter of each TensorBoard logger of a run."""
+    return [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+
+
 WATCH_GROUPS = ("epoch", "evaluation", "memory", "retrieval_profile", "samples")
 """Groups of tags that sort before `train`."""
 

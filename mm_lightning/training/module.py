@@ -188,10 +188,10 @@ class LanguageModule(LightningModule):
         """
         self._rate = learning_rate(self.trainer)
         random = self.network.step_randomness(self.seed, self.global_step)
-        if self.config.dropout:
-            # From the place in the run alone, so that a resumed run drops what the uninterrupted one would have.
-            place = f"dropout of seed {self.seed}, step {self.global_step}, {len(self._step_loss)}, {self.global_rank}"
-            torch.manual_seed(int.from_bytes(hashlib.sha256(place.encode()).digest()[:8]))
+        # From the place in the run alone, so that a resumed run drops what the uninterrupted one would have: in a
+        # user's parts too, whatever they draw.
+        place = f"dropout of seed {self.seed}, step {self.global_step}, {len(self._step_loss)}, {self.global_rank}"
+        torch.manual_seed(int.from_bytes(hashlib.sha256(place.encode()).digest()[:8]))
         self._share = batch.targets.numel() + (self._share if self._step_loss else 0)
         loss, balance, predicted = self._losses(batch, **random)
         self._step_loss.append(torch.stack([loss.detach() * predicted, predicted]))

@@ -24,7 +24,24 @@ MINE = {
     "retrieval": {"class_path": "mine_of_docs.Cauchy"},
     "persistent": {"class_path": "mine_of_docs.SquaredReLU", "init_args": {"hidden": 40}},
 }
-CASES = {**{name: {name: spec} for name, spec in MINE.items()}, "all": MINE}
+DERIVED = """
+from mm_lightning.memory.keys import GatedKeys
+
+
+class Turned(GatedKeys):
+    def __init__(self, dim, heads, std):
+        super().__init__(dim, heads, std(dim))
+
+    def forward(self, x, beta, documents, carried=None):
+        return [y + 0.5 * y.roll(1, -1) for y in super().forward(x, beta, documents, carried)]
+"""
+"""Keys derived from those of equation (8), which the compiled decoding step must leave to them."""
+
+CASES = {
+    **{name: {name: spec} for name, spec in MINE.items()},
+    "all": MINE,
+    "derived": {"keys": {"class_path": "mine_derived.Turned"}},
+}
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +50,7 @@ def elsewhere(tmp_path, monkeypatch):
     parts, network = re.findall(r"```python\n(.+?)```", text, re.DOTALL)
     (tmp_path / "mine_of_docs.py").write_text(parts, encoding="utf-8")
     (tmp_path / "mine_parallel.py").write_text(network, encoding="utf-8")
+    (tmp_path / "mine_derived.py").write_text(DERIVED, encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
 
 
@@ -130,9 +148,10 @@ def test_a_network_of_their_own(build, packed):
     assert torch.allclose(run(network, tokens, [20, *[1] * 20], documents.starts), whole, atol=1e-9, rtol=0)
 
 
-def test_what_reads_softmax_alone_refuses_others(build):
+@pytest.mark.parametrize("case", ["retrieval", "keys", "derived"])
+def test_sublinear_reads_refuse_what_they_do_not_know(build, case):
     with pytest.raises(UserError, match="sub-linear reads"):
-        build(MemoryMosaicConfig(**SMALL, **CASES["retrieval"])).new_state(sublinear=SublinearRead())
+        build(MemoryMosaicConfig(**SMALL, **CASES[case])).new_state(sublinear=SublinearRead())
 
 
 @pytest.mark.parametrize(

@@ -206,3 +206,21 @@ def change_processes(config: str, tmp_path: Path, strategy: str) -> None:
                 loss = float.fromhex(should["loss"])
                 assert float.fromhex(is_["loss"]) == pytest.approx(loss, rel=1e-6), f"{case.name}: step {step}"
         assert list(metrics(tmp_path / case.name / "run" / "0", "validation/loss")) == [10, 20, 30, 40]
+
+
+def test_a_part_that_draws_numbers_of_its_own(tiny, tmp_path, monkeypatch):
+    """A user's part may have dropout where the network has none: it drops the same after a resume."""
+    part = "from torch import nn\nfrom mm_lightning.memory.layers import Linear\n"
+    part += "from mm_lightning.memory.persistent import Persistent\n\n\nclass Dropped(Persistent):\n"
+    part += "    def __init__(self, dim, heads, std):\n        super().__init__()\n"
+    part += "        self.W, self.dropout = Linear(dim, dim, std(dim)), nn.Dropout(0.5)\n\n"
+    part += "    def forward(self, x):\n        return self.W(self.dropout(x))\n"
+    (tmp_path / "mine_dropped.py").write_text(part)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    run, fit = tmp_path / "run" / "0", ["fit", "--config", str(tiny)]
+    fit += ["--model.network.persistent", "{class_path: mine_dropped.Dropped}"]
+    assert main(fit) == 0
+    whole = metrics(run, "train/loss")
+    (run / "checkpoints" / "step=6.ckpt").unlink()
+    assert main([*fit, "--resume"]) == 0
+    assert metrics(run, "train/loss") == whole
