@@ -57,9 +57,9 @@ class Progress:
         self.title, self.total, self.done, self.note = title, total, done, ""
         self.shown, self._parent = shown and is_first_process(), parent
         self._line_at = time.monotonic() + LINE_SECONDS
-        self._bars: Any = parent._bars if parent else self._open()
-        if self._bars is not None:
-            self._task = self._bars.add_task(title, total=total, completed=done, note=self._done_of_total())
+        self.bars: Any = parent.bars if parent else self._open()
+        if self.bars is not None:
+            self._task = self.bars.add_task(title, total=total, completed=done, note=self._done_of_total())
 
     def _open(self) -> Any:
         if not self.shown or not sys.stderr.isatty():
@@ -92,8 +92,8 @@ class Progress:
     def update(self, done: float, note: str = "") -> None:
         """Set how much is done; `note` takes the place of the count."""
         self.done, self.note = done, note
-        if self._bars is not None:
-            self._bars.update(self._task, completed=done, note=note or self._done_of_total())
+        if self.bars is not None:
+            self.bars.update(self._task, completed=done, note=note or self._done_of_total())
         elif self.shown and time.monotonic() > self._line_at:
             self._line_at = time.monotonic() + LINE_SECONDS
             percent = f" {100 * done / self.total:.0f}%" if self.total else ""
@@ -101,13 +101,13 @@ class Progress:
 
     def close(self) -> None:
         """Remove the bar."""
-        if self._bars is None:
+        if self.bars is None:
             return
         if self._parent is not None:
-            self._bars.remove_task(self._task)
+            self.bars.remove_task(self._task)
         else:
-            self._bars.stop()
-        self._bars = None
+            self.bars.stop()
+        self.bars = None
 
     def _done_of_total(self) -> str:
         return f"{self.done:,.0f}" + (f"/{self.total:,.0f}" if self.total is not None else "")
