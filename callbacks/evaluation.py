@@ -19,8 +19,8 @@ from mm_lightning.console import say
 from mm_lightning.errors import UserError
 from mm_lightning.evaluation.measurement import Row
 from mm_lightning.evaluation.samples import RESULTS, SAMPLES
-from mm_lightning.evaluation.settings import left_out, left_out_line, make_tasks
 from mm_lightning.evaluation.task import Record, Task
+from mm_lightning.evaluation.task_options import left_out, left_out_line, make_tasks
 from mm_lightning.networks import Network
 from mm_lightning.outputs import write_bytes, write_json
 from mm_lightning.ranges import Count, Name, Natural, checked
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 class Evaluation(Callback):
     """Evaluate tasks of `mm evaluate` on a schedule: persistent and new knowledge, in-context learning, loss by
-    position, or any of their tasks.
+    position, any of their tasks, or tasks of your own.
 
     - class_path: Evaluation
       init_args: {tasks: [qa_1, banking77], every_n_steps: 5000, settings: {data_dir: data, limit: 50}}
@@ -55,7 +55,8 @@ class Evaluation(Callback):
     Under ZeRO-3 each process holds a whole copy of the network during an evaluation.
 
     Args:
-        tasks: names of tasks or groups of them, a list or separated by commas; `mm evaluate --help` lists them.
+        tasks: names of tasks or groups of them, or classes in modules of your own as module.Class, a list or separated
+            by commas; `mm evaluate --help` lists the built-in ones.
         every_n_steps: optimization steps between evaluations; 0 for none before the end.
         every_n_tokens: the same in tokens, at the first step that reaches a multiple; give one of the two.
         at_end: evaluate after the last step, too.

@@ -222,10 +222,12 @@ def run_function(name: str, args: list[str]) -> None:
         return
     from jsonargparse import ArgumentError
 
+    from mm_lightning.class_options import with_named_classes
     from mm_lightning.renamed import current_options
 
     function = load(COMMANDS[name][0])
     words = current_options(name_words(function, args))
+    function = with_named_classes(function, words)
     arguments = places(function, flags(function, word_lists(function, words)))
     parser = function_parser(name, function)
     if {"-h", "--help"} & set(args):
@@ -258,6 +260,8 @@ def function_parser(name: str, function: Callable[..., Any]) -> Any:
 
 def help_of(name: str, function: Callable[..., Any], options: str) -> str:
     """What `mm NAME --help` prints: how to call it, its documentation, and the options of its parser's help."""
+    from mm_lightning.class_options import added_options
+
     first = next(iter(inspect.signature(function).parameters.values()))
     several = " ..." if "list" in str(first.annotation) else ""
     word = f" {first.name.upper()}{several}" if first.default is first.empty else ""
@@ -267,7 +271,9 @@ def help_of(name: str, function: Callable[..., Any], options: str) -> str:
     listed = re.sub(
         r"(--(\w+)) (?:\[ITEM,\.\.\.\]|[A-Z_]+), --\2\+ (?:\[ITEM,\.\.\.\]|[A-Z_]+)", r"\1 A [B ...]", listed
     )
-    listed = listed.replace("default: )", 'default: "")')
+    listed = listed.replace("default: )", 'default: "")').replace(",null}", "}")
+    if added := added_options(function):
+        listed = listed.replace(f"\n  --{added[0]} ", f"\n\n{added[1]}:\n  --{added[0]} ")
     return f"usage: mm {name}{word} [OPTIONS]\n\n{about}\n\noptions:{listed}".rstrip()
 
 

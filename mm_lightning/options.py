@@ -77,7 +77,7 @@ def name_words(function: Callable[..., Any], args: list[str]) -> list[str]:
 
 def flags(function: Callable[..., Any], args: list[str]) -> list[str]:
     """Lets an option that is yes or no stand alone: `--dry_run` for `--dry_run true`."""
-    switches = {f"--{name}" for name, kind in type_words(function).items() if kind == "bool"}
+    switches = {f"--{name}" for name, kind in type_words(function).items() if kind in ("bool", "bool | None")}
     following = [*args, "--"][1:]
     return [
         f"{arg}=true" if arg in switches and after.startswith("--") else arg

@@ -29,10 +29,6 @@ class RegBench(Task):
 
     The sequences are those of the validation split of `mm data regbench` with the same seed, which no training sequence
     of that seed shares an automaton with.
-
-    Args:
-        limit: sequences.
-        seed: of the automata.
     """
 
     name: ClassVar[str] = "regbench"

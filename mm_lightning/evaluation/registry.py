@@ -11,6 +11,7 @@ from mm_lightning.errors import UserError
 from mm_lightning.evaluation.persistent.definitions import BENCHMARK_GROUPS, DEFINITIONS
 from mm_lightning.evaluation.task import Task
 from mm_lightning.options import nearest
+from mm_lightning.user_classes import load_class
 
 _IN_CONTEXT = "mm_lightning.evaluation.in_context.in_context_task"
 
@@ -105,17 +106,22 @@ def task_names(words: Iterable[str]) -> list[str]:
 
 
 def find_task(name: str) -> type[Task]:
-    """The task of a name.
+    """Return the task of a name: a built-in one, or a class in a user's own module as module.Class.
 
     Raises:
         UserError: there is none; it names the nearest.
     """
-    if name not in TASKS:
-        word = name.lower()
-        about = [task for task, (_, text) in TASKS.items() if word in re.findall(r"\w+", text.lower())]
-        near = nearest(name, [*TASKS, *GROUPS], 0.6)
-        meant = list(dict.fromkeys([*([near] if near else []), *about]))
-        hint = f"did you mean {' or '.join(meant[:4])}?" if meant else f"there are {', '.join([*TASKS, *GROUPS])}"
-        raise UserError(f"there is no task {name!r}: {hint}")
-    module, kind = TASKS[name][0].split(":")
-    return getattr(importlib.import_module(module), kind)
+    if name in TASKS:
+        module, kind = TASKS[name][0].split(":")
+        return getattr(importlib.import_module(module), kind)
+    if "." in name:
+        task = load_class(name, Task)
+        if task.name != name:
+            raise UserError(f"{name} is called {task.name!r}, by which mm report cannot find it: leave its name out")
+        return task
+    word = name.lower()
+    about = [task for task, (_, text) in TASKS.items() if word in re.findall(r"\w+", text.lower())]
+    near = nearest(name, [*TASKS, *GROUPS], 0.6)
+    meant = list(dict.fromkeys([*([near] if near else []), *about]))
+    hint = f"did you mean {' or '.join(meant[:4])}?" if meant else f"there are {', '.join([*TASKS, *GROUPS])}"
+    raise UserError(f"there is no task {name!r}: {hint}")

@@ -1,20 +1,7 @@
-"""What a task is: its questions, how a network is asked, and the numbers that come of it.
+"""The base class of evaluation tasks: their questions, how a network is asked, and the numbers that come of it.
 
-A task is a dataclass. Its fields are its settings, and what `mm evaluate` fills from options of the same names:
-
-    @dataclass
-    class Capitals(Task):
-        name: ClassVar[str] = "capitals"
-        limit: int | None = None
-
-        def items(self, model): return [Item("france", {"continent": "Europe"}, ("The capital of France is", "Paris"))]
-
-        def ask(self, model, items):
-            prompts = [[model.bos, *model.encode(item.content[0])] for item in items]
-            for item, text in zip(items, model.greedy(prompts, 8), strict=True):
-                yield item.record({"exact_match": text.strip() == item.content[1]}, answer=text)
-
-Modules of tasks import torch and other heavy packages where they use them.
+docs/extending.md has one in a module of a user's own. Modules of tasks import torch and other heavy packages where they
+use them.
 """
 
 from __future__ import annotations
@@ -40,7 +27,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Item:
-    """One question.
+    """A question.
 
     Attributes:
         key: names it for ever (length, seed, number of the question, ...): interrupted runs are continued by it.
@@ -53,15 +40,25 @@ class Item:
     content: Any = None
 
     def record(self, scores: dict[str, Any], **more: Any) -> Record:
-        """The record of its answer: numbers by metric (True is 1), and what explains them."""
+        """Return the record of its answer: numbers by metric (True is 1), and what explains them."""
         return {"key": self.key, "group": self.group, "scores": scores, **more}
 
 
 class Task(ABC):
-    """Something that networks are asked. Subclasses are dataclasses of plain settings.
+    """Questions to networks and the scores of their answers.
+
+    Subclasses are dataclasses. Their fields are options of `mm evaluate` and of the callback Evaluation, and what the
+    class's docstring says of a field is the option's help. Options that several tasks have are described here:
+
+    Args:
+        contexts: lengths in tokens, those of the answer included; 4k is 4,096.
+        limit: questions of each length at most, or of the whole task where there are no lengths.
+        seed: of the questions and of what is drawn for them.
+        data_dir: folder of the data sets: squad/*.json, hotpotqa/*.json, text/novels/*.txt, banking77/*.csv, ...
+        data_hash: refuse other data than those of this hash, as results.json gives it.
 
     Attributes:
-        name: as in `mm evaluate --tasks`.
+        name: as in `mm evaluate --tasks`; of a class in a user's own module it is module.Class.
         version: raised when the same settings come to mean other questions or scores.
         metrics: the task's own, by name, besides :data:`~mm_lightning.evaluation.metrics.METRICS`.
     """
@@ -70,13 +67,18 @@ class Task(ABC):
     version: ClassVar[int] = 1
     metrics: ClassVar[Mapping[str, Metric]] = {}
 
+    def __init_subclass__(cls) -> None:
+        """Name a class that has no name of its own by its module, by which it is found again."""
+        if "name" not in vars(cls):
+            cls.name = f"{cls.__module__}.{cls.__qualname__}"
+
     @abstractmethod
     def items(self, model: Model) -> list[Item]:
-        """All questions, their keys distinct; the same in every process."""
+        """Return all questions, their keys distinct; the same in every process."""
 
     @abstractmethod
     def ask(self, model: Model, items: list[Item]) -> Iterator[Record]:
-        """Asks some of the items, in any order, and yields each record as soon as it is known."""
+        """Ask some of the items, in any order, and yield each record as soon as it is known."""
 
     @classmethod
     def metric(cls, name: str) -> Metric:
@@ -84,25 +86,25 @@ class Task(ABC):
         return cls.metrics.get(name) or find_metric(name)
 
     def measurements(self, records: Sequence[Record]) -> list[Measurement]:
-        """The numbers that are means over items, by default each score in each group."""
+        """Return the numbers that are means over items, by default each score in each group."""
         return means(self, records)
 
     def rows(self, records: list[Record]) -> list[Row]:
-        """The table, from all records in the order of the items."""
+        """Return the table, from all records in the order of the items."""
         return [measurement.row() for measurement in self.measurements(records)]
 
     @property
     def title(self) -> str:
-        """What results are called: the name, of a user's data set with that of the data set."""
+        """The name of the results: that of the task, of a user's data set with that of the data set."""
         return self.name
 
     def settings(self) -> dict[str, Any]:
-        """All that decides what is asked and how it is scored, in plain types; other settings are other results."""
+        """Return all that decides what is asked and how it is scored, in plain types: other settings, other results."""
         fields = dataclasses.asdict(self)  # type: ignore[call-overload]
         return json.loads(json.dumps({"version": self.version, **fields}))
 
     def settings_for(self, checkpoint: Path | None) -> dict[str, Any]:
-        """The settings, with `data_hash`, the hash of what is read, where that depends on the network.
+        """Return the settings, with `data_hash`, the hash of what is read, where that depends on the network.
 
         Args:
             checkpoint: the network that is asked; tasks find its own data beside it.
@@ -110,16 +112,16 @@ class Task(ABC):
         return self.settings()
 
     def headline(self, rows: list[Row]) -> list[Row]:
-        """The rows of short tables, on the terminal and of differences: by default all."""
+        """Return the rows of short tables, on the terminal and of differences: by default all."""
         return rows
 
     def references(self) -> dict[str, dict[str, float]]:
-        """Numbers to hold metrics against, by the name of what reaches them and by metric."""
+        """Return numbers to hold metrics against, by the name of what reaches them and by metric."""
         return {}
 
 
 def title_of(task: str, settings: Mapping[str, Any]) -> str:
-    """Return what results of a task are called: its name and, of a user's data set, that of the data set."""
+    """Return the name of a task's results: its name and, of a user's data set, that of the data set."""
     dataset = re.sub(r"[^\w.\-]+", "-", str(settings.get("dataset") or "")).strip("-.")
     return f"{task}-{dataset}" if dataset else task
 
@@ -137,13 +139,13 @@ def means(task: Task, records: Iterable[Record]) -> list[Measurement]:
             if isinstance(score, bool):
                 truths.add(name)
     return [
-        Measurement(groups[group], _told(task.metric(name), name in truths), by_item)
+        Measurement(groups[group], _as_share(task.metric(name), name in truths), by_item)
         for group, by_name in values.items()
         for name, by_item in by_name.items()
     ]
 
 
-def _told(metric: Metric, truth: bool) -> Metric:
-    """Return the metric; one that nothing is known of but that its scores are true or false is a share."""
+def _as_share(metric: Metric, truth: bool) -> Metric:
+    """Return the metric; an unknown one whose scores are true or false is a share."""
     unknown = metric.unit == "number" and metric.higher_is_better is None
     return Metric(metric.name, "share") if truth and unknown else metric

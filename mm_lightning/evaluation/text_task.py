@@ -21,10 +21,10 @@ class ReadingTask(Task):
     """A task about sequences of documents.
 
     Args:
-        contexts: lengths in tokens; None for some multiples of the training context.
-        limit: sequences of each length at most; None for all.
-        text: text files, or a folder of prepared data; None for the network's own validation documents.
-        data_hash: refuse other text than that of this hash, as results.json has it.
+        contexts: lengths in tokens; by default the training context, of loss_by_position also 2, 4 and 8 times as many.
+        limit: sequences of each length at most.
+        text: text files, JSON lines (key "text"), folders of text files, or a folder of prepared data; by default the
+            validation documents of the network's own data.
     """
 
     least: ClassVar[int]  # tokens of a context

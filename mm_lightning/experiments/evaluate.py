@@ -1,44 +1,30 @@
-"""What `mm evaluate` does. What it needs is imported when it runs."""
+"""The command `mm evaluate`. It imports what it needs when it runs."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
+import itertools
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from mm_lightning.class_options import class_options
 from mm_lightning.console import say
 from mm_lightning.errors import UserError
-from mm_lightning.evaluation.settings import left_out, left_out_line, make_tasks
+from mm_lightning.evaluation.task_options import left_out, left_out_line, make_tasks, task_options
 from mm_lightning.outputs import check_folder, made_folder
-from mm_lightning.ranges import Count, Few, Name, Natural, Place, Seed
+from mm_lightning.ranges import Count, Few, Name, Natural, Place
 
 if TYPE_CHECKING:
     from mm_lightning.evaluation.run import EvaluatedModel, Job
 
 
+@class_options("tasks", task_options, "options of the tasks, with what they are for")
 def evaluate_command(
     checkpoint: list[Place],
     tasks: list[Name],
     output: Place = "results",
     names: list[Name] | None = None,
-    contexts: list[Name] | None = None,
-    limit: Name | None = None,
-    text: list[Place] | None = None,
-    data_dir: Place | None = None,
-    essays: Place | None = None,
-    gold_position: Literal["even", "published"] | None = None,
-    seed: Seed | None = None,
-    shots: list[Name] | None = None,
-    labels: list[Name] | None = None,
-    strategies: list[Name] | None = None,
-    demonstration_seeds: Count | None = None,
-    longest_prompt: Name | None = None,
-    dataset: Place | None = None,
-    tacred: Place | None = None,
-    fewshot: Natural | None = None,
-    max_length: Name | None = None,
-    run_code: bool = False,
     long_term: Literal["on", "off"] = "on",
     inference_delay: Count | None = None,
     batch_size: Count = 16,
@@ -49,6 +35,7 @@ def evaluate_command(
     rank: Natural = 0,
     world_size: Count = 1,
     local_rank: Natural = 0,
+    **settings: Any,
 ) -> None:
     """Ask trained networks what they can do, and write a report.
 
@@ -68,6 +55,7 @@ def evaluate_command(
       other             6 more that long-term memory matters to; variants: other readings of the paper's names.
                         Of these groups what runs programs of the network (humaneval_plus, mbpp) needs --run_code and
                         is else left out
+      module.Class      a task in a module of your own (docs/extending.md); with it --help shows its options too
 
     Every answer is kept as it comes: interrupted, the same command goes on. At the end a table of the results is
     printed, one column a network, with 95% intervals and items. OUTPUT gets report/index.html, the report of all
@@ -80,40 +68,9 @@ def evaluate_command(
 
     Args:
         checkpoint: run folders (of each its newest valid checkpoint is taken) or checkpoints.
-        tasks: what to ask, separated by spaces or commas.
-        output: the folder for results; what it holds of other networks and tasks stays.
-        names: what to call the networks, one for each checkpoint; by default after run folder, step and options.
-        contexts: lengths in tokens, 4k being 4,096. By default the training context (retrieval_profile), also 2, 4 and
-            8 times as many (loss_by_position); 4k, 8k, 16k, 32k (new_knowledge, needles); 256, 512, 1k, 2k
-            (generated_facts).
-        limit: questions of each length (in_context: of each data set) at most, 1k being 1,024, by default 500
-            (loss_by_position: sequences, by default 32; persistent, other: the first documents of each task, by
-            default all).
-        text: text files, JSON lines (key "text"), folders of text files, or a folder of prepared data, instead of the
-            validation documents of the network's own data (loss_by_position, retrieval_profile).
-        data_dir: folder of the data sets, by default `data`: squad/*.json, hotpotqa/*.json, text/novels/*.txt,
-            banking77/*.csv, ... (persistent, other: by default data sets come from the Hub; in the folder they lie as
-            in their repositories, ai2_arc/ARC-Easy/test.jsonl or .parquet, and an error says which file is missing).
-        essays: folder of the prose that needles are hidden in, if it is not text/novels in data_dir.
-        gold_position: even spreads answers evenly over the text; published puts them where the published script does,
-            which follows from the length (qa_1, qa_2).
-        seed: of the questions and their texts.
-        shots: how many examples of every class are shown, by default 1 2 4 8 16 (tacred 2 4 6 8 10) (in_context, and
-            so all options up to dataset).
-        labels: the classes' own names (semantic), class_00, class_01, ... (anonymous), or both as by default.
-        strategies: ways to write prompts: newline, newline-shuffled, space, space-shuffled: parts on lines of their own
-            or behind spaces, the examples of each shot in the order of the classes or shuffled; by default all.
-        demonstration_seeds: sets of examples to draw, by default 3.
-        longest_prompt: refuse prompts of more tokens.
-        dataset: describes a data set of your own in five lines of YAML (classification):
-            `name: questions`, `train: train.csv`, `test: test.csv`, `columns: {text: question, label: kind}`,
-            `prompt: {instruction: "Given a question, please predict its kind.", text: "question:", label: "kind:"}`.
-            Files are .csv or .tsv with a header, or .jsonl, beside it.
-        tacred: folder of your copy of TACRED, if it is not tacred in data_dir.
-        fewshot: examples before each question, if not the benchmark's own number (persistent, other).
-        max_length: tokens that are read at most, of longer prompts the last ones; by default the training context, 0
-            for no limit (persistent, other).
-        run_code: allow to run programs that the networks write, without a sandbox (humaneval_plus, mbpp).
+        tasks: names of tasks and groups, separated by spaces or commas.
+        output: the folder for results; results of other networks and tasks in it stay.
+        names: names of the networks in results, one for each checkpoint; by default of run folder, step and options.
         long_term: off removes the long-term memory from the trained networks.
         inference_delay: another m for the long-term memory than the networks' own.
         batch_size: questions side by side at most.
@@ -125,26 +82,7 @@ def evaluate_command(
         world_size: processes that share the work, started by somebody else; WORLD_SIZE says it.
         local_rank: which process of this machine this is, and so which GPU it takes; LOCAL_RANK says it.
     """
-    given = {
-        "contexts": contexts,
-        "limit": limit,
-        "text": text,
-        "data_dir": data_dir,
-        "essays": essays,
-        "gold_position": gold_position,
-        "seed": seed,
-        "shots": shots,
-        "labels": labels,
-        "strategies": strategies,
-        "demonstration_seeds": demonstration_seeds,
-        "longest_prompt": longest_prompt,
-        "dataset": dataset,
-        "tacred": tacred,
-        "fewshot": fewshot,
-        "max_length": max_length,
-        "run_code": run_code or None,
-    }
-    chosen = make_tasks(tasks, given)
+    chosen = make_tasks(tasks, settings, "--")
     if rank >= world_size:
         raise UserError(f"rank must be below world_size {world_size}, got {rank}")
     if processes > 1 and world_size > 1:
@@ -153,11 +91,13 @@ def evaluate_command(
         raise UserError(f"several processes would delete each other's answers: delete {output} instead of --overwrite")
     from mm_lightning.evaluation.run import Job
 
-    if rank == 0 and (without := left_out(tasks, given)):
+    if rank == 0 and (without := left_out(tasks, settings)):
         say(left_out_line(without), stderr=True)
     if world_size > 1:
-        device = place_of(device, local_rank)
-    subjects = make_subjects(checkpoint, names, long_term == "on", inference_delay, settled(precision, device))
+        device = device_of_rank(device, local_rank)
+    subjects = make_subjects(
+        checkpoint, names, long_term == "on", inference_delay, resolve_precision(precision, device)
+    )
     job = Job(subjects, chosen, Path(output).expanduser(), batch_size, device, rank, world_size)
     evaluate(job, processes, overwrite)
 
@@ -172,19 +112,7 @@ def evaluate(job: Job, processes: int, overwrite: bool) -> None:
         check_folder(job.output / "report", REPORT, True)
     try:
         with made_folder(job.output), contextlib.ExitStack() as stack:
-            for subject in job.subjects:
-                for task in job.tasks:
-                    samples = job.samples(subject, task)
-                    identity = job.identity(subject, task)
-                    if overwrite:
-                        stack.enter_context(samples.begun_anew())
-                    elif job.world_size == 1 and (reason := samples.renew(identity)):
-                        say(
-                            f"{task.title} of {subject.name}: {reason}: asked again; "
-                            f"the answers before are kept in {samples.folder}/before.*",
-                            stderr=True,
-                        )
-                    samples.claim(identity, None)
+            _claim_folders(job, overwrite, stack)
             try:
                 if processes > 1:
                     run_processes(job, processes)
@@ -192,23 +120,44 @@ def evaluate(job: Job, processes: int, overwrite: bool) -> None:
                     run(job)
             except Exception:
                 if job.rank == 0:
-                    show(job)  # what is finished
+                    show_results(job)  # what is finished
                 raise
         if job.rank == 0:
-            show(job)
+            show_results(job)
     except OSError as error:
         raise UserError(f"cannot write to {job.output}: {error.strerror or error}") from error
 
 
-def show(job: Job) -> None:
+def _claim_folders(job: Job, overwrite: bool, stack: contextlib.ExitStack) -> None:
+    """Check that the folders of all results hold answers to the same, or begin anew in them.
+
+    Args:
+        job: what is asked.
+        overwrite: whether to begin anew in all of them.
+        stack: brings back the answers before if an error ends it.
+    """
+    for subject, task in itertools.product(job.subjects, job.tasks):
+        samples, identity = job.samples(subject, task), job.identity(subject, task)
+        if overwrite:
+            stack.enter_context(samples.begun_anew())
+        elif job.world_size == 1 and (reason := samples.renew(identity)):
+            say(
+                f"{task.title} of {subject.name}: {reason}: asked again; the answers before are kept in "
+                f"{samples.folder}/before.*",
+                stderr=True,
+            )
+        samples.claim(identity, None)
+
+
+def show_results(job: Job) -> None:
     """Print the table of what the job has finished, and write the report of its folder."""
     from mm_lightning.evaluation.samples import RESULTS
     from mm_lightning.experiments.evaluated.load_results import gather
     from mm_lightning.experiments.evaluated.summary import summary
     from mm_lightning.experiments.report import write_report
 
-    places = [job.samples(subject, task).folder for subject in job.subjects for task in job.tasks]
-    done = [place for place in places if (place / RESULTS).is_file()]
+    folders = [job.samples(subject, task).folder for subject in job.subjects for task in job.tasks]
+    done = [folder for folder in folders if (folder / RESULTS).is_file()]
     if not done:
         return
     gathered = gather([job.output])
@@ -225,7 +174,7 @@ def show(job: Job) -> None:
 def make_subjects(
     checkpoints: list[str], names: list[str] | None, long_term: bool, inference_delay: int | None, precision: str
 ) -> list[EvaluatedModel]:
-    """The networks of these checkpoints.
+    """Return the networks of these checkpoints.
 
     Raises:
         UserError: there is no checkpoint, one cannot be read or has no tokenizer, or two would have one name.
@@ -250,16 +199,16 @@ def make_subjects(
     return [EvaluatedModel(path, name, options) for path, name in zip(paths, names, strict=True)]
 
 
-def settled(precision: str, device: str) -> str:
-    """The precision that auto is on a device."""
+def resolve_precision(precision: str, device: str) -> str:
+    """Return the precision, that of the device for auto."""
     from mm_lightning.inference.generate import choose_device
 
     kind = choose_device(device).type
     return precision if precision != "auto" else "bf16" if kind == "cuda" else "32"
 
 
-def place_of(device: str, local_rank: int) -> str:
-    """The device of one of several processes of a machine."""
+def device_of_rank(device: str, local_rank: int) -> str:
+    """Return the device of one of several processes of a machine."""
     import torch
 
     return f"cuda:{local_rank}" if device in ("auto", "cuda") and torch.cuda.is_available() else device

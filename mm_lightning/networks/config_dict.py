@@ -9,8 +9,8 @@ from mm_lightning.errors import UserError
 from mm_lightning.networks.config import NetworkConfig
 from mm_lightning.networks.gated_deltanet import GatedDeltaNetConfig
 from mm_lightning.networks.memory_mosaic import MemoryMosaicConfig
-from mm_lightning.networks.parts import load_class
 from mm_lightning.networks.transformer import TransformerConfig
+from mm_lightning.user_classes import load_class
 
 
 class UnknownNetwork(UserError):

@@ -1,8 +1,7 @@
-"""Import and build the classes of a user's own modules that a configuration names by `class_path`."""
+"""Build the parts of a memory whose classes a configuration names by `class_path`."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -10,37 +9,11 @@ from torch import nn
 
 from mm_lightning.errors import UserError
 from mm_lightning.ranges import Name
+from mm_lightning.user_classes import load_class
 
-Kind = TypeVar("Kind", bound=type)
 Part = TypeVar("Part", bound=nn.Module)
 Spec = dict[Name, Any]
 """A user's class for one part: {class_path: module.Class, init_args: {...}}."""
-
-
-def where_modules_are_found(path: str) -> str:
-    """Return what to do when the module of a class cannot be imported, for an error."""
-    file = f"{path.split('.')[0]}.py"
-    return f"run mm in the folder of {file}, name that folder in PYTHONPATH, or install its package"
-
-
-def load_class(path: str, base: Kind) -> Kind:
-    """Import a class by its module and name.
-
-    Args:
-        path: module.Class.
-        base: the class it must be derived from.
-
-    Raises:
-        UserError: it cannot be imported, or is derived from another class.
-    """
-    module, _, name = path.rpartition(".")
-    try:
-        loaded = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"cannot import the class {path} ({error}): {where_modules_are_found(path)}") from error
-    if not (isinstance(loaded, type) and issubclass(loaded, base)):
-        raise UserError(f"{path} is not derived from {base.__module__}.{base.__qualname__}")
-    return loaded  # type: ignore[return-value]
 
 
 def check_part(setting: str, value: str | Spec) -> None:

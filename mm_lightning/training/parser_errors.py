@@ -6,10 +6,10 @@ import inspect
 import re
 from collections.abc import Sequence
 
-from mm_lightning.networks.parts import where_modules_are_found
 from mm_lightning.options import nearest, parser_options, wrong_value
 from mm_lightning.synonyms import synonym
 from mm_lightning.training.config_files import ConfigFile, named_values
+from mm_lightning.user_classes import where_modules_are_found
 from mm_lightning.yaml_text import locate
 
 

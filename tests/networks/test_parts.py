@@ -1,12 +1,11 @@
 """The parts of docs/extending.md, in a module outside the package: named in a configuration, no line changed here."""
 
-import re
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from documented_modules import documented_modules
 from small_networks import SMALL, SPANS, run
 
 from mm_lightning.cli import main
@@ -15,7 +14,7 @@ from mm_lightning.memory.sublinear.key_clusters import SublinearRead
 from mm_lightning.networks import MemoryMosaicConfig, NetworkConfig
 from mm_lightning.networks.config_dict import config_from_dict
 from mm_lightning.networks.cost import activation_bytes_per_token, forward_flops_per_token, module_costs, parameters
-from mm_lightning.networks.parts import load_class
+from mm_lightning.user_classes import load_class
 
 MINE = {
     "keys": {"class_path": "mine_of_docs.LastThree"},
@@ -46,10 +45,9 @@ CASES = {
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
-    text = (Path(__file__).parents[2] / "docs" / "extending.md").read_text(encoding="utf-8")
-    parts, network = re.findall(r"```python\n(.+?)```", text, re.DOTALL)
-    (tmp_path / "mine_of_docs.py").write_text(parts, encoding="utf-8")
-    (tmp_path / "mine_parallel.py").write_text(network, encoding="utf-8")
+    modules = documented_modules()
+    (tmp_path / "mine_of_docs.py").write_text(modules["mine.py"], encoding="utf-8")
+    (tmp_path / "mine_parallel.py").write_text(modules["mine_parallel.py"], encoding="utf-8")
     (tmp_path / "mine_derived.py").write_text(DERIVED, encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
 

@@ -40,16 +40,12 @@ class InContext(Task):
     tokens these are).
 
     Args:
-        data_dir: folder with a folder for each data set.
-        shots: numbers of examples of every class to show.
-        labels: semantic (the classes' names), anonymous (class_00, class_01, ...), or both.
-        strategies: how prompts are written: parts delimited by newline or space, the examples of each shot in the order
-            of the classes or shuffled.
-        demonstration_seeds: sets of demonstrations to draw, at least 3 for a standard error that means something.
-        limit: questions to ask, drawn uniformly from the test examples; all of them if there are no more.
-        seed: of the questions' draw.
+        shots: how many examples of every class are shown.
+        labels: the classes' own names (semantic), class_00, class_01, ... (anonymous), or both.
+        strategies: ways to write prompts: parts on lines of their own (newline) or behind spaces, the examples of each
+            shot in the order of the classes or shuffled.
+        demonstration_seeds: sets of examples to draw, at least 3 for a standard error that means something.
         longest_prompt: refuse prompts of more tokens.
-        data_hash: refuse any other data set than the one of this hash, as results.json has it.
     """
 
     data_dir: Place = "data"
@@ -180,7 +176,7 @@ class Tacred(InContext):
     """The relation between two entities of a sentence: 41 relations. The data need a license (LDC2018T24).
 
     Args:
-        tacred: folder of your copy, with train.json, dev.json and test.json; the folder tacred of data_dir by default.
+        tacred: folder of your copy, with train.json, dev.json and test.json; by default tacred in data_dir.
     """
 
     name: ClassVar[str] = "tacred"
@@ -220,7 +216,10 @@ class Classification(InContext):
     """A classification data set of your own.
 
     Args:
-        dataset: a .yaml file that describes it (:func:`~mm_lightning.evaluation.in_context.custom.read_dataset`).
+        dataset: a file that describes it in five lines of YAML: `name: questions`, `train: train.csv`,
+            `test: test.csv`, `columns: {text: question, label: kind}`,
+            `prompt: {instruction: "Given a question, please predict its kind.", text: "question:", label: "kind:"}`.
+            Files are .csv or .tsv with a header, or .jsonl, beside it.
     """
 
     name: ClassVar[str] = "classification"

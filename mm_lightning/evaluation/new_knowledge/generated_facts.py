@@ -72,11 +72,6 @@ class GeneratedFacts(LongTextTask):
 
     The first word of the answer must be the value. A network that always answers with some value of the text is right
     once in as many times as the text has facts.
-
-    Args:
-        contexts: lengths in tokens, those of the answer included.
-        limit: questions at each length.
-        seed: of everything.
     """
 
     name: ClassVar[str] = "generated_facts"

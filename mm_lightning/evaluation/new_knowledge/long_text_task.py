@@ -31,13 +31,7 @@ ACCURACY, ALONE = "accuracy", "accuracy_gold_alone"
 
 @dataclass
 class LongTextTask(Task):
-    """Questions about texts of several lengths, the answer at depths that are evenly spread.
-
-    Args:
-        contexts: lengths in tokens, those of the answer included.
-        limit: questions at each length at most.
-        seed: of questions, texts and depths.
-    """
+    """Questions about texts of several lengths, the answer at depths that are evenly spread."""
 
     # tokens that are written, and what ends an answer earlier than the end of the document does
     new_tokens: ClassVar[int] = 32

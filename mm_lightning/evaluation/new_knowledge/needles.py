@@ -24,12 +24,7 @@ class Needles(LongTextTask):
     """Values that were hidden in a long text; the score is the share of them that stands in the answer.
 
     Args:
-        contexts: lengths in tokens, those of the answer included.
-        limit: questions at each length.
-        seed: of everything that is drawn.
-        data_dir: folder with the data sets.
-        essays: folder of prose, its .txt files; `text/novels` in data_dir if not given.
-        data_hash: refuse other prose than that of this hash, as results.json has it.
+        essays: folder of the prose that needles are hidden in, its .txt files; by default text/novels in data_dir.
     """
 
     kind: ClassVar[NeedleKind]

@@ -187,13 +187,8 @@ class QuestionAnswering(LongTextTask):
     """Questions about one of many documents.
 
     Args:
-        contexts: lengths in tokens, those of the answer included.
-        limit: questions at each length at most.
-        seed: of questions, documents and their order.
-        gold_position: even spreads the document with the answer evenly over the text; published is the published
-            script's place, which follows from the number of documents.
-        data_dir: folder with the data sets, each in a folder of its own.
-        data_hash: refuse other files than those of this hash, as results.json has it.
+        gold_position: even spreads answers evenly over the text; published puts them where the published script does,
+            which follows from the number of documents.
     """
 
     folder: ClassVar[str]

@@ -38,13 +38,12 @@ class Benchmark(Task):
     """One of `DEFINITIONS`.
 
     Args:
-        fewshot: examples before each question; None for the benchmark's number.
-        limit: documents of each of its tasks at most, the first ones.
-        seed: of the examples, where they are drawn.
-        max_length: tokens that are read at most, of longer prompts the last ones; None for the training context, 0 for
-            no limit.
-        data_dir: local data; None for the Hub.
-        data_hash: of the local data, where they must be certain ones.
+        fewshot: examples before each question; by default the benchmark's own number.
+        limit: documents of each benchmark at most, the first ones; by default all.
+        max_length: tokens that are read at most, of longer prompts the last ones; by default the training context, 0
+            for no limit.
+        data_dir: folder of local data, which lie in it as in their repositories, ai2_arc/ARC-Easy/test.jsonl or
+            .parquet; by default data sets come from the Hub.
     """
 
     definition: ClassVar[Definition]
@@ -174,7 +173,7 @@ class CodeBenchmark(Benchmark):
     """A benchmark that runs programs that the network wrote.
 
     Args:
-        run_code: that this is allowed.
+        run_code: allow to run programs that the networks write, without a sandbox.
     """
 
     run_code: bool = False

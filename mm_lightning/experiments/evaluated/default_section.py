@@ -38,7 +38,7 @@ def parts(group: Group, looks: plots.Looks) -> list[Part | None]:
             own = [cells.get((line, network)) for network in rows]
             most = max(e.count for e in own if e is not None)
             grid.add(*(row.group.get(key) for key in keys), with_unit(row), f"{most:,}", *own)
-        text = "Means with 95% intervals over items (docs/evaluation.md). The paper has no such numbers."
+        text = f"{task}: means with 95% intervals over items (docs/evaluation.md). The paper has no such numbers."
         shown += [page.Text(text), grid, _references(task, group, list(lines.values()))]
         for key in keys:
             metrics = dict.fromkeys(row.metric for found in rows.values() for row in found if _varies(row, key))

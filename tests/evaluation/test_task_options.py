@@ -1,11 +1,17 @@
 """Settings of tasks as `mm evaluate` and as YAML have them."""
 
+import dataclasses
+import re
+import typing
+
 import pytest
 import yaml
 
 from mm_lightning.callbacks import Evaluation
 from mm_lightning.errors import UserError
-from mm_lightning.evaluation.settings import left_out, make_tasks
+from mm_lightning.evaluation.persistent.definitions import DEFINITIONS
+from mm_lightning.evaluation.registry import TASKS, find_task
+from mm_lightning.evaluation.task_options import left_out, make_tasks
 
 SETTINGS = """
 - {contexts: [4k, 8192, 16K], shots: 3, labels: anonymous, strategies: [space, newline], limit: 50, text: "a,b"}
@@ -60,3 +66,15 @@ def test_groups_leave_out_what_runs_code_unless_it_may(capsys):
 def test_mistakes(tasks, settings, message):
     with pytest.raises(UserError, match=message):
         make_tasks(tasks, settings)
+
+
+@pytest.mark.parametrize("name", [name for name in TASKS if name not in DEFINITIONS or name in ("arc_easy", "mbpp")])
+def test_nonsense_for_a_number_of_a_task_is_refused_by_its_option(name):
+    """As `mm evaluate` and YAML give it: words, and numbers."""
+    names = [field.name for field in dataclasses.fields(find_task(name))]
+    numbers = [n for n in names if re.search(r"\bint\b", str(typing.get_type_hints(find_task(name))[n]))]
+    assert numbers
+    for option in numbers:
+        for value in ("-1", "1" + "0" * 30, "true", "1.5", "", "k", -1, True, 1.5, 10**30):
+            with pytest.raises(UserError, match=f"^--{option} takes (a )?whole number"):
+                make_tasks(name, {option: value, "run_code": name == "mbpp"}, "--")
