@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from mm_lightning.cli import main
-from mm_lightning.inference.chat import ending_by_ctrl_c
+from mm_lightning.inference.chat import calling_on_ctrl_c
 from mm_lightning.signals import Ended, ending, listen, noticed, restore
 
 
@@ -27,7 +27,7 @@ def test_in_another_thread_they_stay_as_they_are():
     before = signal.getsignal(signal.SIGINT)
 
     def talk() -> bool:
-        with ending_by_ctrl_c(lambda: None):
+        with calling_on_ctrl_c(lambda: None):
             return signal.getsignal(signal.SIGINT) is before
 
     with ThreadPoolExecutor(1) as pool:
@@ -114,7 +114,7 @@ def test_a_chat_ends_too(monkeypatch):
 
     monkeypatch.setattr("builtins.input", lambda _: signal.raise_signal(signal.SIGTERM))
     with ending(), pytest.raises(Ended):
-        chat.converse(None)
+        chat.read_turns(None)
 
 
 STUCK = """

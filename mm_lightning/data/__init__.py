@@ -25,7 +25,7 @@ __all__ = [
     "train_tokenizer",
 ]
 
-_ROOMS = {
+_MODULES = {
     "Batch": "batch",
     "FactsConfig": "facts",
     "Manifest": "manifest",
@@ -39,7 +39,7 @@ _ROOMS = {
 
 
 def __getattr__(name: str) -> Any:
-    """Imports what is asked for: preparing text needs no torch, and its worker processes start without it."""
-    if name not in _ROOMS:
+    """Import on first use: preparing text needs no torch, and its worker processes start without it."""
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

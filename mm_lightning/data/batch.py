@@ -27,7 +27,7 @@ class Batch:
 
     @classmethod
     def from_sequences(cls, sequences: np.ndarray, bos: int, eos: int) -> Batch:
-        """The batch that (B, T + 1) consecutive tokens of the stream, of any integer type, make."""
+        """Return the batch made of (B, T + 1) consecutive tokens of the stream, of any integer type."""
         begins = sequences == bos
         if bos == eos:  # documents are not empty, so of two in a row the first is an end and the second a beginning
             begins[:, 1:] &= begins[:, :-1].copy()
@@ -50,18 +50,18 @@ class Batch:
         return self.tokens.shape[0]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """The same batch on another device."""
+        """Return the batch on another device."""
         tokens, targets = (x.to(device, non_blocking=non_blocking) for x in (self.tokens, self.targets))
         return Batch(tokens, targets, self.documents.to(device, non_blocking))
 
     def pin_memory(self) -> Batch:
-        """The same batch in page-locked memory, for asynchronous copies to a GPU."""
+        """Return the batch in page-locked memory, for asynchronous copies to a GPU."""
         return Batch(self.tokens.pin_memory(), self.targets.pin_memory(), self.documents.pin_memory())
 
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """Sequences that arrive in another process as their batch: they are a tenth of its bytes, and need no copies."""
+    """The sequences of a batch, which unpickle as a :class:`Batch`: a tenth of the bytes for a worker to send."""
 
     sequences: np.ndarray
     bos: int

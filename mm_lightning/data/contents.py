@@ -1,4 +1,4 @@
-"""Hashes of source files, by which a preparation that goes on, or is asked for again, knows whether they changed."""
+"""Hashes of source files, by which a resumed or repeated preparation notices that they changed."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Contents:
     """The contents of source files at one time.
 
     Attributes:
-        hashes: of the content of each file, or of the mark of a remote one whose store has such. A file that cannot be
-            read counts like an empty one: reading its documents says what is wrong with it.
+        hashes: of the content of each file, or of the store's version tag of a remote one that has such. A file that
+            cannot be read counts as an empty one: reading its documents raises the error.
     """
 
     def __init__(self, files: Sequence[SourceFile]) -> None:
@@ -41,8 +41,8 @@ class Contents:
             finally:
                 stopped.set()
 
-    def together(self) -> str:
-        """Return one hash of all."""
+    def combined_hash(self) -> str:
+        """Return one hash of all files."""
         return hashlib.sha256(" ".join(self.hashes).encode()).hexdigest()
 
     def changed_since(self, before: Sequence[str]) -> str | None:
@@ -55,7 +55,7 @@ class Contents:
         """Check the files that were written to since.
 
         Raises:
-            UserError: one holds something else now: what was read of it in the meantime may be of both.
+            UserError: one holds something else now: what was read of it meanwhile may be of both versions.
         """
         for file, state, was in zip(self._files, self._states, self.hashes, strict=True):
             if _state(file) != state and _hash(file) != was:
@@ -71,12 +71,12 @@ def _hash(file: SourceFile, stopped: threading.Event | None = None) -> str:
             while not (stopped and stopped.is_set()) and (block := stream.read(_BLOCK)):
                 digest.update(block)
     except (OSError, BadInput):
-        pass  # the reading of the same file that follows says what is wrong with it
+        pass  # reading its documents, which follows, raises the error
     return digest.hexdigest()
 
 
 def _state(file: SourceFile) -> tuple[int, int] | None:
-    """Return what changes of a local file when it is written to; None of others."""
+    """Return the size and modification time of a local file; None of a remote or missing one."""
     try:
         about = os.stat(file.url.removeprefix("file://"))
     except OSError:

@@ -22,7 +22,7 @@ _PARQUET_BYTES = 1 << 32  # of a compressed parquet file, which is held in memor
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a file: bytes or parquet row groups `start` to `stop`, or all of it if `stop` is None."""
+    """A part of a file: bytes or parquet row groups `start` to `stop`, or the whole file if `stop` is None."""
 
     file: int
     start: int = 0
@@ -30,7 +30,7 @@ class Piece:
 
 
 def plan_units(files: list[SourceFile], settings: ReadSettings, unit_bytes: int) -> list[list[Piece]]:
-    """Groups the files into units of work of about `unit_bytes`, cutting large ones where they can be cut.
+    """Group the files into units of work of about `unit_bytes`, cutting large ones where they can be cut.
 
     JSON lines and separated texts are cut at bytes (a record belongs to the piece in which it begins), parquet files
     between row groups; compressed files and undivided texts are read whole.
@@ -60,12 +60,7 @@ def _cuts(file: SourceFile, settings: ReadSettings, unit_bytes: int) -> list[tup
         with opened(file.url, file.codec) as stream:
             try:
                 groups = pq.ParquetFile(stream).metadata.num_row_groups
-            except (
-                pa.ArrowException,
-                BadInput,
-                OSError,
-                UnicodeDecodeError,
-            ):  # left whole: reading it will say what is wrong with it
+            except (pa.ArrowException, BadInput, OSError, UnicodeDecodeError):  # reading it raises the error
                 return []
         per_unit = max(1, round(groups * unit_bytes / file.size))
         return [(start, min(start + per_unit, groups)) for start in range(0, groups, per_unit)]
@@ -85,7 +80,7 @@ def _separator(file: SourceFile, settings: ReadSettings) -> bytes | None:
 def read_piece(
     file: SourceFile, piece: Piece, settings: ReadSettings, skipped: list[str] | None = None
 ) -> Iterator[str]:
-    """The documents that begin in a piece of a file.
+    """Yield the documents that begin in a piece of a file.
 
     Args:
         file: the file.
@@ -99,7 +94,7 @@ def read_piece(
     try:
         for place, make in _documents(file, piece, settings):
             try:
-                yield make().removeprefix(MARK)  # JSON and parquet hold it where they were made of files
+                yield make().removeprefix(MARK)  # the byte order mark of files that JSON or parquet were made of
             except BadInput as error:
                 _bad(f"{file.url} {place}".strip(), error, settings, skipped)
     except (OSError, EOFError, BadInput) as error:
@@ -119,7 +114,7 @@ def _bad(where: str, error: Exception, settings: ReadSettings, skipped: list[str
 
 
 def _documents(file: SourceFile, piece: Piece, settings: ReadSettings) -> Iterator[tuple[str, Callable[[], str]]]:
-    """For each document where it is in the file, for messages, and a function that decodes it."""
+    """Yield of each document its place in the file, for messages, and a function that decodes it."""
     if file.kind == "parquet":
         yield from _parquet(file, piece, settings)
         return
@@ -129,8 +124,8 @@ def _documents(file: SourceFile, piece: Piece, settings: ReadSettings) -> Iterat
             data = read_whole(stream, settings.largest_document)
             yield "", partial(_python if file.kind == "python" else decode, data)
             return
-        found = records(stream, separator, piece.start, piece.stop, settings.largest_document)
-        for number, (offset, record) in enumerate(found, 1):
+        in_piece = records(stream, separator, piece.start, piece.stop, settings.largest_document)
+        for number, (offset, record) in enumerate(in_piece, 1):
             place = f"row at byte {offset}" if piece.start else f"row {number}"
             if isinstance(record, BadInput):
                 yield place, partial(_raise, record)
@@ -160,8 +155,8 @@ def _row(record: bytes, key: str) -> str:
     if not isinstance(row, dict):
         raise BadInput("not a JSON object")
     if key not in row:
-        has = ", ".join(list(row)[:8]) or "nothing"
-        raise BadInput(f"no key {key!r}; it has {has} (text_key=... names another)")
+        keys = ", ".join(list(row)[:8]) or "nothing"
+        raise BadInput(f"no key {key!r}; it has {keys} (text_key=... names another)")
     if not isinstance(row[key], str):
         kind = {type(None): "null", dict: "an object", list: "a list", bool: "a truth value"}.get(
             type(row[key]), "a number"
@@ -199,9 +194,9 @@ def _parquet(file: SourceFile, piece: Piece, settings: ReadSettings) -> Iterator
 def _check_column(pa: ModuleType, schema: Any, key: str) -> None:
     """Raise BadInput unless the column holds text."""
     if schema.names.count(key) != 1:
-        has = ", ".join(schema.names[:8])
+        names = ", ".join(schema.names[:8])
         number = "more than one column" if key in schema.names else "no column"
-        raise BadInput(f"{number} {key!r}; it has {has} (text_key=... names another)")
+        raise BadInput(f"{number} {key!r}; it has {names} (text_key=... names another)")
     kind = schema.field(key).type
     if pa.types.is_dictionary(kind):
         kind = kind.value_type

@@ -1,4 +1,4 @@
-"""The numbers of a manifest, held against each other and counted again from the shards."""
+"""Check the numbers of a manifest against each other, and count them again from the shards."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from mm_lightning.data.shards import HEADER, read_shard
 from mm_lightning.data.tokenizer import Tokenizer
 
 
-def sums(manifest: Manifest) -> Iterator[str]:
-    """Yield what of a manifest contradicts the rest of it, without a look at the shards."""
+def contradictions(manifest: Manifest) -> Iterator[str]:
+    """Yield the numbers of a manifest that contradict others in it; the shards are not read."""
     for name, split in manifest.splits.items():
         files = [shard.file for shard in split.shards]
         if files != [f"chunk-0-{number}.bin" for number in range(len(files))]:
@@ -32,11 +32,11 @@ def sums(manifest: Manifest) -> Iterator[str]:
             yield f"{name}: {split.documents} documents, the histogram has {sum(split.length_histogram)}"
         longest = max((k for k, count in enumerate(split.length_histogram) if count), default=-1)
         if split.longest_document.bit_length() - 1 != longest:
-            yield f"{name}: the longest document has {split.longest_document} tokens, in the histogram others are"
+            yield f"{name}: the longest document has {split.longest_document} tokens, which the histogram does not have"
 
 
-def recounted(folder: Path, manifest: Manifest, tokenizer: Tokenizer) -> Iterator[str]:
-    """Yield the numbers of a manifest that are not those of its shards, whose checksums are right."""
+def wrong_counts(folder: Path, manifest: Manifest, tokenizer: Tokenizer) -> Iterator[str]:
+    """Count documents, tokens and bytes of the shards; yield each number of the manifest that differs."""
     for name, split in manifest.splits.items():
         counts = _count(folder / name, manifest, split, tokenizer)
         if counts.largest >= tokenizer.vocab_size:
@@ -54,9 +54,9 @@ def recounted(folder: Path, manifest: Manifest, tokenizer: Tokenizer) -> Iterato
         }
         if not counts.whole:  # a tokenizer whose boundaries occur within documents too
             pairs = {key: pairs[key] for key in ("tokens", "bytes of text")}
-        for key, (says, has) in pairs.items():
-            if says != has:
-                yield f"{name}: it says {says} {key}, the shards have {has}"
+        for key, (recorded, counted) in pairs.items():
+            if recorded != counted:
+                yield f"{name}: it says {recorded} {key}, the shards have {counted}"
         nats = entropy(frequencies)
         if counts.whole and not math.isclose(split.unigram_entropy, nats, rel_tol=1e-6, abs_tol=1e-9):
             yield f"{name}: it says a unigram entropy of {split.unigram_entropy}, the shards have {nats}"
@@ -75,7 +75,7 @@ class _Counts:
         tokens: number of tokens, without those that fill rows.
         longest: tokens in the longest document.
         lengths: (48,), documents of 2**k to 2**(k+1) - 1 tokens.
-        whole: whether the tokens are documents one after the other, each from `bos` to `eos`.
+        whole: the tokens are documents one after the other, each from `bos` to `eos`.
     """
 
     frequencies: np.ndarray
@@ -97,7 +97,7 @@ class _Counts:
 def _count(folder: Path, manifest: Manifest, split: Split, tokenizer: Tokenizer) -> _Counts:
     counts = _Counts(np.zeros(tokenizer.vocab_size, np.int64))
     bos, eos = tokenizer.bos, tokenizer.eos
-    begun, last, bounds = 0, eos, 0  # where the document begins that is going on; the token before; boundaries so far
+    begun, last, bounds = 0, eos, 0  # start of the current document; the token before; boundaries so far
     for shard in split.shards:
         tokens = np.asarray(read_shard(folder / shard.file, manifest.dtype, shard.tokens))
         if manifest.context_length is not None:
@@ -126,6 +126,6 @@ def _count(folder: Path, manifest: Manifest, split: Split, tokenizer: Tokenizer)
 
 
 def _unfilled(rows: np.ndarray, fill: int) -> np.ndarray:
-    """Return the tokens of rows without what fills their ends."""
+    """Return the tokens of rows without the fill at their ends."""
     filled = np.logical_and.accumulate((rows == fill)[:, ::-1], axis=1)[:, ::-1]
     return rows[~filled]

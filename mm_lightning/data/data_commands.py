@@ -49,10 +49,10 @@ def regbench(
         seed: of all automata and words.
         progress: show a progress bar.
     """
-    from mm_lightning.data import regbench as room
+    from mm_lightning.data.regbench import RegBenchConfig, prepare_regbench
 
-    config = room.RegBenchConfig(train_sequences, test_sequences, seed)
-    room.prepare_regbench(config, output, context_length, progress)
+    config = RegBenchConfig(train_sequences, test_sequences, seed)
+    prepare_regbench(config, output, context_length, progress)
 
 
 def facts(
@@ -78,22 +78,22 @@ def facts(
         seed: of all facts.
         progress: show a progress bar.
     """
-    from mm_lightning.data import facts as room
+    from mm_lightning.data.facts import FactsConfig, prepare_facts
 
-    room.prepare_facts(room.FactsConfig(documents, test_documents, seed, tokenizer), output, context_length, progress)
+    prepare_facts(FactsConfig(documents, test_documents, seed, tokenizer), output, context_length, progress)
 
 
 def inspect(path: Place, samples: Natural = 3, seed: Seed = 0) -> None:
-    """Show what a prepared folder holds: sizes, document lengths, decoded samples.
+    """Show sizes, document lengths and decoded samples of a prepared folder.
 
     Args:
         path: the prepared folder.
         samples: how many samples to show of each split.
         seed: which samples.
     """
-    from mm_lightning.data import inspect as room
+    from mm_lightning.data.inspect import inspect as print_summary
 
-    room.inspect(path, samples, seed)
+    print_summary(path, samples, seed)
 
 
 def verify(path: Place, checksums: bool = True) -> None:
@@ -104,7 +104,7 @@ def verify(path: Place, checksums: bool = True) -> None:
         checksums: also read every shard, compare its checksum, and count documents, tokens and bytes again.
 
     Raises:
-        UserError: with a line for each problem.
+        UserError: there are problems; a line for each.
     """
     from mm_lightning.data.manifest import Manifest
     from mm_lightning.data.verify import verify as find_problems
@@ -131,7 +131,7 @@ def train_tokenizer(
     """Train a byte-level BPE tokenizer.
 
     Args:
-        sources: what to read, as for `mm data prepare`.
+        sources: text to read, as for `mm data prepare`.
         output: tokenizer.json to write.
         vocab_size: entries, the 256 bytes and 2 special tokens included.
         tokenizer_bytes: about how much text to train on, taken evenly over the documents.
@@ -151,10 +151,10 @@ def train_tokenizer(
     path = Path(output).expanduser()
     if path.is_dir():
         path = path / "tokenizer.json"
-    named = [sources] if isinstance(sources, str) else sources
-    target = check_output(path, overwrite, named)
+    all_sources = [sources] if isinstance(sources, str) else sources
+    target = check_output(path, overwrite, all_sources)
     config = PrepareConfig(
-        sources=named,
+        sources=all_sources,
         tokenizer="train",
         vocab_size=vocab_size,
         tokenizer_bytes=tokenizer_bytes,

@@ -31,10 +31,10 @@ _WORKER_TIMEOUT = 300  # seconds
 
 
 class TextDataModule(lightning.LightningDataModule):
-    """Serves the documents of a prepared folder, or of several in given proportions, packed into sequences.
+    """The data module of a prepared folder, or of several in given proportions: batches of packed documents.
 
-    Which sequences an optimisation step trains on depends on `seed` and `global_batch_size` alone, whatever the
-    number of devices and workers.
+    The sequences of an optimizer step depend on `seed` and `global_batch_size` alone, not on the number of devices and
+    workers.
 
     Args:
         path: the prepared folder (`mm data prepare`), or several with weights, as in {data/web: 0.7, data/code: 0.3}:
@@ -42,7 +42,7 @@ class TextDataModule(lightning.LightningDataModule):
             end before any of it comes again, shuffled anew; all must have the same tokenizer. Validation is of each
             that has a validation split, apart and as the mean by weight.
         context_length: tokens in a sequence.
-        global_batch_size: sequences in an optimisation step, over all devices.
+        global_batch_size: sequences in an optimizer step, over all devices.
         micro_batch_size: sequences in a forward pass of one device.
         num_workers: processes that load data for each device; 0 loads in the training process.
         seed: of the order of training sequences.
@@ -94,7 +94,7 @@ class TextDataModule(lightning.LightningDataModule):
         self._prepared = False
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy belongs to no trainer, as a module's."""
+        """Return the state of a copy, which belongs to no trainer."""
         return {**vars(self), "trainer": None}
 
     @property
@@ -104,18 +104,18 @@ class TextDataModule(lightning.LightningDataModule):
 
     @property
     def manifest(self) -> Manifest:
-        """Of the prepared folder, or of one of several, after `setup`."""
+        """The manifest of the prepared folder, or of one of several, after `setup`."""
         return self.sets[0].manifest
 
     @property
     def validated(self) -> list[DataSet]:
-        """Those of `sets` that validation reads: the ones with a validation split."""
+        """The sets that have a validation split."""
         return [s for s in self.sets if "validation" in s.manifest.splits]
 
     def prepare_data(self) -> None:
-        """Prepare the folder on first use; several processes that want to, of one or many nodes, wait for each other.
+        """Prepare the folder on first use; processes of one or many nodes wait for each other.
 
-        Lightning calls this in one process of each node, `mm fit` before in every process.
+        Lightning calls this in one process of each node, `mm fit` before that in every process.
         """
         if self._prepared:
             return
@@ -127,12 +127,12 @@ class TextDataModule(lightning.LightningDataModule):
         if self.prepare is None:
             return
         if (self.path / FILE).exists():
-            check_tokenizer(self.prepare, reuse(self.path, self.prepare.wanted()), self.path)
+            check_tokenizer(self.prepare, reuse(self.path, self.prepare.reuse_settings()), self.path)
         else:
             prepare(self.prepare, self.path)
 
     def setup(self, stage: str | None = None) -> None:
-        """Reads the manifests and checks that training can start from the folders.
+        """Read the manifests and check that training can start from the folders.
 
         Raises:
             UserError: a folder is missing, damaged, too small for the context or the batch, or has another tokenizer.
@@ -161,16 +161,16 @@ class TextDataModule(lightning.LightningDataModule):
             )
 
     def _accumulate(self, times: int) -> None:
-        """Set the trainer's accumulation, so that a step is of the global batch.
+        """Set the trainer's gradient accumulation, so that an optimizer step takes the global batch.
 
         Raises:
             UserError: the trainer was built with another.
         """
         assert self.trainer is not None
-        asked = self.trainer.accumulate_grad_batches
-        if asked not in (1, times):
+        given = self.trainer.accumulate_grad_batches
+        if given not in (1, times):
             raise UserError(
-                f"Trainer(accumulate_grad_batches={asked}) is not data.global_batch_size {self.global_batch_size} of "
+                f"Trainer(accumulate_grad_batches={given}) is not data.global_batch_size {self.global_batch_size} of "
                 f"micro_batch_size {self.micro_batch_size} on {self._place()[1]} devices ({times}): leave it out"
             )
         trainer, module = self.trainer, getattr(self.trainer, "lightning_module", None)
@@ -188,7 +188,7 @@ class TextDataModule(lightning.LightningDataModule):
         self.trainer.accumulate_grad_batches = times
 
     def _whole_steps(self, loader: DataLoader) -> DataLoader:
-        """Return the loader, if what the trainer takes of it in an epoch is whole optimization steps.
+        """Return the loader, after a check that an epoch of the trainer is a whole number of optimizer steps.
 
         Raises:
             UserError: the trainer would end each epoch with a step of fewer sequences.
@@ -207,10 +207,10 @@ class TextDataModule(lightning.LightningDataModule):
         return loader
 
     def train_dataloader(self) -> DataLoader:
-        """Shuffled batches, each epoch anew, all of `micro_batch_size` sequences.
+        """Return the loader of batches of `micro_batch_size` sequences, shuffled anew in each epoch.
 
-        An epoch is a whole number of optimisation steps. With `overfit_batches` the order is fixed, and one
-        folder alone is read.
+        An epoch is a whole number of optimizer steps. With `overfit_batches` the order is fixed, and one folder alone
+        is read.
         """
         if self.trainer is not None and self.trainer.overfit_batches:  # type: ignore[attr-defined]
             return self._whole_steps(self._loader(self.sets[0], "train", None))
@@ -221,19 +221,19 @@ class TextDataModule(lightning.LightningDataModule):
         return self._whole_steps(loader)
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
-        """Batches of the validation split in order, of each of `validated` if they are several."""
+        """Return the loader of the validation split in order, or one for each set that has one."""
         return self._evaluation(self.validation_sequences) if self.validated else []
 
     def test_dataloader(self) -> DataLoader | list[DataLoader]:
-        """The same of whole validation splits."""
+        """Return the loaders of whole validation splits, whatever `validation_sequences` says."""
         return self._evaluation(None)
 
     def predict_dataloader(self) -> DataLoader | list[DataLoader]:
-        """The batches of `val_dataloader`."""
+        """Return the loaders of `val_dataloader`."""
         return self._evaluation(self.validation_sequences)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Copies a batch to the device, asynchronously where its memory allows."""
+        """Copy a batch to the device, asynchronously where its memory allows."""
         return batch.to(device, non_blocking=True)
 
     def _evaluation(self, limit: int | None) -> DataLoader | list[DataLoader]:
@@ -261,12 +261,12 @@ class TextDataModule(lightning.LightningDataModule):
             "collate_fn": collate,
             "num_workers": self.num_workers,
             "pin_memory": torch.cuda.is_available(),
-            # Of its own, so that loading draws nothing from the generator of training.
+            # its own generator, so that loading draws nothing from that of training
             "generator": torch.Generator().manual_seed(self.seed),
         }
         if self.num_workers:
-            # Forking a process that runs threads (gloo, for one) can deadlock: workers are forked from a server that
-            # has only imported what they need.
+            # Forking a process with threads (gloo's, for one) can deadlock: workers are forked from a server that has
+            # only imported what they need.
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload(["__main__", "mm_lightning.data.batch", "mm_lightning.data.sequences"])
             start_server()
@@ -279,7 +279,7 @@ class TextDataModule(lightning.LightningDataModule):
         return options
 
     def _place(self) -> tuple[int, int]:
-        """This device's rank and the number of devices."""
+        """Return this device's rank and the number of devices."""
         if self.trainer is not None:
             return self.trainer.global_rank, self.trainer.world_size
         if torch.distributed.is_available() and torch.distributed.is_initialized():

@@ -152,7 +152,7 @@ def generate(config: FactsConfig, split: str, tokenizer: Tokenizer, room: int) -
 def prepare_facts(
     config: FactsConfig, output: str | os.PathLike, context_length: int = 512, progress: bool = True
 ) -> Manifest:
-    """Generates facts in `output`; returns its manifest at once if it is there already.
+    """Generate facts in `output`; returns its manifest at once if it is there already.
 
     Args:
         config: how much.
@@ -191,7 +191,7 @@ def _fill(
 
 
 def syllable_tokenizer(path: Path) -> Tokenizer:
-    """Writes the tokenizer.json of this language. What does not belong to it is left out of a text."""
+    """Write the tokenizer.json of this language. What does not belong to it is left out of a text."""
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers
 

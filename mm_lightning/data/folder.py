@@ -1,4 +1,4 @@
-"""A folder that is being prepared: by one process at a time, and nothing of the user's is ever overwritten."""
+"""The output folder of a preparation: locked by one process at a time, never overwriting files of the user."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from mm_lightning.redaction import redact_values
 from mm_lightning.side_files import parse_line
 
 UNFINISHED = ".unfinished"
-"""What a folder holds, beside finished shards, until its manifest is written."""
+"""The folder of unfinished work, which is there until the manifest is written."""
 
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Makes the folder and waits until no other process is preparing it.
+    """Context manager that makes the folder and locks it; waits while another process is preparing it.
 
     Raises:
         UserError: it cannot be written to, or is full.
-        KeyboardInterrupt: after a line that says what is kept.
+        KeyboardInterrupt: after a line with the number of finished units.
     """
     try:
         made, locked_before = not folder.exists(), (folder / ".lock").exists()
@@ -40,7 +40,7 @@ def claimed(folder: Path) -> Iterator[None]:
             with _locked(folder):
                 yield
         except UserError:
-            if not locked_before and not (folder / UNFINISHED).is_dir():  # nothing that anyone could go on with
+            if not locked_before and not (folder / UNFINISHED).is_dir():  # there is nothing to resume
                 (folder / ".lock").unlink(missing_ok=True)
                 if made:
                     with contextlib.suppress(OSError):
@@ -49,8 +49,8 @@ def claimed(folder: Path) -> Iterator[None]:
     except KeyboardInterrupt:
         if (folder / UNFINISHED).is_dir():
             done = len(list((folder / UNFINISHED).glob("unit-*.json")))
-            kept = f"{done:,} finished units of work are kept in {folder}" if done else "no unit of work was finished"
-            say(f"preparing was interrupted: {kept}; the same command goes on", stderr=True)
+            units = f"{done:,} finished units of work are kept in {folder}" if done else "no unit of work was finished"
+            say(f"preparing was interrupted: {units}; the same command goes on", stderr=True)
         raise
     except OSError as error:
         if error.errno == errno.ENOSPC:
@@ -66,7 +66,7 @@ def begin(
     needed: int,
     contents: Contents | None = None,
 ) -> Path:
-    """Begins to prepare an empty folder, or goes on with what was begun; begins anew where its sources changed.
+    """Begin to prepare an empty folder, or resume; begin anew where the sources changed.
 
     Args:
         folder: the folder, claimed and without a manifest.
@@ -129,12 +129,12 @@ def remove_shards(folder: Path) -> None:
 
 
 def finish(folder: Path, tokenizer: Tokenizer, **contents: Any) -> Manifest:
-    """Writes the manifest of a folder whose shards are written: now it is prepared.
+    """Write the manifest of a folder whose shards are written, which completes it.
 
     Args:
         folder: with tokenizer.json among its unfinished work.
         tokenizer: of the shards.
-        contents: what else the manifest says.
+        contents: other fields of the manifest.
     """
     made = Manifest(
         tokenizer={key: getattr(tokenizer, key) for key in ("name", "sha256", "vocab_size", "bos", "eos")},
@@ -149,16 +149,16 @@ def finish(folder: Path, tokenizer: Tokenizer, **contents: Any) -> Manifest:
 
 
 def token_type(tokenizer: Tokenizer) -> str:
-    """Of the tokens in the shards."""
+    """Return the dtype of the tokens in the shards: uint16 if the vocabulary fits, else int32."""
     return "uint16" if tokenizer.vocab_size <= 1 << 16 else "int32"
 
 
 def reuse(folder: Path, settings: dict[str, Any], identity: str | None = None, contents: str | None = None) -> Manifest:
-    """The manifest of a prepared folder, if it was prepared with these settings.
+    """Return the manifest of a prepared folder, after a check that it was prepared with these settings.
 
     Args:
         folder: a folder with a manifest.
-        settings: what to compare with.
+        settings: the settings to compare with.
         identity: fingerprint to compare as well, which may cover more than the settings.
         contents: hash of what the sources hold now, to compare with that of then.
 
@@ -166,8 +166,8 @@ def reuse(folder: Path, settings: dict[str, Any], identity: str | None = None, c
         UserError: it was prepared from something else.
     """
     manifest = Manifest.load(folder)
-    has, wanted = redact_values(manifest.settings), redact_values(settings)  # a password may change
-    differ = [f"{key} {has.get(key)!r}, not {value!r}" for key, value in wanted.items() if has.get(key) != value]
+    before, now = redact_values(manifest.settings), redact_values(settings)  # a password may change
+    differ = [f"{key} {before.get(key)!r}, not {value!r}" for key, value in now.items() if before.get(key) != value]
     if identity not in (None, manifest.fingerprint) and not differ:
         differ = ["other source files or another tokenizer"]
     if not differ and manifest.source_contents and contents not in (None, manifest.source_contents):

@@ -26,7 +26,7 @@ def generate_folder(
     identity: tuple[str, ...] = (),
     files: tuple[str, ...] = (),
 ) -> Manifest:
-    """Generates documents in `output`; returns its manifest at once if it is there already.
+    """Generate documents in `output`; returns its manifest at once if it is there already.
 
     Args:
         source: what is generated.

@@ -1,4 +1,4 @@
-"""A look into a prepared folder."""
+"""Print the sizes, document lengths and samples of a prepared folder (`mm data inspect`)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SAMPLE = 200  # tokens
 
 
 def inspect(path: str | os.PathLike, samples: int = 3, seed: int = 0) -> None:
-    """Prints the manifest of a prepared folder, a histogram of document lengths, and decoded samples.
+    """Print the manifest of a prepared folder, a histogram of document lengths, and decoded samples.
 
     Args:
         path: the folder.
@@ -36,7 +36,7 @@ def inspect(path: str | os.PathLike, samples: int = 3, seed: int = 0) -> None:
     for name, split in manifest.splits.items():
         display(f"\n{name}: documents by length in tokens")
         display("\n".join(histogram(split.length_histogram)))
-        for begin, text in draw(folder / name, split, manifest.dtype, tokenizer, samples, seed):
+        for begin, text in random_passages(folder / name, split, manifest.dtype, tokenizer, samples, seed):
             display(f"\n{name}, from token {begin:,}\n{text}")
 
 
@@ -65,7 +65,7 @@ def show_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def histogram(counts: list[int]) -> list[str]:
-    """Bars, one line for each power of two, from the first that has documents."""
+    """Return the bars of a histogram, one line for each power of two, from the first that has documents."""
     first = next((k for k, count in enumerate(counts) if count), 0)
     lines = []
     for k in range(first, len(counts)):
@@ -74,17 +74,17 @@ def histogram(counts: list[int]) -> list[str]:
     return lines
 
 
-def draw(
+def random_passages(
     folder: Path, split: Split, dtype: str, tokenizer: Tokenizer, samples: int, seed: int
 ) -> list[tuple[int, str]]:
-    """Random passages of a split, as their first token and decoded text."""
-    chosen = []
+    """Return random passages of a split: the index of the first token, and the decoded text."""
+    passages = []
     for begin in np.random.default_rng(seed).integers(split.tokens, size=samples).tolist():
         at = begin
         for shard in split.shards:
             if at < shard.tokens:
                 tokens = read_shard(folder / shard.file, dtype, shard.tokens)[at : at + _SAMPLE]
-                chosen.append((begin, tokenizer.decode(tokens.tolist(), special=True)))
+                passages.append((begin, tokenizer.decode(tokens.tolist(), special=True)))
                 break
             at -= shard.tokens
-    return chosen
+    return passages

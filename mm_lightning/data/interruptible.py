@@ -1,4 +1,4 @@
-"""Long calls into libraries that ignore signals, made so that ctrl-C ends them."""
+"""Let ctrl-C end long calls into libraries that ignore signals."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _Result = TypeVar("_Result")
 
 
 def interruptible(action: Callable[[], _Result]) -> _Result:
-    """Return the result of `action`, which runs in a thread of its own, or raise what it raises.
+    """Run `action` in a thread of its own; return its result, or raise its exception.
 
     An interrupt ends the wait at once. The thread is a daemon: it goes on until it is done or the process ends.
     """

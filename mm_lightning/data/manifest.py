@@ -1,4 +1,4 @@
-"""What a prepared data folder holds, and whether it still holds it."""
+"""The manifest of a prepared data folder: its splits, shards, tokenizer, settings and checksums."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ class Shard:
 
 @dataclass
 class Split:
-    """One of the splits.
+    """The numbers and shards of one split.
 
     Attributes:
-        documents: how many.
-        tokens: those around the documents included.
+        documents: number of documents.
+        tokens: number of tokens, those around documents included.
         bytes: of the documents' text in UTF-8.
         unigram_entropy: nats per predicted token (all but those that begin a document): the loss of a model that
             knows how often each token occurs and nothing else.
@@ -61,11 +61,11 @@ class Split:
     shards: list[Shard]
 
     def sequences(self, length: int) -> int:
-        """How many sequences of `length` tokens the shards hold; what is left of each shard is not read."""
+        """Return the number of sequences of `length` tokens in the shards; the rest of each shard is not read."""
         return sum(shard.tokens // length for shard in self.shards)
 
     def bits_per_byte(self, loss: float) -> float:
-        """Bits per byte of text from a loss in nats per predicted token."""
+        """Return bits per byte of text from a loss in nats per predicted token."""
         return loss / math.log(2) * (self.tokens - self.documents) / self.bytes
 
 
@@ -78,14 +78,14 @@ class Manifest:
         dtype: of the tokens in the shards, uint16 or int32.
         splits: train and, unless the validation fraction was 0, validation.
         sources: for each source its files and bytes.
-        settings: what it was prepared with.
-        fingerprint: a hash of the settings, the tokenizer and the source files' names and sizes: what was to be
-            prepared. `content` says what was.
+        settings: of the preparation.
+        fingerprint: a hash of the settings, the tokenizer and the source files' names and sizes: the input of the
+            preparation. `content` is a hash of its output.
         skipped: files and rows left out, and why.
         empty_documents: documents without text, which are left out.
         versions: of the libraries.
-        context_length: where documents lie whole in rows of one token more than this, what they were laid out for;
-            the rest of a row is filled with `bos`, and counts neither as tokens nor as documents.
+        context_length: where documents lie whole in rows of one token more, the context that the rows are for; the
+            rest of a row is filled with `bos`, and counts neither as tokens nor as documents. Else None.
         files: checksums of files beside the shards, by path in the folder.
         source_contents: a hash of the contents of the source files; None in folders of earlier versions.
     """
@@ -106,7 +106,7 @@ class Manifest:
 
     @property
     def content(self) -> str:
-        """A hash of what training and validation read: shards by their checksums, tokenizer, type and layout."""
+        """A hash of the data that training and validation read: shards by checksum, tokenizer, dtype and layout."""
         shards = {
             name: [[shard.tokens, shard.bytes, shard.crc32] for shard in split.shards]
             for name, split in self.splits.items()
@@ -119,17 +119,17 @@ class Manifest:
         return self.tokenizer["vocab_size"]
 
     def bits_per_byte(self, loss: float, split: str = "validation") -> float:
-        """Bits per byte of a split's text from a loss in nats per predicted token."""
+        """Return bits per byte of a split's text from a loss in nats per predicted token."""
         return self.splits[split].bits_per_byte(loss)
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Write `manifest.json` with a checksum of its own, all of it or nothing."""
-        content = redact_values(asdict(self))  # of which the checksum is
+        """Write `manifest.json` atomically, with a checksum of its content."""
+        content = redact_values(asdict(self))
         write_json(Path(folder) / FILE, {**content, "checksum": _digest(content)})
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> Manifest:
-        """Reads the manifest of a prepared folder.
+        """Read the manifest of a prepared folder.
 
         Raises:
             UserError: there is none, it is not one of this version, or it was changed after it was written.
@@ -141,9 +141,11 @@ class Manifest:
             )
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            has = content["format_version"]
-            if has != FORMAT_VERSION:
-                raise UserError(f"{path} has format version {has}, this program reads {FORMAT_VERSION}: prepare again")
+            version = content["format_version"]
+            if version != FORMAT_VERSION:
+                raise UserError(
+                    f"{path} has format version {version}, this program reads {FORMAT_VERSION}: prepare again"
+                )
             checksum = content.pop("checksum", None)  # earlier versions wrote none
             if checksum not in (None, _digest(content)):
                 raise ValueError("its checksum is not that of its content")
@@ -189,7 +191,7 @@ def _impossible(manifest: Manifest) -> str | None:
 
 
 def check_inside(folder: Path, file: str) -> None:
-    """Holds a path that a file names against the folder that it has to lie in.
+    """Check that a path in a manifest stays inside its folder.
 
     Raises:
         UserError: it leads out of it, by `..`, an absolute path or a symbolic link.
@@ -200,18 +202,18 @@ def check_inside(folder: Path, file: str) -> None:
 
 
 def entropy(counts: np.ndarray) -> float:
-    """Of a distribution given by counts, in nats."""
+    """Return the entropy, in nats, of a distribution given by counts."""
     share = counts[counts > 0] / counts.sum()
     return float(-(share * np.log(share)).sum())
 
 
 def used_versions() -> dict[str, str]:
-    """Versions of the packages that what is written may depend on."""
+    """Return the versions of the packages that the shards may depend on."""
     return {name: version(name) for name in ("mm-lightning", "litdata", "tokenizers", "numpy")}
 
 
 def crc32(path: Path) -> str:
-    """CRC-32 of a file, in hexadecimal."""
+    """Return the CRC-32 of a file, in hexadecimal."""
     value = 0
     with path.open("rb") as stream:
         while block := stream.read(1 << 22):

@@ -1,7 +1,7 @@
 """Data sets that are trained on together, each with its share of the sequences.
 
-As with one data set, the order of training is one list for the whole run that follows from the seed alone: which set
-and which of its sequences the n-th one is depends on nothing but n. In which order the sets are named does not matter.
+As with one data set, the order of training is one list for the whole run: the set and sequence at position n depend on
+(seed, n) alone, not on the order in which the sets are named.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mm_lightning.data.sequences import TrainingOrder
 from mm_lightning.data.verify import check
 from mm_lightning.errors import UserError
 
-# Sequences in which every set has its share; no share is less than one of them.
+# Every set has its share within so many sequences; no share is less than one of them.
 _BLOCK = 1 << 14
 
 
@@ -32,7 +32,7 @@ class DataSet:
 
     Attributes:
         folder: the folder.
-        name: the end of its path that no other set has.
+        name: the shortest end of its path that no other set has.
         share: of the training sequences of all sets together.
         manifest: of the folder.
     """
@@ -43,7 +43,7 @@ class DataSet:
     manifest: Manifest
 
     def split(self, name: str) -> Split:
-        """One of its splits.
+        """Return one of its splits.
 
         Raises:
             UserError: it has no such split.
@@ -53,18 +53,18 @@ class DataSet:
         return self.manifest.splits[name]
 
     def counts(self, context_length: int) -> list[int]:
-        """The training sequences in each shard."""
+        """Return the number of training sequences in each shard."""
         return [shard.tokens // (context_length + 1) for shard in self.split("train").shards]
 
 
 def folders(path: str | os.PathLike | dict[str, float]) -> dict[Path, float]:
-    """The folders and weights that `data.path` names.
+    """Return the folders and weights that `data.path` names.
 
     Raises:
         UserError: no folder, one twice, or a weight that is no share.
     """
     weights = path if isinstance(path, dict) else {str(path): 1.0}
-    found: dict[Path, float] = {}
+    by_folder: dict[Path, float] = {}
     places: dict[Path, str] = {}
     for name, weight in weights.items():
         if not (math.isfinite(weight) and weight > 0):
@@ -73,26 +73,28 @@ def folders(path: str | os.PathLike | dict[str, float]) -> dict[Path, float]:
         before = places.setdefault(folder.resolve(), name)
         if before != name:
             raise UserError(f"data.path: {before} and {name} are the same folder: name it once, with one weight")
-        found[folder] = weight
-    if not found:
+        by_folder[folder] = weight
+    if not by_folder:
         raise UserError("data.path is empty: name a prepared folder, or several as {FOLDER: WEIGHT, ...}")
-    for folder, share in zip(found, exact_shares(list(found.values())), strict=True):
+    for folder, share in zip(by_folder, exact_shares(list(by_folder.values())), strict=True):
         if share * _BLOCK < 1:
             raise UserError(
-                f"data.path: the weight of {folder} is {found[folder]} of {sum(found.values()):g}, less than a "
+                f"data.path: the weight of {folder} is {by_folder[folder]} of {sum(by_folder.values()):g}, less than a "
                 f"sequence in {_BLOCK:,}: give it more, or leave it out"
             )
-    return found
+    return by_folder
 
 
 def exact_shares(weights: list[float]) -> list[Fraction]:
-    """The weights divided by their sum, each taken as it is written: 0.3 of 0.3 and 0.7 is 3/10."""
+    """Return the weights divided by their sum, each taken as it is written: 0.3 of 0.3 and 0.7 is 3/10."""
     exact = [Fraction(str(weight)) for weight in weights]
     return [weight / sum(exact) for weight in exact]
 
 
 def read(weights: dict[Path, float], context_length: int | None = None) -> list[DataSet]:
-    """The sets with their manifests, by fingerprint; with a context after the quick checks to make before training.
+    """Return the sets with their manifests, sorted by fingerprint.
+
+    With `context_length` they are checked first, as before training.
 
     Raises:
         UserError: a folder is missing, damaged or too small for the context, or has another tokenizer than the first.
@@ -115,21 +117,21 @@ def read(weights: dict[Path, float], context_length: int | None = None) -> list[
 
 
 def short_names(paths: list[Path]) -> list[str]:
-    """The shortest ends of the paths, of as many parts each, that tell them apart."""
+    """Return the shortest ends of the paths, of equally many parts, that tell them apart."""
     parts = [path.resolve().parts for path in paths]
     ends = (["/".join(p[-n:]).lstrip("/") for p in parts] for n in range(1, max(map(len, parts)) + 1))
     return next(names for names in ends if len(set(names)) == len(names))
 
 
 def mean(sets: list[DataSet], values: list[float]) -> float:
-    """The mean of a value of each set by share."""
+    """Return the mean of one value a set, weighted by share."""
     total = math.fsum(s.share * value for s, value in zip(sets, values, strict=True))
     return total / float(sum(s.share for s in sets))
 
 
 def bits_per_byte(sets: list[DataSet], loss: float) -> float:
-    """Bits per byte of validation text in the mixture of the sets, from its loss in nats per predicted token."""
-    return loss / mean(sets, [1 / s.manifest.bits_per_byte(1.0) for s in sets])  # a mean of bytes a token
+    """Return bits per byte of the mixture's validation text, from its loss in nats per predicted token."""
+    return loss / mean(sets, [1 / s.manifest.bits_per_byte(1.0) for s in sets])  # the mean of bytes per token
 
 
 def training_order(
@@ -141,7 +143,7 @@ def training_order(
     rank: int = 0,
     world_size: int = 1,
 ) -> TrainingOrder:
-    """The order of training on the sets; see :class:`TrainingOrder` for what the others are."""
+    """Return the order of training on the sets; the other arguments are those of :class:`TrainingOrder`."""
     counts = [s.counts(context_length) for s in sets]
     if len(sets) == 1:
         return TrainingOrder(counts[0], batch, multiple, seed, rank, world_size)
@@ -149,7 +151,7 @@ def training_order(
 
 
 class MixedOrder(TrainingOrder):
-    """The order of several sets; sequences are numbered through, set after set.
+    """The order of training on several sets; sequences are numbered through, set after set.
 
     Each set is one list of its own, shuffled anew whenever it is used up. After every 16,384 sequences each set has
     given its share, rounded up or down; within them its turns are spread evenly, each moved a little at random. An
@@ -177,12 +179,12 @@ class MixedOrder(TrainingOrder):
     ) -> None:
         super().__init__([count for counts in sets for count in counts], batch, multiple, seed, rank, world_size)
         seeds = [int(np.random.RandomState([seed, n]).randint(2**31)) for n in range(len(sets))]
-        self._sets = [TrainingOrder(counts, 1, 1, own) for counts, own in zip(sets, seeds, strict=True)]
+        self._sets = [TrainingOrder(counts, 1, 1, set_seed) for counts, set_seed in zip(sets, seeds, strict=True)]
         self._begins = [0, *accumulate(order.total for order in self._sets)]
         self._cuts = list(accumulate(shares))
 
     def since(self, position: int) -> Iterator[int]:
-        """The endless list of the whole run from a position on."""
+        """Yield the endless list of the whole run from a position on."""
         block, skip = divmod(position, _BLOCK)
         turns = self._turns(block)
         given = self._given(block) + np.bincount(turns[:skip], minlength=len(self._sets))
@@ -194,11 +196,11 @@ class MixedOrder(TrainingOrder):
             turns = self._turns(block)
 
     def _given(self, blocks: int) -> np.ndarray:
-        """(sets,) how many sequences each set gives in so many blocks, rounded so that they are all of them."""
+        """Return the (sets,) number of sequences of each set in the first `blocks` blocks; they add up to all."""
         return np.diff([math.floor(blocks * _BLOCK * upto) for upto in self._cuts], prepend=0)
 
     def _turns(self, block: int) -> np.ndarray:
-        """(_BLOCK,) which set gives each sequence of a block."""
+        """Return the (_BLOCK,) set that each sequence of a block is from."""
         random = np.random.RandomState([self._seed, block])
         counts = self._given(block + 1) - self._given(block)
         times = np.concatenate([(np.arange(count) + random.random_sample(count)) / count for count in counts])
@@ -206,7 +208,7 @@ class MixedOrder(TrainingOrder):
 
 
 def describe(sets: list[DataSet]) -> list[dict[str, Any]]:
-    """What a run records of its data."""
+    """Return a run's record of its data: fingerprint, content hash, share and path of each set."""
     return [{**_identity(s), "share": str(s.share), "path": str(s.folder)} for s in sets]
 
 
@@ -215,17 +217,17 @@ def _identity(data: DataSet) -> dict[str, str]:
 
 
 def differing(recorded: list[dict[str, Any]], now: list[DataSet]) -> str | None:
-    """Return how data or their shares differ from those that `describe` recorded, in words; None if they do not.
+    """Describe how data or their shares differ from those that `describe` recorded; None if they do not.
 
     Earlier versions recorded fingerprints alone, which see the names and sizes of the sources.
     """
     key = "content" if all("content" in data for data in recorded) else "fingerprint"
-    was, has = (
+    before, after = (
         sorted((data[key][:12], data["share"]) for data in described) for described in (recorded, describe(now))
     )
-    if was == has:
+    if before == after:
         return None
-    shares = [
-        " + ".join(value if share == "1" else f"{share} x {value}" for value, share in data) for data in (has, was)
-    ]
-    return f"{key} {shares[0]} instead of {shares[1]}"
+    new, old = (
+        " + ".join(value if share == "1" else f"{share} x {value}" for value, share in data) for data in (after, before)
+    )
+    return f"{key} {new} instead of {old}"

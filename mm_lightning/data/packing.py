@@ -1,4 +1,4 @@
-"""Documents that lie whole in rows of one length, and the split of a prepared folder that is made of them."""
+"""Pack whole documents into rows of one length, and write them as a split of a prepared folder."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from mm_lightning.data.manifest import Split, entropy
 from mm_lightning.data.shards import write_shards
 
 _SHARD_TOKENS = 1 << 22
-_OPEN_ROWS = 64  # that a document may still go into
+_OPEN_ROWS = 64  # rows that a document may still be put into
 
 
 def pack(lengths: list[int], room: int) -> list[list[int]]:
-    """The documents, by number, of each row of `room` tokens: each goes into the first open row that has room."""
+    """Return the numbers of the documents in each row of `room` tokens, first fit among the open rows."""
     rows: list[list[int]] = []
     free: dict[int, int] = {}  # of the open rows, the oldest first
     for number, length in enumerate(lengths):
@@ -31,7 +31,7 @@ def pack(lengths: list[int], room: int) -> list[list[int]]:
 
 
 def lay_out(rows: list[list[int]], parts: list[np.ndarray], room: int, fill: int) -> np.ndarray:
-    """(rows, room) the parts of each row one after the other, then `fill`."""
+    """Return the (rows, room) tokens: the parts of each row one after the other, then `fill`."""
     out = np.full((len(rows), room), fill, parts[0].dtype)
     for row, numbers in zip(out, rows, strict=True):
         joined = np.concatenate([parts[number] for number in numbers])
@@ -48,16 +48,16 @@ def write_split(
     bos: int,
     text_bytes: int | None = None,
 ) -> Split:
-    """Writes the shards of a split of documents, none of them cut.
+    """Write the shards of a split of documents, none of them cut.
 
     Args:
         folder: the prepared folder.
         work: for its unfinished work.
-        name: of the split.
+        name: the name of the split.
         parts: the tokens of each document, from `bos` to `eos`, none longer than `row`.
         row: tokens of a row.
-        bos: what the rest of a row is filled with.
-        text_bytes: of all documents; a byte a token between `bos` and `eos` if not given.
+        bos: fills the rest of a row.
+        text_bytes: bytes of all documents; one for each token between `bos` and `eos` if not given.
     """
     lengths = [len(part) for part in parts]
     stream = lay_out(pack(lengths, row), parts, row, bos)

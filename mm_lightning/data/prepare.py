@@ -1,8 +1,8 @@
-"""Text to a prepared folder: litdata shards of tokens, a tokenizer and a manifest.
+"""Turn text into a prepared folder: litdata shards of tokens, a tokenizer and a manifest.
 
-A document becomes `[bos] tokens [eos]`; documents follow each other in the order of the sources. While it is being
-made the folder holds `.unfinished/`, in which each finished unit of work is recorded: an interrupted preparation goes
-on where it was, and ends in the same bytes. The manifest is written last: a folder that has one is complete.
+A document becomes `[bos] tokens [eos]`; documents follow each other in the order of the sources. During preparation the
+folder holds `.unfinished/`, in which each finished unit of work is recorded: an interrupted preparation resumes there,
+and ends in the same bytes. The manifest is written last: a folder that has one is complete.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from mm_lightning.errors import UserError
 from mm_lightning.redaction import HIDDEN, redact_values
 
 _UNIT_BYTES = 1 << 20  # least text of a unit of work
-_STRETCH = 1 << 20  # characters of a document that a tokenizer is trained on, or not, as a whole
+_STRETCH = 1 << 20  # characters: a tokenizer is trained on all of a stretch of a document, or on none of it
 _COMPRESSION = 4  # how much larger text is than its compressed file, for estimates
 
 
 def prepare(config: PrepareConfig, output: str | os.PathLike, progress: bool = True) -> Manifest:
-    """Prepares `output`, or goes on preparing it; returns its manifest at once if it is there already.
+    """Prepare `output`, or resume its preparation; return its manifest at once if it is prepared already.
 
     Args:
-        config: what to prepare.
+        config: the settings.
         output: the folder to make.
         progress: show a progress bar.
 
@@ -58,8 +58,8 @@ def prepare(config: PrepareConfig, output: str | os.PathLike, progress: bool = T
     with claimed(folder):
         contents = Contents(files)
         if (folder / FILE).exists():
-            return reuse(folder, config.wanted(), identity, contents.together())
-        # bytes: 2 bytes a token and one token a byte; else seldom less than 2 bytes of text a token, 4 bytes at most.
+            return reuse(folder, config.reuse_settings(), identity, contents.combined_hash())
+        # `bytes`: a token a byte, 2 bytes each; others: seldom less than 2 bytes of text a token, 4 bytes each at most
         needed = int(2.2 * _text_bytes(files))
         work = begin(folder, identity, needed, contents)
         return _make(folder, work, config, files, identity, contents, progress)
@@ -97,7 +97,7 @@ def _make(
         sources=_sources(config, files),
         settings=config.identity(),
         fingerprint=identity,
-        source_contents=contents.together(),
+        source_contents=contents.combined_hash(),
         skipped=[line for record in records for line in record.skipped],
         empty_documents=sum(record.empty for record in records),
     )
@@ -111,19 +111,19 @@ def _document_split(config: PrepareConfig, files: list[SourceFile], work: Path) 
     if path.exists():
         try:
             return DocumentSplit.load(path)
-        except (ValueError, KeyError, TypeError, RecursionError):  # the units that are done follow it
+        except (ValueError, KeyError, TypeError, RecursionError):  # finished units depend on it
             say(f"{path} is damaged: this preparation begins anew", stderr=True)
             for file in [*work.glob("unit-*"), work / "tokenizer.json", path]:
                 file.unlink(missing_ok=True)
     plain = DocumentSplit(config.validation_fraction)
-    # Work that is finished without such a file was begun before there were others.
+    # finished work without this file is of an earlier version, which had only this rule
     if not config.validation_fraction or (work / "tokenizer.json").exists():
         return plain
     texts = documents_of(files, _whole(files), config.reading(), None)
     try:
         split, described = plan_split(texts, config.validation_fraction)
     except BaseException:
-        shutil.rmtree(work)  # nothing is done yet: whatever is changed, preparing begins anew
+        shutil.rmtree(work)  # no unit is finished yet: with other settings preparing begins anew
         raise
     say(described, stderr=True)
     split.save(path)
@@ -146,12 +146,12 @@ def _splits(
     frequencies = np.zeros((len(SPLITS), tokenizer.vocab_size), np.int64)
     for unit in units:
         frequencies += np.fromfile(unit.frequencies, np.int64).reshape(frequencies.shape)
-    wanted = SPLITS if config.validation_fraction else SPLITS[:1]
+    names = SPLITS if config.validation_fraction else SPLITS[:1]
     documents = {split: sum(record.splits[split].documents for record in records) for split in SPLITS}
     if not sum(documents.values()):
-        shutil.rmtree(folder / UNFINISHED)  # here and below: with these settings nothing can go on from it
+        shutil.rmtree(folder / UNFINISHED)  # as below: with these settings it cannot be completed
         raise UserError(f"there is no text in {', '.join(config.sources)}")
-    for split in wanted:
+    for split in names:
         if not documents[split]:
             shutil.rmtree(folder / UNFINISHED)
             raise UserError(
@@ -160,7 +160,7 @@ def _splits(
                 "give more text"
             )
     splits = {}
-    for split, counted in zip(wanted, frequencies, strict=False):
+    for split, counted in zip(names, frequencies, strict=False):
         counts = [record.splits[split] for record in records]
         parts = [(unit.tokens(split), c.tokens) for unit, c in zip(units, counts, strict=True)]
         counted[tokenizer.bos] -= documents[split]
@@ -197,10 +197,10 @@ def _tokenizer(
 
 
 def check_tokenizer(config: PrepareConfig, made: Manifest, folder: Path) -> None:
-    """Check that the file of the tokenizer, where it is still there, is what a folder was prepared with.
+    """Check that the tokenizer's file, where it still exists, is the one that a folder was prepared with.
 
     Raises:
-        UserError: it was changed since.
+        UserError: it has changed since.
     """
     path = Path(config.tokenizer).expanduser()
     if config.tokenizer in ("train", "bytes") or not path.exists():
@@ -219,14 +219,14 @@ def training_texts(
     split: DocumentSplit | None = None,
     skipped: list[str] | None = None,
 ) -> Iterator[str]:
-    """Yield training documents, each kept with a probability that gives about `tokenizer_bytes` in all.
+    """Yield a random sample of the training text, about `tokenizer_bytes` in all, for a tokenizer to be trained on.
 
-    Of long documents, stretches are kept.
+    It consists of whole documents, and of stretches of long ones.
 
     Args:
-        config: what to prepare.
+        config: the settings.
         files: the files of its sources, if they are listed already.
-        split: what is for training; everything if not given.
+        split: the rule that says which text is for training; all of it if not given.
         skipped: receives a line for each file or row that was skipped.
     """
     if files is None:
@@ -239,16 +239,16 @@ def training_texts(
 
 
 def _text_bytes(files: list[SourceFile]) -> int:
-    """About how much text the files hold."""
+    """Return about how many bytes of text the files hold."""
     return sum(file.size * (_COMPRESSION if file.codec else 1) for file in files)
 
 
 def _fingerprint(config: PrepareConfig, files: list[SourceFile]) -> str:
-    named = config.tokenizer
-    if named != "train":
-        named = load_tokenizer(config.tokenizer, config.bos, config.eos).sha256
-    # Whatever on_error says, units that are finished stay as they are: a refused preparation can go on with `skip`.
-    settings = {**config.identity(), "tokenizer": named, "on_error": None}
+    tokenizer = config.tokenizer
+    if tokenizer != "train":
+        tokenizer = load_tokenizer(config.tokenizer, config.bos, config.eos).sha256
+    # without on_error, which changes no finished unit: a preparation that was refused can be resumed with `skip`
+    settings = {**config.identity(), "tokenizer": tokenizer, "on_error": None}
     content = [FORMAT_VERSION, redact_values(settings), [(file.name, file.size) for file in files]]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -259,7 +259,7 @@ def _sources(config: PrepareConfig, files: list[SourceFile]) -> list[dict[str, A
 
 
 def skipped_line(skipped: list[str]) -> str:
-    """Return a line that says how much was skipped, and the first of it."""
+    """Return a line with the number of skipped files or rows, and the first of them."""
     return f"skipped {len(skipped):,} files or rows; the first: {skipped[0]}"
 
 

@@ -13,7 +13,7 @@ from mm_lightning.ranges import Count, DocumentBytes, Few, Name, Part, Place, Te
 
 @dataclass
 class PrepareConfig:
-    """What to prepare.
+    """The settings of a preparation: sources, tokenizer, split and shards.
 
     Args:
         sources: files, folders or globs, local or fsspec URLs, or `python-stdlib`: the standard library of this
@@ -64,17 +64,17 @@ class PrepareConfig:
             raise UserError("separator is empty: leave it out to make each file a document")
 
     def reading(self) -> ReadSettings:
-        """The part about finding documents."""
+        """Return the settings for finding documents in the sources."""
         suffixes = None if self.suffixes is None else tuple("." + s.lstrip(".").lower() for s in self.suffixes)
         return ReadSettings(self.text_key, self.separator, suffixes, self.on_error, self.largest_document)
 
     def identity(self) -> dict[str, Any]:
-        """Return all that the result depends on."""
+        """Return the settings that the result depends on."""
         settings = {key: value for key, value in asdict(self).items() if key not in ("workers", "largest_document")}
-        # Left out where not given: so are they in folders that were prepared before there were these two.
+        # left out where not given, as in folders that were prepared before these two existed
         return {key: value for key, value in settings.items() if key not in ("bos", "eos") or value is not None}
 
-    def wanted(self) -> dict[str, Any]:
-        """Return the settings that a folder must have been prepared with to be used in place of a new one."""
+    def reuse_settings(self) -> dict[str, Any]:
+        """Return the settings that a prepared folder must have for it to be reused."""
         others = ("workers", "on_error", "largest_document")
         return {key: value for key, value in asdict(self).items() if key not in others}

@@ -94,7 +94,7 @@ def generate(config: RegBenchConfig, split: str, taken: set[Automaton]) -> Itera
 def prepare_regbench(
     config: RegBenchConfig, output: str | os.PathLike, context_length: int = 1024, progress: bool = True
 ) -> Manifest:
-    """Generates RegBench in `output`; returns its manifest at once if it is there already.
+    """Generate RegBench in `output`; returns its manifest at once if it is there already.
 
     Args:
         config: how much.
@@ -139,7 +139,7 @@ def _fill(
 
 
 def letter_tokenizer(path: Path) -> Tokenizer:
-    """Writes the tokenizer.json of RegBench: a token a letter. Other characters of a text are left out."""
+    """Write the tokenizer.json of RegBench: a token a letter. Other characters of a text are left out."""
     import tokenizers
 
     names = [*(chr(ord("a") + letter) for letter in range(LETTERS)), "|", BEGIN, END]

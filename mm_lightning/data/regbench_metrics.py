@@ -34,7 +34,7 @@ class _OverLetters(Metric):
             self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, allowed: Tensor) -> None:
-        """Adds positions.
+        """Add positions.
 
         Args:
             logits: (..., V) of the next token, V at least 18: the letters come first.

@@ -1,8 +1,8 @@
-"""The sequences of a split, the order they are served in, and a loader that can go on in the middle of it.
+"""The sequences of a split, the order of training and evaluation, and a loader that resumes anywhere in it.
 
-The order of training is one list for the whole run, decided by the seed and the epoch alone: optimisation step s gets
-the same sequences whatever the number of devices, of loader workers and of sequences per forward pass. Going on after
-an interruption needs only the number of sequences served.
+The order of training is one list for the whole run, decided by the seed and the epoch alone: optimizer step s gets the
+same sequences whatever the number of devices, of loader workers and of sequences per forward pass. To resume, only the
+number of sequences served is needed.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ from mm_lightning.retry import patiently
 # Shards that are shuffled together: enough to mix sources, few enough to stay near each other on a disk.
 _WINDOW = 64
 
-_STARTS = 3  # of loader workers that die before they have given a batch
+_MAX_STARTS = 3  # starts of loader workers that die before they have given a batch
 
-_OPEN = 2 * _WINDOW  # files of a process
+_MAX_OPEN_FILES = 2 * _WINDOW  # in each process
 
 
 class Sequences(Dataset):
     """Sequences of `length` consecutive tokens from litdata shards, by number, read a batch at a time.
 
     A shard's size is checked when it is opened and with each read, and its checksum once by one of the processes that
-    read it, so that damage while training runs ends it with the shard's name. Files are read, not mapped: where
-    storage fails under a mapping, the process is killed without a word.
+    read it: damage during training ends in an error that names the shard. Files are read, not mapped: where storage
+    fails under a mapping, the process is killed by a signal.
 
     Args:
-        shards: the files, and what their manifest says of them, in order.
+        shards: the files and their manifest entries, in order.
         length: tokens in a sequence.
         dtype: of the tokens in the files.
-        part: which of how many training processes this one is: they share the checksums.
+        part: rank and number of training processes, which share the work of checksums.
     """
 
     def __init__(
@@ -56,8 +56,8 @@ class Sequences(Dataset):
         self._ends = list(accumulate(shard.tokens // length for _, shard in shards))
         token = self._dtype.itemsize
         self._size = length * token
-        # Where sequence 0 would lie in each file, were all sequences before the file's own in it too. What a file
-        # has beyond its tokens is litdata's header.
+        # The offset in each file at which sequence 0 would begin, were all earlier shards' sequences in it too. The
+        # bytes of a file beyond its tokens are litdata's header.
         self._origins = [
             shard.bytes - shard.tokens * token - begin * self._size
             for (_, shard), begin in zip(shards, [0, *self._ends], strict=False)
@@ -66,14 +66,14 @@ class Sequences(Dataset):
         self._summed: set[int] = set()
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy opens files of its own."""
+        """Return the state of a copy, which opens files of its own."""
         return {**vars(self), "_files": {}}
 
     def __len__(self) -> int:
         return self._ends[-1]
 
     def __getitems__(self, indices: list[int]) -> np.ndarray:
-        """(len(indices), length), of the files' dtype
+        """Return the (len(indices), length) tokens, of the files' dtype.
 
         Raises:
             UserError: a shard is missing or damaged, or cannot be read.
@@ -102,7 +102,7 @@ class Sequences(Dataset):
             raise UserError(f"{problems[0]}: {_mend(path)}")
         if checksum:
             self._summed.add(number)
-        if len(self._files) == _OPEN:
+        if len(self._files) == _MAX_OPEN_FILES:
             self._files.pop(next(iter(self._files))).close()
         self._files[number] = patiently(partial(FileIO, str(path)), str(path))
         return self._files[number]
@@ -113,7 +113,7 @@ def _mend(shard: str | Path) -> str:
 
 
 class TrainingOrder(DistributedSampler):
-    """The shuffled sequences that one device gets; a DistributedSampler, so that Lightning leaves it alone.
+    """The shuffled order of training on one device; a DistributedSampler, so that Lightning does not replace it.
 
     The devices take turns of a batch each along one list, which is shuffled anew for each epoch.
 
@@ -136,7 +136,7 @@ class TrainingOrder(DistributedSampler):
         self.skip = 0  # sequences of this device to leave out, a multiple of a batch
 
     def set_epoch(self, epoch: int) -> None:
-        """Nothing: `start` says the epoch. (Lightning counts one more after going on at an epoch's end.)"""
+        """Do nothing: `start` decides the epoch. (Lightning's is one too high after a resume at an epoch's end.)"""
 
     def __len__(self) -> int:
         return self.total // self.world_size
@@ -149,14 +149,14 @@ class TrainingOrder(DistributedSampler):
                 yield number
 
     def since(self, position: int) -> Iterator[int]:
-        """The endless list of the whole run from a position on."""
+        """Yield the endless list of the whole run from a position on."""
         epoch, offset = divmod(position, self.total)
         while True:
             yield from islice(self._epoch(epoch, offset), self.total - offset)
             epoch, offset = epoch + 1, 0
 
     def _epoch(self, epoch: int, offset: int) -> Iterator[int]:
-        """The list of an epoch from `offset` on."""
+        """Yield the list of an epoch from `offset` on."""
         # RandomState, unlike newer generators, gives the same numbers in every version of numpy.
         order = np.random.RandomState([self._seed, epoch]).permutation(len(self._shards))
         ends = np.cumsum(self._shards)
@@ -171,7 +171,7 @@ class TrainingOrder(DistributedSampler):
 
 
 class EvaluationOrder(DistributedSampler):
-    """The sequences in order, dealt to the devices one by one; at most world_size - 1 are left out.
+    """The order of evaluation: all sequences in turn, dealt to the devices; at most world_size - 1 are left out.
 
     Args:
         count: the number of sequences.
@@ -186,7 +186,7 @@ class EvaluationOrder(DistributedSampler):
         self._mine = (np.arange(used // world_size * world_size) * count // used)[rank::world_size]
 
     def set_epoch(self, epoch: int) -> None:
-        """Nothing: every evaluation sees the same."""
+        """Do nothing: every evaluation reads the same sequences."""
 
     def __len__(self) -> int:
         return len(self._mine)
@@ -196,10 +196,9 @@ class EvaluationOrder(DistributedSampler):
 
 
 class PlainLoader(DataLoader):
-    """A loader over `Sequences` that passes on a mistake found in a worker without the worker's traceback.
+    """A loader over `Sequences` that re-raises a UserError of a worker without the worker's traceback.
 
-    When a worker dies, all are started anew and read again what was not served yet: the batches are the same. That is
-    tried `_STARTS` times for one batch.
+    When a worker dies, all are restarted and read again the batches not served yet, up to `_MAX_STARTS` times a batch.
     """
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
@@ -220,32 +219,32 @@ class PlainLoader(DataLoader):
                 raise UserError(str(error).split("UserError: ")[-1].strip()) from None
             except WorkerDied as death:
                 deaths += 1
-                self._start_anew(str(death), deaths)
+                self._restart(str(death), deaths)
 
     def _get_iterator(self) -> Any:
         return WorkerBatches(self) if self.num_workers else super()._get_iterator()
 
-    def _start_anew(self, death: str, deaths: int) -> None:
-        """End the other workers, so that the next look starts all of them.
+    def _restart(self, death: str, deaths: int) -> None:
+        """End the other workers, so that the next iteration starts all of them.
 
         Raises:
-            UserError: it was no use so many times.
+            UserError: the workers have died `_MAX_STARTS` times without a batch.
         """
         iterator: Any = self._iterator
         self._iterator = None
         if iterator is not None:
             iterator.end()
-        if deaths == _STARTS:
+        if deaths == _MAX_STARTS:
             raise UserError(
-                f"{death}; so did those that took its place, {_STARTS} times without a batch: `--resume` goes on from "
-                f"the newest checkpoint"
+                f"{death}; so did those that took its place, {_MAX_STARTS} times without a batch: `--resume` goes on "
+                f"from the newest checkpoint"
             )
         print(f"mm: {death}: the loader's workers are started anew, no batch is lost", file=sys.stderr, flush=True)
         start_server()
 
     def _alone(self) -> Iterator[Any]:
-        """What DataLoader does without workers, except that it announces each batch to torch's profiler: that takes
-        as long as loading a small one."""
+        """Yield batches as DataLoader does without workers, but without its call of torch's profiler for each, which
+        takes as long as loading a small batch."""
         assert self.batch_sampler
         for indices in self.batch_sampler:
             batch = self.collate_fn(self.dataset.__getitems__(indices))  # type: ignore[attr-defined]
@@ -253,7 +252,7 @@ class PlainLoader(DataLoader):
 
 
 class TrainingLoader(PlainLoader):
-    """A loader over a `TrainingOrder` that saves how far it is; Lightning stores that in checkpoints.
+    """A loader over a `TrainingOrder` with a state, which Lightning stores in checkpoints.
 
     It is one endless stream: each `iter()` serves the next `len(loader)` batches after those served so far.
     """
@@ -270,9 +269,9 @@ class TrainingLoader(PlainLoader):
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """How many sequences were served to all devices since the beginning of the run."""
+        """Return the number of sequences served to all devices since the beginning of the run."""
         return {"sequences": self._served}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Goes on from a saved state with the next `iter()`."""
+        """Resume from a saved state with the next `iter()`."""
         self._served = state["sequences"]

@@ -1,4 +1,4 @@
-"""Token files of units to the chunk files of litdata, one stream a split; and what is in one of them."""
+"""Write the token files of units as chunk files of litdata, one stream a split, and read one of them."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from mm_lightning.errors import UserError
 from mm_lightning.outputs import write_json
 
 HEADER = 3 * 4
-"""Bytes before the tokens of a chunk of litdata: how many items, where the one begins and ends, four bytes each."""
+"""Bytes before the tokens of a litdata chunk: the number of items, and begin and end of the one, four bytes each."""
 
 
 def write_shards(
     parts: list[tuple[Path, int]], folder: Path, dtype: str, shard_tokens: int, workers: int, row: int = 1
 ) -> list[Shard]:
-    """Joins token files, in order, and cuts the stream into shards of about `shard_tokens` tokens.
+    """Join token files, in order, and cut the stream into shards of about `shard_tokens` tokens.
 
-    A shard that is already there is kept, and a token file is deleted once the shards that need it are there, so
-    that this can be interrupted and needs little room.
+    A shard that is already there is kept, and a token file is deleted once the shards that need it are there: this
+    can be interrupted, and needs little disk space.
 
     Args:
         parts: token files and the number of tokens in each.
         folder: for the shards and their index.json.
         dtype: of the tokens.
-        shard_tokens: wanted size of a shard.
-        workers: how many threads write.
+        shard_tokens: about the size of a shard.
+        workers: number of threads.
         row: shards hold a multiple of so many tokens; it divides the number of all tokens.
 
     Returns:
@@ -63,7 +63,7 @@ def write_shards(
 
 @contextmanager
 def _cancelled(pool: ThreadPoolExecutor) -> Iterator[None]:
-    """Let an error, or a signal, end a pool without what it has not begun."""
+    """Context manager that cancels the waiting work of a pool on an error or a signal."""
     try:
         yield
     except BaseException:
@@ -74,7 +74,7 @@ def _cancelled(pool: ThreadPoolExecutor) -> Iterator[None]:
 def _write_shard(
     parts: list[tuple[Path, int]], ends: list[int], bounds: tuple[int, int], number: int, folder: Path, dtype: str
 ) -> tuple[Shard, dict[str, Any]]:
-    """Tokens start <= i < stop of the stream as one litdata chunk with one item; also litdata's config for it."""
+    """Write tokens start <= i < stop of the stream as one litdata chunk with one item; also return litdata's config."""
     import torch
     from litdata.streaming.item_loader import TokensLoader
     from litdata.streaming.writer import BinaryWriter
@@ -89,7 +89,7 @@ def _write_shard(
             writer.done()
             (made,) = Path(beside).glob("*.bin")
             os.replace(made, path)
-        else:  # only to learn the config
+        else:  # only for its config
             writer.add_item(0, torch.empty(1, dtype=getattr(torch, dtype)))
         config = writer.get_config()
     return Shard(path.name, path.stat().st_size, stop - start, crc32(path)), config
@@ -106,7 +106,7 @@ def _stream(parts: list[tuple[Path, int]], ends: list[int], start: int, stop: in
 
 
 def read_shard(path: Path, dtype: str, tokens: int) -> np.ndarray:
-    """(tokens,) the tokens of a shard that holds them as one item, mapped from the file.
+    """Return the (tokens,) tokens of a shard, mapped from the file.
 
     Raises:
         UserError: the file is missing or too short.
@@ -118,7 +118,7 @@ def read_shard(path: Path, dtype: str, tokens: int) -> np.ndarray:
 
 
 def free_bytes(folder: Path) -> int:
-    """Free space where `folder` is or will be."""
+    """Return the free disk space where `folder` is or will be."""
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free

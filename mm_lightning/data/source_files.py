@@ -27,7 +27,7 @@ _FILES = (*_KINDS, ".gz", ".zst")
 
 @dataclass(frozen=True)
 class ReadSettings:
-    """How documents are found in files.
+    """The settings for finding documents in files.
 
     Attributes:
         text_key: the key of JSON lines, or the column of parquet files, that holds the text.
@@ -48,9 +48,9 @@ class ReadSettings:
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file to read: its URL, what to call it, which source brought it, bytes, and how to read it.
+    """A file to read: its URL, its name in messages, the source that names it, bytes, and how to read it.
 
-    `mark` is what a store says of the file that changes with its content; None where only reading tells.
+    `mark` is the store's version tag of the content (an ETag, a checksum); None where there is none.
     """
 
     url: str
@@ -63,7 +63,7 @@ class SourceFile:
 
 
 def list_files(sources: Iterable[str], settings: ReadSettings) -> list[SourceFile]:
-    """The files that `sources` name, in the order of the sources and sorted by path within each.
+    """List the files that `sources` name, in the order of the sources and sorted by path within each.
 
     Args:
         sources: files, folders (searched to the bottom) or globs, local or fsspec URLs, or `python-stdlib`, the
@@ -75,11 +75,11 @@ def list_files(sources: Iterable[str], settings: ReadSettings) -> list[SourceFil
     """
     files: list[SourceFile] = []
     for source in sources:
-        found = _stdlib_files() if source == STDLIB else _find(source, settings)
-        if not found:
-            wanted = ", ".join(settings.suffixes or _KINDS)
-            raise UserError(f"nothing to read in {source}: no file with suffix {wanted} (suffixes=[...] adds others)")
-        files.extend(found)
+        of_source = _stdlib_files() if source == STDLIB else _find(source, settings)
+        if not of_source:
+            suffixes = ", ".join(settings.suffixes or _KINDS)
+            raise UserError(f"nothing to read in {source}: no file with suffix {suffixes} (suffixes=[...] adds others)")
+        files.extend(of_source)
     if not files:
         raise UserError("no sources: give files, folders, globs, URLs or python-stdlib")
     doubled = len(files) - len({file.url for file in files})
@@ -98,7 +98,7 @@ def _stdlib_files() -> list[SourceFile]:
 def _find(source: str, settings: ReadSettings) -> list[SourceFile]:
     place = str(Path(source).expanduser()) if source.startswith("~") else source
     try:
-        fs, root, found, folder = patiently(lambda: from_store(lambda: find(place, _FILES)), source, passing=Passing)
+        fs, root, paths, folder = patiently(lambda: from_store(lambda: find(place, _FILES)), source, passing=Passing)
     except UserError:
         raise
     except (FileNotFoundError, PermissionError, Refused, Unreachable) as error:
@@ -106,18 +106,18 @@ def _find(source: str, settings: ReadSettings) -> list[SourceFile]:
         raise UserError(f"there is no {source}" if missing else f"cannot read {source}: {error}") from error
     except OSError as error:
         raise UserError(f"cannot list {source}: {error}") from error
-    wanted = (settings.suffixes or tuple(_KINDS)) if folder else None
+    suffixes = (settings.suffixes or tuple(_KINDS)) if folder else None
     files = []
-    for path, info in sorted(found.items()):
+    for path, info in sorted(paths.items()):
         name = path.removeprefix(root).lstrip("/") or Path(file_path(path)).name
         kind, codec, suffix = _kind(path)
-        if wanted and (suffix not in wanted or any(part.startswith(".") for part in name.split("/"))):
+        if suffixes and (suffix not in suffixes or any(part.startswith(".") for part in name.split("/"))):
             continue
         files.append(SourceFile(fs.unstrip_protocol(path), name, source, info["size"] or 0, kind, codec, _mark(info)))
     return files
 
 
-# By what the stores of fsspec name a version of a file's content.
+# The fields in which fsspec's stores name the version of a file's content.
 _MARKS = ("ETag", "etag", "Content-MD5", "Digest", "md5Hash", "crc32c", "content_md5", "blob_id", "checksum")
 
 
@@ -129,7 +129,7 @@ def _mark(info: dict[str, Any]) -> str | None:
 def _kind(path: str) -> tuple[Kind, str | None, str]:
     """Return how the file of a path or URL is read, by its suffix; `?...` and `#...` of a URL are none of it.
 
-    Where it has no suffix that says more, those count: `https://host/get?file=a.jsonl`, `s3://bucket/part#1.jsonl`.
+    Where its own suffix is not known, those count: `https://host/get?file=a.jsonl`, `s3://bucket/part#1.jsonl`.
     """
     suffix, codec = split_suffix(file_path(path))
     if not codec and suffix not in _KINDS:

@@ -1,4 +1,4 @@
-"""Which text is for validation: a share of the bytes, chosen by a hash of each document."""
+"""Choose the text of the validation split: a share of the bytes, by a hash of each document."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 from mm_lightning.errors import UserError
 from mm_lightning.outputs import write_json
 
-_ENOUGH = 1 << 28  # bytes of text that show whether the hash alone gives the share
+_ENOUGH = 1 << 28  # bytes of text after which the hash alone is known to give the share, or not
 _SEQUENCE = 1 << 14  # bytes that hold a sequence of usual length
 
 
 def fraction_of(text: str, purpose: str = "split") -> float:
-    """Return a number in [0, 1) that depends on the text and the purpose alone."""
+    """Return the hash of a text as a number in [0, 1); other purposes give independent numbers."""
     digest = hashlib.blake2b(text.encode(), digest_size=8, person=purpose.encode())
     return int.from_bytes(digest.digest()) / 2**64
 
@@ -34,7 +34,7 @@ class DocumentSplit:
     cut: int = 0
 
     def parts(self, text: str) -> list[tuple[int, str]]:
-        """Return the parts of a document, each after the number of its split: 0 for training, 1 for validation."""
+        """Return the parts of a document, each with the number of its split: 0 for training, 1 for validation."""
         place = fraction_of(text)
         if self.cut and place == self.below:
             at = _cut_position(text, self.cut)
@@ -65,7 +65,7 @@ def _cut_position(text: str, tail: int) -> int:
 
 
 def plan_split(texts: Iterable[str], fraction: float) -> tuple[DocumentSplit, str]:
-    """Return the rule that sets apart a share of the text, and a line that says how much it gives.
+    """Return the rule that sets apart a share of the text, and a line with the resulting sizes.
 
     Documents whose hash is below `fraction` are for validation if they hold between half and twice that share of the
     bytes, and the others likewise of the rest; then no document changes sides when others are added. With few or very
@@ -105,7 +105,7 @@ def plan_split(texts: Iterable[str], fraction: float) -> tuple[DocumentSplit, st
 
 
 def _target(total: int, fraction: float) -> int:
-    """Return the bytes of validation text to aim at: the share, at least a sequence or a tenth."""
+    """Return the target size of the validation text, in bytes: the share, at least a sequence or a tenth."""
     return int(max(fraction * total, min(_SEQUENCE, total / 10)))
 
 

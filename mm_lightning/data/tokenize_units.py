@@ -1,4 +1,4 @@
-"""Units of work of a preparation: documents of a few files to token files, in parallel, each unit once."""
+"""Tokenize a preparation's units of work, each the documents of a few files, in parallel worker processes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Report = Callable[[int, int, int], None]
 
 @dataclass
 class SplitCounts:
-    """What one unit put into one split."""
+    """The numbers of one unit's part of one split."""
 
     documents: int = 0
     tokens: int = 0
@@ -47,7 +47,7 @@ class SplitCounts:
 
 @dataclass
 class UnitRecord:
-    """What a finished unit leaves in its JSON file; its tokens and token counts are beside it."""
+    """The JSON record of a finished unit; its tokens and token counts are beside it."""
 
     splits: dict[str, SplitCounts]
     skipped: list[str]
@@ -55,7 +55,7 @@ class UnitRecord:
 
     @classmethod
     def load(cls, path: Path) -> UnitRecord:
-        """Read what a unit has left.
+        """Read the record of a unit.
 
         Raises:
             ValueError: it is damaged.
@@ -70,7 +70,7 @@ class UnitRecord:
 
 @dataclass(frozen=True)
 class UnitFiles:
-    """Where a unit's results are."""
+    """The paths of a unit's results."""
 
     folder: Path
     number: int
@@ -89,7 +89,7 @@ class UnitFiles:
 
 @dataclass(frozen=True)
 class Job:
-    """All that a worker needs besides the number of the unit."""
+    """The inputs of a worker, besides the number of the unit."""
 
     files: list[SourceFile]
     units: list[list[Piece]]
@@ -103,13 +103,13 @@ class Job:
 def documents_of(
     files: list[SourceFile], unit: list[Piece], settings: ReadSettings, skipped: list[str] | None
 ) -> Iterator[str]:
-    """The documents of a unit, in order, empty ones included."""
+    """Yield the documents of a unit, in order, empty ones included."""
     for piece in unit:
         yield from read_piece(files[piece.file], piece, settings, skipped)
 
 
 def is_done(files: UnitFiles) -> bool:
-    """Return whether a unit has left a whole record; a line says where it is damaged."""
+    """Return whether a unit has a valid record; print a line where it is damaged."""
     if not files.record.exists():
         return False
     try:
@@ -167,20 +167,20 @@ _worker: dict[str, Any] = {}
 
 def _start_worker(job: Job, queue: Any, ended: Any) -> None:
     streams.guard()
-    # Started deaf to them: signals are for the process that started this one, which then ends it. Only the pool's own
-    # SIGTERM, when another worker has died, is obeyed, late enough for that process to be told first.
+    # Signals are for the main process, which then ends this worker, started with them blocked. Only the pool's own
+    # SIGTERM, after the death of another worker, is obeyed, late enough for the main process to notice that first.
     signal.signal(signal.SIGTERM, lambda *_: threading.Timer(_LATE, os._exit, (1,)).start())
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
-    threading.Thread(target=_end_when, args=(ended.wait,), daemon=True).start()
-    # The pool is the parallelism; threads of the tokenizers library within each process would only get in its way.
+    threading.Thread(target=_exit_after, args=(ended.wait,), daemon=True).start()
+    # the processes of the pool are the parallelism: no threads of the tokenizers library within each
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     end_with_parent()
     _worker.update(job=job, tokenizer=load_tokenizer(job.tokenizer), report=lambda *done: queue.put(done))
 
 
-def _end_when(happens: Callable[[], Any]) -> None:
-    """Wait until preparing is interrupted, then end this process, also in the middle of a unit."""
-    happens()
+def _exit_after(wait_for_end: Callable[[], Any]) -> None:
+    """Wait until the preparation is interrupted, then end this process, also in the middle of a unit."""
+    wait_for_end()
     os._exit(1)
 
 
@@ -189,14 +189,14 @@ def _work(number: int) -> None:
 
 
 def tokenize_unit(job: Job, number: int, tokenizer: Tokenizer, report: Report) -> None:
-    """Writes a unit's tokens, one file a split, the frequencies of its tokens, and last its record."""
+    """Tokenize a unit: write its tokens, a file for each split, its token frequencies, and last its record."""
     files = UnitFiles(job.folder, number)
     counts = {split: SplitCounts() for split in SPLITS}
     frequencies = np.zeros((len(SPLITS), tokenizer.vocab_size), np.int64)
     begin, end = np.array([tokenizer.bos], job.dtype), np.array([tokenizer.eos], job.dtype)
     skipped: list[str] = []
     empty = 0
-    # Under another name until complete: the worker of a killed run may still be writing.
+    # under another name until complete: the worker of a killed run may still be writing
     paths = {split: files.tokens(split).with_suffix(f".{os.getpid()}") for split in SPLITS}
     outs = {split: path.open("wb") for split, path in paths.items()}
     try:

@@ -1,4 +1,4 @@
-"""Text to token ids and back: plain bytes, or any `tokenizer.json` of the tokenizers library."""
+"""Tokenizers: plain bytes, or any `tokenizer.json` of the tokenizers library."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ if TYPE_CHECKING:
 
 BEGIN, END = "<|begin_of_text|>", "<|end_of_text|>"
 
-# What tokenizers call the tokens around a document, in the order they are looked for.
+# Usual names of the tokens around a document, in the order in which they are looked for.
 _BOUNDARIES = [(BEGIN, END), ("<s>", "</s>"), ("<bos>", "<eos>"), ("<|endoftext|>", "<|endoftext|>")]
 
 PIECE = 1 << 22
-"""Characters of a longer text that are encoded at once, where that gives the same."""
+"""Characters of a long text that are encoded at once, where the tokens are the same as those of the whole text."""
 _WORD_END = re.compile(r"(?<=[^\W_]) ")
-_LONG = 1 << 20  # characters that take a second or so to encode
+_INTERRUPTIBLE = 1 << 20  # characters, which take a second or so to encode
 
 
 class Tokenizer(ABC):
-    """Token ids of text. The text is never searched for special tokens: a literal `<|end_of_text|>` in a document
-    is encoded as the characters it is written with.
+    """A tokenizer. It never looks for special tokens in a text: a literal `<|end_of_text|>` in a document is encoded
+    as its characters.
 
     Attributes:
-        name: what to call it: "bytes", or the path it was read from.
+        name: "bytes", or the path it was read from.
         vocab_size: one more than the largest id.
         bos: the id that begins a document.
         eos: the id that ends a document; may be the same as `bos`.
-        sha256: hash of what the tokenizer is, whatever the layout of its file.
+        sha256: hash of the tokenizer's content, whatever the layout of its file.
     """
 
     name: str
@@ -50,14 +50,14 @@ class Tokenizer(ABC):
     sha256: str
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`, without the tokens around a document."""
+        """Return the ids of `text`, without `bos` and `eos`."""
         return self.encode_batch([text])[0]
 
     def encode_behind(self, text: str) -> list[int]:
         """Return the ids of `text` behind other text, without the space that some tokenizers put before any text."""
         ids = self.encode(text)
         if self._adds_space:
-            for end in ("\n", ".", "a"):  # of the other text; one that is not joined with this one in a token
+            for end in ("\n", ".", "a"):  # of the other text: one that no token joins with this text
                 head, whole = self.encode_batch([end, end + text])
                 if self.decode(head).lstrip(" ") == end and whole[: len(head)] == head:
                     return whole[len(head) :]
@@ -65,26 +65,26 @@ class Tokenizer(ABC):
 
     @functools.cached_property
     def _adds_space(self) -> bool:
-        """Whether two words that are encoded by themselves are decoded with a space between them."""
+        """Return whether two words that are encoded by themselves are decoded with a space between them."""
         return self.decode(self.encode("a") * 2) != "aa"
 
     @abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text, without the tokens around a document.
+        """Return the ids of each text, without `bos` and `eos`.
 
         Raises:
-            UserError: a text holds something that is no character.
+            UserError: a text holds half a surrogate pair, which is no character.
         """
 
     def encode_arrays(self, texts: Sequence[str], dtype: str) -> list[np.ndarray]:
-        """Return what `encode_batch` does as arrays, which of long texts take a tenth of the memory."""
+        """Return the ids of `encode_batch` as arrays, which take a tenth of the memory."""
         import numpy as np
 
         return [np.array(ids, dtype) for ids in self.encode_batch(texts)]
 
     @abstractmethod
     def decode(self, ids: Iterable[int], special: bool = False) -> str:
-        """The text of `ids`.
+        """Return the text of `ids`.
 
         Args:
             ids: token ids; those outside the vocabulary are left out.
@@ -92,10 +92,10 @@ class Tokenizer(ABC):
         """
 
     def text_bytes(self, counts: np.ndarray) -> int | None:
-        """Return the bytes of text that tokens stand for; None where they do not tell it exactly.
+        """Return the bytes of text that tokens stand for; None where the tokens do not determine them.
 
         Args:
-            counts: (vocab_size,) how often each token occurs, those around documents included.
+            counts: (vocab_size,) number of occurrences of each token, `bos` and `eos` included.
         """
         return None
 
@@ -104,12 +104,12 @@ class Tokenizer(ABC):
         """Return the text of a JSON file that `load_tokenizer` reads back."""
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes a JSON file that `load_tokenizer` reads back."""
+        """Write a JSON file that `load_tokenizer` reads back."""
         Path(path).write_text(self.to_json(), encoding="utf-8")
 
 
 _BYTES = {"tokenizer": "bytes"}
-"""The content of the file that means the byte tokenizer."""
+"""The content of the byte tokenizer's file."""
 
 
 class ByteTokenizer(Tokenizer):
@@ -146,7 +146,7 @@ class FileTokenizer(Tokenizer):
         path: the file.
         bos: the name of the token that begins a document, where it is none of the usual ones.
         eos: likewise of the token that ends a document. One of the two alone is both.
-        text: what is in the file; by default it is read.
+        text: the content of the file; read from it if not given.
     """
 
     def __init__(
@@ -163,7 +163,7 @@ class FileTokenizer(Tokenizer):
             reason = str(error).splitlines()[0][:200]
             raise UserError(f"{path} is not a tokenizer.json of the tokenizers library: {reason}") from error
         if bos or eos:
-            content = self._named(bos or eos or "", eos or bos or "")
+            content = self._with_boundaries(bos or eos or "", eos or bos or "")
         self._inner.no_padding()
         self._inner.no_truncation()
         self._inner.encode_special_tokens = True
@@ -172,12 +172,12 @@ class FileTokenizer(Tokenizer):
         self.vocab_size = max(self._inner.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self.bos, self.eos = self._boundaries()
 
-    def _named(self, bos: str, eos: str) -> dict[str, Any]:
-        """Return the content with these tokens as its boundaries, which `_boundaries` finds again."""
+    def _with_boundaries(self, bos: str, eos: str) -> dict[str, Any]:
+        """Return the content with these tokens in its post-processor, where `_boundaries` finds them."""
         for name in (bos, eos):
             if self._inner.token_to_id(name) is None:
                 raise UserError(f"{self.name} has no token {name!r}{self._special_tokens()}")
-        self._inner.add_special_tokens([bos, eos])  # where they are ordinary ones
+        self._inner.add_special_tokens([bos, eos])  # which may be ordinary tokens
         ids = self._inner.get_vocab(with_added_tokens=True)
         return json.loads(self._inner.to_str()) | {"post_processor": boundary_template(ids, bos, eos)}
 
@@ -190,9 +190,9 @@ class FileTokenizer(Tokenizer):
         for begin, end in _BOUNDARIES:
             if begin in ids and end in ids:
                 return ids[begin], ids[end]
-        wanted = ", ".join(" and ".join(dict.fromkeys(pair)) for pair in _BOUNDARIES)
+        usual = ", ".join(" and ".join(dict.fromkeys(pair)) for pair in _BOUNDARIES)
         raise UserError(
-            f"{self.name} has no tokens that begin and end a document (looked for {wanted}): name them by --bos TOKEN "
+            f"{self.name} has no tokens that begin and end a document (looked for {usual}): name them by --bos TOKEN "
             f"--eos TOKEN of mm data prepare or mm import (data.prepare.bos, data.prepare.eos){self._special_tokens()}"
         )
 
@@ -210,7 +210,7 @@ class FileTokenizer(Tokenizer):
 
         if not self._in_pieces(texts):
             return [np.array(ids, dtype) for ids in self._encode_batch(texts)]
-        # a hundred bytes of memory a character: of a piece instead of the whole text
+        # by pieces, because encoding takes a hundred bytes of memory a character
         return [
             np.concatenate([np.array(self._encode_batch([piece])[0], dtype) for piece in pieces(text)])
             for text in texts
@@ -221,7 +221,7 @@ class FileTokenizer(Tokenizer):
 
     @functools.cached_property
     def _splits_at_spaces(self) -> bool:
-        """Whether a space behind a letter always begins a token, so that long texts can be encoded in pieces."""
+        """Return whether a space behind a letter always begins a token: then long texts can be encoded in pieces."""
         added = self._inner.get_added_tokens_decoder().values()
         return not self._content.get("normalizer") and splits_words(self._content) and all(a.special for a in added)
 
@@ -230,7 +230,7 @@ class FileTokenizer(Tokenizer):
             return [e.ids for e in self._inner.encode_batch_fast(list(texts), add_special_tokens=False)]
 
         try:
-            return interruptible(encode) if sum(map(len, texts)) > _LONG else encode()
+            return interruptible(encode) if sum(map(len, texts)) > _INTERRUPTIBLE else encode()
         except TypeError:
             for text in texts:
                 _utf8(text)
@@ -248,7 +248,7 @@ class FileTokenizer(Tokenizer):
             return None
         sizes = [0] * len(counts)
         for text, number in self._inner.get_vocab(with_added_tokens=False).items():
-            sizes[number] = len(text)  # a character a byte
+            sizes[number] = len(text)  # the library writes each byte as one character
         for number, token in added.items():
             sizes[number] = 0 if token.special else len(token.content.encode())
         return sum(size * count for size, count in zip(sizes, counts.tolist(), strict=True))
@@ -260,16 +260,16 @@ class FileTokenizer(Tokenizer):
 def pieces(text: str) -> Iterator[str]:
     """Yield a text in pieces of about `PIECE` characters that end behind a letter or digit and before a space."""
     start = 0
-    while (found := _WORD_END.search(text, start + PIECE)) is not None:
-        yield text[start : found.start()]
-        start = found.start()
+    while (space := _WORD_END.search(text, start + PIECE)) is not None:
+        yield text[start : space.start()]
+        start = space.start()
     yield text[start:]
 
 
 def _utf8(text: str) -> bytes:
     try:
         return text.encode()
-    except UnicodeEncodeError as error:  # bytes of a command line that are no UTF-8, \ud83d alone in JSON
+    except UnicodeEncodeError as error:  # bytes of a command line that are not UTF-8, \ud83d alone in JSON
         around = text[max(0, error.start - 20) : error.end]
         raise UserError(f"the text cannot be written in UTF-8: half a character ends {around!r}") from error
 
@@ -302,11 +302,11 @@ def load_tokenizer(spec: str | os.PathLike, bos: str | None = None, eos: str | N
 
 
 def tokenizer_from_json(text: str, name: str) -> Tokenizer:
-    """Return the tokenizer whose file would hold `text`.
+    """Return the tokenizer of a text that :meth:`Tokenizer.to_json` returned.
 
     Args:
-        text: of :meth:`Tokenizer.to_json`.
-        name: of the tokenizer.
+        text: the content of a `tokenizer.json`.
+        name: the name of the tokenizer.
 
     Raises:
         UserError: not a usable tokenizer.

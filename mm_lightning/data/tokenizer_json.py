@@ -1,4 +1,4 @@
-"""The settings in a `tokenizer.json` that decide how text is split, encoded and put between boundaries."""
+"""Questions about the content of a `tokenizer.json`: how it splits text, whether it keeps bytes, its boundaries."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ WORD_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# The same with pieces of bounded length, to train on: training takes time with the square of the longest piece.
+# The same with pieces of bounded length, for training, whose time grows with the square of the longest piece.
 BOUNDED_WORD_SPLIT = WORD_SPLIT.replace("+", "{1,256}").replace("*", "{0,256}")
 
 
@@ -50,7 +50,7 @@ def keeps_bytes(content: dict[str, Any]) -> bool:
 
 
 def boundary_template(ids: dict[str, int], bos: str, eos: str) -> dict[str, Any]:
-    """Return the post-processor that puts boundaries around documents, of a pair of documents around each."""
+    """Return the post-processor that puts `bos` and `eos` around documents, around each of a pair of documents."""
 
     def document(name: str) -> list[dict[str, Any]]:
         tokens = [{"SpecialToken": {"id": token, "type_id": 0}} for token in (bos, eos)]

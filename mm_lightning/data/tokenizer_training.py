@@ -25,11 +25,11 @@ def train_tokenizer(
         texts: whole documents (line ends and indentation are learned only from texts that contain them).
         vocab_size: entries, the 256 bytes and 2 special tokens included; fewer if the texts do not have so many.
         output: the file to write.
-        progress: show what is done, and progress bars in a terminal.
+        progress: show log lines, and progress bars in a terminal.
 
     Raises:
         UserError: `vocab_size` below 258, or no text.
-        KeyboardInterrupt: at once, and nothing is written.
+        KeyboardInterrupt: at once, without a file.
     """
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -69,7 +69,7 @@ def train_tokenizer(
     try:
         interruptible(lambda: tokenizer.train_from_iterator(counted(), trainer))
     except KeyboardInterrupt:
-        # The thread must not ask for another text while Python ends, which aborts the process (until Python 3.13).
+        # a thread that asks for another text while Python ends aborts the process (until Python 3.13)
         interrupted.set()
         read.wait(60)
         raise

@@ -1,4 +1,4 @@
-"""Checks of a prepared folder against its manifest."""
+"""Check a prepared folder against its manifest."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ import os
 from pathlib import Path
 from shlex import quote
 
-from mm_lightning.data.counts import recounted, sums
+from mm_lightning.data.counts import contradictions, wrong_counts
 from mm_lightning.data.manifest import FILE, LITDATA_FORMATS, Manifest, Shard, Split, crc32
 from mm_lightning.data.tokenizer import Tokenizer, load_tokenizer
 from mm_lightning.errors import UserError
 
 
 def verify(path: str | os.PathLike, checksums: bool = True) -> list[str]:
-    """Return what is wrong with a prepared folder, one line each; empty if nothing is.
+    """Return the problems of a prepared folder, one line each.
 
     Args:
         path: the folder.
-        checksums: also read every shard, compare its checksum, and count again what the manifest says of its tokens.
+        checksums: also read every shard, compare its checksum, and count documents, tokens and bytes again.
 
     Raises:
         UserError: the folder has no readable manifest.
     """
     folder = Path(path).expanduser()
     manifest = Manifest.load(folder)
-    problems = [f"{folder / FILE} is damaged ({wrong})" for wrong in sums(manifest)]
+    problems = [f"{folder / FILE} is damaged ({line})" for line in contradictions(manifest)]
     problems += _tokenizer_problems(folder, manifest)
     for name, split in manifest.splits.items():
         problems += _index_problems(folder / name, split, manifest.dtype)
@@ -40,8 +40,8 @@ def verify(path: str | os.PathLike, checksums: bool = True) -> list[str]:
             problems.append(f"{path} is missing")
         elif checksums and crc32(path) != checksum:
             problems.append(f"{path} is damaged (its checksum is not the one it was written with)")
-    if checksums and not problems:  # what is read is what was written: do the numbers fit it?
-        wrong = recounted(folder, manifest, load_tokenizer(folder))
+    if checksums and not problems:
+        wrong = wrong_counts(folder, manifest, load_tokenizer(folder))
         problems = [f"{folder / FILE} is damaged ({line})" for line in wrong]
     return problems
 
@@ -55,8 +55,8 @@ def check(
 
     Args:
         path: the folder.
-        tokenizer: what the shards must have been made with.
-        context_length: every split must hold a sequence of so many tokens and the one after.
+        tokenizer: the tokenizer that the shards must have been made with.
+        context_length: every split must hold a sequence of one token more.
 
     Raises:
         UserError: something does not fit.
@@ -91,15 +91,15 @@ def check(
 
 def _tokenizer_problems(folder: Path, manifest: Manifest) -> list[str]:
     try:
-        found = load_tokenizer(folder)
+        tokenizer = load_tokenizer(folder)
     except UserError as error:
         return [str(error)]
-    if found.sha256 != manifest.tokenizer["sha256"]:
+    if tokenizer.sha256 != manifest.tokenizer["sha256"]:
         return [f"{folder / 'tokenizer.json'} is not the tokenizer that the shards were made with"]
     return [
         f"{folder / FILE} is damaged ({key} of the tokenizer is {manifest.tokenizer.get(key)!r}, not {value})"
         for key in ("vocab_size", "bos", "eos")
-        if manifest.tokenizer.get(key) != (value := getattr(found, key))
+        if manifest.tokenizer.get(key) != (value := getattr(tokenizer, key))
     ]
 
 
@@ -121,7 +121,7 @@ def _index_problems(folder: Path, split: Split, dtype: str) -> list[str]:
 
 
 def shard_problems(path: Path, shard: Shard, checksums: bool) -> list[str]:
-    """Return what is wrong with a shard's file: missing, of another size or, with `checksums`, of another checksum."""
+    """Return the problems of a shard's file: missing, of another size or, with `checksums`, of another checksum."""
     if not path.is_file():
         return [f"shard {path} is missing"]
     size = path.stat().st_size

@@ -1,7 +1,7 @@
-"""Loader workers that outlive the signals meant for the training they serve, but not the training; and their deaths.
+"""Loader workers that ignore the signals meant for training and end with it, and detection of their deaths.
 
-Slurm, a terminal and `kill -- -GROUP` signal every process there is. Training answers by saving after the current step,
-for which it needs its workers.
+Slurm, a terminal and `kill -- -GROUP` signal every process of a run. Training then saves after the current step, for
+which it needs its workers.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _HINTS = {
 
 
 class WorkerDied(Exception):
-    """A loader worker has ended: which, and how."""
+    """A loader worker has ended; the message says which, and how."""
 
 
 class WorkerBatches(_MultiProcessingDataLoaderIter):
-    """Batches from workers, whose death is noticed within a second or two.
+    """The batches of loader workers, whose death is noticed within two seconds.
 
-    Torch looks after them when its timeout is over; those of a fork server are nobody's children that it hears of.
-    The timeout is counted in seconds that this process was awake, so that one that was stopped and goes on still waits.
+    Torch checks on workers only after its timeout, because those of a fork server are not its children. The timeout
+    counts the seconds in which this process was awake: a process that was stopped and continued still waits.
     """
 
     def _try_get_data(self, timeout: float = 1) -> tuple[bool, Any]:
@@ -54,8 +54,8 @@ class WorkerBatches(_MultiProcessingDataLoaderIter):
         )
 
     def _deaths(self) -> list[str]:
-        """Say of each worker that has ended which and how."""
-        connection.wait([worker.sentinel for worker in self._workers], 1)  # its socket may close a little earlier
+        """Describe each worker that has ended."""
+        connection.wait([worker.sentinel for worker in self._workers], 1)  # a worker's socket may close before it ends
         return [
             f"loader worker {number} (process {worker.pid}) {how_it_ended(worker.exitcode, _HINTS)}"
             for number, worker in enumerate(self._workers)
@@ -63,8 +63,8 @@ class WorkerBatches(_MultiProcessingDataLoaderIter):
         ]
 
     def end(self) -> None:
-        """End the workers that are left, without the locks they share: nobody frees one that a dead worker held."""
-        self._shutdown = True  # which torch would do with them
+        """End the other workers without torch's shutdown, which waits for locks that a dead worker may hold."""
+        self._shutdown = True
         for worker in self._workers:
             worker.kill()
         for worker in self._workers:
@@ -79,7 +79,7 @@ class WorkerBatches(_MultiProcessingDataLoaderIter):
 
 
 def start_server() -> None:
-    """Starts the process that workers are forked from, deaf to these signals, as its workers are then."""
+    """Start the fork server of loader workers with signals blocked, which its workers inherit."""
     _end_workers_at_exit()
     with starting_deaf():
         forkserver.ensure_running()
@@ -87,9 +87,9 @@ def start_server() -> None:
 
 @functools.cache
 def _end_workers_at_exit() -> None:
-    """Lets this process end while it has workers, as after an error.
+    """Kill the workers when this process exits, as after an error.
 
-    Multiprocessing sends each a SIGTERM, which they take for one that is meant for training, and waits for them.
+    Multiprocessing would send each a SIGTERM, which they ignore as one meant for training, and wait for them.
     """
     Finalize(None, _end_workers, exitpriority=100)
 
@@ -101,10 +101,10 @@ def _end_workers() -> None:
 
 
 def prepare_worker(worker: int) -> None:
-    """Lets a worker end with the training process, and at the second SIGTERM.
+    """Set up a worker that ends with the training process, and at the second SIGTERM.
 
-    The first may be for training, the next is from whoever cleans up. The training process is not the worker's parent,
-    which torch watches: that is the server, and it stays as long as it has workers.
+    The first may be meant for training, the second is a clean-up. Torch watches a worker's parent, but that is the fork
+    server, which stays as long as it has workers.
     """
     streams.guard()
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))

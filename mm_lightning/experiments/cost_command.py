@@ -29,7 +29,7 @@ examples:
 
 
 def cost_command(args: list[str]) -> None:
-    """Runs `mm cost` with the rest of its command line."""
+    """Run `mm cost` with the rest of its command line."""
     parser = OptionParser(
         "mm cost",
         description=DESCRIPTION,
@@ -85,7 +85,7 @@ def cost_of(network: NetworkConfig, layout: Layout, context: int | None = None) 
 
 
 def show(found: dict[str, Any]) -> None:
-    """Prints the numbers as two tables."""
+    """Print the numbers as two tables."""
     name, costs = found["network"], ("parameters", "forward_flops_per_token")
     rows: list[list[str] | None] = [[part["name"], *(scaled(part[cost]) for cost in costs)] for part in found["parts"]]
     rows += [None, ["all", *(scaled(found[cost]) for cost in costs)]]

@@ -17,7 +17,7 @@ MOST_FLOPS = {"cpu": 3e12, "cuda": 1e16}
 
 
 def show_plan(runs: list[Run], jobs: int, measure: bool) -> None:
-    """Prints a table of the variants, and the time of the whole.
+    """Print a table of the variants, and the time of the whole.
 
     Args:
         runs: of the sweep.

@@ -24,7 +24,7 @@ class Outcome:
 
 
 def execute(works: dict[str, Work], launcher: Launcher, poll_seconds: float = 0.5) -> Outcome:
-    """Trains all runs that are not finished.
+    """Train all runs that are not finished.
 
     Args:
         works: the runs by name, in the order in which they start.
@@ -117,7 +117,7 @@ class Watch:
         self._say(f"FAILED {name}: {why}")
 
     def look(self, active: dict[str, Handle]) -> None:
-        """Shows how far the running ones are."""
+        """Show how far the running ones are."""
         for name in active:
             known, steps = self.works[name].latest(), self.works[name].steps
             step = int(known.get("step", 0))
@@ -128,7 +128,7 @@ class Watch:
             self._parts[name].update(step, now)
 
     def close(self) -> None:
-        """Takes the bars away."""
+        """Take the bars away."""
         self._bar.close()
 
     def _remove(self, name: str) -> None:

@@ -161,7 +161,7 @@ class Launch:
 
 
 def launch_command(args: list[str]) -> None:
-    """Runs `mm launch` with the rest of its command line."""
+    """Run `mm launch` with the rest of its command line."""
     own, rest = options().parse_known_args(args)
     for name, hint in STATED.items():
         accept(hint, getattr(own, name), f"--{name}")
@@ -270,7 +270,7 @@ def planned(args: list[str], nodes: int | None, gpus: int | None, gpu_memory: fl
 
 
 def where_it_begins(args: list[str]) -> tuple[list[str], list[str]]:
-    """Takes `--ckpt_path` and `--resume` out of the arguments of `mm fit`: (these, the others)."""
+    """Take `--ckpt_path` and `--resume` out of the arguments of `mm fit`: (these, the others)."""
     start: list[str] = []
     others: list[str] = []
     rest = list(args)

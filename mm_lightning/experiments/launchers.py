@@ -77,7 +77,7 @@ class Work:
         return max((path for path in whole if step_of(path) < self.steps), key=step_of, default=None)
 
     def train(self, environment: dict[str, str] | None = None, **options: Any) -> subprocess.Popen:
-        """Starts its command; what it prints goes to log.txt."""
+        """Start its command; what it prints goes to log.txt."""
         self.failure.unlink(missing_ok=True)
         with (self.folder / "log.txt").open("ab") as log:
             return subprocess.Popen(
@@ -97,7 +97,7 @@ class Handle(Protocol):
         """Its exit status, None while it goes on."""
 
     def stop(self) -> None:
-        """Asks it to end, or takes leave of it."""
+        """Ask it to end, or takes leave of it."""
 
     def wait(self) -> None:
         """Returns when it has ended, or was taken leave of."""
@@ -115,7 +115,7 @@ class Launcher(Protocol):
     leaving: str
 
     def start(self, work: Work) -> Handle:
-        """Starts a run."""
+        """Start a run."""
 
 
 def threads_each(jobs: int) -> int:
@@ -144,7 +144,7 @@ class LocalProcesses:
         self._places: list[LocalProcess | None] = [None] * jobs
 
     def start(self, work: Work) -> LocalProcess:
-        """Starts a run in the first free place."""
+        """Start a run in the first free place."""
         place = next(n for n, process in enumerate(self._places) if process is None or process.poll() is not None)
         environment = {}
         if self.slots > 1:
@@ -186,7 +186,7 @@ class LocalProcess:
             os.killpg(self._process.pid, signal.SIGINT)
 
     def wait(self, seconds: float = 30) -> None:
-        """Waits for its end; kills it if that takes longer."""
+        """Wait for its end; kills it if that takes longer."""
         try:
             self._process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -225,7 +225,7 @@ class Slurm:
             raise UserError(f"slurm: {error}") from error
 
     def start(self, work: Work) -> SlurmRun:
-        """Queues a run, or finds the job that an earlier `mm sweep` has queued for it."""
+        """Queue a run, or finds the job that an earlier `mm sweep` has queued for it."""
         mark = work.folder / "slurm_job"
         if mark.is_file():
             job: Any = self._submitit.SlurmJob(folder=self._folder, job_id=mark.read_text(encoding="utf-8").strip())

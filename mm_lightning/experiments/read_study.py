@@ -55,7 +55,7 @@ def _label(folder: Path) -> str:
 
 
 def _rename(study: Study, label: str, prefix: str) -> None:
-    """Puts a prefix before the names of a folder's variants and runs, or in place of its label where they have it."""
+    """Put a prefix before the names of a folder's variants and runs, or in place of its label where they have it."""
 
     def renamed(name: str) -> str:
         return prefix + name[len(label) :] if f"{name}/".startswith(f"{label}/") else f"{prefix}/{name}"

@@ -102,7 +102,7 @@ def sweep_command(
 
 
 def carry_out(folder: Path, works: dict[str, Work], launcher: Launcher) -> None:
-    """Trains what is not finished, and writes the report.
+    """Train what is not finished, and writes the report.
 
     Raises:
         UserError: runs failed.
@@ -122,7 +122,7 @@ def carry_out(folder: Path, works: dict[str, Work], launcher: Launcher) -> None:
 
 
 def prepare_folder(folder: Path, declared: Sweep, runs: list[Run]) -> dict[str, Work]:
-    """Writes sweep.json and the config of each run; returns the runs' places by name.
+    """Write sweep.json and the config of each run; returns the runs' places by name.
 
     Raises:
         UserError: a run was begun there with other settings.
@@ -169,7 +169,7 @@ def check_own(path: Path, sweep: str) -> None:
 
 
 def _mention_others(folder: Path, works: dict[str, Work]) -> None:
-    """Says which runs of an earlier start are not in the sweep file any more: the report leaves them out."""
+    """Say which runs of an earlier start are not in the sweep file any more: the report leaves them out."""
     before = read_object(folder / FILE).get("runs", [])
     places = {work.folder for work in works.values()}
     gone = [run["folder"] for run in before if folder / run["folder"] not in places]
@@ -208,7 +208,7 @@ def differences(before: Any, now: Any, name: str = "") -> list[str]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keeps a second `mm sweep` out of the folder.
+    """Keep a second `mm sweep` out of the folder.
 
     Raises:
         UserError: there is one.

@@ -187,7 +187,7 @@ def _steps(run: Run, stop: dict[str, float]) -> int:
 
 
 def _set_steps(sweep: Sweep, run: Run) -> None:
-    """Writes the steps and what follows from them into the config."""
+    """Write the steps and what follows from them into the config."""
     trainer, model = run.config["trainer"], run.config["model"]
     trainer["max_steps"] = run.steps
     if sweep.warmup is not None:

@@ -1,4 +1,4 @@
-"""`mm chat`: the terminal's side of a conversation."""
+"""`mm chat`: read turns and commands from a terminal or a pipe, and print the answers."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def chat_command(
     device: Name = "auto",
     **sampling: Annotated[Any, Sampling],
 ) -> None:
-    r"""Write a text in turns with a trained network, which remembers all of it.
+    r"""Chat with a trained network, which remembers the whole conversation.
 
     Networks of this project are language models without a chat template: by default the network goes on with the text
     wherever you stop typing. Lines may also come from a pipe. /help lists the commands.
@@ -74,14 +74,14 @@ def chat_command(
     place = choose_device(device)
     network, tokenizer = load_network(checkpoint, place)
     with inference_on(place):
-        talk = Conversation(network, tokenizer, chosen, turns, max_new_tokens, sublinear(read_budget))
+        conversation = Conversation(network, tokenizer, chosen, turns, max_new_tokens, sublinear(read_budget))
         if memory is not None:
-            talk.load(memory)
-        converse(talk)
+            conversation.load(memory)
+        read_turns(conversation)
 
 
-def converse(talk: Conversation) -> None:
-    """Takes turns and commands from standard input until it ends."""
+def read_turns(conversation: Conversation) -> None:
+    """Read turns and commands from standard input until it ends."""
     interactive = sys.stdin.isatty()
     if interactive:
         with contextlib.suppress(ImportError):
@@ -101,10 +101,10 @@ def converse(talk: Conversation) -> None:
             continue
         try:
             if line.startswith("/") and not line.startswith("//"):
-                if not obey(talk, line):
+                if not run_chat_command(conversation, line):
                     return
             else:
-                reply(talk, line.removeprefix("/") if line.startswith("//") else line)
+                print_answer(conversation, line.removeprefix("/") if line.startswith("//") else line)
         except UserError as error:
             say(f"mm: {error}", stderr=True)
         except Ended:
@@ -113,26 +113,26 @@ def converse(talk: Conversation) -> None:
             say("interrupted: nothing was read", stderr=True)
 
 
-def reply(talk: Conversation, text: str) -> None:
-    """Prints an answer as it is written."""
-    with ending_by_ctrl_c(talk.interrupt):
-        for piece in talk.answer(text):
+def print_answer(conversation: Conversation, text: str) -> None:
+    """Print the answer to a turn as it is generated; ctrl-C ends it after the current token."""
+    with calling_on_ctrl_c(conversation.interrupt):
+        for piece in conversation.answer(text):
             display(piece, end="", flush=True)
     display("", flush=True)
 
 
 @contextlib.contextmanager
-def ending_by_ctrl_c(end: Callable[[], None]) -> Iterator[None]:
-    """Within it, ctrl-C calls `end`: a token that is being read is read to its end."""
-    before = listen([signal.SIGINT], lambda *_: end())
+def calling_on_ctrl_c(action: Callable[[], None]) -> Iterator[None]:
+    """Context manager in which ctrl-C calls `action` instead of raising KeyboardInterrupt."""
+    before = listen([signal.SIGINT], lambda *_: action())
     try:
         yield
     finally:
         restore(before)
 
 
-def obey(talk: Conversation, line: str) -> bool:
-    """Does what a line with a slash says; whether to go on."""
+def run_chat_command(conversation: Conversation, line: str) -> bool:
+    """Run a command such as `/save FILE`; return False for `/quit`."""
     name, _, value = line[1:].strip().partition(" ")
     value = value.strip()
     if name in ("quit", "exit"):
@@ -142,29 +142,29 @@ def obey(talk: Conversation, line: str) -> bool:
     if name == "help":
         display(HELP)
     elif name == "read":
-        tokens = talk.encode(read_document(value))
+        tokens = conversation.encode(read_document(value))
         with Progress("reading", len(tokens)) as bar:
-            talk.read(tokens, bar.advance)
+            conversation.read(tokens, bar.advance)
     elif name == "save":
         file, overwrite = value.removesuffix(" --overwrite").strip(), value.endswith(" --overwrite")
-        talk.save(check_output(file, overwrite, kind=MEMORY))
+        conversation.save(check_output(file, overwrite, kind=MEMORY))
     elif name == "load":
-        talk.load(value)
+        conversation.load(value)
     elif name == "reset":
-        talk.reset()
+        conversation.reset()
     elif name == "set":
-        set_option(talk, value)
+        set_option(conversation, value)
     elif name == "stats":
-        length, held = talk.reader.state.length, talk.reader.state.bytes
-        say(f"{length:,} token{'' if length == 1 else 's'} remembered in {held / 1e6:.1f} MB")
+        state = conversation.reader.state
+        say(f"{state.length:,} token{'' if state.length == 1 else 's'} remembered in {state.bytes / 1e6:.1f} MB")
     else:
         raise UserError(f"there is no command /{name}: /help lists them")
     return True
 
 
-def set_option(talk: Conversation, words: str) -> None:
-    """`/set temperature 0.7`; alone, shows the settings."""
-    settings = {**dataclasses.asdict(talk.sampling), "max_new_tokens": talk.max_new_tokens}
+def set_option(conversation: Conversation, words: str) -> None:
+    """Set an option, as in `temperature 0.7`; without words, print all of them."""
+    settings = {**dataclasses.asdict(conversation.sampling), "max_new_tokens": conversation.max_new_tokens}
     if not words:
         display("\n".join(f"{name} {'none' if value is None else value}" for name, value in settings.items()))
         return
@@ -181,6 +181,6 @@ def set_option(talk: Conversation, words: str) -> None:
         from mm_lightning.inference.generate import check_length
 
         check_length(value)
-        talk.max_new_tokens = value
+        conversation.max_new_tokens = value
     else:
-        talk.sampling = dataclasses.replace(talk.sampling, **{name: value})
+        conversation.sampling = dataclasses.replace(conversation.sampling, **{name: value})

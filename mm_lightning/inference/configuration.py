@@ -1,4 +1,4 @@
-"""A network's configuration as transformers wants it: what a config.json says."""
+"""The configuration of an exported network for transformers: the content of its config.json."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from mm_lightning.networks.memory_mosaic import MemoryMosaicConfig
 
 
 class MMLightningConfig(PretrainedConfig):
-    """Any network of mm-lightning.
+    """The configuration of any network of mm-lightning.
 
     Args:
-        network: {"class": "MemoryMosaicConfig", "TransformerConfig" or module.Class, "fields": {...}}: the network as
-            its own configuration describes it. A field that is missing has its default.
+        network: {"class": "MemoryMosaicConfig", "TransformerConfig" or module.Class, "fields": {...}}: the class and
+            fields of the network's own configuration. A field that is missing has its default.
         context_length: tokens of a training sequence; longer ones may be given.
-        kwargs: of every model of transformers.
+        kwargs: the arguments of every configuration of transformers.
 
     Raises:
         UserError: the network, or a setting of it, is unknown.
@@ -42,12 +42,12 @@ class MMLightningConfig(PretrainedConfig):
         super().__init__(**kwargs)
 
     def network_config(self) -> NetworkConfig:
-        """Return the same in this package's own terms."""
+        """Return the network's own configuration."""
         return config_from_dict(self.network)
 
     @property
     def vocab_size(self) -> int:
-        """V; changed by `resize_token_embeddings`."""
+        """Vocabulary size V; changed by `resize_token_embeddings`."""
         return self.network["fields"]["vocab_size"]
 
     @vocab_size.setter
@@ -56,15 +56,15 @@ class MMLightningConfig(PretrainedConfig):
 
     @property
     def hidden_size(self) -> int:
-        """d"""
+        """Model dimension d."""
         return self.network["fields"]["dim"]
 
     @property
     def num_hidden_layers(self) -> int:
-        """L"""
+        """Number of layers L."""
         return self.network["fields"]["layers"]
 
     @property
     def num_attention_heads(self) -> int:
-        """H"""
+        """Number of heads H."""
         return self.network["fields"]["heads"]

@@ -1,4 +1,4 @@
-"""One document that a person and a network write in turns."""
+"""A conversation: one document that a user and a network write in turns."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Turns:
-    """What is written around the turns.
+    """The text around the turns of a conversation.
 
     Args:
-        user: a turn of the person's, `{}` standing for what was typed.
-        answer: what stands before an answer.
+        user: the template of the user's turn, `{}` standing for the typed text.
+        answer: the text before an answer.
         stop: an answer ends before any of these strings; they do not enter the document.
     """
 
@@ -37,20 +37,20 @@ class Turns:
     def __post_init__(self) -> None:
         check_stop(self.stop)
         if "{}" not in self.user:
-            raise UserError(f"the user's turn needs a {{}} for what is typed, got {self.user!r}")
+            raise UserError(f"the user's turn needs a {{}} for the typed text, got {self.user!r}")
 
 
 class Conversation:
-    """A document that goes on turn by turn, nothing of which is read twice.
+    """A document that grows turn by turn; each token is read once.
 
-    What the network remembers is exactly what was shown: a stop string that it wrote is taken out of its memory again.
+    The network remembers exactly the text that was shown: a stop string that it generated is removed from its memory.
 
     Args:
         network: in evaluation mode.
         tokenizer: the one it was trained with.
-        sampling: how tokens are drawn; may be changed between turns.
-        turns: what is written around them.
-        max_new_tokens: of an answer; may be changed between turns.
+        sampling: the sampling settings; may be changed between turns.
+        turns: the text around the turns.
+        max_new_tokens: tokens of an answer at most; may be changed between turns.
         sublinear: as for :class:`Reader`.
     """
 
@@ -69,18 +69,18 @@ class Conversation:
         self.reset()
 
     def reset(self) -> None:
-        """Forgets everything."""
+        """Forget everything."""
         self.reader = Reader(self.network, sublinear=self.sublinear)
         self._answers = 0
         self.read([self.tokenizer.bos])
 
     def load(self, path: str | Path) -> None:
-        """Forgets everything but the document of a memory file."""
+        """Replace the memory by that of a memory file."""
         self.reader = load_memory(path, self.network, self.tokenizer, sublinear=self.sublinear)
         self._answers = 0
 
     def save(self, path: str | Path | Output) -> None:
-        """Writes what is remembered to a memory file."""
+        """Write the memory to a memory file."""
         save_memory(path, self.reader, self.tokenizer)
 
     def encode(self, text: str) -> list[int]:
@@ -88,10 +88,10 @@ class Conversation:
         return encode_next(self.tokenizer, text, self.reader.documents[0])
 
     def read(self, text: str | list[int], report: Callable[[int], Any] | None = None) -> None:
-        """Reads on at the end of the document; interrupted, it is as if nothing had been read.
+        """Append text to the document; an interrupt restores the state before it.
 
         Args:
-            text: what to read, or its tokens.
+            text: the text, or its tokens.
             report: as for :meth:`Reader.read`.
         """
         tokens = self.encode(text) if isinstance(text, str) else text
@@ -106,37 +106,37 @@ class Conversation:
             raise
 
     def answer(self, text: str) -> Iterator[str]:
-        """The pieces of the network's answer to what was typed, each as soon as it is certain and remembered."""
+        """Yield the network's answer to the typed text, piece by piece, each when it is final and in the memory."""
         self._stopping = False
         self.read(self.turns.user.replace("{}", text) + self.turns.answer)
         sampler = Sampler(self.sampling, self.reader.documents, [self._answers])
         self._answers += 1
-        written = TextStream(self.tokenizer, self.turns.stop, self.reader.documents[0])
-        settled: Any = None  # what was remembered before text that may become a stop string
-        since = ""
+        stream = TextStream(self.tokenizer, self.turns.stop, self.reader.documents[0])
+        mark: Any = None  # of the memory before text that may become a stop string
+        since_mark = ""
         for _ in range(self.max_new_tokens):
             assert self.reader.logits is not None
             token = int(sampler.draw(self.reader.logits))
             if token == self.tokenizer.eos or self._stopping:
                 break
-            piece = written.add(token)
-            if settled is None and not written.settled:
-                settled, since = self.reader.mark(), ""
-            since += piece
-            if written.stopped:
-                self.reader.rewind(settled)
-                self.read(since)
+            piece = stream.add(token)
+            if mark is None and not stream.settled:
+                mark, since_mark = self.reader.mark(), ""
+            since_mark += piece
+            if stream.stopped:
+                self.reader.rewind(mark)
+                self.read(since_mark)
                 yield piece
                 return
             self.read([token])
-            if written.settled:
-                settled = None
+            if stream.settled:
+                mark = None
             if piece:
                 yield piece
-        rest = written.finish()
+        rest = stream.finish()
         if rest:
             yield rest
 
     def interrupt(self) -> None:
-        """Ends the answer that is being written before its next token."""
+        """End the current answer before its next token."""
         self._stopping = True

@@ -1,4 +1,4 @@
-"""`mm export`: a trained network as a folder that transformers loads."""
+"""`mm export`: write a trained network as a folder that transformers loads."""
 
 from __future__ import annotations
 
@@ -17,11 +17,15 @@ if TYPE_CHECKING:
     from mm_lightning.networks import Network, NetworkConfig
 
 ABOUT = "mm_lightning.json"
-"""What a checkpoint says beside the network, for `mm import` to read back."""
+"""The file of the checkpoint's metadata without the network, which `mm import` reads back."""
 
 
 def require(*packages: str) -> None:
-    """Raises a UserError where a package that export or import needs is missing."""
+    """Check that the packages are installed.
+
+    Raises:
+        UserError: one is missing.
+    """
     import importlib.util
 
     for package in packages:
@@ -47,15 +51,15 @@ def export(
     self_contained: bool = False,
     max_shard_size: str = "5GB",
 ) -> None:
-    """Writes weights, configuration, tokenizer and, if asked for, the code.
+    """Write weights, configuration, tokenizer and, with `self_contained`, the modeling code.
 
     Args:
-        network: with its parameters in the type they are to have in the file.
-        tokenizer: that it was trained with; without, no tokenizer is written.
-        folder: an empty one.
-        context_length: of its training.
-        self_contained: whether the folder holds the modelling code.
-        max_shard_size: of one weight file, as in 5GB.
+        network: the network; its parameters are written in their dtype.
+        tokenizer: the tokenizer it was trained with; None writes none.
+        folder: an empty folder.
+        context_length: tokens of a training sequence.
+        self_contained: add the modeling code.
+        max_shard_size: largest size of one weight file, as in 5GB.
     """
     import torch
     from transformers import GenerationConfig
@@ -91,13 +95,13 @@ def export(
         file = folder / "tokenizer_config.json"
         settings = json.loads(file.read_text(encoding="utf-8"))
         name = f"{flatten.flat_name(MMLightningTokenizer.__module__)}.{MMLightningTokenizer.__name__}"
-        # the class is for whoever does not trust the folder's code
+        # the class is for users who do not trust the folder's code
         settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "auto_map": {"AutoTokenizer": [None, name]}}
         file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def foreign_classes(config: NetworkConfig) -> list[str]:
-    """Return the classes of other modules that a network is built of, by their names."""
+    """Return the names of the classes outside this package that a network is built of."""
     described = config.to_dict()
     values = [value for value in described["fields"].values() if isinstance(value, dict)]
     parts = [value["class_path"] for value in values if "class_path" in value]
@@ -123,7 +127,7 @@ def export_command(
         checkpoint: a run folder (its newest valid checkpoint is taken) or a checkpoint.
         output: the folder to write.
         dtype: of the weights.
-        self_contained: add the modelling code, so that it can be loaded without this package.
+        self_contained: add the modeling code, so that it can be loaded without this package.
         max_shard_size: weights above it are written as several files.
         overwrite: replace an existing export.
     """
@@ -143,7 +147,7 @@ def export_command(
     )
     from mm_lightning.inference.model_card import model_card
 
-    set_deepspeed_accelerator()  # which transformers imports
+    set_deepspeed_accelerator()  # transformers imports DeepSpeed
     from transformers.utils import logging
 
     path = find_checkpoint(checkpoint)
@@ -156,13 +160,13 @@ def export_command(
         load_weights(network, path)
         network = network.to(getattr(torch, dtype))
         export(network, tokenizer, folder, about.get("context_length"), self_contained, max_shard_size)
-        kept = {name: value for name, value in about.items() if name != "network"}
-        (folder / ABOUT).write_text(json.dumps(kept) + "\n", encoding="utf-8")
+        other = {name: value for name, value in about.items() if name != "network"}
+        (folder / ABOUT).write_text(json.dumps(other) + "\n", encoding="utf-8")
         write_text(folder / "README.md", model_card(path, about, network, self_contained))
-    _say(target.name, network, dtype, tokenizer, self_contained)
+    _print_summary(target.name, network, dtype, tokenizer, self_contained)
 
 
-def _say(output: Path, network: Network, dtype: str, tokenizer: Any, self_contained: bool) -> None:
+def _print_summary(output: Path, network: Network, dtype: str, tokenizer: Any, self_contained: bool) -> None:
     size = sum(file.stat().st_size for file in output.iterdir())
     parameters = sum(p.numel() for p in network.parameters())
     say(f"{output}: {type(network).__name__}, {parameters:,} parameters in {dtype}, {size:,} bytes")

@@ -1,4 +1,4 @@
-"""Our tokenizers as those of transformers: the same ids, the token that begins a document put first."""
+"""Convert a tokenizer for transformers: the same ids, BOS prepended."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _SAMPLES = ("", "Hello, world!\n\n  x = 12 # é ☃", "a <|end_of_text|> </s> b"
 def transformers_tokenizer(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     """Return a tokenizer of transformers, which AutoTokenizer loads after its `save_pretrained`.
 
-    It begins texts with `bos`, pads on the left with `eos`, and like ours encodes the name of a special token in a
-    text as the characters that it is written with; those that `add_special_tokens` adds later are found in texts.
+    It prepends `bos`, pads left with `eos`, and like ours encodes the name of a special token in a text as characters.
+    Special tokens that `add_special_tokens` adds later are recognized in texts.
 
     Raises:
-        UserError: it would give other ids.
+        UserError: it gives other ids.
     """
     from tokenizers import processors
 
@@ -56,7 +56,7 @@ def _inner(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
 
 
 def _bytes() -> tokenizers.Tokenizer:
-    """The byte tokenizer: a byte-level BPE without merges, whose ids are the byte values."""
+    """Return the byte tokenizer as a byte-level BPE without merges, whose ids are the byte values."""
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers
 

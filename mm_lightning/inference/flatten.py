@@ -1,4 +1,4 @@
-"""The modelling code as a folder without this package: copies of the real source files, side by side.
+"""Copy the modeling code into one flat folder that needs no package: the source files, side by side.
 
 transformers loads code that comes with a model from one flat folder, whose files import each other as `.name`. So
 `mm_lightning/memory/state.py` becomes `memory_state.py`, and only its import lines change.
@@ -20,18 +20,18 @@ _OTHER = re.compile(rf"^\s*(import|from) {PACKAGE}\b", re.MULTILINE)
 
 
 def flat_name(module: str) -> str:
-    """`memory_state` for `mm_lightning.memory.state`."""
+    """Return the flat name of a module: `memory_state` for `mm_lightning.memory.state`."""
     return module.removeprefix(f"{PACKAGE}.").replace(".", "_")
 
 
 def flatten(*modules: str) -> dict[str, str]:
-    """The text of modules that transformers asks for, and of all modules of this package that they need, by file."""
-    found: dict[str, str] = {}
+    """Return the texts of modules, and of all modules of this package that they import, by file name."""
+    texts: dict[str, str] = {}
     waiting = list(modules)
     while waiting:
         name = waiting.pop()
         file = f"{flat_name(name)}.py"
-        if file in found:
+        if file in texts:
             continue
         spec = importlib.util.find_spec(name)
         assert spec is not None
@@ -40,18 +40,19 @@ def flatten(*modules: str) -> dict[str, str]:
         waiting += [f"{PACKAGE}.{inner}" for _, inner in _IMPORT.findall(text)]
         text = _IMPORT.sub(lambda match: f"{match[1]}from .{flat_name(match[2])} import ", text)
         assert not _OTHER.search(text), f"{name} imports the package itself"
-        found[file] = f"# mm-lightning {__version__} (Apache-2.0): {name.replace('.', '/')}.py\n{text}"
-    asked = {f"{flat_name(module)}.py" for module in modules}
-    needed = "if False:\n" + "".join(
-        f"    from .{file.removesuffix('.py')} import __doc__ as _  # noqa\n" for file in sorted(found.keys() - asked)
+        texts[file] = f"# mm-lightning {__version__} (Apache-2.0): {name.replace('.', '/')}.py\n{text}"
+    entry_points = {f"{flat_name(module)}.py" for module in modules}
+    imports = "if False:\n" + "".join(
+        f"    from .{file.removesuffix('.py')} import __doc__ as _  # noqa\n"
+        for file in sorted(texts.keys() - entry_points)
     )
-    for file in asked:  # named, not imported: some need packages that are not everywhere
-        found[file] += f"\n# Older versions of transformers fetch only the files that this one names.\n{needed}"
-    return found
+    for file in entry_points:  # never executed: some of these modules need optional packages
+        texts[file] += f"\n# Older versions of transformers fetch only the files that this one names.\n{imports}"
+    return texts
 
 
 def holds_other_code(folder: Path) -> bool:
-    """Return whether a folder comes with modeling code that is not what this version would write."""
+    """Return whether a folder has modeling code that differs from what this version writes."""
     if not (folder / f"{flat_name(MODULES[-1])}.py").is_file():
         return False
     files = flatten(*MODULES)

@@ -1,4 +1,4 @@
-"""Writing text: the network reads a prompt once and goes on from what it remembers."""
+"""Generate text: the network reads a prompt once, and continues it from its state."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 AHEAD = 4096
-"""New tokens to make room for at once: a store doubles where more come, and most texts end before a high limit."""
+"""New tokens to preallocate at most: a cache doubles when it is full, and most texts end before a high limit."""
 
 
 def generate(
@@ -31,18 +31,18 @@ def generate(
     max_new_tokens: int = 100,
     stop: Sequence[str] = (),
 ) -> str:
-    """Text that continues a prompt.
+    """Generate text that continues a prompt.
 
     Args:
-        network: a trained model, in evaluation mode.
+        network: a trained network, in evaluation mode.
         tokenizer: the one it was trained with.
         prompt: the beginning of the document.
-        sampling: how tokens are drawn.
-        max_new_tokens: how many to draw at most; the end of the text ends it earlier.
+        sampling: the sampling settings.
+        max_new_tokens: tokens to draw at most; the token that ends a document ends it earlier.
         stop: end before any of these strings.
 
     Returns:
-        the continuation, without the prompt.
+        The continuation, without the prompt.
 
     Raises:
         UserError: a setting is out of range.
@@ -58,7 +58,7 @@ def stream(
     max_new_tokens: int = 100,
     stop: Sequence[str] = (),
 ) -> Iterator[str]:
-    """:func:`generate` piece by piece, each as soon as it is certain."""
+    """Generate as :func:`generate` does, piece by piece; no later token changes a piece."""
     reader = read_prompts(network, tokenizer, [prompt], max_new_tokens=max_new_tokens)
     return (piece for _, piece in write(reader, tokenizer, sampling, max_new_tokens, stop) if piece)
 
@@ -72,11 +72,11 @@ def generate_batch(
     max_new_tokens: int = 100,
     stop: Sequence[str] = (),
 ) -> list[list[str]]:
-    """Texts that continue each prompt, all written side by side; arguments as for :func:`generate`.
+    """Generate texts that continue each prompt, in one batch; other arguments as for :func:`generate`.
 
     Args:
         prompts: the beginnings of the documents, of any lengths. Each is read once.
-        samples: texts for each.
+        samples: texts for each prompt.
 
     Returns:
         `samples` continuations of each prompt.
@@ -89,7 +89,7 @@ def generate_batch(
 
 
 def collect(pieces: Iterable[tuple[int, str]], documents: int) -> list[str]:
-    """The whole text of each document, of what :func:`write` yields."""
+    """Join the pieces that :func:`write` yields to the text of each document."""
     texts: list[list[str]] = [[] for _ in range(documents)]
     for number, piece in pieces:
         texts[number].append(piece)
@@ -104,18 +104,18 @@ def read_prompts(
     max_new_tokens: int = 0,
     sublinear: SublinearRead | None = None,
 ) -> Reader:
-    """A reader that has read documents that begin with these prompts.
+    """Return a reader that has read documents that begin with these prompts.
 
     Args:
         network: in evaluation mode.
         tokenizer: of the prompts.
-        prompts: of any lengths.
-        samples: copies of each document, side by side.
-        max_new_tokens: that will be written.
+        prompts: texts of any lengths.
+        samples: copies of each document in the batch.
+        max_new_tokens: tokens to preallocate for each document.
         sublinear: as for :class:`Reader`.
 
     Raises:
-        UserError: no sample is asked for.
+        UserError: `samples` is below 1.
     """
     from mm_lightning.inference.reader import Reader
 
@@ -127,7 +127,7 @@ def read_prompts(
 
 
 def copies(reader: Reader, samples: int, capacity: int = 0) -> Reader:
-    """Each document of a reader `samples` times, side by side; the reader itself where it is once."""
+    """Return a reader with each document `samples` times; the reader itself for one sample."""
     if samples < 1:
         raise UserError(f"samples must be at least 1, got {samples}")
     if samples == 1:
@@ -143,21 +143,21 @@ def write(
     stop: Sequence[str] = (),
     first: int = 0,
 ) -> Iterator[tuple[int, str]]:
-    """Goes on with the documents of a reader, which belongs to it from then on.
+    """Continue the documents of a reader, which must not be used afterwards.
 
-    A document ends by itself: by the token that ends a text, before a stop string, or after `max_new_tokens`.
+    A document ends with the token that ends it, before a stop string, or after `max_new_tokens`.
 
     Args:
-        reader: has read something.
+        reader: a reader that has read at least one token.
         tokenizer: of the documents.
-        sampling: how tokens are drawn.
-        max_new_tokens: of each document.
+        sampling: the sampling settings.
+        max_new_tokens: tokens of each document at most.
         stop: end a document before any of these strings.
         first: number of the first document for the random numbers, where documents are written in several batches.
 
     Returns:
-        One item for each token drawn: the document's place in the reader and the text that has become certain, which
-        may be empty.
+        One item for each token drawn: the document's row in the reader, and a piece of text, which may be empty, that
+        no later token changes.
 
     Raises:
         UserError: a setting is out of range.
@@ -188,22 +188,22 @@ def _write(
             yield number, piece
         if not going:
             return
-        if 2 * len(going) <= len(rows):  # rows of ended documents cost time; to leave them out costs a copy
-            kept = [row for row, number in enumerate(rows) if number in going]
-            reader = reader.fork(kept, reader.state.length + min(left, AHEAD))
-            rows, drawn = ([of[row] for row in kept] for of in (rows, drawn))
-            sampler.keep(kept)
+        if 2 * len(going) <= len(rows):  # rows of ended documents cost time, dropping them costs a copy
+            unfinished = [row for row, number in enumerate(rows) if number in going]
+            reader = reader.fork(unfinished, reader.state.length + min(left, AHEAD))
+            rows, drawn = ([values[row] for row in unfinished] for values in (rows, drawn))
+            sampler.keep(unfinished)
         reader.read([[token] for token in drawn])
 
 
 def check_length(max_new_tokens: int) -> None:
-    """Raises a UserError where nothing would be written."""
+    """Raise a UserError if `max_new_tokens` is below 1."""
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of a name such as cpu, cuda or cuda:1; auto is a GPU if there is one.
+    """Return the device of a name such as cpu, cuda or cuda:1; auto is a GPU if there is one.
 
     Raises:
         UserError: there is no such device here.
@@ -222,7 +222,7 @@ def choose_device(name: str) -> torch.device:
 
 @contextlib.contextmanager
 def inference_on(device: torch.device) -> Iterator[None]:
-    """How commands compute on a device: in bf16 where it is a GPU, in float32 elsewhere.
+    """Context manager of inference on a device: bf16 autocast on a GPU, float32 elsewhere.
 
     Raises:
         UserError: the GPU's memory is full.

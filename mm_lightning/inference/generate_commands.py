@@ -1,4 +1,4 @@
-"""What `mm generate` and `mm remember` do. What they need is imported when they run."""
+"""The commands `mm generate` and `mm remember`; what each needs is imported when it runs."""
 
 from __future__ import annotations
 
@@ -45,19 +45,19 @@ def generate_command(
 ) -> None:
     r"""Sample text from a trained network.
 
-    One prompt: prints it and what the network makes of it, as it is drawn. A file of prompts: writes a JSON object a
-    line, {"prompt": ..., "text": ...}, or "texts" for several samples.
+    One prompt: prints it and its continuation, as it is drawn. A file of prompts: writes a JSON object a line,
+    {"prompt": ..., "text": ...}, or "texts" for several samples.
 
     Args:
         checkpoint: a run folder (its newest valid checkpoint is taken) or a checkpoint.
-        prompt: how the document begins; nothing if not given. \n is a line end, \t a tab and \\ a backslash.
+        prompt: the beginning of the document; empty if not given. \n is a line end, \t a tab and \\ a backslash.
         prompts: a file of prompts: one a line, or in a .jsonl file {"prompt": ...}; also .gz or .zst. Empty lines are
             left out.
         output: a .jsonl file for the texts; they are printed if not given.
         memory: a memory file of `mm remember` to go on from: prompts are then read at the end of its document.
         samples: texts for each prompt, which is read once.
-        batch_size: prompts that are answered side by side; with a memory it is one.
-        max_new_tokens: how many tokens to draw at most; the end of the text ends it earlier.
+        batch_size: prompts that are continued side by side; with a memory it is one.
+        max_new_tokens: tokens to draw at most; the token that ends a document ends it earlier.
         stop: end before this string, or any of several: --stop END --stop STOP; \n is a line end.
         read_budget: how many pairs of a long memory are read one by one for each token that is drawn, and all others by
             summaries: faster from four times as many on (docs/performance.md). By default all are read one by one.
@@ -69,7 +69,7 @@ def generate_command(
         raise UserError("give --prompt or --prompts, not both")
     stops = [unescape(text) for text in ([stop] if isinstance(stop, str) else stop or [])]
     check_stop(stops)
-    asked = [unescape(prompt or "")] if prompts is None else read_prompt_file(prompts)
+    texts = [unescape(prompt or "")] if prompts is None else read_prompt_file(prompts)
     target = None if output is None else check_output(output, overwrite, [prompts, memory])
     from mm_lightning.checkpoint import load_network
     from mm_lightning.inference.generate import choose_device, inference_on, write
@@ -77,10 +77,10 @@ def generate_command(
 
     place = choose_device(device)
     network, tokenizer = load_network(checkpoint, place)
-    store = sublinear(read_budget)
+    read = sublinear(read_budget)
     with inference_on(place):
-        known = None if memory is None else load_memory(memory, network, tokenizer, sublinear=store)
-        readers = _readers(network, tokenizer, asked, known, samples, max_new_tokens, batch_size, store)
+        remembered = None if memory is None else load_memory(memory, network, tokenizer, sublinear=read)
+        readers = _readers(network, tokenizer, texts, remembered, samples, max_new_tokens, batch_size, read)
         speed = Speed()
         written = (
             (part, speed.counted(write(reader, tokenizer, chosen, max_new_tokens, stops, first * samples)))
@@ -88,21 +88,21 @@ def generate_command(
         )
         if prompts is None and target is None and samples == 1:
             try:
-                display(asked[0], end="", flush=True)
+                display(texts[0], end="", flush=True)
                 for _, pieces in written:
                     for _, piece in pieces:
                         display(piece, end="", flush=True)
-            finally:  # what is said of an error or of ctrl-C begins on a line of its own
+            finally:  # an error message begins on a line of its own
                 display("")
         elif prompts is None and target is None:
-            _print_samples(asked[0], written, samples)
+            _print_samples(texts[0], written, samples)
         else:
-            _write_lines(written, samples, len(asked), target)
+            _write_lines(written, samples, len(texts), target)
     speed.report()
 
 
 def generate_line(checkpoint: str | Path, prompt: str, sampling: Sampling, max_new_tokens: int) -> str:
-    """Return the `mm generate` command, quoted for a shell, that writes what `generate` with these arguments does."""
+    """Return the `mm generate` command, quoted for a shell, that samples the same text as `generate`."""
     words = ["mm", "generate", "--checkpoint", str(checkpoint)]
     if prompt:
         words += [f"--prompt={escape(prompt)}"] if prompt.startswith("-") else ["--prompt", escape(prompt)]
@@ -115,7 +115,7 @@ def generate_line(checkpoint: str | Path, prompt: str, sampling: Sampling, max_n
 
 
 Written = Iterator[tuple[list[str], Iterator[tuple[int, str]]]]
-"""Prompts that are answered side by side, and what `write` yields for them."""
+"""The prompts of a batch, and the iterator of :func:`mm_lightning.inference.generate.write` for them."""
 
 
 def _readers(
@@ -126,16 +126,16 @@ def _readers(
     samples: int,
     max_new_tokens: int,
     batch_size: int,
-    store: SublinearRead | None,
+    read: SublinearRead | None,
 ) -> Iterator[tuple[int, list[str], Reader]]:
-    """Of each batch of prompts: the first one's number, the prompts and who has read them."""
+    """Yield for each batch of prompts the number of the first one, the prompts, and a reader that has read them."""
     from mm_lightning.inference.generate import AHEAD, copies, read_prompts
 
     size = batch_size if memory is None else 1
     for first in range(0, len(prompts), size):
         part = prompts[first : first + size]
         if memory is None:
-            yield first, part, read_prompts(network, tokenizer, part, samples, max_new_tokens, store)
+            yield first, part, read_prompts(network, tokenizer, part, samples, max_new_tokens, read)
         else:
             tokens = encode_next(tokenizer, part[0], memory.documents[0])
             room = memory.state.length + len(tokens) + min(max_new_tokens, AHEAD)
@@ -145,7 +145,7 @@ def _readers(
 
 
 def sublinear(budget: int | None) -> SublinearRead | None:
-    """The store of a long memory for a `--read_budget`."""
+    """Return the sub-linear read of `--read_budget` pairs; None without a budget."""
     if budget is None:
         return None
     from mm_lightning.memory.sublinear.key_clusters import SublinearRead
@@ -168,8 +168,8 @@ def _write_lines(written: Written, samples: int, total: int, target: Output | No
         for prompts, pieces in written:
             texts = collect(pieces, len(prompts) * samples)
             for n, prompt in enumerate(prompts):
-                own = texts[n * samples : (n + 1) * samples]
-                line = {"prompt": prompt} | ({"text": own[0]} if samples == 1 else {"texts": own})
+                continued = texts[n * samples : (n + 1) * samples]
+                line = {"prompt": prompt} | ({"text": continued[0]} if samples == 1 else {"texts": continued})
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
             file.flush()
             bar.advance(len(prompts))
@@ -178,9 +178,9 @@ def _write_lines(written: Written, samples: int, total: int, target: Output | No
 def remember_command(
     checkpoint: Place, text: Place, output: Place, overwrite: bool = False, device: Name = "auto"
 ) -> None:
-    """Read a document once and keep what the network remembers of it.
+    """Read a document once and save the memory of it.
 
-    `mm generate --memory FILE` and `mm chat --memory FILE` go on from there.
+    `mm generate --memory FILE` and `mm chat --memory FILE` continue from there.
 
     Args:
         checkpoint: a run folder (its newest valid checkpoint is taken) or a checkpoint.
@@ -211,7 +211,7 @@ def read_prompt_file(path: str) -> list[str]:
     """Return the prompts of a text file, one a line, or of JSON lines (.jsonl, .ndjson, .json); each may be compressed.
 
     Raises:
-        UserError: it cannot be read, or holds none; of JSON lines, the row that is wrong.
+        UserError: it cannot be read, or holds none; with the row of an invalid JSON line.
     """
     if split_suffix(path)[0] in JSON_LINES:
         prompts = list(json_texts(path, "prompt"))
@@ -223,19 +223,19 @@ def read_prompt_file(path: str) -> list[str]:
 
 
 class Speed:
-    """How fast was written, for people: says nothing where standard error is no terminal."""
+    """The number of generated tokens per second, printed to standard error where that is a terminal."""
 
     def __init__(self) -> None:
         self.begin, self.tokens = time.monotonic(), 0
 
     def counted(self, pieces: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str]]:
-        """The same pieces; each is a token."""
+        """Yield the pieces, one for each token, and count them."""
         for piece in pieces:
             self.tokens += 1
             yield piece
 
     def report(self) -> None:
-        """Says it."""
+        """Print the speed since the beginning."""
         if sys.stderr.isatty():
             seconds = time.monotonic() - self.begin
             say(f"{self.tokens:,} tokens, {self.tokens / seconds:,.1f} tokens/s", stderr=True)

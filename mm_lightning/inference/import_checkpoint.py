@@ -1,4 +1,4 @@
-"""`mm import`: weights from elsewhere as a checkpoint of this package."""
+"""`mm import`: convert weights of v1, Llama or an export to a checkpoint of this package."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class Imported:
-    """What was read.
+    """An imported network.
 
     Attributes:
         config: of the network.
-        weights: by our names.
-        source: what it was, for people.
-        tokenizer: as a checkpoint describes it; None if there is none.
-        context_length: of its training, if known.
+        weights: by this package's parameter names.
+        source: a description of the source, for messages.
+        tokenizer: its entry in a checkpoint; None if there is none.
+        context_length: tokens of a training sequence, if known.
     """
 
     config: NetworkConfig
@@ -47,15 +47,15 @@ def read(
     largest_key_exponent: float | None = None,
     read_tokenizer: Callable[[Path], dict[str, Any] | None] | None = None,
 ) -> Imported:
-    """Read any of the formats that :func:`import_command` names.
+    """Read any of the formats that :func:`import_command` lists.
 
     Args:
         source: a file, or a folder with a config.json.
-        largest_key_exponent: of v1 checkpoints, where a key's exponent is cut.
-        read_tokenizer: returns the tokenizer of a folder of transformers, as a checkpoint describes it.
+        largest_key_exponent: of v1 checkpoints, the limit of a key's exponent.
+        read_tokenizer: returns the checkpoint's tokenizer entry for a folder of transformers.
 
     Raises:
-        UserError: it is none of them, or cannot be expressed.
+        UserError: the format is unknown, or the network has a part that does not exist here.
     """
     path = Path(source).expanduser()
     if path.is_file():
@@ -79,8 +79,8 @@ def read(
 def _read_v1(path: Path, limit: float | None) -> Imported:
     from mm_lightning.inference.import_v1 import convert_v1, limit_keys, read_v1
 
-    settings, theirs = read_v1(path)
-    config, weights = convert_v1(settings, theirs)
+    settings, v1_weights = read_v1(path)
+    config, weights = convert_v1(settings, v1_weights)
     if limit is not None:
         limit_keys(weights, limit)
     source = f"{path.name}, a checkpoint of v1's published code"
@@ -94,12 +94,12 @@ def _read_llama(
     from mm_lightning.inference.import_llama import convert_llama, llama_config, read_safetensors
 
     try:
-        ours = llama_config(config)
+        network_config = llama_config(config)
     except KeyError as error:
-        raise UserError(f"{path / 'config.json'} does not say {error}") from error
+        raise UserError(f"{path / 'config.json'} lacks {error}") from error
     weights = convert_llama(read_safetensors(path))
     source = f"{path.resolve().name}, a Llama of transformers"
-    return Imported(ours, weights, source, read_tokenizer(path), config.get("max_position_embeddings"))
+    return Imported(network_config, weights, source, read_tokenizer(path), config.get("max_position_embeddings"))
 
 
 def _read_exported(path: Path, config: dict[str, Any]) -> Imported:
@@ -114,7 +114,7 @@ def _read_exported(path: Path, config: dict[str, Any]) -> Imported:
 
 
 def _tokenizer(path: Path, bos: str | None = None, eos: str | None = None) -> dict[str, Any] | None:
-    """Return the tokenizer of a tokenizer.json, or of a folder that may hold one."""
+    """Return a checkpoint's entry of a tokenizer.json, or of a folder that may hold one."""
     from mm_lightning.checkpoint import tokenizer_metadata
     from mm_lightning.data.tokenizer import load_tokenizer
 
@@ -124,23 +124,23 @@ def _tokenizer(path: Path, bos: str | None = None, eos: str | None = None) -> di
 
 
 def check(imported: Imported) -> None:
-    """Holds the weights against the network.
+    """Check names and shapes of the weights against the network.
 
     Raises:
-        UserError: one is missing, is too many, or has another shape.
+        UserError: a weight is missing, unknown, or has another shape.
     """
     import torch
 
     with torch.device("meta"):
         network = imported.config.build()
-    wanted = {name: tuple(p.shape) for name, p in network.named_parameters()}
+    expected = {name: tuple(p.shape) for name, p in network.named_parameters()}
     if imported.config.tied:
         imported.weights.pop("classifier.weight", None)
-    found = {name: tuple(x.shape) for name, x in imported.weights.items()}
-    problems = [f"{name} is missing" for name in wanted if name not in found]
-    problems += [f"{name} is not known" for name in found if name not in wanted]
-    both = [name for name in wanted if name in found]
-    problems += [f"{n} has the shape {found[n]} instead of {wanted[n]}" for n in both if found[n] != wanted[n]]
+    shapes = {name: tuple(x.shape) for name, x in imported.weights.items()}
+    problems = [f"{name} is missing" for name in expected if name not in shapes]
+    problems += [f"{name} is not known" for name in shapes if name not in expected]
+    both = [name for name in expected if name in shapes]
+    problems += [f"{n} has the shape {shapes[n]} instead of {expected[n]}" for n in both if shapes[n] != expected[n]]
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise UserError(f"the weights do not fit the network: {problems[0]}{more}")
@@ -151,10 +151,10 @@ IMPORT = FolderKind("the run folder of an import", "checkpoints/step=0.ckpt", ("
 
 
 def write(imported: Imported, target: Output) -> Path:
-    """Writes a run folder that holds a checkpoint and a config.
+    """Write a run folder that holds a checkpoint and a config.
 
     Returns:
-        the checkpoint.
+        The path of the checkpoint.
     """
     from mm_lightning.checkpoint import METADATA_KEY, checkpoint_path, network_metadata
     from mm_lightning.checkpoint.writing import write as write_checkpoint
@@ -166,8 +166,7 @@ def write(imported: Imported, target: Output) -> Path:
     data = {"context_length": imported.context_length} if imported.context_length else {}
     config = {"run": str(target), "model": {"network": network}, **({"data": data} if data else {})}
     with staged(target) as folder:
-        whole = {"state_dict": weights, METADATA_KEY: about}
-        write_checkpoint(whole, checkpoint_path(folder, 0))
+        write_checkpoint({"state_dict": weights, METADATA_KEY: about}, checkpoint_path(folder, 0))
         write_yaml(folder / "config.yaml", config)
     return checkpoint_path(target.name, 0)
 
@@ -200,7 +199,7 @@ def import_command(
     target = check_folder(output, IMPORT, overwrite, [source, tokenizer])
     from mm_lightning.inference.flatten import holds_other_code
 
-    # the source's own may be one that cannot be read, where another is named
+    # the source's own tokenizer is not read where another is given: it may be unreadable
     read_tokenizer = partial(_tokenizer, bos=bos, eos=eos) if tokenizer is None else lambda _: None
     imported = read(source, largest_key_exponent, read_tokenizer)
     if tokenizer is not None:

@@ -1,4 +1,4 @@
-"""Llama-style folders of transformers, weights in safetensors, as our transformer."""
+"""Read Llama-style folders of transformers, weights in safetensors, as our transformer."""
 
 from __future__ import annotations
 
@@ -32,29 +32,29 @@ _BLOCK = re.compile(r"model\.layers\.(\d+)\.(.+)\.weight")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The config.json of a folder."""
+    """Read the config.json of a folder."""
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} holds no config.json: it is no folder of transformers")
     return read_json(folder / "config.json")
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+    """Read the object of a JSON file.
 
     Raises:
         UserError: it is damaged.
     """
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise UserError(f"{file} is damaged: {error}") from error
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise UserError(f"{file} is damaged: it is not an object")
-    return found
+    return content
 
 
 def read_safetensors(folder: Path) -> dict[str, Tensor]:
-    """All weights of a folder: model.safetensors, or the files that model.safetensors.index.json names.
+    """Read all weights of a folder: model.safetensors, or the files that model.safetensors.index.json names.
 
     Raises:
         UserError: a file is missing or damaged.
@@ -81,10 +81,10 @@ def read_safetensors(folder: Path) -> dict[str, Tensor]:
 
 
 def llama_config(config: dict[str, Any]) -> TransformerConfig:
-    """Our configuration from a config.json of transformers' Llama.
+    """Return our configuration of a Llama's config.json.
 
     Raises:
-        UserError: it has something that our transformer has not.
+        UserError: the Llama has a part that our transformer lacks.
     """
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
@@ -94,15 +94,15 @@ def llama_config(config: dict[str, Any]) -> TransformerConfig:
         f"rotary positions are scaled ({kind})": kind != "default",
         "its attention has biases": config.get("attention_bias", False),
         "its SwiGLU networks have biases": config.get("mlp_bias", False),
-        f"heads of {head_dim} numbers instead of hidden_size / num_attention_heads": head_dim * heads
+        f"its head dimension is {head_dim} instead of hidden_size / num_attention_heads": head_dim * heads
         != config["hidden_size"],
         f"its activation is {config.get('hidden_act')} instead of silu": config.get("hidden_act", "silu") != "silu",
         "its weights are quantized": config.get("quantization_config") is not None,
         "a part of the head is not rotated": rope.get("partial_rotary_factor", 1.0) != 1.0,
     }
-    found = [what for what, is_so in wrong.items() if is_so]
-    if found:
-        raise UserError(f"this Llama cannot be expressed here: {'; '.join(found)}")
+    problems = [what for what, is_so in wrong.items() if is_so]
+    if problems:
+        raise UserError(f"this Llama cannot be expressed here: {'; '.join(problems)}")
     return TransformerConfig(
         vocab_size=config["vocab_size"],
         layers=config["num_hidden_layers"],
@@ -117,12 +117,12 @@ def llama_config(config: dict[str, Any]) -> TransformerConfig:
 
 
 def convert_llama(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Our names for Llama's weights. (Both rotate the pairs (x_i, x_{i + D/2}), so no matrix is permuted.)"""
-    found = {}
+    """Rename Llama's weights. (Both rotate the pairs (x_i, x_{i + D/2}), so no matrix is permuted.)"""
+    renamed = {}
     for name, x in weights.items():
         block = _BLOCK.fullmatch(name)
         if block and block[2] in _BLOCK_NAMES:
-            found[f"blocks.{block[1]}.{_BLOCK_NAMES[block[2]]}.weight"] = x
+            renamed[f"blocks.{block[1]}.{_BLOCK_NAMES[block[2]]}.weight"] = x
         elif not name.endswith(".rotary_emb.inv_freq"):  # a buffer in old files
-            found[_NAMES.get(name, name)] = x
-    return found
+            renamed[_NAMES.get(name, name)] = x
+    return renamed

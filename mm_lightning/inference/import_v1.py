@@ -1,8 +1,8 @@
-"""Checkpoints of v1's published language model code (nanoMosaics): its names and ours.
+"""Convert checkpoints of v1's published language model code (nanoMosaics).
 
 Its scalars are stored divided by ten like ours, and exp(10 s) times a key on either side of an inner product is our
-beta = exp(20 kappa), so that every number is taken over as it is; only shapes differ. Every version of it cuts the
-exponent of a key's factor at log(65535), and so do our networks: :class:`mm_lightning.memory.bandwidth.FixedBandwidth`.
+beta = exp(20 kappa): every value is copied as it is; only shapes differ. Every version of it cuts the exponent of a
+key's factor at log(65535), and so do our networks: :class:`mm_lightning.memory.bandwidth.FixedBandwidth`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from mm_lightning.errors import UserError
 from mm_lightning.networks import V1, MemoryMosaicConfig
 
-NORM_EPS = 1e-5  # of its LayerNorm, which no checkpoint says
+NORM_EPS = 1e-5  # of its LayerNorm, which is in no checkpoint
 
 _LINEAR = r"\.(weight|bias)$"
 _NAMES = [
@@ -46,34 +46,34 @@ _BUFFERS = re.compile(r"(\.leaky_avg\.coef|\.attn\.bias)$")
 
 
 def read_v1(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The settings and the weights, by their published names, of a checkpoint file.
+    """Read the settings and the weights, by their published names, of a checkpoint file.
 
     Raises:
-        UserError: it is not one.
+        UserError: it is not a checkpoint of v1's published code.
     """
     try:
-        found = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:
         torn = "it is no checkpoint that torch writes, or its end is missing"
         why = str(error).splitlines()[0] if zipfile.is_zipfile(path) else torn
         raise UserError(f"cannot read {path}: {why}") from error
-    if isinstance(found, dict) and "mm_lightning" in found:
+    if isinstance(checkpoint, dict) and "mm_lightning" in checkpoint:
         raise UserError(f"{path} is a checkpoint of mm-lightning already: use it as it is")
-    weights = found.get("model") if isinstance(found, dict) else None
+    weights = checkpoint.get("model") if isinstance(checkpoint, dict) else None
     if not isinstance(weights, dict):
         raise UserError(f"{path} is no checkpoint of v1's published code: it has no entry `model`")
     weights = {name.removeprefix("_orig_mod."): x for name, x in weights.items()}  # torch.compile's prefix
     if "mosaic.wte.weight" not in weights:
         first = next(iter(weights), "nothing")
         raise UserError(f"{path} is no memory mosaic of v1's published code: it holds {first}, not mosaic.wte.weight")
-    return found.get("model_args") or {}, weights
+    return checkpoint.get("model_args") or {}, weights
 
 
 def convert_v1(settings: dict[str, Any], weights: dict[str, Tensor]) -> tuple[MemoryMosaicConfig, dict[str, Tensor]]:
-    """Our configuration and weights from what :func:`read_v1` gave.
+    """Return our configuration and weights of a checkpoint that :func:`read_v1` read.
 
     Raises:
-        UserError: parts are missing.
+        UserError: weights are missing.
     """
     try:
         vocabulary, dim = weights["mosaic.wte.weight"].shape
@@ -100,8 +100,8 @@ def convert_v1(settings: dict[str, Any], weights: dict[str, Tensor]) -> tuple[Me
 
 
 def _rename(name: str) -> str:
-    for pattern, ours in _NAMES:
-        name = re.sub(pattern, ours, name)
+    for pattern, replacement in _NAMES:
+        name = re.sub(pattern, replacement, name)
     return name
 
 

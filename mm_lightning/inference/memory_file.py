@@ -1,12 +1,12 @@
-"""A memory is data: what a network remembers of a document, in a file.
+"""Save and load the memory of a document: the state of a network that has read it.
 
-A memory file is a safetensors file. Its tensors are those of the state of inference, by name, and beside them
+A memory file is a safetensors file. Its tensors are those of the inference state, by name, and beside them
 
-    document    (T,) int64, the tokens of the whole document: whoever has the file has the text
+    document    (T,) int64, the tokens of the whole document: the file contains the text
     logits      (V,) float32 for the token after it
 
-Its metadata say what can read it: `format` and `version` of the file, `tokens` T, `network` (class and fields, JSON),
-`weights` (a fingerprint of them) and `tokenizer` (its sha256); and `crc32`, the checksum of the whole file with eight
+Its metadata: `format` and `version` of the file, `tokens` T, `network` (class and fields, JSON), `weights` (their
+fingerprint) and `tokenizer` (its sha256), which must match; and `crc32`, the checksum of the whole file with eight
 zeros in the checksum's place.
 """
 
@@ -31,19 +31,19 @@ if TYPE_CHECKING:
 
 VERSION = 1
 SAMPLED = 256
-"""Numbers of each parameter that enter the fingerprint."""
+"""Elements of each parameter that enter the fingerprint."""
 
 
 def save_memory(path: str | Path | Output, reader: Reader, tokenizer: Tokenizer) -> None:
-    """Writes what a reader of one document remembers.
+    """Write the memory of a reader of one document.
 
     Args:
-        path: the file; another memory file is replaced, unless it is an Output that must not be there.
-        reader: has read something.
+        path: the file; a memory file of this name is replaced, unless an Output forbids it.
+        reader: a reader that has read at least one token.
         tokenizer: of the document.
 
     Raises:
-        UserError: another kind of file is there, or it cannot be written.
+        UserError: another kind of file has this name, or it cannot be written.
     """
     import torch
     from safetensors import SafetensorError
@@ -52,7 +52,7 @@ def save_memory(path: str | Path | Output, reader: Reader, tokenizer: Tokenizer)
     from mm_lightning.checkpoint.safetensors_file import CHECKSUM_PLACEHOLDER, MEMORY_FORMAT, write_checksum
 
     if len(reader.documents) != 1 or reader.logits is None:
-        raise ValueError("a memory file holds one document, of which something was read")
+        raise ValueError("a memory file holds one document, of which at least one token was read")
     target = path if isinstance(path, Output) else check_output(path, True, kind=MEMORY)
     tensors = {f"state.{name}": x.contiguous() for name, x in reader.state.tensors().items()}
     tensors["document"] = torch.tensor(reader.documents[0])
@@ -80,13 +80,13 @@ def load_memory(
     together: int | None = None,
     sublinear: SublinearRead | None = None,
 ) -> Reader:
-    """A reader that remembers the document of a memory file.
+    """Return a reader with the memory of a memory file.
 
     Args:
         path: the file.
         network: the one that wrote it, in evaluation mode.
         tokenizer: that of the document.
-        capacity: tokens beyond the document to make room for at once.
+        capacity: tokens beyond the document to preallocate.
         together, sublinear: as for :class:`Reader`.
 
     Raises:
@@ -111,12 +111,12 @@ def load_memory(
         reader = Reader(network, 1, int(about["tokens"]) + capacity, together or READ_TOKENS, sublinear)
         reader.documents = [tensors.pop("document").tolist()]
         reader.logits = tensors.pop("logits")[None]
-        dtype = _computed_in(network, device)
+        dtype = _compute_dtype(network, device)
         with torch.inference_mode():
             state = {name.removeprefix("state."): x for name, x in tensors.items()}
             reader.state.load({n: x.to(dtype) if n.endswith(PAIRS) else x for n, x in state.items()})
-        here = reader.state.tensors().keys()
-        if here != current_names(state).keys() or not all(part.tensors() for part in reader.state.parts.values()):
+        names = reader.state.tensors().keys()
+        if names != current_names(state).keys() or not all(part.tensors() for part in reader.state.parts.values()):
             raise ValueError("tensors are missing")
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise UserError(f"{path} is a damaged memory file ({error}): read the text again with `mm remember`") from error
@@ -124,10 +124,10 @@ def load_memory(
 
 
 PAIRS = (".keys", ".values", ".raw")
-"""Tensors of the state that have the type the network computes in."""
+"""Endings of the names of state tensors that have the dtype of the computation."""
 
 
-def _computed_in(network: Network, device: torch.device) -> torch.dtype:
+def _compute_dtype(network: Network, device: torch.device) -> torch.dtype:
     import torch
 
     if torch.is_autocast_enabled(device.type):
@@ -141,7 +141,7 @@ def _describe(network: Network, tokenizer: Tokenizer) -> dict[str, str]:
 
 
 def fingerprint(network: Network) -> str:
-    """A hash of evenly spaced numbers of every parameter, rounded to bf16: the same on any device and in any type."""
+    """Hash evenly spaced elements of every parameter, rounded to bf16: equal on any device and in any dtype."""
     import torch
 
     digest = hashlib.sha256()
@@ -178,11 +178,11 @@ def _metadata(path: Path) -> dict[str, str]:
 REMEDY = "use the checkpoint it was made with, or read the text again with `mm remember`"
 
 
-def _check(path: Path, saved: dict[str, str], wanted: dict[str, str]) -> None:
+def _check(path: Path, saved: dict[str, str], given: dict[str, str]) -> None:
     from mm_lightning.networks.config_dict import UnknownNetwork, config_from_dict
 
-    old, new = json.loads(saved["network"]), json.loads(wanted["network"])
-    with contextlib.suppress(UnknownNetwork):  # settings younger than the file had what is now their default
+    old, new = json.loads(saved["network"]), json.loads(given["network"])
+    with contextlib.suppress(UnknownNetwork):  # settings newer than the file get their defaults
         old = json.loads(json.dumps(config_from_dict(old).to_dict()))
     if old != new:
         fields = old["fields"].keys() | new["fields"].keys()
@@ -194,9 +194,9 @@ def _check(path: Path, saved: dict[str, str], wanted: dict[str, str]) -> None:
         if old["class"] != new["class"]:
             different = [f"{old['class']} instead of {new['class']}"]
         raise UserError(f"{path} is the memory of another network, {', '.join(different)}: {REMEDY}")
-    if saved["tokenizer"] != wanted["tokenizer"]:
+    if saved["tokenizer"] != given["tokenizer"]:
         raise UserError(f"{path} is the memory of a network with another tokenizer: {REMEDY}")
-    if saved["weights"] != wanted["weights"]:
+    if saved["weights"] != given["weights"]:
         raise UserError(
             f"{path} is the memory of a network with other weights, such as another checkpoint of the same run: "
             f"{REMEDY}"

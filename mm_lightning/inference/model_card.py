@@ -1,4 +1,4 @@
-"""The README.md of an exported network: what the run folder knows of it."""
+"""Write the model card (README.md) of an exported network from its run folder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RECIPE = (
     ("trainer", ("max_steps", "precision", "gradient_clip_val", "strategy", "devices", "num_nodes")),
     ("data", ("context_length", "global_batch_size")),
 )
-"""What of a config.yaml says how a network was trained."""
+"""The settings of a config.yaml that enter the table "Training"."""
 
 _HEAD = """\
 ---
@@ -33,9 +33,9 @@ tags:
 
 # {name}
 
-A language model of the kind {kind}, written by mm-lightning ([Memory Mosaics at scale]({home})).
+A {kind} language model, trained with mm-lightning ([Memory Mosaics at scale]({home})).
 
-**Licence: not chosen yet.** Whoever publishes this folder has to name one here, and as `license:` at the top of this
+**License: not chosen yet.** Before you publish this folder, name one here and as `license:` at the top of this
 file{code}.
 """
 
@@ -55,17 +55,17 @@ print(tokenizer.decode(model.generate(**tokens, max_new_tokens=50, do_sample=Tru
 {versions}
 
 Batches are padded on the left. The cache of `generate` is the memory's state, `model.new_cache()`; `copy.deepcopy`
-forks it, so that several texts go on from one that was read once. It cannot be cut back, hence no assisted decoding."""
+forks it, so that several texts continue a prefix that was read once. It cannot be cropped: no assisted decoding."""
 
 
 def model_card(checkpoint: Path, about: dict[str, Any], network: Network, self_contained: bool) -> str:
-    """The text of a README.md.
+    """Return the text of a model card.
 
     Args:
-        checkpoint: that was exported; what lies in its run folder is read.
+        checkpoint: the exported checkpoint; the files of its run folder are read.
         about: its entry `mm_lightning`.
         network: as exported.
-        self_contained: whether the folder holds the modelling code.
+        self_contained: whether the folder holds the modeling code.
     """
     run = checkpoint.parent.parent
     config = known_config(run / "config.yaml")
@@ -86,13 +86,13 @@ def model_card(checkpoint: Path, about: dict[str, Any], network: Network, self_c
 
 
 def _versions() -> str:
-    """Return a sentence about the versions of transformers that load the folder."""
+    """Return a sentence with the versions of transformers that load the folder."""
     written = importlib.metadata.version("transformers")
     return f"Needs transformers{required_versions('transformers')}; it was written with {written}."
 
 
 def table(rows: Iterable[tuple[Any, ...]], head: tuple[str, ...]) -> str:
-    """A table in Markdown."""
+    """Return a Markdown table."""
     return markdown_table(head, ([_cell(value) for value in row] for row in rows), len(head))
 
 
@@ -185,7 +185,7 @@ def _data(about: dict[str, Any], config: dict[str, Any]) -> str:
 
 
 def _source(source: dict[str, Any]) -> str:
-    """A source of a manifest in a line."""
+    """Return a source of a manifest as a line."""
     parts = {n: f"{len(v)} files" if isinstance(v, list) else v for n, v in source.items() if not isinstance(v, dict)}
     return ", ".join(
         f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}" for name, value in parts.items()
@@ -195,27 +195,27 @@ def _source(source: dict[str, Any]) -> str:
 def _evaluation(checkpoint: Path, run: Path) -> str:
     from mm_lightning.checkpoint import fingerprint, step_of
 
-    found = []
+    sections = []
     last: dict[str, Any] = {}
     for line in read_lines(run / "metrics.jsonl", "step"):
         if "validation/loss" in line and line["step"] <= step_of(checkpoint):
             last = {name: value for name, value in line.items() if not name.startswith("train/")}
     if last:
-        found.append("Last validation during training:\n\n" + table([tuple(last.values())], tuple(last)))
+        sections.append("Last validation during training:\n\n" + table([tuple(last.values())], tuple(last)))
     rows = [_flat(line) for line in read_lines(run / "evaluation.jsonl")]
     rows = [row for row in rows if row.get("checkpoint", checkpoint.name) == checkpoint.name]
-    if any("weights" in row for row in rows):  # a run that went back may have had other weights under this name
+    if any("weights" in row for row in rows):  # a run that was rewound may have had other weights under this name
         weights = fingerprint(checkpoint)
         rows = [row for row in rows if row.get("weights", weights) == weights]
     if rows:
         names = tuple(dict.fromkeys(name for row in rows for name in row))
-        found.append("Afterwards:\n\n" + table([tuple(row.get(n, "") for n in names) for row in rows], names))
-    return "\n\n".join(found) or "Not evaluated."
+        sections.append("Afterwards:\n\n" + table([tuple(row.get(n, "") for n in names) for row in rows], names))
+    return "\n\n".join(sections) or "Not evaluated."
 
 
-def _flat(line: dict[str, Any], begin: str = "") -> dict[str, Any]:
-    """Nested results by path: {"a": {"b": 1}} as {"a/b": 1}."""
-    found: dict[str, Any] = {}
+def _flat(line: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested results by path: {"a": {"b": 1}} as {"a/b": 1}."""
+    flat: dict[str, Any] = {}
     for name, value in line.items():
-        found.update(_flat(value, f"{begin}{name}/") if isinstance(value, dict) else {f"{begin}{name}": value})
-    return found
+        flat |= _flat(value, f"{prefix}{name}/") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat

@@ -1,9 +1,8 @@
-"""A network of this package as a causal language model of transformers, with the state of inference as its cache."""
+"""A network of this package as a causal language model of transformers, with its inference state as cache."""
 
 from __future__ import annotations
 
 import functools
-import inspect
 from typing import Any
 
 import torch
@@ -14,129 +13,23 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast, ModelOutput
 
 from mm_lightning.inference.configuration import MMLightningConfig
+from mm_lightning.inference.memory_cache import CACHE, MemoryCache, one_cache, with_both_names
 from mm_lightning.memory.documents import IGNORE_INDEX, Documents
-from mm_lightning.memory.state import NetworkState
 from mm_lightning.networks.base import Network
-
-# transformers 5.24 renamed the argument. Exported folders outlive versions, so the loop of generation itself is asked.
-_RENAMED = "cache" in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
-CACHE, OTHER_NAME = ("cache", "past_key_values") if _RENAMED else ("past_key_values", "cache")
-"""The name of the cache in arguments and outputs of this version of transformers, and its name in others."""
-
-
-class MemoryCache(Cache):
-    """The state of inference of all rows of a batch; empty until a network reads with it.
-
-    It can be forked by `copy.deepcopy`, so that several texts go on from one prefix; it cannot be cut back.
-
-    Args:
-        network: whose state it is.
-        capacity: tokens to make room for at once.
-    """
-
-    def __init__(self, network: Network, capacity: int = 0) -> None:
-        super().__init__(layers=[])
-        self.network, self.capacity = network, capacity
-        self.state: NetworkState | None = None
-
-    def begin(self, batch: int) -> NetworkState:
-        """The state, made for so many rows if there is none yet."""
-        if self.state is None:
-            self.state = self.network.new_state(batch, self.capacity)
-        return self.state
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keeps the chosen rows, any of them as often as wanted."""
-        if self.state is not None:
-            room = max(self.state.length + 1, self.capacity)
-            index = indices.to(next(self.network.parameters()).device)
-            self.state = self.state.rows(index, self.network.new_state(len(index), room))
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Gives each beam the state of the beam that it continues."""
-        self.batch_select_indices(beam_idx)
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Every row so many times, one copy beside the other."""
-        if self.state is not None:
-            self.batch_select_indices(torch.arange(self.batch_size).repeat_interleave(repeats))
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> MemoryCache:
-        copied = MemoryCache(self.network, self.capacity)
-        copied.state = self.state
-        copied.batch_repeat_interleave(1)
-        return copied
-
-    def crop(self, tokens_to_remove: int) -> None:
-        """Refuses: an average does not forget its newest terms."""
-        if tokens_to_remove:
-            raise ValueError(
-                "the state of a memory cannot be cut back: keep copy.deepcopy(cache) of the point to return to "
-                "(decoding with an assistant model, which would need this, is not possible)"
-            )
-
-    def reset(self) -> None:
-        """Forgets everything."""
-        self.state = None
-
-    def __len__(self) -> int:
-        return self.network.config.layers
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Tokens read so far."""
-        return 0 if self.state is None else self.state.length
-
-    def get_max_length(self, layer_idx: int | None = None) -> int:
-        """-1: there is no limit."""
-        return -1
-
-    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        """What can be attended to: everything, from the beginning on."""
-        return self.get_seq_length() + query_length, 0
-
-    @property
-    def is_linear(self) -> list[bool]:
-        """False for every layer: `generate` then leaves out of a prompt what was read before."""
-        return [False] * len(self)
-
-    @property
-    def is_sliding(self) -> list[bool]:
-        """False for every layer."""
-        return [False] * len(self)
-
-    @property
-    def is_dummy(self) -> list[bool]:
-        """False for every layer."""
-        return [False] * len(self)
-
-    @property
-    def batch_size(self) -> int:
-        """Rows; -1 if it is empty."""
-        return -1 if self.state is None else len(self.state.tensors()["first"])
-
-    @property
-    def is_initialized(self) -> bool:
-        """Whether a network has read with it."""
-        return self.state is not None
-
-    @property
-    def is_croppable(self) -> bool:
-        """False: see :meth:`crop`."""
-        return False
 
 
 class MMLightningForCausalLM(PreTrainedModel, GenerationMixin):
-    """Any network of mm-lightning, for `generate`, pipelines and trainers of transformers.
+    """A causal language model of transformers around any network of mm-lightning.
 
     Args:
-        config: of the network.
+        config: the exported configuration.
     """
 
     config_class = MMLightningConfig
     base_model_prefix = "network"
     _no_split_modules = ["MosaicBlock", "TransformerBlock"]  # noqa: RUF012
     supports_gradient_checkpointing = True
-    _supports_sdpa = True  # the default of transformers: whatever it says, networks choose how they read themselves
+    _supports_sdpa = True  # the default of transformers; networks choose their attention backend themselves
 
     def __init__(self, config: MMLightningConfig) -> None:
         super().__init__(config)
@@ -147,9 +40,9 @@ class MMLightningForCausalLM(PreTrainedModel, GenerationMixin):
 
     def _init_weights(self, module: nn.Module) -> None:
         reset = getattr(module, "reset_parameters", None)
-        if not callable(reset) or isinstance(module, Network):  # whose parts are asked one by one
+        if not callable(reset) or isinstance(module, Network):  # a network's modules are initialized one by one
             return
-        # Only what no file held is to be initialised; older versions ask every module, whatever was loaded.
+        # Only parameters that were in no file are to be initialized; older versions call this for every module.
         loaded = [p for p in module.parameters(recurse=False) if getattr(p, "_is_hf_initialized", False)]
         values = [p.detach().clone() for p in loaded]
         reset()
@@ -159,7 +52,7 @@ class MMLightningForCausalLM(PreTrainedModel, GenerationMixin):
 
     @property
     def gradient_checkpointing(self) -> bool:
-        """Whether blocks are recomputed in the backward pass: what `gradient_checkpointing_enable` sets."""
+        """Whether blocks are recomputed in the backward pass; `gradient_checkpointing_enable` sets it."""
         return bool(self.network.activation_checkpointing)
 
     @gradient_checkpointing.setter
@@ -167,26 +60,26 @@ class MMLightningForCausalLM(PreTrainedModel, GenerationMixin):
         self.network.activation_checkpointing = value
 
     def get_input_embeddings(self) -> nn.Module:
-        """The embedding."""
+        """Return the embedding."""
         return self.network.embedding
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replaces the embedding."""
+        """Replace the embedding."""
         self.network.embedding = value  # type: ignore[assignment]
 
     def get_output_embeddings(self) -> nn.Module:
-        """The classifier."""
+        """Return the classifier."""
         return self.network.classifier
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        """Replaces the classifier."""
+        """Replace the classifier."""
         self.network.classifier = new_embeddings  # type: ignore[assignment]
 
     def new_cache(self, capacity: int = 0) -> MemoryCache:
-        """An empty cache.
+        """Return an empty cache.
 
         Args:
-            capacity: tokens to make room for at once.
+            capacity: tokens to preallocate.
         """
         return MemoryCache(self.network, capacity)
 
@@ -210,20 +103,20 @@ class MMLightningForCausalLM(PreTrainedModel, GenerationMixin):
         Args:
             input_ids: (B, T) int64, the tokens after those that the cache has read.
             attention_mask: (B, T); with a cache (B, tokens read before + T): 0 on padding, else 1.
-            past_key_values: what the network has read before; another name of `cache`.
+            past_key_values: the cache of earlier calls; another name of `cache`.
             labels: (B, T), token ids or -100: the loss is that of predicting each from the tokens before it, the mean
                 over the labels of this call; in training mode with the load-balancing loss of a mixture of experts.
             use_cache: return the cache. By default where no gradient or loss is wanted.
             logits_to_keep: logits of the last so many tokens only (0: all), or of the tokens with these indices.
             return_dict: False for a tuple.
             position_ids: (B, T) or (1, T): may be left out, and must count as the network itself does.
-            output_attentions: True is refused: the weights of reads are not kept.
-            output_hidden_states: True is refused, likewise.
-            cache: what the network has read before.
+            output_attentions: must not be True: the weights of reads are not kept.
+            output_hidden_states: must not be True, likewise.
+            cache: the cache of earlier calls.
             inputs_embeds: (B, T, d), embeddings in the place of input_ids.
 
         Raises:
-            ValueError: the mask, the cache or the positions do not fit, or something is asked for that there is not.
+            ValueError: the mask, the cache or the positions do not fit, or an unsupported output is requested.
         """
         if output_attentions:
             raise ValueError("memories do not keep the weights of their reads: leave output_attentions out")
@@ -244,8 +137,8 @@ class MMLightningForCausalLM(PreTrainedModel, GenerationMixin):
                 f"model.new_cache() or what an earlier call returned"
             )
         if use_cache is None:
-            wanted = labels is None and not torch.is_grad_enabled()
-            use_cache = wanted and (attention_mask is None or padded_left(attention_mask))
+            inference = labels is None and not torch.is_grad_enabled()
+            use_cache = inference and (attention_mask is None or padded_left(attention_mask))
         if cache is None and use_cache:
             cache = self.new_cache()
         keep = logits_to_keep if isinstance(logits_to_keep, int) and logits_to_keep and labels is None else None
@@ -285,14 +178,14 @@ class MMLightningForCausalLM(PreTrainedModel, GenerationMixin):
         read = cache.get_seq_length()
         if mask is not None and mask.shape[-1] != read + new:
             raise ValueError(
-                f"attention_mask must be of what the cache has read and of the tokens to read, {read} + {new}, "
-                f"got {mask.shape[-1]}: was a text given again that the cache holds?"
+                f"attention_mask must cover the tokens in the cache and the new ones, {read} + {new}, "
+                f"got {mask.shape[-1]}: do not give the text in the cache again"
             )
         state = cache.begin(inputs.shape[0])
         return self.network.hidden_states(inputs, None, None, state, starts, logits_to_keep, balance_mask)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """Generate as every model of transformers does; the cache is given and returned by either of its names."""
+        """Generate as every model of transformers does; the cache may be given and returned by either of its names."""
         cache = one_cache(kwargs)
         tokens, mask = kwargs.get("input_ids", args[0] if args else kwargs.get("inputs")), kwargs.get("attention_mask")
         if cache is not None and tokens is not None and (mask is None or mask.shape == tokens.shape):
@@ -307,7 +200,7 @@ class MMLightningForCausalLM(PreTrainedModel, GenerationMixin):
 
     @functools.wraps(GenerationMixin.prepare_inputs_for_generation)  # whose signature `generate` asks for inputs_embeds
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Prepare inputs as every model does, without None and arguments of older loops that no network reads."""
+        """Prepare inputs as every model does, without None and the unused arguments of older versions."""
         kwargs[CACHE] = one_cache(kwargs)
         inputs = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
         loops = ("cache_position", "tokenizer")  # of older versions; of stop_strings
@@ -325,27 +218,8 @@ class MMLightningForCausalLM(PreTrainedModel, GenerationMixin):
             model_kwargs[CACHE] = self.new_cache()
 
 
-def one_cache(arguments: dict[str, Any]) -> Any:
-    """Take the cache out of arguments that may hold it by either name; None if there is none.
-
-    Raises:
-        ValueError: two are given.
-    """
-    given = [arguments.pop(name, None) for name in (CACHE, OTHER_NAME)]
-    if given[0] is not None and given[1] is not None:
-        raise ValueError(f"cache and past_key_values are two names of one argument: give {CACHE} alone")
-    return given[0] if given[1] is None else given[1]
-
-
-def with_both_names(output: Any) -> Any:
-    """Let the cache of an output be read as `cache` and as `past_key_values`."""
-    if not hasattr(type(output), OTHER_NAME):
-        setattr(output, OTHER_NAME, getattr(output, CACHE, None))
-    return output
-
-
 def document_starts(mask: Tensor, time: int) -> Tensor | None:
-    """(B, T) bool: where, among the last T tokens of a (B, ...) mask, a row's text begins; None if nowhere but at 0.
+    """Return where a row's text begins among the last T tokens of a (B, ...) mask, (B, T) bool; None if only at 0.
 
     Raises:
         ValueError: the mask is not of two dimensions, or shorter than the tokens.
@@ -364,10 +238,10 @@ def document_starts(mask: Tensor, time: int) -> Tensor | None:
 
 
 def check_positions(positions: Tensor, mask: Tensor | None, time: int) -> None:
-    """Holds the positions of T tokens against what the network counts by itself.
+    """Check that the positions of T tokens are those that the network counts by itself.
 
     Raises:
-        ValueError: they do not grow by 1 from each token of a text to its next.
+        ValueError: they do not grow by 1 from each token of a text to the next.
     """
     if positions.shape[-1] == time == 1:
         return
@@ -383,6 +257,6 @@ def check_positions(positions: Tensor, mask: Tensor | None, time: int) -> None:
 
 
 def padded_left(mask: Tensor) -> bool:
-    """Whether a (B, ...) mask is 0 before a row's text and nowhere else."""
+    """Return whether a (B, ...) mask is 0 before a row's text and nowhere else."""
     real = mask.bool()
     return bool((real[:, 1:] | ~real[:, :-1]).all())

@@ -1,4 +1,4 @@
-"""A network that reads documents and remembers them."""
+"""Read documents with a network, chunk by chunk, into its inference state."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ if TYPE_CHECKING:
     from mm_lightning.networks import Network
 
 READ_TOKENS = 2048
-"""Tokens, over all documents, that go through the network together: what bounds the memory of reading."""
+"""Tokens of a chunk, over all documents, which bounds the memory that reading needs."""
 
 
 class Reader:
-    """Documents that a network reads side by side, each token once.
+    """A batch of documents that a network reads, each token once, and the state after them.
 
     Args:
         network: in evaluation mode.
-        batch: documents, B.
-        capacity: tokens of a document to make room for at once.
-        together: tokens, over all documents, that go through the network together.
-        sublinear: how long memories are read when text is written; whole if not given.
+        batch: number of documents B.
+        capacity: tokens of a document to preallocate.
+        together: tokens of a chunk, over all documents.
+        sublinear: sub-linear reads of long memories while decoding; exact reads if not given.
 
     Attributes:
-        state: what the network remembers.
+        state: the inference state of the network.
         documents: the tokens of each document, all of them read.
         logits: (B, V) for the token after each document; None before anything was read.
     """
@@ -47,11 +47,11 @@ class Reader:
         self.logits: Tensor | None = None
 
     def read(self, tokens: Sequence[Sequence[int]], report: Callable[[int], Any] | None = None) -> None:
-        """Reads on in every document.
+        """Append tokens to every document and read them.
 
         Args:
-            tokens: of each document, what comes next. Numbers of tokens may differ where documents begin.
-            report: called with the number of tokens of a row that have gone through the network, from time to time.
+            tokens: the next tokens of each document. Their numbers may differ at the beginning of the documents only.
+            report: called after each chunk with the number of its tokens in a row.
         """
         longest = max(map(len, tokens))
         missing = [longest - len(row) for row in tokens]
@@ -75,11 +75,11 @@ class Reader:
             document.extend(row)
 
     def fork(self, rows: Sequence[int], capacity: int = 0) -> Reader:
-        """A reader of the chosen documents, any of them as often as wanted, that goes on by itself.
+        """Return a reader of copies of some documents, each any number of times, that continues independently.
 
         Args:
-            rows: which.
-            capacity: tokens of a document to make room for at once.
+            rows: the documents to copy.
+            capacity: tokens of a document to preallocate.
         """
         reader = Reader(self.network, len(rows), capacity, self.together, self.sublinear)
         reader.documents = [list(self.documents[row]) for row in rows]
@@ -91,11 +91,11 @@ class Reader:
         return reader
 
     def mark(self) -> Any:
-        """The present, to which :meth:`rewind` goes back."""
+        """Return a mark of the present state, for :meth:`rewind`."""
         return self.state.mark(), [len(document) for document in self.documents], self.logits
 
     def rewind(self, mark: Any) -> None:
-        """Forgets all that was read since a mark, which can be used once."""
+        """Restore the state of a mark; each mark can be used once."""
         state, lengths, self.logits = mark
         self.state.rewind(state)
         for document, length in zip(self.documents, lengths, strict=True):

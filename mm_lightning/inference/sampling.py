@@ -1,4 +1,4 @@
-"""Which token comes next: the choice among the logits of many documents at once."""
+"""Sample the next tokens of a batch of documents from their logits."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn.
+    """The settings of sampling.
 
-    The filters work in the order repetition_penalty, temperature, top_k, top_p, min_p; each sees the probabilities
-    that the one before has left, scaled to a sum of 1.
+    The filters work in the order repetition_penalty, temperature, top_k, top_p, min_p; each gets the probabilities that
+    the one before has left, scaled to a sum of 1.
 
     Args:
         temperature: divides the logits: lower is safer, higher is more varied; 0 always takes the most probable token.
@@ -49,12 +49,12 @@ DEFAULTS = Sampling()
 
 
 def candidates(logits: Tensor, sampling: Sampling, seen: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The tokens that may come next, and how probable each is.
+    """Return the probabilities of the next tokens after all filters.
 
     Args:
         logits: (B, V).
         sampling: the filters.
-        seen: (B, V) bool, the tokens that the repetition penalty is for.
+        seen: (B, V) bool, the tokens of the document, for the repetition penalty.
 
     Returns:
         (B, K) probabilities in float32, 0 where a filter took the token out, and (B, K) int64 tokens.
@@ -77,24 +77,25 @@ def candidates(logits: Tensor, sampling: Sampling, seen: Tensor | None = None) -
         logits, tokens = logits.sort(descending=True, stable=True)
     else:
         tokens = torch.arange(logits.shape[-1], device=logits.device).expand_as(logits)
-    kept = logits.softmax(-1)
+    probabilities = logits.softmax(-1)
     if sampling.top_p is not None:
-        before = kept.cumsum(-1) - kept  # a token stays if those before it have not reached p yet
-        kept = kept.masked_fill(before >= sampling.top_p, 0)
+        before = probabilities.cumsum(-1) - probabilities  # a token stays if those before it have not reached p yet
+        probabilities = probabilities.masked_fill(before >= sampling.top_p, 0)
     if sampling.min_p is not None:
-        kept = kept.masked_fill(kept < sampling.min_p * kept.amax(-1, keepdim=True), 0)
-    return kept / kept.sum(-1, keepdim=True), tokens
+        least = sampling.min_p * probabilities.amax(-1, keepdim=True)
+        probabilities = probabilities.masked_fill(probabilities < least, 0)
+    return probabilities / probabilities.sum(-1, keepdim=True), tokens
 
 
 class Sampler:
-    """Draws the next tokens of B documents, each by random numbers of its own.
+    """A sampler of the next tokens of B documents, each with a random generator of its own.
 
-    A document's draws depend on the seed, its number and its own logits: not on its neighbours, nor on the device.
+    The draws of a document depend on the seed, its number and its logits, not on the other documents or the device.
 
     Args:
-        sampling: how.
+        sampling: the settings.
         documents: the tokens of each so far, for the repetition penalty.
-        numbers: of the documents, which name their random numbers; 0, 1, ... if not given.
+        numbers: the documents' numbers, which seed their generators; 0, 1, ... if not given.
     """
 
     def __init__(
@@ -107,7 +108,7 @@ class Sampler:
         self._seen: Tensor | None = None  # (B, V) bool
 
     def draw(self, logits: Tensor) -> Tensor:
-        """(B,) int64 tokens from (B, V) logits."""
+        """Draw (B,) int64 tokens from (B, V) logits."""
         import torch
 
         if self.sampling.repetition_penalty != 1 and self._seen is None:
@@ -117,18 +118,18 @@ class Sampler:
         probabilities, tokens = candidates(logits, self.sampling, self._seen)
         place = torch.zeros_like(tokens[:, :1])
         if self.sampling.temperature > 0:
-            # Of 32 bits: in float64 a share of the total is then below the total also after rounding.
+            # 32 random bits: in float64 a share of the total is then below the total also after rounding
             share = [generator.getrandbits(32) / 2**32 for generator in self._random]
-            total = probabilities.double().cumsum(-1)
-            wanted = torch.tensor(share, dtype=total.dtype, device=total.device)[:, None] * total[:, -1:]
-            place = torch.searchsorted(total, wanted, right=True)
+            cumulative = probabilities.double().cumsum(-1)
+            shares = torch.tensor(share, dtype=cumulative.dtype, device=cumulative.device)
+            place = torch.searchsorted(cumulative, shares[:, None] * cumulative[:, -1:], right=True)
         drawn = tokens.gather(1, place)
         if self._seen is not None:
             self._seen.scatter_(1, drawn, True)
         return drawn[:, 0]
 
     def keep(self, rows: list[int]) -> None:
-        """Goes on with these documents only."""
+        """Drop all documents but these."""
         self._random = [self._random[row] for row in rows]
         self._documents = [self._documents[row] for row in rows]
         if self._seen is not None:

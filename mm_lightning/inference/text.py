@@ -1,4 +1,4 @@
-"""Text of tokens that come one at a time."""
+"""Decode tokens that come one at a time, up to stop strings; escape and unescape texts of a command line."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from mm_lightning.errors import UserError
 
 HALF = "\N{REPLACEMENT CHARACTER}"
 CONTEXT = 4
-"""Tokens that are decoded again with each new one, for tokenizers whose text depends on what came before; a few
+"""Tokens that are decoded again with each new one, for tokenizers whose text depends on the tokens before; a few
 more where these begin within a character."""
 
 
 class TextStream:
-    """Turns tokens into pieces of text that no later token changes.
+    """A decoder of a stream of tokens, which returns pieces of text that no later token changes.
 
-    A piece never holds half a character, nor anything that may become a stop string.
+    A piece never holds half a character, nor the beginning of what may become a stop string.
 
     Args:
         tokenizer: of the tokens.
@@ -25,7 +25,7 @@ class TextStream:
             drop the first space of a document only.
 
     Attributes:
-        stopped: whether a stop string was found: its beginning and what follows are not shown.
+        stopped: a stop string has come; it and the text behind it are not returned.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), before: Sequence[int] = ()) -> None:
@@ -42,11 +42,11 @@ class TextStream:
 
     @property
     def settled(self) -> bool:
-        """Whether all that came so far was shown."""
+        """Whether the text of all tokens so far was returned."""
         return not (self._held or self._half or self.stopped)
 
     def add(self, token: int) -> str:
-        """What the next token makes certain, perhaps nothing."""
+        """Add a token; return the piece of text that becomes final, which may be empty."""
         self._tokens.append(token)
         text = self._tokenizer.decode(self._tokens)
         certain = max(len(text.rstrip(HALF)), self._decoded)
@@ -59,7 +59,7 @@ class TextStream:
         return self._show(new)
 
     def finish(self) -> str:
-        """The rest, where no more tokens come."""
+        """Return the rest of the text, when no more tokens come."""
         if self.stopped:
             return ""
         last = self._show(self._tokenizer.decode(self._tokens)[self._decoded :])
@@ -67,10 +67,10 @@ class TextStream:
 
     def _show(self, new: str) -> str:
         text = self._held + new
-        found = min((place for stop in self._stop if (place := text.find(stop)) >= 0), default=None)
-        if found is not None:
+        end = min((place for stop in self._stop if (place := text.find(stop)) >= 0), default=None)
+        if end is not None:
             self.stopped = True
-            return text[:found]
+            return text[:end]
         longest = min(len(text), max(map(len, self._stop), default=1) - 1)
         tails = (text[len(text) - n :] for n in range(longest, 0, -1))
         self._held = next((tail for tail in tails if any(stop.startswith(tail) for stop in self._stop)), "")
@@ -78,22 +78,22 @@ class TextStream:
 
 
 def encode_next(tokenizer: Tokenizer, text: str, document: Sequence[int]) -> list[int]:
-    """Return the tokens of a text that continues a document, which may hold only the token that begins it."""
+    """Return the tokens of a text that continues a document, which may consist of `bos` alone."""
     return tokenizer.encode_behind(text) if len(document) > 1 else tokenizer.encode(text)
 
 
 def check_stop(stop: Sequence[str]) -> None:
-    """Raises a UserError where a stop string would stop everything."""
+    """Raise a UserError if `stop` is one string, or holds an empty one."""
     if isinstance(stop, str) or "" in stop:
         raise UserError(f"stop must be a list of strings that are not empty, got {stop!r}")
 
 
 def unescape(text: str) -> str:
-    r"""A text typed in a shell: `\n` is a line end, `\t` a tab, `\\` a backslash."""
+    r"""Return a text typed in a shell with `\n`, `\t` and `\\` replaced by a line end, a tab and a backslash."""
     parts = text.split("\\\\")
     return "\\".join(part.replace("\\n", "\n").replace("\\t", "\t") for part in parts)
 
 
 def escape(text: str) -> str:
-    """Return a text of one line that `unescape` turns back into this one."""
+    """Return a text as one line, the inverse of `unescape`."""
     return text.replace("\\", "\\\\").replace("\n", "\\n").replace("\t", "\\t")

@@ -1,4 +1,4 @@
-"""A tokenizer of transformers that finds only the special tokens that its user adds in texts."""
+"""A tokenizer of transformers that recognizes in texts only special tokens that its user adds."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from transformers import PreTrainedTokenizerFast
 
 
 class MMLightningTokenizer(PreTrainedTokenizerFast):
-    """Special tokens of the training's tokenizer stay characters where a text spells them; added ones are found.
+    """A tokenizer that encodes the trained special tokens as characters where a text spells them, but not added ones.
 
-    The tokenizers library leaves tokens that are marked as special out of its search. So added ones are not marked
-    there, and are left out here where a text is decoded without special tokens.
+    With `split_special_tokens` the tokenizers library finds no token that is marked as special. Added ones are not
+    marked there, and are left out here where a text is decoded without special tokens.
     """
 
     def _add_tokens(self, new_tokens: Sequence[str | AddedToken], special_tokens: bool = False) -> int:

@@ -34,19 +34,19 @@ class Profile:
 
     @torch.no_grad()
     def run(self, network: Network, tokens: Tensor, documents: Documents | None = None) -> None:
-        """Adds what a network reads in a batch of (B, T) tokens; by default every row is one document."""
+        """Add what a network reads in a batch of (B, T) tokens; by default every row is one document."""
         with watch_reads(network, self.add):
             network.hidden_states(tokens, documents)
 
     def add(self, read: Read) -> None:
-        """Counts the queries of one memory that was read."""
+        """Count the queries of one memory that was read."""
         chosen = read.documents.position >= self.distances - 1  # (B, T)
         if chosen.any():
             for queries, weights in read.weights(int(chosen.any(0).int().argmax())):
                 self.add_weights(read, queries, weights)
 
     def add_weights(self, read: Read, queries: slice, weights: Tensor) -> None:
-        """Counts queries of which the weights (B, H, T', T) are at hand, a piece of :meth:`Read.weights`."""
+        """Count queries of which the weights (B, H, T', T) are at hand, a piece of :meth:`Read.weights`."""
         row, place = (read.documents.position[:, queries] >= self.distances - 1).nonzero(as_tuple=True)
         back = (place + queries.start)[:, None] - torch.arange(self.distances, device=place.device)
         found = weights[row, :, place].gather(-1, back[:, None].expand(-1, weights.shape[1], -1))  # (Q, H, N)

@@ -105,7 +105,7 @@ class Trace:
         self.memories: list[dict[str, Any]] = []
 
     def add(self, read: Read) -> None:
-        """Takes in one memory of a batch of one document."""
+        """Take in one memory of a batch of one document."""
         if read.layer not in self.plan.layers:
             if self.profile is not None:
                 self.profile.add(read)

@@ -82,7 +82,7 @@ def test_a_shard_that_is_cut_while_it_is_open(shards):
 
 def test_few_files_are_open_at_a_time(shards, monkeypatch):
     expected = [batch.tokens.tolist() for batch in loader(shards)]
-    monkeypatch.setattr(sequences, "_OPEN", 2)
+    monkeypatch.setattr(sequences, "_MAX_OPEN_FILES", 2)
     ready = loader(shards)
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")

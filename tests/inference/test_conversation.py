@@ -12,7 +12,7 @@ from spaced_tokenizers import spaced_tokenizer
 
 from mm_lightning.errors import UserError
 from mm_lightning.inference import conversation
-from mm_lightning.inference.chat import converse
+from mm_lightning.inference.chat import read_turns
 from mm_lightning.inference.conversation import Conversation, Turns
 from mm_lightning.inference.generate import read_prompts
 from mm_lightning.inference.sampling import Sampling
@@ -113,7 +113,7 @@ def test_turns_are_checked():
 
 def chat(talk, monkeypatch, *lines):
     monkeypatch.setattr("sys.stdin", io.StringIO("".join(line + "\n" for line in lines)))
-    converse(talk)
+    read_turns(talk)
 
 
 def test_lines_from_a_pipe(tokenizer, monkeypatch, capsys):

@@ -186,7 +186,7 @@ def test_the_card_says_what_the_run_folder_knows(documented, tmp_path, capsys):
     card = (tmp_path / "out" / "README.md").read_text()
     for line in (
         "# tale 0",
-        "**Licence: not chosen yet.**",
+        "**License: not chosen yet.**",
         "import mm_lightning.transformers\nfrom transformers import",
         f"Needs transformers{required_versions('transformers')}; it was written with {transformers.__version__}.",
         f"| parameters | {parameters(CONFIGS['v2']):,} (float32) |",

@@ -227,11 +227,11 @@ def test_older_config_files_of_llama_say_the_base_elsewhere(tmp_path):
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rotary positions are scaled \\(llama3\\)"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rotary positions are scaled \\(linear\\)"),
         ({"attention_bias": True, "mlp_bias": True}, "its attention has biases; its SwiGLU networks have biases"),
-        ({"head_dim": 16}, "heads of 16 numbers"),
+        ({"head_dim": 16}, "head dimension is 16"),
         ({"hidden_act": "gelu"}, "gelu instead of silu"),
         ({"quantization_config": {}}, "quantized"),
         ({"model_type": "mistral"}, "of type mistral: only llama"),
-        ({"hidden_size": None}, "does not say 'hidden_size'"),
+        ({"hidden_size": None}, "lacks 'hidden_size'"),
     ],
 )
 def test_what_no_transformer_of_ours_is_like_is_refused(change, message, tmp_path):
