@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ProgressBar
 
+from mm_lightning import console
 from mm_lightning.training.module import LanguageModule
 
 
@@ -27,24 +28,19 @@ class Progress(ProgressBar):
         """Turn the bar on."""
         self._enabled = True
 
-    def _start(self, what: str, total: float, done: int = 0) -> None:
-        if not self._enabled or not sys.stdout.isatty():
-            return
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, transient=True)
-        self._task = self._bar.add_task(what, total=None if total == float("inf") else total, completed=done)
-        self._bar.start()
+    def _start(self, title: str, total: float, done: int = 0) -> None:
+        # on a pipe a training prints its log lines alone
+        if self._enabled and (sys.stderr.isatty() or title != "training"):
+            self._bar = console.Progress(title, None if total == float("inf") else total, done)
 
     def _stop(self) -> None:
         if self._bar is not None:
-            self._bar.stop()
+            self._bar.close()
         self._bar = None
 
     def _set(self, done: float) -> None:
         if self._bar is not None:
-            self._bar.update(self._task, completed=done)
+            self._bar.update(done)
 
     def on_train_start(self, trainer: Trainer, pl_module: LanguageModule) -> None:
         self._start("training", trainer.max_steps, trainer.global_step)

@@ -12,13 +12,13 @@ from mm_lightning.callbacks.samples import Samples
 from mm_lightning.checkpoint.discovery import list_checkpoints
 from mm_lightning.console import clock
 from mm_lightning.data.mixture import bits_per_byte, mean
-from mm_lightning.terminal import console, display
+from mm_lightning.terminal import display
 from mm_lightning.training.lightning_internals import callbacks_of, datamodule_of
 from mm_lightning.training.module import LanguageModule
 
 
 class Summary(Callback):
-    """Print a panel at the end of training: validation loss, perplexity and bits per byte beside those of the unigram
+    """Print a summary at the end of training: validation loss, perplexity and bits per byte beside those of the unigram
     baseline (a model that knows how often each token occurs and nothing else), a sample, the run folder, and
     commands to try next, of which the first writes that sample again.
     """
@@ -36,12 +36,9 @@ class Summary(Callback):
         self._validated = trainer.global_step
 
     def on_fit_end(self, trainer: Trainer, pl_module: LanguageModule) -> None:
-        """Print the panel on the first process, if anything was trained."""
+        """Print the summary on the first process, if anything was trained."""
         if not trainer.is_global_zero or self._begin is None:
             return
-        from rich.panel import Panel
-        from rich.text import Text
-
         seconds = time.perf_counter() - self._begin
         folder = pl_module.run_folder.path
         samplers = [c for c in callbacks_of(trainer) if isinstance(c, Samples) and c.last is not None]
@@ -56,13 +53,7 @@ class Summary(Callback):
         if saved:
             commands.append(f"mm validate --config {quote(str(folder / 'config.yaml'))}")
             commands[:0] = [s.command(folder) for s in samplers] or [f"mm generate --checkpoint {quote(str(folder))}"]
-        out = console(soft_wrap=False)
-        if out.is_terminal:
-            out.print(Panel(Text("\n".join(lines)), title="finished", expand=False))
-        else:
-            display("\n".join(["", *lines]))
-        # without a border, which would be copied along
-        display("\n".join(["", "try next:", *(f"  {command}" for command in commands)]), flush=True)
+        display("\n".join(["", *lines, "", "try next:", *(f"  {command}" for command in commands)]), flush=True)
 
     def _scores(self, trainer: Trainer) -> list[str]:
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}

@@ -68,7 +68,7 @@ class Progress:
         from rich.progress import Progress as Bars
 
         text = [TextColumn(f"{{task.{name}}}", markup=False) for name in ("description", "fields[note]")]
-        percent = TaskProgressColumn(text_format_no_percentage="", markup=False)
+        percent = TaskProgressColumn("{task.percentage:>3.0f}%", "", markup=False)
         columns = (text[0], BarColumn(), percent, text[1], TimeRemainingColumn())
         # what is printed to a pipe stays there: only lines for the same terminal go above the bar
         bars = Bars(*columns, console=console(stderr=True), transient=True, redirect_stdout=sys.stdout.isatty())
