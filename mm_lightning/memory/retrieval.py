@@ -9,6 +9,7 @@ attention, differ only in their spans.
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,10 +31,12 @@ class Retrieval(nn.Module):
         kernels: reference for the explicit T x T matrix, any other for fused kernels; see
             :func:`mm_lightning.memory.kernels.set_kernels`.
         softmax: whether the answers are those of equation (4), so that parts of the pairs can be read separately.
+        has_dropout: whether :meth:`answer_scaled` takes the share of weights to drop as `dropout`.
     """
 
     kernels: Kernels = "auto"
     softmax = False
+    has_dropout = False
 
     def answer(self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None) -> Tensor:
         """Return (B, H, T, D) answers to queries of this shape; 0 where there is nothing to read.
@@ -89,12 +92,13 @@ class Retrieval(nn.Module):
 
         The backward pass answers each tile again, so that no T x T matrix is kept.
         """
-        if dropout:
+        if dropout and not self.has_dropout:
             raise UserError(f"{type(self).__name__} has no dropout of retrieval weights, got {dropout}: set dropout 0")
         if documents.longest <= span.delay:
             return zeros_with_gradient(q, k, v)
         keys, values = k.transpose(1, 2), v.transpose(1, 2)
-        answer = partial(checkpoint, self.answer_scaled, use_reentrant=False)
+        drop: dict[str, Any] = {"dropout": dropout} if dropout else {}
+        answer = partial(checkpoint, partial(self.answer_scaled, **drop), use_reentrant=False)
         return read_in_tiles(answer, q, keys, values, 0, span, documents, scale)
 
     def weights(self, q: Tensor, k: Tensor, span: Span, documents: Documents, scale: float, queries: slice) -> Tensor:

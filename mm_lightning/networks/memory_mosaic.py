@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from mm_lightning.errors import UserError
 from mm_lightning.memory.bandwidth import AdaptiveBandwidth, Bandwidth, FixedBandwidth
+from mm_lightning.memory.compact_retrieval import COMPACT_KERNELS, CompactRetrieval
 from mm_lightning.memory.contextual import ContextualMemory
 from mm_lightning.memory.keys import GatedKeys, Keys, LeakyKeys
 from mm_lightning.memory.layers import Linear, Norm
@@ -27,6 +28,7 @@ from mm_lightning.ranges import NonNegative
 
 KeyKind = Literal["gated", "leaky"]
 BandwidthKind = Literal["adaptive", "fixed"]
+RetrievalKind = Literal["softmax", "epanechnikov", "biweight", "triweight"]
 PersistentKind = Literal["swiglu", "key_value", "experts", "none"]
 
 
@@ -54,7 +56,7 @@ class MemoryMosaicConfig(NetworkConfig):
         keys: gated (equation 8) or leaky (7, v1).
         bandwidth: adaptive (6), or fixed: exp(2 kappa) (v1).
         values: look_ahead (9).
-        retrieval: softmax (4).
+        retrieval: softmax (4), or a kernel of bounded support in its place: epanechnikov, biweight or triweight.
         look_ahead: whether a pair's value looks at the next token (9); without, it is the value of its own position.
         value_scale: alpha_psi = exp(min(|theta|, 15)) (exp_abs, v2) or exp(10 theta) (exp, v1).
         persistent: swiglu (v2), key_value (v1: learned pairs), experts (a mixture of SwiGLU networks) or none.
@@ -70,7 +72,7 @@ class MemoryMosaicConfig(NetworkConfig):
     keys: KeyKind | Spec = "gated"
     bandwidth: BandwidthKind | Spec = "adaptive"
     values: Literal["look_ahead"] | Spec = "look_ahead"
-    retrieval: Literal["softmax"] | Spec = "softmax"
+    retrieval: RetrievalKind | Spec = "softmax"
     look_ahead: bool = True
     value_scale: Scale = "exp_abs"
     persistent: PersistentKind | Spec = "swiglu"
@@ -155,7 +157,8 @@ def contextual_memory(config: MemoryMosaicConfig, index: int) -> ContextualMemor
     bandwidth = made(
         config.bandwidth, Bandwidth, lambda: AdaptiveBandwidth(heads) if adaptive else FixedBandwidth(heads)
     )
-    retrieval = made(config.retrieval, Retrieval, SoftmaxRetrieval)
+    power = COMPACT_KERNELS.get(str(config.retrieval))
+    retrieval = made(config.retrieval, Retrieval, lambda: CompactRetrieval(power) if power else SoftmaxRetrieval())
     return ContextualMemory(d, heads, keys, values, bandwidth, retrieval, std, config.dropout, bias)
 
 

@@ -103,7 +103,7 @@ class RecordRun(Callback):
         }
         say(
             f"attention backend  {attention_backend(device, dtype, dim)}"
-            if "retrieval" not in custom_parts
+            if getattr(config, "retrieval", "softmax") == "softmax"
             else "attention backend  plain torch"
         )
         say(f"key kernels        {kernels.describe(dispatch_kernels(module.kernels, device, dtype, dim))}")

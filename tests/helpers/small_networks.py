@@ -22,6 +22,8 @@ CONFIGS = {
     "v1-levels": MemoryMosaicConfig(**SMALL, levels=("full",)),
     "no-look-ahead": MemoryMosaicConfig(**SMALL, **SPANS, look_ahead=False),
     "no-persistent": MemoryMosaicConfig(**SMALL, **SPANS, persistent="none"),
+    "epanechnikov": MemoryMosaicConfig(**SMALL, **SPANS, retrieval="epanechnikov"),
+    "v1-biweight": MemoryMosaicConfig(**SMALL, **SMALL_V1, retrieval="biweight"),
     "experts": MemoryMosaicConfig(**SMALL, **SPANS, persistent="experts", experts=4),
     "transformer": TransformerConfig(**SMALL),
     "transformer-grouped": TransformerConfig(**SMALL, kv_heads=1),

@@ -17,8 +17,8 @@ from mm_lightning.memory.contextual import ContextualMemory
 from mm_lightning.memory.documents import Documents
 from mm_lightning.memory.kernels import dispatch, fused_read
 from mm_lightning.memory.persistent import SlotMemory
+from mm_lightning.memory.retrieval import SoftmaxRetrieval
 from mm_lightning.networks import triton_loss
-from mm_lightning.networks.transformer import Attention
 
 BATCH, TIME = 2, 100
 KEYS, VALUES = (f"mm_lightning_memory_kernels_dispatch.{name}.default" for name in ("gated_keys", "ahead_values"))
@@ -96,11 +96,6 @@ def count(network, kind):
     return sum(isinstance(module, kind) for module in network.modules())
 
 
-def reads_pairs(network):
-    """Gated DeltaNet keeps a state instead."""
-    return any(count(network, kind) for kind in (ContextualMemory, SlotMemory, Attention))
-
-
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_training_step_stays_on_the_gpu_and_does_not_wait_for_it(imagined, config, precision, never_planned):
     network, tokens, documents = imagined
@@ -108,12 +103,12 @@ def test_a_training_step_stays_on_the_gpu_and_does_not_wait_for_it(imagined, con
         with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16"):
             loss = network(tokens, documents, tokens, delays={"long": 5})
         assert (loss.device.type, loss.dtype, loss.shape) == ("cuda", torch.float32, ())
-        memories, slots, attentions = (count(network, kind) for kind in (ContextualMemory, SlotMemory, Attention))
+        memories, slots, reads = (count(network, kind) for kind in (ContextualMemory, SlotMemory, SoftmaxRetrieval))
         assert watch.operators.count(KEYS) == memories + slots
         assert watch.operators.count(VALUES) == memories
-        assert watch.operators.count(FLASH) == (memories + attentions if precision == "bf16" else 0)
+        assert watch.operators.count(FLASH) == (reads if precision == "bf16" else 0)
     assert not watch.elsewhere
-    assert bool(never_planned) == reads_pairs(network)
+    assert bool(never_planned) == bool(count(network, SoftmaxRetrieval) + count(network, SlotMemory))
 
 
 def test_text_is_generated_without_waiting_for_the_gpu(imagined, config, never_planned):
@@ -123,7 +118,7 @@ def test_text_is_generated_without_waiting_for_the_gpu(imagined, config, never_p
         for time in (TIME, 1, 1):
             logits = network(tokens[:, :time], state=state, logits_to_keep=1)
             assert (logits.device.type, logits.shape) == ("cuda", (BATCH, 1, config.vocab_size))
-    assert bool(never_planned) == reads_pairs(network)
+    assert bool(never_planned) == bool(count(network, SoftmaxRetrieval) + count(network, SlotMemory))
 
 
 def test_what_a_user_forbids_stays_forbidden():
