@@ -208,7 +208,7 @@ def log_tables(
     """Log the tables and the figures of the report to TensorBoard."""
     if not (boards := tensorboards(trainer)):
         return
-    from mm_lightning.experiments.evaluated.document import section
+    from mm_lightning.experiments.evaluated.document import task_sections
     from mm_lightning.experiments.evaluated.grid import Grid
     from mm_lightning.experiments.evaluated.groups import Evaluation, Gathered, Network
     from mm_lightning.experiments.evaluated.summary import summary
@@ -220,7 +220,7 @@ def log_tables(
     gathered = Gathered([evaluation], [])
     parts: list[Any] = [summary(gathered, [evaluation])]
     if importlib.util.find_spec("matplotlib") is not None:
-        parts += section(gathered)
+        parts += task_sections(gathered)
     tables = [markdown_block(part.block()) for part in parts if isinstance(part, Grid)]
     for board in boards:
         board.add_text(tensorboard_tag(f"evaluation/{task.title}"), "\n\n".join(tables), step)

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 GREY = "#808890"
-INK = "#24292f"  # replaced by the page's colour where the page may be dark
-# After Okabe and Ito, less what is pale on white or dark on black: told apart by colour-blind readers on both.
-COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#999933")
+INK = "#24292f"  # replaced by the page's color where the page may be dark
+# After Okabe and Ito, less what is pale on white or dark on black: told apart by color-blind readers on both.
+COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#999933")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
-# grey lines to hold a metric against
+# gray lines to hold a metric against
 REFERENCES = ("--", ":", "-.", (0, (10, 2)), (0, (1, 4)), (0, (6, 2, 1, 2, 1, 2)))
 
 
@@ -75,8 +75,8 @@ def _through(literal: Callable[[Any], str], label: Callable[..., Any], *place: A
 
 
 def look_of(number: int) -> dict[str, Any]:
-    """Colour and marker of one of several lines."""
-    return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+    """Color and marker of one of several lines."""
+    return {"color": COLORS[number % len(COLORS)], "marker": MARKERS[number % len(MARKERS)]}
 
 
 def frame(axes: Axes, values: list[float]) -> None:
@@ -105,7 +105,7 @@ def line(
         low: where their intervals begin.
         high: where they end.
         label: in the legend.
-        look: colour, marker and dashes.
+        look: color, marker and dashes.
     """
     axes.plot(x, y, label=label, markersize=5, linewidth=1.6, **look)
     if len(x) > 1:

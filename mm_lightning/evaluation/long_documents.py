@@ -55,7 +55,7 @@ def stretches(documents: Texts, length: int, limit: int) -> list[Stretch]:
     """Sequences of `length` tokens, no token of a document in two of them.
 
     Documents that are long enough give one each, their beginning; if they are more than `limit`, such as lie evenly
-    among them. If they are fewer, neighbours among the other documents are joined until there are `limit`.
+    among them. If they are fewer, neighbors among the other documents are joined until there are `limit`.
     """
     long = [n for n, part in enumerate(documents.parts) if len(part) >= length]
     count = min(len(long), limit)

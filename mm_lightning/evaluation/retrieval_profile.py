@@ -29,7 +29,7 @@ class RetrievalProfile(ReadingTask):
     least: ClassVar[int] = 2
 
     def items(self, model: Model) -> list[Item]:
-        """The documents of each length; neighbouring ones are joined where there are not enough long ones."""
+        """The documents of each length; neighboring ones are joined where there are not enough long ones."""
         documents = self.documents(model)
         return [
             Item(key, {"context": length}, stretch)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mm_lightning.experiments.page import GROUND, Drawing
 from mm_lightning.experiments.study import Study
-from mm_lightning.style import COLOURS, INK, MARKERS, tame
+from mm_lightning.style import COLORS, INK, MARKERS, tame
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 DASHES = ("-", "--", ":", "-.")
 
 
-def word(metric: str) -> str:
+def humanize(metric: str) -> str:
     """validation/bits_per_byte -> validation bits per byte"""
     return metric.replace("/", " ").replace("_", " ")
 
 
-def short(number: float) -> str:
+def si_format(number: float) -> str:
     """1234567 -> 1.23 M; from 1e15 on powers of ten."""
     if abs(number) >= 1e15:
         return f"{number:.2e}".replace("e+", "e")
@@ -33,13 +33,13 @@ def short(number: float) -> str:
 
 
 def styles(study: Study) -> dict[str, dict[str, Any]]:
-    """Colour, marker and dashes of each variant; the baseline has the colour of the text."""
+    """Color, marker and dashes of each variant; the baseline has the color of the text."""
     others = [variant for variant in study.variants if variant != study.baseline]
     styles = {
         variant: {
-            "color": COLOURS[n % len(COLOURS)],
+            "color": COLORS[n % len(COLORS)],
             "marker": MARKERS[1 + n % (len(MARKERS) - 1)],
-            "linestyle": DASHES[n // len(COLOURS) % len(DASHES)],
+            "linestyle": DASHES[n // len(COLORS) % len(DASHES)],
         }
         for n, variant in enumerate(others)
     }
@@ -48,7 +48,7 @@ def styles(study: Study) -> dict[str, dict[str, Any]]:
 
 def scale_tokens(axes: Axes) -> None:
     """Large numbers with K, M, B and T on the horizontal axis; the legend beside the axes."""
-    axes.xaxis.set_major_formatter(lambda value, _: short(value).replace(" ", ""))
+    axes.xaxis.set_major_formatter(lambda value, _: si_format(value).replace(" ", ""))
     legend(axes)
 
 

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from mm_lightning.errors import UserError
-from mm_lightning.experiments.drawing import drawing, file_name, legend, scale_tokens, short, styles, word
+from mm_lightning.experiments.drawing import drawing, file_name, humanize, legend, scale_tokens, si_format, styles
 from mm_lightning.experiments.page import Drawing
 from mm_lightning.experiments.statistics import Row, spread
 from mm_lightning.experiments.study import LOSS, Run, Study
-from mm_lightning.style import COLOURS, GREY, INK, MARKERS, REFERENCES, figure_of, frame
+from mm_lightning.style import COLORS, GREY, INK, MARKERS, REFERENCES, figure_of, frame
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -81,13 +81,13 @@ def _curves(
         return None
     marks = _references(study, metric, axes) if name == "tokens" else []
     frame(axes, framed + marks)
-    axes.set(xlabel=label, ylabel=word(metric))
+    axes.set(xlabel=label, ylabel=humanize(metric))
     axes.set_xlim(left=0)
     scale_tokens(axes)
     return drawing(
         figure,
         f"{file_name(metric)}-{name}",
-        f"{word(metric).capitalize()} against {label}: mean over seeds, band from the lowest to the highest seed; "
+        f"{humanize(metric).capitalize()} against {label}: mean over seeds, band from the lowest to the highest seed; "
         f"the frame leaves out what comes early and far away.",
     )
 
@@ -186,8 +186,8 @@ def _against_axis(study: Study, metric: str, axis: str) -> Drawing | None:
     figure, axes = figure_of(8.4, 4.2)
     for n, (label, line) in enumerate(lines.items()):
         places = sorted(line)
-        colour = (INK, *COLOURS)[n % (1 + len(COLOURS))]
-        look = {"color": colour, "marker": MARKERS[n % len(MARKERS)]}
+        color = (INK, *COLORS)[n % (1 + len(COLORS))]
+        look = {"color": color, "marker": MARKERS[n % len(MARKERS)]}
         means = [sum(line[place]) / len(line[place]) for place in places]
         axes.plot(places, means, label=label, markersize=5, linewidth=1.5, **look)
         dots = [(place, value) for place in places for value in line[place]]
@@ -202,8 +202,8 @@ def _against_axis(study: Study, metric: str, axis: str) -> Drawing | None:
     if places[0] > 0 and places[-1] > 10 * places[0]:
         axes.set_xscale("log")
         axes.minorticks_off()
-    axes.set_xticks(places, [short(place).replace(" ", "") for place in places])
-    axes.set(xlabel=axis, ylabel=word(metric))
+    axes.set_xticks(places, [si_format(place).replace(" ", "") for place in places])
+    axes.set(xlabel=axis, ylabel=humanize(metric))
     legend(axes)
-    caption = f"Last {word(metric)} against {axis}: means over seeds; small dots are the seeds."
+    caption = f"Last {humanize(metric)} against {axis}: means over seeds; small dots are the seeds."
     return drawing(figure, f"{file_name(metric)}-by-{re.sub(r'[^A-Za-z0-9_]+', '-', axis)}", caption)

@@ -86,7 +86,7 @@ class Launch:
         run: where its run folders lie.
         arguments: of `mm fit`, without where it begins.
         start: where it begins: `--ckpt_path ...`, `--resume` or nothing.
-        batch: what an optimisation step is made of, in words.
+        batch: what an optimization step is made of, in words.
         memory: what a GPU holds, in words.
     """
 

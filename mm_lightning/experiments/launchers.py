@@ -26,7 +26,7 @@ class Work:
 
     Attributes:
         folder: holds config.yaml, log.txt, and the numbered run folders that `mm fit` makes.
-        steps: the optimisation steps it has in all.
+        steps: the optimization steps it has in all.
     """
 
     folder: Path

@@ -203,7 +203,7 @@ def _cell(tag: str, text: str, table: Table, row: int | None, column: int) -> st
 
 
 def _inline(svg: str, caption: str) -> str:
-    """The drawing as part of a page: on the page's ground, in the page's colour."""
+    """The drawing as part of a page: on the page's ground, in the page's color."""
     from mm_lightning.style import INK
 
     drawing = svg[svg.index("<svg") :].replace(GROUND, "", 1).replace(INK, "currentColor")

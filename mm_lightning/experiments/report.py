@@ -20,7 +20,7 @@ from mm_lightning.experiments.figures import draw
 from mm_lightning.experiments.hparams import write_hparams
 from mm_lightning.experiments.provenance import facts, remarks
 from mm_lightning.experiments.read_study import has_runs, read_study
-from mm_lightning.experiments.statistics import Row, summarise, t_quantile
+from mm_lightning.experiments.statistics import Row, summarize, t_quantile
 from mm_lightning.experiments.study import Run, Study
 from mm_lightning.experiments.tables import (
     reached,
@@ -134,7 +134,7 @@ def _write(folders: list[Any], output: str | Path | None, baseline: str | None, 
     if baseline is not None and not trained:
         raise UserError(f"--baseline {baseline} names a variant of runs: there are evaluations only, leave it out")
     study = read_study(trained, baseline) if trained else None
-    rows = summarise(study) if study is not None else []
+    rows = summarize(study) if study is not None else []
     options = {"output": output, "baseline": baseline}
     words = [word for name, value in options.items() if value for word in (f"--{name}", str(value))]
     command = shlex.join(["mm", "report", *map(str, folders), *words])

@@ -92,7 +92,7 @@ def paired_difference(values: dict[int, float], baseline: dict[int, float]) -> D
     return Difference(paired, found.mean, found.mean - half, found.mean + half)
 
 
-def summarise(study: Study) -> list[Row]:
+def summarize(study: Study) -> list[Row]:
     """One row a variant, in the order of the study."""
     loss = {variant: _finals(study.of(variant), LOSS) for variant in study.variants}
     rows = []

@@ -23,13 +23,13 @@ class Run:
         path: the run folder that `mm fit` wrote, the newest if there are several; None before the first.
         status: `finished`, `diverged` (finished with a loss that is not a number), `failed`, `unfinished` or `not
             started`. Only finished runs enter means.
-        steps: planned optimisation steps; None if not known.
+        steps: planned optimization steps; None if not known.
         last_step: at which training ended, before `steps` where a callback or trainer.max_time ended it; None if it has
             not.
         values: place of the variant on each axis of the sweep.
         parameters: of the network; None if not known.
         training_flops_per_token: forward and backward; None if not known.
-        step_tokens: planned tokens of one optimisation step; None if not known.
+        step_tokens: planned tokens of one optimization step; None if not known.
         last_tokens: tokens of all steps up to `last_step`; None if not known.
         saved_step: of the newest checkpoint, which may be ahead of the last metrics.
         wall_seconds: with start, validation and checkpoints; None of a run that was resumed, of which it is not known.

@@ -30,7 +30,7 @@ class Run:
         network: the network's dimensions.
         parameters: learned numbers.
         training_flops_per_token: forward and backward at the config's context.
-        steps: optimisation steps.
+        steps: optimization steps.
         step_tokens: tokens of a step.
     """
 

@@ -8,7 +8,7 @@ from typing import Any
 from mm_lightning.checkpoint.environment import describe_hardware
 from mm_lightning.console import clock, print_table, say
 from mm_lightning.csv_text import csv_text
-from mm_lightning.experiments.drawing import short, word
+from mm_lightning.experiments.drawing import humanize, si_format
 from mm_lightning.experiments.figures import DERIVED
 from mm_lightning.experiments.page import NOTHING
 from mm_lightning.experiments.provenance import commit, remarks
@@ -22,7 +22,7 @@ def table(study: Study, rows: list[Row]) -> tuple[list[str], list[list[str]]]:
     compared = any(row.difference for row in rows)
     columns = ["variant", "seeds", "steps"]
     for name in metrics:
-        columns.append(word(name))
+        columns.append(humanize(name))
         columns += ["difference [95% CI]"] if name == LOSS and compared else []
     columns += ["parameters", "training FLOPs/token", "tokens", "training FLOPs", "tokens/s", "training time"]
     lines = []
@@ -74,7 +74,7 @@ def _digits(value: float) -> int:
 
 
 def _short(value: float | None) -> str:
-    return NOTHING if value is None else short(value)
+    return NOTHING if value is None else si_format(value)
 
 
 def _clock(seconds: float | None) -> str:
@@ -94,7 +94,9 @@ def reference_rows(study: Study) -> list[list[str]]:
             for name, value in values.items():
                 found.setdefault((name, metric), []).append(value)
     ends = {key: list(dict.fromkeys((min(values), max(values)))) for key, values in found.items()}
-    return [[name, word(metric), " to ".join(f"{v:.{_digits(v)}f}" for v in e)] for (name, metric), e in ends.items()]
+    return [
+        [name, humanize(metric), " to ".join(f"{v:.{_digits(v)}f}" for v in e)] for (name, metric), e in ends.items()
+    ]
 
 
 def show(study: Study, rows: list[Row]) -> None:

@@ -175,4 +175,4 @@ def _print_summary(output: Path, network: Network, dtype: str, tokenizer: Any, s
     first, option = ("", ", trust_remote_code=True") if self_contained else ("mm_lightning.transformers, ", "")
     load = f"transformers.AutoModelForCausalLM.from_pretrained({str(output)!r}{option})"
     say(f"load it: import {first}transformers; model = {load}")
-    say("its README.md names no licence: choose one before you publish it")
+    say("its README.md names no license: choose one before you publish it")

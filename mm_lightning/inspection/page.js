@@ -85,7 +85,7 @@ function writeTexts() {
   paragraph("guide", (mosaic ? `<p>A <b>pair</b> is stored for each position i: its <b>key</b> describes the recent past up to token i, its <b>value</b> the
     near future${memoryOf(data.layers[0], data.levels[0]).ahead ? ", token i and the one that follows" : ""}. The token you choose is the <b>query</b>. It asks: when the past looked like this, what came next?
     So look at the keys that are read (do they resemble the query's past?) and at what follows them.</p>` : "")
-    + `<p>Colour in the texts is weight. Above the lists, the weights are added up by the token that the values stand for: compare these with what the
+    + `<p>Color in the texts is weight. Above the lists, the weights are added up by the token that the values stand for: compare these with what the
     network expects next. The map of all heads leads to the sharp ones (few effective pairs). The last figure shows how weight depends on distance alone.</p>
     <p>Keys: in a text ← → choose a token, ↑ ↓ one a line away, Home, End, Page Up and Down; in a map the arrow keys choose layer and head. The
     address of the page follows what you see, so a view can be kept as a link.</p>`);

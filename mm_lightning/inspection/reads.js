@@ -76,7 +76,7 @@ function drawPanel(panel) {
   if (top < box.scrollTop + 30 || top > box.scrollTop + box.clientHeight - 50) box.scrollTop = top - box.clientHeight * 0.6;
   panel.about.textContent = describeSpan(memory);
   panel.facts.replaceChildren(...facts(memory, n));
-  panel.scale.replaceChildren("0", element("div", { "aria-hidden": "true" }), `${percent(highest)}, the largest (colour ∝ √weight)`);
+  panel.scale.replaceChildren("0", element("div", { "aria-hidden": "true" }), `${percent(highest)}, the largest (color ∝ √weight)`);
   panel.lists.replaceChildren(...(n ? lists(panel, memory, pairs, n) : [element("p", { class: "muted" },
     `Nothing is stored for this token yet: the answer is 0. The first pair can be read at token ${memory.delay}.`)]));
 }

@@ -57,7 +57,7 @@ def test_soak(config, tmp_path, request):
     cut_off = said.count("saving it was cut off")
     summary = (
         f"{kills} kills in the first {minutes:g} of {seconds / 60:.1f} minutes, {cut_off} of them while saving; "
-        f"{steps} steps; weights, optimiser state and losses bit-identical to the undisturbed run\n"
+        f"{steps} steps; weights, optimizer state and losses bit-identical to the undisturbed run\n"
     )
     print(summary)
     if request.config.getoption("--soak_log"):

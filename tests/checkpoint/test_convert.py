@@ -71,7 +71,7 @@ def test_a_plain_file_of_the_universal_form(tmp_path, stage, tied):
     if tied:
         one, two = (found["state_dict"][f"network.{name}.weight"] for name in ("embedding", "classifier"))
         assert one.data_ptr() == two.data_ptr()
-    # each moment where the optimiser of a run expects it
+    # each moment where the optimizer of a run expects it
     optimizer = torch.optim.AdamW([{"params": group} for group in net.weight_decay_groups()])
     optimizer.load_state_dict(found["optimizer_states"][0])
     assert [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups] == [(0.5, 0.1), (0.5, 0.0)]

@@ -79,7 +79,7 @@ def test_devices_share_one_list(shards, world_size, batch):
     devices = [TrainingOrder(shards, batch, multiple, 3, rank, world_size) for rank in range(world_size)]
     lists = [np.array(list(device)).reshape(-1, steps * batch) for device in devices]
     assert len({len(device) for device in devices}) == 1
-    for step, together in enumerate(np.concatenate(lists, 1)):  # each optimisation step sees the same sequences
+    for step, together in enumerate(np.concatenate(lists, 1)):  # each optimization step sees the same sequences
         assert sorted(together) == sorted(alone[24 * step : 24 * step + 24])
     for start in (4, 24, 36, 24 * 9):  # also when it goes on, in a later epoch too
         goes_on = TrainingOrder(shards, 4, multiple, 3)

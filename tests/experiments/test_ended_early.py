@@ -9,7 +9,7 @@ from mm_lightning.checkpoint.run_folder import has_finished
 from mm_lightning.experiments.launchers import Work
 from mm_lightning.experiments.provenance import remarks
 from mm_lightning.experiments.read_study import read_study
-from mm_lightning.experiments.statistics import summarise
+from mm_lightning.experiments.statistics import summarize
 from mm_lightning.experiments.tables import run_record, steps_text, table, variant_record
 
 
@@ -33,7 +33,7 @@ def test_means_say_the_steps_they_stand_on(tmp_path):
         write_run(path, curve({20: 3.0, steps: 2.0}), f"seed_everything: {name[2]}\ntrainer: {{max_steps: 1000}}")
         end(path, step=steps, max_steps=1000, tokens=steps * 10)
     study = read_study([tmp_path / "runs"])
-    rows = summarise(study)
+    rows = summarize(study)
     assert [steps_text(row) for row in rows] == ["20 to 1,000 of 1,000", "1,000"]
     columns, lines = table(study, rows)
     assert [line[columns.index("steps")] for line in lines] == ["20 to 1,000 of 1,000", "1,000"]

@@ -15,7 +15,7 @@ from mm_lightning.experiments.figures import draw
 from mm_lightning.experiments.hparams import write_hparams
 from mm_lightning.experiments.read_study import read_study
 from mm_lightning.experiments.report import write_report
-from mm_lightning.experiments.statistics import paired_difference, summarise
+from mm_lightning.experiments.statistics import paired_difference, summarize
 from mm_lightning.experiments.tables import table
 from mm_lightning.training.tensorboard_hparams import write_run_hparams
 
@@ -42,7 +42,7 @@ def records(path):
 
 
 def test_means_and_paired_interval(tmp_path):
-    base, other = summarise(read_study([write_sweep(tmp_path / "s", three_seeds())]))
+    base, other = summarize(read_study([write_sweep(tmp_path / "s", three_seeds())]))
     assert base.metrics["validation/loss"].mean == pytest.approx(2.1)
     assert base.metrics["validation/loss"].deviation == pytest.approx(0.1)
     assert base.difference is None
@@ -73,7 +73,7 @@ def test_a_numeric_axis_beside_another_is_compared(tmp_path, no_figures):
     axes = {"keys": ["gated", "leaky"], "window": [64, 16, 256]}
     folder = write_sweep(tmp_path / "s", crossed(), axes=axes)
     study = read_study([folder])
-    base, *others = summarise(study)
+    base, *others = summarize(study)
     assert base.difference is None
     assert [round(row.difference.mean, 6) for row in others] == [0.01, 0.02, 0.1, 0.1, 0.1]
     write_report([folder], tmp_path / "report")
@@ -140,7 +140,7 @@ def test_what_did_not_finish_is_listed_and_in_no_mean(tmp_path, no_figures):
     sweep = write_sweep(tmp_path / "s", runs)
     study = read_study([sweep])
     assert [r.status for r in study.runs[6:]] == ["unfinished", "diverged", "not started", "not started"]
-    rows = summarise(study)
+    rows = summarize(study)
     assert rows[1].metrics["validation/loss"].mean == pytest.approx(2.4)
     assert (rows[1].done, rows[1].planned) == (3, 6)
     place = write_report(sweep)
@@ -222,7 +222,7 @@ def test_page_stands_alone(tmp_path):
     assert all(link.startswith("#") and link[1:] in found.ids for link in found.links)
     assert len(found.ids) == len(set(found.ids))
     assert not re.findall(r"url\((?!['\"]?#)|@import|<script|<link", text)
-    assert "#24292f" not in text  # the page's own colour, light or dark
+    assert "#24292f" not in text  # the page's own color, light or dark
     assert "v1 &lt;100&gt;" in text
 
     markdown = (place / "report.md").read_text()
@@ -242,7 +242,7 @@ def test_page_stands_alone(tmp_path):
 def test_the_same_runs_give_the_same_figures(tmp_path):
     sweep = write_sweep(tmp_path / "s", [run("base", 1, {20: 2.0}), run("other", 1, {20: 2.25})])
     study = read_study([sweep])
-    first, second = (draw(study, summarise(study))[-1] for _ in range(2))
+    first, second = (draw(study, summarize(study))[-1] for _ in range(2))
     assert first.name == "final"
     assert first == second
 

@@ -14,7 +14,7 @@ from mm_lightning.callbacks import Evaluation
 
 
 class StepSpy(Callback):
-    """Saves weights and first moments by name after the first optimisation step, as `file`."""
+    """Saves weights and first moments by name after the first optimization step, as `file`."""
 
     def __init__(self, file: str):
         self.file = file

@@ -204,7 +204,7 @@ def test_the_card_says_what_the_run_folder_knows(documented, tmp_path, capsys):
     ):
         assert line in card, line
     assert not [word for word in ("secret", "initial_weights", "0.5 |", "trust_remote_code") if word in card]
-    assert "names no licence" in capsys.readouterr().out
+    assert "names no license" in capsys.readouterr().out
     (tmp_path / "data" / "manifest.json").unlink()
     export_command(str(documented), str(tmp_path / "other"), self_contained=True)
     card = (tmp_path / "other" / "README.md").read_text()

@@ -62,7 +62,7 @@ def test_bf16(tokenizer):
         assert len(collect(write(reader, tokenizer, Sampling(top_k=5), 3), 1)) == 1
 
 
-def test_a_text_does_not_depend_on_its_neighbours(network, tokenizer):
+def test_a_text_does_not_depend_on_its_neighbors(network, tokenizer):
     sampling = Sampling(temperature=1.0, seed=5, repetition_penalty=1.2)
     together = generate_batch(network, tokenizer, PROMPTS, 2, sampling, 12)
     assert len({text for texts in together for text in texts}) == 6

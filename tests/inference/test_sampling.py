@@ -74,7 +74,7 @@ def test_draws_follow_the_probabilities():
 
 
 @pytest.mark.parametrize("settings", [{}, {"top_k": 3}, {"top_p": 0.9}])
-def test_draws_do_not_depend_on_neighbours(settings):
+def test_draws_do_not_depend_on_neighbors(settings):
     logits = torch.randn(5, 9, 30, generator=torch.Generator().manual_seed(0))
 
     def draws(numbers, seed=1):

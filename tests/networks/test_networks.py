@@ -20,7 +20,7 @@ from mm_lightning.networks.base import _keep_products
 def test_packing_equals_running_alone(config, build, packed, chance, dtype, tolerance):
     """Documents of one token, shorter than m, and longer than the window."""
     torch.manual_seed(0)
-    # In float32 as initialised: the larger the bandwidths, the more of its rounding is seen.
+    # In float32 as initialized: the larger the bandwidths, the more of its rounding is seen.
     network = config.build() if dtype == torch.float32 else build(config, dtype)
     tokens, documents = packed(config, 2, {0.02: 400, 0.1: 120, 0.9: 40}[chance], chance)
     together = network(tokens, documents).flatten(0, 1)
@@ -201,7 +201,7 @@ def test_transformer_rotates_by_position_in_the_document(build, packed):
     assert (network(tokens, documents) - network(tokens, shifted)).abs().max() < 1e-6
 
 
-def test_initialisation_of_table_6():
+def test_initialization_of_table_6():
     """Measured standard deviations per parameter and depth; clipping at 3 sigma takes 1.3% of the variance."""
     d, f, layers = 128, 320, 3
     torch.manual_seed(0)
@@ -375,7 +375,7 @@ def test_dropout_keeps_the_expectation_and_only_trains(packed):
 
 
 def test_experts_by_hand():
-    """Two tokens, three experts, k = 2: weights renormalised over the chosen ones."""
+    """Two tokens, three experts, k = 2: weights renormalized over the chosen ones."""
     torch.manual_seed(0)
     experts = Experts(4, 6, 3, 2, 0.5, 0.5).double()
     x = torch.randn(1, 2, 4, dtype=torch.float64)

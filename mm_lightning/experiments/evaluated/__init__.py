@@ -1,1 +1,1 @@
-"""Evaluated networks in the paper's forms: tables and figures from what `mm evaluate` wrote."""
+"""The report of evaluated networks: the paper's tables and figures from the results of `mm evaluate`."""

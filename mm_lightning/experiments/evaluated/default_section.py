@@ -1,4 +1,4 @@
-"""The form of tasks that have none of their own: every number, and a curve where one number of the groups varies."""
+"""The section of tasks that have none of their own: all metrics, and a curve where one number of the groups varies."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from mm_lightning.errors import UserError
 from mm_lightning.evaluation.measurement import Row
 from mm_lightning.evaluation.registry import restore_task
 from mm_lightning.experiments import page
-from mm_lightning.experiments.drawing import drawing, word
+from mm_lightning.experiments.drawing import drawing, humanize
 from mm_lightning.experiments.evaluated import plots
 from mm_lightning.experiments.evaluated.differences import with_unit
 from mm_lightning.experiments.evaluated.estimates import Estimate, estimate
 from mm_lightning.experiments.evaluated.grid import Grid
 from mm_lightning.experiments.evaluated.groups import Group, Network, last_ones
-from mm_lightning.experiments.evaluated.report_section import Form, Part
+from mm_lightning.experiments.evaluated.report_section import Part, ReportSection
 from mm_lightning.style import figure_of, frame, legend_height, lengths_axis, side_legend
 
 
@@ -57,7 +57,7 @@ def _references(task: str, group: Group, rows: list[Row]) -> Grid | None:
     if not known:
         return None
     metrics = list(dict.fromkeys(metric for values in known.values() for metric in values))
-    grid = Grid(f"{task}-references{group.suffix}", ["to compare with", *map(word, metrics)])
+    grid = Grid(f"{task}-references{group.suffix}", ["to compare with", *map(humanize, metrics)])
     for name, values in known.items():
         cells = [estimate(Row({}, metric, values[metric], None, 0, units.get(metric, "number"))) for metric in metrics]
         grid.add(name, *map(str, cells))
@@ -92,12 +92,12 @@ def _curve(
             plots.line(axes, there, [found[n] for n in there], group.label(network), looks[network])
             values += [e.scale * end for e in found.values() for end in (e.low, e.high, e.value) if end is not None]
     if places[0] > 0 and places[-1] > 4 * places[0]:
-        lengths_axis(axes, places, word(key))
-    axes.set(xlabel=word(key), ylabel=_unit_of(rows, metric))
+        lengths_axis(axes, places, humanize(key))
+    axes.set(xlabel=humanize(key), ylabel=_unit_of(rows, metric))
     frame(axes, values)
     side_legend(figure, [axes])
-    caption = f"{task}: {word(metric)} by {word(key)}, with 95% intervals."
+    caption = f"{task}: {humanize(metric)} by {humanize(key)}, with 95% intervals."
     return drawing(figure, f"{task}-{metric}-by-{key}{group.suffix}".replace("_", "-"), caption, png=True)
 
 
-FORM = Form("Other tasks", lambda e: True, parts)
+SECTION = ReportSection("Other tasks", lambda e: True, parts)

@@ -10,7 +10,7 @@ from mm_lightning.evaluation.measurement import Measurement, Row
 from mm_lightning.evaluation.metrics import unit_words
 from mm_lightning.evaluation.registry import restore_task
 from mm_lightning.experiments import page
-from mm_lightning.experiments.drawing import word
+from mm_lightning.experiments.drawing import humanize
 from mm_lightning.experiments.evaluated.estimates import Estimate, estimate
 from mm_lightning.experiments.evaluated.grid import Grid
 from mm_lightning.experiments.evaluated.groups import Evaluation, Group, Network, last_ones
@@ -79,4 +79,4 @@ def differences(group: Group, task: str) -> list[Part | None]:
 
 def with_unit(row: Row) -> str:
     """accuracy, %"""
-    return ", ".join(filter(None, (word(row.metric), unit_words(row.unit))))
+    return ", ".join(filter(None, (humanize(row.metric), unit_words(row.unit))))

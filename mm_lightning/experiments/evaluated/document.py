@@ -1,4 +1,4 @@
-"""The report of evaluated networks: one section a form, and a list of all networks at the head."""
+"""The report of evaluated networks: a list of all networks, then one section for each kind of task."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from mm_lightning.checkpoint.environment import describe_hardware
 from mm_lightning.csv_text import csv_text
 from mm_lightning.experiments import page
-from mm_lightning.experiments.drawing import short
+from mm_lightning.experiments.drawing import si_format
 from mm_lightning.experiments.evaluated import (
     default_section,
     in_context,
@@ -22,16 +22,16 @@ from mm_lightning.experiments.evaluated.differences import differences
 from mm_lightning.experiments.evaluated.grid import Grid
 from mm_lightning.experiments.evaluated.groups import Gathered, Network
 from mm_lightning.experiments.evaluated.plots import looks_of
-from mm_lightning.experiments.evaluated.report_section import Form, Part
+from mm_lightning.experiments.evaluated.report_section import Part, ReportSection
 from mm_lightning.experiments.provenance import commit, counted
 from mm_lightning.style import tokens
 
-FORMS: tuple[Form, ...] = (
-    persistent.FORM,
-    *long_texts.FORMS,
-    in_context.FORM,
-    *loss_by_position.FORMS,
-    default_section.FORM,
+SECTIONS: tuple[ReportSection, ...] = (
+    persistent.SECTION,
+    *long_texts.SECTIONS,
+    in_context.SECTION,
+    *loss_by_position.SECTIONS,
+    default_section.SECTION,
 )
 FAR = 3
 """From which factor on a network is called far from the paper's size."""
@@ -42,23 +42,23 @@ def parts(gathered: Gathered) -> list[Part]:
     shown: list[Part | None] = [page.Facts(_facts(gathered)), page.Heading("Networks"), networks(gathered)]
     shown += [page.Text(text) for text in _sizes(gathered.networks)]
     shown += [page.Points(gathered.notes)] if gathered.notes else []
-    return [part for part in shown if part is not None] + section(gathered)
+    return [part for part in shown if part is not None] + task_sections(gathered)
 
 
-def section(gathered: Gathered) -> list[Part]:
-    """A section for each form, from tables to figures."""
+def task_sections(gathered: Gathered) -> list[Part]:
+    """Return the sections of all tasks, from tables to figures."""
     looks = looks_of(gathered.networks)
     left = list(gathered.evaluations)
     shown: list[Part | None] = []
-    for form in FORMS:
-        taken = [e for e in left if form.takes(e)]
+    for section in SECTIONS:
+        taken = [e for e in left if section.takes(e)]
         left = [e for e in left if e not in taken]
         groups = gathered.groups(lambda e, taken=taken: e in taken)  # type: ignore[misc]
         for group in groups:
-            title = form.title if group.groups == 1 else f"{form.title}: settings {group.number} of {group.groups}"
-            told = "Settings" if group.groups == 1 else "Settings (those of the other tables do not compare)"
-            shown += [page.Heading(title), page.Text(f"{told}: {group.in_words()}.")]
-            shown += form.parts(group, looks)
+            title = section.title + (f": settings {group.number} of {group.groups}" if group.groups > 1 else "")
+            label = "Settings" if group.groups == 1 else "Settings (those of the other tables do not compare)"
+            shown += [page.Heading(title), page.Text(f"{label}: {group.in_words()}.")]
+            shown += section.parts(group, looks)
             shown += [part for task in group.tasks for part in differences(group, task)]
     return [part for part in shown if part is not None]
 
@@ -86,7 +86,7 @@ def networks(gathered: Gathered) -> Grid:
 
 
 def _short(value: float | None) -> str | None:
-    return None if value is None else short(value)
+    return None if value is None else si_format(value)
 
 
 def _sizes(networks: Sequence[Network]) -> list[str]:
@@ -95,19 +95,17 @@ def _sizes(networks: Sequence[Network]) -> list[str]:
     assert large.parameters is not None
     assert large.tokens is not None
     small = [n for n in networks if (p := n.number("parameters")) and p * FAR < large.parameters]
-    found = [f"Published: {published.PAPER}. Published numbers are in italics in tables, hollow and grey in figures."]
+    found = [f"Published: {published.PAPER}. Published numbers are in italics in tables, hollow and gray in figures."]
     if small:
         most = max(small, key=lambda network: network.number("parameters") or 0)
         parameters = most.number("parameters") or 1
         text = f"The largest of {len(small)} networks here" if len(small) > 1 else f"{most.name}"
-        text += (
-            f" has {short(parameters)} parameters, {_times(large.parameters / parameters)} times fewer than v2 large"
-        )
+        fewer = _times(large.parameters / parameters)
+        text += f" has {si_format(parameters)} parameters, {fewer} times fewer than v2 large"
         known = [t for n in small if (t := n.number("training_tokens"))]
         if known:
-            text += (
-                f"; the longest training is {short(max(known))} tokens, {_times(large.tokens / max(known))} times fewer"
-            )
+            fewer = _times(large.tokens / max(known))
+            text += f"; the longest training is {si_format(max(known))} tokens, {fewer} times fewer"
         found.append(f"{text}. What the paper reports at its size is no goal that a network of this size could reach.")
     return found
 

@@ -16,12 +16,12 @@ NOT_ASKED = "#c8ccd0"
 
 
 def heat_maps(maps: Mapping[str, Mapping[tuple[int, str], float]]) -> Figure:
-    """Accuracy by length (across) and depth of the answer (down), a map for each network; grey is not asked."""
+    """Accuracy by length (across) and depth of the answer (down), a map for each network; gray is not asked."""
     import matplotlib
     import numpy as np
     from matplotlib.patches import Rectangle
 
-    colours = matplotlib.colormaps["viridis"].resampled(40)  # few enough for a colour bar that is drawn as paths
+    colors = matplotlib.colormaps["viridis"].resampled(40)  # few enough for a color bar that is drawn as paths
     cells = [key for found in maps.values() for key in found]
     lengths = sorted({length for length, _ in cells})
     depths = TENTHS  # also those that were never asked
@@ -35,7 +35,7 @@ def heat_maps(maps: Mapping[str, Mapping[tuple[int, str], float]]) -> Figure:
         axes.grid(False)
         # drawn, because the ground of axes is transparent in pages
         axes.add_patch(Rectangle((0, 0), len(lengths), len(depths), facecolor=NOT_ASKED, zorder=0))
-        mesh = axes.pcolormesh(values, vmin=0, vmax=100, cmap=colours, edgecolors="none")
+        mesh = axes.pcolormesh(values, vmin=0, vmax=100, cmap=colors, edgecolors="none")
         for (down, across), value in np.ndenumerate(values):
             if not np.isnan(value):
                 look = {"color": "#000000" if value > 60 else "#ffffff", "fontsize": 8}

@@ -16,7 +16,7 @@ from mm_lightning.experiments.evaluated import plots, published
 from mm_lightning.experiments.evaluated.estimates import Estimate, estimate
 from mm_lightning.experiments.evaluated.grid import Grid
 from mm_lightning.experiments.evaluated.groups import Evaluation, Group, Network, last_ones
-from mm_lightning.experiments.evaluated.report_section import Form, Part, counts
+from mm_lightning.experiments.evaluated.report_section import Part, ReportSection, counts
 from mm_lightning.experiments.evaluated.scaling_plots import Measure, by_step, scaling
 from mm_lightning.style import GREY, figure_of, legend_height, side_legend
 
@@ -236,4 +236,4 @@ def _against(
     ]
 
 
-FORM = Form("In-context learning: classification by shots", takes, parts)
+SECTION = ReportSection("In-context learning: classification by shots", takes, parts)

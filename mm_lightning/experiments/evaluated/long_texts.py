@@ -14,7 +14,7 @@ from mm_lightning.experiments.evaluated.grid import Grid
 from mm_lightning.experiments.evaluated.groups import Evaluation, Group, Network, last_ones
 from mm_lightning.experiments.evaluated.heat_maps import heat_maps
 from mm_lightning.experiments.evaluated.published import NEW_KNOWLEDGE, SINGLE_NEEDLE, ByLength
-from mm_lightning.experiments.evaluated.report_section import Form, Part, counts
+from mm_lightning.experiments.evaluated.report_section import Part, ReportSection, counts
 from mm_lightning.experiments.evaluated.scaling_plots import Measure, by_step, scaling
 from mm_lightning.style import tokens
 
@@ -106,7 +106,7 @@ def figures(
     drawn = last_ones([network for network, found in values.items() if found])
     ours = [(group.label(network), values[network], looks[network]) for network in drawn]
     lengths = f"{what[0].upper()}{what[1:]} by length, with 95% intervals."
-    lengths += " Hollow and grey: published, trained at 32k (the transformers fail at 64k)." if lines else ""
+    lengths += " Hollow and gray: published, trained at 32k (the transformers fail at 64k)." if lines else ""
     trained = [row for row in printed if row.network.context == 32768]
     return [
         plots.by_length(f"{name}{suffix}", lengths, ours, lines),
@@ -195,10 +195,10 @@ def _named(names: Sequence[str], evaluation: Evaluation) -> bool:
     return evaluation.task in names and _by_length(evaluation)
 
 
-FORMS = (
-    Form("New knowledge: question answering over long texts", partial(_named, QA), new_knowledge),
-    Form("Needles in a haystack", lambda e: e.task.startswith("niah_") and _by_length(e), needles),
-    Form(
+SECTIONS = (
+    ReportSection("New knowledge: question answering over long texts", partial(_named, QA), new_knowledge),
+    ReportSection("Needles in a haystack", lambda e: e.task.startswith("niah_") and _by_length(e), needles),
+    ReportSection(
         "Questions about long texts",
         lambda e: e.task not in QA and not e.task.startswith("niah_") and _by_length(e),
         one_task,

@@ -14,7 +14,7 @@ from mm_lightning.experiments.evaluated.differences import paired
 from mm_lightning.experiments.evaluated.estimates import Estimate, estimate
 from mm_lightning.experiments.evaluated.grid import Grid
 from mm_lightning.experiments.evaluated.groups import Group, Network, last_ones
-from mm_lightning.experiments.evaluated.report_section import Form, Part, counts
+from mm_lightning.experiments.evaluated.report_section import Part, ReportSection, counts
 from mm_lightning.style import (
     GREY,
     REFERENCES,
@@ -168,7 +168,7 @@ def _of_profile(row: Row) -> bool:
     return row.metric == "weight" and row.group.keys() == {"context", "level", "distance"}
 
 
-FORMS = (
-    Form("Loss by position", lambda e: e.task == "loss_by_position", loss),
-    Form("Retrieval profile (Figure 1)", lambda e: any(map(_of_profile, e.rows)), profile),
+SECTIONS = (
+    ReportSection("Loss by position", lambda e: e.task == "loss_by_position", loss),
+    ReportSection("Retrieval profile (Figure 1)", lambda e: any(map(_of_profile, e.rows)), profile),
 )

@@ -14,7 +14,7 @@ from mm_lightning.experiments.evaluated.estimates import Estimate, estimate, mea
 from mm_lightning.experiments.evaluated.grid import Grid
 from mm_lightning.experiments.evaluated.groups import Evaluation, Group, Network
 from mm_lightning.experiments.evaluated.published import MEAN_6, MEAN_13, MEAN_19, NETWORKS, OTHER_6, PERSISTENT_13
-from mm_lightning.experiments.evaluated.report_section import Form, Part
+from mm_lightning.experiments.evaluated.report_section import Part, ReportSection
 from mm_lightning.experiments.evaluated.scaling_plots import Measure, scaling
 from mm_lightning.style import GREY, INK, MARKERS, figure_of, legend_height, side_legend
 
@@ -140,7 +140,7 @@ def _dots(
     side_legend(figure, [axes])
     caption = "The benchmarks with 95% intervals"
     caption += "; above the line those of the 13 that measure persistent knowledge. " if both else ". "
-    return drawing(figure, name, caption + "Hollow and grey: published, large networks.", png=True)
+    return drawing(figure, name, caption + "Hollow and gray: published, large networks.", png=True)
 
 
 def _row_of_dots(
@@ -155,4 +155,4 @@ def _row_of_dots(
     axes.errorbar(x, y, xerr=[low, high], label=label, markersize=5, linewidth=1, **options)
 
 
-FORM = Form("Persistent knowledge: 19 benchmarks", takes, parts)
+SECTION = ReportSection("Persistent knowledge: 19 benchmarks", takes, parts)

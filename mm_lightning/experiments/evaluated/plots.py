@@ -1,4 +1,4 @@
-"""How evaluated networks are drawn: ours filled and in colour with intervals, published ones hollow and grey."""
+"""How evaluated networks are drawn: ours filled and in color with intervals, published ones hollow and gray."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from mm_lightning.experiments.drawing import drawing
 from mm_lightning.experiments.evaluated.estimates import Estimate
 from mm_lightning.experiments.evaluated.groups import Network, last_ones
 from mm_lightning.experiments.page import Drawing
-from mm_lightning.style import COLOURS, GREY, MARKERS, REFERENCES, figure_of, legend_height, lengths_axis, side_legend
+from mm_lightning.style import COLORS, GREY, MARKERS, REFERENCES, figure_of, legend_height, lengths_axis, side_legend
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MANY = (*COLOURS, "#7b5ea7", "#8b5a2b", "#4d7c3f", "#b04a6e", "#5a7fc0")
-"""Colours for more networks than can be told apart by colour alone: their markers differ too."""
+MANY = (*COLORS, "#7b5ea7", "#8b5a2b", "#4d7c3f", "#b04a6e", "#5a7fc0")
+"""Colors for more networks than can be told apart by color alone: their markers differ too."""
 
 Looks = Mapping[Network, dict[str, Any]]
-"""Colour and marker of each network, the same in all figures."""
+"""Color and marker of each network, the same in all figures."""
 
 
 def looks_of(networks: Sequence[Network]) -> Looks:
-    """A colour for all of the same weights: a network without long-term memory has its own, dashed."""
-    ordered = [*last_ones(networks), *networks]  # earlier checkpoints take what colours are left
+    """A color for all of the same weights: a network without long-term memory has its own, dashed."""
+    ordered = [*last_ones(networks), *networks]  # earlier checkpoints take what colors are left
     weights = list(dict.fromkeys(str(n.about.get("weights", n.key)) for n in ordered))
     found = {}
     for network in networks:
@@ -52,7 +52,7 @@ def band(values: Sequence[Estimate]) -> tuple[list[float], list[float], list[flo
 
 
 def published_line(axes: Axes, x: Sequence[float], y: Sequence[float], label: str, number: int) -> None:
-    """A published line: thin, grey, with hollow markers."""
+    """A published line: thin, gray, with hollow markers."""
     look: dict[str, Any] = {"color": GREY, "marker": MARKERS[number % len(MARKERS)], "markerfacecolor": "none"}
     axes.plot(x, y, linestyle=REFERENCES[number % len(REFERENCES)], linewidth=1, markersize=6, label=label, **look)
 

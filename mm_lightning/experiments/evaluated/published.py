@@ -138,7 +138,7 @@ IN_CONTEXT = (
 )
 
 FINE_TUNING = (
-    "Published (Figure 8, fine-tuning from 4k to 32k): one optimisation step gives v2 22 points, two reach its best; a "
+    "Published (Figure 8, fine-tuning from 4k to 32k): one optimization step gives v2 22 points, two reach its best; a "
     "transformer after 800 steps is still behind v2 after one."
 )
 

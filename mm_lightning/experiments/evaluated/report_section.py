@@ -1,4 +1,4 @@
-"""What all forms share: a form turns evaluations of its tasks into tables and figures."""
+"""A section of the report: tables and figures of the evaluations of its tasks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Part = page.Block | Grid
 
 
 @dataclass(frozen=True)
-class Form:
+class ReportSection:
     """One section of the report.
 
     Attributes:
@@ -30,7 +30,7 @@ class Form:
 
 
 def counts(numbers: list[int]) -> str:
-    """How many questions: one number, or from where to where."""
+    """Return a number of questions in words: one number, or the smallest and the largest."""
     if not numbers:
         return ""
     low, high = min(numbers), max(numbers)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mm_lightning.experiments.drawing import drawing, short
+from mm_lightning.experiments.drawing import drawing, si_format
 from mm_lightning.experiments.evaluated import plots
 from mm_lightning.experiments.evaluated.estimates import Estimate
 from mm_lightning.experiments.evaluated.groups import Network, last_ones
@@ -30,7 +30,7 @@ ALIKE = 1.05
 
 @dataclass(frozen=True)
 class Measure:
-    """A number that a form finds for each network.
+    """A number that a section computes for each network.
 
     Attributes:
         name: what it is, e.g. `mean of qa_1 and qa_2 at 4k`.
@@ -66,7 +66,7 @@ def scaling(name: str, what: str, measures: Sequence[Measure], looks: plots.Look
             found, joined = _panel(axes, measure, MARKERS[number % len(MARKERS)], ours, theirs, alike, looks)
             tops, lines = tops + found, lines or joined
         _log_axis(axes)
-        axes.xaxis.set_major_formatter(lambda value, _: short(value).replace(" ", ""))
+        axes.xaxis.set_major_formatter(lambda value, _: si_format(value).replace(" ", ""))
         axes.set_xlabel(label)
     for axes, (_, _, theirs, _) in zip(panels, chosen, strict=True):
         plots.percent_axis(axes, tops)
@@ -77,7 +77,7 @@ def scaling(name: str, what: str, measures: Sequence[Measure], looks: plots.Look
     caption = f"{what} against what the networks are. Bars: 95% intervals."
     caption += " Lines join networks that differ in this only." if lines else ""
     if any(measure.published for measure in measures):
-        caption += " Hollow and grey: published."
+        caption += " Hollow and gray: published."
     return drawing(figure, name, caption, png=True)
 
 
@@ -100,10 +100,10 @@ def _panel(
     for x, network, e in known:
         y = e.scale * e.value
         bars = [[y - e.scale * e.low], [e.scale * e.high - y]] if e.low is not None and e.high is not None else None
-        colour = looks[network]["color"]
-        face = colour if network.long_term else "none"
+        color = looks[network]["color"]
+        face = color if network.long_term else "none"
         axes.errorbar(
-            x, y, bars, color=colour, marker=marker, markerfacecolor=face, capsize=2, linewidth=1, markersize=5
+            x, y, bars, color=color, marker=marker, markerfacecolor=face, capsize=2, linewidth=1, markersize=5
         )
     tops = [e.scale * (e.high or e.value) for _, _, e in known]
     for other, value in measure.published:
@@ -143,11 +143,11 @@ def _joined(one: Network, other: Network, alike: str) -> bool:
 
 
 def _keys(axes: Axes, networks: Sequence[Network], measures: Sequence[Measure], looks: plots.Looks) -> None:
-    """What the legend explains: colours are networks, markers are measures."""
+    """What the legend explains: colors are networks, markers are measures."""
     for network in networks:
-        colour = looks[network]["color"]
-        face = colour if network.long_term else "none"
-        axes.plot([], [], "s", color=colour, markerfacecolor=face, label=network.name, markersize=7)
+        color = looks[network]["color"]
+        face = color if network.long_term else "none"
+        axes.plot([], [], "s", color=color, markerfacecolor=face, label=network.name, markersize=7)
     for number, measure in enumerate(measures):
         axes.plot([], [], MARKERS[number % len(MARKERS)], color=INK, linestyle="", label=measure.name, markersize=5)
 
@@ -175,16 +175,16 @@ def by_step(
         for number, measure in enumerate(measures):
             steps = [(step, measure.values[n]) for step, n in points if n in measure.values]
             if steps:
-                look = {"color": plots.COLOURS[number % len(plots.COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+                look = {"color": plots.COLORS[number % len(plots.COLORS)], "marker": MARKERS[number % len(MARKERS)]}
                 plots.line(axes, [step for step, _ in steps], [e for _, e in steps], measure.name, look)
                 tops += [e.scale * (e.high or e.value) for _, e in steps]
         places = sorted({step for step, _ in points})
         if places[-1] > 8 * max(places[1], 1):
             axes.set_xscale("symlog", linthresh=max(1, min(place for place in places if place)))
             axes.minorticks_off()
-        axes.set_xticks(places, [short(place).replace(" ", "") for place in places])
+        axes.set_xticks(places, [si_format(place).replace(" ", "") for place in places])
         axes.set_title(wrapped(titles[key], 40), fontsize=9)
-        axes.set_xlabel("optimisation steps")
+        axes.set_xlabel("optimization steps")
     for axes in panels[len(several) :]:
         axes.set_visible(False)
     for axes in panels:

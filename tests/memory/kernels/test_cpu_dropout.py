@@ -53,7 +53,7 @@ def test_values_and_gradients_with_the_same_weights_dropped(span, batch, chance)
 
 @pytest.mark.parametrize("share", [0.002, 0.05, 0.9])
 def test_each_weight_is_dropped_with_the_same_probability(share):
-    """Along queries, keys and heads, and independently of its neighbours."""
+    """Along queries, keys and heads, and independently of its neighbors."""
     time = 260
     q, k, v = (torch.zeros(8, time, 2, time) for _ in range(3))
     torch.manual_seed(0)
@@ -74,7 +74,7 @@ def test_each_weight_is_dropped_with_the_same_probability(share):
         (lost[:, 1:] * lost[:, :-1], seen[:-1]),
         (lost[1:] * lost[:-1], seen * 15 / 16),
     ):
-        # Neighbouring pairs overlap: their sum varies more than that of independent ones, by up to 1 + 2 p.
+        # Neighboring pairs overlap: their sum varies more than that of independent ones, by up to 1 + 2 p.
         spread = (16 * pairs.sum() * share**2 * (1 + 2 * share)).sqrt()
         assert abs(both.sum() - 16 * pairs.sum() * share**2) <= 5.5 * spread + 1
 
