@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import errno
 import importlib
-import inspect
 import io
 import os
-import re
 import signal
 import sys
 import threading
@@ -22,8 +20,8 @@ from typing import Any
 
 from mm_lightning import signals, streams
 from mm_lightning.errors import UserError
-from mm_lightning.options import flags, name_words, nearest, option_error, take_texts_as_typed, word_lists
-from mm_lightning.ranges import accept, hints, state_ranges
+from mm_lightning.function_command import run_function
+from mm_lightning.options import nearest
 from mm_lightning.redaction import guard_streams, redact
 from mm_lightning.terminal import display
 
@@ -155,7 +153,7 @@ examples:
 
 
 def usage() -> str:
-    """The text of `mm --help`."""
+    """Return the text of `mm --help`."""
     rows = [*TRAINING.items(), *((name, text) for name, (_, text) in COMMANDS.items())]
     width = max(len(name) for name, _ in rows)
     lines = [f"  {name:<{width}}  {text}" for name, text in rows]
@@ -173,7 +171,7 @@ def usage() -> str:
 
 
 def find_command(args: Sequence[str]) -> tuple[str, list[str]]:
-    """Splits arguments into a command of one or two words and what belongs to it."""
+    """Split arguments into a command of one or two words and what belongs to it."""
     for words in (2, 1):
         name = " ".join(args[:words])
         if name in COMMANDS or name in TRAINING:
@@ -187,98 +185,21 @@ def find_command(args: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def load(target: str) -> Callable[..., Any]:
-    """The function named "module:function"."""
+    """Return the function named "module:function"."""
     module, function = target.split(":")
     return getattr(importlib.import_module(module), function)
 
 
-LAUNCHED = {"rank": "RANK", "world_size": "WORLD_SIZE", "local_rank": "LOCAL_RANK"}
-"""Options that launchers of several processes (torchrun, Lightning) give as environment variables."""
-
-
-def places(function: Callable[..., Any], args: list[str]) -> list[str]:
-    """Adds what a launcher says to the options of a command that can be one of several processes."""
-    told = {
-        f"--{name}": os.environ[variable]
-        for name, variable in LAUNCHED.items()
-        if name in inspect.signature(function).parameters and variable in os.environ
-    }
-    given = {arg.split("=")[0] for arg in args}
-    return [*args, *(f"{option}={value}" for option, value in told.items() if option not in given)]
-
-
 def slurm_job() -> str | None:
-    """The Slurm job of this process; None for one of submitit's, which queues its jobs again by itself."""
+    """Return the Slurm job of this process; None for one of submitit's, which queues its jobs again by itself."""
     if "SUBMITIT_EXECUTOR" in os.environ:
         return None
     task = os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{task}" if task else os.environ.get("SLURM_JOB_ID")
 
 
-def run_function(name: str, args: list[str]) -> None:
-    """Runs a command that is a typed function: its parameters are the options."""
-    if name in ("cost", "launch"):  # take the options of `mm fit`, so they read them themselves
-        load(COMMANDS[name][0])(args)
-        return
-    from jsonargparse import ArgumentError
-
-    from mm_lightning.class_options import with_named_classes
-    from mm_lightning.renamed import current_options
-
-    function = load(COMMANDS[name][0])
-    words = current_options(name_words(function, args))
-    function = with_named_classes(function, words)
-    arguments = places(function, flags(function, word_lists(function, words)))
-    parser = function_parser(name, function)
-    if {"-h", "--help"} & set(args):
-        print(help_of(name, function, parser.format_help()))
-        return
-    try:
-        values = parser.parse_args(arguments)
-    except ArgumentError as error:
-        raise UserError(option_error(str(error), name, parser.get_defaults().keys())) from error
-    for option, hint in hints(function).items():
-        if option in values:
-            values[option] = accept(hint, values[option], f"--{option}")
-    function(**parser.instantiate(values))
-
-
-def function_parser(name: str, function: Callable[..., Any]) -> Any:
-    """The parser of a command that is a typed function."""
-    from jsonargparse import ArgumentParser
-
-    from mm_lightning.yaml_text import use_for_options
-
-    use_for_options()
-    # not auto_cli, which has a --config of its own and keeps a command's from it
-    parser = ArgumentParser(prog=f"mm {name}", exit_on_error=False, allow_abbrev=False)
-    parser.add_function_arguments(function, as_group=False)
-    take_texts_as_typed(parser)
-    state_ranges(parser, hints(function))
-    return parser
-
-
-def help_of(name: str, function: Callable[..., Any], options: str) -> str:
-    """What `mm NAME --help` prints: how to call it, its documentation, and the options of its parser's help."""
-    from mm_lightning.class_options import added_options
-
-    first = next(iter(inspect.signature(function).parameters.values()))
-    several = " ..." if "list" in str(first.annotation) else ""
-    word = f" {first.name.upper()}{several}" if first.default is first.empty else ""
-    about = (inspect.getdoc(function) or "").split("\n\nArgs:")[0]
-    listed = re.split(r"\n  -h, --help.*?(?=\n  --)", options, maxsplit=1, flags=re.DOTALL)[-1]  # which comes first
-    # lists take words (word_lists)
-    listed = re.sub(
-        r"(--(\w+)) (?:\[ITEM,\.\.\.\]|[A-Z_]+), --\2\+ (?:\[ITEM,\.\.\.\]|[A-Z_]+)", r"\1 A [B ...]", listed
-    )
-    listed = listed.replace("default: )", 'default: "")').replace(",null}", "}")
-    if added := added_options(function):
-        listed = listed.replace(f"\n  --{added[0]} ", f"\n\n{added[1]}:\n  --{added[0]} ")
-    return f"usage: mm {name}{word} [OPTIONS]\n\n{about}\n\noptions:{listed}".rstrip()
-
-
 def dispatch(args: Sequence[str]) -> None:
-    """Runs one command line, given without the program's name."""
+    """Run one command line, given without the program's name."""
     if not args or args[0] in ("-h", "--help", "help"):
         print(usage())
         return
@@ -302,14 +223,16 @@ def dispatch(args: Sequence[str]) -> None:
         from mm_lightning.training.commands import run_training
 
         run_training(name, rest, slurm_job())
+    elif name in ("cost", "launch"):  # take the options of `mm fit`, so they read them themselves
+        load(COMMANDS[name][0])(rest)
     else:
-        run_function(name, rest)
+        run_function(name, load(COMMANDS[name][0]), rest)
 
 
 def prints_its_result(args: Sequence[str]) -> bool:
     """Return whether a command line does nothing that outlasts what it prints."""
-    asked = {"-h", "--help", "--version", "--print_config", "--plan"} & {arg.split("=")[0] for arg in args}
-    return not args or bool(asked) or not PRINTED.isdisjoint((args[0], " ".join(args[:2])))
+    help_options = {"-h", "--help", "--version", "--print_config", "--plan"} & {arg.split("=")[0] for arg in args}
+    return not args or bool(help_options) or not PRINTED.isdisjoint((args[0], " ".join(args[:2])))
 
 
 def replace_unprintable() -> None:
@@ -319,8 +242,8 @@ def replace_unprintable() -> None:
             stream.reconfigure(errors="replace")
 
 
-def said_by_the_first_process() -> bool:
-    """Return whether the first process of this machine ends with a mistake too: mostly the same, which it says.
+def first_process_reports() -> bool:
+    """Return whether the first process of this machine ends with an error too, mostly the same, and prints it.
 
     Lightning's other processes are its children, and torchrun ends what is left when one has ended.
     """
@@ -347,7 +270,7 @@ def shortened(message: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs `mm`; returns the exit status: 0, 2 for a mistake of the user's, 130 when interrupted,
+    """Run `mm`; return the exit status: 0, 2 for a mistake of the user's, 130 when interrupted,
     85 when a signal ended training (the same command, or --resume, goes on), 128 and its number when it ended another
     command, 141 when the reader of a printed result has gone."""
     args = sys.argv[1:] if argv is None else argv
@@ -361,7 +284,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_command(args: Sequence[str]) -> int:
     """Run one command line; return its exit status."""
-    stuck = (lambda told: signals.left_before_training(told, slurm_job())) if trains(args) else None
+    stuck = (lambda ended: signals.left_before_training(ended, slurm_job())) if trains(args) else None
     with signals.ending(stuck):
         return _run_command(args)
 
@@ -377,14 +300,14 @@ def _run_command(args: Sequence[str]) -> int:
     except SystemExit as done:  # --help and --print_config end this way
         return done.code if isinstance(done.code, int) else 0
     except UserError as error:
-        if not said_by_the_first_process():
+        if not first_process_reports():
             display(f"mm: {redact(shortened(str(error)))}", file=sys.stderr)
         return 2
-    except signals.Ended as told:
+    except signals.Ended as ended:
         if trains(args):
-            return signals.left_before_training(told, slurm_job())
-        print(f"mm: {told}: ended", file=sys.stderr)
-        return 128 + told.number
+            return signals.left_before_training(ended, slurm_job())
+        print(f"mm: {ended}: ended", file=sys.stderr)
+        return 128 + ended.number
     except KeyboardInterrupt:
         print("mm: interrupted", file=sys.stderr)
         return 130
@@ -403,10 +326,10 @@ def _run_command(args: Sequence[str]) -> int:
         no_memory = type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError)
         if not no_memory and "can't allocate memory" not in str(error):
             raise
-        said = ". ".join(" ".join(str(error).split()).split(". ")[:3])
+        reason = ". ".join(" ".join(str(error).split()).split(". ")[:3])
         print(
-            f"mm: {said}. Take less at once: a smaller batch (data.micro_batch_size, --batch_size), shorter sequences, "
-            "activation checkpointing, or networks one after the other (mm benchmark step --apart)",
+            f"mm: {reason}. Take less at once: a smaller batch (data.micro_batch_size, --batch_size), shorter "
+            "sequences, activation checkpointing, or networks one after the other (mm benchmark step --apart)",
             file=sys.stderr,
         )
         return 2

@@ -31,21 +31,6 @@ def type_words(function: Callable[..., Any]) -> dict[str, str]:
     return {name: kind.__name__ if type(kind) is type else str(kind) for name, kind in parameters.items()}
 
 
-def parser_options(parser: Any) -> list[Any]:
-    """Return the options of an argparse or jsonargparse parser, of which there is no public list."""
-    return parser._actions
-
-
-def take_texts_as_typed(parser: Any) -> None:
-    """Let options of the type `str | None` take any text: jsonargparse reads them as YAML, where `# A title` is null.
-
-    The type that it reads a value by has no public name.
-    """
-    for option in parser_options(parser):
-        if getattr(option, "_typehint", None) == str | None:
-            option._typehint = str
-
-
 def nearest(name: str, known: Iterable[str], likeness: float = 0.5) -> str | None:
     """Return the name that was probably meant; None where none is near."""
     return next(iter(difflib.get_close_matches(name, list(known), 1, likeness)), None)
@@ -65,7 +50,7 @@ class OptionParser(argparse.ArgumentParser):
 
 
 def name_words(function: Callable[..., Any], args: list[str]) -> list[str]:
-    """Gives the plain words that options begin with to a command's first parameter: `mm data inspect FOLDER`."""
+    """Give the plain words that options begin with to a command's first parameter: `mm data inspect FOLDER`."""
     words = next((n for n, arg in enumerate(args) if arg.startswith("-")), len(args))
     if words == 0:
         return args
@@ -76,7 +61,7 @@ def name_words(function: Callable[..., Any], args: list[str]) -> list[str]:
 
 
 def flags(function: Callable[..., Any], args: list[str]) -> list[str]:
-    """Lets an option that is yes or no stand alone: `--dry_run` for `--dry_run true`."""
+    """Let an option that is yes or no stand alone: `--dry_run` for `--dry_run true`."""
     switches = {f"--{name}" for name, kind in type_words(function).items() if kind in ("bool", "bool | None")}
     following = [*args, "--"][1:]
     return [
@@ -86,7 +71,7 @@ def flags(function: Callable[..., Any], args: list[str]) -> list[str]:
 
 
 def word_lists(function: Callable[..., Any], args: list[str]) -> list[str]:
-    """Lets an option that is a list take words: `--names a b` for `--names '["a", "b"]'`, `--layers 0 5`; given again,
+    """Let an option that is a list take words: `--names a b` for `--names '["a", "b"]'`, `--layers 0 5`; given again,
     as in `--stop A --stop B`, it is added to."""
     kinds = {f"--{name}": kind for name, kind in type_words(function).items()}
     arguments: list[str] = []
@@ -110,12 +95,12 @@ def word_lists(function: Callable[..., Any], args: list[str]) -> list[str]:
 
 
 def option_error(message: str, name: str, options: Iterable[str]) -> str:
-    """One line for what the parser says is wrong with a command's options.
+    """Return one line for what the parser says is wrong with a command's options.
 
     Args:
-        message: the parser's.
-        name: of the command.
-        options: that it has.
+        message: the parser's message.
+        name: the command.
+        options: the names of its options.
     """
     message = " ".join(message.split())
     if match := re.search(r"unrecognized arguments: --([\w.\-]+)", message):
@@ -136,7 +121,7 @@ def option_error(message: str, name: str, options: Iterable[str]) -> str:
 
 
 def wrong_value(message: str) -> tuple[str, str, str] | None:
-    """The key, what it takes in words and what it got, where the parser says in one line that a value is wrong."""
+    """Return the key, what it takes in words and what it got, where the parser says that a value is wrong."""
     if "arguments are required: " in message or "No module named " in message:
         return None
     outer, *inner = re.split(r" (?:- )?Problem with given class_path '[\w.]+': ", message, maxsplit=1)
@@ -145,8 +130,8 @@ def wrong_value(message: str) -> tuple[str, str, str] | None:
     kind = re.search(r"Subtypes: \[(.+?)\] Errors: .*Given value: (.*)$", text) or kind
     keys = [match[1] for part in (outer, text) if (match := re.search(r'Parser key "([\w.]+)"', part))]
     keys = list(dict.fromkeys(keys))
-    wanted = kind and kind_of(kind[1])
-    return (".".join(keys), wanted, kind[2]) if keys and kind and wanted else None
+    takes = kind and kind_of(kind[1])
+    return (".".join(keys), takes, kind[2]) if keys and kind and takes else None
 
 
 KINDS = {

@@ -12,12 +12,12 @@ import os
 import re
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal, TypeVar, Union
 
 from mm_lightning.errors import UserError
-from mm_lightning.options import option_classes, parser_options
+from mm_lightning.options import option_classes
 
 MOST = 10**12
 """The largest whole number that an option takes, where its range does not say."""
@@ -200,9 +200,9 @@ def stated(hint: Any) -> str:
     return next(filter(None, map(stated, typing.get_args(hint))), "")
 
 
-def state_ranges(parser: Any, types_by_name: dict[str, Any]) -> None:
+def state_ranges(options: Iterable[Any], types_by_name: dict[str, Any]) -> None:
     """Add to the help of a parser's options the ranges that their types state."""
-    for option in parser_options(parser):
+    for option in options:
         if (words := stated(types_by_name.get(option.dest))) and not words.endswith(("empty", "text")):
             option.help = f"{(option.help or '').rstrip('.')} [{words}]".strip()
 

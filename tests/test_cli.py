@@ -10,9 +10,10 @@ import pytest
 
 from mm_lightning.checkpoint import METADATA_KEY, network_metadata, tokenizer_metadata
 from mm_lightning.checkpoint.writing import write
-from mm_lightning.cli import COMMANDS, TRAINING, find_command, load, main, places
+from mm_lightning.cli import COMMANDS, TRAINING, find_command, load, main
 from mm_lightning.data import load_tokenizer
 from mm_lightning.errors import UserError
+from mm_lightning.function_command import places
 from mm_lightning.networks import MemoryMosaicConfig
 
 

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 
 import pytest
 
-from mm_lightning import callbacks, cli
-from mm_lightning.cli import COMMANDS, function_parser, load, main
+from mm_lightning import callbacks, function_command
+from mm_lightning.cli import COMMANDS, load, main
 from mm_lightning.data import TextDataModule
 from mm_lightning.data.facts import FactsConfig
 from mm_lightning.data.prepare_config import PrepareConfig
@@ -19,6 +19,7 @@ from mm_lightning.data.regbench import RegBenchConfig
 from mm_lightning.errors import UserError
 from mm_lightning.evaluation.registry import TASKS, find_task
 from mm_lightning.experiments import launch
+from mm_lightning.function_command import function_parser
 from mm_lightning.inference.sampling import Sampling
 from mm_lightning.memory.sublinear.key_clusters import SublinearRead
 from mm_lightning.networks import MemoryMosaicConfig, TransformerConfig
@@ -114,7 +115,9 @@ def within(hint: Any, value: float) -> bool:
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_nonsense_for_a_number_of_a_command_is_refused_in_one_line(name, capsys, monkeypatch):
     """Each option of each command by itself, with all that its range leaves out."""
-    monkeypatch.setattr(cli, "function_parser", functools.cache(function_parser))  # to build one takes a while
+    monkeypatch.setattr(
+        function_command, "function_parser", functools.cache(function_parser)
+    )  # to build one takes a while
     function = load(COMMANDS[name][0])
     needed = [
         word
@@ -203,7 +206,7 @@ def test_help_shows_ranges(capsys):
 
 @pytest.mark.parametrize("name", [n for n in FUNCTIONS if any(stated(h) == "not empty" for h in TYPED[n].values())])
 def test_an_empty_name_is_refused(name, capsys, monkeypatch):
-    monkeypatch.setattr(cli, "function_parser", functools.cache(function_parser))
+    monkeypatch.setattr(function_command, "function_parser", functools.cache(function_parser))
     function = load(COMMANDS[name][0])
     signature = inspect.signature(function).parameters.values()
     needed = {p.name: "nowhere" for p in signature if p.default is p.empty and p.kind is not p.VAR_KEYWORD}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, Literal
+from functools import wraps
+from typing import Annotated, Any, Literal, TypeVar
 
 from mm_lightning.errors import UserError
 from mm_lightning.memory.documents import Span
@@ -13,6 +15,7 @@ Vocabulary = Annotated[int, Range(1, 2**31 - 1)]
 Layers = Annotated[int, Range(1, 10_000)]
 Dimension = Annotated[int, Range(1, 2**20)]
 Hidden = Annotated[int, Range(1, 2**24)]
+Result = TypeVar("Result")
 KNOWN = "long", "short", "full"
 """The levels of the papers."""
 
@@ -181,3 +184,17 @@ class NetworkConfig:
     def build(self) -> Any:
         """Build the :class:`Network` with these dimensions, initialized unless the default device is meta."""
         raise TypeError("NetworkConfig has no network of its own: use MemoryMosaicConfig or TransformerConfig")
+
+
+def once_per_config(count: Callable[..., Result]) -> Callable[..., Result]:
+    """Decorate a function of a configuration and hashable values: equal ones are computed once."""
+    results: dict[tuple[Any, ...], Result] = {}
+
+    @wraps(count)
+    def cached(config: NetworkConfig, *values: Any) -> Result:
+        key = repr(config), *values
+        if key not in results:
+            results[key] = count(config, *values)
+        return results[key]
+
+    return cached

@@ -1,4 +1,4 @@
-"""Count what a network costs from its modules: parameters, FLOPs, and bytes kept for the backward pass.
+"""Count what a network costs from its modules: parameters and FLOPs.
 
 FLOPs follow Casson's count, which the v2 paper uses: two for each weight outside the embedding and each token, and for
 each contextual memory (or attention) of each block 2 n d, with n the pairs read.
@@ -13,10 +13,9 @@ import torch
 from torch import nn
 
 from mm_lightning.memory.contextual import ContextualMemory
-from mm_lightning.networks.activations import block_activations
-from mm_lightning.networks.base import Checkpointing, Network
+from mm_lightning.networks.base import Network
 from mm_lightning.networks.block import Block
-from mm_lightning.networks.config import NetworkConfig
+from mm_lightning.networks.config import NetworkConfig, once_per_config
 
 
 @dataclass(frozen=True)
@@ -43,22 +42,15 @@ class ModuleCost:
         return 2 * self.active + 2 * pairs * self.reads
 
 
+@once_per_config
 def module_costs(config: NetworkConfig) -> list[ModuleCost]:
     """Return the parts of a network, from the embedding to the classifier.
 
     Its modules are counted as they are built, on the meta device. Every parameter of two dimensions or more
     multiplies a token, unless its module defines `active_parameters`. Each level has its share of W_o.
     """
-    known = repr(config)
-    if known not in _COUNTED:
-        if len(_COUNTED) > 100:
-            _COUNTED.clear()
-        with torch.device("meta"):
-            _COUNTED[known] = _count(config.build())
-    return _COUNTED[known]
-
-
-_COUNTED: dict[str, list[ModuleCost]] = {}
+    with torch.device("meta"):
+        return _count(config.build())
 
 
 def _count(network: Network) -> list[ModuleCost]:
@@ -122,25 +114,3 @@ def forward_flops_per_token(config: NetworkConfig, context: int) -> int:
 def training_flops_per_token(config: NetworkConfig, context: int) -> int:
     """Return the FLOPs per token of forward and backward: three forward passes, recomputed activations not counted."""
     return 3 * forward_flops_per_token(config, context)
-
-
-def activation_bytes_per_token(
-    config: NetworkConfig, compute_bytes: int, residual_bytes: int, checkpointing: Checkpointing = False
-) -> int:
-    """Return the bytes that a forward pass keeps for the backward pass, per token; the loss's logits not included.
-
-    Args:
-        config: the network.
-        compute_bytes: the bytes of an element in matrix products: 2 in bf16, 4 in float32.
-        residual_bytes: the bytes of an element of the residual stream: 4, or 2 where parameters themselves are in bf16.
-        checkpointing: recompute blocks: each then keeps its input, and one at a time the rest; selective keeps the
-            results of matrix products and reads as well.
-    """
-    block, products = block_activations(config, compute_bytes, residual_bytes)
-    ends = config.dim * (
-        2 * residual_bytes + 8
-    )  # embedding, last norm, the classifier's float32 input and its gradient
-    if not checkpointing:
-        return config.layers * block + ends
-    saved = products if checkpointing == "selective" else 0
-    return config.layers * (config.dim * residual_bytes + saved) + max(block - saved, 0) + ends

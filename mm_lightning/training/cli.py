@@ -21,7 +21,6 @@ from mm_lightning.console import is_first_process, say
 from mm_lightning.data import TextDataModule
 from mm_lightning.errors import UserError
 from mm_lightning.networks import NetworkConfig
-from mm_lightning.options import parser_options
 from mm_lightning.outputs import check_output, opened
 from mm_lightning.ranges import state_ranges
 from mm_lightning.renamed import current_options
@@ -31,7 +30,7 @@ from mm_lightning.training.accumulation import accumulation_steps
 from mm_lightning.training.check_config import changed_settings, check_settings, help_types
 from mm_lightning.training.config_files import ConfigFile, read_chain, split_configs
 from mm_lightning.training.data_preparation import drop_other_preparation
-from mm_lightning.training.lightning_internals import parser_of
+from mm_lightning.training.lightning_internals import parser_of, parser_options
 from mm_lightning.training.module import LanguageModule, check_vocabulary
 from mm_lightning.training.parser_errors import explain_parser_error
 from mm_lightning.training.record_run import RecordRun
@@ -190,7 +189,7 @@ class TrainingCLI(LightningCLI):
         parser.link_arguments("seed_everything", "model.seed")
         parser.link_arguments("seed_everything", "data.seed")
         for prefix, types in help_types().items():
-            state_ranges(parser, {f"{prefix}{name}": hint for name, hint in types.items()})
+            state_ranges(parser_options(parser), {f"{prefix}{name}": hint for name, hint in types.items()})
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the command line; a mistake becomes a UserError that names key, file and nearest key."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,6 +56,35 @@ def log_interval(trainer: Trainer) -> int:
 def parser_of(cli: LightningCLI, command: str) -> LightningArgumentParser:
     """Return the parser of one command of a LightningCLI; `cli.parser` is that of all commands."""
     return cli._subcommand_parsers[command]
+
+
+def parser_options(parser: LightningArgumentParser) -> list[Any]:
+    """Return the options of a parser, of which there is no public list."""
+    return parser._actions
+
+
+# Tensors without storage
+
+
+def fake_tensors() -> AbstractContextManager[Any]:
+    """Context manager in which tensors have a device, shapes and types, but no storage.
+
+    The public device meta is none that autocast knows.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    return FakeTensorMode()
+
+
+def intercept_operations(compute: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]) -> AbstractContextManager[Any]:
+    """Context manager in which `compute(operation, args, kwargs)` computes each of torch's operators."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Intercept(TorchDispatchMode):
+        def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            return compute(operation, args, kwargs or {})
+
+    return Intercept()
 
 
 # Steps and batches

@@ -7,8 +7,9 @@ from typing import Any
 
 from mm_lightning.errors import UserError
 from mm_lightning.networks import Checkpointing, NetworkConfig
-from mm_lightning.networks.cost import activation_bytes_per_token, parameters
+from mm_lightning.networks.cost import parameters
 from mm_lightning.networks.loss import LOGITS
+from mm_lightning.training.activation_memory import activation_bytes_per_token
 
 USABLE_FRACTION = 0.9
 """Usable fraction of a GPU's memory; the rest is for fragmentation, scratch space of kernels and NCCL's buffers."""

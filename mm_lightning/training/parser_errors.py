@@ -6,7 +6,7 @@ import inspect
 import re
 from collections.abc import Sequence
 
-from mm_lightning.options import nearest, parser_options, wrong_value
+from mm_lightning.options import nearest, wrong_value
 from mm_lightning.synonyms import synonym
 from mm_lightning.training.config_files import ConfigFile, named_values
 from mm_lightning.user_classes import where_modules_are_found
@@ -103,10 +103,8 @@ def _parameters(class_path: str) -> list[str]:
 
     module, _, name = class_path.rpartition(".")
     cls = getattr(__import__(module, fromlist=[name]), name)
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(cls, "x", fail_untyped=False)
-    names = [option.dest.removeprefix("x.") for option in parser_options(parser) if option.dest.startswith("x.")]
-    return names or list(inspect.signature(cls).parameters)
+    names = ArgumentParser(exit_on_error=False).add_class_arguments(cls, "x", fail_untyped=False)
+    return [name.removeprefix("x.") for name in names] or list(inspect.signature(cls).parameters)
 
 
 def _where(key: str, files: list[ConfigFile]) -> str:

@@ -21,7 +21,8 @@ from unittest import mock
 
 import yaml
 
-from mm_lightning.cli import COMMANDS, TRAINING, function_parser, load, main
+from mm_lightning.cli import COMMANDS, TRAINING, load, main
+from mm_lightning.function_command import function_parser
 
 NUMBERS = ["-1", "0", "1", "2", "1.5", "nan", ".nan", "inf", "-.inf", "1e308", "1" + "0" * 30, "-0", "1e3", "1_0", "0x"]
 TRAPS = [

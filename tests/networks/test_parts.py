@@ -13,7 +13,8 @@ from mm_lightning.errors import UserError
 from mm_lightning.memory.sublinear.key_clusters import SublinearRead
 from mm_lightning.networks import MemoryMosaicConfig, NetworkConfig
 from mm_lightning.networks.config_dict import config_from_dict
-from mm_lightning.networks.cost import activation_bytes_per_token, forward_flops_per_token, module_costs, parameters
+from mm_lightning.networks.cost import forward_flops_per_token, module_costs, parameters
+from mm_lightning.training.activation_memory import activation_bytes_per_token
 from mm_lightning.user_classes import load_class
 
 MINE = {

@@ -198,3 +198,18 @@ def test_launched_processes_are_killed():
     launcher.procs = [process]
     internals.kill_launched(launcher)
     process.send_signal.assert_called_once_with(signal.SIGKILL)
+
+
+def test_tensors_without_storage_and_the_operators_on_them():
+    names = []
+
+    def compute(operation, args, kwargs):
+        names.append(operation.__name__)
+        return operation(*args, **kwargs)
+
+    with internals.fake_tensors(), internals.intercept_operations(compute):
+        x = torch.empty(10**6, 10**6)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert (x @ x).dtype == torch.bfloat16
+    assert "mm.default" in names
+    assert x.untyped_storage() is x[1:].untyped_storage()

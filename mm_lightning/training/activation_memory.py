@@ -1,4 +1,4 @@
-"""Count the bytes that a block keeps for the backward pass, in a forward pass on fake tensors."""
+"""Count the bytes that a network keeps for the backward pass, in a forward pass of a block on fake tensors."""
 
 from __future__ import annotations
 
@@ -7,27 +7,47 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from mm_lightning.errors import UserError
 from mm_lightning.memory.documents import Documents, Span
 from mm_lightning.memory.layers import Norm
 from mm_lightning.memory.retrieval import SoftmaxRetrieval
+from mm_lightning.networks import Checkpointing, NetworkConfig
 from mm_lightning.networks.base import keeps_result
-from mm_lightning.networks.config import NetworkConfig
+from mm_lightning.networks.config import once_per_config
+from mm_lightning.training.lightning_internals import fake_tensors, intercept_operations
 
 _DTYPES = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}
-_COUNTED: dict[tuple[str, int, int], tuple[int, int]] = {}
 
 
+def activation_bytes_per_token(
+    config: NetworkConfig, compute_bytes: int, residual_bytes: int, checkpointing: Checkpointing = False
+) -> int:
+    """Return the bytes that a forward pass keeps for the backward pass, per token; the loss's logits not included.
+
+    Args:
+        config: the network.
+        compute_bytes: the bytes of an element in matrix products: 2 in bf16, 4 in float32.
+        residual_bytes: the bytes of an element of the residual stream: 4, or 2 where parameters themselves are in bf16.
+        checkpointing: recompute blocks: each then keeps its input, and one at a time the rest; selective keeps the
+            results of matrix products and reads as well.
+    """
+    block, products = block_activations(config, compute_bytes, residual_bytes)
+    # embedding, last norm, the classifier's float32 input and its gradient
+    ends = config.dim * (2 * residual_bytes + 8)
+    if not checkpointing:
+        return config.layers * block + ends
+    saved = products if checkpointing == "selective" else 0
+    return config.layers * (config.dim * residual_bytes + saved) + max(block - saved, 0) + ends
+
+
+@once_per_config
 def block_activations(config: NetworkConfig, compute_bytes: int, residual_bytes: int) -> tuple[int, int]:
     """Count the bytes that a block keeps for the backward pass, per token.
 
     A block runs on fake tensors, which have shapes and types but no storage, at two lengths; the difference is free of
-    weights and their 16-bit copies. Blocks of one network are taken to be alike, or their kinds to repeat after
-    `config.period`: their mean is returned. Masks of dropout are left out.
+    weights and their 16-bit copies. Blocks of one network are taken to be alike; masks of dropout are left out.
 
     Args:
         config: the network.
@@ -40,42 +60,35 @@ def block_activations(config: NetworkConfig, compute_bytes: int, residual_bytes:
     Raises:
         UserError: its forward pass depends on the values of tensors.
     """
-    known = repr(config), compute_bytes, residual_bytes
-    if known not in _COUNTED:
-        if len(_COUNTED) > 100:
-            _COUNTED.clear()
-        tokens = 2 * max(512, *(config.span(level).delay for level in config.levels))
-        try:
-            short, long = (_count(config, n, compute_bytes, residual_bytes) for n in (tokens, 2 * tokens))
-        except (RuntimeError, NotImplementedError) as error:  # a user's part branches on values of tensors
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(
-                f"the memory of activations cannot be estimated: this network needs real tensors ({reason})"
-            ) from error
-        each = tokens * config.period
-        _COUNTED[known] = (long[0] - short[0]) // each, (long[1] - short[1]) // each
-    return _COUNTED[known]
+    tokens = 2 * max(512, *(config.span(level).delay for level in config.levels))
+    try:
+        short, long = (_count(config, n, compute_bytes, residual_bytes) for n in (tokens, 2 * tokens))
+    except (RuntimeError, NotImplementedError) as error:  # a user's part branches on values of tensors
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"the memory of activations cannot be estimated: this network needs real tensors ({reason})"
+        ) from error
+    return (long[0] - short[0]) // tokens, (long[1] - short[1]) // tokens
 
 
 def _count(config: NetworkConfig, tokens: int, compute_bytes: int, residual_bytes: int) -> tuple[int, int]:
-    """Return the bytes that one block of each kind keeps for `tokens` tokens, and those of products and reads."""
+    """Return the bytes that the first block keeps for `tokens` tokens, and those of products and reads."""
     dtype, before = _DTYPES[residual_bytes], torch.get_default_dtype()
-    with FakeTensorMode():
+    with fake_tensors():
         torch.set_default_dtype(dtype)
         try:
-            network = replace(config, layers=config.period, dropout=0.0).build()
+            network = replace(config, layers=1, dropout=0.0).build()
         finally:
             torch.set_default_dtype(before)
         context = network.context(Documents.whole(1, tokens))
         x = torch.empty(1, tokens, config.dim, dtype=dtype, requires_grad=True)
-        saved = _Saved(context.rotation or ())
-        for module in network.blocks.modules():
+        saved, results = _Saved(context.rotation or ()), _Results()
+        for module in network.blocks[0].modules():
             saved.watch(module)
-        short = compute_bytes < residual_bytes
         hooks = torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda tensor: tensor)
-        with hooks, torch.autocast("cpu", torch.bfloat16, enabled=short), _Results() as results:
-            for block in network.blocks:
-                x, _ = block(x, context)
+        autocast = torch.autocast("cpu", torch.bfloat16, enabled=compute_bytes < residual_bytes)
+        with hooks, autocast, intercept_operations(results.compute):
+            network.blocks[0](x, context)
         return saved.total, results.total
 
 
@@ -87,13 +100,13 @@ class _Saved:
     """
 
     def __init__(self, shared: tuple[Tensor, ...]) -> None:
-        self.shared = {x.untyped_storage()._cdata for x in shared}
-        self.storages: dict[int, Tensor] = {}  # kept alive, so that no address is used again
+        self.shared = [x.untyped_storage() for x in shared]
+        self.storages: dict[int, torch.UntypedStorage] = {}  # kept alive, so that no id is used again
         self.in_norm = False
 
     @property
     def total(self) -> int:
-        return sum(x.untyped_storage().nbytes() for x in self.storages.values())
+        return sum(storage.nbytes() for storage in self.storages.values())
 
     def pack(self, tensor: Tensor) -> Tensor:
         if not self.in_norm:
@@ -101,8 +114,9 @@ class _Saved:
         return tensor
 
     def _keep(self, tensor: Tensor) -> None:
-        if (storage := tensor.untyped_storage()._cdata) not in self.shared:
-            self.storages[storage] = tensor
+        storage = tensor.untyped_storage()
+        if not any(storage is shared for shared in self.shared):
+            self.storages[id(storage)] = storage
 
     def watch(self, module: nn.Module) -> None:
         """Count for a module what CUDA's kernels keep, where a CPU's keep something else."""
@@ -128,15 +142,13 @@ def _read(q: Tensor, k: Tensor, v: Tensor, span: Span, *rest: Any) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1]).transpose(1, 2)
 
 
-class _Results(TorchDispatchMode):
+class _Results:
     """Count the bytes of the results that selective checkpointing keeps; tokens are shared equally among experts."""
 
     def __init__(self) -> None:
-        super().__init__()
         self.total, self.shares = 0, list[int]()
 
-    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+    def compute(self, operation: Any, args: Any, kwargs: Any) -> Any:
         if operation is torch.ops.aten.bincount.default:  # tokens of each expert: fake tensors have no values
             bins = args[2] if len(args) > 2 else kwargs["minlength"]
             share, rest = divmod(args[0].numel(), bins)
