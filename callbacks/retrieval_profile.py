@@ -58,10 +58,11 @@ class RetrievalProfile(OnValidationBatch):
         distances = self.distances or max(2, batch.tokens.shape[1] // 2)
         profile = retrieval_profile(network, batch.tokens, batch.documents, distances)
         if not profile.queries:
-            say(
-                f"no retrieval profile: the first {len(batch)} validation sequences have no document of {distances} "
-                f"tokens; set more sequences, or fewer distances, of RetrievalProfile"
+            why = (
+                f"the first {len(batch)} validation sequences have no document of {distances} tokens; set more "
+                f"sequences, or fewer distances, of RetrievalProfile"
             )
+            say(f"no retrieval profile: {why if profile.mean() else 'the network reads no stored pairs'}")
             return
         tag = tensorboard_tag(self.unique_tag("retrieval_profile", trainer))
         for board in tensorboards(trainer):

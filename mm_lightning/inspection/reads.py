@@ -16,7 +16,6 @@ from mm_lightning.memory.documents import Documents, Span
 from mm_lightning.memory.keys import AverageKeys
 from mm_lightning.memory.retrieval import Retrieval
 from mm_lightning.networks import Network
-from mm_lightning.networks.block import Block
 
 NUMBERS = 1 << 24
 """Weights that are written out at a time."""
@@ -95,10 +94,9 @@ def watch_reads(network: Network, visit: Callable[[Read], object]) -> Iterator[N
 
     with ExitStack() as hooks:
         for layer, block in enumerate(network.blocks):
-            assert isinstance(block, Block)
-            for level, memory in block.contextual.items():
-                retrieval = getattr(memory, "retrieval", None)
-                if not isinstance(retrieval, Retrieval):  # keeps a state instead of pairs
+            for name, memory in block.named_modules():
+                retrieval, level = getattr(memory, "retrieval", None), name.rsplit(".", 1)[-1]
+                if not isinstance(retrieval, Retrieval):  # no memory, or one that keeps a state instead of pairs
                     continue
                 hooks.enter_context(memory.register_forward_pre_hook(partial(begin, layer, level)))
                 hooks.enter_context(retrieval.register_forward_pre_hook(read))

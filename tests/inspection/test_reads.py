@@ -38,6 +38,29 @@ def test_weights_times_values_is_what_the_network_reads(config, build, packed): 
     assert not any(m._forward_pre_hooks for m in network.modules())
 
 
+class Around(torch.nn.Module):
+    """A block of a user's class: whatever it holds, its memories lie somewhere within."""
+
+    def __init__(self, inner=None):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x, context):
+        return (x, None) if self.inner is None else self.inner(x, context)
+
+
+def test_blocks_of_any_class_are_seen(build, packed):  # noqa: F811
+    config = CONFIGS["v2"]  # noqa: F811
+    network, seen = build(config).eval(), []
+    network.blocks = torch.nn.ModuleList([Around(), *(Around(block) for block in network.blocks)])
+    tokens, documents = packed(config, 1, 20, 0)
+    with torch.no_grad(), watch_reads(network, seen.append):
+        network(tokens, documents)
+    assert [(read.layer, read.level) for read in seen] == [(n, level) for n in (1, 2) for level in config.levels]
+    network.blocks = torch.nn.ModuleList([Around()])
+    assert retrieval_profile(network, tokens).mean() == {}
+
+
 def uniform(span, documents, heads=2):
     """A memory whose keys are all alike."""
     q = torch.zeros(*documents.shape, heads, 3)
