@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,14 @@ from mm_lightning.memory.state import MemoryState
 from mm_lightning.networks.base import ForwardContext, Network, depth_std
 from mm_lightning.networks.block import Block, compile_pointwise
 from mm_lightning.networks.config import NetworkConfig, Reach
-from mm_lightning.ranges import Count, Name, Positive
+from mm_lightning.networks.forget_gate import ForgetGate
+from mm_lightning.networks.rotary import rotary, rotate
+from mm_lightning.networks.short_convolution import ShortConvolution
+from mm_lightning.ranges import AtLeastTwo, Count, Name, Positive, Range
+
+Stretch = Annotated[float, Range(1, 1e6)]
+SHARPNESS = 0.43
+"""Initial s of the scalable softmax: queries begin multiplied by about log10 n."""
 
 
 @dataclass
@@ -32,17 +40,43 @@ class TransformerConfig(NetworkConfig):
         rope_base: base of the rotary position encoding; Llama 3 uses 500,000.
         kv_heads: heads of keys and values, each shared by heads / kv_heads queries (grouped-query attention); as many
             as heads if not given.
+        rotary_levels: levels whose queries and keys are rotated by their positions; all by default, none with [].
+        yarn_factor: how many times longer than yarn_context texts are to be: frequencies stretched as by YaRN, for
+            evaluation or fine-tuning beyond the training context. 1: as trained.
+        yarn_context: tokens of the training context; needed with yarn_factor.
+        qk_norm: RMSNorm of each head's queries and keys, with a learned weight.
+        scalable_softmax: multiply queries by s log n, n the pairs read and s learned for each head (arXiv 2501.19399).
+        canon: width of a short causal convolution that is added to queries, keys and values (Canon, arXiv 2512.17351,
+            which takes 4); none by default.
+        forget_gate: let weights decay with the age of a pair as the text in between says (FoX, arXiv 2503.02130).
     """
 
     levels: tuple[Name, ...] = ("full",)
     rope_base: Positive = 500_000.0
     kv_heads: Count | None = None
+    rotary_levels: tuple[Name, ...] | None = None
+    yarn_factor: Stretch = 1.0
+    yarn_context: AtLeastTwo | None = None
+    qk_norm: bool = False
+    scalable_softmax: bool = False
+    canon: AtLeastTwo | None = None
+    forget_gate: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.kv_heads is not None and self.heads % self.kv_heads:
             raise UserError(f"kv_heads must divide heads: {self.kv_heads} does not divide {self.heads}")
-        if self.head_dim % 2:
+        if self.rotary_levels is not None:
+            self.rotary_levels = tuple(self.rotary_levels)
+            for level in self.rotary_levels:
+                if level not in self.levels:
+                    raise UserError(f"rotary_levels takes levels of this network, {list(self.levels)}, got {level!r}")
+        if (self.yarn_factor != 1) != (self.yarn_context is not None):
+            raise UserError(
+                f"yarn_factor and yarn_context go together, got {self.yarn_factor:g} and {self.yarn_context}: a factor "
+                f"above 1, and the tokens of the training context"
+            )
+        if self.head_dim % 2 and self.rotary_levels != ():
             raise UserError(f"rotary positions need an even head dimension, got dim / heads = {self.head_dim}")
 
     def _delay(self, reach: Reach, drawn: int | None) -> int:
@@ -53,23 +87,13 @@ class TransformerConfig(NetworkConfig):
         return Transformer(self)
 
 
-def rotary(position: Tensor, dim: int, base: float) -> tuple[Tensor, Tensor]:
-    """Return cos, and -sin beside sin, of the angles position * base^(-2i/D): (B, T, 1, D) each in float32."""
-    # In float64, because position times frequency loses all accuracy in float32 at long contexts.
-    frequency = base ** -(torch.arange(0, dim, 2, device=position.device, dtype=torch.float64) / dim)
-    angle = position[..., None, None] * frequency
-    cos, sin = angle.cos().float(), angle.sin().float()
-    return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
-
-
-def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate the pairs (x_i, x_{i + D/2}) of (B, T, H, D) by the angles of their positions."""
-    cos, sin = rotation
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin).to(x.dtype)
-
-
 class Attention(nn.Module):
     """Multi-head attention within documents, before its output projection.
+
+    Args:
+        config: of the network.
+        rotated: whether queries and keys are rotated by their positions.
+        std: initial standard deviation of the matrices.
 
     Attributes:
         compiled: see :func:`compile_pointwise`.
@@ -77,13 +101,28 @@ class Attention(nn.Module):
 
     compiled = False
 
-    def __init__(self, dim: int, heads: int, kv_heads: int, std: float, dropout: float):
+    def __init__(self, config: TransformerConfig, rotated: bool, std: float):
         super().__init__()
-        self.heads, self.kv_heads, self.dropout = heads, kv_heads, dropout
+        dim, heads, kv_heads = config.dim, config.heads, config.kv_heads or config.heads
+        self.heads, self.kv_heads, self.dropout = heads, kv_heads, config.dropout
+        self.rotated = rotated
         self.W_q = Linear(dim, dim, std)
         self.W_k = Linear(dim, dim // heads * kv_heads, std)
         self.W_v = Linear(dim, dim // heads * kv_heads, std)
         self.retrieval = SoftmaxRetrieval()
+        self.q_norm, self.k_norm = (
+            Norm(config.head_dim, config.norm_eps) if config.qk_norm else None for _ in range(2)
+        )
+        self.convolution = ShortConvolution(dim + 2 * dim // heads * kv_heads, config.canon) if config.canon else None
+        self.forget = ForgetGate(dim, kv_heads, std) if config.forget_gate else None
+        self.sharpness: nn.Parameter | None = None
+        if config.scalable_softmax:
+            self.sharpness = nn.Parameter(torch.empty(heads))
+            self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        if self.sharpness is not None:
+            nn.init.constant_(self.sharpness, SHARPNESS)
 
     def forward(
         self,
@@ -94,16 +133,38 @@ class Attention(nn.Module):
         state: MemoryState | None = None,
     ) -> Tensor:
         """Return retrieved values (B, T, d) from inputs (B, T, d): of whole documents, or of a chunk of a stream."""
-        q, k, v = self.project(x, rotation)
+        if self.convolution is None:
+            q, k, v = self.project(x, rotation)
+        else:
+            projected = [self.W_q(x), self.W_k(x), self.W_v(x)]
+            joined, carried = torch.cat(projected, -1), None if state is None else state.carried("convolution")
+            mixed = joined + self.convolution(joined, documents, carried)
+            q, k, v = mixed.split([y.shape[-1] for y in projected], -1)
+            q, k, v = self.place(q, k, v, rotation)
+        if self.sharpness is not None:
+            log_n = documents.count(span).clamp(min=1).log()
+            q = (q * (self.sharpness * log_n[..., None])[..., None]).to(q.dtype)
         pairs, dropout = None if state is None else state.pairs, self.dropout if self.training else 0.0
-        return self.retrieval(q, k, v, span, documents, pairs, 0, q.shape[-1] ** -0.5, dropout).flatten(-2)
+        scale, dim = q.shape[-1] ** -0.5, v.shape[-1]
+        if self.forget is not None:
+            c = self.forget.sums(x, documents, None if state is None else state.carried("forget"))
+            q, k, v = self.forget.extend(q, k, v, c, scale)
+        return self.retrieval(q, k, v, span, documents, pairs, 0, scale, dropout)[..., :dim].flatten(-2)
 
     @compile_pointwise
     def project(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries (B, T, H, D), and keys and values (B, T, kv_heads, D)."""
-        q = rotate(self.W_q(x).unflatten(-1, (self.heads, -1)), rotation)
-        k = rotate(self.W_k(x).unflatten(-1, (self.kv_heads, -1)), rotation)
-        return q, k, self.W_v(x).unflatten(-1, (self.kv_heads, -1))
+        return self.place(self.W_q(x), self.W_k(x), self.W_v(x), rotation)
+
+    def place(self, q: Tensor, k: Tensor, v: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return projections by heads, with queries and keys normalized and rotated to their positions."""
+        q = q.unflatten(-1, (self.heads, -1))
+        k, v = (y.unflatten(-1, (self.kv_heads, -1)) for y in (k, v))
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.rotated:
+            q, k = rotate(q, rotation), rotate(k, rotation)
+        return q, k, v
 
     def new_state(self, span: Span, capacity: int) -> MemoryState:
         """Return the empty inference state with `capacity` preallocated keys and values."""
@@ -117,12 +178,12 @@ class TransformerBlock(Block):
         super().__init__()
         d, f = config.dim, config.persistent_dim
         std = depth_std(d, index)
-        kv_heads = config.kv_heads or config.heads
+        rotated = config.levels if config.rotary_levels is None else config.rotary_levels
         self.dropout = config.dropout
         self.contextual_norm = Norm(d, config.norm_eps, config.norm)
         self.contextual = nn.ModuleDict()
         for level in config.levels:
-            self.contextual[level] = Attention(d, config.heads, kv_heads, std, config.dropout)
+            self.contextual[level] = Attention(config, level in rotated, std)
         self.W_o = Linear(len(config.levels) * d, d, std)
         self.persistent_norm = Norm(d, config.norm_eps, config.norm)
         self.persistent = SwiGLU(d, f, std, depth_std(f, index))
@@ -148,5 +209,6 @@ class Transformer(Network):
     def context(self, documents: Documents, delays: Mapping[str, int] | None = None) -> ForwardContext:
         """Return what all blocks share, with the rotary angles of the positions within each document."""
         context = super().context(documents, delays)
-        context.rotation = rotary(documents.position, self.config.head_dim, self.config.rope_base)
+        c = self.config
+        context.rotation = rotary(documents.position, c.head_dim, c.rope_base, c.yarn_factor, c.yarn_context or 1)
         return context

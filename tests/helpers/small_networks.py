@@ -28,6 +28,12 @@ CONFIGS = {
     "transformer": TransformerConfig(**SMALL),
     "transformer-grouped": TransformerConfig(**SMALL, kv_heads=1),
     "transformer-long-short": TransformerConfig(**SMALL, **SPANS, levels=("long", "short")),
+    "transformer-sharp": TransformerConfig(
+        **SMALL, kv_heads=1, qk_norm=True, scalable_softmax=True, canon=4, yarn_factor=4.0, yarn_context=16
+    ),
+    "transformer-forgets": TransformerConfig(
+        **SMALL, **SPANS, levels=("long", "short"), rotary_levels=("short",), forget_gate=True
+    ),
     "gated-deltanet": GatedDeltaNetConfig(**SMALL),
     "gated-deltanet-hybrid": GatedDeltaNetConfig(**SMALL, attention_every=2),
 }
