@@ -124,14 +124,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "mm_lightning.experiments.benchmark.retrieval:retrieval_command",
         "time sub-linear reads of the long-term memory, with their error",
     ),
-    "benchmark data": (
-        "mm_lightning.experiments.benchmark.data:data_command",
-        "time the loader against plain reading and against the network",
-    ),
-    "benchmark startup": (
-        "mm_lightning.experiments.benchmark.startup:startup_command",
-        "time mm --help, and mm fit up to its first step",
-    ),
 }
 
 PRINTED = {
@@ -178,6 +170,10 @@ def find_command(args: Sequence[str]) -> tuple[str, list[str]]:
             return name, list(args[words:])
     group = [name for name in COMMANDS if name.split()[0] == args[0]]
     if group:
+        from mm_lightning.renamed import MOVED
+
+        if script := MOVED.get(name := " ".join(args[:2])):
+            raise UserError(f"`mm {name}` is a script now: python {script}, in a clone of the repository")
         raise UserError(f"`mm {args[0]}` needs one more word: {', '.join('mm ' + name for name in group)}")
     near = nearest(" ".join(args[:2]), [*TRAINING, *COMMANDS]) or nearest(args[0], [*TRAINING, *COMMANDS])
     hint = f": did you mean `mm {near}`?" if near else ": `mm --help` lists them"

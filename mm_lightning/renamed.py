@@ -10,7 +10,10 @@ from mm_lightning.console import say
 from mm_lightning.errors import UserError
 from mm_lightning.yaml_text import load_yaml, one_line
 
-OPTIONS = {"--long_budget": "--read_budget"}
+OPTIONS = {"--long_budget": "--read_budget", "--neighbours": "--neighbors", "--queries": "--repeats"}
+
+MOVED = {"benchmark data": "tests/benchmarks/loader.py", "benchmark startup": "tests/benchmarks/startup.py"}
+"""Commands that are scripts of the repository now."""
 
 CLASSES = {
     "Guard": "BadStepGuard",

@@ -22,7 +22,7 @@ DEEP = "[" * 400
         (["data", "prepare", ".", "--output", "out", "--separator", "\udcff"], "--separator takes a text in UTF-8"),
         (["export", "nowhere", "--output", "a\udc80b"], "--output takes a name in UTF-8"),
         (["checkpoint", "consolidate", "nowhere", "--output", "a\udc80b"], "--output takes a name in UTF-8"),
-        (["benchmark", "data", "--config", "nowhere", "--batches", "9" * 30], "--batches takes a whole number"),
+        (["benchmark", "step", "--config", "nowhere", "--repeats", "9" * 30], "--repeats takes a whole number"),
         (["launch", "--config", "quickstart", "--nodes"], "--nodes needs a value"),
         (["launch", "--config", "quickstart", "--nodes", "x"], "--nodes takes a whole number, got 'x'"),
         (["launch", "--config", "quickstart", "--dry_run=1"], "--dry_run"),

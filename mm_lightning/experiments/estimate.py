@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import subprocess
 import sys
 import time
@@ -11,6 +10,9 @@ from typing import Any, Literal
 from mm_lightning.console import Progress, clock, print_table, say
 from mm_lightning.experiments.cost_command import scaled
 from mm_lightning.experiments.sweep_runs import Run
+
+IMPORTS = "from mm_lightning.training.cli import prepare; prepare()"
+"""What a process of `mm fit` imports before it trains."""
 
 MOST_FLOPS = {"cpu": 3e12, "cuda": 1e16}
 """Of a forward and backward pass that is timed here: more would take minutes."""
@@ -58,8 +60,6 @@ def show_plan(runs: list[Run], jobs: int, measure: bool) -> None:
 
 def start_seconds() -> float:
     """What it takes a process to import what training needs."""
-    from mm_lightning.experiments.benchmark.startup import IMPORTS
-
     begin = time.perf_counter()
     subprocess.run([sys.executable, "-c", IMPORTS], check=True, capture_output=True)
     return time.perf_counter() - begin
@@ -100,10 +100,11 @@ def run_seconds(run: Run, jobs: int) -> float | None:
 
 def step_seconds(network: Any, micro_batch_size: int, context: int, precision: str, device: Any) -> float:
     """The median of three training steps on one micro batch of random tokens, after one to warm up."""
-    from mm_lightning.experiments.benchmark.setup import Setup
+    from mm_lightning.experiments.benchmark.harness import Case, measure
     from mm_lightning.experiments.benchmark.step import TrainingStep
-    from mm_lightning.experiments.benchmark.timing import take_turns
+    from mm_lightning.experiments.benchmark.workload import Workload
 
     kind: Literal["bf16", "fp32"] = "bf16" if precision.startswith("bf16") else "fp32"
-    step = TrainingStep(network, Setup(network, context, micro_batch_size, kind), device, seed=0)
-    return statistics.median(take_turns({"": step}, 3, device)[""])
+    work = Workload(network, context, micro_batch_size, kind)
+    step = Case("step", lambda: TrainingStep(network, work, device, seed=0))
+    return measure([step], 3, device)[0]["median_seconds"]

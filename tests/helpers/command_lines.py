@@ -163,9 +163,7 @@ def bases(python: str = "") -> dict[str, list[str]]:
             *(*tiny, "--layers", "1", "--context_length", "16", "--batch_size", "1", "--vocab_size", "16")
         ],
         "benchmark decode": ["--contexts", "16", "--prefills", "1", *tiny, "--layers", "1", "--vocab_size", "16"],
-        "benchmark retrieval": ["run", "--pairs", "4096", "--queries", "2", "--context", "64", "--neighbours", "16"],
-        "benchmark data": ["--config", "tiny.yaml", "--batches", "1", "--repeats", "1", "--workers", "0"],
-        "benchmark startup": ["--config", "nowhere.yaml", "--repeats", "1"],
+        "benchmark retrieval": ["run", "--pairs", "4096", "--repeats", "2", "--context", "64", "--neighbors", "16"],
     }
 
 

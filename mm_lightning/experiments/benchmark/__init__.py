@@ -1,1 +1,1 @@
-"""`mm benchmark`: what runs here beside what it is compared with, in turns, as a table and as JSON."""
+"""`mm benchmark`: what a memory mosaic costs beside what it is compared with, timed in turns in one process."""
