@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import Counter
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ def describe_hardware(environment: dict[str, Any]) -> str:
     return " + ".join(parts) or f"{cpu.get('model') or 'CPU'}, {cpu.get('cores')} cores"
 
 
+@cache
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
@@ -63,6 +65,7 @@ def _version(package: str) -> str | None:
         return None
 
 
+@cache
 def _git_state(folder: Path) -> dict[str, Any] | None:
     """Return the commit and whether files differ from it; None if the code is not a git checkout."""
 
@@ -76,6 +79,7 @@ def _git_state(folder: Path) -> dict[str, Any] | None:
         return None
 
 
+@cache
 def _cpu_model() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

@@ -8,6 +8,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from datetime import date, datetime, time, timedelta
 from enum import Enum
+from functools import cache
 from pathlib import PurePath
 from typing import Any
 
@@ -148,7 +149,13 @@ class _Mapped:
 
 def _without_contents(value: Any) -> Any:
     """Return an empty tensor of the same dtype for a dense tensor, any other value unchanged."""
-    return torch.empty(0, dtype=value.dtype) if isinstance(value, Tensor) and is_dense(value) else value
+    return _empty(value.dtype) if isinstance(value, Tensor) and is_dense(value) else value
+
+
+@cache
+def _empty(dtype: torch.dtype) -> Tensor:
+    """Return one tensor for all of a dtype: writing and loading thousands takes longer than all else that is saved."""
+    return torch.empty(0, dtype=dtype)
 
 
 def is_dense(value: Tensor) -> bool:

@@ -215,6 +215,10 @@ class TrainingCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Do nothing: a checkpoint never overrides the config, the two are compared instead."""
 
+    def _dump_config(self) -> None:
+        """Serialize nothing: it takes a while, and is for `save_hyperparameters`, which is never called."""
+        self.config_dump: dict[str, Any] = {}
+
     def instantiate_classes(self) -> None:
         """Find the checkpoint, and build data module, module and trainer."""
         config = self.config[self.command]

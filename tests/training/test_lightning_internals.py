@@ -176,7 +176,10 @@ def test_memory_snapshots_take_what_they_are_given():
 
 def test_names_that_our_classes_override():
     for base, names in {
-        LightningCLI: ("_parse_ckpt_path", "_instantiate_trainer", "_run_subcommand", "_prepare_subcommand_kwargs"),
+        LightningCLI: (
+            *("_dump_config", "_parse_ckpt_path"),
+            *("_instantiate_trainer", "_run_subcommand", "_prepare_subcommand_kwargs"),
+        ),
         SummaryWriter: ("_get_file_writer",),
     }.items():
         for name in names:
