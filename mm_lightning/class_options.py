@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import re
@@ -10,6 +11,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mm_lightning.errors import UserError
+
+NEEDED = inspect.Parameter.empty
+
 
 @dataclass(frozen=True)
 class Option:
@@ -17,7 +22,7 @@ class Option:
 
     Attributes:
         hint: its type, with the range that it states.
-        default: the value where it is not given.
+        default: the value where it is not given; NEEDED where it must be.
         help: what `--help` says.
     """
 
@@ -37,6 +42,13 @@ def field_help(kind: type, name: str) -> str:
     return ""
 
 
+def field_default(field: dataclasses.Field) -> Any:
+    """Return the default of a dataclass's field, NEEDED where there is none."""
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return NEEDED if field.default is dataclasses.MISSING else field.default
+
+
 def class_options(
     named_by: str, options: Callable[[Sequence[str]], dict[str, Option]], title: str
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -51,9 +63,9 @@ def class_options(
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         def named(words: Sequence[str]) -> Callable[..., None]:
-            return _extended(function, options(_given(named_by, words)), title)
+            return with_options(function, options(_given(named_by, words)), title)
 
-        command = _extended(function, options(()), title)
+        command = with_options(function, options(()), title)
         command.for_words = named  # type: ignore[attr-defined]
         return command
 
@@ -81,7 +93,7 @@ def _given(option: str, words: Iterable[str]) -> list[str]:
     return names
 
 
-def _extended(function: Callable[..., None], options: dict[str, Option], title: str) -> Callable[..., None]:
+def with_options(function: Callable[..., None], options: dict[str, Option], title: str) -> Callable[..., None]:
     """Return a function whose signature and docstring state further options, which it passes on."""
 
     @functools.wraps(function)
@@ -90,6 +102,10 @@ def _extended(function: Callable[..., None], options: dict[str, Option], title: 
 
     signature = inspect.signature(function)
     own = {name: p for name, p in signature.parameters.items() if p.kind is not p.VAR_KEYWORD}
+    if clash := sorted(own.keys() & options.keys()):
+        raise UserError(
+            f"{', '.join(clash)}: an option of the command has this name too: rename the field of the class"
+        )
     stated = typing.get_type_hints(function, include_extras=True)
     hints = {name: stated[name] for name in own} | {name: option.hint for name, option in options.items()}
     command.__annotations__ = hints

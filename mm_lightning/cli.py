@@ -39,6 +39,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "mm_lightning.data.data_commands:regbench",
         "generate the synthetic benchmark of learning in context",
     ),
+    "data generate": ("mm_lightning.data.data_commands:generate", "make a data set by a generator of your own"),
     "data facts": ("mm_lightning.data.data_commands:facts", "generate made-up facts with questions about them"),
     "data fetch": (
         "mm_lightning.evaluation.fetch:fetch_command",

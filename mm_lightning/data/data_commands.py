@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from inspect import getdoc
 from typing import Annotated, Any, Literal
 
+from mm_lightning.class_options import Option, class_options, with_options
 from mm_lightning.console import say
 from mm_lightning.data.prepare_config import PrepareConfig
 from mm_lightning.errors import UserError
@@ -30,57 +33,54 @@ def prepare(
     preparation.prepare(config, output, progress)
 
 
-def regbench(
-    output: Place,
-    train_sequences: Count = 1000,
-    test_sequences: Count = 1000,
-    context_length: Count = 1024,
-    seed: Seed = 0,
-    progress: bool = True,
+def _generator_options(names: Sequence[str]) -> dict[str, Option]:
+    """Return the options of the generator that is named, if one is."""
+    if not names:
+        return {}
+    from mm_lightning.data.generator import generator_options
+
+    return generator_options(names[0])
+
+
+@class_options("generator", _generator_options, "options of the generator")
+def generate(
+    generator: Name, output: Place, context_length: Count | None = None, progress: bool = True, **settings: Any
 ) -> None:
-    """Generate RegBench, the synthetic benchmark of learning languages in context.
+    """Make a data set by a program: a generator in a module of your own (docs/extending.md), or a built-in one.
+
+    `mm data generate my_module.MyGenerator --help` shows the options of a generator too.
 
     Args:
+        generator: module.Class, or regbench or facts.
         output: folder to make.
-        train_sequences: for training, 1,000 to 40,000 in the papers.
-        test_sequences: for validation, from automata that no training sequence has. They do not depend on
-            train_sequences, and fewer training sequences are the first of more.
-        context_length: what to train with: sequences lie whole in rows for it, several in each.
-        seed: of all automata and words.
+        context_length: tokens to train with: texts lie whole in rows for it, several in each. By default the
+            generator's own number.
         progress: show a progress bar.
     """
-    from mm_lightning.data.regbench import RegBenchConfig, prepare_regbench
+    from mm_lightning.data.generator import find_generator, generate_folder
 
-    config = RegBenchConfig(train_sequences, test_sequences, seed)
-    prepare_regbench(config, output, context_length, progress)
+    generate_folder(find_generator(generator)(**settings), output, context_length, progress)
 
 
-def facts(
-    output: Place,
-    documents: Count = 4000,
-    test_documents: Count = 200,
-    context_length: Count = 512,
-    tokenizer: Place = "facts",
-    seed: Seed = 0,
-    progress: bool = True,
-) -> None:
-    """Generate documents of made-up facts with questions about them, which a small network learns to answer.
+def __getattr__(name: str) -> Callable[..., None]:
+    """Return the command `mm data NAME` of a built-in generator."""
+    from mm_lightning.data.generator import GENERATORS, find_generator
 
-    The task `generated_facts` of `mm evaluate` asks what it has learned.
+    if name not in GENERATORS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
-    Args:
-        output: folder to make.
-        documents: texts for training, each with its own facts.
-        test_documents: texts for validation. They do not depend on `documents`, and fewer training texts are the
-            first of more.
-        context_length: what to train with: texts lie whole in rows for it.
-        tokenizer: `facts`, a token a syllable; or `bytes`, or a tokenizer.json (or a folder holding one).
-        seed: of all facts.
-        progress: show a progress bar.
-    """
-    from mm_lightning.data.facts import FactsConfig, prepare_facts
+    def command(output: Place, context_length: Count | None = None, progress: bool = True, **settings: Any) -> None:
+        generate(generator=name, output=output, context_length=context_length, progress=progress, **settings)
 
-    prepare_facts(FactsConfig(documents, test_documents, seed, tokenizer), output, context_length, progress)
+    kind = find_generator(name)
+    about = (getdoc(kind) or "").split("\n\nArgs:")[0]
+    command.__doc__ = f"""Generate {about}
+
+Args:
+    output: folder to make.
+    context_length: tokens to train with, by default {kind.default_context:,}: texts lie whole in rows for it.
+    progress: show a progress bar."""
+    return with_options(command, _generator_options([name]), "options of the generator")
 
 
 def inspect(path: Place, samples: Natural = 3, seed: Seed = 0) -> None:

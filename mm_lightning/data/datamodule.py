@@ -14,13 +14,14 @@ from torch.utils.data import DataLoader
 
 from mm_lightning.data import mixture
 from mm_lightning.data.batch import Batch, Packed
-from mm_lightning.data.facts import FactsConfig, prepare_facts
+from mm_lightning.data.facts import FactsConfig
 from mm_lightning.data.folder import reuse
+from mm_lightning.data.generator import Generator, generate_folder
 from mm_lightning.data.manifest import FILE, Manifest
 from mm_lightning.data.mixture import DataSet
 from mm_lightning.data.prepare import check_tokenizer, prepare
 from mm_lightning.data.prepare_config import PrepareConfig
-from mm_lightning.data.regbench import RegBenchConfig, prepare_regbench
+from mm_lightning.data.regbench import RegBenchConfig
 from mm_lightning.data.sequences import EvaluationOrder, PlainLoader, Sequences, TrainingLoader
 from mm_lightning.data.tokenizer import Tokenizer, load_tokenizer
 from mm_lightning.data.workers import prepare_worker, start_server
@@ -48,9 +49,10 @@ class TextDataModule(lightning.LightningDataModule):
         seed: of the order of training sequences.
         validation_sequences: evaluate only so many sequences of a folder, evenly spaced over its validation split.
         prepare: what to prepare in `path`, which is one folder then, if nothing is there yet.
-        regbench: generate RegBench, the synthetic benchmark of learning in context, in `path` if nothing is there yet,
-            in rows for `context_length`; instead of `prepare`.
-        facts: generate made-up facts with questions about them in `path`, likewise.
+        generate: a generator, by class_path and init_args, that makes texts in `path` if nothing is there yet, in rows
+            for `context_length`; instead of `prepare`.
+        regbench: short for `generate` with RegBench, the synthetic benchmark of learning in context.
+        facts: short for `generate` with made-up facts and questions about them.
 
     Attributes:
         sets: the prepared folders with their shares and manifests, after `setup`.
@@ -71,6 +73,7 @@ class TextDataModule(lightning.LightningDataModule):
         seed: Seed = 0,
         validation_sequences: Count | None = None,
         prepare: PrepareConfig | None = None,
+        generate: Generator | None = None,
         regbench: RegBenchConfig | None = None,
         facts: FactsConfig | None = None,
     ) -> None:
@@ -79,7 +82,7 @@ class TextDataModule(lightning.LightningDataModule):
             raise UserError(
                 f"data: global_batch_size {global_batch_size} is not a multiple of micro_batch_size {micro_batch_size}"
             )
-        makers = {"prepare": prepare, "regbench": regbench, "facts": facts}
+        makers = {"prepare": prepare, "generate": generate, "regbench": regbench, "facts": facts}
         named = [name for name, maker in makers.items() if maker is not None]
         if len(named) > 1:
             raise UserError(f"data: {' and '.join(named)} both say what to prepare: set one of them to null")
@@ -90,7 +93,7 @@ class TextDataModule(lightning.LightningDataModule):
         self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
         self.num_workers, self.seed = num_workers, seed
         self.validation_sequences = validation_sequences
-        self.prepare, self.regbench, self.facts = prepare, regbench, facts
+        self.prepare, self.generate, self.regbench, self.facts = prepare, generate, regbench, facts
         self._prepared = False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -120,10 +123,8 @@ class TextDataModule(lightning.LightningDataModule):
         if self._prepared:
             return
         self._prepared = True
-        if self.regbench is not None:
-            prepare_regbench(self.regbench, self.path, self.context_length)
-        if self.facts is not None:
-            prepare_facts(self.facts, self.path, self.context_length)
+        if (generator := self.generate or self.regbench or self.facts) is not None:
+            generate_folder(generator, self.path, self.context_length)
         if self.prepare is None:
             return
         if (self.path / FILE).exists():

@@ -12,21 +12,14 @@ prepared for training like that of RegBench: texts are never cut.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from random import Random
+from typing import ClassVar
 
-import numpy as np
-
-from mm_lightning.data.folder import token_type
-from mm_lightning.data.generated import generate_folder
-from mm_lightning.data.manifest import Manifest, Split
-from mm_lightning.data.packing import write_split
-from mm_lightning.data.progress import PrepareProgress
+from mm_lightning.data.generator import Generator
 from mm_lightning.data.tokenizer import BEGIN, END, Tokenizer, load_tokenizer
 from mm_lightning.errors import UserError
 from mm_lightning.ranges import Count, Place, Seed, check_fields
@@ -116,8 +109,10 @@ def training_text(random: Random, tokenizer: Tokenizer, room: int) -> str:
 
 
 @dataclass
-class FactsConfig:
-    """How much to generate.
+class FactsConfig(Generator):
+    """Made-up facts with questions about them, which a small network learns to answer.
+
+    The task `generated_facts` of `mm evaluate` asks what it has learned.
 
     Args:
         documents: texts for training, each with its own facts.
@@ -127,6 +122,9 @@ class FactsConfig:
         tokenizer: `facts`, a token a syllable; or `bytes`, or a tokenizer.json (or a folder holding one).
     """
 
+    name: ClassVar[str] = "facts"
+    default_context: ClassVar[int] = 512
+
     documents: Count = 4000
     test_documents: Count = 200
     seed: Seed = 0
@@ -135,59 +133,24 @@ class FactsConfig:
     def __post_init__(self) -> None:
         check_fields(self, "facts: ")
 
+    def count(self, split: str) -> int:
+        return self.documents if split == "train" else self.test_documents
 
-def generate(config: FactsConfig, split: str, tokenizer: Tokenizer, room: int) -> Iterator[str]:
-    """The texts of a split. Number i depends on seed, split, room, tokenizer and i alone.
+    def texts(self, split: str, tokenizer: Tokenizer, room: int) -> Iterator[str]:
+        """Yield the texts of a split: number i depends on seed, split, room, tokenizer and i alone."""
+        for index in range(self.count(split)):
+            yield training_text(Random(f"facts of seed {self.seed}, {split} text {index}"), tokenizer, room)
 
-    Args:
-        config: how many, and the seed.
-        split: train or validation.
-        tokenizer: for counting.
-        room: tokens of a text, those around it included, at most.
-    """
-    for index in range(config.documents if split == "train" else config.test_documents):
-        yield training_text(Random(f"facts of seed {config.seed}, {split} text {index}"), tokenizer, room)
-
-
-def prepare_facts(
-    config: FactsConfig, output: str | os.PathLike, context_length: int = 512, progress: bool = True
-) -> Manifest:
-    """Generate facts in `output`; returns its manifest at once if it is there already.
-
-    Args:
-        config: how much.
-        output: the folder to make.
-        context_length: tokens of a row without the last one, which is only predicted.
-        progress: show a progress bar.
-
-    Raises:
-        UserError: the context is too short, there is no space, or the folder holds something else.
-    """
-    named = OWN if config.tokenizer == OWN else load_tokenizer(config.tokenizer).sha256
-    # At most two bytes a token for most tokenizers, twice while shards are written.
-    needed = 4 * (context_length + 1) * (config.documents + config.test_documents)
-    return generate_folder("facts", config, output, context_length, needed, partial(_fill, config, progress), (named,))
-
-
-def _fill(
-    config: FactsConfig, progress: bool, folder: Path, work: Path, row: int
-) -> tuple[Tokenizer, dict[str, Split]]:
-    path = work / "tokenizer.json"
-    if config.tokenizer == OWN:
-        tokenizer = syllable_tokenizer(path)
-    else:
-        tokenizer = load_tokenizer(config.tokenizer)
+    def make_tokenizer(self, path: Path) -> Tokenizer:
+        if self.tokenizer == OWN:
+            return syllable_tokenizer(path)
+        tokenizer = load_tokenizer(self.tokenizer)
         tokenizer.save(path)
-    splits = {}
-    with PrepareProgress(config.documents + config.test_documents, progress, "generating") as bar:
-        for split in ("train", "validation"):
-            parts, text_bytes = [], 0
-            for text in generate(config, split, tokenizer, row):
-                parts.append(np.array([tokenizer.bos, *tokenizer.encode(text), tokenizer.eos], token_type(tokenizer)))
-                text_bytes += len(text)
-                bar.report(1, len(parts[-1]), 1)
-            splits[split] = write_split(folder, work, split, parts, row, tokenizer.bos, text_bytes)
-    return tokenizer, splits
+        return tokenizer
+
+    def identity(self) -> tuple[str, ...]:
+        """Return the content of the tokenizer, which its place does not tell."""
+        return (OWN if self.tokenizer == OWN else load_tokenizer(self.tokenizer).sha256,)
 
 
 def syllable_tokenizer(path: Path) -> Tokenizer:

@@ -8,22 +8,20 @@ says which letters the automaton allows next, and `baselines.json` how well simp
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from random import Random
+from typing import ClassVar
 
 import numpy as np
 
 from mm_lightning.data.automata import LETTERS, Automaton, Word, draw_automaton, draw_words
-from mm_lightning.data.generated import generate_folder
-from mm_lightning.data.manifest import Manifest, Split
+from mm_lightning.data.generator import SPLITS, Generator
+from mm_lightning.data.manifest import Split
 from mm_lightning.data.packing import lay_out, pack, write_split
 from mm_lightning.data.progress import PrepareProgress
 from mm_lightning.data.tokenizer import BEGIN, END, Tokenizer, load_tokenizer
-from mm_lightning.errors import UserError
 from mm_lightning.outputs import write_json
 from mm_lightning.ranges import Count, Seed, check_fields
 
@@ -33,8 +31,8 @@ LONGEST = 19 * 49 + 18 + 2  # tokens of a document
 
 
 @dataclass
-class RegBenchConfig:
-    """How much of RegBench to generate.
+class RegBenchConfig(Generator):
+    """RegBench, the synthetic benchmark of learning languages in context.
 
     Args:
         train_sequences: for training, 1,000 to 40,000 in the papers.
@@ -43,12 +41,42 @@ class RegBenchConfig:
         seed: of all automata and words.
     """
 
+    name: ClassVar[str] = "regbench"
+    least_context: ClassVar[int] = LONGEST - 1
+    files: ClassVar[tuple[str, ...]] = (ALLOWED, BASELINES)
+
     train_sequences: Count = 1000
     test_sequences: Count = 1000
     seed: Seed = 0
 
     def __post_init__(self) -> None:
         check_fields(self, "regbench: ")
+
+    def count(self, split: str) -> int:
+        return self.train_sequences if split == "train" else self.test_sequences
+
+    def fill(self, folder: Path, work: Path, row: int, progress: bool) -> tuple[Tokenizer, dict[str, Split]]:
+        """Write tokenizer, shards, the letters that automata allow next, and how well simple predictors do."""
+        from mm_lightning.data.regbench_metrics import baselines
+
+        tokenizer = letter_tokenizer(work / "tokenizer.json")
+        taken: set[Automaton] = set()
+        splits = {}
+        with PrepareProgress(sum(map(self.count, SPLITS)), progress, "generating") as bar:
+            # Validation first, so that its automata are the same whatever is trained on.
+            for split in ("validation", "train"):
+                parts, masks = [], []
+                for sample in generate(self, split, taken):
+                    parts.append(np.array(sample.tokens(), np.uint16))
+                    if split == "validation":
+                        masks.append(np.array(sample.allowed(), np.uint32))
+                    bar.report(1, len(parts[-1]), 1)
+                splits[split] = write_split(folder, work, split, parts, row, BOS)
+                if split == "validation":
+                    rows = pack([len(part) for part in parts], row)
+                    np.save(folder / ALLOWED, lay_out(rows, masks, row, 0)[:, :-1])
+                    write_json(folder / BASELINES, baselines(parts, masks))
+        return tokenizer, {name: splits[name] for name in ("train", "validation")}
 
 
 @dataclass(frozen=True)
@@ -81,61 +109,13 @@ def generate(config: RegBenchConfig, split: str, taken: set[Automaton]) -> Itera
         split: train or validation.
         taken: canonical automata that are not to be used again; those of this split are added.
     """
-    count = config.train_sequences if split == "train" else config.test_sequences
-    for index in range(count):
+    for index in range(config.count(split)):
         random = Random(f"RegBench of seed {config.seed}, {split} sequence {index}")
         automaton = draw_automaton(random).canonical()
         while automaton in taken:
             automaton = draw_automaton(random).canonical()
         taken.add(automaton)
         yield Sample(automaton, draw_words(automaton, random))
-
-
-def prepare_regbench(
-    config: RegBenchConfig, output: str | os.PathLike, context_length: int = 1024, progress: bool = True
-) -> Manifest:
-    """Generate RegBench in `output`; returns its manifest at once if it is there already.
-
-    Args:
-        config: how much.
-        output: the folder to make.
-        context_length: tokens of a row without the last one, which is only predicted.
-        progress: show a progress bar.
-
-    Raises:
-        UserError: the context is too short, there is no space, or the folder holds something else.
-    """
-    if context_length + 1 < LONGEST:
-        raise UserError(f"context_length {context_length} is too short for RegBench: at least {LONGEST - 1}")
-    # About 400 tokens of two bytes a sequence, twice while shards are written, and masks of four bytes.
-    needed = 400 * (4 * config.train_sequences + 8 * config.test_sequences)
-    fill = partial(_fill, config, progress)
-    return generate_folder("regbench", config, output, context_length, needed, fill, files=(ALLOWED, BASELINES))
-
-
-def _fill(
-    config: RegBenchConfig, progress: bool, folder: Path, work: Path, row: int
-) -> tuple[Tokenizer, dict[str, Split]]:
-    from mm_lightning.data.regbench_metrics import baselines
-
-    tokenizer = letter_tokenizer(work / "tokenizer.json")
-    taken: set[Automaton] = set()
-    splits = {}
-    with PrepareProgress(config.train_sequences + config.test_sequences, progress, "generating") as bar:
-        # Validation first, so that its automata are the same whatever is trained on.
-        for split in ("validation", "train"):
-            parts, masks = [], []
-            for sample in generate(config, split, taken):
-                parts.append(np.array(sample.tokens(), np.uint16))
-                if split == "validation":
-                    masks.append(np.array(sample.allowed(), np.uint32))
-                bar.report(1, len(parts[-1]), 1)
-            splits[split] = write_split(folder, work, split, parts, row, BOS)
-            if split == "validation":
-                rows = pack([len(part) for part in parts], row)
-                np.save(folder / ALLOWED, lay_out(rows, masks, row, 0)[:, :-1])
-                write_json(folder / BASELINES, baselines(parts, masks))
-    return tokenizer, {name: splits[name] for name in ("train", "validation")}
 
 
 def letter_tokenizer(path: Path) -> Tokenizer:

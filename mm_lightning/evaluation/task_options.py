@@ -11,7 +11,7 @@ import typing
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
-from mm_lightning.class_options import Option, field_help
+from mm_lightning.class_options import NEEDED, Option, field_default, field_help
 from mm_lightning.errors import UserError
 from mm_lightning.evaluation.persistent.definitions import DEFINITIONS
 from mm_lightning.evaluation.registry import GROUPS, TASKS, find_task, task_names
@@ -59,7 +59,7 @@ def _help(name: str, kinds: Iterable[type[Task]]) -> str:
     uses: dict[str, dict[str, list[str]]] = {}
     for kind in kinds:
         (field,) = (field for field in dataclasses.fields(kind) if field.name == name)  # type: ignore[arg-type]
-        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        default = field_default(field)
         text = re.sub(r"(?<!\.)\.$", "", field_help(kind, name))
         uses.setdefault(text, {}).setdefault(_default_words(default), []).append(kind.name)
     parts = []
@@ -73,7 +73,7 @@ def _default_words(default: Any) -> str:
     """Return a default as it is typed; empty where the description says what is done without the option."""
     if isinstance(default, list | tuple):
         return " ".join(map(_default_words, default))
-    if default is None or isinstance(default, bool) or default is dataclasses.MISSING:
+    if default is None or default is NEEDED or isinstance(default, bool):
         return ""
     return f"{default // 1024}k" if isinstance(default, int) and default and default % 1024 == 0 else str(default)
 
@@ -115,6 +115,10 @@ def make_tasks(names: str | Sequence[str], given: dict[str, Any], prefix: str = 
         if not any(name in names_of_kind for names_of_kind in fields.values()):
             of_all = ", ".join(kind.name for kind in kinds)
             raise UserError(f"{prefix}{name} is for none of the tasks {of_all}: leave it out")
+    for kind in kinds:
+        for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+            if field_default(field) is NEEDED and field.name not in given:
+                raise UserError(f"{prefix}{field.name} is missing: {kind.name} needs it")
     return [
         kind(**{name: _value(kind, name, given[name], prefix) for name in given if name in fields[kind]})
         for kind in kinds

@@ -113,6 +113,7 @@ def typed_sections(config: Namespace) -> Iterator[tuple[str, Namespace, dict[str
     chosen = config.trainer.get("callbacks")
     for key, part in (
         ("model.network", config.model.get("network")),
+        ("data.generate", config.data.get("generate")),
         ("trainer.strategy", config.trainer.get("strategy")),
         *(("trainer.callbacks", one) for one in (chosen if isinstance(chosen, list) else [chosen])),
     ):
@@ -120,7 +121,7 @@ def typed_sections(config: Namespace) -> Iterator[tuple[str, Namespace, dict[str
             module, _, name = part.class_path.rpartition(".")
             kind = getattr(importlib.import_module(module), name)
             of_class = hints(kind) if dataclasses.is_dataclass(kind) else hints(kind.__init__)
-            yield key if key == "model.network" else f"{key}.{name}", part.init_args, of_class
+            yield key if key in ("model.network", "data.generate") else f"{key}.{name}", part.init_args, of_class
 
 
 def check_devices(accelerator: str | object, devices: int | str | list[int] | None) -> None:

@@ -12,11 +12,11 @@ from mm_lightning.errors import UserError
 from mm_lightning.training.config_files import ConfigFile, flatten_config
 from mm_lightning.yaml_text import load_yaml
 
-MAKERS = ("prepare", "regbench", "facts")
+MAKERS = ("prepare", "generate", "regbench", "facts")
 
 
 def drop_other_preparation(data: Namespace, files: Sequence[ConfigFile], options: Sequence[str]) -> None:
-    """Set `data.prepare`, `data.regbench` and `data.facts` to null where they belong to another `data.path`.
+    """Set `data.prepare` and the generators to null where they belong to another `data.path`.
 
     A preparation belongs to the path in its own config file. A later file or option that names another path has to
     name the preparation again.

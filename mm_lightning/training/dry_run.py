@@ -34,6 +34,7 @@ from mm_lightning.networks.cost import parameters
 from mm_lightning.training.accumulation import accumulation_steps
 from mm_lightning.training.check_config import config_errors
 from mm_lightning.training.cli import TRAINER_DEFAULTS, TrainingCLI
+from mm_lightning.training.data_preparation import MAKERS
 from mm_lightning.training.fake_cluster import FakeCluster, fake_processes
 from mm_lightning.training.lightning_internals import callbacks_of, tuner_exit, use_fake_processes
 from mm_lightning.training.memory_estimate import USABLE_FRACTION, Layout, bytes_per_device, run_layout, weight_bytes
@@ -138,7 +139,7 @@ class DryRunFit(TrainingCLI):
         if values["global_batch_size"] % (values["micro_batch_size"] * self._devices):  # reported by _batch
             values["global_batch_size"] = values["micro_batch_size"] * self._devices
         data = TextDataModule(**values)
-        makers = [name for name in ("prepare", "regbench", "facts") if getattr(data, name) is not None]
+        makers = [name for name in MAKERS if getattr(data, name) is not None]
         if makers and not (data.path / FILE).exists():
             return f"data         {data.path} is not there yet: the run begins by making it ({makers[0]}); not checked"
         data.setup("fit")
@@ -208,7 +209,8 @@ class DryRunFit(TrainingCLI):
             config.model.network.init_args.vocab_size = max(self._network.vocab_size, 258)
             data.context_length = min(data.context_length, _TOKENS)
             data.path = str(self._prepare_placeholder(data))
-            data.prepare = data.regbench = data.facts = None
+            for maker in MAKERS:
+                data[maker] = None
         if self._problems:  # perhaps a wrong batch size: check the rest with a valid one
             data.global_batch_size = data.micro_batch_size * self._devices
 

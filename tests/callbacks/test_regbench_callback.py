@@ -14,7 +14,7 @@ import yaml
 from mm_lightning.callbacks import RegBench
 from mm_lightning.cli import main
 from mm_lightning.data import Manifest, RegBenchConfig, TextDataModule
-from mm_lightning.data.regbench import prepare_regbench
+from mm_lightning.data.generator import generate_folder
 from mm_lightning.data.shards import read_shard
 
 NETWORK = {
@@ -33,7 +33,7 @@ NETWORK = {
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory):
     folder = tmp_path_factory.mktemp("regbench") / "data"
-    prepare_regbench(RegBenchConfig(6, 9), folder, 960, progress=False)
+    generate_folder(RegBenchConfig(6, 9), folder, 960, progress=False)
     return folder
 
 

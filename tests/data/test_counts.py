@@ -10,11 +10,12 @@ from corpus_samples import make_texts, write_lines
 from tokenizers import Tokenizer as Inner
 from tokenizers import models, pre_tokenizers
 
-from mm_lightning.data.facts import FactsConfig, prepare_facts
+from mm_lightning.data.facts import FactsConfig
+from mm_lightning.data.generator import generate_folder
 from mm_lightning.data.manifest import Manifest
 from mm_lightning.data.prepare import prepare
 from mm_lightning.data.prepare_config import PrepareConfig
-from mm_lightning.data.regbench import RegBenchConfig, prepare_regbench
+from mm_lightning.data.regbench import RegBenchConfig
 from mm_lightning.data.verify import check, verify
 from mm_lightning.errors import UserError
 
@@ -155,8 +156,8 @@ def test_what_any_tokenizer_gives_is_whole(tmp_path, kind):
 
 
 def test_generated_rows_are_whole(tmp_path):
-    prepare_regbench(RegBenchConfig(20, 5), tmp_path / "regbench", 1024, progress=False)
-    prepare_facts(FactsConfig(20, 5), tmp_path / "facts", 256, progress=False)
+    generate_folder(RegBenchConfig(20, 5), tmp_path / "regbench", 1024, progress=False)
+    generate_folder(FactsConfig(20, 5), tmp_path / "facts", 256, progress=False)
     for name in ("regbench", "facts"):
         assert verify(tmp_path / name) == []
         wrong = edited(tmp_path / name, tmp_path / f"{name}-edited", put("splits", "train", "tokens", lambda n: n - 1))

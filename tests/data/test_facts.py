@@ -11,12 +11,11 @@ from mm_lightning.data.facts import (
     WORDS,
     FactsConfig,
     draw_documents,
-    generate,
-    prepare_facts,
     syllable_tokenizer,
     training_text,
     word,
 )
+from mm_lightning.data.generator import generate_folder
 from mm_lightning.data.inspect import read_shard
 from mm_lightning.data.manifest import Manifest
 from mm_lightning.data.regbench import RegBenchConfig
@@ -86,11 +85,11 @@ def test_a_prepared_folder(tmp_path, capsys):
         rows = read_shard(folder / split / shard.file, made.dtype, shard.tokens).reshape(-1, 257)
         texts = [text for row in rows for text in tokenizer.decode(row, special=True).split("<|end_of_text|>")[:-1]]
         texts = {text.removeprefix("<|begin_of_text|>") for text in texts}
-        assert texts == set(generate(FactsConfig(40, 10), split, tokenizer, 257))
+        assert texts == set(FactsConfig(40, 10).texts(split, tokenizer, 257))
         assert len(texts) == count
     # fewer are the first of more, and the same command does nothing
-    few = list(generate(FactsConfig(5), "train", tokenizer, 257))
-    assert few == list(generate(FactsConfig(9), "train", tokenizer, 257))[:5]
+    few = list(FactsConfig(5).texts("train", tokenizer, 257))
+    assert few == list(FactsConfig(9).texts("train", tokenizer, 257))[:5]
     before = (folder / "manifest.json").stat().st_mtime_ns
     assert main(["data", "facts", "--output", str(folder), *options]) == 0
     assert (folder / "manifest.json").stat().st_mtime_ns == before
@@ -115,6 +114,6 @@ def test_mistakes(tmp_path):
         with pytest.raises(UserError, match=f"facts: {next(iter(wrong))} takes a whole number"):
             FactsConfig(**wrong)
     with pytest.raises(UserError, match="32 tokens are too few for a document and a question"):
-        prepare_facts(FactsConfig(3, 1), tmp_path / "a", 31, progress=False)
+        generate_folder(FactsConfig(3, 1), tmp_path / "a", 31, progress=False)
     with pytest.raises(UserError, match="regbench and facts both say what to prepare"):
         TextDataModule("x", regbench=RegBenchConfig(), facts=FactsConfig())

@@ -9,7 +9,8 @@ from corpus_samples import make_texts, write_lines
 from small_datamodules import Recorder, SaveAt, blocks, module, rows, trainer
 
 from mm_lightning.data.datamodule import TextDataModule
-from mm_lightning.data.facts import FactsConfig, prepare_facts
+from mm_lightning.data.facts import FactsConfig
+from mm_lightning.data.generator import generate_folder
 from mm_lightning.data.mixture import MixedOrder, bits_per_byte, exact_shares, folders, mean, read, short_names
 from mm_lightning.data.prepare import prepare
 from mm_lightning.data.prepare_config import PrepareConfig
@@ -242,7 +243,7 @@ def test_mistakes_are_named(folder, code, tmp_path):
     prepare(other, tmp_path / "other", progress=False)
     with pytest.raises(UserError, match=r"have different tokenizers, .* prepare one again with --tokenizer"):
         made({str(folder): 1, str(tmp_path / "other"): 1})
-    prepare_facts(FactsConfig(5, 2), tmp_path / "facts", 64, progress=False)
+    generate_folder(FactsConfig(5, 2), tmp_path / "facts", 64, progress=False)
     with pytest.raises(UserError, match="lie in rows for context_length 64, not 32"):
         made({str(folder): 1, str(tmp_path / "facts"): 1})
 

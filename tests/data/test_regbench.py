@@ -8,16 +8,17 @@ import torch
 from corpus_samples import make_texts, write_lines
 
 from mm_lightning.cli import main
-from mm_lightning.data import generated
+from mm_lightning.data import generator
 from mm_lightning.data import packing as whole_rows
 from mm_lightning.data import regbench_metrics as metrics
 from mm_lightning.data.datamodule import TextDataModule
+from mm_lightning.data.generator import generate_folder
 from mm_lightning.data.inspect import read_shard
 from mm_lightning.data.manifest import Manifest
 from mm_lightning.data.packing import pack
 from mm_lightning.data.prepare import prepare
 from mm_lightning.data.prepare_config import PrepareConfig
-from mm_lightning.data.regbench import BOS, EOS, RegBenchConfig, generate, prepare_regbench
+from mm_lightning.data.regbench import BOS, EOS, RegBenchConfig, generate
 from mm_lightning.data.tokenizer import load_tokenizer
 from mm_lightning.data.verify import verify
 from mm_lightning.errors import UserError
@@ -29,7 +30,7 @@ CONFIG = RegBenchConfig(12, 7, seed=3)
 def bench(tmp_path_factory):
     """12 training and 7 test sequences in rows of 1,001 tokens. Not to be changed."""
     folder = tmp_path_factory.mktemp("regbench") / "data"
-    prepare_regbench(CONFIG, folder, 1000, progress=False)
+    generate_folder(CONFIG, folder, 1000, progress=False)
     return folder
 
 
@@ -69,16 +70,16 @@ def test_a_sequence_depends_on_seed_split_and_number():
 
 def test_the_same_again_gives_the_same_files(bench, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
-        patch.setattr(generated, "crc32", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(generator, "crc32", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            prepare_regbench(CONFIG, tmp_path / "cut", 1000, progress=False)
+            generate_folder(CONFIG, tmp_path / "cut", 1000, progress=False)
     with pytest.raises(UserError, match="no prepared data"):
         Manifest.load(tmp_path / "cut")
     with pytest.raises(UserError, match="unfinished preparation of something else"):
-        prepare_regbench(RegBenchConfig(13, 7, seed=3), tmp_path / "cut", 1000, progress=False)
-    made = prepare_regbench(CONFIG, tmp_path / "cut", 1000, progress=False)
+        generate_folder(RegBenchConfig(13, 7, seed=3), tmp_path / "cut", 1000, progress=False)
+    made = generate_folder(CONFIG, tmp_path / "cut", 1000, progress=False)
     assert contents(tmp_path / "cut") == contents(bench)
-    assert prepare_regbench(CONFIG, bench, 1000) == made
+    assert generate_folder(CONFIG, bench, 1000) == made
     assert "reusing" in capsys.readouterr().err
 
 
@@ -224,9 +225,9 @@ def test_the_commands(tmp_path, capsys):
 
 def test_mistakes_are_named(bench, tmp_path):
     with pytest.raises(UserError, match="train_sequences 12, not 13"):
-        prepare_regbench(RegBenchConfig(13, 7, seed=3), bench, 1000)
-    with pytest.raises(UserError, match="context_length 949 is too short for RegBench: at least 950"):
-        prepare_regbench(CONFIG, tmp_path / "x", 949)
+        generate_folder(RegBenchConfig(13, 7, seed=3), bench, 1000)
+    with pytest.raises(UserError, match="context_length 949 is too short for regbench: at least 950"):
+        generate_folder(CONFIG, tmp_path / "x", 949)
     with pytest.raises(UserError, match="train_sequences takes a whole number of at least 1, got 0"):
         RegBenchConfig(0)
     with pytest.raises(UserError, match=r"rows for context_length 1000, not 500: set data\.context_length to 1000"):

@@ -12,7 +12,8 @@ CANARY = "c4n4ry"
 SOURCE = f"memory://me:{CANARY}@host/texts/*.txt"
 UNSAID = {
     **dict.fromkeys(
-        ("data regbench", "data facts", "data fetch"), "takes no source, option or config in which a secret can be"
+        ("data generate", "data regbench", "data facts", "data fetch"),
+        "takes no source, option or config in which a secret can be",
     ),
     **{name: "takes sizes and configs, and writes times" for name in COMMANDS if name.startswith("benchmark ")},
     "checkpoint convert": "reads a plain checkpoint alone, in which no secret is",
