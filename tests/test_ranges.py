@@ -55,7 +55,7 @@ TYPED = {
     **{name: hints(kind) for name, kind in CLASSES.items()},
     "trainer": trainer_options.STATED,
     "fit": check_config.OPTION_TYPES,
-    "launch": launch.STATED,
+    "launch": launch.OPTION_TYPES,
 }
 FREE = {
     # texts that may be empty, or that have a check of their own

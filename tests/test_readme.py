@@ -106,9 +106,9 @@ def test_a_command_that_is_shown_has_the_options_that_it_is_shown_with(command, 
     elif name == "cost":
         known = fit_options | {"context", "json"}
     elif name == "launch":
-        from mm_lightning.experiments.launch import options as launch_options
+        from mm_lightning.experiments.launch import launch_parser
 
-        known = fit_options | set(vars(launch_options().parse_args([])))
+        known = fit_options | set(vars(launch_parser().parse_args([])))
     else:
         parser = ArgumentParser()
         parser.add_function_arguments(load(COMMANDS[name][0]), as_group=False)

@@ -1,4 +1,4 @@
-"""`mm cost`: what a training config costs, from its YAML alone."""
+"""`mm cost`: the parameters, FLOPs and memory of a training config, from its YAML alone."""
 
 from __future__ import annotations
 
@@ -39,23 +39,23 @@ def cost_command(args: list[str]) -> None:
     )
     parser.add_argument("--context", type=int, help="tokens in the context, for the FLOPs; default: the config's")
     parser.add_argument("--json", action="store_true", help="print JSON, for other programs")
-    own, rest = parser.parse_known_args(args)
-    accept(Count | None, own.context, "--context")
-    if "--config" not in " ".join(rest):
+    options, fit_args = parser.parse_known_args(args)
+    accept(Count | None, options.context, "--context")
+    if "--config" not in " ".join(fit_args):
         raise UserError("mm cost needs a config: mm cost --config configs/8b.yaml")
 
     from mm_lightning.training.parse_fit import parse_fit
 
-    config = parse_fit(rest)
-    found = cost_of(config.model.network, run_layout(config), own.context)
-    if own.json:
-        print(json.dumps(found, indent=1))
+    config = parse_fit(fit_args)
+    cost = cost_of(config.model.network, run_layout(config), options.context)
+    if options.json:
+        print(json.dumps(cost, indent=1))
     else:
-        show(found)
+        show(cost)
 
 
 def cost_of(network: NetworkConfig, layout: Layout, context: int | None = None) -> dict[str, Any]:
-    """All that `mm cost` prints, as plain numbers.
+    """Return the numbers that `mm cost` prints.
 
     Args:
         network: the network's dimensions.
@@ -115,7 +115,7 @@ def show(found: dict[str, Any]) -> None:
 
 
 def scaled(number: int) -> str:
-    """A count with three digits after the point and K, M, B or T."""
+    """Return a count with three decimals and K, M, B or T."""
     for unit, size in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("K", 10**3)):
         if number >= size:
             return f"{number / size:.3f} {unit}"

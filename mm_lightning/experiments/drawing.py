@@ -1,4 +1,4 @@
-"""How the figures of reports look, and how they become SVG."""
+"""Style the figures of reports, and write them as SVG."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ DASHES = ("-", "--", ":", "-.")
 
 
 def humanize(metric: str) -> str:
-    """validation/bits_per_byte -> validation bits per byte"""
+    """Return the name of a metric in words: validation/bits_per_byte -> validation bits per byte."""
     return metric.replace("/", " ").replace("_", " ")
 
 
 def si_format(number: float) -> str:
-    """1234567 -> 1.23 M; from 1e15 on powers of ten."""
+    """Return a number with an SI-like suffix: 1234567 -> 1.23 M; from 1e15 on a power of ten."""
     if abs(number) >= 1e15:
         return f"{number:.2e}".replace("e+", "e")
     for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)):
@@ -33,7 +33,7 @@ def si_format(number: float) -> str:
 
 
 def styles(study: Study) -> dict[str, dict[str, Any]]:
-    """Color, marker and dashes of each variant; the baseline has the color of the text."""
+    """Return color, marker and dashes of each variant; the baseline has the color of the text."""
     others = [variant for variant in study.variants if variant != study.baseline]
     styles = {
         variant: {
@@ -47,13 +47,13 @@ def styles(study: Study) -> dict[str, dict[str, Any]]:
 
 
 def scale_tokens(axes: Axes) -> None:
-    """Large numbers with K, M, B and T on the horizontal axis; the legend beside the axes."""
+    """Format large numbers on the horizontal axis with K, M, B and T, and put the legend beside the axes."""
     axes.xaxis.set_major_formatter(lambda value, _: si_format(value).replace(" ", ""))
     legend(axes)
 
 
 def legend(axes: Axes) -> None:
-    """Names lines beside the axes, if there are several."""
+    """Put a legend beside the axes, if there are several lines."""
     handles, labels = axes.get_legend_handles_labels()
     if len(labels) > 1:
         axes.legend(
@@ -62,12 +62,12 @@ def legend(axes: Axes) -> None:
 
 
 def file_name(metric: str) -> str:
-    """validation/total_variation -> validation-total-variation"""
+    """Return the name of a metric as a file name: validation/total_variation -> validation-total-variation."""
     return re.sub(r"[^A-Za-z0-9]+", "-", metric)
 
 
 def drawing(figure: Figure, name: str, caption: str, png: bool = False) -> Drawing:
-    """The figure as SVG: text stays text, the same figure gives the same file, no two share an id; as PNG if wanted."""
+    """Return the figure as SVG with text as text, reproducible and without ids that two figures share; PNG if asked."""
     from matplotlib import rc_context
 
     tame(figure)
@@ -77,10 +77,10 @@ def drawing(figure: Figure, name: str, caption: str, png: bool = False) -> Drawi
         figure.savefig(buffer, format="svg", transparent=True, metadata=empty)
         image = io.BytesIO()
         if png:
-            figure.set_layout_engine("none")  # as it is laid out now
+            figure.set_layout_engine("none")  # keeps the layout of the SVG
             figure.savefig(image, format="png", dpi=150)
     svg = buffer.getvalue()
-    # names of groups, which nothing refers to, would be there twice in a page of several drawings
+    # ids of groups, which nothing refers to, would be duplicates in a page of several drawings
     svg = re.sub(r'<g id="[\w.]+_\d+"', "<g", svg)
     svg = re.sub(r"[ \t]+$", "", svg, flags=re.MULTILINE)
     end = svg.index(">", svg.index("<svg")) + 1

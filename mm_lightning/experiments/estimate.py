@@ -1,4 +1,4 @@
-"""What a sweep will take: its runs with steps, parameters and FLOPs, and the time that a measured step promises."""
+"""Estimate a sweep before it starts: steps, parameters and FLOPs of its runs, and their time from a measured step."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from mm_lightning.experiments.cost_command import scaled
 from mm_lightning.experiments.sweep_runs import Run
 
 IMPORTS = "from mm_lightning.training.cli import prepare; prepare()"
-"""What a process of `mm fit` imports before it trains."""
+"""The imports of `mm fit` before it trains."""
 
 MOST_FLOPS = {"cpu": 3e12, "cuda": 1e16}
-"""Of a forward and backward pass that is timed here: more would take minutes."""
+"""The most FLOPs of a forward and backward pass that is timed: more would take minutes."""
 
 
 def show_plan(runs: list[Run], jobs: int, measure: bool) -> None:
-    """Print a table of the variants, and the time of the whole.
+    """Print a table of the variants, and the time of the whole sweep.
 
     Args:
         runs: of the sweep.
         jobs: runs at once.
-        measure: time a step of each variant here.
+        measure: time a training step of each variant on this machine.
     """
     by_variant: dict[str, list[Run]] = {}
     for run in runs:
@@ -59,18 +59,18 @@ def show_plan(runs: list[Run], jobs: int, measure: bool) -> None:
 
 
 def start_seconds() -> float:
-    """What it takes a process to import what training needs."""
+    """Measure the seconds that a new process takes for the imports of training."""
     begin = time.perf_counter()
     subprocess.run([sys.executable, "-c", IMPORTS], check=True, capture_output=True)
     return time.perf_counter() - begin
 
 
 def run_seconds(run: Run, jobs: int) -> float | None:
-    """Seconds that a run's steps and validations will take on this machine; None if its step is too large for it.
+    """Estimate the seconds of a run's steps and validations on this machine; None if its step is too large for it.
 
     Args:
-        run: which.
-        jobs: how many run at once and share the CPU cores.
+        run: the run.
+        jobs: runs that share the CPU cores.
     """
     import torch
 
@@ -99,7 +99,7 @@ def run_seconds(run: Run, jobs: int) -> float | None:
 
 
 def step_seconds(network: Any, micro_batch_size: int, context: int, precision: str, device: Any) -> float:
-    """The median of three training steps on one micro batch of random tokens, after one to warm up."""
+    """Return the median seconds of three training steps on one micro batch of random tokens, after a warm-up step."""
     from mm_lightning.experiments.benchmark.harness import Case, measure
     from mm_lightning.experiments.benchmark.step import TrainingStep
     from mm_lightning.experiments.benchmark.workload import Workload

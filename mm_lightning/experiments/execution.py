@@ -1,4 +1,4 @@
-"""Carrying out a sweep: start what can be started, watch, report failures, stop without losing anything."""
+"""Execute the runs of a sweep: start them as slots become free, show progress, report failures, stop cleanly."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from mm_lightning.errors import UserError
 from mm_lightning.experiments.launchers import Handle, Launcher, Work
 
 LOG_LINES = 8
-"""Of a failed run's log, shown when it fails."""
+"""Lines of a failed run's log that are shown."""
 
 
 @dataclass
 class Outcome:
-    """What became of the runs of a sweep, by name."""
+    """The names of the runs of a sweep that finished, and of those that failed."""
 
     finished: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
@@ -28,8 +28,8 @@ def execute(works: dict[str, Work], launcher: Launcher, poll_seconds: float = 0.
 
     Args:
         works: the runs by name, in the order in which they start.
-        launcher: where they run.
-        poll_seconds: how often to look at them.
+        launcher: starts them.
+        poll_seconds: seconds between two polls.
 
     Raises:
         KeyboardInterrupt: after every run was stopped (or left to the queue).
@@ -44,7 +44,7 @@ def execute(works: dict[str, Work], launcher: Launcher, poll_seconds: float = 0.
                 name = waiting.popleft()
                 try:
                     active[name] = launcher.start(works[name])
-                except UserError as error:  # it cannot be started; the others can
+                except UserError as error:  # the others can still be started
                     outcome.failed.append(name)
                     watch.refused(name, str(error))
                 else:
@@ -77,11 +77,11 @@ def execute(works: dict[str, Work], launcher: Launcher, poll_seconds: float = 0.
 
 
 class Watch:
-    """Live progress over all runs: bars in a terminal; elsewhere a line when something begins or ends, and each minute.
+    """The live progress of all runs: bars in a terminal, elsewhere lines at start and end and each minute.
 
     Args:
         works: the runs by name.
-        done: how many are finished before anything begins.
+        done: number of runs that were finished before.
     """
 
     def __init__(self, works: dict[str, Work], done: int) -> None:
@@ -92,40 +92,40 @@ class Watch:
         self._parts: dict[str, Progress] = {}
 
     def started(self, name: str) -> None:
-        """A run was started or queued."""
+        """Show that a run was started or queued."""
         self._begin[name] = time.monotonic()
         self._parts[name] = self._bar.part(f"  {name}", self.works[name].steps)
         self._say(f"start {name}")
 
     def ended(self, name: str) -> None:
-        """A run has finished."""
+        """Show that a run has finished, with its validation loss."""
         self._remove(name)
         loss = self.works[name].latest().get("validation/loss")
         shown = "" if loss is None else f"  validation loss {loss:.4f}"
         self._say(f"done  {name}{shown}  in {clock(time.monotonic() - self._begin[name])}")
 
     def failed(self, name: str, status: int) -> None:
-        """A run has ended without finishing: shows the end of its log."""
+        """Show that a run has failed, with the end of its log."""
         self._remove(name)
         log = self.works[name].folder / "log.txt"
         lines = tail(log, LOG_LINES)
         self._say(f"FAILED {name} (exit status {status}); the end of {log}:\n" + "\n".join(f"    {x}" for x in lines))
 
     def refused(self, name: str, why: str) -> None:
-        """A run could not be started."""
+        """Show that a run could not be started."""
         self._ended += 1
         self._say(f"FAILED {name}: {why}")
 
     def look(self, active: dict[str, Handle]) -> None:
-        """Show how far the running ones are."""
+        """Update the progress of the active runs."""
         for name in active:
-            known, steps = self.works[name].latest(), self.works[name].steps
-            step = int(known.get("step", 0))
-            now = f"step {step}/{steps}" + (f"  loss {known['train/loss']:.4f}" if "train/loss" in known else "")
-            if speed := known.get("train/tokens_per_second"):
-                rest = (steps - step) * known["train/tokens"] / max(step, 1) / speed
-                now += f"  {speed:,.0f} tokens/s  {clock(rest)} to go"
-            self._parts[name].update(step, now)
+            metrics, steps = self.works[name].latest(), self.works[name].steps
+            step = int(metrics.get("step", 0))
+            text = f"step {step}/{steps}" + (f"  loss {metrics['train/loss']:.4f}" if "train/loss" in metrics else "")
+            if speed := metrics.get("train/tokens_per_second"):
+                rest = (steps - step) * metrics["train/tokens"] / max(step, 1) / speed
+                text += f"  {speed:,.0f} tokens/s  {clock(rest)} to go"
+            self._parts[name].update(step, text)
 
     def close(self) -> None:
         """Take the bars away."""
@@ -141,7 +141,7 @@ class Watch:
 
 
 def tail(path: Path, count: int) -> list[str]:
-    """The last lines of a text file that are not empty."""
+    """Return the last lines of a text file that are not empty."""
     if not path.is_file():
         return ["(it has no log)"]
     with path.open("rb") as file:

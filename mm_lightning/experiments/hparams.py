@@ -1,4 +1,4 @@
-"""TensorBoard's HPARAMS tab: what distinguishes a run of a sweep, beside its metrics."""
+"""Write the hyper-parameters and final metrics of a run for TensorBoard's HPARAMS tab."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from mm_lightning.training.tensorboard_hparams import REPORT_HPARAMS, RUN_HPARAM
 
 
 def write_hparams(run_folder: Path, values: dict[str, Any], metrics: dict[str, float]) -> Path:
-    """Write a run's settings and final metrics where TensorBoard shows them, in the place of earlier ones.
+    """Write a run's settings and final metrics for TensorBoard, in the place of earlier ones.
 
     Args:
         run_folder: the run folder that `mm fit` wrote; the settings that it wrote there are replaced.
-        values: place on the axes of a sweep, parameters, seed...: numbers, strings or truth values; others become
-            strings, None is left out.
-        metrics: final values under the names that they were logged under, so that a column of the tab and the curve
-            are one.
+        values: values on the axes of a sweep, parameters, seed...: numbers, strings or booleans; others become strings,
+            None is left out.
+        metrics: final values by the names under which they were logged, so that column and curve match.
 
     Returns:
         The event file.

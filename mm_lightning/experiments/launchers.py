@@ -1,4 +1,4 @@
-"""Where the runs of a sweep are trained: in processes of this machine, or as Slurm jobs through submitit.
+"""Start the runs of a sweep as processes of this machine, or as Slurm jobs through submitit.
 
 When a sweep is interrupted, processes of this machine are ended and Slurm jobs go on.
 """
@@ -26,7 +26,7 @@ class Work:
 
     Attributes:
         folder: holds config.yaml, log.txt, and the numbered run folders that `mm fit` makes.
-        steps: the optimization steps it has in all.
+        steps: its optimizer steps.
     """
 
     folder: Path
@@ -34,22 +34,21 @@ class Work:
 
     @property
     def run_folder(self) -> Path | None:
-        """What `mm fit` last wrote into; None before it has begun."""
-        found = numbered_runs(self.folder)
-        return found[-1] if found else None
+        """The newest run folder of `mm fit`; None before the first."""
+        return next(reversed(numbered_runs(self.folder)), None)
 
     def finished(self) -> bool:
-        """Whether its training has come to its end, which a callback or trainer.max_time may have brought early."""
+        """Return whether training has ended, by its steps or early by a callback or trainer.max_time."""
         newest = self.run_folder
         return newest is not None and has_finished(newest, self.steps)
 
     @property
     def failure(self) -> Path:
-        """The mark of a run that ended with an error, which holds its exit status."""
+        """The file that marks a failed run and holds its exit status."""
         return self.folder / "failed"
 
     def latest(self) -> dict[str, float]:
-        """The newest value of each of its metrics."""
+        """Return the newest value of each metric."""
         newest = self.run_folder
         if newest is None or not (newest / "metrics.jsonl").is_file():
             return {}
@@ -62,22 +61,22 @@ class Work:
         return values
 
     def command(self) -> list[str]:
-        """The command line that begins it, or goes on from its newest checkpoint."""
+        """Return the command line that starts the run, or resumes it at its newest checkpoint."""
         config = self.folder / "config.yaml"
         words = [sys.executable, "-m", "mm_lightning.cli", "fit", "--config", str(config), "--run", str(self.folder)]
         checkpoint = self._checkpoint()
         return [*words, "--resume", str(checkpoint)] if checkpoint else words
 
     def _checkpoint(self) -> Path | None:
-        """The newest one that leaves something to do: from the last step on, its validation would be lost."""
+        """Return the newest checkpoint before the last step: resuming at the last step skips its validation."""
         from mm_lightning.checkpoint import is_complete, step_of
 
         folder = self.run_folder and self.run_folder / "checkpoints"
-        whole = [path for path in folder.glob("*.ckpt") if is_complete(path)] if folder else []
-        return max((path for path in whole if step_of(path) < self.steps), key=step_of, default=None)
+        complete = [path for path in folder.glob("*.ckpt") if is_complete(path)] if folder else []
+        return max((path for path in complete if step_of(path) < self.steps), key=step_of, default=None)
 
     def train(self, environment: dict[str, str] | None = None, **options: Any) -> subprocess.Popen:
-        """Start its command; what it prints goes to log.txt."""
+        """Start the command of the run, with its output in log.txt."""
         self.failure.unlink(missing_ok=True)
         with (self.folder / "log.txt").open("ab") as log:
             return subprocess.Popen(
@@ -91,24 +90,24 @@ class Work:
 
 
 class Handle(Protocol):
-    """A run that was started."""
+    """The handle of a started run."""
 
     def poll(self) -> int | None:
-        """Its exit status, None while it goes on."""
+        """Return the exit status; None while the run goes on."""
 
     def stop(self) -> None:
-        """Ask it to end, or takes leave of it."""
+        """Ask the run to end, if it does not outlive the sweep."""
 
     def wait(self) -> None:
-        """Returns when it has ended, or was taken leave of."""
+        """Wait for the end of the run, if it does not outlive the sweep."""
 
 
 class Launcher(Protocol):
-    """Starts runs.
+    """A launcher of runs.
 
     Attributes:
-        slots: how many it takes at once.
-        leaving: what becomes of them when the sweep is interrupted.
+        slots: runs at once.
+        leaving: the message about active runs when the sweep is interrupted.
     """
 
     slots: int
@@ -119,18 +118,18 @@ class Launcher(Protocol):
 
 
 def threads_each(jobs: int) -> int:
-    """CPU threads of each of so many runs at once."""
+    """Return the CPU threads for each of `jobs` runs at once."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // jobs)
 
 
 class LocalProcesses:
-    """Runs on this machine, each in a process of its own.
+    """A launcher of runs as processes of this machine.
 
     With several at once each has its share of the CPU cores, and of the GPUs where there are any.
 
     Args:
-        jobs: how many at once.
+        jobs: runs at once.
     """
 
     leaving = "every run can go on from its newest checkpoint"
@@ -139,8 +138,8 @@ class LocalProcesses:
         import torch
 
         self.slots = jobs
-        named = os.environ.get("CUDA_VISIBLE_DEVICES")
-        self._gpus = named.split(",") if named else [str(n) for n in range(torch.cuda.device_count())]
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        self._gpus = visible.split(",") if visible else [str(n) for n in range(torch.cuda.device_count())]
         self._places: list[LocalProcess | None] = [None] * jobs
 
     def start(self, work: Work) -> LocalProcess:
@@ -151,18 +150,18 @@ class LocalProcesses:
             environment = {"OMP_NUM_THREADS": str(threads_each(self.slots))}
             if self._gpus:
                 share = max(1, len(self._gpus) // self.slots)
-                mine = [self._gpus[(place * share + n) % len(self._gpus)] for n in range(share)]
-                environment["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
+                gpus = [self._gpus[(place * share + n) % len(self._gpus)] for n in range(share)]
+                environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         process = LocalProcess(work, environment)
         self._places[place] = process
         return process
 
 
 class LocalProcess:
-    """A run in a process group of its own, so that ctrl-C reaches it through :meth:`stop` alone."""
+    """The handle of a run in a process group of its own, which ctrl-C reaches through :meth:`stop` alone."""
 
     def __init__(self, work: Work, environment: dict[str, str]) -> None:
-        # The process inherits the lock: whatever becomes of us, nobody starts the run again while it goes on.
+        # The process inherits the lock: even if the sweep is killed, nobody starts the run again while it goes on.
         with (work.folder / ".lock").open("a") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -177,16 +176,14 @@ class LocalProcess:
             lock.write(str(self._process.pid))
 
     def poll(self) -> int | None:
-        """Its exit status, None while it goes on."""
         return self._process.poll()
 
     def stop(self) -> None:
-        """Interrupts it."""
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGINT)
 
     def wait(self, seconds: float = 30) -> None:
-        """Wait for its end; kills it if that takes longer."""
+        """Wait for the end of the process; kill it if that takes longer."""
         try:
             self._process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -195,10 +192,10 @@ class LocalProcess:
 
 
 class Slurm:
-    """Runs as Slurm jobs, all queued at once.
+    """A launcher of runs as Slurm jobs, all queued at once.
 
     Args:
-        folder: for submitit's files, on a disk that all nodes see.
+        folder: for submitit's files, on a file system that all nodes share.
         parameters: of `submitit.AutoExecutor.update_parameters`.
     """
 
@@ -225,29 +222,25 @@ class Slurm:
             raise UserError(f"slurm: {error}") from error
 
     def start(self, work: Work) -> SlurmRun:
-        """Queue a run, or finds the job that an earlier `mm sweep` has queued for it."""
+        """Queue a run, or return the job that an earlier `mm sweep` has queued for it."""
         mark = work.folder / "slurm_job"
         if mark.is_file():
             job: Any = self._submitit.SlurmJob(folder=self._folder, job_id=mark.read_text(encoding="utf-8").strip())
             if not job.done(force_check=True):
                 return SlurmRun(job)
-        job = self._executor.submit(self.job(work))
+        job = self._executor.submit(TrainingJob(work))
         mark.write_text(job.job_id, encoding="utf-8")
         return SlurmRun(job)
 
-    def job(self, work: Work) -> TrainingJob:
-        """What is done on the nodes."""
-        return TrainingJob(work)
-
 
 class SlurmRun:
-    """A run in the queue or on its nodes."""
+    """The handle of a run in the queue or on its nodes."""
 
     def __init__(self, job: Any) -> None:
         self.job = job
 
     def poll(self) -> int | None:
-        """Its exit status, None while it waits or goes on; 1 if the job was cancelled or lost."""
+        """Return the exit status; None while the job waits or goes on, 1 if it was cancelled or lost."""
         if not self.job.done():
             return None
         try:
@@ -256,30 +249,30 @@ class SlurmRun:
             return 1
 
     def stop(self) -> None:
-        """Leaves it in the queue."""
+        """Do nothing: the job stays in the queue."""
 
     def wait(self) -> None:
-        """Does not wait for the queue."""
+        """Do nothing: the job outlives the sweep."""
 
 
 class TrainingJob:
-    """What a Slurm job does: trains a run; when its time is up it is queued again and goes on."""
+    """The function of a Slurm job: train a run, and queue the job again when its time is up."""
 
     def __init__(self, work: Work) -> None:
         self.work = work
         self._process: subprocess.Popen | None = None
 
     def __call__(self) -> int:
-        """The exit status of `mm fit`, one process a task; Lightning finds the others by Slurm's variables."""
+        """Run `mm fit`, one process for each Slurm task, and return its exit status."""
         self._process = self.work.train()
         return self._process.wait()
 
     def checkpoint(self, seconds: float = 75) -> Any:
-        """Called by submitit when Slurm ends the job early, 90 s before by default: lets the run save."""
+        """Let the run save, and queue it again; submitit calls this 90 s (by default) before Slurm ends the job."""
         import submitit
 
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGUSR2)
-            with contextlib.suppress(subprocess.TimeoutExpired):  # its newest checkpoint has to do
+            with contextlib.suppress(subprocess.TimeoutExpired):  # then it resumes at its newest checkpoint
                 self._process.wait(seconds)
         return submitit.helpers.DelayedSubmission(TrainingJob(self.work))

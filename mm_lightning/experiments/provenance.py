@@ -1,4 +1,4 @@
-"""Where the runs of a study come from: code, hardware, versions, days; and what makes them hard to compare."""
+"""The provenance of a study's runs: code, hardware, versions and dates; and remarks on runs that do not compare."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mm_lightning.experiments.study import LOSS, Study
 
 
 def facts(study: Study) -> dict[str, str]:
-    """What was compared, how, when and on what."""
+    """Return the facts at the head of a report, by title: axes, baseline, command, seeds, dates, code, hardware."""
     runs = [run for run in study.runs if run.path is not None]
     seeds = sorted({run.seed for run in study.runs})
     days = sorted({state["started"][:10] for run in runs for state in [run.environment] if "started" in state})
@@ -20,7 +20,7 @@ def facts(study: Study) -> dict[str, str]:
         for name, version in {"python": state.get("python"), **state.get("packages", {})}.items():
             packages.setdefault(name, set()).add(str(version))
     axes = "; ".join(f"{axis}: {', '.join(map(str, values))}" for axis, values in study.axes.items())
-    found = {
+    by_title = {
         "Compared": axes or ", ".join(study.variants),
         "Baseline": study.baseline or "",
         "Command": study.command,
@@ -32,11 +32,11 @@ def facts(study: Study) -> dict[str, str]:
         "Hardware": ", ".join(counted([describe_hardware(state) for state in states if state])),
         "Versions": ", ".join(f"{name} {' and '.join(sorted(v))}" for name, v in packages.items()),
     }
-    return {name: text for name, text in found.items() if text}
+    return {title: text for title, text in by_title.items() if text}
 
 
 def commit(environment: dict[str, Any]) -> str:
-    """The code of a run, from its environment.json."""
+    """Describe the code of a run, from its environment.json."""
     code = environment.get("code")
     if not code:
         return f"mm-lightning {environment.get('packages', {}).get('mm-lightning')}, not from a git checkout"
@@ -44,28 +44,28 @@ def commit(environment: dict[str, Any]) -> str:
 
 
 def counted(values: list[str]) -> list[str]:
-    """Each once; with how often, where they differ."""
+    """Return each value once, with the number of times where they differ."""
     counts = Counter(values)
     return [f"{value} (in {count} of {len(values)})" if len(counts) > 1 else value for value, count in counts.items()]
 
 
 def remarks(study: Study) -> list[str]:
-    """What makes the runs of a study less comparable than they look."""
+    """Return sentences about differences between the runs of a study that make them hard to compare."""
     runs = [run for run in study.runs if run.finished]
-    found = []
-    for what, of in (("code", commit), ("hardware", describe_hardware)):
-        if len({of(run.environment) for run in runs if run.environment}) > 1:
+    sentences = []
+    for what, describe in (("code", commit), ("hardware", describe_hardware)):
+        if len({describe(run.environment) for run in runs if run.environment}) > 1:
             extra = ": tokens/s and training times do not compare" if what == "hardware" else ""
-            found.append(f"The runs differ in {what}{extra}.")
-    short = [run for run in runs if run.steps and run.step < run.steps]
-    if short:
-        found.append(
-            f"Ended before the steps that were planned (see runs.csv), by a callback or trainer.max_time: {len(short)} "
-            f"of {len(runs)} finished runs."
+            sentences.append(f"The runs differ in {what}{extra}.")
+    ended_early = [run for run in runs if run.steps and run.step < run.steps]
+    if ended_early:
+        sentences.append(
+            f"Ended before the steps that were planned (see runs.csv), by a callback or trainer.max_time: "
+            f"{len(ended_early)} of {len(runs)} finished runs."
         )
-    early = [run for run in runs if run.curve(LOSS) and max(run.curve(LOSS)) < run.step]
-    if early:
-        found.append(
-            f"Last validated before their last step (see runs.csv): {len(early)} of {len(runs)} finished runs."
+    not_validated = [run for run in runs if run.curve(LOSS) and max(run.curve(LOSS)) < run.step]
+    if not_validated:
+        sentences.append(
+            f"Last validated before their last step (see runs.csv): {len(not_validated)} of {len(runs)} finished runs."
         )
-    return found
+    return sentences

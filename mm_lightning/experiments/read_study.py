@@ -1,4 +1,4 @@
-"""From the run folders of a sweep, or any run folders, to a study: settings, status, metrics by step."""
+"""Read the run folders of a sweep, or any run folders, as a study: settings, status, metrics by step."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from mm_lightning.side_files import known_config, read_lines, read_object
 
 
 def read_study(folders: list[Path], baseline: str | None = None) -> Study:
-    """All runs below some folders.
+    """Read all runs below some folders.
 
     Args:
         folders: sweep folders, or any folders that contain run folders.
-        baseline: the variant to hold others against, instead of the sweep's; without a sweep the first one.
+        baseline: the variant that others are compared with, instead of the sweep's; without a sweep the first one.
 
     Raises:
         UserError: a folder is missing or has no runs, or there is no variant of the baseline's name.
@@ -30,7 +30,7 @@ def read_study(folders: list[Path], baseline: str | None = None) -> Study:
         study = studies[0]
     else:
         for part, folder in zip(studies, folders, strict=True):
-            # two folders may have the same name: then the whole path tells their variants apart
+            # where two folders have the same name, the whole path tells their variants apart
             twice = sum(_label(other) == _label(folder) for other in folders) > 1
             _rename(part, _label(folder), folder.as_posix() if twice else _label(folder))
         study = Study(
@@ -49,7 +49,7 @@ def read_study(folders: list[Path], baseline: str | None = None) -> Study:
 
 
 def _label(folder: Path) -> str:
-    """What a folder is called: a run folder keeps its number, as in quickstart/0."""
+    """Return the label of a folder: its name, of a run folder with its number, as in quickstart/0."""
     path = folder.resolve()
     return f"{path.parent.name}/{path.name}" if path.name.isdigit() else path.name
 
@@ -67,7 +67,7 @@ def _rename(study: Study, label: str, prefix: str) -> None:
 
 
 def has_runs(folder: Path) -> bool:
-    """Whether a folder holds a sweep, or run folders at any depth.
+    """Return whether a folder holds a sweep, or run folders at any depth.
 
     Raises:
         UserError: there is no such folder.
@@ -91,7 +91,7 @@ def _read_folder(folder: Path) -> Study:
 
 
 def _read_sweep(folder: Path) -> Study:
-    """A folder of `mm sweep`."""
+    """Read a folder of `mm sweep`."""
     from mm_lightning.checkpoint.run_folder import numbered_runs
 
     path = folder / "sweep.json"
@@ -114,7 +114,7 @@ def _read_sweep(folder: Path) -> Study:
         if folders:
             _read_run_folder(run, folders[-1])
         if run.finished and not has_finished(folders[-1], planned["steps"]):
-            run.status, run.last_step = "unfinished", None  # of a sweep that asks for more steps now
+            run.status, run.last_step = "unfinished", None  # the sweep has more steps now
         if (place / "failed").is_file() and not run.finished:
             run.status = "failed"
         if (place / "log.txt").is_file():
@@ -127,7 +127,7 @@ def _read_sweep(folder: Path) -> Study:
 
 
 def _in_words(stop: Any) -> str:
-    """{"tokens": 1e6} -> 1,000,000 tokens"""
+    """Describe a stop rule: {"tokens": 1e6} -> 1,000,000 tokens."""
     if isinstance(stop, dict):
         return ", ".join(
             f"{value:,.0f} {unit}" if _is_number(value) else f"{unit}: {value}" for unit, value in stop.items()
@@ -140,7 +140,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _read_plain(folder: Path) -> Study:
-    """Any folder that contains run folders. Of runs of the same variant and seed, the newest counts."""
+    """Read any folder that contains run folders; of runs of the same variant and seed, the newest counts."""
     study = Study(_label(folder), [])
     newest: dict[tuple[str, int], Run] = {}
     for path in _run_folders(folder):
@@ -166,25 +166,25 @@ def _read_plain(folder: Path) -> Study:
 
 
 def _run_folders(folder: Path) -> Iterator[Path]:
-    """The run folders at any depth, in the order of their names and numbers."""
-    there = ((Path(place), files) for place, _, files in os.walk(folder))  # which leaves out what it cannot read
-    found = [place for place, files in there if {"metrics.jsonl", "config.yaml"} <= set(files)]
-    yield from sorted(found, key=lambda path: (path.parent, int(path.name) if path.name.isdigit() else -1, path.name))
+    """Yield the run folders at any depth, in the order of their names and numbers."""
+    walk = ((Path(place), files) for place, _, files in os.walk(folder))  # skips folders that cannot be read
+    runs = [place for place, files in walk if {"metrics.jsonl", "config.yaml"} <= set(files)]
+    yield from sorted(runs, key=lambda path: (path.parent, int(path.name) if path.name.isdigit() else -1, path.name))
 
 
 def _variant_of(path: Path, folder: Path) -> str:
-    """The path below the folder without a run's number; a folder that is itself a run keeps its number."""
+    """Return a run's path below the folder without the run's number; a folder that is itself a run keeps its number."""
     path, folder = path.resolve(), folder.resolve()
     if path == folder:
         return _label(folder)
-    named = path.parent if path.name.isdigit() else path
-    if re.fullmatch(r"seed-\d+", named.name) and named != folder:  # below a sweep's folder
-        named = named.parent
-    return _label(folder) if named == folder else named.relative_to(folder).as_posix()
+    variant = path.parent if path.name.isdigit() else path
+    if re.fullmatch(r"seed-\d+", variant.name) and variant != folder:  # below a sweep's folder
+        variant = variant.parent
+    return _label(folder) if variant == folder else variant.relative_to(folder).as_posix()
 
 
 def _add_cost(run: Run, path: Path) -> str | None:
-    """Parameters and FLOPs from the run's config; what is in the way, if something is."""
+    """Set a run's parameters and FLOPs from its config; return a note if the config cannot be read."""
     from mm_lightning.networks.cost import parameters, training_flops_per_token
     from mm_lightning.training.parse_fit import parse_fit
 
@@ -199,7 +199,7 @@ def _add_cost(run: Run, path: Path) -> str | None:
 
 
 def _read_run_folder(run: Run, path: Path) -> None:
-    """What `mm fit` wrote into its run folder."""
+    """Read the files that `mm fit` wrote into a run folder."""
     run.path, run.status = path, "unfinished"
     run.saved_step = newest_step(path)
     run.environment = read_object(path / "environment.json")

@@ -12,7 +12,7 @@ from mm_lightning.experiments.study import LOSS, Run, Study
 
 @dataclass
 class Spread:
-    """Values by seed, their mean and sample standard deviation (None of one seed)."""
+    """The mean and sample standard deviation (None of one seed) of values by seed."""
 
     values: dict[int, float]
     mean: float
@@ -21,7 +21,7 @@ class Spread:
 
 @dataclass
 class Difference:
-    """Differences from the baseline by seed, their mean and the ends of its confidence interval (None of one seed)."""
+    """The mean difference from the baseline over seeds, and its confidence interval (None of one seed)."""
 
     values: dict[int, float]
     mean: float
@@ -31,11 +31,11 @@ class Difference:
 
 @dataclass
 class Row:
-    """A variant: what its finished runs say together.
+    """The statistics of a variant over its finished runs.
 
     Attributes:
         variant: its name.
-        planned: seeds that were asked for.
+        planned: seeds of the sweep.
         done: seeds that finished.
         metrics: last logged values of each evaluation metric.
         difference: of the validation loss from its reference; None for the baseline and without common seeds.
@@ -65,7 +65,7 @@ class Row:
 
 
 def spread(values: dict[int, float]) -> Spread:
-    """Mean and sample standard deviation of values by seed."""
+    """Return mean and sample standard deviation of values by seed."""
     numbers = list(values.values())
     mean = math.fsum(numbers) / len(numbers)
     return Spread(values, mean, _deviation(numbers, mean))
@@ -78,22 +78,22 @@ def _deviation(numbers: list[float], mean: float) -> float | None:
 
 
 def paired_difference(values: dict[int, float], baseline: dict[int, float]) -> Difference | None:
-    """The mean of values - baseline over the seeds that both have, with Student's 95% interval.
+    """Return the mean of values - baseline over the common seeds, with Student's 95% interval.
 
-    Of one common seed there is no interval, of none there is nothing.
+    There is no interval for one common seed; None without any.
     """
     paired = {seed: value - baseline[seed] for seed, value in values.items() if seed in baseline}
     if not paired:
         return None
-    found = spread(paired)
-    if found.deviation is None:
-        return Difference(paired, found.mean)
-    half = t_quantile(len(paired) - 1) * found.deviation / math.sqrt(len(paired))
-    return Difference(paired, found.mean, found.mean - half, found.mean + half)
+    difference = spread(paired)
+    if difference.deviation is None:
+        return Difference(paired, difference.mean)
+    half = t_quantile(len(paired) - 1) * difference.deviation / math.sqrt(len(paired))
+    return Difference(paired, difference.mean, difference.mean - half, difference.mean + half)
 
 
 def summarize(study: Study) -> list[Row]:
-    """One row a variant, in the order of the study."""
+    """Return one row for each variant, in the order of the study."""
     loss = {variant: _finals(study.of(variant), LOSS) for variant in study.variants}
     rows = []
     for variant in study.variants:

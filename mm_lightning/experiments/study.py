@@ -1,4 +1,4 @@
-"""Runs and studies: what is known of training runs that are compared with each other."""
+"""Runs and studies: settings, metrics and costs of training runs that are compared with each other."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ class Run:
     """One training run.
 
     Attributes:
-        variant: what is trained; runs of a variant differ in the seed alone.
+        variant: the name of its variant; runs of a variant differ in the seed alone.
         seed: of weights, data order and steps.
-        name: the run's folder, as a reader of the report would look for it.
+        name: the run's folder, as shown in the report.
         path: the run folder that `mm fit` wrote, the newest if there are several; None before the first.
         status: `finished`, `diverged` (finished with a loss that is not a number), `failed`, `unfinished` or `not
             started`. Only finished runs enter means.
-        steps: planned optimization steps; None if not known.
-        last_step: at which training ended, before `steps` where a callback or trainer.max_time ended it; None if it has
-            not.
-        values: place of the variant on each axis of the sweep.
+        steps: planned optimizer steps; None if not known.
+        last_step: the step at which training ended, before `steps` where a callback or trainer.max_time ended it; None
+            if it has not ended.
+        values: the variant's value on each axis of the sweep.
         parameters: of the network; None if not known.
         training_flops_per_token: forward and backward; None if not known.
-        step_tokens: planned tokens of one optimization step; None if not known.
+        step_tokens: planned tokens of one optimizer step; None if not known.
         last_tokens: tokens of all steps up to `last_step`; None if not known.
-        saved_step: of the newest checkpoint, which may be ahead of the last metrics.
-        wall_seconds: with start, validation and checkpoints; None of a run that was resumed, of which it is not known.
+        saved_step: the step of the newest checkpoint, which may be ahead of the last metrics.
+        wall_seconds: seconds with start, validation and checkpoints; None of a run that was resumed.
         records: all metrics by step; of lines that repeat a step, the later one counts.
         environment: environment.json.
-        references: by metric, other numbers to hold it against (baselines.json).
+        references: by metric, reference values to compare it with (baselines.json).
         last_line: the last line of log.txt.
     """
 
@@ -60,7 +60,7 @@ class Run:
 
     @property
     def step(self) -> int:
-        """The last finished step that is known of."""
+        """The last finished step, as far as known."""
         return self.last_step or max(self.saved_step, *self.records, 0)
 
     @property
@@ -70,11 +70,11 @@ class Run:
 
     @property
     def tokens(self) -> float | None:
-        """Seen in training."""
+        """Tokens of the run so far; None if not known."""
         return self.tokens_at(self.step)
 
     def tokens_at(self, step: int) -> float | None:
-        """Seen up to a step: as counted, or as planned where no count is known."""
+        """Return the tokens up to a step: as counted, or as planned where no count is known."""
         counts = self.curve("train/tokens")
         if self.last_step and self.last_tokens is not None:
             counts[self.last_step] = self.last_tokens
@@ -83,13 +83,13 @@ class Run:
 
     @property
     def training_flops(self) -> float | None:
-        """Of the whole run so far."""
+        """Training FLOPs of the run so far; None if not known."""
         tokens, each = self.tokens, self.training_flops_per_token
         return None if tokens is None or each is None else tokens * each
 
     @property
     def tokens_per_second(self) -> float | None:
-        """The median of what was logged."""
+        """The median of the logged speeds."""
         speeds = [speed for _, speed in self._series("train/tokens_per_second")]
         return statistics.median(speeds) if speeds else None
 
@@ -97,18 +97,18 @@ class Run:
         return [(step, self.records[step][metric]) for step in sorted(self.records) if metric in self.records[step]]
 
     def curve(self, metric: str) -> dict[int, float]:
-        """Values by step."""
+        """Return the values of a metric by step."""
         return dict(self._series(metric))
 
     def final(self) -> dict[str, float]:
-        """The last logged value of each evaluation metric: all but train/..."""
-        found: dict[str, float] = {}
+        """Return the last logged value of each evaluation metric: all but train/..."""
+        values: dict[str, float] = {}
         for step in sorted(self.records):
-            found.update({name: value for name, value in self.records[step].items() if not name.startswith("train/")})
-        return found
+            values |= {name: value for name, value in self.records[step].items() if not name.startswith("train/")}
+        return values
 
     def seconds_at(self, step: int) -> float | None:
-        """Training time up to a step, validation and checkpoints left out: tokens of each log interval / tokens/s."""
+        """Return the training time up to a step without validation and checkpoints: tokens / speed by log interval."""
         total, before, speed = 0.0, 0.0, 0.0
         for at, speed in self._series("train/tokens_per_second"):
             tokens = self.tokens_at(min(at, step)) or 0.0
@@ -127,11 +127,11 @@ class Study:
     Attributes:
         name: of the sweep or folder.
         runs: in the order of the sweep.
-        command: what made them; empty if they were made one by one.
-        baseline: the variant that others are held against; None if there is none.
-        axes: what varies, with its values.
+        command: the command of the sweep; empty if the runs were started one by one.
+        baseline: the variant that others are compared with; None if there is none.
+        axes: the axes of the sweep, with their values.
         stop: the stop rule in words; empty if not known.
-        notes: what a reader has to know about runs that could not be taken as they are.
+        notes: sentences about runs that were left out or are incomplete.
     """
 
     name: str
@@ -144,15 +144,15 @@ class Study:
 
     @property
     def variants(self) -> list[str]:
-        """In order, each once."""
+        """The names of the variants, in the order of their runs."""
         return list(dict.fromkeys(run.variant for run in self.runs))
 
     def of(self, variant: str, finished: bool = True) -> list[Run]:
-        """The runs of a variant: those that count, or all."""
+        """Return the finished runs of a variant, or all of them."""
         return [run for run in self.runs if run.variant == variant and (run.finished or not finished)]
 
     def reference(self, variant: str) -> str | None:
-        """Return the variant that one is compared with.
+        """Return the variant that a variant is compared with.
 
         It is the baseline or, for a variant that differs from it in other things than numbers too, the variant that has
         the baseline's choices at the same numbers.
@@ -173,7 +173,7 @@ class Study:
 
     @property
     def reference_in_words(self) -> str:
-        """The name of what differences are from, in words."""
+        """The description of the variants that differences are from."""
         numeric, runs = self.numeric_axes, {run.variant: run for run in self.runs}
         if self.baseline is None or not numeric or len(numeric) == len(self.axes):
             return self.baseline or ""
@@ -183,6 +183,6 @@ class Study:
 
     @property
     def metrics(self) -> list[str]:
-        """Evaluation metrics of the finished runs, validation/loss first."""
+        """The evaluation metrics of the finished runs, validation/loss first."""
         names = dict.fromkeys(name for run in self.runs if run.finished for name in run.final())
         return sorted(names, key=lambda name: (name != LOSS, list(names).index(name)))

@@ -1,4 +1,4 @@
-"""`mm sweep`: the runs of a sweep file, planned, trained and reported."""
+"""`mm sweep`: plan and train the runs of a sweep file, and report on them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def sweep_command(
 
       base         the config file of all runs, or a list of them
       settings     single values of all runs: {data.path: data/mine}
-      axes         what varies. NAME: {VALUE: CHANGE, ...}, or a dotted key: [VALUE, ...]; the first is the baseline's
+      axes         the factors. NAME: {VALUE: CHANGE, ...}, or a dotted key: [VALUE, ...]; the first is the baseline's
       design       grid (default): all combinations of the axes; one_change: the baseline and each other value alone
       runs         instead of axes, the variants one by one. NAME: CHANGE
       baseline     with axes, a name for the first values together; with runs, the one to compare with
@@ -51,18 +51,18 @@ def sweep_command(
       stop         {steps: N}, {tokens: N} or {flops: N}; also an axis: stop.tokens: [N, M]
       warmup       share of a run's steps; validations: how many, evenly spaced
       slurm        parameters of submitit: {timeout_min: 600, gpus_per_node: 1, slurm_partition: gpu}
-      like         another sweep file: what this one does not say is as there
+      like         another sweep file, from which keys that this one lacks are taken
 
     A CHANGE is nothing, a config file, a list of them, or {DOTTED.KEY: VALUE, config: FILE, match: parameters}. With
     match (parameters, or flops per token) the width of the persistent memory is solved for, to equal the baseline's.
 
-    Finished runs are never repeated: given again, the same command goes on with what is left, each run from its newest
-    checkpoint. A run that fails is reported and the others go on. At the end `mm report` writes OUTPUT/report.
+    Finished runs are never repeated: the same command resumes the others, each from its newest checkpoint. A run that
+    fails is reported and the others go on. At the end `mm report` writes OUTPUT/report.
 
     Args:
         sweep: the sweep file.
         output: folder of the sweep; runs/NAME by default.
-        dry_run: show the plan and what it will take, and stop.
+        dry_run: print the runs and their estimated cost and time, and stop.
         jobs: runs at once on this machine. Each has its share of the CPU cores, or a GPU.
         executor: local, or slurm: every run a job, with the parameters under `slurm:` in the sweep file.
         settings: single values of all runs, over those of the sweep file: '{"data.path": "data/mine"}'.
@@ -83,7 +83,7 @@ def sweep_command(
 
         show_plan(plan(declared), jobs, measure)
         return
-    check_own(folder / FILE, sweep)
+    check_overwritable(folder / FILE, sweep)
     runs = plan(declared)
     with locked(folder):
         launcher = LocalProcesses(jobs) if executor == "local" else Slurm(folder / "slurm", declared.slurm)
@@ -92,8 +92,8 @@ def sweep_command(
         missing = [name for name in ("matplotlib",) if importlib.util.find_spec(name) is None]
         if missing:
             say(f'the report will need {" and ".join(missing)}: pip install "mm-lightning[report]"')
-        # What `kill` and batch systems send ends a sweep as ctrl-C does; and runs of a sweep that a script has put
-        # in the background, where ctrl-C is ignored, still take it from us.
+        # Signals of `kill` and batch systems end a sweep as ctrl-C does. Runs of a sweep in the background of a script,
+        # where ctrl-C is ignored, still get it from this process.
         handlers = listen((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), interrupt)
         try:
             carry_out(folder, works, launcher)
@@ -102,7 +102,7 @@ def sweep_command(
 
 
 def carry_out(folder: Path, works: dict[str, Work], launcher: Launcher) -> None:
-    """Train what is not finished, and writes the report.
+    """Train the runs that are not finished, and write the report.
 
     Raises:
         UserError: runs failed.
@@ -122,7 +122,7 @@ def carry_out(folder: Path, works: dict[str, Work], launcher: Launcher) -> None:
 
 
 def prepare_folder(folder: Path, declared: Sweep, runs: list[Run]) -> dict[str, Work]:
-    """Write sweep.json and the config of each run; returns the runs' places by name.
+    """Write sweep.json and the config of each run; return the work of each run by name.
 
     Raises:
         UserError: a run was begun there with other settings.
@@ -149,13 +149,13 @@ def prepare_folder(folder: Path, declared: Sweep, runs: list[Run]) -> dict[str, 
         if not (place / "config.yaml").is_file():
             write_yaml(place / "config.yaml", load_yaml(text, place))
     export_secrets(load_yaml(text, place) for place, text in texts.items())
-    _mention_others(folder, works)
+    _print_removed(folder, works)
     write_json(folder / FILE, describe(declared, runs))
     return works
 
 
-def check_own(path: Path, sweep: str) -> None:
-    """Check that the sweep.json in a sweep's folder, if there is one, is none of the user's.
+def check_overwritable(path: Path, sweep: str) -> None:
+    """Check that the sweep.json in a sweep's folder, if there is one, was written by `mm sweep`.
 
     Raises:
         UserError: it is the sweep file itself, or was not written by `mm sweep`.
@@ -168,8 +168,8 @@ def check_own(path: Path, sweep: str) -> None:
         raise UserError(f"{path} exists and mm sweep, which would replace it, did not write it: give another --output")
 
 
-def _mention_others(folder: Path, works: dict[str, Work]) -> None:
-    """Say which runs of an earlier start are not in the sweep file any more: the report leaves them out."""
+def _print_removed(folder: Path, works: dict[str, Work]) -> None:
+    """Print the runs of an earlier start that are no longer in the sweep file: the report leaves them out."""
     before = read_object(folder / FILE).get("runs", [])
     places = {work.folder for work in works.values()}
     gone = [run["folder"] for run in before if folder / run["folder"] not in places]
@@ -178,7 +178,7 @@ def _mention_others(folder: Path, works: dict[str, Work]) -> None:
 
 
 def describe(declared: Sweep, runs: list[Run]) -> dict[str, Any]:
-    """What sweep.json says: the sweep as declared, and its runs with what is known of them beforehand."""
+    """Return the content of sweep.json: the sweep as declared, and its planned runs."""
     from mm_lightning.experiments.sweep_file import baseline_of, variants
 
     axes: dict[str, list[Any]] = {}
@@ -186,7 +186,7 @@ def describe(declared: Sweep, runs: list[Run]) -> dict[str, Any]:
         for axis, value in run.values.items():
             values = axes.setdefault(axis, [])
             values += [value] if value not in values else []
-    kept = ("variant", "seed", "folder", "values", "parameters", "training_flops_per_token", "steps", "step_tokens")
+    fields = ("variant", "seed", "folder", "values", "parameters", "training_flops_per_token", "steps", "step_tokens")
     return {
         "name": declared.name,
         "command": shlex.join(redact_words(["mm", *sys.argv[1:]])),
@@ -194,12 +194,12 @@ def describe(declared: Sweep, runs: list[Run]) -> dict[str, Any]:
         "stop": declared.stop,
         "baseline": baseline_of(declared, variants(declared)).name,
         "axes": axes,
-        "runs": [{key: getattr(run, key) for key in kept} for run in runs],
+        "runs": [{key: getattr(run, key) for key in fields} for run in runs],
     }
 
 
 def differences(before: Any, now: Any, name: str = "") -> list[str]:
-    """The keys, apart from `run`, that two configs both have and that differ: "trainer.max_steps 100, now 200"."""
+    """Return the common keys, apart from `run`, in which two configs differ: "trainer.max_steps 100, now 200"."""
     if isinstance(before, dict) and isinstance(now, dict):
         shared = [key for key in before if key in now and (name or key != "run")]
         return [line for key in shared for line in differences(before[key], now[key], f"{name}.{key}".strip("."))]
@@ -208,10 +208,10 @@ def differences(before: Any, now: Any, name: str = "") -> list[str]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep a second `mm sweep` out of the folder.
+    """Context manager that locks a folder against a second `mm sweep`.
 
     Raises:
-        UserError: there is one.
+        UserError: another one has locked it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Sweep files: what they may hold, and the variants that they declare."""
+"""Read sweep files, and list the variants that they declare."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MATCHES = ("parameters", "flops")
 
 @dataclass
 class Change:
-    """How a variant differs from the base config.
+    """The difference of a variant from the base config.
 
     Attributes:
         configs: config files, as `--config` reads them.
@@ -35,30 +35,30 @@ class Change:
     match: str | None = None
 
     def then(self, later: Change) -> Change:
-        """Both, where they disagree the later one."""
-        own = self.settings
-        if any(key.startswith("stop.") for key in later.settings):  # one stop rule takes the place of another
-            own = {key: value for key, value in own.items() if not key.startswith("stop.")}
-        return Change([*self.configs, *later.configs], {**own, **later.settings}, later.match or self.match)
+        """Return both changes together, in which the later one takes precedence."""
+        earlier = self.settings
+        if any(key.startswith("stop.") for key in later.settings):  # one stop rule replaces another
+            earlier = {key: value for key, value in earlier.items() if not key.startswith("stop.")}
+        return Change([*self.configs, *later.configs], {**earlier, **later.settings}, later.match or self.match)
 
 
 @dataclass
 class Sweep:
-    """A sweep file.
+    """The content of a sweep file.
 
-    A file may begin with `like: other.yaml`: what it does not say is as there.
+    A file may begin with `like: other.yaml`, from which keys that it lacks are taken.
 
     Args:
         base: the config file of all runs, or a list of them; paths are relative to the sweep file.
         settings: single values of all runs by dotted key.
-        axes: what varies: for each axis, named values with their changes, or under a dotted key a list of values.
-            The first value of each axis is the baseline's.
+        axes: the factors of the sweep: for each axis, named values with their changes, or under a dotted key a list of
+            values. The first value of each axis is the baseline's.
         design: `grid` runs all combinations of the axes' values, `one_change` the baseline and every value that
             differs from it in one axis.
         runs: instead of axes, the variants one by one: names with their changes. The first one is the baseline.
-        baseline: with axes, what to call the variant that has the first value of each; with runs, which of them the
-            others are compared with. Where numbers are varied beside other things, these are compared at equal numbers,
-            and a variant that differs in numbers alone with the baseline.
+        baseline: with axes, the name of the variant that has the first value of each; with runs, the one that others
+            are compared with. Where numeric axes are varied beside others, variants are compared at equal numbers, and
+            a variant that differs in numbers alone with the baseline.
         seeds: a list, or how many, from 1 on.
         stop: `{steps: N}`, `{tokens: N}` or `{flops: N}` of training; by default the config's trainer.max_steps.
         warmup: share of a run's steps over which the learning rate rises, instead of model.warmup_steps.
@@ -83,14 +83,10 @@ class Sweep:
     path: str = ""
 
     def __post_init__(self) -> None:
-        for name, types, wanted in (
-            ("settings", (dict,), "a mapping of dotted keys to values"),
-            ("slurm", (dict,), "a mapping of submitit's parameters"),
-        ):
-            value = getattr(self, name)
-            if not isinstance(value, types) or isinstance(value, bool):
-                raise UserError(f"{self.path}: {name} must be {wanted}, got {value!r}")
-        if not isinstance(self.seeds, list):  # how many there are
+        for name, of in (("settings", "dotted keys to values"), ("slurm", "submitit's parameters to values")):
+            if not isinstance(value := getattr(self, name), dict):
+                raise UserError(f"{self.path}: {name} must be a mapping of {of}, got {value!r}")
+        if not isinstance(self.seeds, list):  # the number of seeds
             self.seeds = list(range(1, accept(Annotated[int, Range(1, 10_000)], self.seeds, f"{self.path}: seeds") + 1))
         check_fields(self, f"{self.path}: ")
         if not self.seeds:
@@ -112,7 +108,7 @@ class Sweep:
                 yield f"{axis}={label}", change
 
     def _check_settings(self, settings: dict[str, Any], where: str) -> None:
-        """Refuses what the sweep itself decides, and would overwrite in silence."""
+        """Raise a UserError for a setting that the sweep itself sets and would overwrite."""
         decided = {"run": "--output", "seed_everything": "seeds", "model.seed": "seeds", "data.seed": "seeds"}
         if self.stop or any(key.startswith("stop.") for key in settings):
             decided["trainer.max_steps"] = "stop"
@@ -132,21 +128,21 @@ class Sweep:
 
 
 def flat(settings: dict[str, Any]) -> dict[str, Any]:
-    """Nested sections as dotted keys, {"model": {"network": {"dim": 64}}} as {"model.network.dim": 64}."""
-    found: dict[str, Any] = {}
+    """Return nested sections by dotted keys, {"model": {"network": {"dim": 64}}} as {"model.network.dim": 64}."""
+    by_key: dict[str, Any] = {}
     for key, value in settings.items():
         if isinstance(value, dict) and value and "class_path" not in value:
-            found |= {f"{key}.{rest}": inner for rest, inner in flat(value).items()}
+            by_key |= {f"{key}.{rest}": inner for rest, inner in flat(value).items()}
         else:
-            found[str(key)] = value
-    return found
+            by_key[str(key)] = value
+    return by_key
 
 
 def check_stop(stop: dict[str, Any], path: str) -> None:
-    """Holds a stop rule against what one can be.
+    """Check that a stop rule is one of steps, tokens and flops with a number of at least 1.
 
     Raises:
-        UserError: it is not one.
+        UserError: it is not.
     """
     if stop == {}:
         return
@@ -160,7 +156,7 @@ def check_stop(stop: dict[str, Any], path: str) -> None:
 
 
 def read_sweep(path: str | Path) -> Sweep:
-    """A sweep file.
+    """Read a sweep file.
 
     Raises:
         UserError: it is missing, is not YAML, or has keys or values that a sweep cannot have.
@@ -173,7 +169,7 @@ def read_sweep(path: str | Path) -> Sweep:
 
 
 def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
-    """The keys of a file over those of the one it is like, every file that they name relative to where we are."""
+    """Return the keys of a file over those of its `like`, with the paths of configs resolved."""
     from mm_lightning.training.config_files import read_config
 
     if path.resolve() in above:
@@ -250,20 +246,20 @@ class Variant:
 
 
 def variants(sweep: Sweep) -> list[Variant]:
-    """The variants in order, the baseline among them.
+    """Return the variants in order, the baseline among them.
 
     Raises:
         UserError: there is no such baseline.
     """
     if sweep.runs:
-        found = [Variant(str(name), {}, change) for name, change in sweep.runs.items()]
-        if sweep.baseline not in (None, *(variant.name for variant in found)):
+        declared = [Variant(str(name), {}, change) for name, change in sweep.runs.items()]
+        if sweep.baseline not in (None, *(variant.name for variant in declared)):
             raise UserError(f"{sweep.path}: baseline {sweep.baseline!r} is not one of its runs")
-        return found
+        return declared
     axes = _short_names(sweep.axes)
     first = {name: next(iter(values)) for name, values in axes.items()}
     numeric = [name for name, values in axes.items() if all(type(label) in (int, float) for label in values)]
-    found = []
+    combined = []
     for labels in itertools.product(*axes.values()):
         values = dict(zip(axes, labels, strict=True))
         if sweep.design == "one_change" and sum(values[name] != first[name] for name in axes) > 1:
@@ -275,16 +271,16 @@ def variants(sweep: Sweep) -> list[Variant]:
         numbers = [f"{name}={values[name]}" for name in numeric]
         alone = len(numeric) == len(axes)
         parts = [*(chosen or ([] if alone else [sweep.baseline or "base"])), *numbers]
-        found.append(Variant(", ".join(parts), values, change))
-    return found
+        combined.append(Variant(", ".join(parts), values, change))
+    return combined
 
 
 def _short_names(axes: dict[str, dict[Any, Change]]) -> dict[str, dict[Any, Change]]:
-    """model.network.short_term_window -> short_term_window, where that tells the axes apart."""
+    """Shorten the names of axes to their last parts (short_term_window), where these are all different."""
     short = [name.rsplit(".", 1)[-1] for name in axes]
     return dict(zip(short if len(set(short)) == len(short) else axes, axes.values(), strict=True))
 
 
-def baseline_of(sweep: Sweep, found: list[Variant]) -> Variant:
-    """The variant that the others are compared with."""
-    return next((variant for variant in found if sweep.runs and variant.name == sweep.baseline), found[0])
+def baseline_of(sweep: Sweep, all_variants: list[Variant]) -> Variant:
+    """Return the variant that the others are compared with."""
+    return next((v for v in all_variants if sweep.runs and v.name == sweep.baseline), all_variants[0])

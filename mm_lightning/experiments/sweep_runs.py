@@ -1,4 +1,4 @@
-"""What a sweep file declares, worked out: which runs, each with its whole config, steps, parameters and FLOPs."""
+"""Plan the runs of a sweep file, each with its whole config, steps, parameters and FLOPs."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class Run:
     Attributes:
         variant: its variant's name.
         seed: seed_everything.
-        folder: where it is kept, below the sweep's folder.
+        folder: its folder, below the sweep's.
         values: its value on each axis.
         config: the resolved config of `mm fit`, as plain values.
-        network: the network's dimensions.
-        parameters: learned numbers.
+        network: the configuration of the network.
+        parameters: number of parameters.
         training_flops_per_token: forward and backward at the config's context.
-        steps: optimization steps.
+        steps: optimizer steps.
         step_tokens: tokens of a step.
     """
 
@@ -47,25 +47,25 @@ class Run:
 
     @property
     def tokens(self) -> int:
-        """Of the whole run."""
+        """Tokens of the whole run."""
         return self.steps * self.step_tokens
 
     @property
     def flops(self) -> int:
-        """Of the whole run."""
+        """Training FLOPs of the whole run."""
         return self.tokens * self.training_flops_per_token
 
 
 def plan(sweep: Sweep) -> list[Run]:
-    """All runs, variant by variant, seeds within.
+    """Return all runs, variant by variant, each with all seeds.
 
     Raises:
-        UserError: for any mistake in the sweep file or the configs it names.
+        UserError: a mistake in the sweep file or the configs it names.
     """
-    found = variants(sweep)
-    reference = resolve(sweep, baseline_of(sweep, found), None)
+    all_variants = variants(sweep)
+    reference = resolve(sweep, baseline_of(sweep, all_variants), None)
     runs = []
-    for variant in found:
+    for variant in all_variants:
         run = resolve(sweep, variant, reference)
         for seed in sweep.seeds:
             config = copy.deepcopy(run.config)
@@ -86,24 +86,24 @@ def _check_different(sweep: Sweep, runs: list[Run], what: Callable[[Run], str], 
 
 
 def slug(name: str) -> str:
-    """A variant's name as the name of a folder.
+    """Return a variant's name as the name of a folder.
 
     Raises:
-        UserError: it has no letter, is too long, or is a name that the sweep's folder needs.
+        UserError: it has no letter, is too long, or is a reserved name of the sweep's folder.
     """
-    found = re.sub(r"[^\w=.,+-]+", "_", name).replace(",_", ",").strip("_.,")
-    if not found or len(found.encode()) > 200 or found in ("report", "slurm", "sweep.json"):
+    folder = re.sub(r"[^\w=.,+-]+", "_", name).replace(",_", ",").strip("_.,")
+    if not folder or len(folder.encode()) > 200 or folder in ("report", "slurm", "sweep.json"):
         raise UserError(f"a variant cannot be called {name!r}: its name is also that of a folder; give it another")
-    return found
+    return folder
 
 
 def resolve(sweep: Sweep, variant: Variant, reference: Run | None) -> Run:
-    """The run of a variant, without its seed.
+    """Return the run of a variant, without its seed.
 
     Args:
-        sweep: what it is of.
-        variant: which.
-        reference: the baseline, for variants that are to match it.
+        sweep: the sweep.
+        variant: one of its variants.
+        reference: the baseline, for variants with `match`.
     """
     change = Change(sweep.base, sweep.settings).then(variant.change)
     stop = {key.removeprefix("stop."): value for key, value in change.settings.items() if key.startswith("stop.")}
@@ -149,9 +149,9 @@ def _parsed(sweep: Sweep, variant: Variant, configs: list[str], settings: dict[s
 
 
 def _matching(sweep: Sweep, run: Run, reference: Run, quantity: str) -> dict[str, int]:
-    """The width of the persistent memory that gives a run as many parameters or FLOPs as the reference.
+    """Return the width of the persistent memory that gives a run as many parameters or FLOPs as the reference.
 
-    Both grow linearly with the width, so two points tell all.
+    Both grow linearly with the width, so two widths determine the solution.
     """
     from mm_lightning.networks.cost import parameters, training_flops_per_token
 
@@ -187,7 +187,7 @@ def _steps(run: Run, stop: dict[str, float]) -> int:
 
 
 def _set_steps(sweep: Sweep, run: Run) -> None:
-    """Write the steps and what follows from them into the config."""
+    """Set the steps, the warm-up and the interval of validations and checkpoints in the config."""
     trainer, model = run.config["trainer"], run.config["model"]
     trainer["max_steps"] = run.steps
     if sweep.warmup is not None:

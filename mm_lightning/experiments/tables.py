@@ -17,7 +17,7 @@ from mm_lightning.experiments.study import LOSS, Run, Study
 
 
 def table(study: Study, rows: list[Row]) -> tuple[list[str], list[list[str]]]:
-    """Columns and cells: what can be read side by side; everything else is in the CSV files."""
+    """Return the columns and cells of the report's table; the CSV files hold more columns."""
     metrics = [name for name in study.metrics if name not in DERIVED]
     compared = any(row.difference for row in rows)
     columns = ["variant", "seeds", "steps"]
@@ -40,35 +40,35 @@ def table(study: Study, rows: list[Row]) -> tuple[list[str], list[list[str]]]:
 
 
 def steps_text(row: Row) -> str:
-    """1,000, 28 of 1,000, or 28 to 1,000 of 1,000"""
+    """Return the steps of a variant: 1,000, 28 of 1,000, or 28 to 1,000 of 1,000."""
     if row.steps is None:
         return NOTHING
     text = " to ".join(dict.fromkeys(f"{step:,}" for step in row.steps))
     return f"{text} of {row.planned_steps:,}" if row.planned_steps and row.steps[0] < row.planned_steps else text
 
 
-def spread_text(found: Spread | None, seeds: int) -> str:
-    """2.4312 ± 0.0021"""
-    if found is None:
+def spread_text(spread: Spread | None, seeds: int) -> str:
+    """Return mean and standard deviation, as in 2.4312 ± 0.0021."""
+    if spread is None:
         return NOTHING
-    digits = _digits(found.mean)
-    text = f"{found.mean:.{digits}f}"
-    text += "" if found.deviation is None else f" ± {found.deviation:.{digits}f}"
-    return text if len(found.values) == seeds else f"{text} ({len(found.values)} seeds)"
+    digits = _digits(spread.mean)
+    text = f"{spread.mean:.{digits}f}"
+    text += "" if spread.deviation is None else f" ± {spread.deviation:.{digits}f}"
+    return text if len(spread.values) == seeds else f"{text} ({len(spread.values)} seeds)"
 
 
-def difference_text(found: Difference | None, seeds: int) -> str:
-    """+0.0123 [-0.0010, +0.0256]"""
-    if found is None:
+def difference_text(difference: Difference | None, seeds: int) -> str:
+    """Return mean difference and interval, as in +0.0123 [-0.0010, +0.0256]."""
+    if difference is None:
         return NOTHING
-    if found.low is None:
-        return f"{found.mean:+.4f} (1 seed)"
-    text = f"{found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
-    return text if len(found.values) == seeds else f"{text} ({len(found.values)} pairs)"
+    if difference.low is None:
+        return f"{difference.mean:+.4f} (1 seed)"
+    text = f"{difference.mean:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]"
+    return text if len(difference.values) == seeds else f"{text} ({len(difference.values)} pairs)"
 
 
 def _digits(value: float) -> int:
-    """After the point: five significant digits, at most four of them there."""
+    """Return the decimals of a number: five significant digits, at most four decimals."""
     size = abs(value)
     return 4 if size < 10 else 3 if size < 100 else 2 if size < 1000 else 1
 
@@ -82,25 +82,25 @@ def _clock(seconds: float | None) -> str:
 
 
 def reached(run: Run) -> str:
-    """How far a run came."""
+    """Return the last step of a run and its planned steps."""
     return f"{run.step:,} of {run.steps:,}" if run.steps else f"{run.step:,}"
 
 
 def reference_rows(study: Study) -> list[list[str]]:
-    """Other numbers to hold metrics against; a range where runs differ in them."""
-    found: dict[tuple[str, str], list[float]] = {}
+    """Return the reference values of metrics, as a range where runs differ in them."""
+    by_reference: dict[tuple[str, str], list[float]] = {}
     for run in study.runs:
         for metric, values in run.references.items():
             for name, value in values.items():
-                found.setdefault((name, metric), []).append(value)
-    ends = {key: list(dict.fromkeys((min(values), max(values)))) for key, values in found.items()}
+                by_reference.setdefault((name, metric), []).append(value)
+    ends = {key: list(dict.fromkeys((min(values), max(values)))) for key, values in by_reference.items()}
     return [
         [name, humanize(metric), " to ".join(f"{v:.{_digits(v)}f}" for v in e)] for (name, metric), e in ends.items()
     ]
 
 
 def show(study: Study, rows: list[Row]) -> None:
-    """Print the table and what does not count."""
+    """Print the table, the runs that are not in it, and remarks."""
     columns, lines = table(study, rows)
     shown = [n for n, name in enumerate(columns) if not name.endswith("tokens") and "FLOPs" not in name]
     print_table([columns[n] for n in shown], ([line[n] for n in shown] for line in lines), study.name)
@@ -113,18 +113,18 @@ def show(study: Study, rows: list[Row]) -> None:
 
 
 def _axes(run: Run) -> dict[str, Any]:
-    """Its place on each axis, under names that no other column has."""
+    """Return a run's value on each axis, under names that no other column has."""
     return {f"axis {axis}": value for axis, value in run.values.items()}
 
 
 def variant_record(study: Study, row: Row) -> dict[str, Any]:
-    """A line of report.csv."""
+    """Return a line of report.csv."""
     record: dict[str, Any] = {"variant": row.variant, **_axes(study.of(row.variant, finished=False)[0])}
     record |= {"seeds_finished": row.done, "seeds_planned": row.planned}
     record |= {"steps_fewest": row.steps and row.steps[0], "steps_most": row.steps and row.steps[1]}
     record["steps_planned"] = row.planned_steps
-    for name, found in row.metrics.items():
-        record |= {f"{name} mean": found.mean, f"{name} sd": found.deviation}
+    for name, metric in row.metrics.items():
+        record |= {f"{name} mean": metric.mean, f"{name} sd": metric.deviation}
     if row.difference is not None:
         record["difference_from"] = study.reference(row.variant)
         record["difference"], record["difference_pairs"] = row.difference.mean, len(row.difference.values)

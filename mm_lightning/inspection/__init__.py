@@ -1,1 +1,1 @@
-"""Looking inside a trained network: what its memories read."""
+"""Inspect the reads of a trained network's memories."""

@@ -1,4 +1,4 @@
-"""Distributions of what memories do with a text: gates, decays, bandwidths, and how many pairs they really read."""
+"""Distributions of gates, decays, bandwidths and effective numbers of pairs of all memories over a text."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from mm_lightning.networks import Network
 
 
 def effective_pairs(weights: Tensor) -> Tensor:
-    """exp of the entropy of (..., T) retrieval weights: as many pairs, read alike, would have that entropy. 0 for no
-    pairs at all."""
+    """Return the effective number of pairs: exp of the entropy of (..., T) retrieval weights; 0 without pairs."""
     entropy = torch.special.entr(weights).sum(-1)
     return torch.where(weights.sum(-1) > 0, entropy.exp(), 0)
 
 
 @torch.no_grad()
 def memory_distributions(network: Network, tokens: Tensor, documents: Documents | None = None) -> dict[str, Tensor]:
-    """What the heads of each level do at all positions of a text.
+    """Return the distributions of each level over heads and positions of a text.
 
     Args:
         network: in evaluation mode.
@@ -27,23 +26,24 @@ def memory_distributions(network: Network, tokens: Tensor, documents: Documents 
         documents: their boundaries; by default every row is one document.
 
     Returns:
-        by `LEVEL/NAME`, over all layers, heads and positions, one dimension of numbers in float32: `effective_pairs`
-        of the queries that have a pair to read; of memories also the `bandwidth` there, `gate` g and `decay` lambda.
+        By `LEVEL/NAME` a flat float32 tensor over all layers, heads and positions: `effective_pairs` of the queries
+        that have a pair to read; of memories also their `bandwidth`, and `gate` g and `decay` lambda.
     """
-    found: dict[str, list[Tensor]] = {}
+    values_by_name: dict[str, list[Tensor]] = {}
 
     def visit(read: Read) -> None:
-        # (B, T)
-        full = read.span.count(read.documents.position) > 0
+        def add(name: str, values: Tensor) -> None:
+            values_by_name.setdefault(f"{read.level}/{name}", []).append(values)
+
+        has_pairs = read.span.count(read.documents.position) > 0  # (B, T)
         for queries, weights in read.weights():
-            pairs = effective_pairs(weights).transpose(1, 2)[full[:, queries]]
-            found.setdefault(f"{read.level}/effective_pairs", []).append(pairs)
+            add("effective_pairs", effective_pairs(weights).transpose(1, 2)[has_pairs[:, queries]])
         if read.beta is not None:
-            found.setdefault(f"{read.level}/bandwidth", []).append(read.beta[full])
+            add("bandwidth", read.beta[has_pairs])
         for name, values in (("gate", read.gate), ("decay", read.decay)):
             if values is not None:
-                found.setdefault(f"{read.level}/{name}", []).append(values)
+                add(name, values)
 
     with watch_reads(network, visit):
         network.hidden_states(tokens, documents)
-    return {name: torch.cat([part.flatten().float().cpu() for part in parts]) for name, parts in found.items()}
+    return {name: torch.cat([x.flatten().float().cpu() for x in parts]) for name, parts in values_by_name.items()}

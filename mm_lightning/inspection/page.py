@@ -1,4 +1,4 @@
-"""One HTML page that holds everything it needs: template, style, script and data."""
+"""Write the page of `mm inspect`: one HTML file with its style, script and data."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SCRIPTS = ("data", "reads", "heads", "profile", "page")
 
 
 def write_page(data: dict[str, Any]) -> str:
-    """The page about `data`, which its script reads as JSON."""
+    """Return the HTML of a page whose script reads `data` as JSON."""
     folder = files("mm_lightning.inspection")
     style, template = ((folder / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "html"))
     script = "\n".join((folder / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
@@ -27,21 +27,21 @@ def write_page(data: dict[str, Any]) -> str:
 
 
 def texts_of(tokenizer: Tokenizer, tokens: set[int]) -> dict[int, str]:
-    """What each token adds to a text. Parts of a character are shown as the replacement character."""
+    """Return the text of each token behind another; parts of a character are shown as the replacement character."""
     before = tokenizer.encode("a")
-    known = tokenizer.decode(before, special=True)
+    prefix = tokenizer.decode(before, special=True)
     # behind another token, because some tokenizers drop the space that begins a text
-    longer = {token: tokenizer.decode([*before, token], special=True) for token in sorted(tokens)}
-    return {token: text.removeprefix(known) for token, text in longer.items()}
+    decoded = {token: tokenizer.decode([*before, token], special=True) for token in sorted(tokens)}
+    return {token: text.removeprefix(prefix) for token, text in decoded.items()}
 
 
 def pieces_of(tokenizer: Tokenizer, tokens: list[int], texts: dict[int, str]) -> list[str]:
-    """The text of each token in its place: a character of several tokens is shown by its last, the others are empty.
+    """Return the text of each token in a document; of several tokens of one character, all but the last are empty.
 
     Args:
         tokenizer: of the tokens.
-        tokens: a document's.
-        texts: from :func:`texts_of`, for those that the text does not show, such as the one that begins a document.
+        tokens: of the document.
+        texts: from :func:`texts_of`, for tokens without text in a document, such as `bos`.
     """
     stream = TextStream(tokenizer)
     pieces = [stream.add(token) or texts[token] for token in tokens]

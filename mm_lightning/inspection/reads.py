@@ -1,4 +1,4 @@
-"""What the memories of a network read while it runs, taken from the network's own modules."""
+"""Watch the reads of a network's memories during its forward pass, by hooks on its modules."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from mm_lightning.memory.keys import AverageKeys
 from mm_lightning.memory.retrieval import Retrieval
 from mm_lightning.networks import Network
 
-NUMBERS = 1 << 24
-"""Weights that are written out at a time."""
+MAX_WEIGHTS = 1 << 24
+"""Weights that are materialized at a time."""
 
 
 @dataclass
 class Read:
-    """One memory (or attention) about to be read by all positions of a batch.
+    """One read of a memory (or attention) by all positions of a batch.
 
     Attributes:
-        layer: the block, counted from 0.
+        layer: the layer, counted from 0.
         level: long, short or full.
         memory: the module, a ContextualMemory or an Attention.
-        q, k, v, span, documents, scale: what it hands to its :class:`mm_lightning.memory.retrieval.Retrieval`.
-        retrieval: that.
+        q, k, v, span, documents, scale: the arguments of `retrieval`.
+        retrieval: the module's :class:`mm_lightning.memory.retrieval.Retrieval`.
         beta: bandwidths, (B, T, H); None for attention.
-        gate: g of equation (8), (B, T, H), 1 where keys are leaky; None where keys are not an average.
+        gate: g of equation (8), (B, T, H), 1 for leaky keys; None where keys are not an average.
         decay: lambda, (B, T, H), likewise.
     """
 
@@ -51,15 +51,15 @@ class Read:
     decay: Tensor | None = None
 
     def weights(self, first: int = 0) -> Iterator[tuple[slice, Tensor]]:
-        """The weights of all positions from `first` on, in float32 at least: pieces of some queries each.
+        """Yield the weights of all positions from `first` on, in float32 at least, some queries at a time.
 
         Returns:
-            the positions T' of a piece and its weights, (B, H, T', T).
+            An iterator of the positions T' of some queries and their weights, (B, H, T', T).
         """
         batch, time, heads, _ = self.q.shape
         exact = torch.promote_types(self.q.dtype, torch.float32)
         q, k = self.q.to(exact), self.k.to(exact)
-        size = max(1, NUMBERS // (batch * heads * time))
+        size = max(1, MAX_WEIGHTS // (batch * heads * time))
         with torch.autocast(q.device.type, enabled=False):
             for at in range(first, time, size):
                 queries = slice(at, min(at + size, time))
@@ -68,29 +68,29 @@ class Read:
 
 @contextmanager
 def watch_reads(network: Network, visit: Callable[[Read], object]) -> Iterator[None]:
-    """Within it, each memory of the network is shown to `visit` when it is read, block after block.
+    """Context manager in which `visit` is called with each read of each memory, layer by layer.
 
-    It is for networks that run over whole documents, without a state. Nothing is kept but what `visit` keeps.
+    It is for forward passes over whole documents, without a state. Only `visit` holds on to tensors.
     """
-    now: dict[str, Any] = {}
+    current: dict[str, Any] = {}
 
     def begin(layer: int, level: str, memory: nn.Module, inputs: tuple) -> None:
-        now.clear()
-        now.update(layer=layer, level=level, memory=memory)
+        current.clear()
+        current.update(layer=layer, level=level, memory=memory)
         if isinstance(keys := getattr(memory, "keys", None), AverageKeys):
             gate, decay = keys.gates(inputs[0])
-            now.update(gate=gate.exp(), decay=decay.exp())
+            current.update(gate=gate.exp(), decay=decay.exp())
 
     def keep_bandwidth(bandwidth: nn.Module, inputs: Any, beta: Tensor) -> None:
-        now.update(beta=beta)
+        current.update(beta=beta)
 
     def read(retrieval: nn.Module, inputs: tuple) -> None:
         q, k, v, span, documents, _, _, scale, _ = inputs
-        if "beta" in now:
-            now["beta"] = now["beta"].expand(q.shape[:-1])  # a fixed one is the same at all positions
+        if "beta" in current:
+            current["beta"] = current["beta"].expand(q.shape[:-1])  # a fixed one is the same at all positions
         assert isinstance(retrieval, Retrieval)
-        visit(Read(**now, q=q, k=k, v=v, span=span, documents=documents, scale=scale, retrieval=retrieval))
-        now.clear()
+        visit(Read(**current, q=q, k=k, v=v, span=span, documents=documents, scale=scale, retrieval=retrieval))
+        current.clear()
 
     with ExitStack() as hooks:
         for layer, block in enumerate(network.blocks):

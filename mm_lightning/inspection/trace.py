@@ -1,4 +1,4 @@
-"""What one document's reads look like, small enough for a page: the top pairs of each query and a few numbers."""
+"""Trace the reads of one document, small enough for a page: the top pairs of each query and a few values."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ LEAST = 65535
 LONGEST = 65_536
 """Tokens of a document, because distances are stored in 16 bits as well."""
 PAIR_BYTES, NUMBER_BYTES = 4, 4
-WANTED_BYTES, LARGEST_BYTES = 10_000_000, 30_000_000
+TARGET_BYTES, LARGEST_BYTES = 10_000_000, 30_000_000
 CHOICES = (256, 128, 64, 32, 16, 8)
 GUESSES = 5
-"""Tokens whose probability is kept at each position."""
+"""The most probable next tokens that are stored at each position."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is kept of a document.
+class PageBudget:
+    """The layers and pairs of a document that a page has room for.
 
     Attributes:
-        layers: the blocks that are looked into.
+        layers: the included layers.
         pairs: the largest number of pairs of a query, of each head.
-        bytes: of the page, about.
+        bytes: about the size of the page.
     """
 
     layers: tuple[int, ...]
@@ -45,13 +45,13 @@ class Plan:
     bytes: int
 
 
-def make_plan(network: Network, time: int, layers: list[int] | None = None, pairs: int | None = None) -> Plan:
-    """How much of a document of T tokens fits into a page.
+def page_budget(network: Network, time: int, layers: list[int] | None = None, pairs: int | None = None) -> PageBudget:
+    """Return the layers and pairs of a document of T tokens that fit into a page.
 
     Args:
-        network: which will read it.
-        time: T.
-        layers: the blocks to look into, counted from 0; all by default.
+        network: the network that will read it.
+        time: number of tokens T.
+        layers: the layers to include, counted from 0; all by default.
         pairs: of each query and head; by default as many as make a page of 10 MB, at least 8 and at most 256.
 
     Raises:
@@ -69,20 +69,20 @@ def make_plan(network: Network, time: int, layers: list[int] | None = None, pair
     spans = _spans(network, time).values()
     position = torch.arange(time)
 
-    def size(kept: int) -> int:
-        stored = sum(int(span.count(position).clamp(max=kept).sum()) for span in spans)
+    def size(most: int) -> int:
+        stored = sum(int(span.count(position).clamp(max=most).sum()) for span in spans)
         numbers = len(spans) * time * 5 * NUMBER_BYTES
         return (stored * PAIR_BYTES + numbers) * len(chosen) * config.heads * 4 // 3 + 100 * time  # base64
 
-    kept = pairs or next((choice for choice in CHOICES if size(choice) <= WANTED_BYTES), CHOICES[-1])
-    if size(kept) > LARGEST_BYTES:
-        fitting = max(1, int(time * LARGEST_BYTES / size(kept)))
+    most = pairs or next((choice for choice in CHOICES if size(choice) <= TARGET_BYTES), CHOICES[-1])
+    if size(most) > LARGEST_BYTES:
+        fitting = max(1, int(time * LARGEST_BYTES / size(most)))
         raise UserError(
-            f"a page about {time:,} tokens, {len(chosen)} layers and {kept} pairs of each read would have "
-            f"{size(kept) / 1e6:,.0f} MB, more than {LARGEST_BYTES / 1e6:.0f}: take the beginning of the text "
+            f"a page about {time:,} tokens, {len(chosen)} layers and {most} pairs of each read would have "
+            f"{size(most) / 1e6:,.0f} MB, more than {LARGEST_BYTES / 1e6:.0f}: take the beginning of the text "
             f"(--max_tokens {fitting}), fewer layers (--layers '[0]')" + (" or fewer --pairs" if pairs else "")
         )
-    return Plan(chosen, kept, size(kept))
+    return PageBudget(chosen, most, size(most))
 
 
 def _spans(network: Network, time: int) -> dict[str, Span]:
@@ -90,23 +90,23 @@ def _spans(network: Network, time: int) -> dict[str, Span]:
 
 
 class Trace:
-    """Keeps what a page shows of each memory, and adds to a profile.
+    """A visitor of reads that collects the data of a page, and adds to a profile.
 
     Args:
-        plan: what to keep.
+        budget: layers and pairs to include.
         profile: receives all weights, if given.
 
     Attributes:
-        memories: of each memory that was read, what the page needs, ready for JSON.
+        memories: the data of each memory, ready for JSON.
     """
 
-    def __init__(self, plan: Plan, profile: Profile | None = None) -> None:
-        self.plan, self.profile = plan, profile
+    def __init__(self, budget: PageBudget, profile: Profile | None = None) -> None:
+        self.budget, self.profile = budget, profile
         self.memories: list[dict[str, Any]] = []
 
     def add(self, read: Read) -> None:
-        """Take in one memory of a batch of one document."""
-        if read.layer not in self.plan.layers:
+        """Add one read of a memory in a batch of one document."""
+        if read.layer not in self.budget.layers:
             if self.profile is not None:
                 self.profile.add(read)
             return
@@ -120,9 +120,9 @@ class Trace:
             age = torch.arange(time, device=weights.device)[queries, None] - torch.arange(time, device=weights.device)
             effective.append(effective_pairs(weights).cpu())
             distance.append((weights * age).sum(-1).cpu())
-            nearest, held = read.span.delay, counts[queries, None].to(age.device)
-            hidden = (age < nearest) | (age >= nearest + held)  # behind pairs whose weight is rounded to 0
-            top, index = weights.masked_fill(hidden, -1).topk(min(self.plan.pairs, time), -1)
+            nearest, count = read.span.delay, counts[queries, None].to(age.device)
+            outside = (age < nearest) | (age >= nearest + count)  # sorted behind pairs whose weight is rounded to 0
+            top, index = weights.masked_fill(outside, -1).topk(min(self.budget.pairs, time), -1)
             real = torch.arange(top.shape[-1]) < counts[queries, None]  # (T', K)
             codes.append(encode_weights(top.cpu()[:, real]))
             ages.append(age.expand_as(weights).gather(-1, index).cpu()[:, real])
@@ -143,12 +143,12 @@ class Trace:
 
 
 def _features(read: Read) -> dict[str, Tensor]:
-    found = {"beta": read.beta, "gate": read.gate, "decay": read.decay}
-    return {name: x for name, x in found.items() if x is not None}
+    features = {"beta": read.beta, "gate": read.gate, "decay": read.decay}
+    return {name: x for name, x in features.items() if x is not None}
 
 
 def _scalars(read: Read) -> dict[str, Any]:
-    """The learned scalars of a memory's values, a number a head; whether values look ahead."""
+    """Return the learned scalars of a memory's values, one for each head, and whether values look ahead."""
     if not isinstance(read.memory, ContextualMemory):
         return {"ahead": False}
     scalars = {name: x.tolist() for name, x in read.memory.values.scalars().items()}
@@ -156,45 +156,47 @@ def _scalars(read: Read) -> dict[str, Any]:
 
 
 def encode_weights(weights: Tensor) -> Tensor:
-    """The 16-bit numbers of weights; see `STEPS`."""
+    """Encode weights as 16-bit numbers; see `STEPS`."""
     return (-weights.log2() * STEPS).round().clamp(0, LEAST)
 
 
 def packed(x: Tensor, kind: str) -> dict[str, Any]:
-    """An array as JSON can hold it: its shape, a numpy type and its bytes in base64."""
+    """Return an array for JSON: its shape, a numpy dtype and its bytes in base64."""
     data = x.detach().cpu().double().numpy().astype(np.dtype(kind))
     return {"shape": list(data.shape), "type": kind, "data": base64.b64encode(data.tobytes()).decode()}
 
 
 def unpacked(array: dict[str, Any]) -> Tensor:
-    """The float64 tensor of :func:`packed`."""
+    """Return the float64 tensor of an array of :func:`packed`."""
     data = np.frombuffer(base64.b64decode(array["data"]), array["type"])
     return torch.from_numpy(data.astype(np.float64)).view(array["shape"])
 
 
 @torch.no_grad()
-def trace_document(network: Network, tokens: list[int], plan: Plan, profile: Profile | None = None) -> dict[str, Any]:
-    """What a network reads in one document, and what it expects after each token, ready for JSON.
+def trace_document(
+    network: Network, tokens: list[int], budget: PageBudget, profile: Profile | None = None
+) -> dict[str, Any]:
+    """Return the reads of a network in one document and its predictions after each token, ready for JSON.
 
     Args:
         network: in evaluation mode.
-        tokens: the document's, T of them.
-        plan: what to keep.
+        tokens: the T tokens of the document.
+        budget: layers and pairs to include.
         profile: receives the weights of all reads, if given.
 
     Returns:
-        memories: what :class:`Trace` keeps of each.
+        memories: see :class:`Trace`.
         guesses, probabilities: (T, 5), the most probable next tokens.
-        loss: (T,) nats of the token that came next; NaN for the last.
+        loss: (T,) nats of the next token; NaN for the last.
     """
-    trace = Trace(plan, profile)
+    trace = Trace(budget, profile)
     device = next(network.parameters()).device
     row = torch.tensor([tokens], device=device)
     with watch_reads(network, trace.add):
         hidden, _ = network.hidden_states(row)
     following = torch.cat([row[0, 1:], row.new_zeros(1)])
     guesses, probabilities, losses = [], [], []
-    for part, after in zip(hidden[0].split(256), following.split(256), strict=True):  # all logits may be a lot
+    for part, after in zip(hidden[0].split(256), following.split(256), strict=True):  # bounds the memory of logits
         logs = network.classifier(part).to(torch.promote_types(hidden.dtype, torch.float32)).log_softmax(-1)
         top = logs.topk(min(GUESSES, logs.shape[-1]), -1)
         guesses.append(top.indices)

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from mm_lightning.errors import UserError
+from mm_lightning.experiments import launchers
 from mm_lightning.experiments.execution import execute
 from mm_lightning.experiments.launchers import LocalProcesses, Slurm, Work, threads_each
 
@@ -157,7 +158,7 @@ def test_slurm_jobs(work, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
     one = work("a")
     # the job runs elsewhere: the script in place of `mm fit` is put where its own Work looks for a command
-    monkeypatch.setattr(Slurm, "job", lambda self, work: partial(subprocess.call, work.command()))
+    monkeypatch.setattr(launchers, "TrainingJob", lambda work: partial(subprocess.call, work.command()))
     launcher = Slurm(tmp_path / "slurm", {"timeout_min": 5})
     first = launcher.start(one)
     again = Slurm(tmp_path / "slurm", {}).start(one)

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from mm_lightning.cli import main
-from mm_lightning.experiments.launch import where_it_begins
+from mm_lightning.experiments.launch import split_start
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -112,7 +112,7 @@ def test_it_submits_what_runs_and_goes_on(config, cluster, capsys):
         (["--gpu_memory", "1"], ["GB on each of 4 GPUs do not fit 1 GB"]),
         (["--nodes", "0"], ["--nodes takes a whole number of at least 1"]),
         (["--executor", "torchrun"], ["--node_rank 0 --address"]),
-        (["--trainer.devices", "auto"], ["say --gpus"]),
+        (["--trainer.devices", "auto"], ["give --gpus"]),
         (["--data.batch", "3"], ["--data.batch"]),
         ([], ["no sbatch here"]),
     ],
@@ -132,12 +132,12 @@ def test_a_job_that_slurm_refuses(config, cluster, capsys):
 
 
 def test_where_a_run_begins_is_taken_apart():
-    assert where_it_begins(["--resume", "--a", "b"]) == (["--resume"], ["--a", "b"])
-    assert where_it_begins(["--a", "b", "--resume", "runs/3", "--c=d"]) == (
+    assert split_start(["--resume", "--a", "b"]) == (["--resume"], ["--a", "b"])
+    assert split_start(["--a", "b", "--resume", "runs/3", "--c=d"]) == (
         ["--resume", "runs/3"],
         ["--a", "b", "--c=d"],
     )
-    assert where_it_begins(["--ckpt_path=x", "--a"]) == (["--ckpt_path=x"], ["--a"])
+    assert split_start(["--ckpt_path=x", "--a"]) == (["--ckpt_path=x"], ["--a"])
 
 
 @pytest.mark.slow

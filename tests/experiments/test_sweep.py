@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from mm_lightning.errors import UserError
-from mm_lightning.experiments.sweep import check_own, differences, locked, prepare_folder
+from mm_lightning.experiments.sweep import check_overwritable, differences, locked, prepare_folder
 from mm_lightning.experiments.sweep_file import Change, Sweep
 from mm_lightning.experiments.sweep_runs import Run
 
@@ -29,8 +29,8 @@ def test_a_sweep_file_of_the_users_is_not_replaced(sweep, tmp_path, monkeypatch)
     own = {"base": "a.yaml", "declared": {}, "runs": {}}
     (tmp_path / "sweep.json").write_text(json.dumps(own if "." in sweep else {"a": 1}))
     with pytest.raises(UserError, match="mm sweep, which would replace it, did not write it"):
-        check_own(Path("sweep.json"), sweep)
-    check_own(Path("other.json"), sweep)
+        check_overwritable(Path("sweep.json"), sweep)
+    check_overwritable(Path("other.json"), sweep)
 
 
 def test_configs_are_written_once_and_never_changed(tmp_path, declared, capsys):

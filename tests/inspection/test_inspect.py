@@ -12,7 +12,7 @@ from byte_networks import CONFIGS, build, network, tokenizer  # noqa: F401
 from mm_lightning.cli import main
 from mm_lightning.inspection.page import pieces_of, texts_of
 from mm_lightning.inspection.reads import watch_reads
-from mm_lightning.inspection.trace import LEAST, STEPS, encode_weights, make_plan, unpacked
+from mm_lightning.inspection.trace import LEAST, STEPS, encode_weights, page_budget, unpacked
 from mm_lightning.networks import GatedDeltaNetConfig
 
 TEXT = "the cat sat on a </script> mat, the cät sat on"
@@ -138,8 +138,8 @@ def test_weights_in_16_bits():
 
 
 def test_as_many_pairs_as_fit(network):  # noqa: F811
-    assert make_plan(network, 100).pairs == 256
-    longer = make_plan(network, 5_000)
+    assert page_budget(network, 100).pairs == 256
+    longer = page_budget(network, 5_000)
     assert longer.pairs < 256
     assert longer.bytes <= 10_000_000
 
