@@ -1,5 +1,7 @@
 """model.compile: the same training, a number of graphs that neither documents nor m add to, the same checkpoints."""
 
+import itertools
+
 import pytest
 import torch
 from launch import mm
@@ -49,17 +51,23 @@ def losses(config, on: bool, checkpointing: bool) -> list[float]:
     return found
 
 
+GRAPHS = {
+    "mosaic": (MemoryMosaicConfig(**SMALL, long_term_delay=(2, 9)), 2),
+    "transformer": (TransformerConfig(**SMALL), 3),
+    "experts": (MemoryMosaicConfig(**SMALL, long_term_delay=(2, 9), persistent="experts"), 1),
+}
+FAST = {("mosaic", False), ("mosaic", True), ("mosaic", "selective"), ("transformer", "selective"), ("experts", True)}
+
+
 @pytest.mark.parametrize(
-    ("config", "graphs"),
+    ("name", "checkpointing"),
     [
-        (MemoryMosaicConfig(**SMALL, long_term_delay=(2, 9)), 2),
-        (TransformerConfig(**SMALL), 3),
-        (MemoryMosaicConfig(**SMALL, long_term_delay=(2, 9), persistent="experts"), 1),
+        pytest.param(*case, marks=[] if case in FAST else pytest.mark.slow)
+        for case in itertools.product(GRAPHS, (False, True, "selective"))
     ],
-    ids=["mosaic", "transformer", "experts"],
 )
-@pytest.mark.parametrize("checkpointing", [False, True, "selective"])
-def test_blocks_share_graphs_that_documents_and_delays_do_not_add_to(quick, config, graphs, checkpointing):
+def test_blocks_share_graphs_that_documents_and_delays_do_not_add_to(quick, name, checkpointing):
+    config, graphs = GRAPHS[name]
     eager = losses(config, False, checkpointing)
     counters.clear()
     assert losses(config, True, checkpointing) == pytest.approx(eager, rel=1e-5)
