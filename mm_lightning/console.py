@@ -1,4 +1,4 @@
-"""What a command shows while it works and when it is done: lines, progress bars, tables; on the first process only.
+"""Print lines, progress bars and tables of commands, on the first process only.
 
 Texts that are the result of a command, such as a generated one, are written by :func:`mm_lightning.terminal.display`.
 """

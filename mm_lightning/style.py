@@ -1,4 +1,4 @@
-"""How figures look."""
+"""The style of all figures: colors, markers, fonts and legends."""
 
 from __future__ import annotations
 

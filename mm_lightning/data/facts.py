@@ -41,7 +41,7 @@ def word(number: int) -> str:
 
 @dataclass(frozen=True)
 class FactDocument:
-    """What is said about one name: the values of some attributes, in the order they are told."""
+    """The facts about one name: the values of some attributes, in the order of the text."""
 
     name: str
     facts: dict[str, str]
@@ -56,7 +56,7 @@ class FactDocument:
         return f"? {self.name} {attribute}"
 
     def answer(self, attribute: str) -> str:
-        """How the question goes on, with the line's end."""
+        """Return the answer to the question, with the line's end."""
         return f" {self.facts[attribute]} .\n"
 
 

@@ -93,7 +93,7 @@ class Table:
     published_columns: frozenset[int] = frozenset()
 
     def published(self, row: int | None, column: int) -> bool:
-        """Whether a cell, or the head of a column (row None), is what others published."""
+        """Return whether a cell, or the head of a column (row None), is a published number."""
         return column in self.published_columns or row in self.published_rows
 
 

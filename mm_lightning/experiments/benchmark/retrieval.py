@@ -101,7 +101,7 @@ def retrieval_command(
 
 @dataclass
 class Stored:
-    """What one memory stores: keys and values (1, H, n, D), and its bandwidth for a number of pairs."""
+    """The content of one memory: keys and values (1, H, n, D), and its bandwidth for a number of pairs."""
 
     keys: Tensor
     values: Tensor

@@ -1,4 +1,4 @@
-"""What benchmarks compute: dimensions, batch and precision, and the networks of the same dimensions to compare."""
+"""The workload of a benchmark: dimensions, batch and precision, and the networks of the same dimensions to compare."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SHARED = [field.name for field in fields(NetworkConfig) if field.name not in ("
 
 @dataclass(frozen=True)
 class Workload:
-    """What a benchmark computes.
+    """The network, context, batch and precision of a benchmark.
 
     Attributes:
         network: the memory mosaic.

@@ -51,7 +51,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one task found about one network.
+    """The results of one task for one network.
 
     Attributes:
         task: what it is called: its name and, of a user's data set, that of the data set.
@@ -251,7 +251,7 @@ def _common(e: Evaluation) -> str:
 
 
 def data_of(e: Evaluation) -> str:
-    """What is a task's own: its data, and how many examples it shows."""
+    """Return the settings of a task alone: its data, and the number of shown examples."""
     return json.dumps([e.settings.get(name) for name in OWN])
 
 

@@ -78,7 +78,7 @@ def gather(folders: Sequence[Path]) -> Gathered:
 
 
 def _read(path: Path, notes: list[str]) -> dict[str, Any] | None:
-    """What is in a folder: results, or what can be said of the answers so far; None where there is none."""
+    """Read the results of a folder, or those of the answers so far; None without answers."""
     if (path / RESULTS).is_file():
         found = read_json(path / RESULTS)
         missing = [name for name in ("task", "run", "rows", "settings", "network") if name not in found]
@@ -174,7 +174,7 @@ def _names(raw: list[tuple[Path, dict[str, Any]]]) -> dict[str, str]:
 
 
 def _folder(path: Path, found: dict[str, Any]) -> str:
-    """Where it lies."""
+    """Return the folder of the results."""
     return path.parent.parent.name
 
 

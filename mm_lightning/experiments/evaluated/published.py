@@ -36,7 +36,7 @@ class PublishedNetwork:
 
     @property
     def label(self) -> str:
-        """What tables and figures call it."""
+        """The label in tables and figures."""
         return f"published: {self.name}"
 
 
