@@ -1,1 +1,1 @@
-"""What a trained network can do: tasks, and who asks them."""
+"""Evaluation tasks, and the code that asks networks about them."""

@@ -34,7 +34,7 @@ class Texts:
 
     @property
     def tokens(self) -> int:
-        """Of all documents."""
+        """The tokens of all documents."""
         return sum(map(len, self.parts))
 
 
@@ -108,7 +108,7 @@ def documents_of(path: str) -> list[str]:
 
 
 def is_prepared(paths: Sequence[str]) -> bool:
-    """Whether `--text` names one folder of prepared data."""
+    """Return whether `--text` names one folder of prepared data."""
     return len(paths) == 1 and (Path(paths[0]).expanduser() / FILE).is_file()
 
 

@@ -70,28 +70,28 @@ class LossByPosition(ReadingTask):
         def of(group: dict[str, Any], metric: Metric, value: Callable[[Record], float]) -> Measurement:
             return Measurement(group, metric, {record["key"]: value(record) for record in records})
 
-        found = [
+        measurements = [
             of({"context": int(length)}, loss, lambda record, n=length: record["scores"][n])  # type: ignore[misc]
             for length in records[0]["scores"]
         ]
         places = list(records[0]["positions"])
-        found += [of({"position": p}, loss, lambda record, p=p: record["positions"][p]) for p in places]  # type: ignore[misc]
+        measurements += [of({"position": p}, loss, lambda record, p=p: record["positions"][p]) for p in places]  # type: ignore[misc]
         trained = records[0]["training_context"]
         if trained and bounds(places[-1])[1] >= trained:
 
             def base(record: Record) -> float:
                 return over(record["positions"], trained // 2, trained)
 
-            found.append(of({"training context": trained}, loss, base))
-            found += [
+            measurements.append(of({"training context": trained}, loss, base))
+            measurements += [
                 of({"position": p}, rise, lambda record, p=p: record["positions"][p] - base(record))  # type: ignore[misc]
                 for p in places
                 if bounds(p)[0] >= trained
             ]
             for low, high in relative_bins(trained, bounds(places[-1])[1]):
                 group = {"of the training context": f"{low / trained:g}-{high / trained:g}"}
-                found.append(of(group, loss, lambda record, a=low, b=high: over(record["positions"], a, b)))  # type: ignore[misc]
-        return found
+                measurements.append(of(group, loss, lambda record, a=low, b=high: over(record["positions"], a, b)))  # type: ignore[misc]
+        return measurements
 
     def rows(self, records: list[Record]) -> list[Row]:
         """The same, and how many sequences are joined of several documents."""
@@ -106,17 +106,17 @@ class LossByPosition(ReadingTask):
 
 
 def edges(lengths: Sequence[int], trained: int | None) -> list[int]:
-    """Where bins of positions begin and end, at equal ratios; every context and half the training context is one."""
-    found = {0, *lengths}
+    """Return the edges of bins of positions, at equal ratios; every context and half the training context is one."""
+    bin_edges = {0, *lengths}
     if trained is not None:
-        found |= {n for n in (trained // 2, trained) if n < lengths[-1]}
-        found |= {trained * times for times in (2, 4, 8, 16, 32, 64) if trained * times < lengths[-1]}
+        bin_edges |= {n for n in (trained // 2, trained) if n < lengths[-1]}
+        bin_edges |= {trained * times for times in (2, 4, 8, 16, 32, 64) if trained * times < lengths[-1]}
     step = 0
     while (edge := round(FIRST * 2 ** (step / STEPS))) < lengths[-1]:
-        if all(abs(edge - other) > 0.1 * edge for other in found):  # no slivers beside the wanted ones
-            found.add(edge)
+        if all(abs(edge - other) > 0.1 * edge for other in bin_edges):  # no slivers beside the named ones
+            bin_edges.add(edge)
         step += 1
-    return sorted(found)
+    return sorted(bin_edges)
 
 
 def bounds(place: str) -> tuple[int, int]:
@@ -126,14 +126,14 @@ def bounds(place: str) -> tuple[int, int]:
 
 
 def over(positions: dict[str, float], low: int, high: int) -> float:
-    """The mean over the bins from one edge to another."""
+    """Return the mean over the bins from one edge to another."""
     inside = [(bounds(p), value) for p, value in positions.items() if low <= bounds(p)[0] and bounds(p)[1] <= high]
     return sum((b - a) * value for (a, b), value in inside) / sum(b - a for (a, b), _ in inside)
 
 
 def relative_bins(trained: int, top: int) -> list[tuple[int, int]]:
-    """Positions up to half the training context, up to it, and from each doubling of it to the next."""
-    found = [(0, trained // 2), (trained // 2, trained)]
-    while found[-1][1] * 2 <= top:
-        found.append((found[-1][1], found[-1][1] * 2))
-    return found
+    """Return the positions up to half the training context, up to it, and from each doubling of it to the next."""
+    bins = [(0, trained // 2), (trained // 2, trained)]
+    while bins[-1][1] * 2 <= top:
+        bins.append((bins[-1][1], bins[-1][1] * 2))
+    return bins

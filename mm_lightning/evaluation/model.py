@@ -164,7 +164,7 @@ class Model:
         return reader
 
     def greedy(self, prompts: Sequence[Tokens], max_new_tokens: int, stop: Sequence[str] = ()) -> list[str]:
-        """What the network writes after each prompt, always taking the most probable token.
+        """Return the text that the network writes after each prompt, always taking the most probable token.
 
         Args:
             prompts: whole documents so far, of any lengths.
@@ -226,7 +226,7 @@ class Model:
             at += len(batch)
 
     def _hidden(self, state: Any, rows: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """What the classifier reads, (B, T', d), of each chunk of (B, T) tokens, and where the chunk begins."""
+        """Yield the classifier's input, (B, T', d), of each chunk of (B, T) tokens, and where the chunk begins."""
         size = max(1, self.together // rows.shape[0])
         for at in range(0, rows.shape[1], size):
             x, _ = self.network.hidden_states(rows[:, at : at + size].to(self.device), state=state)

@@ -1,4 +1,4 @@
-"""How a network was trained, as far as its run folder says: what results are held against."""
+"""The training behind a network, as its run folder records it."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from mm_lightning.side_files import known_config, read_lines
 
 
 def origin(checkpoint: Path) -> dict[str, Any]:
-    """The training behind a checkpoint.
+    """Return the training behind a checkpoint.
 
     Returns:
         `run_folder`; `step`; `training_tokens` up to it, those before fine-tuning included; `fine_tuned_from`, the
         checkpoint that training began with. None where it is not known.
     """
     step, run = step_of(checkpoint), checkpoint.parent.parent
-    found: dict[str, Any] = {"run_folder": None, "step": None if step < 0 else step}
-    found |= {"training_tokens": None, "fine_tuned_from": None}
+    training: dict[str, Any] = {"run_folder": None, "step": None if step < 0 else step}
+    training |= {"training_tokens": None, "fine_tuned_from": None}
     if checkpoint.parent.name != "checkpoints" or not (run / "config.yaml").is_file():
-        return found
+        return training
     config = known_config(run / "config.yaml")
     base = (config.get("model") or {}).get("initial_weights")
     tokens = trained_tokens(checkpoint)
-    found |= {"run_folder": str(run), "fine_tuned_from": base}
+    training |= {"run_folder": str(run), "fine_tuned_from": base}
     if tokens is not None:
         before = origin(Path(base))["training_tokens"] if base else 0
-        found["training_tokens"] = None if before is None else before + tokens
-    return found
+        training["training_tokens"] = None if before is None else before + tokens
+    return training
 
 
 def trained_tokens(checkpoint: Path) -> int | None:

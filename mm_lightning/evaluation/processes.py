@@ -21,7 +21,7 @@ _HINTS = {signal.SIGKILL: "perhaps for lack of memory: fewer --processes, or a s
 
 
 def run_processes(job: Job, processes: int) -> None:
-    """Asks everything by several processes on this machine: on GPUs cuda:0, cuda:1, ... or on the CPU.
+    """Ask everything by several processes on this machine: on GPUs cuda:0, cuda:1, ... or on the CPU.
 
     Raises:
         UserError: for any mistake of the user's, also those that a process has found.
@@ -62,7 +62,7 @@ def run_processes(job: Job, processes: int) -> None:
 
 
 def _mistake(end: Connection) -> str | None:
-    """Return what a process that has ended said of a mistake; None if it said nothing."""
+    """Return the error of a process that has ended; None if it sent none."""
     try:
         return end.recv() if end.poll() else None
     except EOFError:  # it was killed
@@ -70,7 +70,7 @@ def _mistake(end: Connection) -> str | None:
 
 
 def devices(device: str, processes: int) -> list[str]:
-    """One for each process.
+    """Return the device of each process.
 
     Raises:
         UserError: there are fewer GPUs.

@@ -84,18 +84,18 @@ class RegBench(Task):
 
         allowed, tokens = torch.tensor(item.content.allowed()), torch.tensor(item.content.tokens())
         read = (tokens == BETWEEN).cumsum(0)
-        found = {}
+        by_words_read = {}
         for low, high in BINS:
             masks = torch.where((read >= low) & (read <= high), allowed, 0)
             letters = int((masks != 0).sum())
             if letters:
                 values = measures()
                 values.update(torch.from_numpy(logits), masks)
-                found[label(low, high)] = [*(float(values[name].sum) for name in METRICS), letters]  # type: ignore[arg-type]
-        whole = [sum(part) for part in zip(*found.values(), strict=True)]
+                by_words_read[label(low, high)] = [*(float(values[name].sum) for name in METRICS), letters]  # type: ignore[arg-type]
+        whole = [sum(part) for part in zip(*by_words_read.values(), strict=True)]
         scores = {name: whole[n] / whole[-1] for n, name in enumerate(METRICS)}
         words = ["".join(chr(ord("a") + letter) for letter in word) for word in item.content.words]
-        return item.record(scores, words=words, by_words_read=found)
+        return item.record(scores, words=words, by_words_read=by_words_read)
 
     def measurements(self, records: Sequence[Record]) -> list[Measurement]:
         """Means over letters, as RegBench defines them: of all, and by words read before; items are sequences."""
@@ -111,7 +111,7 @@ class RegBench(Task):
         ]
 
     def references(self) -> dict[str, dict[str, float]]:
-        """What simple predictors reach on the same letters."""
+        """Return the scores of simple predictors on the same letters."""
         import numpy as np
 
         from mm_lightning.data.regbench_metrics import baselines

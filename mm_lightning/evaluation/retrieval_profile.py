@@ -53,18 +53,18 @@ class RetrievalProfile(ReadingTask):
 
     def measurements(self, records: Sequence[Record]) -> list[Measurement]:
         """The mean weight of a pair over blocks and heads, by level and distance; attention reads its own place too."""
-        found = []
+        measurements = []
         for context in dict.fromkeys(record["group"]["context"] for record in records):
             same = [record for record in records if record["group"]["context"] == context]
             for level, places in same[0]["blocks"].items():
                 group = {"context": context, "level": level}
                 for place in places:
                     values = {record["key"]: fmean(record["blocks"][level][place]) for record in same}
-                    found.append(Measurement({**group, "distance": place}, self.metric("weight"), values))
+                    measurements.append(Measurement({**group, "distance": place}, self.metric("weight"), values))
                 own = {record["key"]: record["own_position"][level] for record in same}
                 if any(own.values()):
-                    found.append(Measurement(group, self.metric("weight of its own position"), own))
-        return found
+                    measurements.append(Measurement(group, self.metric("weight of its own position"), own))
+        return measurements
 
 
 def binned(weights: Tensor) -> dict[str, list[float]]:

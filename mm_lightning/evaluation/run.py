@@ -1,4 +1,4 @@
-"""Tasks are joined to networks: what is known is kept, the rest is asked, by one process or several.
+"""Ask networks the items of tasks that are not answered yet, by one process or several.
 
 Processes need no connection: each asks its share of the items, writes its own file, and the first reads them all.
 """
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """A network to be asked.
+    """A network to evaluate.
 
     Attributes:
         checkpoint: the file, or DeepSpeed folder.
@@ -40,13 +40,13 @@ class EvaluatedModel:
     options: dict[str, Any] = field(default_factory=dict)
 
     def identity(self) -> dict[str, Any]:
-        """All that decides its answers."""
+        """Return all that decides its answers."""
         return {"weights": fingerprint(self.checkpoint), **self.options}
 
 
 @dataclass(frozen=True)
 class Job:
-    """All that is to be asked.
+    """The networks and tasks of one evaluation.
 
     Attributes:
         subjects: of whom.
@@ -67,20 +67,20 @@ class Job:
     world_size: int = 1
 
     def samples(self, subject: EvaluatedModel, task: Task) -> Samples:
-        """Where the records of a task about a network lie; earlier versions had one folder for all a user's data."""
+        """Return the records of a task about a network; earlier versions had one folder for all a user's data."""
         folder, before = (self.output / subject.name / name for name in (task.title, task.name))
         if not folder.exists() and Samples(before).holds(self.identity(subject, task)):
             return Samples(before)
         return Samples(folder)
 
     def identity(self, subject: EvaluatedModel, task: Task) -> dict[str, Any]:
-        """What the records of a task about a network depend on."""
+        """Return all that the records of a task about a network depend on."""
         settings = task.settings_for(subject.checkpoint)
         return {"task": task.name, "settings": settings, "network": subject.identity()}
 
 
 def run(job: Job) -> None:
-    """Ask everything that is not known yet, in this process, and write the results.
+    """Ask everything that is not answered yet, in this process, and write the results.
 
     All data of all networks are looked for before the first question is asked.
 
@@ -148,9 +148,11 @@ def answer(job: Job, subject: EvaluatedModel, task: Task, model: Model, items: S
     if len(set(keys)) < len(keys):
         raise ValueError(f"{task.name} has items of the same key")
     known = samples.read()
-    here = sum(key in known for key in keys)
+    answered = sum(key in known for key in keys)
     say_first(
-        job, f"{task.title} of {subject.name}: {len(items):,} items" + (f", {here:,} already answered" if here else "")
+        job,
+        f"{task.title} of {subject.name}: {len(items):,} items"
+        + (f", {answered:,} already answered" if answered else ""),
     )
     mine = [item for item in items[job.rank :: job.world_size] if item.key not in known]
     try:
@@ -170,14 +172,14 @@ def answer(job: Job, subject: EvaluatedModel, task: Task, model: Model, items: S
         rows = [vars(row) for row in task.rows(records)]
         about = {**about_network(model, subject), "items": len(items)}
         settings = task.settings_for(subject.checkpoint)
-        found = {"task": task.name, "run": subject.name, "rows": rows, "settings": settings, "network": about}
+        results = {"task": task.name, "run": subject.name, "rows": rows, "settings": settings, "network": about}
         sessions = samples.sessions()
         seconds = round(sum(session.get("seconds", 0.0) for session in sessions), 1)
-        write_json(samples.folder / RESULTS, {**found, "seconds": seconds, "sessions": sessions})
+        write_json(samples.folder / RESULTS, {**results, "seconds": seconds, "sessions": sessions})
 
 
 def ask(task: Task, model: Model, items: Sequence[Item], samples: Samples, job: Job, look: Callable[[], None]) -> None:
-    """Writes the records of some items as they come."""
+    """Write the records of some items as they come."""
     if not items:
         return
     missing, parent = {item.key for item in items}, multiprocessing.parent_process()
@@ -193,21 +195,21 @@ def ask(task: Task, model: Model, items: Sequence[Item], samples: Samples, job: 
 
 
 def wait_for(keys: Iterable[str], samples: Samples, look: Callable[[], None]) -> None:
-    """Returns when all processes have answered."""
-    wanted = set(keys)
-    while not wanted <= samples.read().keys():
+    """Wait until all processes have answered."""
+    all_keys = set(keys)
+    while not all_keys <= samples.read().keys():
         time.sleep(0.2)
         look()
 
 
 def about_network(model: Model, subject: EvaluatedModel) -> dict[str, Any]:
-    """What tables say of a network that was trained."""
+    """Return the description of a trained network for tables."""
     trained = origin(subject.checkpoint)
     return {"checkpoint": str(subject.checkpoint), **trained, **describe_model(model), **subject.identity()}
 
 
 def describe_model(model: Model) -> dict[str, Any]:
-    """What tables say of a network, wherever it is from; FLOPs per token at a context of 256, as in the paper."""
+    """Return the description of any network for tables; FLOPs per token at a context of 256, as in the paper."""
     from mm_lightning.networks.cost import forward_flops_per_token
 
     config = model.network.config
@@ -225,7 +227,7 @@ def describe_model(model: Model) -> dict[str, Any]:
 
 
 def run_name(checkpoint: Path, long_term: bool = True, inference_delay: int | None = None) -> str:
-    """What results of a checkpoint are called: runs/quickstart/0/checkpoints/step=500.ckpt is quickstart-0-step500."""
+    """Name a checkpoint's results: quickstart-0-step500 of runs/quickstart/0/checkpoints/step=500.ckpt."""
     parts = [checkpoint.stem]
     if checkpoint.parent.name == "checkpoints":
         run = checkpoint.resolve().parent.parent

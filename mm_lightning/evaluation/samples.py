@@ -109,7 +109,7 @@ class Samples:
         return f"its data have changed (hash {before[DATA]} before, {now[DATA]} now)"
 
     def sessions(self) -> list[dict[str, Any]]:
-        """Of every process that answered, in order."""
+        """The files of all processes that answered, in order."""
         return read_json(self.folder / SETTINGS)["sessions"]
 
     def files(self) -> list[Path]:

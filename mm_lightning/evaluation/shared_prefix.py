@@ -1,4 +1,4 @@
-"""What many documents share: their beginning, read and held once."""
+"""The beginning that many documents share, read and held once."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ class ReadingTask(Task):
         return {**self.settings(), "text": text, "data_hash": result}
 
     def lengths(self, model: Model) -> list[int]:
-        """The contexts that are asked for."""
+        """Return the contexts to evaluate."""
         if self.contexts is not None:
             return self.contexts
         if model.context_length is None or model.context_length < self.least:
@@ -64,19 +64,21 @@ class ReadingTask(Task):
         return [times * model.context_length for times in self.multiples]
 
     def documents(self, model: Model) -> Texts:
-        """What is read."""
+        """Return the documents that are read."""
         return of_files(self.text, model.tokenizer) if self.text else of_run(model.checkpoint, model.tokenizer)
 
     def sequences(self, documents: Texts, length: int) -> dict[str, Stretch]:
-        """Sequences of so many tokens, by what names them for ever.
+        """Return sequences of so many tokens by their keys.
 
         Raises:
             UserError: there is too little text.
         """
-        found = stretches(documents, length, self.limit or len(documents.parts))
-        if not found:
+        sequences = stretches(documents, length, self.limit or len(documents.parts))
+        if not sequences:
             raise UserError(
                 f"{documents.source} has {documents.tokens:,} tokens, not enough for a sequence of {length:,}: "
                 f"shorter --contexts, or more files by --text"
             )
-        return {f"{length} tokens of document {x.documents[0]}, {zlib.crc32(x.tokens.tobytes()):08x}": x for x in found}
+        return {
+            f"{length} tokens of document {x.documents[0]}, {zlib.crc32(x.tokens.tobytes()):08x}": x for x in sequences
+        }

@@ -21,7 +21,7 @@ CUT = 64
 """Characters before a text that decide how it is cut into tokens."""
 
 ANSWER_TOKENS = 24
-"""That greedy decoding may write at least; more where a label is longer."""
+"""Tokens that greedy decoding may write; more where a label is longer."""
 
 
 def ask_style(model: Model, style: Style, items: list[Item]) -> Iterator[Record]:

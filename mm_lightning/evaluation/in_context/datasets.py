@@ -12,7 +12,7 @@ from mm_lightning.evaluation.in_context.files import one_line, read_blocks, read
 RULE = (
     "The predict answer must come from the demonstration examples with the exact format. The examples are as follows:"
 )
-"""What the paper's instructions end with."""
+"""The end of the paper's instructions."""
 
 REDOCRED_CLASSES = 41
 """As many as TACRED has."""
@@ -47,7 +47,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Dataset:
-    """What is asked about, and what may be shown.
+    """A classification data set: examples to show and examples to ask about.
 
     Attributes:
         name: of the data set.

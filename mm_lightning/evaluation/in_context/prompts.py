@@ -24,7 +24,7 @@ STRATEGIES: tuple[Strategy, ...] = ("newline", "newline-shuffled", "space", "spa
 
 
 def shown_labels(dataset: Dataset, labels: Labels) -> dict[str, str]:
-    """How each class is called: by its own name, or `class_00`, `class_01`, ... in the order of the data set."""
+    """Return the label shown for each class: its name, or `class_00`, `class_01`, ... in the order of the data set."""
     if labels == "semantic":
         return {name: name for name in dataset.labels}
     width = max(2, len(str(len(dataset.labels) - 1)))
@@ -32,7 +32,7 @@ def shown_labels(dataset: Dataset, labels: Labels) -> dict[str, str]:
 
 
 def draw_shots(dataset: Dataset, shots: int, seed: int) -> list[list[Example]]:
-    """Demonstrations: one example of every class in each shot, in the order of the classes.
+    """Return demonstrations: one example of every class in each shot, in the order of the classes.
 
     The first shots of a seed are the same whatever their number, so that more shots only add examples.
 
@@ -54,7 +54,7 @@ def draw_shots(dataset: Dataset, shots: int, seed: int) -> list[list[Example]]:
 
 @dataclass(frozen=True)
 class Style:
-    """How the text of prompts is made.
+    """The form of prompts.
 
     The parts of a prompt - the instruction, and of each example its question and its answer - are joined by one
     delimiter. A text is cut into segments where a tokenizer sees a boundary anyway: behind a line end, before a space.
@@ -71,16 +71,16 @@ class Style:
 
     @property
     def delimiter(self) -> str:
-        """Between all parts."""
+        """The text between all parts."""
         return "\n" if self.strategy.startswith("newline") else " "
 
     @property
     def names(self) -> dict[str, str]:
-        """Of the classes, as shown."""
+        """The labels by class, as shown."""
         return shown_labels(self.dataset, self.labels)
 
     def demonstrations(self, shots: int, seed: int) -> str:
-        """The instruction and the examples; the beginning of the prompts of all queries."""
+        """Return the instruction and the examples, the beginning of the prompts of all queries."""
         parts = [self.dataset.instruction]
         names = self.names
         for number, examples in enumerate(draw_shots(self.dataset, shots, seed)):
@@ -91,12 +91,12 @@ class Style:
         return self.delimiter.join(parts) + self.delimiter.strip(" ")
 
     def query(self, example: Example) -> str:
-        """What follows the demonstrations: the question, up to where the label is due."""
+        """Return the text behind the demonstrations: the question, up to where the label is due."""
         return self.delimiter.strip("\n") + example.question + self.delimiter + example.lead
 
     @property
     def terminator(self) -> str:
-        """What shows that a label has ended: the line end, or how the next example begins."""
+        """The text that ends a label: the line end, or the beginning of the next example."""
         if self.delimiter == "\n":
             return "\n"
         word = re.match(r"\w*", self.dataset.asks)
@@ -106,17 +106,17 @@ class Style:
 
     @property
     def answers(self) -> list[str]:
-        """All that may follow a query, in the order of the classes: ` label` and the terminator."""
+        """The possible answers in the order of the classes: ` label` and the terminator."""
         return [f" {name}{self.terminator}" for name in self.names.values()]
 
 
 def digest(text: str) -> str:
-    """A short name of a text, by which records tell what they were asked after."""
+    """Return a hash of a text, by which records name the demonstrations before them."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def encode_after(tokenizer: Tokenizer, before: str, texts: Sequence[str]) -> list[list[int]]:
-    """The tokens of texts that follow another one.
+    """Return the tokens of texts that follow another one.
 
     Args:
         tokenizer: of them.

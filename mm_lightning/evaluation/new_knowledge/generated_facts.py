@@ -85,6 +85,6 @@ class GeneratedFacts(LongTextTask):
         return FactSource(tokenizer, self.seed, self.new_tokens)
 
     def found(self, answer: str, sample: Sample) -> list[float]:
-        """Whether the first word is the value."""
+        """Return 1 if the first word is the value, else 0."""
         (gold,) = sample.gold
         return [float(answer.split()[:1] == gold.references)]

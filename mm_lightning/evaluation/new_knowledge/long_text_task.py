@@ -124,7 +124,7 @@ class LongTextTask(Task):
 
     def measurements(self, records: Sequence[Record]) -> list[Measurement]:
         """Accuracy by length, then by length and depth."""
-        found = means(self, records)
+        measurements = means(self, records)
         by_depth: dict[int, dict[int, dict[str, float]]] = {}
         for record in records:
             places = by_depth.setdefault(record["group"]["length"], {})
@@ -133,8 +133,10 @@ class LongTextTask(Task):
                 places.setdefault(place, {})[f"{record['key']}#{number}"] = gold["found"]
         for length, places in by_depth.items():
             for place, values in sorted(places.items()):
-                found.append(Measurement({"length": length, "depth": TENTHS[place]}, self.metric(ACCURACY), values))
-        return found
+                measurements.append(
+                    Measurement({"length": length, "depth": TENTHS[place]}, self.metric(ACCURACY), values)
+                )
+        return measurements
 
     def rows(self, records: list[Record]) -> list[Row]:
         """The same, and by length the mean number of tokens and the questions left out because they do not fit."""

@@ -137,21 +137,21 @@ class QuestionSource(Source):
 
     def _distractors(self, asked: Question, random: Random, room: int) -> tuple[list[str], bool]:
         """Documents that fill the room, near ones first; and whether there are no more."""
-        own = {*asked.own, *asked.near}
+        excluded = {*asked.own, *asked.near}
         near = random.sample(asked.near, len(asked.near))
         far = random.sample(self.collection.documents, len(self.collection.documents))
-        found: list[str] = []
+        distractors: list[str] = []
         passed = 0
-        for text in [*near, *(text for text in far if text not in own)]:
+        for text in [*near, *(text for text in far if text not in excluded)]:
             cost = self._costs[text]
             if cost <= room:
-                found.append(text)
+                distractors.append(text)
                 room -= cost
             else:
                 passed += 1
                 if passed > _PASSED_OVER:
                     break
-        return found, not passed
+        return distractors, not passed
 
     def _arranged(self, asked: Question, distractors: list[str], random: Random, depth: float) -> list[str]:
         """The documents of a text in their order; in the published one only as many as make whole steps."""

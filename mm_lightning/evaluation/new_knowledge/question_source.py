@@ -1,4 +1,4 @@
-"""What a question about a long text is made of, whatever the text: its length, where the answer stands, the score."""
+"""The parts of a question about a long text: its length, where the answer stands, the score."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def fullest(build: Callable[[int], Sample], length: int, guess: int, unit: float
 
 
 def contains(text: str, reference: str) -> bool:
-    """Whether a reference stands in a text, in any case of letters: what counts as found by the published rule."""
+    """Return whether a reference stands in a text, in any case of letters: the published rule."""
     return reference.lower() in text.lower()
 
 

@@ -32,7 +32,7 @@ sys.exit({PASSED})
 
 
 def passes(program: str) -> bool:
-    """Whether a program comes to its end without an error."""
+    """Return whether a program comes to its end without an error."""
     with tempfile.TemporaryDirectory(prefix="mm-code-", ignore_cleanup_errors=True) as folder:
         file = Path(folder) / "program.py"
         file.write_text(program, encoding="utf-8", errors="replace")

@@ -33,19 +33,19 @@ Config = dict[str, Any]
 
 
 def configs(definition: Definition) -> dict[Path, Config]:
-    """The content of a benchmark's files, functions by name."""
+    """Return the content of a benchmark's files, functions by name."""
     root = Path(lm_eval.__path__[0]) / "tasks"
     paths = [path for pattern in definition.files for path in sorted(root.glob(pattern))]
-    found = {path: {**read_yaml(path), **definition.changes} for path in paths}
+    by_path = {path: {**read_yaml(path), **definition.changes} for path in paths}
     if definition.own:
-        for config in found.values():
+        for config in by_path.values():
             config |= own_class(definition).about()
-    return {path: config for path, config in found.items() if config["task"] != "minerva_math500"}
+    return {path: config for path, config in by_path.items() if config["task"] != "minerva_math500"}
 
 
 @functools.cache
 def read_yaml(path: Path) -> Config:
-    """A file of a task, with what it includes."""
+    """Return a file of a task, with what it includes."""
     config = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     includes = config.pop("include", [])
     merged: Config = {}
@@ -67,20 +67,20 @@ _Dumper.add_representer(Function, lambda dumper, name: dumper.represent_scalar("
 
 
 def local_files(definition: Definition, data_dir: Path, shots: int) -> dict[str, dict[str, list[Path]]]:
-    """Of each task of a benchmark the files of each split that it needs.
+    """Return the files of each split that each task of a benchmark needs.
 
     Raises:
         UserError: one is missing; it says where it belongs.
     """
-    found = {}
+    files = {}
     for config in configs(definition).values():
         place = str(config["dataset_path"]), config.get("dataset_name")
-        found[config["task"]] = {split: find_files(data_dir, *place, split) for split in needed_splits(config, shots)}
-    return found
+        files[config["task"]] = {split: find_files(data_dir, *place, split) for split in needed_splits(config, shots)}
+    return files
 
 
 def needed_splits(config: Config, shots: int) -> list[str]:
-    """The split that is asked, and the one that examples are from."""
+    """Return the split that is asked, and the one that examples are from."""
     asked = config.get("test_split") or config["validation_split"]
     if not shots or "samples" in (config.get("fewshot_config") or {}):
         return [asked]
@@ -91,14 +91,14 @@ def needed_splits(config: Config, shots: int) -> list[str]:
 
 
 def own_class(definition: Definition) -> type[ConfigurableTask]:
-    """The class of this package that stands for a task's."""
+    """Return the class of this package that stands for a task's."""
     assert definition.own
     module, name = definition.own.split(":")
     return getattr(importlib.import_module(module), name)
 
 
 def load(definition: Definition, name: str, data_dir: Path | None, shots: int) -> dict[str, ConfigurableTask]:
-    """The tasks of a benchmark by name, each with its documents.
+    """Return the tasks of a benchmark by name, each with its documents.
 
     Args:
         definition: of the benchmark.
@@ -127,9 +127,9 @@ def load(definition: Definition, name: str, data_dir: Path | None, shots: int) -
             if files is None:
                 raise
             where = _first_null(files) or str(next(iter(next(iter(files.values())).values()))[0])
-            said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
             raise UserError(
-                f"{name} cannot use the documents of {where} ({said}): their form is another one"
+                f"{name} cannot use the documents of {where} ({reason}): their form is another one"
             ) from error
     for task in tasks.values():
         task.set_config("num_fewshot", shots)
@@ -147,7 +147,7 @@ def _first_null(files: dict[str, dict[str, list[Path]]]) -> str | None:
 
 
 def _make(definition: Definition, files: dict[str, dict[str, list[Path]]] | None, shots: int) -> Any:
-    """Through the harness' own loader, of files that include its files."""
+    """Return the tasks through the harness' loader, from files that include its files."""
     with tempfile.TemporaryDirectory(prefix="mm-tasks-") as folder:
         names = []
         for path, config in configs(definition).items():
@@ -161,14 +161,14 @@ def _make(definition: Definition, files: dict[str, dict[str, list[Path]]] | None
 
 
 def _local(config: Config, files: dict[str, list[Path]], shots: int) -> Config:
-    """What makes a task read local files, and no split that it does not need."""
+    """Return the settings with which a task reads local files, and only the splits that it needs."""
     overlay: Config = {
         "custom_dataset": Function("mm_lightning.evaluation.persistent.data.read"),
         "dataset_kwargs": {"files": {split: [str(path) for path in paths] for split, paths in files.items()}},
     }
-    kept = set(needed_splits(config, shots))
+    needed = set(needed_splits(config, shots))
     for name in ("training_split", "validation_split", "fewshot_split"):
-        if config.get(name) not in kept:
+        if config.get(name) not in needed:
             overlay[name] = None
     return overlay
 
@@ -186,7 +186,7 @@ def _make_own(definition: Definition, files: dict[str, dict[str, list[Path]]] | 
 
 @contextlib.contextmanager
 def replaced(module: Any, name: str, value: Any) -> Iterator[None]:
-    """Another value for a name of a module."""
+    """Context manager that gives a name of a module another value."""
     before = getattr(module, name)
     setattr(module, name, value)
     try:
@@ -197,7 +197,7 @@ def replaced(module: Any, name: str, value: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet(bars: bool = False) -> Iterator[None]:
-    """Keeps hints of the harness to its own users off the screen, and bars unless something is downloaded."""
+    """Context manager that hides the harness' hints to its users, and bars unless something is downloaded."""
     import datasets
 
     logger = logging.getLogger("lm_eval")
@@ -215,7 +215,7 @@ def quiet(bars: bool = False) -> Iterator[None]:
 
 @contextlib.contextmanager
 def reachable(name: str, definition: Definition, hub: bool) -> Iterator[None]:
-    """Takes what was downloaded earlier where the Hub does not answer soon.
+    """Context manager that uses earlier downloads where the Hub does not answer soon.
 
     Raises:
         UserError: there is nothing; it says where local files belong.
@@ -243,7 +243,7 @@ def reachable(name: str, definition: Definition, hub: bool) -> Iterator[None]:
 
 
 def hub_answers() -> bool:
-    """Whether the Hub can be asked."""
+    """Return whether the Hub can be reached."""
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError
 

@@ -107,7 +107,7 @@ def length(question: Question) -> int:
 
 
 def answer(network: LanguageModel, task: ConfigurableTask, asked: Sequence[Question]) -> list[dict[str, Any]]:
-    """What records say of some questions of a task: `scores` of which the mean is the metric, `parts` of other metrics,
+    """Return the records of questions of a task: `scores` of which the mean is the metric, `parts` of other metrics,
     prompts, answers and what they should be."""
     requests = [request for question in asked for request in question.requests]
     by_kind: dict[str, list[Instance]] = {}

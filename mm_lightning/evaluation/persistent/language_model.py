@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mm_lightning.inference.reader import Reader
 
 NEW_TOKENS = 256
-"""Of an answer at most, where a task does not say: the harness' own number."""
+"""Tokens of an answer at most where a task states none, as in the harness."""
 SHARED_TOKENS = 64
 """From so many tokens on, what all contexts begin with is read by itself, and once."""
 
@@ -183,7 +183,7 @@ class LanguageModel(TemplateLM):
 
 
 def _begins(tokens: Tokens, with_: Tokens, least: int) -> bool:
-    """Whether tokens begin with what was read, which is most of what they could share."""
+    """Return whether tokens begin with what was read, which is most of what they could share."""
     return tokens[: len(with_)] == with_ and len(tokens) - len(with_) < least
 
 

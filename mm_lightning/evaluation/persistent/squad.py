@@ -27,7 +27,7 @@ class Local(ConfigurableTask):
 
     @classmethod
     def about(cls) -> dict[str, Any]:
-        """What a task's file says of its data."""
+        """Return the data part of the task's file."""
         return {"dataset_path": cls.DATASET_PATH, "validation_split": "validation", "training_split": cls.examples}
 
     def download(self, *args: Any, **kwargs: Any) -> None:
@@ -71,7 +71,7 @@ def exact_and_f1(answer: str, references: list[str]) -> tuple[float, float]:
 
 
 def words(text: str) -> list[str]:
-    """Of a text, in lower case, without punctuation and articles."""
+    """Return a text in lower case, without punctuation and articles."""
     text = "".join(character for character in text.lower() if character not in string.punctuation)
     return re.sub(r"\b(a|an|the)\b", " ", text).split()
 
