@@ -146,7 +146,13 @@ def side_legend(figure: Figure, panels: Sequence[Axes]) -> None:
     look = {"frameon": False, "fontsize": 9, "labelcolor": INK}
     if max(map(len, entries)) > 26:
         columns = 2 if max(map(len, entries)) < 60 and len(entries) > 2 else 1
-        figure.legend(entries.values(), entries.keys(), loc="outside lower left", ncols=columns, **look)
+        figure.legend(
+            entries.values(),
+            [wrapped(label, 100) for label in entries],
+            loc="outside lower left",
+            ncols=columns,
+            **look,
+        )
     else:
         figure.legend(entries.values(), entries.keys(), loc="outside right upper", **look)
 

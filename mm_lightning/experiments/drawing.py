@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import io
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mm_lightning.experiments.page import GROUND, Drawing
-from mm_lightning.experiments.study import Study
-from mm_lightning.style import COLORS, INK, MARKERS, tame
+from mm_lightning.style import INK, tame, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-DASHES = ("-", "--", ":", "-.")
+
+LABEL_WIDTH = 40
+"""Characters of a line of a label: longer names are broken into several."""
 
 
 def humanize(metric: str) -> str:
@@ -32,20 +33,6 @@ def si_format(number: float) -> str:
     return f"{number:.3g}" if abs(number) < 999.5 else f"{number:.0f}"
 
 
-def styles(study: Study) -> dict[str, dict[str, Any]]:
-    """Return color, marker and dashes of each variant; the baseline has the color of the text."""
-    others = [variant for variant in study.variants if variant != study.baseline]
-    styles = {
-        variant: {
-            "color": COLORS[n % len(COLORS)],
-            "marker": MARKERS[1 + n % (len(MARKERS) - 1)],
-            "linestyle": DASHES[n // len(COLORS) % len(DASHES)],
-        }
-        for n, variant in enumerate(others)
-    }
-    return {study.baseline or "": {"color": INK, "marker": MARKERS[0], "linestyle": "-"}, **styles}
-
-
 def scale_tokens(axes: Axes) -> None:
     """Format large numbers on the horizontal axis with K, M, B and T, and put the legend beside the axes."""
     axes.xaxis.set_major_formatter(lambda value, _: si_format(value).replace(" ", ""))
@@ -57,7 +44,13 @@ def legend(axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if len(labels) > 1:
         axes.legend(
-            handles, labels, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=9, labelcolor=INK
+            handles,
+            [wrapped(label, LABEL_WIDTH) for label in labels],
+            loc="upper left",
+            bbox_to_anchor=(1.01, 1),
+            frameon=False,
+            fontsize=9,
+            labelcolor=INK,
         )
 
 
@@ -66,18 +59,35 @@ def file_name(metric: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", metric)
 
 
+def enlarge(figure: Figure) -> None:
+    """Make a figure as large as its labels need: none is cut off at its edges."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    for _ in range(4):  # what is laid out anew may need a little more
+        FigureCanvasAgg(figure).draw()
+        box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+        more = [
+            max(0.0, -low) + max(0.0, high - size)
+            for low, high, size in ((box.x0, box.x1, width), (box.y0, box.y1, height))
+        ]
+        if max(more) < 0.01:
+            break
+        figure.set_size_inches(width + more[0], height + more[1])
+    figure.set_layout_engine("none")  # as it is laid out now
+
+
 def drawing(figure: Figure, name: str, caption: str, png: bool = False) -> Drawing:
     """Return the figure as SVG with text as text, reproducible and without ids that two figures share; PNG if asked."""
     from matplotlib import rc_context
 
     tame(figure)
+    enlarge(figure)
     buffer = io.StringIO()
     empty = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif"}):
         figure.savefig(buffer, format="svg", transparent=True, metadata=empty)
         image = io.BytesIO()
         if png:
-            figure.set_layout_engine("none")  # keeps the layout of the SVG
             figure.savefig(image, format="png", dpi=150)
     svg = buffer.getvalue()
     # ids of groups, which nothing refers to, would be duplicates in a page of several drawings

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
+import statistics
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mm_lightning.errors import UserError
-from mm_lightning.experiments.drawing import drawing, file_name, humanize, legend, scale_tokens, si_format, styles
+from mm_lightning.experiments.drawing import LABEL_WIDTH, drawing, file_name, humanize, legend, scale_tokens, si_format
+from mm_lightning.experiments.network_looks import Looks
 from mm_lightning.experiments.page import Drawing
 from mm_lightning.experiments.statistics import Row, spread
 from mm_lightning.experiments.study import LOSS, Run, Study
-from mm_lightning.style import COLORS, GREY, INK, MARKERS, REFERENCES, figure_of, frame
+from mm_lightning.style import COLORS, GREY, INK, MARKERS, REFERENCES, figure_of, frame, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,10 +23,17 @@ if TYPE_CHECKING:
 DERIVED = ("validation/perplexity", "validation/bits_per_byte")
 # An untrained network's loss would flatten the curves: they are framed by what follows this share of a run.
 FRAMED_FROM = 0.3
+SMOOTHED = 0.05
+"""Share of a run over which the training loss is averaged."""
 
 
-def draw(study: Study, rows: list[Row]) -> list[Drawing]:
-    """All figures that the runs have something to show in.
+def draw(study: Study, rows: list[Row], looks: Looks) -> list[Drawing]:
+    """Draw all figures that the runs have something to show in.
+
+    Args:
+        study: the runs.
+        rows: what the table says of each variant.
+        looks: color, marker and dashes of each variant.
 
     Raises:
         UserError: matplotlib is not installed.
@@ -33,11 +43,11 @@ def draw(study: Study, rows: list[Row]) -> list[Drawing]:
     except ImportError as error:
         raise UserError('reports need matplotlib: pip install "mm-lightning[report]"') from error
 
-    drawings = []
+    drawings = [_losses(study, looks)]
     for metric in [name for name in study.metrics if name not in DERIVED]:
-        drawings += [_curves(study, metric, *against) for against in AGAINST[: 3 if metric == LOSS else 1]]
+        drawings += [_curves(study, looks, metric, *against) for against in AGAINST[: 3 if metric == LOSS else 1]]
         if metric == LOSS:
-            drawings.append(_final(study, rows))
+            drawings.append(_final(study, rows, looks))
         for axis in numeric_axes(study):
             drawings.append(_against_axis(study, metric, axis))
     return [drawing for drawing in drawings if drawing is not None]
@@ -58,30 +68,88 @@ AGAINST: list[tuple[str, str, Callable[[Run, int], float | None]]] = [
 ]
 
 
+@dataclass
+class _Curve:
+    """A metric of one variant during training: mean, lowest and highest of its seeds at the steps that all have."""
+
+    x: list[float]
+    mean: list[float]
+    low: list[float]
+    high: list[float]
+    late: int
+    """Index of the first point that decides how much a figure shows."""
+
+
+def _curve(study: Study, variant: str, metric: str, place: Callable[[Run, int], float | None]) -> _Curve | None:
+    runs = [run for run in study.of(variant) if run.curve(metric) and place(run, run.step) is not None]
+    curves = [run.curve(metric) for run in runs]
+    steps = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []
+    if not steps:
+        return None
+    x = [spread({n: place(run, step) or 0.0 for n, run in enumerate(runs)}).mean for step in steps]
+    values = [[curve[step] for curve in curves] for step in steps]
+    late = next(n for n, step in enumerate(steps) if step >= FRAMED_FROM * steps[-1])
+    return _Curve(x, [sum(v) / len(v) for v in values], [min(v) for v in values], [max(v) for v in values], late)
+
+
+def _losses(study: Study, looks: Looks) -> Drawing | None:
+    """Draw the training loss of each variant and its validation loss against training tokens."""
+    figure, axes = figure_of(8.4, 4.2)
+    tokens = AGAINST[0][2]
+    framed: list[float] = []
+    for variant in study.variants:
+        color = looks[variant]["color"]
+        label = variant
+        if curve := _curve(study, variant, "train/loss", tokens):
+            axes.plot(curve.x, curve.mean, color=color, linewidth=0.8, alpha=0.3)
+            smooth = smoothed(curve.mean)
+            axes.plot(curve.x, smooth, color=color, linewidth=1.6, linestyle=looks[variant]["linestyle"], label=label)
+            framed += smooth[curve.late :]
+            label = "_"  # named once
+        if curve := _curve(study, variant, LOSS, tokens):
+            look = {"color": color, "marker": looks[variant]["marker"], "markeredgecolor": INK, "linestyle": ""}
+            axes.plot(curve.x, curve.mean, markersize=6, markeredgewidth=0.8, label=label, zorder=3, **look)
+            framed += curve.mean[curve.late :]
+    if not framed:
+        return None
+    frame(axes, framed + _references(study, LOSS, axes))
+    axes.plot([], [], color=GREY, label="training loss")
+    axes.plot([], [], color=GREY, label="validation loss", marker="o", markeredgecolor=INK, linestyle="")
+    axes.set(xlabel="training tokens", ylabel="loss, nats per token")
+    axes.set_xlim(left=0)
+    scale_tokens(axes)
+    return drawing(
+        figure,
+        "loss-tokens",
+        "Loss against training tokens, means over seeds. Lines: training loss of single steps (pale) and its running "
+        f"mean over {SMOOTHED:.0%} of the run. Markers: validation loss. The frame leaves out what comes early and far "
+        "away.",
+        png=True,
+    )
+
+
+def smoothed(values: list[float]) -> list[float]:
+    """Return running means over the last `SMOOTHED` of all values."""
+    width = max(1, round(SMOOTHED * len(values)))
+    return [statistics.fmean(values[max(0, n + 1 - width) : n + 1]) for n in range(len(values))]
+
+
 def _curves(
-    study: Study, metric: str, name: str, label: str, place: Callable[[Run, int], float | None]
+    study: Study, looks: Looks, metric: str, name: str, label: str, place: Callable[[Run, int], float | None]
 ) -> Drawing | None:
-    """A metric during training: the mean over seeds in a band from the smallest to the largest."""
+    """Draw a metric during training: the mean over seeds in a band from the smallest to the largest."""
     figure, axes = figure_of(8.4, 4.2)
     framed: list[float] = []
-    for variant, style in styles(study).items():
-        runs = [run for run in study.of(variant) if run.curve(metric) and place(run, run.step) is not None]
-        if not runs:
-            continue
-        curves = [run.curve(metric) for run in runs]
-        steps = sorted(set.intersection(*(set(curve) for curve in curves)))
-        x = [spread({n: place(run, step) or 0.0 for n, run in enumerate(runs)}).mean for step in steps]
-        values = [[curve[step] for curve in curves] for step in steps]
-        low, high = [min(v) for v in values], [max(v) for v in values]
-        axes.plot(x, [sum(v) / len(v) for v in values], label=variant, markersize=3.5, linewidth=1.5, **style)
-        axes.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
-        late = [n for n, step in enumerate(steps) if step >= FRAMED_FROM * steps[-1]]
-        framed += [bound[n] for bound in (low, high) for n in late]
+    for variant in study.variants:
+        if curve := _curve(study, variant, metric, place):
+            axes.plot(curve.x, curve.mean, label=variant, markersize=3.5, linewidth=1.5, **looks[variant])
+            axes.fill_between(curve.x, curve.low, curve.high, color=looks[variant]["color"], alpha=0.15, linewidth=0)
+            framed += curve.low[curve.late :] + curve.high[curve.late :]
     if not framed:
         return None
     marks = _references(study, metric, axes) if name == "tokens" else []
     frame(axes, framed + marks)
-    axes.set(xlabel=label, ylabel=humanize(metric))
+    axes.set(xlabel=label, ylabel="validation loss, nats per token" if metric == LOSS else humanize(metric))
     axes.set_xlim(left=0)
     scale_tokens(axes)
     return drawing(
@@ -104,15 +172,16 @@ def _references(study: Study, metric: str, axes: Axes) -> list[float]:
     return list(lines.values())
 
 
-def _final(study: Study, rows: list[Row]) -> Drawing | None:
+def _final(study: Study, rows: list[Row], looks: Looks) -> Drawing | None:
     """The last validation loss of each variant, seed by seed, and differences from the baseline with intervals."""
     rows = [row for row in rows if LOSS in row.metrics]
     if not rows:
         return None
     compared = any(row.difference for row in rows)
-    figure, axes = figure_of(8.4, 1.1 + 0.34 * len(rows), columns=2 if compared else 1)
+    labels = [wrapped(row.variant, LABEL_WIDTH) for row in rows]
+    heights = [max(0.34, 0.17 * (1 + label.count("\n"))) for label in labels]
+    figure, axes = figure_of(8.4, 1.1 + len(rows) * max(heights), columns=2 if compared else 1)
     left, right = axes if compared else (axes, None)
-    looks = styles(study)
     for place, row in enumerate(rows):
         look = {"color": looks[row.variant]["color"], "marker": "o", "linestyle": ""}
         values = row.metrics[LOSS]
@@ -124,15 +193,15 @@ def _final(study: Study, rows: list[Row]) -> Drawing | None:
             right.plot([found.mean], [place], **{**look, "marker": "D"}, markersize=5)
             if found.low is not None:
                 right.plot([found.low, found.high], [place, place], color=look["color"], linewidth=2)
-    left.set_yticks(range(len(rows)), [row.variant for row in rows])
+    left.set_yticks(range(len(rows)), labels)
     left.set_ylim(len(rows) - 0.5, -0.5)
-    left.set_xlabel("validation loss")
+    left.set_xlabel("validation loss, nats per token")
     caption = "Last validation loss: a dot is a seed, the bar their mean."
     if right is not None:
         right.sharey(left)
         right.tick_params(labelleft=False)
         right.axvline(0, color=INK, linewidth=1)
-        right.set_xlabel(f"difference from {study.reference_in_words}")
+        right.set_xlabel(wrapped(f"difference from {study.reference_in_words}", LABEL_WIDTH))
         caption += f" Right: differences from {study.reference_in_words} seed by seed, their mean and its 95% interval"
         caption += _cut(right, rows) + "."
     return drawing(figure, "final", caption)
@@ -186,8 +255,7 @@ def _against_axis(study: Study, metric: str, axis: str) -> Drawing | None:
     figure, axes = figure_of(8.4, 4.2)
     for n, (label, line) in enumerate(lines.items()):
         places = sorted(line)
-        color = (INK, *COLORS)[n % (1 + len(COLORS))]
-        look = {"color": color, "marker": MARKERS[n % len(MARKERS)]}
+        look = {"color": COLORS[n % len(COLORS)], "marker": MARKERS[n % len(MARKERS)]}
         means = [sum(line[place]) / len(line[place]) for place in places]
         axes.plot(places, means, label=label, markersize=5, linewidth=1.5, **look)
         dots = [(place, value) for place in places for value in line[place]]

@@ -18,6 +18,7 @@ from mm_lightning.experiments.evaluated.load_results import gather
 from mm_lightning.experiments.evaluated.report_section import Part
 from mm_lightning.experiments.figures import draw
 from mm_lightning.experiments.hparams import write_hparams
+from mm_lightning.experiments.network_looks import Looks, looks_of
 from mm_lightning.experiments.provenance import facts, remarks
 from mm_lightning.experiments.read_study import has_runs, read_study
 from mm_lightning.experiments.statistics import Row, summarize, t_quantile
@@ -148,8 +149,9 @@ def _fill(
     place: Path, paths: list[Path], command: str, study: Study | None, rows: list[Row], gathered: Gathered
 ) -> list[Part]:
     """Write a report into a folder; return what it says of evaluations."""
-    evaluated = _write_evaluated(place, gathered) if gathered.evaluations else []
-    blocks = _blocks(study, rows, command) if study is not None else []
+    looks = looks_of(gathered.networks, study)
+    evaluated = _write_evaluated(place, gathered, looks) if gathered.evaluations else []
+    blocks = _blocks(study, rows, command, looks) if study is not None else []
     blocks += [page.Heading("Evaluation")] if study is not None and evaluated else []
     blocks += [part.block() if isinstance(part, Grid) else part for part in evaluated]
     blocks += [page.Heading("To do it again"), page.Code(command)] if study is None else []
@@ -175,13 +177,13 @@ def _write_runs(place: Path, study: Study, rows: list[Row]) -> None:
             write_hparams(run.path, hparam_values(run), run.final())
 
 
-def _write_evaluated(place: Path, gathered: Gathered) -> list[Part]:
+def _write_evaluated(place: Path, gathered: Gathered, looks: Looks) -> list[Part]:
     """Evaluations as CSV, and what the page says of them."""
     from mm_lightning.experiments.evaluated.document import parts, write_numbers
 
     if importlib.util.find_spec("matplotlib") is None:
         raise UserError('reports need matplotlib: pip install "mm-lightning[report]"')
-    evaluated = parts(gathered)
+    evaluated = parts(gathered, looks)
     (place / "tables").mkdir(exist_ok=True)
     for part in evaluated:
         if isinstance(part, Grid):
@@ -200,7 +202,7 @@ def hparam_values(run: Run) -> dict[str, Any]:
 # The document
 
 
-def _blocks(study: Study, rows: list[Row], command: str) -> list[page.Block]:
+def _blocks(study: Study, rows: list[Row], command: str, looks: Looks) -> list[page.Block]:
     """The report from top to bottom."""
     blocks: list[page.Block] = [page.Facts(facts(study))]
     blocks += [page.Heading("Results"), page.Table(*table(study, rows))]
@@ -216,7 +218,7 @@ def _blocks(study: Study, rows: list[Row], command: str) -> list[page.Block]:
         blocks.append(page.Text(f"{len(rest)} of {len(study.runs)} runs are in no mean and in no figure."))
         lines = [[run.name, run.status, reached(run), run.last_line[:160] or page.NOTHING] for run in rest]
         blocks.append(page.Table(["run", "status", "step", "last line of its log"], lines, words=True))
-    blocks += [page.Heading("Figures"), *draw(study, rows)]
+    blocks += [page.Heading("Figures"), *draw(study, rows, looks)]
     blocks += [page.Heading("To do it again"), page.Code("\n".join(part for part in (study.command, command) if part))]
     return [*blocks, page.Heading("What this can show"), page.Points(_limits(rows))]
 

@@ -13,6 +13,7 @@ from mm_lightning.cli import main
 from mm_lightning.errors import UserError
 from mm_lightning.experiments.figures import draw
 from mm_lightning.experiments.hparams import write_hparams
+from mm_lightning.experiments.network_looks import looks_of
 from mm_lightning.experiments.read_study import read_study
 from mm_lightning.experiments.report import write_report
 from mm_lightning.experiments.statistics import paired_difference, summarize
@@ -33,7 +34,7 @@ def three_seeds():
 @pytest.fixture
 def no_figures(monkeypatch):
     """They take most of the time of a report."""
-    monkeypatch.setattr("mm_lightning.experiments.report.draw", lambda study, rows: [])
+    monkeypatch.setattr("mm_lightning.experiments.report.draw", lambda study, rows, looks: [])
 
 
 def records(path):
@@ -242,7 +243,7 @@ def test_page_stands_alone(tmp_path):
 def test_the_same_runs_give_the_same_figures(tmp_path):
     sweep = write_sweep(tmp_path / "s", [run("base", 1, {20: 2.0}), run("other", 1, {20: 2.25})])
     study = read_study([sweep])
-    first, second = (draw(study, summarize(study))[-1] for _ in range(2))
+    first, second = (draw(study, summarize(study), looks_of(study=study))[-1] for _ in range(2))
     assert first.name == "final"
     assert first == second
 

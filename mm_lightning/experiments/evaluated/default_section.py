@@ -15,10 +15,11 @@ from mm_lightning.experiments.evaluated.estimates import Estimate, estimate
 from mm_lightning.experiments.evaluated.grid import Grid
 from mm_lightning.experiments.evaluated.groups import Group, Network, last_ones
 from mm_lightning.experiments.evaluated.report_section import Part, ReportSection
+from mm_lightning.experiments.network_looks import Looks
 from mm_lightning.style import figure_of, frame, legend_height, lengths_axis, side_legend
 
 
-def parts(group: Group, looks: plots.Looks) -> list[Part | None]:
+def parts(group: Group, looks: Looks) -> list[Part | None]:
     """A table and curves for each task."""
     shown: list[Part | None] = []
     for task in group.tasks:
@@ -74,7 +75,7 @@ def _varies(row: Row, key: str) -> bool:
 
 
 def _curve(
-    task: str, key: str, metric: str, group: Group, rows: dict[Network, list[Row]], looks: plots.Looks
+    task: str, key: str, metric: str, group: Group, rows: dict[Network, list[Row]], looks: Looks
 ) -> page.Drawing | None:
     curves = {
         network: {row.group[key]: estimate(row) for row in found if _varies(row, key) and row.metric == metric}

@@ -21,8 +21,8 @@ from mm_lightning.experiments.evaluated import (
 from mm_lightning.experiments.evaluated.differences import differences
 from mm_lightning.experiments.evaluated.grid import Grid
 from mm_lightning.experiments.evaluated.groups import Gathered, Network
-from mm_lightning.experiments.evaluated.plots import looks_of
 from mm_lightning.experiments.evaluated.report_section import Part, ReportSection
+from mm_lightning.experiments.network_looks import Looks, looks_of
 from mm_lightning.experiments.provenance import commit, counted
 from mm_lightning.style import tokens
 
@@ -37,17 +37,17 @@ FAR = 3
 """From which factor on a network is called far from the paper's size."""
 
 
-def parts(gathered: Gathered) -> list[Part]:
-    """The report from top to bottom."""
+def parts(gathered: Gathered, looks: Looks | None = None) -> list[Part]:
+    """The report from top to bottom, its networks in the colors of other figures of the same page."""
     shown: list[Part | None] = [page.Facts(_facts(gathered)), page.Heading("Networks"), networks(gathered)]
     shown += [page.Text(text) for text in _sizes(gathered.networks)]
     shown += [page.Points(gathered.notes)] if gathered.notes else []
-    return [part for part in shown if part is not None] + task_sections(gathered)
+    return [part for part in shown if part is not None] + task_sections(gathered, looks)
 
 
-def task_sections(gathered: Gathered) -> list[Part]:
+def task_sections(gathered: Gathered, looks: Looks | None = None) -> list[Part]:
     """Return the sections of all tasks, from tables to figures."""
-    looks = looks_of(gathered.networks)
+    looks = looks or looks_of(gathered.networks)
     left = list(gathered.evaluations)
     shown: list[Part | None] = []
     for section in SECTIONS:

@@ -18,6 +18,7 @@ from mm_lightning.experiments.evaluated.grid import Grid
 from mm_lightning.experiments.evaluated.groups import Evaluation, Group, Network, last_ones
 from mm_lightning.experiments.evaluated.report_section import Part, ReportSection, counts
 from mm_lightning.experiments.evaluated.scaling_plots import Measure, by_step, scaling
+from mm_lightning.experiments.network_looks import Looks
 from mm_lightning.style import GREY, figure_of, legend_height, side_legend
 
 WAYS = {
@@ -56,7 +57,7 @@ def takes_row(row: Row) -> bool:
     return {"shots", "strategy"} <= row.group.keys() and row.group["strategy"] != BEST and row.metric in WAYS
 
 
-def parts(group: Group, looks: plots.Looks) -> list[Part | None]:
+def parts(group: Group, looks: Looks) -> list[Part | None]:
     """A subsection for each data set."""
     text = (
         "A shot is one example of every class. Percent, with 95% score intervals that cover other questions and other "
@@ -128,7 +129,7 @@ def _strategies(task: str, group: Group, values: Mapping[Network, Mapping[Key, E
 
 
 def _figure(
-    task: str, group: Group, values: Mapping[Network, Mapping[Key, Estimate]], looks: plots.Looks
+    task: str, group: Group, values: Mapping[Network, Mapping[Key, Estimate]], looks: Looks
 ) -> page.Drawing | None:
     """A panel for each kind of labels and each of two ways to score."""
     kinds = _axis(values, 1)
@@ -168,7 +169,7 @@ def _panel(
     task: str,
     group: Group,
     values: Mapping[Network, Mapping[Key, Estimate]],
-    looks: plots.Looks,
+    looks: Looks,
     way: str,
     labels: str,
 ) -> list[float]:
@@ -216,7 +217,7 @@ def fit(shots: Sequence[int], accuracy: Sequence[float]) -> list[float]:
 
 
 def _against(
-    task: str, group: Group, values: Mapping[Network, Mapping[Key, Estimate]], looks: plots.Looks
+    task: str, group: Group, values: Mapping[Network, Mapping[Key, Estimate]], looks: Looks
 ) -> list[Part | None]:
     """The best at the most shots that all networks have, against training, size and steps."""
     common = set.intersection(*({key[2] for key in found} for found in values.values()))

@@ -16,6 +16,7 @@ from mm_lightning.experiments.evaluated.heat_maps import heat_maps
 from mm_lightning.experiments.evaluated.published import NEW_KNOWLEDGE, SINGLE_NEEDLE, ByLength
 from mm_lightning.experiments.evaluated.report_section import Part, ReportSection, counts
 from mm_lightning.experiments.evaluated.scaling_plots import Measure, by_step, scaling
+from mm_lightning.experiments.network_looks import Looks
 from mm_lightning.style import tokens
 
 QA = ("qa_1", "qa_2")
@@ -92,7 +93,7 @@ def figures(
     what: str,
     group: Group,
     values: dict,
-    looks: plots.Looks,
+    looks: Looks,
     printed: Sequence[ByLength] = (),
     note: str = "",
 ) -> list[Part | None]:
@@ -125,7 +126,7 @@ def heat_map(group: Group, task: str) -> page.Drawing | None:
     return drawing(heat_maps(maps), f"{task}-depth{group.suffix}", caption, png=True) if maps else None
 
 
-def new_knowledge(group: Group, looks: plots.Looks) -> list[Part | None]:
+def new_knowledge(group: Group, looks: Looks) -> list[Part | None]:
     """The mean of qa_1 and qa_2 as the paper has it, then each."""
     means = {network: mean(group, network) for network in group.networks}
     found: list[Part | None] = [page.Text(_READING.format(which="RULER's two question answering tasks"))]
@@ -147,7 +148,7 @@ def new_knowledge(group: Group, looks: plots.Looks) -> list[Part | None]:
     return found
 
 
-def needles(group: Group, looks: plots.Looks) -> list[Part | None]:
+def needles(group: Group, looks: Looks) -> list[Part | None]:
     """A line for each network and task."""
     values = {(n, t): accuracy(group, n, t) for t in group.tasks for n in group.networks}
     values = {key: found for key, found in values.items() if found}
@@ -172,7 +173,7 @@ def needles(group: Group, looks: plots.Looks) -> list[Part | None]:
     return [*found, *(heat_map(group, task) for task in group.tasks)]
 
 
-def one_task(group: Group, looks: plots.Looks) -> list[Part | None]:
+def one_task(group: Group, looks: Looks) -> list[Part | None]:
     """Any other task by length, such as generated facts."""
     found: list[Part | None] = []
     for task in group.tasks:

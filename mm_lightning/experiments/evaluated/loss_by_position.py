@@ -15,6 +15,7 @@ from mm_lightning.experiments.evaluated.estimates import Estimate, estimate
 from mm_lightning.experiments.evaluated.grid import Grid
 from mm_lightning.experiments.evaluated.groups import Group, Network, last_ones
 from mm_lightning.experiments.evaluated.report_section import Part, ReportSection, counts
+from mm_lightning.experiments.network_looks import Looks
 from mm_lightning.style import (
     GREY,
     REFERENCES,
@@ -42,7 +43,7 @@ def _curve(group: Group, network: Network, key: str, metric: str) -> dict[tuple[
     return {_bounds(row.group[key]): estimate(row) for row in rows}
 
 
-def loss(group: Group, looks: plots.Looks) -> list[Part | None]:
+def loss(group: Group, looks: Looks) -> list[Part | None]:
     """Loss by context, and the curve by position."""
     by_context = {network: _curve(group, network, "context", "loss") for network in group.networks}
     contexts = sorted({n for found in by_context.values() for n in found})
@@ -83,7 +84,7 @@ def _breaks(group: Group) -> Grid:
     return grid
 
 
-def _loss_figure(group: Group, looks: plots.Looks) -> page.Drawing | None:
+def _loss_figure(group: Group, looks: Looks) -> page.Drawing | None:
     curves = {network: _curve(group, network, "position", "loss") for network in group.networks}
     curves = {network: curves[network] for network in last_ones(list(curves)) if curves[network]}
     if not curves:
@@ -109,7 +110,7 @@ def _loss_figure(group: Group, looks: plots.Looks) -> page.Drawing | None:
     return drawing(figure, f"loss_by_position{group.suffix}", caption, png=True)
 
 
-def _difference_figure(group: Group, looks: plots.Looks) -> page.Drawing | None:
+def _difference_figure(group: Group, looks: Looks) -> page.Drawing | None:
     """How much the loss of each network is above that of the first, on the same sequences."""
     curves: dict[Network, dict[tuple[int, int], Estimate]] = {}
     first: Network | None = None
@@ -136,7 +137,7 @@ def _difference_figure(group: Group, looks: plots.Looks) -> page.Drawing | None:
     return drawing(figure, f"loss_by_position-differences{group.suffix}", caption, png=True)
 
 
-def profile(group: Group, looks: plots.Looks) -> list[Part | None]:
+def profile(group: Group, looks: Looks) -> list[Part | None]:
     """The mean retrieval weight of queries over distances: a panel for each context and level of memory."""
     rows: dict[tuple[int, str], dict[Network, list[Row]]] = {}
     for network in group.networks:

@@ -9,13 +9,14 @@ from mm_lightning.evaluation.persistent.benchmark_task import CUT
 from mm_lightning.evaluation.persistent.definitions import DEFINITIONS, VARIANTS
 from mm_lightning.experiments import page
 from mm_lightning.experiments.drawing import drawing
-from mm_lightning.experiments.evaluated import plots, published
+from mm_lightning.experiments.evaluated import published
 from mm_lightning.experiments.evaluated.estimates import Estimate, estimate, mean_of_shares
 from mm_lightning.experiments.evaluated.grid import Grid
 from mm_lightning.experiments.evaluated.groups import Evaluation, Group, Network
 from mm_lightning.experiments.evaluated.published import MEAN_6, MEAN_13, MEAN_19, NETWORKS, OTHER_6, PERSISTENT_13
 from mm_lightning.experiments.evaluated.report_section import Part, ReportSection
 from mm_lightning.experiments.evaluated.scaling_plots import Measure, scaling
+from mm_lightning.experiments.network_looks import Looks
 from mm_lightning.style import GREY, INK, MARKERS, figure_of, legend_height, side_legend
 
 # By the paper's name of a benchmark, the task that stands for it and the one score that counts.
@@ -62,7 +63,7 @@ def _cut(group: Group) -> list[str]:
     return [f"{e.task} of {e.label}: the beginning of {row.value:.0%} of the prompts was cut off." for e, row in rows]
 
 
-def parts(group: Group, looks: plots.Looks) -> list[Part | None]:
+def parts(group: Group, looks: Looks) -> list[Part | None]:
     """Table, means and figures."""
     networks = group.networks
     ours = {network: scores(group, network) for network in networks}
@@ -112,9 +113,7 @@ def _published(title: str) -> list[tuple[published.PublishedNetwork, float]]:
     return [(network, value) for network, value in zip(NETWORKS, printed, strict=True) if value is not None]
 
 
-def _dots(
-    name: str, group: Group, ours: Mapping[Network, Mapping[str, Estimate]], looks: plots.Looks
-) -> page.Drawing | None:
+def _dots(name: str, group: Group, ours: Mapping[Network, Mapping[str, Estimate]], looks: Looks) -> page.Drawing | None:
     """A line for each benchmark, a dot for each network, the paper's large networks hollow."""
     lines = [benchmark for benchmark in BENCHMARKS if any(benchmark in found for found in ours.values())]
     if not lines:

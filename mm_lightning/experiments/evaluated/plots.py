@@ -8,33 +8,11 @@ from typing import TYPE_CHECKING, Any
 from mm_lightning import style
 from mm_lightning.experiments.drawing import drawing
 from mm_lightning.experiments.evaluated.estimates import Estimate
-from mm_lightning.experiments.evaluated.groups import Network, last_ones
 from mm_lightning.experiments.page import Drawing
-from mm_lightning.style import COLORS, GREY, MARKERS, REFERENCES, figure_of, legend_height, lengths_axis, side_legend
+from mm_lightning.style import GREY, MARKERS, REFERENCES, figure_of, legend_height, lengths_axis, side_legend
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-MANY = (*COLORS, "#7b5ea7", "#8b5a2b", "#4d7c3f", "#b04a6e", "#5a7fc0")
-"""Colors for more networks than can be told apart by color alone: their markers differ too."""
-
-Looks = Mapping[Network, dict[str, Any]]
-"""Color and marker of each network, the same in all figures."""
-
-
-def looks_of(networks: Sequence[Network]) -> Looks:
-    """A color for all of the same weights: a network without long-term memory has its own, dashed."""
-    ordered = [*last_ones(networks), *networks]  # earlier checkpoints take what colors are left
-    weights = list(dict.fromkeys(str(n.about.get("weights", n.key)) for n in ordered))
-    found = {}
-    for network in networks:
-        place = weights.index(str(network.about.get("weights", network.key)))
-        found[network] = {
-            "color": MANY[place % len(MANY)],
-            "marker": MARKERS[place % len(MARKERS)],
-            "linestyle": ("-" if place < len(MANY) else "-.") if network.long_term else "--",
-        }
-    return found
 
 
 def line(axes: Axes, x: Sequence[float], values: Sequence[Estimate], label: str, look: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from mm_lightning.experiments import page
 from mm_lightning.experiments.evaluated.grid import Grid
 from mm_lightning.experiments.evaluated.groups import Evaluation, Group
-from mm_lightning.experiments.evaluated.plots import Looks
+from mm_lightning.experiments.network_looks import Looks
 
 Part = page.Block | Grid
 """What a report is made of; a grid becomes a table and a CSV file."""

@@ -12,8 +12,9 @@ from mm_lightning.experiments.evaluated import plots
 from mm_lightning.experiments.evaluated.estimates import Estimate
 from mm_lightning.experiments.evaluated.groups import Network, last_ones
 from mm_lightning.experiments.evaluated.published import PublishedNetwork
+from mm_lightning.experiments.network_looks import Looks
 from mm_lightning.experiments.page import Drawing
-from mm_lightning.style import GREY, INK, MARKERS, figure_of, legend_height, side_legend, wrapped
+from mm_lightning.style import COLORS, GREY, INK, MARKERS, figure_of, legend_height, side_legend, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,7 +44,7 @@ class Measure:
     published: list[tuple[PublishedNetwork, float]] = field(default_factory=list)
 
 
-def scaling(name: str, what: str, measures: Sequence[Measure], looks: plots.Looks) -> Drawing | None:
+def scaling(name: str, what: str, measures: Sequence[Measure], looks: Looks) -> Drawing | None:
     """Measures against training tokens, FLOPs per token and parameters, as far as several of our networks differ."""
     networks = last_ones(list(dict.fromkeys(network for measure in measures for network in measure.values)))
     kept = [{n: e for n, e in measure.values.items() if n in networks} for measure in measures]
@@ -82,7 +83,7 @@ def scaling(name: str, what: str, measures: Sequence[Measure], looks: plots.Look
 
 
 def _panel(
-    axes: Axes, measure: Measure, marker: str, ours: str, theirs: str, alike: str, looks: plots.Looks
+    axes: Axes, measure: Measure, marker: str, ours: str, theirs: str, alike: str, looks: Looks
 ) -> tuple[list[float], bool]:
     """One measure in one panel; returns what has to be in the frame, and whether a line joins networks."""
     points = [(network.number(ours), network, e) for network, e in measure.values.items()]
@@ -142,7 +143,7 @@ def _joined(one: Network, other: Network, alike: str) -> bool:
     return alike_otherwise and a is not None and b is not None and 1 / ALIKE < a / b < ALIKE
 
 
-def _keys(axes: Axes, networks: Sequence[Network], measures: Sequence[Measure], looks: plots.Looks) -> None:
+def _keys(axes: Axes, networks: Sequence[Network], measures: Sequence[Measure], looks: Looks) -> None:
     """What the legend explains: colors are networks, markers are measures."""
     for network in networks:
         color = looks[network]["color"]
@@ -175,7 +176,7 @@ def by_step(
         for number, measure in enumerate(measures):
             steps = [(step, measure.values[n]) for step, n in points if n in measure.values]
             if steps:
-                look = {"color": plots.COLORS[number % len(plots.COLORS)], "marker": MARKERS[number % len(MARKERS)]}
+                look = {"color": COLORS[number % len(COLORS)], "marker": MARKERS[number % len(MARKERS)]}
                 plots.line(axes, [step for step, _ in steps], [e for _, e in steps], measure.name, look)
                 tops += [e.scale * (e.high or e.value) for _, e in steps]
         places = sorted({step for step, _ in points})

@@ -335,7 +335,7 @@ def test_checkpoints_of_a_run_by_step(tmp_path):
 
 
 def test_runs_and_evaluations_in_one_page(tmp_path, no_figures, monkeypatch):
-    monkeypatch.setattr("mm_lightning.experiments.report.draw", lambda study, rows: [])
+    monkeypatch.setattr("mm_lightning.experiments.report.draw", lambda study, rows, looks: [])
     monkeypatch.setattr("mm_lightning.experiments.report.write_hparams", lambda *a: None)
     run = {"variant": "base", "seed": 1, "lines": curve({10: 3.0, 20: 2.0})}
     sweep = write_sweep(tmp_path / "s", [run])
