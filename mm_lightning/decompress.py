@@ -72,7 +72,7 @@ def _joined(blocks: list[bytes], size: int, longest: int) -> bytes | BadInput:
 
 
 class TooLong(BadInput):
-    """A document of more bytes than are read."""
+    """Raised for a document of more bytes than are read."""
 
     def __init__(self, longest: int) -> None:
         super().__init__(f"more than {longest:,} bytes in one document")
@@ -95,7 +95,7 @@ def read_whole(stream: Any, longest: int) -> bytes:
 
 
 def arrow(url: str) -> tuple[ModuleType, ModuleType]:
-    """pyarrow and pyarrow.parquet; `url` is for the message if they are missing."""
+    """Import pyarrow and pyarrow.parquet; `url` is for the message if they are missing."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -106,7 +106,7 @@ def arrow(url: str) -> tuple[ModuleType, ModuleType]:
 
 @contextmanager
 def opened(url: str, codec: str | None) -> Iterator[BinaryIO]:
-    """The decompressed bytes of a file; damaged compression is a BadInput. A store that fails is asked again."""
+    """Open a file for its decompressed bytes; damaged compression is a BadInput. A store that fails is asked again."""
     import fsspec
 
     with io.BufferedReader(Remote(url), _BLOCK) if is_remote(url) else fsspec.open(url, "rb") as stream:
@@ -122,7 +122,7 @@ def opened(url: str, codec: str | None) -> Iterator[BinaryIO]:
 
 
 class _ZstdReader:
-    """Reads the frames of a zstd file one after the other. (The library's own reader takes a truncated file for a
+    """The frames of a zstd file, read one after the other. (The library's own reader takes a truncated file for a
     short one.)"""
 
     def __init__(self, stream: BinaryIO, url: str) -> None:
@@ -134,7 +134,7 @@ class _ZstdReader:
         self._frame: Any = None
 
     def read(self, size: int = -1) -> bytes:
-        """About `size` bytes, at least one unless at the end; all of them if `size` is negative."""
+        """Return about `size` bytes, at least one unless at the end; all of them if `size` is negative."""
         if size < 0:
             return b"".join(iter(lambda: self.read(_BLOCK), b""))
         data, rest = b"", b""

@@ -9,7 +9,7 @@ from mm_lightning.terminal import visible
 
 
 class Markup(str):
-    """A cell that is Markdown already."""
+    """A table cell that is Markdown already."""
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> str:

@@ -1,4 +1,4 @@
-"""Takes secrets out of what is going to be kept or shown: logs and run folders are shared more readily than passwords.
+"""Redaction of secrets in what is kept or shown: logs and run folders are shared more readily than passwords.
 
 Every writer of settings does so by itself: :mod:`mm_lightning.outputs` (text and JSON), `yaml_text.write_yaml`, the
 log, error messages and tracebacks. What is data stays as it is: texts that were read, generated or predicted,
@@ -67,7 +67,7 @@ def redact(text: str) -> str:
     """
     text = _USER.sub(rf"\1{HIDDEN}@", text)
     text = _QUERY.sub(rf"\1{HIDDEN}", text)
-    text = _OPTION.sub(lambda found: found[0] if _of_text(found[1]) else found[1] + HIDDEN, text)
+    text = _OPTION.sub(lambda match: match[0] if _of_text(match[1]) else match[1] + HIDDEN, text)
     text = _BEARER.sub(rf"\1{HIDDEN}", text)
     text = _PAIR.sub(_hide_pair, text)
     text = _PARSED.sub(rf"\1{HIDDEN}", _SPACED.sub(rf"\1{HIDDEN}", text))
@@ -79,27 +79,27 @@ def _of_text(name: str) -> bool:
     return bool(_OF_TEXT.search(name.strip("-\"':= \t\n").lower().replace("-", "_").replace(".", "_")))
 
 
-def _hide_pair(found: re.Match[str]) -> str:
-    name, value = found[1], found[2]
+def _hide_pair(match: re.Match[str]) -> str:
+    name, value = match[1], match[2]
     if name.startswith("--") and ":" in name:  # a sentence about an option
-        return found[0]
+        return match[0]
     if re.search(r"token[\"']?(?:=|:\s+)$", name, re.IGNORECASE) and re.fullmatch(r"[\d.,e+\-]+", value):
-        return found[0]  # counted
+        return match[0]  # counted
     if re.fullmatch(r"(?:token|\w+s):\s+", name, re.IGNORECASE) and value.isalpha():
-        return found[0]  # "the file keeps no secrets: give them again"
+        return match[0]  # "the file keeps no secrets: give them again"
     if _of_text(name) or value.strip("\"'").lower() in ("", "null", "none", "true", "false"):
-        return found[0]
+        return match[0]
     quote = value[0] if value[0] in "\"'" else ""
     return f"{name}{quote}{HIDDEN}{quote}"
 
 
 def redact_words(words: list[str]) -> list[str]:
-    """As :func:`redact`, of a command line: a secret may be the word after its option."""
-    found = [redact(word) for word in words]
+    """Redact the words of a command line, where a secret may be the word after its option."""
+    redacted = [redact(word) for word in words]
     for n, word in enumerate(words[:-1]):
         if word.startswith("--") and _OPTION.fullmatch(f"{word} x") and not _of_text(word):
-            found[n + 1] = HIDDEN
-    return found
+            redacted[n + 1] = HIDDEN
+    return redacted
 
 
 def names_secret(key: str) -> bool:

@@ -15,15 +15,15 @@ _WAITS = (1.0, 4.0, 16.0)  # seconds before each further try
 
 
 class Unreachable(OSError):
-    """There is no such machine, or nothing there that answers."""
+    """Raised where there is no such machine, or nothing there that answers."""
 
 
 class Refused(OSError):
-    """The answer of a server to a request that it will never fulfill."""
+    """Raised for a request that a server will never fulfill."""
 
 
 class Passing(OSError):
-    """A failure that soon passes: a server that is busy or being started, silence, a dropped connection."""
+    """Raised for a failure that soon passes: a server that is busy or being started, silence, a dropped connection."""
 
 
 FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, Refused)

@@ -47,7 +47,7 @@ class Ended(KeyboardInterrupt):
 
 
 def name(number: int) -> str:
-    """15 -> SIGTERM; 2 -> ctrl-C"""
+    """Return the name of a signal: 15 -> SIGTERM; 2 -> ctrl-C."""
     return "ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
 
 

@@ -29,7 +29,7 @@ _folder: Path | None = None
 
 
 class OutputLost(Exception):
-    """Ends a command whose result is what it prints, when nobody can read it any more."""
+    """Raised to end a command whose result is what it prints, when nobody can read it any more."""
 
 
 class Stream(io.FileIO):

@@ -23,7 +23,7 @@ REFERENCES = ("--", ":", "-.", (0, (10, 2)), (0, (1, 4)), (0, (6, 2, 1, 2, 1, 2)
 
 
 def figure_of(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Figure, Any]:
-    """An empty figure, its size in inches, with one or more axes: as `Figure.subplots` gives them."""
+    """Return an empty figure, its size in inches, and its axes as `Figure.subplots` returns them."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -41,7 +41,7 @@ def figure_of(width: float, height: float, columns: int = 1, rows: int = 1) -> t
 
 
 def tame(figure: Figure) -> None:
-    """Let all text of a figure be what it says: no formula, however many `$` a name has, and nothing invisible.
+    """Show all text of a figure as it is: no formula, however many `$` a name has, and no invisible character.
 
     Numbers on logarithmic axes stay the formulas that Matplotlib makes of them.
     """
@@ -74,13 +74,8 @@ def _through(literal: Callable[[Any], str], label: Callable[..., Any], *place: A
     return literal(label(*place))
 
 
-def look_of(number: int) -> dict[str, Any]:
-    """Color and marker of one of several lines."""
-    return {"color": COLORS[number % len(COLORS)], "marker": MARKERS[number % len(MARKERS)]}
-
-
 def frame(axes: Axes, values: list[float]) -> None:
-    """Frames what is framed with a little room."""
+    """Set the limits of the y axis to the finite values, with a little room."""
     finite = [value for value in values if math.isfinite(value)]
     if finite:
         room = 0.06 * (max(finite) - min(finite)) or 0.05 * abs(finite[0]) or 1.0
@@ -96,15 +91,15 @@ def line(
     label: str,
     look: Mapping[str, Any],
 ) -> None:
-    """A line with its intervals as a band; a single point with a bar.
+    """Draw a line with its intervals as a band; a single point with a bar.
 
     Args:
-        axes: where to draw.
-        x: places.
-        y: values.
-        low: where their intervals begin.
-        high: where they end.
-        label: in the legend.
+        axes: the axes to draw in.
+        x: the positions on the x axis.
+        y: the values.
+        low: the lower ends of their intervals.
+        high: the upper ends.
+        label: the name in the legend.
         look: color, marker and dashes.
     """
     axes.plot(x, y, label=label, markersize=5, linewidth=1.6, **look)
@@ -115,7 +110,7 @@ def line(
 
 
 def lengths_axis(axes: Axes, lengths: Sequence[float], label: str) -> None:
-    """A logarithmic axis with the wanted places on it."""
+    """Make the x axis logarithmic, with ticks at these lengths."""
     axes.set_xscale("log", base=2)
     axes.set_xticks(list(lengths), [tokens(n) for n in lengths])
     axes.minorticks_off()
@@ -123,19 +118,19 @@ def lengths_axis(axes: Axes, lengths: Sequence[float], label: str) -> None:
 
 
 def profile_axes(axes: Axes, furthest: float) -> None:
-    """Names the axes of retrieval weights by distance, both logarithmic."""
+    """Label the axes of retrieval weights by distance, both logarithmic."""
     lengths_axis(axes, [4**n for n in range(20) if 4**n <= furthest], "tokens back")
     axes.set_yscale("log")
     axes.set_ylabel("mean retrieval weight of a pair")
 
 
 def tokens(number: float) -> str:
-    """4096 -> 4k"""
+    """Return a number of tokens in short: 4096 -> 4k."""
     return f"{number / 1024:g}k" if number >= 1024 and number % 256 == 0 else f"{number:g}"
 
 
 def side_legend(figure: Figure, panels: Sequence[Axes]) -> None:
-    """One legend for several panels, each name once, beside or below them: where the names need less room."""
+    """Add one legend for several panels, each name once, beside or below them: where the names need less room."""
     entries: dict[str, Any] = {}
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
@@ -158,7 +153,7 @@ def side_legend(figure: Figure, panels: Sequence[Axes]) -> None:
 
 
 def legend_height(labels: Sequence[str]) -> float:
-    """Inches that a legend below a figure takes."""
+    """Return the height in inches of a legend below a figure."""
     if max(map(len, labels), default=0) <= 26:
         return 0.0
     columns = 2 if max(map(len, labels)) < 60 and len(labels) > 2 else 1
@@ -166,7 +161,7 @@ def legend_height(labels: Sequence[str]) -> float:
 
 
 def wrapped(text: str, width: int) -> str:
-    """Broken into lines."""
+    """Return a text broken into lines of at most `width` characters."""
     import textwrap
 
     return "\n".join(textwrap.wrap(text, width, break_long_words=True))

@@ -42,7 +42,7 @@ _UNPRINTABLE = re.compile(r"[^ -~\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\uf
 
 
 class Loader(yaml.SafeLoader):
-    """Reads plain values only: texts, numbers, true or false, null, lists and mappings.
+    """A YAML loader of plain values only: texts, numbers, true or false, null, lists and mappings.
 
     Refuses a key that comes twice, of which YAML would take the later one in silence.
     """
@@ -99,15 +99,15 @@ class Loader(yaml.SafeLoader):
         """Return keys and value nodes, those that `<<` takes from other mappings first: the mapping's own win."""
         if not isinstance(node, yaml.MappingNode):
             raise yaml.MarkedYAMLError(problem="<< takes keys of mappings only", problem_mark=node.start_mark)
-        own: dict[Any, yaml.Node] = {}
+        direct: dict[Any, yaml.Node] = {}
         merged: dict[Any, yaml.Node] = {}
         for key, value in node.value:
             if key.tag != f"{_TAG}merge":
-                own[self._key(key)] = value
+                direct[self._key(key)] = value
                 continue
             for other in value.value if isinstance(value, yaml.SequenceNode) else [value]:
                 merged = {**self._pairs(other), **merged}
-        return {**merged, **own}
+        return {**merged, **direct}
 
     def construct_undefined(self, node: yaml.Node) -> None:
         """Refuse dates, bytes, sets and other objects that a tag names."""
@@ -134,7 +134,7 @@ class Loader(yaml.SafeLoader):
 
 
 class Dumper(yaml.SafeDumper):
-    """Writes what :class:`Loader` reads back, with quotes round the texts that would be something else."""
+    """A YAML dumper of what :class:`Loader` reads back, with quotes round texts that would be something else."""
 
     def ignore_aliases(self, data: Any) -> bool:
         """Return True: a list that occurs twice is written twice, without anchors such as `&id001`."""
@@ -221,7 +221,7 @@ def one_line(value: Any) -> str:
     if isinstance(value, float) and not math.isfinite(value):
         return ".nan" if math.isnan(value) else ".inf" if value > 0 else "-.inf"
     # ASCII, because the parser asks for a file of that name; not by half pairs, which are JSON's way, not YAML's
-    return re.sub(r"[^ -~]", lambda found: f"\\U{ord(found[0]):08x}", json.dumps(value, ensure_ascii=False))
+    return re.sub(r"[^ -~]", lambda match: f"\\U{ord(match[0]):08x}", json.dumps(value, ensure_ascii=False))
 
 
 def use_for_options() -> None:
