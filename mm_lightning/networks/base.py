@@ -247,7 +247,12 @@ class Network(nn.Module):
 
     def memory_scalars(self) -> dict[str, Tensor]:
         """Return the learned scalars by memory level and name, e.g. `long/alpha`, each (L * H,)."""
-        return {}
+        scalars: dict[str, list[Tensor]] = {}
+        for memory_name, memory in self.named_modules():
+            if isinstance(memory, ContextualMemory):
+                for name, value in memory.scalars().items():
+                    scalars.setdefault(f"{memory_name.rsplit('.', 1)[-1]}/{name}", []).append(value.detach())
+        return {name: torch.cat(values) for name, values in scalars.items()}
 
     def weight_decay_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """Return the parameters with weight decay (matrices) and those without (scalars and norms)."""

@@ -10,6 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mm_lightning.memory.layers import Linear, Norm
+from mm_lightning.memory.persistent import SwiGLU
+from mm_lightning.networks.base import ForwardContext, depth_std
+from mm_lightning.networks.config import NetworkConfig
+
 
 @cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -46,12 +51,45 @@ class Block(nn.Module):
     """
 
     compiled = False
-    dropout: float
-    contextual_norm: nn.Module
-    contextual: nn.ModuleDict
-    W_o: nn.Module
-    persistent_norm: nn.Module | None
-    persistent: nn.Module | None
+
+    def __init__(self, config: NetworkConfig, index: int):
+        super().__init__()
+        d, bias = config.dim, getattr(config, "bias", False)
+        self.dropout = config.dropout
+        self.contextual_norm = Norm(d, config.norm_eps, config.norm, bias)
+        self.contextual = nn.ModuleDict(self.contextual_memories(config, index))
+        self.W_o = self.output(config, index)
+        persistent = self.persistent_memory(config, index)
+        self.persistent_norm = None if persistent is None else Norm(d, config.norm_eps, config.norm, bias)
+        self.persistent = persistent
+
+    def contextual_memories(self, config: Any, index: int) -> dict[str, nn.Module]:
+        """Build the memories (or attentions) of the block of this index, by level."""
+        raise NotImplementedError
+
+    def output(self, config: Any, index: int) -> nn.Module:
+        """Build W_o."""
+        width, std = len(config.levels) * config.dim, depth_std(config.dim, index)
+        return Linear(width, config.dim, std, getattr(config, "bias", False))
+
+    def persistent_memory(self, config: Any, index: int) -> nn.Module | None:
+        """Build the persistent memory, a SwiGLU network by default."""
+        d, f = config.dim, config.persistent_dim
+        return SwiGLU(d, f, depth_std(d, index), depth_std(f, index))
+
+    def read(self, level: str, x: Tensor, context: ForwardContext) -> Tensor:
+        """Return the answers of one memory to its inputs, (B, T, d)."""
+        memory = self.contextual[level]
+        return memory(x, context.spans[level], context.documents, context.state_of(memory))
+
+    def answers(self, x: Tensor, context: ForwardContext) -> Tensor:
+        """Return the answers of all memories side by side, (B, T, n d), to the residual stream x, (B, T, d)."""
+        y = self.pre_norm(x)
+        return torch.cat([self.read(level, y, context) for level in self.contextual], -1)
+
+    def forward(self, x: Tensor, context: ForwardContext) -> tuple[Tensor, Tensor | None]:
+        """Return the residual stream after this block, and its load-balancing loss if it has one."""
+        return self.residual_update(*context.keep_last(x, self.answers(x, context))), None
 
     @compile_pointwise
     def pre_norm(self, x: Tensor) -> Tensor:

@@ -23,7 +23,6 @@ from mm_lightning.errors import UserError
 from mm_lightning.memory.documents import Documents
 from mm_lightning.memory.kernels import Kernels
 from mm_lightning.memory.layers import Linear, Norm
-from mm_lightning.memory.persistent import SwiGLU
 from mm_lightning.memory.state import MemoryState
 from mm_lightning.networks.base import ForwardContext, Network, depth_std
 from mm_lightning.networks.block import Block, compile_pointwise
@@ -268,23 +267,18 @@ class DeltaMemory(nn.Module):
 class DeltaBlock(Block):
     """x += W_o delta(norm(x));  x += SwiGLU(norm(x))"""
 
-    def __init__(self, config: GatedDeltaNetConfig, index: int):
-        super().__init__()
-        d, f, (key_dim, value_dim) = config.dim, config.persistent_dim, config.state_dims
-        std = depth_std(d, index)
-        self.dropout = config.dropout
-        self.contextual_norm = Norm(d, config.norm_eps, config.norm)
-        memory = DeltaMemory(d, config.heads, key_dim, value_dim, config.convolution, std, config.norm_eps)
-        self.contextual = nn.ModuleDict({"delta": memory})
-        self.W_o = Linear(config.heads * value_dim, d, depth_std(config.heads * value_dim, index))
-        self.persistent_norm = Norm(d, config.norm_eps, config.norm)
-        self.persistent = SwiGLU(d, f, std, depth_std(f, index))
+    def contextual_memories(self, config: GatedDeltaNetConfig, index: int) -> dict[str, nn.Module]:
+        std = depth_std(config.dim, index)
+        shape = config.dim, config.heads, *config.state_dims, config.convolution
+        return {"delta": DeltaMemory(*shape, std, config.norm_eps)}
 
-    def forward(self, x: Tensor, context: ForwardContext) -> tuple[Tensor, None]:
-        """Return the residual stream after this block; there is no load-balancing loss."""
-        memory = self.contextual["delta"]
-        answers = memory(self.pre_norm(x), context.documents, context.state_of(memory))
-        return self.residual_update(*context.keep_last(x, answers)), None
+    def output(self, config: GatedDeltaNetConfig, index: int) -> nn.Module:
+        width = config.heads * config.state_dims[1]
+        return Linear(width, config.dim, depth_std(width, index))
+
+    def read(self, level: str, x: Tensor, context: ForwardContext) -> Tensor:
+        memory = self.contextual[level]
+        return memory(x, context.documents, context.state_of(memory))
 
 
 class GatedDeltaNet(Transformer):

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,8 +15,7 @@ from mm_lightning.memory.bandwidth import AdaptiveBandwidth, Bandwidth, FixedBan
 from mm_lightning.memory.compact_retrieval import COMPACT_KERNELS, CompactRetrieval
 from mm_lightning.memory.contextual import ContextualMemory
 from mm_lightning.memory.keys import GatedKeys, Keys, LeakyKeys
-from mm_lightning.memory.layers import Linear, Norm
-from mm_lightning.memory.persistent import Experts, Persistent, SlotMemory, SwiGLU
+from mm_lightning.memory.persistent import Experts, Persistent, SlotMemory
 from mm_lightning.memory.retrieval import Retrieval, SoftmaxRetrieval
 from mm_lightning.memory.values import LookAheadValues, Scale, Values
 from mm_lightning.networks.base import ForwardContext, Network, depth_std
@@ -100,46 +98,29 @@ class MemoryMosaicConfig(NetworkConfig):
 class MosaicBlock(Block):
     """x += W_o [long(norm(x)), short(norm(x))];  x += persistent(norm(x))"""
 
-    def __init__(self, config: MemoryMosaicConfig, index: int):
-        super().__init__()
-        d, f, heads = config.dim, config.persistent_dim, config.heads
-        std = depth_std(d, index)
-        self.dropout = config.dropout
-        self.contextual_norm = Norm(d, config.norm_eps, config.norm, config.bias)
-        self.contextual = nn.ModuleDict()
-        for level in config.levels:
-            self.contextual[level] = contextual_memory(config, index)
-        self.W_o = Linear(len(config.levels) * d, d, std, config.bias)
-        self.persistent_norm: Norm | None = None
-        if config.persistent != "none":
-            self.persistent_norm = Norm(d, config.norm_eps, config.norm, config.bias)
-        self.persistent: nn.Module | None = None
-        if config.persistent == "swiglu":
-            self.persistent = SwiGLU(d, f, std, depth_std(f, index))
-        elif config.persistent == "key_value":
-            slots, banks = config.persistent_slots, config.persistent_banks
-            self.persistent = SlotMemory(d, heads, slots, banks, std, config.bias)
-        elif isinstance(config.persistent, dict):
-            self.persistent = build_part(config.persistent, Persistent, d, heads, partial(depth_std, block=index))
-        elif config.persistent == "experts":
-            self.persistent = Experts(d, f, config.experts, config.experts_per_token, std, depth_std(f, index))
+    def contextual_memories(self, config: MemoryMosaicConfig, index: int) -> dict[str, nn.Module]:
+        return {level: contextual_memory(config, index) for level in config.levels}
+
+    def persistent_memory(self, config: MemoryMosaicConfig, index: int) -> nn.Module | None:
+        d, f, heads, std = config.dim, config.persistent_dim, config.heads, partial(depth_std, block=index)
+        if isinstance(config.persistent, dict):
+            return build_part(config.persistent, Persistent, d, heads, std)
+        if config.persistent == "key_value":
+            return SlotMemory(d, heads, config.persistent_slots, config.persistent_banks, std(d), config.bias)
+        if config.persistent == "experts":
+            return Experts(d, f, config.experts, config.experts_per_token, std(d), std(f))
+        return super().persistent_memory(config, index) if config.persistent == "swiglu" else None
 
     def forward(self, x: Tensor, context: ForwardContext) -> tuple[Tensor, Tensor | None]:
-        """Return the residual stream after this block, and its load-balancing loss if it has one."""
-        y = self.pre_norm(x)
-        answers = torch.cat(
-            [m(y, context.spans[n], context.documents, context.state_of(m)) for n, m in self.contextual.items()], -1
-        )
-        if not isinstance(self.persistent, SlotMemory):  # whose average takes in every token
-            x, answers = context.keep_last(x, answers)
         if self.persistent_norm is None or not isinstance(self.persistent, SlotMemory | Experts):
-            return self.residual_update(x, answers), None
-        x = self.add(x, answers)
-        y, balance = self.persistent_norm(x), None
-        if isinstance(self.persistent, SlotMemory):
-            answer = self.persistent(y, context.documents, context.state_of(self.persistent))
+            return super().forward(x, context)
+        answers, balance = self.answers(x, context), None
+        if isinstance(self.persistent, SlotMemory):  # whose average takes in every token
+            x = self.add(x, answers)
+            answer = self.persistent(self.persistent_norm(x), context.documents, context.state_of(self.persistent))
         else:
-            answer, balance = self.persistent(y, context.balance_mask)
+            x = self.add(*context.keep_last(x, answers))
+            answer, balance = self.persistent(self.persistent_norm(x), context.balance_mask)
         return x + F.dropout(answer, self.dropout, self.training), balance
 
 
@@ -170,11 +151,3 @@ class MemoryMosaic(Network):
     def __init__(self, config: MemoryMosaicConfig):
         super().__init__(config, [MosaicBlock(config, index) for index in range(config.layers)])
         self.balance_weight = config.balance_weight
-
-    def memory_scalars(self) -> dict[str, Tensor]:
-        scalars: dict[str, list[Tensor]] = {}
-        for memory_name, memory in self.named_modules():
-            if isinstance(memory, ContextualMemory):
-                for name, value in memory.scalars().items():
-                    scalars.setdefault(f"{memory_name.rsplit('.', 1)[-1]}/{name}", []).append(value.detach())
-        return {name: torch.cat(values) for name, values in scalars.items()}

@@ -13,7 +13,6 @@ from mm_lightning.errors import UserError
 from mm_lightning.memory.documents import Documents, Span
 from mm_lightning.memory.layers import Linear, Norm
 from mm_lightning.memory.pair_cache import PairCache
-from mm_lightning.memory.persistent import SwiGLU
 from mm_lightning.memory.retrieval import SoftmaxRetrieval
 from mm_lightning.memory.state import MemoryState
 from mm_lightning.networks.base import ForwardContext, Network, depth_std
@@ -174,28 +173,15 @@ class Attention(nn.Module):
 class TransformerBlock(Block):
     """x += W_o attention(norm(x));  x += SwiGLU(norm(x))"""
 
-    def __init__(self, config: TransformerConfig, index: int):
-        super().__init__()
-        d, f = config.dim, config.persistent_dim
-        std = depth_std(d, index)
+    def contextual_memories(self, config: TransformerConfig, index: int) -> dict[str, nn.Module]:
         rotated = config.levels if config.rotary_levels is None else config.rotary_levels
-        self.dropout = config.dropout
-        self.contextual_norm = Norm(d, config.norm_eps, config.norm)
-        self.contextual = nn.ModuleDict()
-        for level in config.levels:
-            self.contextual[level] = Attention(config, level in rotated, std)
-        self.W_o = Linear(len(config.levels) * d, d, std)
-        self.persistent_norm = Norm(d, config.norm_eps, config.norm)
-        self.persistent = SwiGLU(d, f, std, depth_std(f, index))
+        std = depth_std(config.dim, index)
+        return {level: Attention(config, level in rotated, std) for level in config.levels}
 
-    def forward(self, x: Tensor, context: ForwardContext) -> tuple[Tensor, None]:
-        """Return the residual stream after this block; there is no load-balancing loss."""
-        y = self.pre_norm(x)
-        answers = [
-            a(y, context.spans[n], context.documents, context.rotation, context.state_of(a))
-            for n, a in self.contextual.items()
-        ]
-        return self.residual_update(*context.keep_last(x, torch.cat(answers, -1))), None
+    def read(self, level: str, x: Tensor, context: ForwardContext) -> Tensor:
+        attention = self.contextual[level]
+        state = context.state_of(attention)
+        return attention(x, context.spans[level], context.documents, context.rotation, state)
 
 
 class Transformer(Network):

@@ -39,8 +39,8 @@ def _errors(logits, targets, losses, V: tl.constexpr, C: tl.constexpr, IGNORE: t
     scale = largest + tl.log(total)
     counts = target != IGNORE
     known = (target >= 0) & (target < V)
-    wanted = tl.load(row + target, known, float("nan")).to(tl.float32)
-    tl.store(losses + token, tl.where(counts, scale - wanted, 0.0))
+    target_logit = tl.load(row + target, known, float("nan")).to(tl.float32)
+    tl.store(losses + token, tl.where(counts, scale - target_logit, 0.0))
     if LEARNS:
         for first in range(0, V, C):
             at = first + tl.arange(0, C)

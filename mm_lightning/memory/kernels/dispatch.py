@@ -72,7 +72,7 @@ def gated_keys(
     exact = torch.promote_types(ktilde.dtype, torch.float32)
     scalars = [x.to(exact).expand_as(gate).contiguous() for x in (gate, decay, finite_bandwidth(beta, ktilde.dtype))]
     arguments = (contiguous_rows(ktilde), *scalars, documents.starts)
-    return _numba_keys(*arguments)[:2] if _directly(kernels, ktilde) else _GatedKeys.apply(*arguments)
+    return _on_cpu("keys")(*arguments)[:2] if _directly(kernels, ktilde) else _GatedKeys.apply(*arguments)
 
 
 def gated_keys_from(
@@ -110,7 +110,7 @@ def ahead_values(vtilde: Tensor, gamma: Tensor | None, alpha: Tensor, documents:
         return values * alpha[:, None].to(values.dtype)
     gamma = torch.ones_like(alpha) if gamma is None else gamma
     arguments = (contiguous_rows(vtilde), gamma.to(exact), alpha.to(exact), documents.starts)
-    return _numba_values(*arguments)[0] if _directly(kernels, vtilde) else _AheadValues.apply(*arguments)
+    return _on_cpu("values")(*arguments)[0] if _directly(kernels, vtilde) else _AheadValues.apply(*arguments)
 
 
 def _directly(kernels: Kernels, x: Tensor) -> bool:
@@ -145,60 +145,40 @@ class _AheadValues(torch.autograd.Function):
         return *_values_backward(*ctx.saved_tensors, d_v), None
 
 
-def _numba_keys(
-    raw: Tensor, gate: Tensor, decay: Tensor, beta: Tensor, starts: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    batch, _, heads, dim = raw.shape
-    total = gate.new_zeros(batch, heads, dim)
-    scale = torch.full((batch, heads), -torch.inf, dtype=torch.float64, device=raw.device)
-    from mm_lightning.memory.kernels.numba_features import keys
+def _on_cpu(name: str) -> Callable[..., Any]:
+    """Return the numba kernel of this name; numba is imported when it is first called."""
 
-    return keys(raw, gate, decay, beta, starts, total, scale)
+    def call(*arguments: Tensor) -> Any:
+        from mm_lightning.memory.kernels import numba_features
 
+        return getattr(numba_features, name)(*arguments)
 
-_keys = torch.library.custom_op(_LIBRARY + "::gated_keys", _numba_keys, mutates_args=(), device_types="cpu")
-
-
-@torch.library.custom_op(_LIBRARY + "::gated_keys_backward", mutates_args=(), device_types="cpu")
-def _keys_backward(
-    raw: Tensor, beta: Tensor, starts: Tensor, k: Tensor, saved: Tensor, d_q: Tensor, d_k: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    from mm_lightning.memory.kernels.numba_features import keys_backward
-
-    return keys_backward(raw, beta, starts, k, saved, d_q, d_k)
-
-
-def _numba_values(raw: Tensor, gamma: Tensor, alpha: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
-    from mm_lightning.memory.kernels.numba_features import values
-
-    return values(raw, gamma, alpha, starts)
-
-
-_values = torch.library.custom_op(_LIBRARY + "::ahead_values", _numba_values, mutates_args=(), device_types="cpu")
-
-
-@torch.library.custom_op(_LIBRARY + "::ahead_values_backward", mutates_args=(), device_types="cpu")
-def _values_backward(
-    raw: Tensor, gamma: Tensor, alpha: Tensor, starts: Tensor, v: Tensor, norm: Tensor, d_v: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    from mm_lightning.memory.kernels.numba_features import values_backward
-
-    return values_backward(raw, gamma, alpha, starts, v, norm, d_v)
+    return call
 
 
 def _on_cuda(name: str) -> Callable[..., Any]:
-    def launch(*arguments: Tensor) -> Any:
-        from mm_lightning.memory.kernels.triton_launch import LAUNCHES
+    def call(*arguments: Tensor) -> Any:
+        from mm_lightning.memory.kernels import triton_launch
 
-        return LAUNCHES[name](*arguments)
+        return getattr(triton_launch, name)(*arguments)
 
-    return launch
+    return call
 
 
-_keys.register_kernel("cuda", _on_cuda("keys"))
-_keys_backward.register_kernel("cuda", _on_cuda("keys_backward"))
-_values.register_kernel("cuda", _on_cuda("values"))
-_values_backward.register_kernel("cuda", _on_cuda("values_backward"))
+def _operator(name: str, kernel: str, arguments: str, results: int) -> Any:
+    """Register kernels of the same name for CPU (numba) and CUDA (triton) as an operator of torch."""
+    tensors = ", ".join(f"Tensor {argument}" for argument in arguments.split())
+    schema = f"({tensors}) -> ({', '.join(['Tensor'] * results)})"
+    settings: dict[str, Any] = {"mutates_args": (), "device_types": "cpu", "schema": schema}
+    operator = torch.library.custom_op(f"{_LIBRARY}::{name}", _on_cpu(kernel), **settings)
+    operator.register_kernel("cuda", _on_cuda(kernel))
+    return operator
+
+
+_keys = _operator("gated_keys", "keys", "raw gate decay beta starts", 3)
+_keys_backward = _operator("gated_keys_backward", "keys_backward", "raw beta starts k saved d_q d_k", 4)
+_values = _operator("ahead_values", "values", "raw gamma alpha starts", 2)
+_values_backward = _operator("ahead_values_backward", "values_backward", "raw gamma alpha starts v norm d_v", 3)
 
 # Shapes, types and strides of the results, for torch.compile
 

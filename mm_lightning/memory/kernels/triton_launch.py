@@ -7,7 +7,6 @@ over tokens are triangular matrix products, and none is atomic: the same inputs 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -112,10 +111,6 @@ def values_backward(
     with torch.cuda.device_of(raw):
         values_back[grid](*arrays, *sums, *raw.stride()[:3], *d_v.stride()[:3], *raw.shape[1:], **sizes)
     return d_raw, sums[0].sum((0, 1)), sums[1].sum((0, 1))
-
-
-LAUNCHES: dict[str, Callable[..., Any]] = {f.__name__: f for f in (keys, keys_backward, values, values_backward)}
-"""The functions of the operators on CUDA."""
 
 
 def _grid(raw: Tensor) -> tuple[tuple[int, int, int], dict[str, Any]]:
