@@ -2,7 +2,7 @@ import signal
 
 import pytest
 from hypothesis import HealthCheck, settings
-from tiny_run import prepared, tiny  # noqa: F401
+from tiny_run import finished, finished_once, prepared, tiny  # noqa: F401
 
 # The same examples every time, and none is too slow: how fast a machine is, is not what tests are about.
 settings.register_profile("plain", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])

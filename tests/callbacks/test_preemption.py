@@ -18,19 +18,6 @@ from mm_lightning.cli import main, slurm_job
 from mm_lightning.training.module import LanguageModule
 
 
-@pytest.fixture(scope="module")
-def undisturbed() -> dict:
-    """What the whole run measures, filled by the first test that asks."""
-    return {}
-
-
-def whole_run(tiny, tmp_path, undisturbed):
-    if not undisturbed:
-        assert main(["fit", "--config", str(tiny), "--run", str(tmp_path / "whole")]) == 0
-        undisturbed |= {name: metrics(tmp_path / "whole" / "0", name) for name in ("train/loss", "validation/loss")}
-    return undisturbed
-
-
 def send(patch, number, hook, when):
     """Sends this process a signal when a method of the module is called for the n-th time."""
     method, calls = getattr(LanguageModule, hook), []
@@ -57,8 +44,10 @@ def send(patch, number, hook, when):
         (signal.SIGINT, "validation_step", 1, 4),  # in the validation after step 3
     ],
 )
-def test_a_signal_saves_and_the_run_goes_on(tiny, tmp_path, monkeypatch, capfd, undisturbed, number, hook, when, step):
-    whole = whole_run(tiny, tmp_path, undisturbed)
+def test_a_signal_saves_and_the_run_goes_on(
+    tiny, tmp_path, monkeypatch, capfd, finished_once, number, hook, when, step
+):
+    whole = {name: metrics(finished_once, name) for name in ("train/loss", "validation/loss")}
     before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)]
     with monkeypatch.context() as patch:
         send(patch, number, hook, when)

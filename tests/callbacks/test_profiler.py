@@ -32,8 +32,7 @@ def traced(path: Path) -> tuple[set[str], set[str]]:
     return {name for name in names if name.startswith("ProfilerStep")}, names
 
 
-def test_a_trace_holds_the_steps_and_changes_nothing(tiny, profiled, tmp_path, capsys):
-    assert main(["fit", "--config", str(tiny), "--run", str(tmp_path / "alone")]) == 0
+def test_a_trace_holds_the_steps_and_changes_nothing(finished_once, profiled, tmp_path, capsys):
     config = profiled(first=3, steps=2)
     assert main(["fit", "--config", str(config), "--run", str(tmp_path / "seen")]) == 0
     (trace,) = (tmp_path / "seen/0/profile").iterdir()
@@ -42,7 +41,7 @@ def test_a_trace_holds_the_steps_and_changes_nothing(tiny, profiled, tmp_path, c
     steps, names = traced(trace)
     assert len(steps) == 2
     assert {"aten::mm", "aten::_fused_adamw_"} <= names
-    assert metrics(tmp_path / "seen/0") == metrics(tmp_path / "alone/0")
+    assert metrics(tmp_path / "seen/0") == metrics(finished_once)
 
 
 def test_the_first_step_and_an_end_in_the_middle(profiled, tmp_path):

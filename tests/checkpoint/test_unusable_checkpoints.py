@@ -66,9 +66,8 @@ def test_a_network_of_a_newer_version(tmp_path, capsys, command):
     assert "install the version it was written by" in line
 
 
-def test_a_run_of_a_newer_version_is_not_resumed(tiny, tmp_path, capsys):
-    assert main(["fit", "--config", str(tiny)]) == 0
-    path = tmp_path / "run" / "0" / "checkpoints" / "step=6.ckpt"
+def test_a_run_of_a_newer_version_is_not_resumed(tiny, finished, capsys):
+    path = finished / "checkpoints" / "step=6.ckpt"
     content = torch.load(path, weights_only=True)
     content[METADATA_KEY]["network"]["fields"]["gyration"] = 3
     AtomicCheckpointIO().save_checkpoint(content, path)

@@ -1,5 +1,6 @@
 """A tiny prepared data folder and a config to train on it in a second or two."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,25 @@ def tiny(tmp_path, prepared) -> Path:
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(values))
     return path
+
+
+@pytest.fixture(scope="session")
+def finished_once(tmp_path_factory, prepared) -> Path:
+    """The folder of a finished tiny run; for `finished`, which copies it."""
+    from mm_lightning.cli import main
+
+    folder = tmp_path_factory.mktemp("finished")
+    values = {"run": str(folder / "run"), **TINY, "data": {**TINY["data"], "path": str(prepared)}}
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(values))
+    assert main(["fit", "--config", str(folder / "tiny.yaml")]) == 0
+    return folder / "run" / "0"
+
+
+@pytest.fixture
+def finished(tiny, tmp_path, finished_once) -> Path:
+    """The folder of the tiny run, as `mm fit --config TINY` leaves it; trained once for all tests."""
+    folder = tmp_path / "run" / "0"
+    shutil.copytree(finished_once, folder)
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace(str(finished_once.parent), str(folder.parent)))
+    return folder

@@ -23,8 +23,7 @@ from mm_lightning.training.resume import OptimizerSettings, changes, decides_the
 from mm_lightning.training.sharding import keep_clipping_and_scaling
 
 
-def test_what_has_changed_is_named(tiny, tmp_path, prepared, capsys):
-    assert main(["fit", "--config", str(tiny)]) == 0
+def test_what_has_changed_is_named(tiny, finished, tmp_path, prepared, capsys):
     checkpoint = tmp_path / "run" / "0" / "checkpoints" / "step=6.ckpt"
     about = torch.load(checkpoint, weights_only=True)[METADATA_KEY]["data"]
     manifest = Manifest.load(prepared)

@@ -72,8 +72,7 @@ def test_what_classes_refuse_is_said_with_the_rest(tiny, tmp_path, capsys):
     assert plan(tiny, "--gpu_memory", "80") == 0
 
 
-def test_a_checkpoint_is_held_against_the_network(tiny, tmp_path, capsys):
-    assert main(["fit", "--config", str(tiny)]) == 0
+def test_a_checkpoint_is_held_against_the_network(tiny, finished, tmp_path, capsys):
     assert plan(tiny, "--resume", **{"trainer.max_steps": 9, "model.network.dim": 32}) == 2
     assert "dim 16 instead of 32" in capsys.readouterr().err
     assert plan(tiny, "--resume", **{"trainer.max_steps": 9}) == 0

@@ -85,8 +85,7 @@ def test_a_rate_that_never_gets_to_its_peak_is_told(tiny, capsys):
     assert "WARNING: all 6 steps warm up" in capsys.readouterr().out
 
 
-def test_a_checkpoint_of_another_architecture(tiny, capsys, tmp_path):
-    assert main(["fit", "--config", str(tiny)]) == 0
+def test_a_checkpoint_of_another_architecture(tiny, finished, capsys):
     message = complain(
         capsys, "fit", "--config", str(tiny), "--resume", "--trainer.max_steps", "9", "--model.network.dim", "32"
     )
@@ -97,9 +96,8 @@ def test_a_checkpoint_of_another_architecture(tiny, capsys, tmp_path):
     assert "nothing to resume" in complain(capsys, "fit", "--config", str(tiny), "--resume")
 
 
-def test_a_checkpoint_never_overrides_the_config(tiny, tmp_path):
-    assert main(["fit", "--config", str(tiny)]) == 0
-    checkpoint = tmp_path / "run" / "0" / "checkpoints" / "step=6.ckpt"
+def test_a_checkpoint_never_overrides_the_config(tiny, finished, tmp_path):
+    checkpoint = finished / "checkpoints" / "step=6.ckpt"
     more = ["--ckpt_path", str(checkpoint), "--trainer.max_steps", "8", "--model.weight_decay", "0.3"]
     assert main(["fit", "--config", str(tiny), *more]) == 0
     saved = yaml.safe_load((tmp_path / "run" / "1" / "config.yaml").read_text())

@@ -8,11 +8,6 @@ from mm_lightning.checkpoint import COMMIT_FILE, find_checkpoint, load_network
 from mm_lightning.cli import main
 
 
-def train_alone(tiny, tmp_path):
-    assert main(["fit", "--config", str(tiny), "--run", str(tmp_path / "alone")]) == 0
-    return tmp_path / "alone" / "0"
-
-
 def train_together(tiny, tmp_path, strategy, *more):
     devices = ["--trainer.devices", "2", "--trainer.strategy", strategy, "--data.micro_batch_size", "2"]
     log = tmp_path / "together.log"
@@ -29,19 +24,18 @@ def assert_same(alone, together):
         assert list(two.values()) == pytest.approx(list(one.values()), rel=2e-5), name
 
 
-def test_ddp_equals_one_process(tiny, tmp_path):
+def test_ddp_equals_one_process(tiny, finished_once, tmp_path):
     folder, output = train_together(tiny, tmp_path, "ddp")
-    assert_same(train_alone(tiny, tmp_path), folder)
+    assert_same(finished_once, folder)
     assert output.count("step 6/6  loss") == 1  # rank zero speaks alone
     assert [p.name for p in (tmp_path / "together").iterdir()] == ["0"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_zero_equals_one_process(tiny, tmp_path, stage):
-    alone = train_alone(tiny, tmp_path)
+def test_zero_equals_one_process(tiny, finished_once, tmp_path, stage):
     folder, _ = train_together(tiny, tmp_path, f"deepspeed_stage_{stage}")
-    assert_same(alone, folder)
+    assert_same(finished_once, folder)
     checkpoint = find_checkpoint(folder)
     assert (checkpoint / COMMIT_FILE).is_file()
     # DeepSpeed's universal form holds the same weights, and so does one file
@@ -57,15 +51,14 @@ def test_zero_equals_one_process(tiny, tmp_path, stage):
     assert list(metrics(tmp_path / "back" / "0")) == [7, 8]
     assert list((tmp_path / "back" / "0" / "checkpoints" / "step=8.ckpt" / "checkpoint").glob("*optim_states.pt"))
     # the consolidated weights are those of the run on one process
-    one, two = load_network(alone)[0], load_network(folder)[0]
+    one, two = load_network(finished_once)[0], load_network(folder)[0]
     for (name, a), b in zip(one.named_parameters(), two.parameters(), strict=True):
         assert b.detach().numpy() == pytest.approx(a.detach().numpy(), abs=2e-4), name
 
 
 @pytest.mark.interfaces
 @pytest.mark.slow
-def test_zero_resumes(tiny, tmp_path):
-    alone = train_alone(tiny, tmp_path)
+def test_zero_resumes(tiny, finished_once, tmp_path):
     # the schedule of six steps, interrupted after three
     folder, _ = train_together(tiny, tmp_path, "deepspeed_stage_2")
     last = folder / "checkpoints" / "step=6.ckpt"
@@ -76,4 +69,4 @@ def test_zero_resumes(tiny, tmp_path):
     assert "resuming" in output
     assert "step=3.ckpt" in output
     assert metrics(folder) == before
-    assert_same(alone, folder)
+    assert_same(finished_once, folder)
