@@ -55,7 +55,7 @@ class Automaton:
             if len(known) == len(set(group)):
                 break
             group = finer
-        number, waiting, found = {group[0]: 0}, deque([0]), []
+        number, waiting, states = {group[0]: 0}, deque([0]), []
         while waiting:
             edges = []
             for letter, state in self.edges[waiting.popleft()]:
@@ -63,8 +63,8 @@ class Automaton:
                     number[group[state]] = len(number)
                     waiting.append(state)
                 edges.append((letter, number[group[state]]))
-            found.append(tuple(edges))
-        return Automaton(tuple(found))
+            states.append(tuple(edges))
+        return Automaton(tuple(states))
 
 
 def draw_automaton(random: Random) -> Automaton:

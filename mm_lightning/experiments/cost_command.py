@@ -84,16 +84,17 @@ def cost_of(network: NetworkConfig, layout: Layout, context: int | None = None) 
     }
 
 
-def show(found: dict[str, Any]) -> None:
+def show(costs: dict[str, Any]) -> None:
     """Print the numbers as two tables."""
-    name, costs = found["network"], ("parameters", "forward_flops_per_token")
-    rows: list[list[str] | None] = [[part["name"], *(scaled(part[cost]) for cost in costs)] for part in found["parts"]]
-    rows += [None, ["all", *(scaled(found[cost]) for cost in costs)]]
-    rows += [["training", "", scaled(found["training_flops_per_token"])]]
-    title = f"{name}, {found['context']:,} tokens of context"
+    name, columns = costs["network"], ("parameters", "forward_flops_per_token")
+    rows: list[list[str] | None] = []
+    rows += [[part["name"], *(scaled(part[column]) for column in columns)] for part in costs["parts"]]
+    rows += [None, ["all", *(scaled(costs[column]) for column in columns)]]
+    rows += [["training", "", scaled(costs["training_flops_per_token"])]]
+    title = f"{name}, {costs['context']:,} tokens of context"
     print_table(["part", "parameters", "forward FLOPs/token"], rows, title)
 
-    layout = found["layout"]
+    layout = costs["layout"]
     sharding = f"ZeRO-{layout['zero_stage']}" if layout["zero_stage"] else "every device holds all"
     recomputed = {
         False: "",
@@ -104,9 +105,9 @@ def show(found: dict[str, Any]) -> None:
     print_table(
         [f"on each of {layout['devices']:,} devices", "GB"],
         [
-            *([name, f"{count / 1e9:,.2f}"] for name, count in found["bytes_per_device"].items()),
+            *([name, f"{count / 1e9:,.2f}"] for name, count in costs["bytes_per_device"].items()),
             None,
-            ["all", f"{found['total_bytes_per_device'] / 1e9:,.2f}"],
+            ["all", f"{costs['total_bytes_per_device'] / 1e9:,.2f}"],
         ],
         title=f"memory: {layout['precision']}, {sharding}",
         caption=f"{layout['micro_batch_size']} x {layout['context_length']:,} tokens at a time{recomputed}{offload}; "
