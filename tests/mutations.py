@@ -278,7 +278,7 @@ MUTATIONS = [
     Mutation(
         "checkpoint-checksum",
         "mm_lightning/checkpoint/integrity.py",
-        'zlib.crc32(b"\\0\\0", crc32(path, end)) != seal',
+        'zlib.crc32(b"\\0\\0", crc32(path, end=end)) != seal',
         "False",
         ("tests/checkpoint/test_checkpoint_damage.py",),
     ),

@@ -259,7 +259,8 @@ def test_every_command_with_an_output_has_the_option():
 )
 def test_commands_refuse_what_is_there_before_they_work(command, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("mm_lightning.checkpoint.load_network", lambda *_: pytest.fail("work was begun"))
-    monkeypatch.setattr("mm_lightning.checkpoint.find_checkpoint", lambda *_: pytest.fail("work was begun"))
+    for module in ("mm_lightning.checkpoint", "mm_lightning.checkpoint.checkpoint_commands"):
+        monkeypatch.setattr(f"{module}.find_checkpoint", lambda *_: pytest.fail("work was begun"))
     text, there = tmp_path / "a.txt", tmp_path / "there.safetensors"
     text.write_text("hello")
     there.write_text("mine")

@@ -26,71 +26,33 @@ A plain file returns it from `torch.load(path, weights_only=True)["mm_lightning"
     checkpoint_commands.py  `mm checkpoint`
 """
 
-from mm_lightning.checkpoint.discovery import (
-    checkpoint_path,
-    find_checkpoint,
-    is_run_checkpoint,
-    list_checkpoints,
-    remove_leftovers,
-    run_folder_of,
-    step_of,
-)
-from mm_lightning.checkpoint.integrity import (
-    COMMIT_FILE,
-    METADATA_KEY,
-    PARTIAL_SUFFIX,
-    commit_folder,
-    find_damage,
-    fingerprint,
-    is_complete,
-    remove_checkpoint,
-)
-from mm_lightning.checkpoint.network_loading import (
-    check_architecture,
-    load_network,
-    load_weights,
-    network_config,
-    network_metadata,
-    restore_tokenizer,
-    tokenizer_metadata,
-)
-from mm_lightning.checkpoint.weights import (
-    open_weights,
-    read_metadata,
-    set_deepspeed_accelerator,
-    weights_only_loading,
-)
-from mm_lightning.checkpoint.writing import broadcast_path, check_space, save_synced, write_error
-
-__all__ = [
-    "COMMIT_FILE",
-    "METADATA_KEY",
-    "PARTIAL_SUFFIX",
-    "broadcast_path",
-    "check_architecture",
-    "check_space",
-    "checkpoint_path",
-    "commit_folder",
-    "find_checkpoint",
-    "find_damage",
-    "fingerprint",
-    "is_complete",
-    "is_run_checkpoint",
-    "list_checkpoints",
-    "load_network",
-    "load_weights",
-    "network_config",
-    "network_metadata",
-    "open_weights",
-    "read_metadata",
-    "remove_checkpoint",
-    "remove_leftovers",
-    "restore_tokenizer",
-    "run_folder_of",
-    "save_synced",
-    "set_deepspeed_accelerator",
-    "step_of",
-    "tokenizer_metadata",
-    "weights_only_loading",
-    "write_error",
-]
+from mm_lightning.checkpoint.discovery import checkpoint_path as checkpoint_path
+from mm_lightning.checkpoint.discovery import find_checkpoint as find_checkpoint
+from mm_lightning.checkpoint.discovery import is_run_checkpoint as is_run_checkpoint
+from mm_lightning.checkpoint.discovery import list_checkpoints as list_checkpoints
+from mm_lightning.checkpoint.discovery import remove_leftovers as remove_leftovers
+from mm_lightning.checkpoint.discovery import run_folder_of as run_folder_of
+from mm_lightning.checkpoint.discovery import step_of as step_of
+from mm_lightning.checkpoint.integrity import COMMIT_FILE as COMMIT_FILE
+from mm_lightning.checkpoint.integrity import METADATA_KEY as METADATA_KEY
+from mm_lightning.checkpoint.integrity import PARTIAL_SUFFIX as PARTIAL_SUFFIX
+from mm_lightning.checkpoint.integrity import commit_folder as commit_folder
+from mm_lightning.checkpoint.integrity import find_damage as find_damage
+from mm_lightning.checkpoint.integrity import fingerprint as fingerprint
+from mm_lightning.checkpoint.integrity import is_complete as is_complete
+from mm_lightning.checkpoint.integrity import remove_checkpoint as remove_checkpoint
+from mm_lightning.checkpoint.network_loading import check_architecture as check_architecture
+from mm_lightning.checkpoint.network_loading import load_network as load_network
+from mm_lightning.checkpoint.network_loading import load_weights as load_weights
+from mm_lightning.checkpoint.network_loading import network_config as network_config
+from mm_lightning.checkpoint.network_loading import network_metadata as network_metadata
+from mm_lightning.checkpoint.network_loading import restore_tokenizer as restore_tokenizer
+from mm_lightning.checkpoint.network_loading import tokenizer_metadata as tokenizer_metadata
+from mm_lightning.checkpoint.weights import open_weights as open_weights
+from mm_lightning.checkpoint.weights import read_metadata as read_metadata
+from mm_lightning.checkpoint.weights import set_deepspeed_accelerator as set_deepspeed_accelerator
+from mm_lightning.checkpoint.weights import weights_only_loading as weights_only_loading
+from mm_lightning.checkpoint.writing import broadcast_path as broadcast_path
+from mm_lightning.checkpoint.writing import check_space as check_space
+from mm_lightning.checkpoint.writing import save_synced as save_synced
+from mm_lightning.checkpoint.writing import write_error as write_error

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+import torch
+
+from mm_lightning.checkpoint.discovery import find_checkpoint, list_checkpoints, step_of
+from mm_lightning.checkpoint.integrity import COMMIT_FILE, PARTIAL_SUFFIX, find_damage
+from mm_lightning.checkpoint.lazy_weights import Weights
+from mm_lightning.checkpoint.network_loading import network_config
+from mm_lightning.checkpoint.run_folder import numbered_runs
+from mm_lightning.checkpoint.safetensors_file import find_safetensors_damage, is_memory_file, write_safetensors
+from mm_lightning.checkpoint.universal import to_plain, to_universal
+from mm_lightning.checkpoint.weights import is_universal, load_error, open_weights, read_metadata
 from mm_lightning.console import print_table, say
 from mm_lightning.errors import UserError
 from mm_lightning.outputs import CHECKPOINT, SAFETENSORS, FolderKind, check_folder, check_output, staged
@@ -13,15 +23,9 @@ from mm_lightning.ranges import NonNegative, Place, PlainPlace
 from mm_lightning.side_files import read_object
 from mm_lightning.terminal import display
 
-if TYPE_CHECKING:
-    from mm_lightning.checkpoint.weights import Weights
-
 
 def checkpoint_paths(path: str) -> list[Path]:
     """Return the checkpoints that a path names, oldest first: itself, or all of a run folder or of the runs in it."""
-    from mm_lightning.checkpoint import COMMIT_FILE, PARTIAL_SUFFIX, list_checkpoints
-    from mm_lightning.checkpoint.run_folder import numbered_runs
-
     place = Path(path)
     if not place.exists():
         raise UserError(f"there is no checkpoint or run folder {place}")
@@ -55,8 +59,6 @@ def list_command(run: Place, checksums: bool = False) -> None:
         run: a run folder, a root of numbered run folders, or a checkpoint.
         checksums: verify all checksums, which reads everything; otherwise only check that everything is there.
     """
-    from mm_lightning.checkpoint import PARTIAL_SUFFIX, find_damage, step_of
-
     rows, paths = [], checkpoint_paths(run)
     for path in paths:
         problem = find_damage(path, checksums)
@@ -76,10 +78,6 @@ def verify_command(run: Place) -> None:
     Args:
         run: a run folder, a root of numbered run folders, a checkpoint, or a memory file of `mm remember`.
     """
-    from mm_lightning.checkpoint import find_damage
-    from mm_lightning.checkpoint.safetensors_file import find_safetensors_damage, is_memory_file
-    from mm_lightning.checkpoint.weights import load_error
-
     bad = []
     for path in checkpoint_paths(run):
         problem = find_safetensors_damage(path) if is_memory_file(path) else find_damage(path) or load_error(path)
@@ -106,10 +104,6 @@ def consolidate_command(
         dtype: the type of its weights.
         overwrite: replace an existing output.
     """
-    import torch
-
-    from mm_lightning.checkpoint import find_checkpoint, open_weights, read_metadata
-    from mm_lightning.checkpoint.safetensors_file import write_safetensors
 
     if Path(output).suffix != ".safetensors":
         raise UserError(f"--output {output} must end in .safetensors")
@@ -124,9 +118,6 @@ def consolidate_command(
 
 def tied_names(about: dict[str, Any], weights: Weights) -> dict[str, str]:
     """Return the names of tied weights, each with the name under which its tensor is stored."""
-    import torch
-
-    from mm_lightning.checkpoint import network_config
 
     with torch.device("meta"):
         network = network_config(about).build()
@@ -161,10 +152,6 @@ def convert_command(checkpoint: Place, output: Place, overwrite: bool = False) -
             whose name ends in .ckpt, as in runs/mine/0/step=200.ckpt.
         overwrite: replace an existing output.
     """
-    from mm_lightning.checkpoint import find_checkpoint
-    from mm_lightning.checkpoint.universal import to_plain, to_universal
-    from mm_lightning.checkpoint.weights import is_universal
-
     path, target = find_checkpoint(checkpoint), Path(output)
     if not path.is_dir():
         raise UserError(f"{path} is a plain checkpoint, which any number of devices can resume as it is")
@@ -195,8 +182,6 @@ def compare_command(checkpoints: list[Place], tolerance: NonNegative = 0.0) -> N
         checkpoints: two of them; of a run folder its newest valid checkpoint is taken.
         tolerance: the largest absolute difference that does not count.
     """
-    from mm_lightning.checkpoint import find_checkpoint, open_weights
-
     if len(checkpoints) != 2:
         raise UserError(f"mm checkpoint compare takes two checkpoints, {len(checkpoints)} are named")
     paths = [find_checkpoint(name) for name in checkpoints]

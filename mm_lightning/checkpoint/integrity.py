@@ -18,44 +18,28 @@ import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from mm_lightning.checkpoint.checksums import METADATA_KEY, PARTIAL_SUFFIX, blocks, crc32, sync, sync_folder
+from mm_lightning.checkpoint.checksums import (
+    CHECKSUM_MARK,
+    METADATA_KEY,
+    PARTIAL_SUFFIX,
+    blocks,
+    crc32,
+    sync,
+    sync_folder,
+)
 from mm_lightning.checkpoint.safetensors_file import find_safetensors_damage
 
 COMMIT_FILE = "commit.json"
 DEEPSPEED_TAG = "checkpoint"  # the folder inside a DeepSpeed checkpoint in which Lightning puts the shards
 SAFETENSORS_SUFFIX = ".safetensors"
 
-_MARK = b"mm crc32 "
 _END = b"PK\x05\x06"  # begins the 22 bytes at the end of a zip file; the last two are the length of its comment
 _END_LENGTH = 22
-_COMMENT_LENGTH = len(_MARK) + 8
+_COMMENT_LENGTH = len(CHECKSUM_MARK) + 8
 _SMALL_FILE = 1 << 26  # bytes; smaller files are hashed completely
 _SAMPLE = 1 << 16  # bytes of each sample of a larger file
-
-
-class ChecksumFile:
-    """A file for torch.save that computes the CRC-32 of what is written to it."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-        self.crc32 = 0
-
-    def write(self, data: bytes) -> int:
-        self.crc32 = zlib.crc32(data, self.crc32)
-        return self.file.write(data)
-
-    def flush(self) -> None:
-        self.file.flush()
-
-    def append_checksum(self) -> None:
-        """Append the CRC-32 as zip comment, and sync the file to disk."""
-        comment = _MARK + b"%08x" % self.crc32
-        self.file.write(comment)
-        self.file.seek(-len(comment) - 2, os.SEEK_END)
-        self.file.write(struct.pack("<H", len(comment)))
-        sync(self.file)
 
 
 def _stored_checksum(path: Path) -> int | None:
@@ -63,13 +47,8 @@ def _stored_checksum(path: Path) -> int | None:
     with open(path, "rb") as file:
         file.seek(-min(_END_LENGTH + _COMMENT_LENGTH, path.stat().st_size), os.SEEK_END)
         tail = file.read()
-    comment = tail[_END_LENGTH:]
-    if tail[:4] == _END and tail[20:22] == struct.pack("<H", _COMMENT_LENGTH) and comment[: len(_MARK)] == _MARK:
-        try:
-            return int(comment[len(_MARK) :], 16)
-        except ValueError:
-            return None
-    return None
+    seal = re.fullmatch(CHECKSUM_MARK + rb"([0-9a-f]{8})", tail[_END_LENGTH:])
+    return int(seal[1], 16) if seal and tail[:4] == _END and tail[20:22] == struct.pack("<H", _COMMENT_LENGTH) else None
 
 
 def _file_damage(path: Path, checksums: bool) -> str | None:
@@ -77,7 +56,7 @@ def _file_damage(path: Path, checksums: bool) -> str | None:
         seal = _stored_checksum(path)
         if seal is not None:
             end = path.stat().st_size - _COMMENT_LENGTH - 2
-            other = checksums and zlib.crc32(b"\0\0", crc32(path, end)) != seal
+            other = checksums and zlib.crc32(b"\0\0", crc32(path, end=end)) != seal
             return "is damaged (its checksum is not the one it was written with)" if other else None
         # written by an earlier version or another program: torch.save stores a checksum for each tensor
         with zipfile.ZipFile(path) as file:
@@ -89,11 +68,6 @@ def _file_damage(path: Path, checksums: bool) -> str | None:
         return "is truncated or damaged (at its end)"
     except (OSError, ValueError) as error:
         return f"cannot be read ({error})"
-
-
-def describe_file(path: Path, value: int | None = None) -> dict[str, Any]:
-    """Return the entry of a file in commit.json; `value` is its CRC-32 if already computed."""
-    return {"bytes": path.stat().st_size, "crc32": f"{crc32(path) if value is None else value:08x}"}
 
 
 def _commit_sum(content: dict[str, Any]) -> str:
@@ -113,15 +87,17 @@ def commit_folder(
         metadata: the entry `mm_lightning` of a plain checkpoint.
         sums: known CRC-32 values by path in the folder; the others are computed.
     """
-    files = {
-        str(p.relative_to(partial)): p for p in sorted(partial.rglob("*")) if p.is_file() and p.name != COMMIT_FILE
-    }
-    listed = {name: describe_file(path, (sums or {}).get(name)) for name, path in files.items()}
+    files, sums = [path for path in _files_of(partial) if path.name != COMMIT_FILE], sums or {}
+    listed = {}
+    for path in files:
+        name = str(path.relative_to(partial))
+        value = sums[name] if name in sums else crc32(path)
+        listed[name] = {"bytes": path.stat().st_size, "crc32": f"{value:08x}"}
     content = {"world_size": world_size, "files": listed, METADATA_KEY: metadata}
     with open(partial / COMMIT_FILE, "w", encoding="utf-8") as file:
         json.dump({**content, "crc32": _commit_sum(content)}, file, indent=1)
         sync(file)
-    for folder in {path.parent for path in files.values()} | {partial}:
+    for folder in {path.parent for path in files} | {partial}:
         sync_folder(folder)
     old = target.with_name(target.name + ".old" + PARTIAL_SUFFIX)
     if target.exists():
@@ -190,9 +166,13 @@ def find_damage(path: Path, checksums: bool = True) -> str | None:
     if not path.exists():
         return "is not there"
     # an unchanged checkpoint is verified once
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    state = tuple((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files)
+    state = tuple((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in _files_of(path))
     return _damage(path.absolute(), checksums, state)
+
+
+def _files_of(path: Path) -> list[Path]:
+    """Return all files of a folder, sorted; of a file, itself."""
+    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
 
 
 def is_complete(path: Path) -> bool:
@@ -222,8 +202,11 @@ def fingerprint(path: Path) -> str:
     files, in commit.json) are sampled, the checksum included; all others are read completely.
     """
     digest = hashlib.sha256()
-    summed = _checksummed_files(path)
-    for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
+    try:
+        summed = {name for name, entry in read_commit(path)["files"].items() if isinstance(entry, dict)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not a folder of DeepSpeed
+        summed = set()
+    for file in _files_of(path):
         size, name = file.stat().st_size, str(file.relative_to(path))
         digest.update(f"{name} {size}".encode())
         if size > _SMALL_FILE and (name in summed or _carries_checksum(file)):
@@ -237,20 +220,9 @@ def fingerprint(path: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _checksummed_files(folder: Path) -> set[str]:
-    """Return the files whose checksums are in the commit.json of a DeepSpeed checkpoint."""
-    try:
-        return {name for name, entry in read_commit(folder)["files"].items() if isinstance(entry, dict)}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return set()
-
-
 def _carries_checksum(file: Path) -> bool:
     """Return whether a file holds its checksum in its first or last sampled part."""
     with open(file, "rb") as stream:
-        head = stream.read(_SAMPLE)
-    return _stored_checksum(file) is not None or (
-        file.suffix == SAFETENSORS_SUFFIX
-        and METADATA_KEY.encode() in head
-        and bool(re.search(rb'"crc32":"[0-9a-f]{8}"', head))
-    )
+        head = stream.read(_SAMPLE) if file.suffix == SAFETENSORS_SUFFIX else b""
+    sealed = METADATA_KEY.encode() in head and re.search(rb'"crc32":"[0-9a-f]{8}"', head)
+    return bool(sealed) or _stored_checksum(file) is not None

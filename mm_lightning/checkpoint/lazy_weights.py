@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -29,7 +28,7 @@ class Weights(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         return self.readers[name]().detach()
 
-    def __contains__(self, name: object) -> bool:
+    def __contains__(self, name: object) -> bool:  # without reading, which Mapping would
         return name in self.readers
 
     def __iter__(self) -> Iterator[str]:
@@ -41,10 +40,6 @@ class Weights(Mapping[str, Tensor]):
 
 def weights_of_tensors(state: Mapping[str, Tensor]) -> Weights:
     """Return tensors, in memory or memory-mapped, as :class:`Weights`."""
-    readers: dict[str, Callable[[], Tensor]] = {name: partial(_identity, value) for name, value in state.items()}
     shapes = {name: tuple(value.shape) for name, value in state.items()}
-    return Weights(readers, shapes, {name: value.dtype for name, value in state.items()})
-
-
-def _identity(x: Tensor) -> Tensor:
-    return x
+    dtypes = {name: value.dtype for name, value in state.items()}
+    return Weights({name: value.detach for name, value in state.items()}, shapes, dtypes)

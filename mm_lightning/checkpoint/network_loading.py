@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from mm_lightning import __version__
 from mm_lightning.checkpoint.discovery import find_checkpoint
 from mm_lightning.checkpoint.weights import open_weights, read_metadata
 from mm_lightning.errors import UserError
+from mm_lightning.networks.config_dict import UnknownNetwork, config_from_dict
 
 if TYPE_CHECKING:
     from mm_lightning.data import Tokenizer
@@ -20,8 +23,6 @@ if TYPE_CHECKING:
 
 def network_metadata(config: NetworkConfig, tokenizer: dict[str, Any] | None, context_length: int | None) -> dict:
     """Return the metadata of a checkpoint: its entry `mm_lightning`, in plain types."""
-    from mm_lightning import __version__
-
     network = config.to_dict()
     return {"version": __version__, "network": network, "tokenizer": tokenizer, "context_length": context_length}
 
@@ -41,9 +42,6 @@ def network_config(metadata: dict[str, Any], path: Path | None = None) -> Networ
     Raises:
         UserError: the network, or one of its settings, is unknown to this version.
     """
-    from mm_lightning import __version__
-    from mm_lightning.networks.config_dict import UnknownNetwork, config_from_dict
-
     try:
         return config_from_dict(metadata["network"])
     except UnknownNetwork as unknown:
@@ -92,11 +90,7 @@ def check_architecture(path: Path, config: NetworkConfig, fewer_levels: bool = F
     # a field that was added after the checkpoint was written has its default there
     before = network_config(metadata, path).to_dict()["fields"]
     fields = configured["fields"]
-    different = [
-        f"{k} {before.get(k)} instead of {v}"
-        for k, v in fields.items()
-        if k not in CHANGEABLE_FIELDS and before.get(k) != v
-    ]
+    different = list_changes(before, {name: value for name, value in fields.items() if name not in CHANGEABLE_FIELDS})
     removed = set(before.get("levels", [])) > set(fields["levels"])
     if fewer_levels and removed:
         different = [line for line in different if not line.startswith("levels ")]
@@ -105,6 +99,11 @@ def check_architecture(path: Path, config: NetworkConfig, fewer_levels: bool = F
             f"checkpoint {path} holds a network of another architecture: {', '.join(different)}. "
             f"Use the config of its run folder, or another checkpoint"
         )
+
+
+def list_changes(before: Mapping[str, Any], present: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Return "NAME NEW instead of OLD" of each setting in both that differs, with a prefix before the name."""
+    return [f"{prefix}{n} {x} instead of {before[n]}" for n, x in present.items() if n in before and before[n] != x]
 
 
 def load_weights(network: Network, path: Path, rank: int = 0) -> None:
@@ -182,3 +181,16 @@ def restore_tokenizer(metadata: dict[str, Any], path: Path) -> Tokenizer:
             )
         raise UserError(f"checkpoint {path} has no tokenizer: it was trained without prepared data")
     return tokenizer_from_json(metadata["tokenizer"]["json"], metadata["tokenizer"]["name"])
+
+
+def check_vocabulary(tokenizer: Tokenizer, config: NetworkConfig) -> None:
+    """Check that a network has an embedding for every token.
+
+    Raises:
+        UserError: the tokenizer has more tokens.
+    """
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UserError(
+            f"the tokenizer {tokenizer.name} has {tokenizer.vocab_size} tokens but model.network.vocab_size is "
+            f"{config.vocab_size}: make it at least as large"
+        )

@@ -111,9 +111,8 @@ class _Mapped:
     def __init__(self, function: Callable[[Any], Any]) -> None:
         self.function = function
         self._open: set[int] = set()
-        self._done: dict[
-            int, tuple[Any, Any]
-        ] = {}  # id: (original, result); the original is held so that its id is not reused
+        # original and result by the id of the original, which is held so that its id is not reused
+        self._done: dict[int, tuple[Any, Any]] = {}
 
     def __call__(self, value: Any) -> Any:
         if type(value) in PLAIN:
@@ -164,38 +163,29 @@ def is_dense(value: Tensor) -> bool:
     return plain and not (value.is_quantized or value.is_nested or value.is_meta)
 
 
+CONVERSIONS: tuple[tuple[Any, Callable[[Any], Any]], ...] = (
+    (Enum, lambda value: _Mapped(_plain)(value.value)),
+    (np.generic, lambda value: _number(value)),
+    ((datetime, date, time), lambda value: value.isoformat()),
+    (timedelta, timedelta.total_seconds),
+    (PurePath, str),
+    (types.MappingProxyType, dict),
+    ((deque, range), list),
+    (frozenset, tuple),
+    # instances of derived classes, whose methods are ignored
+    (str, str.__str__),
+    (int, int.__int__),
+    (float, float.__float__),
+    (bytes, bytes.__bytes__),
+)
+"""Types whose instances are converted, and how; the first that fits counts."""
+
+
 def _plain(value: Any) -> Any:
     """Return the plain equivalent of a value; a value that is plain or has no equivalent is returned unchanged."""
-    if isinstance(value, Enum):
-        return _Mapped(_plain)(value.value)
-    if isinstance(value, np.generic):
-        return _number(value)
     if type(value) in (np.ndarray, np.memmap):
         return _array(value)
-    if isinstance(value, (datetime, date, time)):
-        return value.isoformat()
-    if isinstance(value, timedelta):
-        return value.total_seconds()
-    if isinstance(value, PurePath):
-        return str(value)
-    if isinstance(value, types.MappingProxyType):
-        return dict(value)
-    if isinstance(value, (deque, range)):
-        return list(value)
-    if isinstance(value, frozenset):
-        return tuple(value)
-    return _of_derived_class(value)
-
-
-def _of_derived_class(value: Any) -> Any:
-    """Return an instance of a derived class as its built-in type, ignoring overridden methods."""
-    if isinstance(value, str):
-        return str.__str__(value)
-    if isinstance(value, int):
-        return int.__int__(value)
-    if isinstance(value, float):
-        return float.__float__(value)
-    return bytes.__bytes__(value) if isinstance(value, bytes) else value
+    return next((convert(value) for kinds, convert in CONVERSIONS if isinstance(value, kinds)), value)
 
 
 def _number(value: np.generic) -> Any:

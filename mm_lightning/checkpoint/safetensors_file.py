@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from mm_lightning.checkpoint.checksums import METADATA_KEY, PARTIAL_SUFFIX, crc32, sync, sync_folder
+from mm_lightning.checkpoint.checksums import METADATA_KEY, PARTIAL_SUFFIX, ChecksumFile, crc32, sync, sync_folder
 from mm_lightning.checkpoint.lazy_weights import Weights
 
 DTYPE_NAMES = {
@@ -76,14 +75,10 @@ def find_safetensors_damage(path: Path, checksums: bool = True) -> str | None:
     if not checksums:
         return None
     place = 8 + _place(raw, metadata["crc32"])
-    before = zlib.crc32(CHECKSUM_PLACEHOLDER.encode(), crc32(path, place))
-    with open(path, "rb") as file:
-        file.seek(place + len(CHECKSUM_PLACEHOLDER))
-        while block := file.read(1 << 22):
-            before = zlib.crc32(block, before)
-    return (
-        None if f"{before:08x}" == metadata["crc32"] else "is damaged (its checksum is not the one it was written with)"
-    )
+    before = zlib.crc32(CHECKSUM_PLACEHOLDER.encode(), crc32(path, end=place))
+    if f"{crc32(path, place + len(CHECKSUM_PLACEHOLDER), value=before):08x}" != metadata["crc32"]:
+        return "is damaged (its checksum is not the one it was written with)"
+    return None
 
 
 def _place(header: bytes, value: str) -> int:
@@ -122,13 +117,15 @@ def write_safetensors(
     text += b" " * (-len(text) % 8)  # data are aligned to 8 bytes
     partial = target.with_name(target.name + PARTIAL_SUFFIX)
     try:
-        with open(partial, "w+b") as file:
-            value = _put(file, 0, struct.pack("<Q", len(text)) + text)
+        with open(partial, "wb") as file:
+            summed = ChecksumFile(file)
+            summed.write(struct.pack("<Q", len(text)) + text)
             for name in names:
-                for piece in _pieces(weights[name], dtype or weights.dtypes[name]):
-                    value = _put(file, value, piece)
+                for piece in weights[name].reshape(-1).split(_PIECE):
+                    values = piece.to(dtype or weights.dtypes[name]).contiguous()
+                    summed.write(memoryview(values.view(torch.uint8).numpy()))
             file.seek(8 + _place(text, CHECKSUM_PLACEHOLDER))
-            file.write(f"{value:08x}".encode())
+            file.write(f"{summed.crc32:08x}".encode())
             sync(file)
         os.replace(partial, target)
     except BaseException:
@@ -145,14 +142,3 @@ def write_checksum(path: Path) -> None:
         file.seek(place)
         file.write(f"{value:08x}".encode())
         sync(file)
-
-
-def _put(file: Any, value: int, data: Any) -> int:
-    file.write(data)
-    return zlib.crc32(data, value)
-
-
-def _pieces(tensor: Tensor, dtype: torch.dtype) -> Any:
-    """Yield the bytes of a tensor in pieces."""
-    for piece in tensor.reshape(-1).split(_PIECE):
-        yield memoryview(piece.to(dtype).contiguous().view(torch.uint8).numpy())

@@ -6,6 +6,8 @@ Separate from the other files because importing Lightning takes seconds.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,18 +46,18 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self._join()
         self._raise_unless_deferred()
         target = Path(path)
-        try:
+
+        def save() -> None:
             values = to_plain_values(checkpoint)
-            if self.asynchronous:
-                thread = threading.Thread(target=self._try, args=(snapshot(values), target), name="checkpoint")
-                thread.start()
-                self._thread = thread
-            else:
+            if not self.asynchronous:
                 write(values, target)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # SystemExit as well: the run would end with status 0
-            self._note(error, target)
+                return
+            writing = partial(write, snapshot(values), target)
+            thread = threading.Thread(target=self._try, args=(writing, target), name="checkpoint")
+            thread.start()
+            self._thread = thread
+
+        self._try(save, target)
         if self._thread is None:
             self._raise_unless_deferred()
 
@@ -63,15 +65,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if not self.defer_errors and (error := self.finish()):
             raise error
 
-    def _try(self, checkpoint: dict[str, Any], target: Path) -> None:
-        """Write in a thread and keep the error."""
+    def _try(self, action: Callable[[], None], target: Path) -> None:
+        """Run an action, and keep the first error for :meth:`finish`."""
         try:
-            write(checkpoint, target)
-        except BaseException as error:
-            self._note(error, target)
-
-    def _note(self, error: BaseException, target: Path) -> None:
-        self._error = self._error or write_error(target, error)
+            action()
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # SystemExit as well: the run would end with status 0
+            self._error = self._error or write_error(target, error)
 
     def _join(self) -> None:
         if self._thread is not None:

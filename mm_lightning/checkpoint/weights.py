@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -77,12 +77,6 @@ def load_error(path: Path) -> str | None:
 
     Every file is loaded with its tensors memory-mapped. No code in it is run.
     """
-    if path.suffix == SAFETENSORS_SUFFIX:
-        try:
-            open_weights(path)
-        except Exception as error:  # whatever safetensors raises
-            return describe_load_error(error)
-        return None
     if path.is_file():
         return _unloadable_file(path)
     with weights_only_loading(path):
@@ -94,8 +88,11 @@ def load_error(path: Path) -> str | None:
 
 def _unloadable_file(path: Path) -> str | None:
     try:
-        torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except Exception as error:
+        if path.suffix == SAFETENSORS_SUFFIX:
+            open_safetensors(path)
+        else:
+            torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except Exception as error:  # whatever the reader raises
         return describe_load_error(error)
     return None
 
@@ -158,13 +155,7 @@ def read_shards(path: Path) -> Weights:
         states = [torch.load(file, map_location="cpu", mmap=True)["optimizer_state_dict"] for file in optimizers]
     read = _stage_3 if int(states[0]["zero_stage"]) == 3 else _stage_2
     readers = read(shapes, states)
-    network = {name: reader for name, reader in readers.items() if name.startswith(PREFIX)}
-    sizes = {name: tuple(shape) for group in shapes for name, shape in group.items()}
-    return Weights(
-        {name.removeprefix(PREFIX): reader for name, reader in network.items()},
-        {name.removeprefix(PREFIX): sizes[name] for name in network},
-        {name.removeprefix(PREFIX): torch.float32 for name in network},
-    )
+    return _network_weights(readers, {name: shape for group in shapes for name, shape in group.items()})
 
 
 def read_universal(path: Path, kind: str = "fp32") -> Weights:
@@ -174,18 +165,23 @@ def read_universal(path: Path, kind: str = "fp32") -> Weights:
         path: the checkpoint.
         kind: fp32 (weights), exp_avg or exp_avg_sq (moments).
     """
-    groups = read_states(path)["param_shapes"]
-    shapes = {name: shape for group in groups for name, shape in group.items() if name.startswith(PREFIX)}
+    shapes = {name: shape for group in read_states(path)["param_shapes"] for name, shape in group.items()}
 
     def read(name: str) -> Tensor:
         state = load(path / DEEPSPEED_TAG / "zero" / name / f"{kind}.pt", mmap=True)
         # stages 1 and 2 write a dictionary, stage 3 the flat tensor itself
         return (state["param"] if isinstance(state, dict) else state).view(shapes[name])
 
+    return _network_weights({name: partial(read, name) for name in shapes}, shapes)
+
+
+def _network_weights(readers: Mapping[str, Callable[[], Tensor]], shapes: Mapping[str, torch.Size]) -> Weights:
+    """Return the float32 weights of the network among those of a module, without their prefix."""
+    names = {name.removeprefix(PREFIX): name for name in readers if name.startswith(PREFIX)}
     return Weights(
-        {name.removeprefix(PREFIX): partial(read, name) for name in shapes},
-        {name.removeprefix(PREFIX): tuple(shape) for name, shape in shapes.items()},
-        {name.removeprefix(PREFIX): torch.float32 for name in shapes},
+        {short: readers[name] for short, name in names.items()},
+        {short: tuple(shapes[name]) for short, name in names.items()},
+        dict.fromkeys(names, torch.float32),
     )
 
 

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import errno
 import os
 import re
 import shutil
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mm_lightning.checkpoint.integrity import PARTIAL_SUFFIX, ChecksumFile, find_damage, sync, sync_folder
+from mm_lightning.checkpoint.checksums import PARTIAL_SUFFIX, ChecksumFile, sync, sync_folder
+from mm_lightning.checkpoint.integrity import find_damage
 from mm_lightning.checkpoint.plain_values import check_loadable, is_dense
 from mm_lightning.errors import UserError
+
+UNTOUCHED, RESUME = "Earlier checkpoints are untouched", "and continue with --resume"
 
 
 def broadcast_path(path: str | Path) -> Path:
@@ -84,15 +89,12 @@ def write(checkpoint: dict[str, Any], target: Path) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         check_space(target, _tensor_bytes(checkpoint))
-        with open(partial, "wb") as file:
-            summed = ChecksumFile(file)
-            torch.save(checkpoint, summed)  # type: ignore[arg-type]
-            summed.append_checksum()
-        verify_loads(partial)
+        _save(checkpoint, partial, ChecksumFile.append_checksum)
         os.replace(partial, target)
         sync_folder(target.parent)
     except BaseException as error:
-        try_unlink(partial)
+        with contextlib.suppress(OSError):  # the cause of the failed write may prevent this too
+            partial.unlink(missing_ok=True)
         if not isinstance(error, Exception):  # ctrl-C
             raise
         raise write_error(target, error) from error
@@ -105,32 +107,24 @@ def save_synced(content: Any, path: Path) -> int:
         UnloadableState: it could not be loaded.
     """
     check_loadable(content)
+    return _save(content, path, lambda summed: sync(summed.file))
+
+
+def _save(content: Any, path: Path, close: Callable[[ChecksumFile], None]) -> int:
+    """Write a file by torch.save and `close`, which syncs it to disk, check that it loads, and return its CRC-32.
+
+    Raises:
+        OSError: it cannot be loaded with its tensors memory-mapped.
+    """
     with open(path, "wb") as file:
         summed = ChecksumFile(file)
         torch.save(content, summed)  # type: ignore[arg-type]
-        sync(file)
-    verify_loads(path)
-    return summed.crc32
-
-
-def verify_loads(path: Path) -> None:
-    """Check that a file just written loads, with its tensors memory-mapped.
-
-    Raises:
-        OSError: it cannot be loaded.
-    """
+        close(summed)
     try:
         torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:
         raise OSError(errno.EIO, f"what was written cannot be loaded again: it {describe_load_error(error)}") from error
-
-
-def try_unlink(partial: Path) -> None:
-    """Remove a partial file, ignoring errors: the cause of the failed write may prevent this too."""
-    try:
-        partial.unlink(missing_ok=True)
-    except OSError:
-        return
+    return summed.crc32
 
 
 def _tensor_bytes(value: Any) -> int:
@@ -147,12 +141,9 @@ def check_space(target: Path, needed: int) -> None:
         raise disk_full_error(target, f": it needs {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free")
 
 
-def disk_full_error(target: Path, why: str = "") -> UserError:
+def disk_full_error(target: Path, sizes: str = "") -> UserError:
     """Return the error for a full disk."""
-    return UserError(
-        f"no space left to write the checkpoint {target}{why}. Earlier checkpoints are untouched: "
-        f"free some space and continue with --resume"
-    )
+    return UserError(f"no space left to write the checkpoint {target}{sizes}. {UNTOUCHED}: free some space {RESUME}")
 
 
 def write_error(target: Path, error: BaseException) -> UserError:
@@ -163,10 +154,7 @@ def write_error(target: Path, error: BaseException) -> UserError:
         return disk_full_error(target)
     kind = "" if isinstance(error, (OSError, RuntimeError)) and str(error) else f"{type(error).__name__}: "
     why = getattr(error, "strerror", None) or (kind + str(error).split("\n", 1)[0]).removesuffix(": ")
-    return UserError(
-        f"cannot write the checkpoint {target}: {why}. Earlier checkpoints are untouched: fix this and continue "
-        f"with --resume"
-    )
+    return UserError(f"cannot write the checkpoint {target}: {why}. {UNTOUCHED}: fix this {RESUME}")
 
 
 def is_disk_full(error: BaseException, target: Path) -> bool:

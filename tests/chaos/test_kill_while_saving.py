@@ -11,12 +11,12 @@ def die_at(step: int, point: str) -> None:
     """Makes this process kill -9 itself at a point of saving a step."""
     import torch
 
-    from mm_lightning.checkpoint import integrity, trainer_io
+    from mm_lightning.checkpoint import checksums, trainer_io
 
     def die() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    write, save, replace, seal = trainer_io.write, torch.save, os.replace, integrity.ChecksumFile.append_checksum
+    write, save, replace, seal = trainer_io.write, torch.save, os.replace, checksums.ChecksumFile.append_checksum
     now = []
 
     def watched_write(checkpoint, target):
@@ -34,7 +34,7 @@ def die_at(step: int, point: str) -> None:
             def flush(self):
                 file.flush()
 
-        save(content, Half() if isinstance(file, integrity.ChecksumFile) else file, **options)
+        save(content, Half() if isinstance(file, checksums.ChecksumFile) else file, **options)
 
     def sealed(file):
         seal(file)
@@ -50,7 +50,7 @@ def die_at(step: int, point: str) -> None:
     if point == "half":
         torch.save = half
     elif point == "sealed":
-        integrity.ChecksumFile.append_checksum = sealed
+        checksums.ChecksumFile.append_checksum = sealed
     else:
         os.replace = replaced
 

@@ -20,7 +20,7 @@ from runs import metrics
 
 from mm_lightning.callbacks import Checkpoints, checkpoints
 from mm_lightning.checkpoint import find_checkpoint, find_damage, trainer_io, writing
-from mm_lightning.checkpoint.integrity import ChecksumFile
+from mm_lightning.checkpoint.checksums import ChecksumFile
 from mm_lightning.checkpoint.trainer_io import AtomicCheckpointIO
 from mm_lightning.checkpoint.writing import snapshot
 from mm_lightning.cli import main
