@@ -38,9 +38,12 @@ def _current(names: Mapping[str, str], name: str) -> str:
 
 
 def current_values(value: Any, key: str = "") -> Any:
-    """Return the value of a config's key, or a whole config, with present names in the place of old ones."""
+    """Return the value of a config's key, or a whole config, with present names in the place of old ones.
+
+    Keys are texts, as those of options are: numbers have a meaning in sweeps alone.
+    """
     if isinstance(value, dict):
-        return {name: current_values(inner, str(name)) for name, inner in value.items()}
+        return {str(name): current_values(inner, str(name)) for name, inner in value.items()}
     if isinstance(value, list):
         return [current_values(inner, key) for inner in value]
     names = VALUES.get(key.rstrip("+").rsplit(".", 1)[-1], {})

@@ -6,10 +6,11 @@ are numbers, and what is no number, boolean or null is a text.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any, ClassVar
@@ -224,11 +225,18 @@ def one_line(value: Any) -> str:
     return re.sub(r"[^ -~]", lambda match: f"\\U{ord(match[0]):08x}", json.dumps(value, ensure_ascii=False))
 
 
-def use_for_options() -> None:
-    """Let jsonargparse read values, and write configs, as files are read and written here."""
+def use_for_options(configs: Mapping[str, Any] | None = None) -> None:
+    """Let jsonargparse read values, and write configs, as files are read and written here.
+
+    Args:
+        configs: the values of configs that are read already, by the text that stands for each on the command line.
+    """
     from jsonargparse import set_dumper, set_loader
 
-    set_loader("yaml", _load_option, (yaml.YAMLError, RecursionError))
+    def load(text: str) -> Any:
+        return copy.deepcopy(configs[text]) if configs and text in configs else _load_option(text)
+
+    set_loader("yaml", load, (yaml.YAMLError, RecursionError))
     set_dumper("yaml", dump_yaml)
     set_dumper("values", plain_values)  # of ArgumentParser.dump, which returns what a dumper does
 

@@ -299,9 +299,9 @@ MUTATIONS = [
     ),
     Mutation(
         "schedule-upside-down",
-        "mm_lightning/training/module.py",
-        "cosine = (1 + math.cos(",
-        "cosine = (1 - math.cos(",
+        "mm_lightning/training/optimizer.py",
+        "(1 - final) * (1 + math.cos(",
+        "(1 - final) * (1 - math.cos(",
         ("tests/training/test_fit.py",),
     ),
     Mutation(

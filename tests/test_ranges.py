@@ -38,7 +38,7 @@ from mm_lightning.ranges import (
     hints,
     stated,
 )
-from mm_lightning.training import check_config, trainer_options
+from mm_lightning.training import command_options, trainer_options
 from mm_lightning.training.module import LanguageModule
 
 FUNCTIONS = [name for name in COMMANDS if name not in ("cost", "launch")]
@@ -53,8 +53,8 @@ CLASSES: dict[str, Any] = {
 TYPED = {
     **{name: hints(load(COMMANDS[name][0])) for name in FUNCTIONS},
     **{name: hints(kind) for name, kind in CLASSES.items()},
-    "trainer": trainer_options.STATED,
-    "fit": check_config.OPTION_TYPES,
+    "trainer": trainer_options.TRAINER_TYPES,
+    "fit": command_options.option_types()[""],
     "launch": launch.OPTION_TYPES,
 }
 FREE = {
@@ -141,8 +141,8 @@ def kinds(hint: Any) -> set[type]:
 
 
 TRAINING = {
-    **{f"trainer.{name}": hint for name, hint in trainer_options.STATED.items()},
-    **check_config.OPTION_TYPES,
+    **{f"trainer.{name}": hint for name, hint in trainer_options.TRAINER_TYPES.items()},
+    **command_options.option_types()[""],
     **{f"model.{name}": hint for name, hint in hints(LanguageModule.__init__).items()},
     **{f"data.{name}": hint for name, hint in hints(TextDataModule.__init__).items()},
 }

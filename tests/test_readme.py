@@ -92,7 +92,7 @@ def fit_options() -> set[str]:
     from mm_lightning.training.parse_fit import FitParser, prepare
 
     prepare()
-    parsed = FitParser("fit", ["--config", "quickstart"])
+    parsed = FitParser(["--config", "quickstart"])
     network = {f"model.network.{name}" for name in vars(parsed.config.fit.model.network)}
     return {*parsed._known(), *network, "config", "print_config", "data.prepare.vocab_size", "data.prepare.tokenizer"}
 

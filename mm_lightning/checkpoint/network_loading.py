@@ -90,7 +90,7 @@ def check_architecture(path: Path, config: NetworkConfig, fewer_levels: bool = F
     # a field that was added after the checkpoint was written has its default there
     before = network_config(metadata, path).to_dict()["fields"]
     fields = configured["fields"]
-    different = list_changes(before, {name: value for name, value in fields.items() if name not in CHANGEABLE_FIELDS})
+    different = list_changes({name: fields[name] for name in fields.keys() - CHANGEABLE_FIELDS}, before)
     removed = set(before.get("levels", [])) > set(fields["levels"])
     if fewer_levels and removed:
         different = [line for line in different if not line.startswith("levels ")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from mm_lightning.data.sequences import TrainingOrder
 from mm_lightning.errors import UserError
 from mm_lightning.training.lightning_internals import finished_epochs
 
@@ -41,6 +42,25 @@ def accumulation_steps(global_batch: int, micro_batch: int, devices: int, per_no
         f"data.global_batch_size {global_batch} is not a multiple of data.micro_batch_size {micro_batch} x {devices} "
         f"devices = {sequences}. What fits: {', or '.join(choices)}"
     )
+
+
+def check_loader(trainer: Trainer) -> None:
+    """Check that a loader that was taken out of its data module gets whole global batches.
+
+    Raises:
+        UserError: a step would take another number of sequences.
+    """
+    loader: Any = trainer.train_dataloader
+    order = getattr(loader, "sampler", None)
+    if not isinstance(order, TrainingOrder):
+        return
+    batch = loader.batch_size * order.world_size * trainer.accumulate_grad_batches
+    if order.multiple != batch or order.world_size != trainer.world_size:
+        raise UserError(
+            f"the loader was built for global_batch_size {order.multiple} on {order.world_size} devices, but a "
+            f"step of this trainer takes {batch} sequences on {trainer.world_size}: pass the data module instead, "
+            f"fit(..., datamodule=data), which sets accumulation"
+        )
 
 
 def served_sequences(trainer: Trainer) -> int | None:

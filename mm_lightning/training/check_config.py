@@ -7,22 +7,17 @@ import importlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from jsonargparse import Namespace
 
-from mm_lightning.data import TextDataModule
-from mm_lightning.data.facts import FactsConfig
-from mm_lightning.data.prepare_config import PrepareConfig
-from mm_lightning.data.regbench import RegBenchConfig
 from mm_lightning.errors import UserError
-from mm_lightning.ranges import Place, Range, Seed, accept, hints
+from mm_lightning.ranges import accept, hints
 from mm_lightning.side_files import known_config
-from mm_lightning.training import trainer_options
+from mm_lightning.training.command_options import option_types
 from mm_lightning.training.config_files import flatten_config
 from mm_lightning.training.memory_estimate import count_devices
-from mm_lightning.training.module import LanguageModule
 from mm_lightning.training.trainer_options import option_mistakes
 
 LOSS_SETTINGS = (
@@ -34,19 +29,6 @@ LOSS_SETTINGS = (
     "trainer.limit_val_batches",
     "trainer.limit_test_batches",
 )
-
-
-OPTION_TYPES: dict[str, Any] = {
-    "seed_everything": Seed,
-    "run": Place,
-    "communication_timeout": Annotated[float, Range(0, 10 * 365 * 86_400, above=True)],
-    "plan": Annotated[int, Range(1, 1_000_000)] | None,
-    "gpu_memory": Annotated[float, Range(0, 1_000_000, above=True)] | None,
-    "resume": bool | Place,
-    "ckpt_path": Place | None,
-    "output": Place | None,
-}
-"""Types of the options of training commands outside trainer, model and data."""
 
 
 def check_settings(config: Namespace) -> None:
@@ -61,8 +43,7 @@ def check_settings(config: Namespace) -> None:
 
 def config_errors(config: Namespace) -> Iterator[tuple[str, UserError]]:
     """Yield the keys of a config whose values are invalid, and the errors."""
-    parts = [("", config, OPTION_TYPES), *typed_sections(config)]
-    for key, values, types in parts:
+    for key, values, types in typed_sections(config):
         for name, hint in types.items():
             if name not in values:
                 continue
@@ -89,27 +70,12 @@ def config_errors(config: Namespace) -> Iterator[tuple[str, UserError]]:
     yield from option_mistakes(trainer)
 
 
-def help_types() -> dict[str, dict[str, Any]]:
-    """Return the types of all options of a training command, by prefix of their names."""
-    return {
-        "": OPTION_TYPES,
-        "trainer.": trainer_options.STATED,
-        "model.": hints(LanguageModule.__init__),
-        "data.": hints(TextDataModule.__init__),
-        "data.prepare.": hints(PrepareConfig),
-        "data.regbench.": hints(RegBenchConfig),
-        "data.facts.": hints(FactsConfig),
-    }
-
-
 def typed_sections(config: Namespace) -> Iterator[tuple[str, Namespace, dict[str, Any]]]:
     """Yield the sections of a config whose values have types: key, values and types."""
-    yield "trainer", config.trainer, trainer_options.STATED
-    yield "model", config.model, hints(LanguageModule.__init__)
-    yield "data", config.data, hints(TextDataModule.__init__)
-    for name, kind in (("prepare", PrepareConfig), ("regbench", RegBenchConfig), ("facts", FactsConfig)):
-        if isinstance(config.data.get(name), Namespace):
-            yield f"data.{name}", config.data[name], hints(kind)
+    for key, types in option_types().items():
+        section = config.get(key) if key else config
+        if isinstance(section, Namespace):
+            yield key, section, types
     chosen = config.trainer.get("callbacks")
     for key, part in (
         ("model.network", config.model.get("network")),
@@ -120,7 +86,8 @@ def typed_sections(config: Namespace) -> Iterator[tuple[str, Namespace, dict[str
         if isinstance(part, Namespace) and "class_path" in part and isinstance(part.get("init_args"), Namespace):
             module, _, name = part.class_path.rpartition(".")
             kind = getattr(importlib.import_module(module), name)
-            of_class = hints(kind) if dataclasses.is_dataclass(kind) else hints(kind.__init__)
+            has_fields = dataclasses.is_dataclass(kind)
+            of_class = hints(kind if has_fields else kind.__init__)
             yield key if key in ("model.network", "data.generate") else f"{key}.{name}", part.init_args, of_class
 
 

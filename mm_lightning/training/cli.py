@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import signal
 import tempfile
 from pathlib import Path
 from shlex import quote
@@ -15,53 +13,39 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from mm_lightning import signals
-from mm_lightning.checkpoint import check_architecture, fingerprint, run_folder_of, step_of
+from mm_lightning.checkpoint import check_architecture, step_of
+from mm_lightning.checkpoint.network_loading import check_vocabulary
 from mm_lightning.checkpoint.run_folder import RunFolder
 from mm_lightning.console import is_first_process, say
 from mm_lightning.data import TextDataModule
 from mm_lightning.data.generator import GENERATORS, find_generator
 from mm_lightning.errors import UserError
 from mm_lightning.networks import NetworkConfig
-from mm_lightning.outputs import check_output, opened
-from mm_lightning.ranges import state_ranges
+from mm_lightning.outputs import check_output
 from mm_lightning.renamed import current_options
-from mm_lightning.side_files import append_lines
 from mm_lightning.training import strategies
 from mm_lightning.training.accumulation import accumulation_steps
-from mm_lightning.training.check_config import changed_settings, check_settings, help_types
+from mm_lightning.training.check_config import check_settings
+from mm_lightning.training.command_options import SKIPPED, TRAINER_DEFAULTS, add_options, state_option_ranges
+from mm_lightning.training.command_results import report_evaluation, write_predictions
 from mm_lightning.training.config_files import ConfigFile, read_chain, split_configs
 from mm_lightning.training.data_preparation import drop_other_preparation
-from mm_lightning.training.lightning_internals import parser_of, parser_options
-from mm_lightning.training.module import LanguageModule, check_vocabulary
+from mm_lightning.training.lightning_internals import kill_launched, parser_of, parser_options
+from mm_lightning.training.module import LanguageModule
 from mm_lightning.training.parser_errors import explain_parser_error
 from mm_lightning.training.record_run import RecordRun
-from mm_lightning.training.resolve_checkpoint import check_resumable, claim_run_folder, resolve_checkpoint
-from mm_lightning.training.run_config import DEFAULT_ROOT, continued_checkpoint, overridden_settings, read_run_config
+from mm_lightning.training.resolve_checkpoint import (
+    check_resumable,
+    claim_run_folder,
+    folder_to_continue,
+    resolve_checkpoint,
+)
+from mm_lightning.training.run_config import continued_checkpoint, overridden_settings, read_run_config
 from mm_lightning.training.run_trainer import build_trainer
 from mm_lightning.training.silence_warnings import silence_warnings
 from mm_lightning.training.timeouts import lost_contact, set_timeout
 from mm_lightning.training.trainer_options import refused_by_lightning
-from mm_lightning.yaml_text import one_line, use_for_options
-
-TRAINER_DEFAULTS = {
-    # everything is counted in optimization steps, never in epochs
-    "max_epochs": -1,
-    "check_val_every_n_epoch": None,
-    "val_check_interval": 1000,
-    "log_every_n_steps": 10,
-    "num_sanity_val_steps": 0,
-    "enable_model_summary": False,
-    # the streaming loaders divide the data among ranks themselves
-    "use_distributed_sampler": False,
-}
-
-# `mm fit` takes a checkpoint as --resume or --ckpt_path, the others as --ckpt_path
-SKIPPED = {
-    "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"},
-    "validate": {"model", "dataloaders", "datamodule", "weights_only", "verbose"},
-    "test": {"model", "dataloaders", "datamodule", "weights_only", "verbose"},
-    "predict": {"model", "dataloaders", "datamodule", "weights_only", "return_predictions"},
-}
+from mm_lightning.yaml_text import use_for_options
 
 
 class TrainingCLI(LightningCLI):
@@ -76,15 +60,16 @@ class TrainingCLI(LightningCLI):
     def __init__(self, command: str, args: list[str], slurm_job: str | None = None) -> None:
         self.command = command
         self.slurm_job = slurm_job
-        configs, self.options = split_configs(current_options(args))
-        self.files: list[ConfigFile] = [file for path in configs for file in read_chain(path)]
+        paths, self.options = split_configs(current_options(args))
+        self.files: list[ConfigFile] = [file for path in paths for file in read_chain(path)]
         self.continued = self.checkpoint_to_continue()
         self.run_config = read_run_config(self.continued, self.options, self.files) if self.continued else None
         if self.run_config:
             self.files.insert(0, self.run_config)
-        # Text is the only form in which jsonargparse takes configs merged with others and with options: a later
-        # class keeps the arguments it shares, `callbacks+` appends, and nothing is validated before all are read.
-        texts = [f"--config={one_line(file.values)}" for file in self.files if file.values]
+        # jsonargparse merges configs only as values of --config (parse_object validates each alone). It asks the loader
+        # of set_loader for their values by a text that is no file, as a name below a file is none.
+        configs = {f"{file.path}/{n}": file.values for n, file in enumerate(self.files) if file.values}
+        use_for_options(configs)
         settings = {"exit_on_error": False, "allow_abbrev": False}
         signals.when_stuck.append(self._stuck)
         try:
@@ -96,7 +81,7 @@ class TrainingCLI(LightningCLI):
                 trainer_defaults=TRAINER_DEFAULTS,
                 parser_kwargs={**settings, "prog": "mm", command: settings},
                 auto_configure_optimizers=False,
-                args=[command, *texts, *self.options],
+                args=[command, *(f"--config={text}" for text in configs), *self.options],
             )
         except (KeyboardInterrupt, SystemExit) as stop:
             # Lightning's answer to ctrl-C is SystemExit
@@ -114,9 +99,7 @@ class TrainingCLI(LightningCLI):
 
     def _stuck(self, interrupt: KeyboardInterrupt) -> None:
         """End the other processes of this machine in place of a main thread that waits for them."""
-        launcher: Any = getattr(getattr(getattr(self, "trainer", None), "strategy", None), "launcher", None)
-        if hasattr(launcher, "kill"):
-            launcher.kill(signal.SIGKILL)
+        kill_launched(getattr(getattr(getattr(self, "trainer", None), "strategy", None), "launcher", None))
         self._leave(interrupt)
 
     def _leave(self, interrupt: KeyboardInterrupt) -> None:
@@ -140,57 +123,13 @@ class TrainingCLI(LightningCLI):
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the keys beside trainer, model and data."""
-        parser.add_argument("--seed_everything", type=int, default=1, help="Seed of weights, data order and steps.")
-        parser.add_argument(
-            "--run", type=str, default=DEFAULT_ROOT, help="Where numbered run folders lie, as in runs/quickstart."
-        )
-        parser.add_argument(
-            "--communication_timeout",
-            type=float,
-            default=1800.0,
-            help="Seconds that a process waits for another, at the start and in every step, before it ends the run. "
-            "Longer than what one process does while the others wait.",
-        )
-        if self.command == "fit":
-            parser.add_argument(
-                "--plan",
-                type=int | None,
-                default=None,
-                help="Instead of training, check a run on this many devices on this machine, without its GPUs.",
-            )
-            parser.add_argument(
-                "--gpu_memory",
-                type=float | None,
-                default=None,
-                help="With --plan: GB of each device, which the run must fit.",
-            )
-            parser.add_argument(
-                "--resume",
-                type=bool | str,
-                nargs="?",
-                const=True,
-                default=False,
-                help="Continue the newest valid checkpoint of `run`, or of the run folder named here, with that run's "
-                "own configuration; configs and options that are given win over it.",
-            )
-        if self.command == "predict":
-            parser.add_argument(
-                "--output",
-                type=str | None,
-                default=None,
-                help="JSON lines to write, one a document; by default predictions.jsonl in the run folder, which is "
-                "written anew.",
-            )
-            parser.add_argument(
-                "--overwrite", type=bool, nargs="?", const=True, default=False, help="Replace an existing output."
-            )
+        add_options(parser, self.command)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Link all seeds to seed_everything, and state the ranges of numbers in the help."""
         parser.link_arguments("seed_everything", "model.seed")
         parser.link_arguments("seed_everything", "data.seed")
-        for prefix, types in help_types().items():
-            state_ranges(parser_options(parser), {f"{prefix}{name}": hint for name, hint in types.items()})
+        state_option_ranges(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the command line; a mistake becomes a UserError that names key, file and nearest key."""
@@ -224,7 +163,7 @@ class TrainingCLI(LightningCLI):
         """Find the checkpoint, and build data module, module and trainer."""
         config = self.config[self.command]
         self.checkpoint: Path | None = self.find_checkpoint(config)
-        self.folder = RunFolder(config.run, self._continued_folder(config))
+        self.folder = RunFolder(config.run, folder_to_continue(self.command, config, self.checkpoint))
         if self.command == "fit" and config.trainer.fast_dev_run:  # Lightning: a fast_dev_run leaves no files
             self.folder = RunFolder(tempfile.mkdtemp(prefix="mm-fast-dev-run-"))
         if self.command == "fit" and self.folder.resumed and is_first_process():
@@ -252,18 +191,6 @@ class TrainingCLI(LightningCLI):
     def find_checkpoint(self, config: Namespace) -> Path | None:
         """Return the checkpoint that the parsed config names; None for new weights."""
         return resolve_checkpoint(self.command, config, self.continued)
-
-    def _continued_folder(self, config: Namespace) -> Path | None:
-        """Return the run folder of a checkpoint that is resumed or evaluated; None for a fresh run."""
-        if self.checkpoint is None or (self.command == "fit" and not config.resume):
-            return None
-        folder = run_folder_of(self.checkpoint)
-        if self.command == "fit" and folder == self.checkpoint.parent and not (folder / "config.yaml").is_file():
-            raise UserError(
-                f"{self.checkpoint} is not in a run folder, which --resume needs: --ckpt_path continues it in a new "
-                f"run folder"
-            )
-        return folder
 
     def _use_checkpoint(self, checkpoint: Path) -> None:
         """Check that the checkpoint fits the network, and let the command load it."""
@@ -344,30 +271,12 @@ class TrainingCLI(LightningCLI):
 
     def after_validate(self) -> None:
         """Print and save the result."""
-        self._report("validation")
+        if self.trainer.is_global_zero and self.checkpoint is not None:
+            metrics = self.trainer.callback_metrics.items()
+            values = {name: float(value) for name, value in metrics if name.startswith(("validation/", "test/"))}
+            report_evaluation(values, self.checkpoint, self.folder.path, self.datamodule, self.resolved_config())
 
-    def after_test(self) -> None:
-        """Print and save the result."""
-        self._report("test")
-
-    def _report(self, split: str) -> None:
-        if not self.trainer.is_global_zero or self.checkpoint is None:
-            return
-        metrics = self.trainer.callback_metrics.items()
-        values = {name: float(value) for name, value in metrics if name.startswith(f"{split}/")}
-        say(f"{self.checkpoint}: " + "  ".join(f"{n.removeprefix(f'{split}/')} {v:.4f}" for n, v in values.items()))
-        if (self.folder.path / "config.yaml").is_file():
-            changes = changed_settings(self.folder.path / "config.yaml", self.resolved_config())
-            source = {
-                "checkpoint": self.checkpoint.name,
-                "weights": fingerprint(self.checkpoint),
-                "data": " + ".join(s.manifest.content[:12] for s in self.datamodule.sets),
-            }
-            line = {**source, **({"changed": changes} if changes else {}), **values}
-            try:
-                append_lines(self.folder.path / "evaluation.jsonl", json.dumps(line) + "\n")
-            except OSError as error:
-                say(f"cannot write {self.folder.path / 'evaluation.jsonl'}: {error.strerror}")
+    after_test = after_validate
 
     def predict(self, **kwargs: Any) -> None:
         """Write one JSON line a document: what :meth:`LanguageModule.predict_step` returns of it."""
@@ -377,21 +286,14 @@ class TrainingCLI(LightningCLI):
         default = self.folder.path / "predictions.jsonl"
         output = check_output(config.output or default, config.overwrite or not config.output)
         batches: list[Any] = self.trainer.predict(**kwargs) or []
-        if len(self.datamodule.validated) > 1:
-            batches = [batch for of_a_set in batches for batch in of_a_set]
-        documents = [document for batch in batches for document in batch]
-        with opened(output) as file:
-            file.writelines(json.dumps(document) + "\n" for document in documents)
-        predicted = sum(document["predicted"] for document in documents)
-        mean = sum(document["loss"] * document["predicted"] for document in documents) / max(predicted, 1)
-        say(f"{output}: {len(documents):,} documents, {predicted:,} predicted tokens, mean loss {mean:.4f}")
+        several = len(self.datamodule.validated) > 1
+        write_predictions(output, [batch for of_a_set in batches for batch in of_a_set] if several else batches)
 
 
 def prepare() -> None:
     """Set up what the parser of a training command needs."""
     silence_warnings()
     strategies.register()
-    use_for_options()
     # config dataclasses are chosen by class_path; short names are enough
     # LightningCLI opens values that look like URLs
     # data.regbench and data.facts hold the fields of their generator, not a class_path

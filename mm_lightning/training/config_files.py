@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mm_lightning.errors import UserError
+from mm_lightning.options import OptionParser
 from mm_lightning.ranges import Place, accept, expand_home
 from mm_lightning.redaction import HIDDEN, redact_values
 from mm_lightning.renamed import current_values
@@ -163,16 +164,9 @@ def split_configs(args: list[str]) -> tuple[list[str], list[str]]:
 
     In any order on the command line, options override configs.
     """
-    configs, others = [], []
-    rest = iter(args)
-    for arg in rest:
-        if arg in ("--config", "-c"):
-            value = next(rest, None)
-            if value is None:
-                raise UserError("--config needs a file, as in --config configs/quickstart.yaml")
-            configs.append(accept(Place, value, "--config"))
-        elif arg.startswith("--config="):
-            configs.append(accept(Place, arg.removeprefix("--config="), "--config"))
-        else:
-            others.append(arg)
-    return configs, others
+    parser = OptionParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", "-c", action="append", nargs="?", default=[])
+    known, others = parser.parse_known_args(args)
+    if None in known.config:
+        raise UserError("--config needs a file, as in --config configs/quickstart.yaml")
+    return [accept(Place, path, "--config") for path in known.config], others

@@ -18,10 +18,12 @@ from types import MethodType
 from typing import Any
 
 from jsonargparse import Namespace
+from lightning.fabric.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torch import Tensor
 
 from mm_lightning.checkpoint import check_architecture, find_checkpoint
+from mm_lightning.checkpoint.network_loading import check_vocabulary
 from mm_lightning.console import say
 from mm_lightning.data import Batch, TextDataModule
 from mm_lightning.data.manifest import FILE
@@ -31,15 +33,14 @@ from mm_lightning.errors import UserError
 from mm_lightning.memory.documents import Documents
 from mm_lightning.networks import NetworkConfig
 from mm_lightning.networks.cost import parameters
+from mm_lightning.training import memory_estimate
 from mm_lightning.training.accumulation import accumulation_steps
 from mm_lightning.training.check_config import config_errors
-from mm_lightning.training.cli import TRAINER_DEFAULTS, TrainingCLI
+from mm_lightning.training.command_options import TRAINER_DEFAULTS
 from mm_lightning.training.data_preparation import MAKERS
-from mm_lightning.training.fake_cluster import FakeCluster, fake_processes
+from mm_lightning.training.fake_cluster import fake_processes
 from mm_lightning.training.lightning_internals import callbacks_of, tuner_exit, use_fake_processes
-from mm_lightning.training.memory_estimate import USABLE_FRACTION, Layout, bytes_per_device, run_layout, weight_bytes
-from mm_lightning.training.module import check_vocabulary
-from mm_lightning.training.parse_fit import network_config_of
+from mm_lightning.training.parse_fit import FitCommandLine, network_config_of
 from mm_lightning.training.resolve_checkpoint import resolve_checkpoint
 
 DEFAULTS: dict[str, Any] = {"max_steps": 1, "accumulate_grad_batches": 1, **TRAINER_DEFAULTS}
@@ -48,7 +49,7 @@ DEFAULTS: dict[str, Any] = {"max_steps": 1, "accumulate_grad_batches": 1, **TRAI
 _LAYERS, _HEAD_DIM, _TOKENS = 2, 4, 256
 
 
-class DryRunFit(TrainingCLI):
+class DryRunFit(FitCommandLine):
     """An `mm fit` command line with `--plan`.
 
     Args:
@@ -60,12 +61,7 @@ class DryRunFit(TrainingCLI):
 
     def __init__(self, args: list[str]) -> None:
         self._problems: list[str] = []
-        super().__init__("fit", args)
-
-    def checkpoint_to_continue(self) -> Path | None:
-        with contextlib.suppress(UserError):  # raised again later, together with all other mistakes
-            return super().checkpoint_to_continue()
-        return None
+        super().__init__(args)
 
     def check_values(self) -> None:
         """Collect mistakes of the trainer's options, and go on with the defaults.
@@ -102,9 +98,6 @@ class DryRunFit(TrainingCLI):
         say("not checked  connections between nodes, GPUs' memory and kernels, speed of reading and saving")
         if self._problems:
             raise UserError(f"this run would not begin: {'; '.join(self._problems)}")
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Do nothing: the forward pass has run already."""
 
     # Checks of the config
 
@@ -155,12 +148,12 @@ class DryRunFit(TrainingCLI):
         return "\n".join(lines)
 
     def _memory(self, config: Namespace) -> str:
-        self._layout = dataclasses.replace(run_layout(config), devices=self._devices)
-        parts = bytes_per_device(self._network, self._layout)
+        self._layout = dataclasses.replace(memory_estimate.run_layout(config), devices=self._devices)
+        parts = memory_estimate.bytes_per_device(self._network, self._layout)
         listed = ", ".join(f"{name} {count / 1e9:.1f}" for name, count in parts.items())
         total = sum(parts.values())
         size = config.gpu_memory
-        if size is not None and total / 1e9 > USABLE_FRACTION * size:
+        if size is not None and total / 1e9 > memory_estimate.USABLE_FRACTION * size:
             raise UserError(
                 f"about {total / 1e9:.1f} GB on each device ({listed}) do not fit --gpu_memory {size:g}, a tenth of "
                 f"which libraries need: lower data.micro_batch_size, set model.activation_checkpointing, or choose a "
@@ -222,13 +215,13 @@ class DryRunFit(TrainingCLI):
         for n in range(64):
             (text / f"{n}.txt").write_text("".join(f"{n} {k} " for k in range(size // 200 + 100)), encoding="utf-8")
         config = PrepareConfig([str(text)], validation_fraction=0.2, shard_tokens=1 << 24, workers=1)
-        with silent(), contextlib.redirect_stderr(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             prepare(config, folder, progress=False)
         return folder
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         plugins = config.get("plugins") or []
-        config["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), FakeCluster(self._devices)]
+        config["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), TorchElasticEnvironment()]
         self._forward = FirstForward()
         trainer = super()._instantiate_trainer(config, [*callbacks, self._forward])
         use_fake_processes(trainer.strategy)
@@ -239,7 +232,7 @@ class DryRunFit(TrainingCLI):
         trainer, data = self.trainer, self.datamodule
         # Lightning would have all processes meet, by real connections, after the data are prepared.
         data.prepare_data = MethodType(LightningDataModule.prepare_data, data)
-        with silent():
+        with contextlib.redirect_stdout(io.StringIO()):
             self.before_fit()
             trainer.fit(self.model, datamodule=data)
         config, tiny = self._network, self.model.config
@@ -276,10 +269,10 @@ def device_counts(config: Namespace) -> tuple[int, int]:
     Raises:
         UserError: `--plan` is not a whole number of nodes.
     """
-    count, devices = config.plan, config.trainer.devices
-    if devices in ("auto", -1, "-1"):
-        devices = max(1, count // config.trainer.num_nodes)
-    per_node = min(count, len(devices) if isinstance(devices, list) else int(devices))
+    count = config.plan
+    per_node = min(
+        count, memory_estimate.count_devices(config.trainer.devices) or max(1, count // config.trainer.num_nodes)
+    )
     if count % per_node:
         raise UserError(
             f"--plan {count} is not a whole number of nodes of trainer.devices {per_node}: take "
@@ -297,19 +290,12 @@ def tiny_copy(config: NetworkConfig) -> NetworkConfig:
     )
 
 
-def checkpoint_bytes(config: NetworkConfig, layout: Layout) -> int:
+def checkpoint_bytes(config: NetworkConfig, layout: memory_estimate.Layout) -> int:
     """Estimate the size of a checkpoint: weights and two moments, with DeepSpeed a float32 copy of the weights too."""
-    return parameters(config) * (14 if layout.deepspeed else 3 * weight_bytes(layout.precision))
+    return parameters(config) * (14 if layout.deepspeed else 3 * memory_estimate.weight_bytes(layout.precision))
 
 
 def nearest_existing(path: Path) -> Path:
     """Return a folder or the nearest above it that exists."""
     path = path.absolute()
     return next(folder for folder in (path, *path.parents) if folder.exists())
-
-
-@contextlib.contextmanager
-def silent() -> Iterator[None]:
-    """Context manager that drops standard output."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        yield

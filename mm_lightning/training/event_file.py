@@ -32,13 +32,11 @@ class BufferedFile:
 
     def __init__(self, run: RunFolder, path: Path) -> None:
         self.run, self.path = run, path
-        self._buffer: list[bytes] = []
-        self._size = 0
+        self._buffer = bytearray()
 
     def write(self, data: bytes) -> None:
-        if self._size + len(data) <= MAX_BUFFERED_BYTES:
-            self._buffer.append(data)
-            self._size += len(data)
+        if len(self._buffer) + len(data) <= MAX_BUFFERED_BYTES:
+            self._buffer += data
 
     def flush(self) -> None:
         """Write the buffer to disk; keep it if that fails."""
@@ -47,17 +45,17 @@ class BufferedFile:
 
         def write() -> None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            append(self.path, b"".join(self._buffer))
+            append(self.path, bytes(self._buffer))
 
         if self.run.write(self.path, write, "its events are kept in memory until that is possible"):
-            self._buffer, self._size = [], 0
+            self._buffer.clear()
 
     def close(self) -> None:
         self.flush()
 
 
-class EventWriter:
-    """Replacement for TensorBoard's EventFileWriter without a thread or temporary file.
+class RunFileWriter(FileWriter):
+    """torch's FileWriter without a thread or temporary file.
 
     Args:
         run: the run folder.
@@ -72,13 +70,16 @@ class EventWriter:
         name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_NUMBERS)}"
         self._folder, self._flush_secs, self._flushed = folder, flush_secs, time.monotonic()
         self._records = RecordWriter(BufferedFile(run, folder / name))
-        self.add_event(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        self.add_event(Event(file_version="brain.Event:2"))
         self.flush()
 
     def get_logdir(self) -> str:
         return str(self._folder)
 
-    def add_event(self, event: Any) -> None:
+    def add_event(self, event: Any, step: int | None = None, walltime: float | None = None) -> None:
+        event.wall_time = time.time() if walltime is None else walltime
+        if step is not None:
+            event.step = int(step)
         self._records.write(event.SerializeToString())
         if time.monotonic() - self._flushed > self._flush_secs:
             self.flush()
@@ -95,15 +96,8 @@ class EventWriter:
         """Do nothing: the file is never closed."""
 
 
-class RunFileWriter(FileWriter):
-    """torch's FileWriter on an :class:`EventWriter`."""
-
-    def __init__(self, run: RunFolder, folder: Path, flush_secs: float) -> None:
-        self.event_writer = EventWriter(run, folder, flush_secs)
-
-
 class RunSummaryWriter(SummaryWriter):
-    """torch's SummaryWriter on an :class:`EventWriter` for a folder in the run folder `run`."""
+    """torch's SummaryWriter on a :class:`RunFileWriter` for a folder in the run folder `run`."""
 
     def __init__(self, run: RunFolder, folder: Path) -> None:
         self._run = run

@@ -28,19 +28,13 @@ class MetricsFile(Logger):
         logged: names of the metrics already logged for the step that a resumed run continues from.
     """
 
+    name, version = "metrics", ""
+
     def __init__(self, folder: RunFolder) -> None:
         super().__init__()
         self.folder = folder
         self.logged: set[str] = set()
         self._waiting: list[str] = []
-
-    @property
-    def name(self) -> str:
-        return "metrics"
-
-    @property
-    def version(self) -> str:
-        return ""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
@@ -149,20 +143,13 @@ class ProgressLines(Logger):
         max_steps: optimization steps of the run.
     """
 
+    name, version = "progress", ""
     _NAMED = ("validation/loss", "validation/perplexity", "validation/bits_per_byte")
 
     def __init__(self, max_steps: int) -> None:
         super().__init__()
         self.max_steps = max_steps
         self._last = (0, 0.0)  # step and tokens of the last line
-
-    @property
-    def name(self) -> str:
-        return "progress"
-
-    @property
-    def version(self) -> str:
-        return ""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:

@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from typing import Annotated, Any, cast
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
-from torchmetrics import MeanMetric
 
 from mm_lightning.checkpoint import (
     METADATA_KEY,
     find_checkpoint,
     load_weights,
-    network_metadata,
-    tokenizer_metadata,
 )
+from mm_lightning.checkpoint.network_loading import check_vocabulary
 from mm_lightning.checkpoint.run_folder import RunFolder
 from mm_lightning.console import say
-from mm_lightning.data import Batch, Tokenizer
-from mm_lightning.data.mixture import bits_per_byte, mean
-from mm_lightning.data.sequences import TrainingOrder
+from mm_lightning.data import Batch
 from mm_lightning.errors import UserError
 from mm_lightning.memory.documents import IGNORE_INDEX
 from mm_lightning.memory.kernels import Kernels, resolve_kernels, set_kernels
@@ -32,44 +26,17 @@ from mm_lightning.networks import Checkpointing, Network, NetworkConfig
 from mm_lightning.networks.block import set_compiled
 from mm_lightning.ranges import Natural, Part, Place, Range, Seed, Share, checked
 from mm_lightning.renamed import rename_callback_states
-from mm_lightning.training.accumulation import is_last_step
+from mm_lightning.training import resume
+from mm_lightning.training.accumulation import check_loader, is_last_step
 from mm_lightning.training.compiler import check_strategy
 from mm_lightning.training.document_losses import document_losses
-from mm_lightning.training.lightning_internals import allow_clipping, datamodule_of, find_datamodule, log_interval
-from mm_lightning.training.resume import (
-    OptimizerSettings,
-    changed_recipe,
-    changes,
-    decides_the_data,
-    fit_progress,
-    learning_rate,
-    recipe,
-    validate_if_due,
-)
+from mm_lightning.training.evaluation_losses import EvaluationLosses, metric_names
+from mm_lightning.training.lightning_internals import datamodule_of, find_datamodule, log_interval
+from mm_lightning.training.optimizer import build_adamw, check_moments, warmup_cosine
 from mm_lightning.training.sharding import parameter_count
 
 LearningRate = Annotated[float, Range(0, 1000, above=True)]
 Decay = Annotated[float, Range(0, 1000)]
-
-
-def evaluation_loss() -> MeanMetric:
-    """Return a mean in float64, because float32 loses count after 2^24 tokens."""
-    metric = MeanMetric()
-    metric.set_dtype(torch.float64)
-    return metric
-
-
-def check_vocabulary(tokenizer: Tokenizer, config: NetworkConfig) -> None:
-    """Check that a network has an embedding for every token.
-
-    Raises:
-        UserError: the tokenizer has more tokens.
-    """
-    if tokenizer.vocab_size > config.vocab_size:
-        raise UserError(
-            f"the tokenizer {tokenizer.name} has {tokenizer.vocab_size} tokens but model.network.vocab_size is "
-            f"{config.vocab_size}: make it at least as large"
-        )
 
 
 class LanguageModule(LightningModule):
@@ -127,7 +94,7 @@ class LanguageModule(LightningModule):
         self.compiled = compile
         self.initial_weights = initial_weights
         self.seed = seed
-        self.evaluation_losses = torch.nn.ModuleList([evaluation_loss()])  # a mean for each data set
+        self.evaluation_losses = EvaluationLosses()
         self._step_loss: list[Tensor] = []
         self._step_balance: list[Tensor] = []  # where there are experts
         self._tokens = 0  # of the finished steps that are logged
@@ -136,7 +103,7 @@ class LanguageModule(LightningModule):
         self._finished_steps = 0
         self._validation_open = False
         self._rate = 0.0  # of the step that is being computed
-        self.optimizer_settings: OptimizerSettings | None = None
+        self.optimizer_settings: resume.OptimizerSettings | None = None
         self._changed: list[str] | None = None  # settings that differ from the restored checkpoint's
 
     def configure_model(self) -> None:
@@ -171,7 +138,7 @@ class LanguageModule(LightningModule):
         if stage == "fit" and self.trainer.max_steps < 1 and self.trainer.max_epochs == -1:
             raise UserError("Trainer needs max_steps or max_epochs: the learning rate falls over that many")
         if data is not None:
-            self.evaluation_losses = torch.nn.ModuleList([evaluation_loss() for _ in data.validated or data.sets])
+            self.evaluation_losses = EvaluationLosses(len(data.validated or data.sets))
             check_vocabulary(data.tokenizer, self.config)
 
     # Training
@@ -186,7 +153,7 @@ class LanguageModule(LightningModule):
         The metric train/loss is the cross-entropy alone, the mean over all predicted tokens of the global batch, as is
         that of validation; train/balance is the load-balancing loss without its weight, 1 for experts used alike.
         """
-        self._rate = learning_rate(self.trainer)
+        self._rate = resume.learning_rate(self.trainer)
         random = self.network.step_randomness(self.seed, self.global_step)
         # From the place in the run alone, so that a resumed run drops what the uninterrupted one would have: in a
         # user's parts too, whatever they draw.
@@ -206,58 +173,25 @@ class LanguageModule(LightningModule):
         return loss.where(predicted > 0, 0.0), balance, predicted
 
     def step_sums(self) -> Tensor:
-        """(2,) of this process and the step so far: cross-entropy summed over predicted tokens, and their number."""
+        """Return (2,) of this process's step so far: cross-entropy summed over predicted tokens, and their number."""
         return torch.stack(self._step_loss).sum(0)
 
     def on_fit_start(self) -> None:
         """Remember the optimizer's settings, before a checkpoint is restored."""
-        self.optimizer_settings = OptimizerSettings(self.trainer)
+        self.optimizer_settings = resume.OptimizerSettings(self.trainer)
 
     def on_train_start(self) -> None:
         """Start counting at the step that a resumed run has reached, with its own settings; validate if it is due."""
-        self._check_loader()
-        self._keep_settings()
-        self._warn_of_warmup()
-        self.begin_step()
-        if self._validation_open:
-            validate_if_due(self.trainer)
-
-    def _keep_settings(self) -> None:
-        """Replace the checkpoint's optimizer settings by those of this run, and log in one line what that changes."""
-        if self._changed is None or self.optimizer_settings is None:
-            return
-        before = learning_rate(self.trainer)
-        self.optimizer_settings.apply(self.trainer)
-        rate, changed = learning_rate(self.trainer), self._changed
-        if rate != before:
-            changed.append(f"learning rate of step {self.global_step + 1}: {rate:.3g} instead of {before:.3g}")
-        if changed:
-            say(f"resuming with {', '.join(changed)}")
+        check_loader(self.trainer)
+        if self._changed is not None and self.optimizer_settings is not None:
+            self.optimizer_settings.keep(self.trainer, self._changed)
         self._changed = None
-
-    def _check_loader(self) -> None:
-        """Check that a loader that was taken out of its data module gets whole global batches.
-
-        Raises:
-            UserError: a step would take another number of sequences.
-        """
-        trainer: Any = self.trainer
-        order = getattr(trainer.train_dataloader, "sampler", None)
-        if not isinstance(order, TrainingOrder):
-            return
-        batch = trainer.train_dataloader.batch_size * order.world_size * trainer.accumulate_grad_batches
-        if order.multiple != batch or order.world_size != trainer.world_size:
-            raise UserError(
-                f"the loader was built for global_batch_size {order.multiple} on {order.world_size} devices, but a "
-                f"step of this trainer takes {batch} sequences on {trainer.world_size}: pass the data module instead, "
-                f"fit(..., datamodule=data), which sets accumulation"
-            )
-
-    def _warn_of_warmup(self) -> None:
-        """Log that the learning rate stays below its peak in all steps of the run."""
         if self.warmup_steps >= (steps := self._steps()):
             warmup = f"model.warmup_steps {self.warmup_steps}"
             say(f"WARNING: all {steps:.0f} steps warm up ({warmup}): the learning rate stays below its peak")
+        self.begin_step()
+        if self._validation_open:
+            resume.validate_if_due(self.trainer)
 
     @property
     def step_tokens(self) -> int:
@@ -301,13 +235,8 @@ class LanguageModule(LightningModule):
 
     def schedule(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0, as a fraction of the peak."""
-        if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps
-        if step == self.warmup_steps:  # called before the loaders exist, which a resume must precede
-            return 1.0
-        last = max(self._steps() - self.warmup_steps - 1, 1)
-        cosine = (1 + math.cos(math.pi * min((step - self.warmup_steps) / last, 1))) / 2
-        return self.final_learning_rate + (1 - self.final_learning_rate) * cosine
+        # the steps are not known before the loaders exist, which a resume must precede
+        return warmup_cosine(step, self.warmup_steps, self._steps, self.final_learning_rate)
 
     def _steps(self) -> float:
         """Return the number of steps of the run: trainer.max_steps, or those of trainer.max_epochs."""
@@ -319,18 +248,8 @@ class LanguageModule(LightningModule):
         Raises:
             UserError: its moments would be in float16.
         """
-        if self.trainer.precision == "16-true" and not isinstance(self.trainer.strategy, DeepSpeedStrategy):
-            raise UserError(
-                "trainer.precision 16-true keeps AdamW's moments in float16, which ends at 6e-8, and diverges: use "
-                "bf16-true, bf16-mixed or 16-mixed"
-            )
-        matrices, others = self.network.weight_decay_groups()
-        groups = [
-            {"params": matrices, "weight_decay": self.weight_decay},
-            {"params": others, "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=(self.betas[0], self.betas[1]), fused=True)
-        allow_clipping(optimizer)
+        check_moments(self.trainer)
+        optimizer = build_adamw(self.network, self.learning_rate, self.weight_decay, self.betas)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -339,48 +258,23 @@ class LanguageModule(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add a batch to the mean loss over tokens of its data set."""
         loss, _, predicted = self._losses(batch)
-        self._means()[dataloader_idx].update(loss.double(), weight=predicted)
+        self.evaluation_losses.add(dataloader_idx, loss, predicted)
 
-    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Do as in validation."""
-        self.validation_step(batch, batch_idx, dataloader_idx)
+    test_step = validation_step
 
     def on_validation_epoch_end(self) -> None:
         """Log loss, perplexity and bits per byte over all ranks: weighted means of data sets, and the loss of each."""
-        self._log_evaluation("validation")
+        split = "test" if self.trainer.testing else "validation"
+        metrics = self.evaluation_losses.compute(find_datamodule(self.trainer))
+        values = {f"{split}/{name}": value for name, value in metrics.items()}
+        self.log_dict({**values, "step": float(self.global_step)}, sync_dist=True)
 
-    def on_test_epoch_end(self) -> None:
-        """Do as in validation."""
-        self._log_evaluation("test")
+    on_test_epoch_end = on_validation_epoch_end
 
     @property
     def validation_metrics(self) -> list[str]:
         """The metrics that validation logs, which callbacks may monitor."""
-        data = find_datamodule(self.trainer)
-        if data is None:
-            return ["validation/loss", "validation/perplexity"]
-        names = ["loss", "perplexity", "bits_per_byte"] if data.validated else []
-        if len(data.validated) > 1:
-            names += [f"loss/{s.name}" for s in data.validated]
-        return [f"validation/{name}" for name in names]
-
-    def _means(self) -> list[MeanMetric]:
-        return [metric for metric in self.evaluation_losses if isinstance(metric, MeanMetric)]
-
-    def _log_evaluation(self, split: str) -> None:
-        losses = [metric.compute().item() for metric in self._means()]  # summed over ranks
-        for metric in self._means():
-            metric.reset()
-        data, loss = find_datamodule(self.trainer), losses[0]
-        if data is not None:
-            loss = mean(data.validated, losses)
-        values = {f"{split}/loss": loss, f"{split}/perplexity": math.exp(min(loss, 700))}
-        if data is not None:
-            # `mm test` reads the validation documents too, all of them
-            values[f"{split}/bits_per_byte"] = bits_per_byte(data.validated, loss)
-            if len(losses) > 1:
-                values |= {f"{split}/loss/{s.name}": one for s, one in zip(data.validated, losses, strict=True)}
-        self.log_dict({**values, "step": float(self.global_step)}, sync_dist=True)
+        return [f"validation/{name}" for name in metric_names(find_datamodule(self.trainer))]
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
         """Return the loss of each document (:func:`document_losses`), with its data set if there are several."""
@@ -394,14 +288,7 @@ class LanguageModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the metadata from which the network is rebuilt without its YAML."""
-        data = find_datamodule(self.trainer)
-        tokenizer = None if data is None else tokenizer_metadata(data.tokenizer)
-        context = None if data is None else data.context_length
-        checkpoint[METADATA_KEY] = network_metadata(self.config, tokenizer, context)
-        checkpoint[METADATA_KEY]["recipe"] = recipe(self)
-        checkpoint[METADATA_KEY]["tokens"] = self.trained_tokens
-        if data is not None:
-            checkpoint[METADATA_KEY]["data"] = decides_the_data(data)
+        checkpoint[METADATA_KEY] = resume.checkpoint_metadata(self, self.config, self.trained_tokens)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Compare settings with the checkpoint's, and convert its progress to the accumulation of this run.
@@ -413,18 +300,15 @@ class LanguageModule(LightningModule):
         self._changed = []
         if METADATA_KEY in checkpoint:
             metadata, data = checkpoint[METADATA_KEY], find_datamodule(self.trainer)
-            self._changed = changed_recipe(checkpoint, metadata, self, self.config)
-            if data is not None and (warning := changes(metadata, data)):
+            self._changed = resume.changed_recipe(checkpoint, metadata, self, self.config)
+            if data is not None and (warning := resume.data_changes(metadata, data)):
                 say(warning)
         self.restore_tokens(checkpoint)
-        self._validation_open = fit_progress(checkpoint, self.trainer.accumulate_grad_batches)
+        self._validation_open = resume.rescale_progress(checkpoint, self.trainer.accumulate_grad_batches)
 
     def restore_tokens(self, checkpoint: dict[str, Any]) -> None:
         """Take the count of tokens from a checkpoint; those of earlier versions had steps of one size."""
-        about, data = checkpoint.get(METADATA_KEY, {}), find_datamodule(self.trainer)
-        defaults = {} if data is None else {n: getattr(data, n) for n in ("global_batch_size", "context_length")}
-        sizes = defaults | {name: value for name, value in about.get("data", {}).items() if name in defaults}
-        self._tokens = about.get("tokens", checkpoint["global_step"] * math.prod(sizes.values()) if sizes else 0)
+        self._tokens = resume.saved_tokens(checkpoint, find_datamodule(self.trainer))
 
 
 def language_module(module: LightningModule) -> LanguageModule:

@@ -14,21 +14,28 @@ from mm_lightning.networks import NetworkConfig
 from mm_lightning.training.cli import TrainingCLI, prepare
 
 
-class FitParser(TrainingCLI):
-    """Parser of an `mm fit` command line, which is not run."""
+class FitCommandLine(TrainingCLI):
+    """An `mm fit` command line that is not run: a checkpoint that it names need not exist yet."""
+
+    def __init__(self, args: list[str]) -> None:
+        super().__init__("fit", args)
 
     def checkpoint_to_continue(self) -> Path | None:
-        with contextlib.suppress(UserError):  # the checkpoint need not exist yet
+        with contextlib.suppress(UserError):
             return super().checkpoint_to_continue()
         return None
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Do nothing."""
+
+
+class FitParser(FitCommandLine):
+    """Parser of an `mm fit` command line."""
 
     def instantiate_classes(self) -> None:
         """Build the config of the network, nothing else."""
         self.resolved = self.resolved_config()
         self.config.fit.model.network = network_config_of(self.config.fit)
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        pass
 
 
 def network_config_of(config: Namespace) -> NetworkConfig:
@@ -54,5 +61,5 @@ def resolve_fit(args: list[str]) -> tuple[Namespace, dict[str, Any]]:
         UserError: for any mistake of the user's.
     """
     prepare()
-    parsed = FitParser("fit", args)
+    parsed = FitParser(args)
     return parsed.config.fit, parsed.resolved

@@ -65,6 +65,22 @@ def resolve_checkpoint(command: str, config: Namespace, known: Path | None = Non
     return path
 
 
+def folder_to_continue(command: str, config: Namespace, checkpoint: Path | None) -> Path | None:
+    """Return the run folder of a checkpoint that is resumed or evaluated; None for a fresh run.
+
+    Raises:
+        UserError: a checkpoint outside of run folders is to be resumed.
+    """
+    if checkpoint is None or (command == "fit" and not config.resume):
+        return None
+    folder = run_folder_of(checkpoint)
+    if command == "fit" and folder == checkpoint.parent and not (folder / "config.yaml").is_file():
+        raise UserError(
+            f"{checkpoint} is not in a run folder, which --resume needs: --ckpt_path continues it in a new run folder"
+        )
+    return folder
+
+
 def claim_run_folder(folder: RunFolder) -> None:
     """Lock a run's folder for this process, and remove what interrupted saves have left beside its checkpoints.
 
@@ -82,38 +98,31 @@ def check_resumable(checkpoint: Path, strategy: Strategy) -> None:
     Raises:
         UserError: it was saved by another strategy or an incompatible ZeRO stage, or holds weights only.
     """
-    sharded = isinstance(strategy, DeepSpeedStrategy)
-    if sharded != checkpoint.is_dir():
-        if checkpoint.is_dir():
-            # not in checkpoints/, where a resume with DeepSpeed would take it for the newest
-            file = run_folder_of(checkpoint) / f"plain-step={step_of(checkpoint)}.ckpt"
-            option = "--resume" if (run_folder_of(checkpoint) / "config.yaml").is_file() else "--ckpt_path"
-            raise UserError(
-                f"checkpoint {checkpoint} (DeepSpeed) cannot be resumed by a run with another strategy: keep the "
-                f"strategy, or make a plain checkpoint of it and resume that: mm checkpoint convert "
-                f"{quote(str(checkpoint))} --output {quote(str(file))}, then {option} {quote(str(file))}"
-            )
+    sharded, folder = isinstance(strategy, DeepSpeedStrategy), run_folder_of(checkpoint)
+    weights = f"start a new run with its weights: --model.initial_weights {quote(str(checkpoint))}"
+    if checkpoint.is_dir() and not sharded:
+        # not in checkpoints/, where a resume with DeepSpeed would take it for the newest
+        file = folder / f"plain-step={step_of(checkpoint)}.ckpt"
+        option = "--resume" if (folder / "config.yaml").is_file() else "--ckpt_path"
+        raise UserError(
+            f"checkpoint {checkpoint} (DeepSpeed) cannot be resumed by a run with another strategy: keep the "
+            f"strategy, or make a plain checkpoint of it and resume that: mm checkpoint convert "
+            f"{quote(str(checkpoint))} --output {quote(str(file))}, then {option} {quote(str(file))}"
+        )
+    if sharded and not checkpoint.is_dir():
         raise UserError(
             f"checkpoint {checkpoint} (one file) cannot be resumed by a run with DeepSpeed: keep the strategy, "
-            f"or start a new run with its weights: --model.initial_weights {quote(str(checkpoint))}"
+            f"or {weights}"
         )
-    if (
-        isinstance(strategy, DeepSpeedStrategy)
-        and (checkpoint / DEEPSPEED_TAG).is_dir()
-        and not is_universal(checkpoint)
-    ):
+    if isinstance(strategy, DeepSpeedStrategy) and not is_universal(checkpoint):
         partitioned = any((checkpoint / DEEPSPEED_TAG).glob("*zero_pp_rank_*_model_states.pt"))
         if partitioned != strategy.zero_stage_3:
             was, now = ("3", "1 or 2") if partitioned else ("1 or 2", "3")
             raise UserError(
                 f"checkpoint {checkpoint} was saved by stage {was} of ZeRO, and DeepSpeed does not resume it in stage "
-                f"{now}: keep the stage, or start a new run with its weights: --model.initial_weights "
-                f"{quote(str(checkpoint))}"
+                f"{now}: keep the stage, or {weights}"
             )
     weights_only = checkpoint.suffix == ".safetensors"
     if weights_only or "imported" in read_metadata(checkpoint):
         what = "holds weights only, with" if weights_only else "was imported and has"
-        raise UserError(
-            f"{checkpoint} {what} no optimizer state to resume: start a new run with its weights: "
-            f"--model.initial_weights {quote(str(checkpoint))}"
-        )
+        raise UserError(f"{checkpoint} {what} no optimizer state to resume: {weights}")

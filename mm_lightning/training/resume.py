@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import timedelta
 from typing import Any
 
@@ -9,16 +10,17 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
 from torch.optim.lr_scheduler import LambdaLR
 
-from mm_lightning.checkpoint import network_config
-from mm_lightning.checkpoint.network_loading import CHANGEABLE_FIELDS
+from mm_lightning.checkpoint import METADATA_KEY, network_config, network_metadata, tokenizer_metadata
+from mm_lightning.checkpoint.network_loading import CHANGEABLE_FIELDS, list_changes
+from mm_lightning.console import say
 from mm_lightning.data import TextDataModule
 from mm_lightning.errors import UserError
 from mm_lightning.networks import NetworkConfig
-from mm_lightning.training.lightning_internals import callbacks_of, finished_epochs, set_rates
+from mm_lightning.training.lightning_internals import callbacks_of, find_datamodule, finished_epochs, set_rates
 from mm_lightning.training.loggers import MetricsFile
 
 
-def fit_progress(checkpoint: dict[str, Any], accumulate: int) -> bool:
+def rescale_progress(checkpoint: dict[str, Any], accumulate: int) -> bool:
     """Convert the batch counts of a checkpoint's loops to this run's number of processes.
 
     Lightning counts batches of one process. With another number of processes a step of the same global batch is another
@@ -46,7 +48,7 @@ def fit_progress(checkpoint: dict[str, Any], accumulate: int) -> bool:
     return unfinished > 0
 
 
-OPTIONS = {
+DATA_OPTIONS = {
     "content": "data.path of content",
     "fingerprint": "data.path of fingerprint",
     "context_length": "data.context_length",
@@ -55,30 +57,27 @@ OPTIONS = {
 }
 """Settings and fingerprints that determine the tokens of a step, with the option that sets each."""
 
-RECIPE = ("learning_rate", "warmup_steps", "final_learning_rate", "weight_decay", "betas")
-TRAINER = ("max_steps", "max_epochs", "precision", "gradient_clip_val", "gradient_clip_algorithm")
-NAMED_ELSEWHERE = {
-    *(f"model.{name}" for name in RECIPE),
-    *(f"trainer.{name}" for name in TRAINER),
+MODEL_SETTINGS = ("learning_rate", "warmup_steps", "final_learning_rate", "weight_decay", "betas")
+TRAINER_SETTINGS = ("max_steps", "max_epochs", "precision", "gradient_clip_val", "gradient_clip_algorithm")
+LOGGED_ON_RESTORE = {
+    *(f"model.{name}" for name in MODEL_SETTINGS),
+    *(f"trainer.{name}" for name in TRAINER_SETTINGS),
     *(f"model.network.{name}" for name in CHANGEABLE_FIELDS),
     *("data.context_length", "data.global_batch_size", "seed_everything", "run"),
 }
 """Settings whose changes are logged when the checkpoint is restored, which holds their exact values."""
 
 
-def decides_the_data(data: TextDataModule) -> dict[str, Any]:
+def data_identity(data: TextDataModule) -> dict[str, Any]:
     """Return the settings and fingerprints that determine the tokens of a step, as checkpoints keep them."""
-    shares = [f"{s.share} x " if s.share < 1 else "" for s in data.sets]
-
-    def prints(name: str) -> str:
-        hashes = (getattr(s.manifest, name)[:12] for s in data.sets)
-        return " + ".join(share + value for share, value in zip(shares, hashes, strict=True))
-
-    hashed = ("content", "fingerprint")
-    return {name: prints(name) if name in hashed else getattr(data, name) for name in OPTIONS}
+    hashes = {
+        name: " + ".join(f"{s.share} x " * (s.share < 1) + getattr(s.manifest, name)[:12] for s in data.sets)
+        for name in ("content", "fingerprint")
+    }
+    return {name: hashes[name] if name in hashes else getattr(data, name) for name in DATA_OPTIONS}
 
 
-def changes(about: dict[str, Any], data: TextDataModule) -> str | None:
+def data_changes(about: dict[str, Any], data: TextDataModule) -> str | None:
     """Return the warning for a resumed run whose data differ from the checkpoint's; None if they do not.
 
     Args:
@@ -95,11 +94,12 @@ def changes(about: dict[str, Any], data: TextDataModule) -> str | None:
             f"prepared with {tokenizer.name} ({tokenizer.sha256[:8]}): resume with data of the first, or start a new "
             f"run with the checkpoint's weights: --model.initial_weights"
         )
-    settings = decides_the_data(data)
+    settings = data_identity(data)
     before = about.get("data") or settings  # earlier versions saved nothing, or the fingerprint without the content
     if "content" in before:
         del settings["fingerprint"]
-    differences = [f"{OPTIONS[n]} {x} instead of {before[n]}" for n, x in settings.items() if before.get(n, x) != x]
+    before, settings = ({DATA_OPTIONS[n]: x for n, x in d.items() if n in DATA_OPTIONS} for d in (before, settings))
+    differences = list_changes(before, settings)
     if not differences:
         return None
     return (
@@ -148,16 +148,52 @@ class OptimizerSettings:
         for name, value in self.scaling.items():
             getattr(self.scaler, f"set_{name}")(value)
 
+    def keep(self, trainer: Trainer, changed: list[str]) -> None:
+        """Apply the settings, and log in one line what a resumed run changes.
+
+        Args:
+            trainer: the trainer of the run.
+            changed: the settings that differ from the checkpoint's.
+        """
+        before = learning_rate(trainer)
+        self.apply(trainer)
+        if (rate := learning_rate(trainer)) != before:
+            changed = [*changed, f"learning rate of step {trainer.global_step + 1}: {rate:.3g} instead of {before:.3g}"]
+        if changed:
+            say(f"resuming with {', '.join(changed)}")
+
 
 def learning_rate(trainer: Trainer) -> float:
     """Return the learning rate that the optimizer uses in the next step."""
     return float(trainer.optimizers[0].param_groups[0]["lr"])
 
 
+def checkpoint_metadata(module: LightningModule, config: NetworkConfig, tokens: int) -> dict[str, Any]:
+    """Return the metadata of a checkpoint, from which its network is rebuilt without its YAML.
+
+    Args:
+        module: the module of the run.
+        config: the configuration of its network.
+        tokens: the number of tokens that it was trained on.
+    """
+    data = find_datamodule(module.trainer)
+    tokenizer, context = (None, None) if data is None else (tokenizer_metadata(data.tokenizer), data.context_length)
+    metadata = network_metadata(config, tokenizer, context) | {"recipe": recipe(module), "tokens": tokens}
+    return metadata if data is None else {**metadata, "data": data_identity(data)}
+
+
+def saved_tokens(checkpoint: dict[str, Any], data: TextDataModule | None) -> int:
+    """Return the tokens that a checkpoint was trained on; those of earlier versions had steps of one size."""
+    metadata = checkpoint.get(METADATA_KEY, {})
+    sizes = {} if data is None else {name: getattr(data, name) for name in ("global_batch_size", "context_length")}
+    sizes |= {name: value for name, value in metadata.get("data", {}).items() if name in sizes}
+    return metadata.get("tokens", checkpoint["global_step"] * math.prod(sizes.values()) if sizes else 0)
+
+
 def recipe(module: LightningModule) -> dict[str, Any]:
     """Return the settings that decide what an optimization step does with its tokens, as checkpoints keep them."""
-    values = {f"model.{name}": _plain(getattr(module, name)) for name in RECIPE}
-    return values | {f"trainer.{name}": getattr(module.trainer, name) for name in TRAINER}
+    values = {f"model.{name}": _plain(getattr(module, name)) for name in MODEL_SETTINGS}
+    return values | {f"trainer.{name}": getattr(module.trainer, name) for name in TRAINER_SETTINGS}
 
 
 def changed_recipe(
@@ -177,14 +213,10 @@ def changed_recipe(
         group: dict[str, Any] = next((state["param_groups"][0] for state in checkpoint.get("optimizer_states", [])), {})
         names = {"model.learning_rate": "initial_lr", "model.weight_decay": "weight_decay", "model.betas": "betas"}
         before = {name: group[key] for name, key in names.items() if key in group}
-    differing = [
-        f"{n} {x} instead of {_plain(before[n])}" for n, x in settings.items() if n in before and _plain(before[n]) != x
-    ]
-    was, is_ = network_config(about).to_dict()["fields"], config.to_dict()["fields"]
-    differing += [
-        f"model.network.{n} {is_[n]} instead of {was[n]}" for n in sorted(CHANGEABLE_FIELDS) if was.get(n) != is_.get(n)
-    ]
-    return differing
+    was, fields = network_config(about).to_dict()["fields"], config.to_dict()["fields"]
+    changeable = {name: fields[name] for name in sorted(CHANGEABLE_FIELDS & fields.keys())}
+    before = {name: _plain(value) for name, value in before.items()}
+    return list_changes(before, settings) + list_changes(was, changeable, "model.network.")
 
 
 def _plain(value: Any) -> Any:

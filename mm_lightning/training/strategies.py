@@ -36,16 +36,8 @@ from mm_lightning.checkpoint.universal import to_universal
 from mm_lightning.console import say
 from mm_lightning.errors import UserError
 from mm_lightning.ranges import Natural, checked
+from mm_lightning.training import sharding
 from mm_lightning.training.lightning_internals import datamodule_of, process_timeout
-from mm_lightning.training.sharding import (
-    init_on_cpu,
-    keep_clipping_and_scaling,
-    limit_groups,
-    load_universal,
-    parameter_count,
-    shard_name,
-    write_shards_with,
-)
 
 BYTES = 14
 """Bytes of a parameter in a checkpoint: 2 in bf16, and 12 of ZeRO's float32 master copy and two moments."""
@@ -79,10 +71,13 @@ class DeepSpeed(DeepSpeedStrategy):
         super().__init__(*args, **kwargs)
         zero = self.config.setdefault("zero_optimization", {})
         if zero.get("stage") == 3:
-            zero.setdefault("stage3_prefetch_bucket_size", prefetch_bucket_size)
-            zero.setdefault("stage3_max_live_parameters", max_live_parameters)
-            zero.setdefault("stage3_max_reuse_distance", max_reuse_distance)
-            zero.setdefault("stage3_param_persistence_threshold", param_persistence_threshold)
+            stage_3 = {
+                "stage3_prefetch_bucket_size": prefetch_bucket_size,
+                "stage3_max_live_parameters": max_live_parameters,
+                "stage3_max_reuse_distance": max_reuse_distance,
+                "stage3_param_persistence_threshold": param_persistence_threshold,
+            }
+            self.config["zero_optimization"] = zero = stage_3 | zero
         if "offload_optimizer" in zero:
             # torch's fused AdamW is as good on CPUs as DeepSpeed's own, which would have to be compiled first.
             self.config.setdefault("zero_force_ds_cpu_optimizer", False)
@@ -121,7 +116,7 @@ class DeepSpeed(DeepSpeedStrategy):
     def setup_distributed(self) -> None:
         """Connect the processes."""
         if self.on_cpu:
-            init_on_cpu(self)
+            sharding.init_on_cpu(self)
         else:
             super().setup_distributed()
 
@@ -129,7 +124,7 @@ class DeepSpeed(DeepSpeedStrategy):
         """Build the engine, and give its process groups the timeout of the run."""
         super().init_deepspeed()
         if timeout := process_timeout(self):
-            limit_groups(timeout)
+            sharding.limit_groups(timeout)
 
     @contextmanager
     def tensor_init_context(self, empty_init: bool | None = None) -> Iterator[None]:
@@ -163,8 +158,10 @@ class DeepSpeed(DeepSpeedStrategy):
         """
         target = Path(self.broadcast(str(filepath)))
         partial = target.with_name(target.name + PARTIAL_SUFFIX)
-        self._on_all(lambda: self._make_way(target, partial), target)
-        self._on_all(lambda: checkpoint.update(self._loadable(checkpoint)), target)
+        self._on_rank_zero(lambda: self._make_way(target, partial), target)
+        written_by_deepspeed = ("state_dict", "optimizer_states")  # whose classes are known when it is loaded
+        others = {name: value for name, value in checkpoint.items() if name not in written_by_deepspeed}
+        self._on_all(lambda: checkpoint.update(to_plain_values(others)), target)
         checksums: dict[str, int] = {}
         failures: list[Exception] = []
 
@@ -180,15 +177,12 @@ class DeepSpeed(DeepSpeedStrategy):
             if failures:
                 raise failures[0]
 
-        write_shards_with(self.deepspeed_engine, write_shard)
+        sharding.write_shards_with(self.deepspeed_engine, write_shard)
         self._on_all(save, target)
         all_checksums = {name: value for part in self._gather(checksums) for name, value in part.items()}
 
-        def commit() -> None:
-            if self.is_global_zero:
-                commit_folder(partial, target, self.world_size, checkpoint.get(METADATA_KEY, {}), all_checksums)
-
-        self._on_all(commit, target)
+        metadata = checkpoint.get(METADATA_KEY, {})
+        self._on_rank_zero(lambda: commit_folder(partial, target, self.world_size, metadata, all_checksums), target)
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Restore a checkpoint, on all processes the one that the first has chosen. Nothing in it is ever run.
@@ -205,25 +199,20 @@ class DeepSpeed(DeepSpeedStrategy):
         def load(folder: Path) -> dict[str, Any]:
             return super(DeepSpeed, self).load_checkpoint(folder, weights_only)
 
-        with weights_only_loading(path), keep_clipping_and_scaling(engine):
+        with weights_only_loading(path), sharding.keep_clipping_and_scaling(engine):
             if (path / "latest_universal").is_file():
-                return load_universal(engine, lambda: load(path))
-            same_precision = (path / DEEPSPEED_TAG / shard_name(self.bf16)).is_file()
+                return sharding.load_universal(engine, lambda: load(path))
+            same_precision = (path / DEEPSPEED_TAG / sharding.shard_name(self.bf16)).is_file()
             if writers == self.world_size and same_precision:
                 return load(path)
         precision = "" if same_precision else " in another precision"
         say(f"{path} was written by {writers} processes{precision}: converting it for {self.world_size}")
-        universal = path.with_name(
-            f"{path.name}.universal{PARTIAL_SUFFIX}"
-        )  # an interrupted one is removed at the next resume
+        # one that a killed run has left is removed at the next resume
+        universal = path.with_name(f"{path.name}.universal{PARTIAL_SUFFIX}")
 
-        def convert() -> None:
-            if self.is_global_zero:
-                to_universal(path, universal)
-
-        self._on_all(convert, universal)
-        with weights_only_loading(universal), keep_clipping_and_scaling(engine):
-            state = load_universal(engine, lambda: load(universal))
+        self._on_rank_zero(lambda: to_universal(path, universal), universal)
+        with weights_only_loading(universal), sharding.keep_clipping_and_scaling(engine):
+            state = sharding.load_universal(engine, lambda: load(universal))
         self.barrier()
         if self.is_global_zero:
             remove_partial(universal)
@@ -236,18 +225,16 @@ class DeepSpeed(DeepSpeedStrategy):
     def finish(self, wait: bool = True) -> None:
         """Return at once: nothing is being written when :meth:`save_checkpoint` has returned."""
 
-    @staticmethod
-    def _loadable(checkpoint: dict[str, Any]) -> dict[str, Any]:
-        """Return all but what DeepSpeed writes itself, whose classes are known when it is loaded."""
-        return to_plain_values({k: v for k, v in checkpoint.items() if k not in ("state_dict", "optimizer_states")})
-
     def _make_way(self, target: Path, partial: Path) -> None:
         """Remove what a killed run has left, and check the free space for the shards of this node."""
-        if self.is_global_zero:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(partial, ignore_errors=True)
-            size = parameter_count(self._trainer().lightning_module) * BYTES
-            check_space(target, size * self.num_processes // self.world_size)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        size = sharding.parameter_count(self._trainer().lightning_module) * BYTES
+        check_space(target, size * self.num_processes // self.world_size)
+
+    def _on_rank_zero(self, action: Callable[[], object], target: Path) -> None:
+        """Run an action on rank 0; if it fails, all processes end."""
+        self._on_all(action if self.is_global_zero else lambda: None, target)
 
     def _on_all(self, action: Callable[[], object], target: Path) -> None:
         """Run an action on all processes; if it fails on one, all of them end, instead of waiting for it for ever."""

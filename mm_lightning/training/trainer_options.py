@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import linecache
 import math
-import re
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -13,22 +12,17 @@ from typing import Annotated, Any
 import lightning
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from mm_lightning.errors import UserError
 from mm_lightning.ranges import Count, Name, Natural, NonNegative, Place, Positive, Range, Share
-from mm_lightning.training.lightning_internals import (
-    accumulating,
-    log_interval,
-    set_validation_interval,
-    since_validation,
-    validation_interval,
-)
+from mm_lightning.training import lightning_internals as internals
 
 Batches = Annotated[int, Range(0)] | Share
 """A number of batches, or a share of them."""
 
-STATED: dict[str, Any] = {
+TRAINER_TYPES: dict[str, Any] = {
     "max_steps": Annotated[int, Range(-1)],
     "max_epochs": Annotated[int, Range(-1)] | None,
     "min_steps": Natural | None,
@@ -49,7 +43,7 @@ STATED: dict[str, Any] = {
 }
 """The types, with their ranges, of the Trainer options that are numbers or paths."""
 
-REFUSED = {
+REFUSED_OPTIONS = {
     "barebones": "leaves out the loggers and checkpoints that a run is read by: mm benchmark step times steps",
     "reload_dataloaders_every_n_epochs": "would begin each epoch with the order of the first: leave it out",
     "use_distributed_sampler": "would divide the data a second time: the loaders divide them among devices",
@@ -59,7 +53,7 @@ REFUSED = {
 
 def option_mistakes(trainer: Namespace) -> Iterator[tuple[str, UserError]]:
     """Yield the invalid options of the Trainer with their errors."""
-    for name, reason in REFUSED.items():
+    for name, reason in REFUSED_OPTIONS.items():
         if trainer.get(name):
             yield f"trainer.{name}", UserError(f"trainer.{name} {str(trainer[name]).lower()} {reason}")
     for name in ("val_check_interval", "max_time"):
@@ -91,14 +85,10 @@ def check_duration(name: str, value: str | Mapping[str, Any] | timedelta) -> Non
 
 
 def _seconds(value: str | Mapping[str, Any] | timedelta) -> float:
-    """Return the seconds of a duration, 0 for an invalid one."""
-    if isinstance(value, str):
-        parts = re.fullmatch(r"(\d+):(\d\d):(\d\d):(\d\d)", value.strip())
-        units = ("days", "hours", "minutes", "seconds")
-        value = dict(zip(units, map(int, parts.groups()), strict=True)) if parts else {}
+    """Return the seconds of a duration as Lightning's Timer reads it, 0 for an invalid one."""
     try:
-        return (value if isinstance(value, timedelta) else timedelta(**value)).total_seconds()
-    except (TypeError, OverflowError):  # an unknown unit, or not a number
+        return Timer(dict(value) if isinstance(value, Mapping) else value).time_remaining() or 0.0
+    except (MisconfigurationException, TypeError, OverflowError):  # an unknown unit, or not a number
         return 0.0
 
 
@@ -117,9 +107,9 @@ class WholeSteps(Callback):
         if isinstance(trainer.val_check_batch, int):  # a fraction of an epoch
             trainer.val_check_batch = max(size, trainer.val_check_batch // size * size)
         if self._seconds is None:
-            self._seconds = validation_interval(trainer)
+            self._seconds = internals.validation_interval(trainer)
         if self._seconds is not None:
-            set_validation_interval(trainer, math.inf)
+            internals.set_validation_interval(trainer, math.inf)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -128,10 +118,11 @@ class WholeSteps(Callback):
         if self._seconds is None:
             return
         due = False
-        if not accumulating(trainer) and (trainer.world_size == 1 or trainer.global_step % log_interval(trainer) == 0):
+        logs = trainer.world_size == 1 or trainer.global_step % internals.log_interval(trainer) == 0
+        if logs and not internals.accumulating(trainer):
             # clocks differ: all use that of rank 0
-            due = trainer.strategy.broadcast(since_validation(trainer) >= self._seconds)
-        set_validation_interval(trainer, 0.0 if due else math.inf)
+            due = trainer.strategy.broadcast(internals.since_validation(trainer) >= self._seconds)
+        internals.set_validation_interval(trainer, 0.0 if due else math.inf)
 
 
 def refused_by_lightning(error: BaseException) -> bool:

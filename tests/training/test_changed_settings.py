@@ -19,7 +19,7 @@ from mm_lightning.data import Manifest
 from mm_lightning.data.prepare import prepare
 from mm_lightning.data.prepare_config import PrepareConfig
 from mm_lightning.errors import UserError
-from mm_lightning.training.resume import OptimizerSettings, changes, decides_the_data
+from mm_lightning.training.resume import OptimizerSettings, data_changes, data_identity
 from mm_lightning.training.sharding import keep_clipping_and_scaling
 
 
@@ -62,18 +62,18 @@ def test_another_tokenizer_is_refused_and_old_checkpoints_are_taken():
     one = SimpleNamespace(share=Fraction(1), manifest=SimpleNamespace(fingerprint="f" * 64, content="c" * 64))
     data = SimpleNamespace(tokenizer=tokenizer, sets=[one], path="data", context_length=8, global_batch_size=2, seed=1)
     with pytest.raises(UserError, match=r"tokenizer bytes \(aaaaaaaa\), data was prepared with bpe \(bbbbbbbb\)"):
-        changes({"tokenizer": {"name": "bytes", "sha256": "a" * 64}}, data)
-    assert changes({"tokenizer": {"name": "bpe", "sha256": "b" * 64}}, data) is None
-    assert changes({"tokenizer": None}, data) is None
-    before = {"tokenizer": None, "data": decides_the_data(data)}
+        data_changes({"tokenizer": {"name": "bytes", "sha256": "a" * 64}}, data)
+    assert data_changes({"tokenizer": {"name": "bpe", "sha256": "b" * 64}}, data) is None
+    assert data_changes({"tokenizer": None}, data) is None
+    before = {"tokenizer": None, "data": data_identity(data)}
     old = {"tokenizer": None, "data": {k: value for k, value in before["data"].items() if k != "content"}}
-    assert changes(old, data) is None
+    assert data_changes(old, data) is None
     other = SimpleNamespace(share=Fraction(1, 4), manifest=SimpleNamespace(fingerprint="e" * 64, content="d" * 64))
     data.sets = [SimpleNamespace(share=Fraction(3, 4), manifest=one.manifest), other]
     told = f"data.path of content 3/4 x {'c' * 12} + 1/4 x {'d' * 12} instead of {'c' * 12}:"
-    assert told in changes(before, data)
+    assert told in data_changes(before, data)
     told = f"data.path of fingerprint 3/4 x {'f' * 12} + 1/4 x {'e' * 12} instead of {'f' * 12}:"
-    assert told in changes(old, data)
+    assert told in data_changes(old, data)
 
 
 def test_data_prepared_anew_are_told_and_not_shown(tiny, tmp_path, capsys):

@@ -123,3 +123,13 @@ def test_the_resolved_config_is_what_its_file_gives(tmp_path):
     _, values = resolve_fit(["--config", "quickstart", "--config", str(overlay), "--config", "overlays/watch"])
     assert values["model"]["betas"] == [0.9, 0.98]
     assert load_yaml(dump_yaml(values), "the config") == values
+
+
+def test_keys_that_are_numbers_are_texts(tmp_path):
+    overlay = tmp_path / "overlay.yaml"
+    for text, message in (("5: 1", "unknown config key 5 "), ("model: {3: 4}", r"unknown config key model\.3 ")):
+        overlay.write_text(text)
+        with pytest.raises(UserError, match=message):
+            parse_fit(["--config", "quickstart", "--config", str(overlay)])
+    overlay.write_text("data: {path: {5: 1}}")
+    assert parse_fit(["--config", "quickstart", "--config", str(overlay)]).data.path == {"5": 1}

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from mm_lightning.cli import main
-from mm_lightning.training import trainer_options
+from mm_lightning.training import lightning_internals
 from mm_lightning.training.trainer_options import WholeSteps, check_duration
 
 
@@ -126,7 +126,7 @@ def test_validation_by_the_clock(tiny, tmp_path, monkeypatch):
         steps.append(trainer.global_step)
         return next(looks)
 
-    monkeypatch.setattr(trainer_options, "since_validation", clock)
+    monkeypatch.setattr(lightning_internals, "since_validation", clock)
     assert main(["fit", "--config", str(tiny), "--config", str(overlay)]) == 0
     assert steps == [1, 2, 3, 4, 5, 6, 7, 8]
     assert validated(tmp_path / "run" / "0") == [2, 4, 7, 8]
