@@ -17,7 +17,7 @@ from mm_lightning.ranges import Count
 TOKENS = 16
 """Tokens decoded in a timed run."""
 
-DEFAULTS = {"dim": 512, "layers": 8, "heads": 8, "vocab_size": 4096, "precision": "fp32"}
+DEFAULTS = {"dim": 512, "layers": 8, "heads": 8, "persistent_dim": None, "vocab_size": 4096, "precision": "fp32"}
 
 
 def decode_command(

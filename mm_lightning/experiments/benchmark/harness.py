@@ -17,7 +17,7 @@ import torch
 
 from mm_lightning.console import print_table, say
 from mm_lightning.errors import UserError
-from mm_lightning.experiments.benchmark.workload import Precision, Workload
+from mm_lightning.experiments.benchmark.workload import BATCH, DIMENSIONS, Precision, Workload
 from mm_lightning.outputs import check_output, write_json
 from mm_lightning.ranges import Count, Few, Name, Place, Seed
 
@@ -116,19 +116,17 @@ class Benchmark:
 
         self.name, self.seed = name, options.seed
         self.repeats = options.repeats or repeats
-        dimensions = ("dim", "layers", "heads", "vocab_size", "context_length", "batch_size", "precision")
-        unused = [option for option in dimensions if option not in defaults]
-        unused += ["persistent_dim"] * ("layers" not in defaults) + ["config"] * (not defaults)
-        for option in unused:
-            if getattr(options, option) is not None:
+        for option in (*DIMENSIONS, *BATCH, "config"):
+            used = option in defaults or (option == "config" and defaults)
+            if not used and getattr(options, option) is not None:
                 raise UserError(f"mm benchmark {name} does not depend on {option}: leave --{option} out")
         self.output = None if options.output is None else check_output(options.output, options.overwrite)
         if options.threads:
             torch.set_num_threads(options.threads)
         self.device = choose_device(options.device)
-        given = {option: getattr(options, option) for option in (*dimensions, "persistent_dim")}
+        given = {option: getattr(options, option) for option in defaults}
         self.work = Workload.create(options.config, defaults, given)
-        self.settings = {k: v for k, v in self.work.settings.items() if k in defaults or k not in (*unused, "config")}
+        self.settings = {option: self.work.settings[option] for option in defaults}
         self.settings |= {"repeats": self.repeats, "seed": self.seed}
 
     def measure(
@@ -174,18 +172,10 @@ class Benchmark:
         product = Case("product", lambda: partial(torch.matmul, a, b), {"flops": 2 * size**3})
         copying = Case("copy", lambda: partial(copy.copy_, source), {"bytes": 2 * source.nbytes})
         rows = measure([product, copying], self.repeats, self.device, least=0.02)
-        return {
-            "flops_per_second": rows[0]["flops_per_second"],
-            "bytes_per_second": rows[1]["bytes_per_second"],
-        }
+        return {key: row[key] for row, key in zip(rows, ("flops_per_second", "bytes_per_second"), strict=True)}
 
     def report(
-        self,
-        title: str,
-        columns: Columns,
-        groups: Sequence[Sequence[Row]],
-        labels: int = 1,
-        **more: Any,
+        self, title: str, columns: Columns, groups: Sequence[Sequence[Row]], labels: int = 1, **more: Any
     ) -> None:
         """Print the table and write the JSON file.
 
@@ -205,8 +195,7 @@ class Benchmark:
         threads = torch.get_num_threads()
         lines: list[list[str] | None] = []
         for group in groups:
-            lines += [[cell(row) for cell in columns.values()] for row in group]
-            lines.append(None)
+            lines += [*([cell(row) for cell in columns.values()] for row in group), None]
         caption = ", ".join(f"{key} {value}" for key, value in settings.items())
         print_table(list(columns), lines[:-1], title, f"{caption}; {threads} threads of {machine}", labels)
         if self.output:

@@ -22,6 +22,7 @@ DEFAULTS = {
     "dim": 256,
     "layers": 6,
     "heads": 4,
+    "persistent_dim": None,
     "vocab_size": 4096,
     "context_length": 1024,
     "batch_size": 4,

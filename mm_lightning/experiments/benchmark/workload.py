@@ -17,6 +17,7 @@ Precision = Literal["bf16", "fp32"]
 Opponent = Literal["transformer", "v1", "hf_llama"]
 
 DIMENSIONS = ("dim", "layers", "heads", "persistent_dim", "vocab_size")
+BATCH = ("context_length", "batch_size", "precision")
 _SHARED = [field.name for field in fields(NetworkConfig) if field.name not in ("levels", "norm", "dropout")]
 
 
@@ -71,8 +72,8 @@ class Workload:
     @property
     def settings(self) -> dict[str, Any]:
         """The numbers by the names of their options."""
-        sizes = {"context_length": self.context_length, "batch_size": self.batch_size, "precision": self.precision}
-        return {**{name: getattr(self.network, name) for name in DIMENSIONS}, **sizes}
+        dimensions = {name: getattr(self.network, name) for name in DIMENSIONS}
+        return dimensions | {name: getattr(self, name) for name in BATCH}
 
     def for_lengths(self, lengths: Sequence[int], tokens: int | None) -> dict[int, Workload]:
         """Return by length of a sequence this workload, or the one with as many sequences as make up `tokens`.

@@ -39,11 +39,11 @@ def run(tmp_path, capsys):
 
 
 def test_a_step_against_all(run):
-    args = ["--layers", "1", "--context_length", "32", "--vocab_size", "64", "--kernels", "torch"]
+    args = ["--layers", "1", "--context_length", "32", "--vocab_size", "64", "--persistent_dim", "40"]
     rows, _, text = run("step", *SMALL, *args, "--against", "transformer", "v1", "hf_llama")
     assert list(rows) == ["v2", "transformer", "v1", "hf_llama"]
     counts = {name: row["parameters"] for name, row in rows.items()}
-    assert counts["hf_llama"] == counts["transformer"] == 2 * 64 * 16 + 4 * 16**2 + 3 * 16 * 48 + 3 * 16
+    assert counts["hf_llama"] == counts["transformer"] == 2 * 64 * 16 + 4 * 16**2 + 3 * 16 * 40 + 3 * 16
     assert counts["v1"] == pytest.approx(counts["transformer"], rel=0.02)
     assert rows["hf_llama"]["flops_ratio"] == rows["transformer"]["flops_ratio"] > 1
     # weights, gradients, two moments at least
