@@ -63,6 +63,8 @@ FREE = {
     # words that are checked as what they stand for
     *("val_check_interval", "settings"),
 }
+NEEDED = {"generator": "facts"}
+"""Values of options that a command looks up before it reads the others; of others, any word."""
 NONSENSE = ["-1", "0", ".nan", ".inf", "-.inf", "1e308", "1" + "0" * 30, "true", "1.5"]
 
 
@@ -123,7 +125,7 @@ def test_nonsense_for_a_number_of_a_command_is_refused_in_one_line(name, capsys,
         word
         for p in inspect.signature(function).parameters.values()
         if p.default is p.empty and p.kind is not p.VAR_KEYWORD
-        for word in (f"--{p.name}", "nowhere")
+        for word in (f"--{p.name}", NEEDED.get(p.name, "nowhere"))
     ]
     for option, hint in numbers(name):
         for value in NONSENSE:
@@ -209,7 +211,9 @@ def test_an_empty_name_is_refused(name, capsys, monkeypatch):
     monkeypatch.setattr(function_command, "function_parser", functools.cache(function_parser))
     function = load(COMMANDS[name][0])
     signature = inspect.signature(function).parameters.values()
-    needed = {p.name: "nowhere" for p in signature if p.default is p.empty and p.kind is not p.VAR_KEYWORD}
+    needed = {
+        p.name: NEEDED.get(p.name, "nowhere") for p in signature if p.default is p.empty and p.kind is not p.VAR_KEYWORD
+    }
     for option, hint in hints(function).items():
         if stated(hint) != "not empty":
             continue
