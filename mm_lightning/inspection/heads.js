@@ -17,8 +17,9 @@ function drawGuess() {
 }
 
 function metric(memory, h, t) {
-  const n = count(memory, t);
-  if (!n) return NaN;
+  const n = count(memory, t), values = memory[view.m];
+  if (Array.isArray(values)) return values[h]; // learned scalars: one a head, whatever the token
+  if (!n || (!values && view.m !== "largest" && view.m !== "share")) return NaN;
   if (view.m === "largest") return pairsOf(memory, h, t)[0].weight;
   if (view.m === "share") return number(memory, "effective", h, t) / n;
   return number(memory, view.m, h, t);
@@ -33,7 +34,7 @@ function drawMaps() {
     const rows = [...data.layers.keys()].reverse().map((row) => element("div", { role: "row" },
       element("span", { class: "axis", role: "rowheader" }, String(data.layers[row])),
       values[row].map((x, h) => {
-        const share = x === x && high > 0 ? x / high : 0, chosen = data.layers[row] === view.l && h === view.h;
+        const share = x === x && high > 0 ? Math.max(0, x / high) : 0, chosen = data.layers[row] === view.l && h === view.h;
         const color = share > (dark ? 0.5 : 0.72) ? "var(--on-heat)" : "inherit";
         const text = x === x ? (view.m === "largest" || view.m === "share" ? percent(x) : figures(x)) : "–";
         return element("span", { class: "cell", role: "gridcell", "aria-selected": chosen, "aria-label": `layer ${data.layers[row]}, head ${h}: ${text}`,
@@ -47,8 +48,8 @@ function drawMaps() {
     element("div", { role: "row" }, element("span", { class: "axis", role: "columnheader" }, "layer ↑ head →"),
       Array.from({ length: H }, (_, h) => element("span", { class: "axis top", role: "columnheader" }, String(h)))));
     grid.dataset.level = level;
-    const unit = { effective: " pairs", distance: " tokens" }[view.m] ?? "";
-    const text = (x) => (unit ? figures(x) + unit : percent(x));
+    const shares = view.m === "largest" || view.m === "share", unit = { effective: " pairs", distance: " tokens" }[view.m] ?? "";
+    const text = (x) => (shares ? percent(x) : figures(x) + unit);
     return element("article", { class: "card" }, element("h3", {}, `${levelName(level)}: ${METRICS[view.m][0]}`), grid,
       known.length ? element("div", { class: "scale" }, "0", element("div", { "aria-hidden": "true" }), text(high), ` (smallest here ${text(low)})`)
         : element("p", { class: "muted" }, "Nothing can be read at this token yet."));

@@ -5,7 +5,14 @@ const METRICS = {
   share: ["share of pairs read", "Effective number of pairs divided by the number n that could be read: near 0 is a sharp read, 1 is an average over all."],
   distance: ["mean distance", "Mean distance of what is read, in tokens: the sum of weight × (t − i)."],
   largest: ["largest weight", "The largest weight of a single pair."],
+  beta: ["bandwidth β", "How sharply each head reads at this token, equation (6)."],
+  alpha: ["exponent α", "The learned exponent of the number of pairs in the bandwidth, equation (6): one number a head, the same at all tokens."],
+  gate: ["gate g", "How much of the token goes into its key, equation (8)."],
+  decay: ["decay λ", "How much of the average before stays in the key, equation (7)."],
+  alpha_psi: ["value norm α_ψ", "The learned norm of the values, equation (9): one number a head, the same at all tokens."],
+  gamma: ["γ", "The learned share of a pair's own token in its value, equation (9): one number a head, the same at all tokens."],
 };
+for (const name of ["beta", "alpha", "gate", "decay", "alpha_psi", "gamma"]) if (!data.memories.some((memory) => memory[name])) delete METRICS[name];
 const AXES = { log: "logarithmic axes", linear: "linear axes" };
 const LINES = { mean: "mean over heads, a line a layer", head: "this head, a line a layer", heads: "this layer, a line a head" };
 const view = { t: T - 1, l: data.layers[0], h: 0, m: "effective", a: "log", c: "mean" };

@@ -148,11 +148,13 @@ def _features(read: Read) -> dict[str, Tensor]:
 
 
 def _scalars(read: Read) -> dict[str, Any]:
-    """Return the learned scalars of a memory's values, one for each head, and whether values look ahead."""
+    """Return the learned scalars of a memory, one for each head, and whether values look ahead."""
     if not isinstance(read.memory, ContextualMemory):
         return {"ahead": False}
     scalars = {name: x.tolist() for name, x in read.memory.values.scalars().items()}
-    return {"ahead": "gamma" in scalars, **scalars}
+    alpha = getattr(read.memory.bandwidth, "alpha", None)
+    exponent = {"alpha": alpha.tolist()} if isinstance(alpha, Tensor) else {}
+    return {"ahead": "gamma" in scalars, **scalars, **exponent}
 
 
 def encode_weights(weights: Tensor) -> Tensor:

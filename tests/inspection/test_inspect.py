@@ -97,6 +97,9 @@ def test_numbers_are_the_network_s(run, tokenizer, name, pairs):  # noqa: F811
         if read.beta is not None:
             for key, x in (("beta", read.beta), ("gate", read.gate), ("decay", read.decay)):
                 assert torch.allclose(unpacked(memory[key]), x[0].T, rtol=1e-5)
+            scalars = read.memory.scalars()
+            for key in {"alpha", "alpha_psi", "gamma"} & scalars.keys():  # of the maps of layers and heads
+                assert memory[key] == scalars[key].tolist()
     chances = logits.softmax(-1)
     assert torch.allclose(unpacked(data["probabilities"]), chances.topk(5).values, rtol=1e-5)
     loss = unpacked(data["loss"])
