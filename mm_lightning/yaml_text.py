@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -242,6 +243,12 @@ def use_for_options(configs: Mapping[str, Any] | None = None) -> None:
 
 
 def _load_option(text: str) -> Any:
+    return copy.deepcopy(_option_value(text))
+
+
+@lru_cache(1024)
+def _option_value(text: str) -> Any:
+    """Return the value of an option's text, kept because a parser reads its defaults many times."""
     try:
         value = yaml.load(text, Loader)
     except RecursionError:

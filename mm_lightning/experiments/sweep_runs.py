@@ -63,10 +63,11 @@ def plan(sweep: Sweep) -> list[Run]:
         UserError: a mistake in the sweep file or the configs it names.
     """
     all_variants = variants(sweep)
-    reference = resolve(sweep, baseline_of(sweep, all_variants), None)
+    baseline = baseline_of(sweep, all_variants)
+    reference = resolve(sweep, baseline, None)
     runs = []
     for variant in all_variants:
-        run = resolve(sweep, variant, reference)
+        run = reference if variant is baseline else resolve(sweep, variant, reference)
         for seed in sweep.seeds:
             config = copy.deepcopy(run.config)
             config["seed_everything"] = config["model"]["seed"] = config["data"]["seed"] = seed

@@ -224,7 +224,9 @@ class TrainingCLI(LightningCLI):
         config = self.config[self.command].clone()
         for key in ("config", "resume", "ckpt_path", "plan", "gpu_memory"):
             config.pop(key, None)
-        values: Any = parser_of(self, self.command).dump(config, format="values", skip_unset=False)
+        values: Any = parser_of(self, self.command).dump(
+            config, format="values", skip_unset=False, skip_validation=True
+        )
         return values
 
     # The commands

@@ -9,7 +9,7 @@ from mm_lightning.memory.documents import Documents
 from mm_lightning.memory.kernels.torch_features import gated_average
 from mm_lightning.memory.keys import gated_average_reference
 
-LENGTHS = [1, 2, 63, 64, 65, 255, 256, 257, 1000]
+LENGTHS = [1, 2, 63, 64, 65, 255, 256, 257, 530]
 
 
 def inputs(time, gate_scale=1.0, decay_scale=1.0, dtype=torch.float64, batch=2, heads=2, dim=8, seed=0):
@@ -61,7 +61,7 @@ def test_chunks_agree_with_the_reference(time, chance):
     assert worst(values_and_gradients(gated_average, arguments, documents), expected) < 1e-10
 
 
-@pytest.mark.parametrize("time", [65, 400])
+@pytest.mark.parametrize("time", [65, 200])
 @pytest.mark.parametrize("gate_scale", [1.0, 500.0])
 @pytest.mark.parametrize("decay_scale", [0.0, 1.0, 500.0])
 @pytest.mark.parametrize("chance", [0.0, 0.05])

@@ -1,8 +1,6 @@
 """What every network must do, and the mosaic against the paper's equations written out."""
 
 import math
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -15,14 +13,21 @@ from mm_lightning.networks import V1, MemoryMosaicConfig, NetworkConfig, Transfo
 from mm_lightning.networks.base import _keep_products
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-9)])
-@pytest.mark.parametrize("chance", [0.02, 0.1, 0.9])
-def test_packing_equals_running_alone(config, build, packed, chance, dtype, tolerance):
+@pytest.mark.parametrize(
+    ("time", "chance", "dtype", "tolerance"),
+    [
+        (250, 0.02, torch.float64, 1e-9),
+        (80, 0.1, torch.float64, 1e-9),
+        (80, 0.1, torch.float32, 1e-5),
+        (16, 0.9, torch.float64, 1e-9),
+    ],
+)
+def test_packing_equals_running_alone(config, build, packed, time, chance, dtype, tolerance):
     """Documents of one token, shorter than m, and longer than the window."""
     torch.manual_seed(0)
     # In float32 as initialized: the larger the bandwidths, the more of its rounding is seen.
     network = config.build() if dtype == torch.float32 else build(config, dtype)
-    tokens, documents = packed(config, 2, {0.02: 400, 0.1: 120, 0.9: 40}[chance], chance)
+    tokens, documents = packed(config, 2, time, chance)
     together = network(tokens, documents).flatten(0, 1)
     pieces = tokens.flatten().split(documents.lengths)
     alone = torch.cat([network(piece[None])[0] for piece in pieces])
@@ -277,12 +282,6 @@ def test_odd_heads_cannot_be_rotated():
 def test_the_common_config_builds_nothing():
     with pytest.raises(TypeError, match="MemoryMosaicConfig"):
         NetworkConfig().build()
-
-
-def test_networks_import_nothing_heavy():
-    heavy = "[m for m in ('lightning', 'deepspeed', 'litdata', 'transformers') if m in sys.modules]"
-    code = f"import sys, mm_lightning.networks; print({heavy})"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
 def test_v1_is_its_published_equations(build, packed):

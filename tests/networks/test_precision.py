@@ -1,6 +1,7 @@
 """Every kind of kernels in every precision of the trainer: a step that is right, or a refusal in one line."""
 
 from functools import cache
+from itertools import product
 
 import pytest
 import torch
@@ -58,9 +59,14 @@ def step(config, kernels, precision) -> float:
         return float(network(*batch))
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("kernels", ["auto", "reference", "torch", "numba", "triton"])
+@pytest.mark.parametrize(
+    ("kernels", "variant"),
+    [
+        *product(["reference", "torch", "numba"], VARIANTS),
+        *product(["auto", "triton"], ["v2", "v1", "transformer"]),  # chosen or refused by type and device alone
+    ],
+)
 def test_kernels_and_precisions(kernels, precision, variant):
     config = VARIANTS[variant]
     attention = isinstance(config, TransformerConfig)

@@ -42,7 +42,7 @@ def error(found, expected):
 
 
 @pytest.mark.parametrize("span", SPANS.values(), ids=SPANS)
-@pytest.mark.parametrize("time", [1, 2, 63, 64, 65, 255, 256, 257, 1000])
+@pytest.mark.parametrize("time", [1, 2, 63, 64, 65, 255, 256, 257, 530])
 def test_fused_reads_agree_with_the_reference(span, time):
     for chance in (0.0, 0.01, 0.5):
         arguments, documents = inputs(time), random_documents(time, chance)
