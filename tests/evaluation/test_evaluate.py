@@ -168,7 +168,7 @@ def test_the_batch_size_changes_nothing(evaluate, tmp_path):
     assert found[0] == pytest.approx(found[1], abs=1e-5)
 
 
-def test_tables_and_figures_of_several_networks(evaluate, tmp_path):
+def test_tables_and_figures_of_several_networks(evaluate, tmp_path, figures_are_drawn):
     assert evaluate("v2", "transformer", more=["--names", "mosaic", "baseline"])[0] == 0
     assert evaluate("v2", more=["--names", "mosaic-no-long-term", "--long_term", "off"])[0] == 0
     report = tmp_path / "out" / "report"

@@ -93,7 +93,7 @@ def test_a_network_answers_the_same_in_any_batch(own):
     assert any(record["answer"].strip() for record in found[0])
 
 
-def test_the_heat_map(own):
+def test_the_heat_map(own, figures_are_drawn):
     pytest.importorskip("matplotlib")
     task = GeneratedFacts(contexts=[256, 1024], limit=4)
     records, _ = run(task, copying, own)
