@@ -332,8 +332,8 @@ MUTATIONS = [
     Mutation(
         "top-p-off-by-one",
         "mm_lightning/inference/sampling.py",
-        "before = kept.cumsum(-1) - kept",
-        "before = kept.cumsum(-1)",
+        "before = probabilities.cumsum(-1) - probabilities",
+        "before = probabilities.cumsum(-1)",
         ("tests/inference/test_sampling.py",),
     ),
     Mutation(
