@@ -139,16 +139,14 @@ def tokens(run: dict[int, Step]) -> list[str]:
     return [row for step in sorted(run) for line in run[step] for row in line["tokens"]]
 
 
-def together(config: str, root: Path, pieces: list, ranks: int = 2, forked: bool = False) -> list[int]:
+def together(config: str, root: Path, pieces: list, ranks: int = 2) -> list[int]:
     """Runs pieces of cases, as (case, first, last), one after the other in so many processes; their exit statuses.
 
-    What they say is in rank0.log, rank1.log, ... Forks start at once, but not with DeepSpeed or loader workers.
+    What they say is in rank0.log, rank1.log, ...
     """
     plan = {"config": config, "root": str(root), "cases": [(asdict(case), first, last) for case, first, last in pieces]}
     file = root / "plan.json"
     file.write_text(json.dumps(plan))
-    if forked:
-        return launch.forked_ranks(lambda: program(str(file)), root, ranks)
     # The file that is run is imported by loader workers: none is.
     command = [sys.executable, "-c", "import sys, resuming; resuming.program(sys.argv[1])", str(file)]
     return launch.ranks(*command, folder=root, count=ranks)
