@@ -105,17 +105,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "mm_lightning.experiments.benchmark.step:step_command",
         "time training steps, a mosaic against other networks",
     ),
-    "benchmark recurrence": (
-        "mm_lightning.experiments.benchmark.recurrence:recurrence_command",
-        "time keys and values against a linear layer, at growing contexts",
-    ),
     "benchmark reads": (
         "mm_lightning.experiments.benchmark.reads:reads_command",
         "time short-term and long-term reads against full causal ones",
-    ),
-    "benchmark roofline": (
-        "mm_lightning.experiments.benchmark.roofline:roofline_command",
-        "time each operation of a step beside the least it could take",
     ),
     "benchmark decode": (
         "mm_lightning.experiments.benchmark.decode:decode_command",

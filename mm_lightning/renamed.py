@@ -12,7 +12,10 @@ from mm_lightning.yaml_text import load_yaml, one_line
 
 OPTIONS = {"--long_budget": "--read_budget", "--neighbours": "--neighbors", "--queries": "--repeats"}
 
-MOVED = {"benchmark data": "tests/benchmarks/loader.py", "benchmark startup": "tests/benchmarks/startup.py"}
+MOVED = {
+    "benchmark data": "tests/benchmarks/loader.py",
+    **{f"benchmark {name}": f"tests/benchmarks/{name}.py" for name in ("recurrence", "roofline", "startup")},
+}
 """Commands that are scripts of the repository now."""
 
 CLASSES = {

@@ -9,7 +9,6 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -26,9 +25,6 @@ Row = dict[str, Any]
 
 RATED = ("tokens", "flops", "bytes")
 """Counts of a case that become rates per second."""
-
-PEAK_SIZES = {"cpu": (1024, 1 << 26), "cuda": (8192, 1 << 28)}
-"""Rows of the matrices, and elements of the copy, that peaks are measured with."""
 
 MOST_CALLS = 1000
 """Calls in a timed run, however short one is."""
@@ -162,17 +158,6 @@ class Benchmark:
         for row in itertools.chain(*groups):
             row["growth"] = first[row["case"]] / row["tokens_per_second"]
         return groups
-
-    def measure_peaks(self) -> dict[str, float]:
-        """Return the FLOP/s of a large matrix product in the benchmark's precision, and the bytes/s of a large copy."""
-        size, count = PEAK_SIZES[self.device.type]
-        a, b = (torch.randn(size, size, device=self.device, dtype=self.work.dtype) for _ in range(2))
-        source = torch.randn(count, device=self.device)
-        copy = torch.empty_like(source)
-        product = Case("product", lambda: partial(torch.matmul, a, b), {"flops": 2 * size**3})
-        copying = Case("copy", lambda: partial(copy.copy_, source), {"bytes": 2 * source.nbytes})
-        rows = measure([product, copying], self.repeats, self.device, least=0.02)
-        return {key: row[key] for row, key in zip(rows, ("flops_per_second", "bytes_per_second"), strict=True)}
 
     def report(
         self, title: str, columns: Columns, groups: Sequence[Sequence[Row]], labels: int = 1, **more: Any

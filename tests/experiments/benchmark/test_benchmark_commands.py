@@ -13,13 +13,6 @@ SMALL = ["--dim", "16", "--heads", "2", "--precision", "fp32", "--repeats", "2"]
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True)
-def peaks(monkeypatch):
-    """The device's peaks, not measured anew in every test."""
-    peaks = {"flops_per_second": 1e12, "bytes_per_second": 1e10}
-    monkeypatch.setattr("mm_lightning.experiments.benchmark.harness.Benchmark.measure_peaks", lambda self: peaks)
-
-
 @pytest.fixture
 def run(tmp_path, capsys):
     """Runs a benchmark; its rows by name, its result, and what it printed."""
@@ -89,24 +82,6 @@ def test_decoding(run):
     assert "v2 takes" in text
 
 
-def test_recurrence(run, monkeypatch):
-    monkeypatch.setattr("torch.compile", lambda function: function)  # which takes a minute
-    args = ["--lengths", "16", "64", "--tokens", "64", "--kernels", "torch", "--compile"]
-    rows, result, text = run("recurrence", *SMALL, *args)
-    names = ["linear layer", "keys, torch", "keys and values, torch"]
-    assert list(rows) == [*names, "keys, torch compiled", "keys and values, torch compiled"]
-    assert {row["tokens"] for row in result["rows"]} == {64}  # so that only the length differs
-    assert rows["keys, torch"]["bytes"] == 8 * 64 * 16 * 4
-    assert rows["keys and values, torch"]["bytes"] == 14 * 64 * 16 * 4
-    assert rows["linear layer"]["peak_bytes"] >= 64 * 16 * 4  # at least the gradient of x
-    first, *_ = result["rows"]
-    assert first["growth"] == 1
-    assert rows["linear layer"]["growth"] == pytest.approx(
-        rows["linear layer"]["median_seconds"] / first["median_seconds"]
-    )
-    assert "linear layers" in text
-
-
 def test_reads(run):
     args = ["--lengths", "40", "--window", "5", "--batch_size", "2"]
     rows, _, text = run("reads", *SMALL, *args)
@@ -121,22 +96,6 @@ def test_reads(run):
     assert "by plain attention" in text
 
 
-def test_roofline(run):
-    sizes = ["--layers", "2", "--vocab_size", "40", "--context_length", "32", "--batch_size", "2", "--kernels", "torch"]
-    rows, _, text = run("roofline", *SMALL, *sizes)
-    whole, total = rows.pop("whole step"), rows.pop("all of them")
-    assert rows["SwiGLU"]["flops"] >= 2 * 3 * 6 * 64 * 16 * 48
-    assert rows["W_o"]["flops"] == 2 * 6 * 64 * 32 * 16
-    assert rows["classifier and loss"]["flops"] == 6 * 64 * 16 * 40
-    assert rows["short-term read"]["flops"] == 2 * 12 * 16 * 2 * sum(range(32))
-    assert rows["keys"]["times"] == 4
-    assert rows["keys"]["total_seconds"] == pytest.approx(4 * rows["keys"]["median_seconds"])
-    assert whole["flops"] == total["flops"] == sum(row["flops"] for row in rows.values())
-    W_o = rows["W_o"]
-    assert W_o["floor_seconds"] == pytest.approx(max(W_o["flops"] / 1e12, W_o["bytes"] / 1e10))
-    assert "whole step" in text
-
-
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -148,15 +107,17 @@ def test_roofline(run):
         ("step --config nowhere.yaml", "nowhere.yaml"),
         ("step --device quantum", "there is no device 'quantum'"),
         ("step --device meta", "there is no device 'meta'"),
-        ("recurrence --lengths 4 8 --tokens 12", "got 12 tokens and a length of 8"),
-        ("recurrence --lengths 0", "lengths takes a whole number of at least 1, got 0"),
-        ("recurrence --layers 3", "does not depend on layers"),
+        ("reads --lengths 4 8 --tokens 12", "got 12 tokens and a length of 8"),
+        ("reads --lengths 0", "lengths takes a whole number of at least 1, got 0"),
+        ("reads --layers 3", "does not depend on layers"),
         ("reads --lengths 8 --documents 9", "at most the 8 tokens of a row, got 9"),
         ("reads --lengths []", "lengths is empty"),
         ("decode --contexts 0", "contexts takes a whole number of at least 1"),
         ("decode --prefills 0", "prefills takes a whole number of at least 1, got 0"),
         ("data", "python tests/benchmarks/loader.py"),
         ("startup", "python tests/benchmarks/startup.py"),
+        ("recurrence --lengths 16", "python tests/benchmarks/recurrence.py"),
+        ("roofline", "python tests/benchmarks/roofline.py"),
     ],
 )
 def test_mistakes(args, message, capsys):
@@ -164,10 +125,9 @@ def test_mistakes(args, message, capsys):
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["recurrence", "step"])
-def test_compiling_needs_a_compiler(name, monkeypatch, capsys):
+def test_compiling_needs_a_compiler(monkeypatch, capsys):
     monkeypatch.setattr("mm_lightning.training.compiler.cpp_compilers", lambda: ("no-such-compiler",))
-    assert main(["benchmark", name, *SMALL, "--compile"]) == 2
+    assert main(["benchmark", "step", *SMALL, "--compile"]) == 2
     assert "needs a C++ compiler" in capsys.readouterr().err
 
 

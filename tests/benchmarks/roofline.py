@@ -1,20 +1,25 @@
-"""Each operation of a v2 training step beside the least time that its arithmetic and its bytes could take here."""
+"""Time each operation of a v2 training step beside the least time that its FLOPs and its bytes could take here.
+
+python tests/benchmarks/roofline.py --config configs/quickstart.yaml
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any
 
 import torch
+from recurrence import KEYS_MOVE, VALUES_MOVE, measure_peaks
 from torch import Tensor, nn
 
 from mm_lightning.errors import UserError
 from mm_lightning.experiments.benchmark.harness import Benchmark, Case, Options, Row, ready
-from mm_lightning.experiments.benchmark.recurrence import KEYS_MOVE, VALUES_MOVE
 from mm_lightning.experiments.benchmark.step import DEFAULTS, TrainingStep
 from mm_lightning.experiments.benchmark.workload import Workload
+from mm_lightning.function_command import run_function
 from mm_lightning.memory.documents import Documents
 from mm_lightning.memory.kernels import Kernels, resolve_kernels, set_kernels
 from mm_lightning.memory.kernels.fused_read import fused_read
@@ -42,7 +47,7 @@ def roofline_command(kernels: Kernels = "auto", **options: Annotated[Any, Option
     if (network.keys, network.persistent, network.bandwidth) != ("gated", "swiglu", "adaptive"):
         raise UserError("roofline is for v2: keys gated, bandwidth adaptive and persistent swiglu")
     resolve_kernels(kernels, device)
-    peaks = bench.measure_peaks()
+    peaks = measure_peaks(bench)
     step = TrainingStep(network, work, device, bench.seed, kernels)
     operations = [*Operations(work, device, bench.seed, kernels).all(), optimization(step)]
     whole, *rows = bench.measure([Case("whole step", ready(step)), *operations], least=0.005)
@@ -194,3 +199,7 @@ def optimization(step: TrainingStep) -> Case:
     count = sum(p.numel() for p in parameters)
     # the norm reads gradients and writes them scaled; AdamW reads four elements and writes three
     return Case("gradient norm, AdamW", ready(run), {"times": 1, "flops": 18 * count, "bytes": 10 * 4 * count})
+
+
+if __name__ == "__main__":
+    run_function("roofline", roofline_command, sys.argv[1:])

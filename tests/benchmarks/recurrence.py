@@ -1,8 +1,13 @@
-"""Keys and values, equations (8) and (9), in units of one linear layer; how they grow with the context."""
+"""Time keys and values, equations (8) and (9), in units of one linear layer, and how they grow with the context.
+
+python tests/benchmarks/recurrence.py --threads 1 --precision fp32 --compile
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any, get_args
 
 import torch
@@ -10,8 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mm_lightning.errors import UserError
-from mm_lightning.experiments.benchmark.harness import BY_LENGTH, Benchmark, Case, Options, ready
+from mm_lightning.experiments.benchmark.harness import BY_LENGTH, Benchmark, Case, Options, measure, ready
 from mm_lightning.experiments.benchmark.workload import Workload
+from mm_lightning.function_command import run_function
 from mm_lightning.memory.bandwidth import AdaptiveBandwidth
 from mm_lightning.memory.documents import Documents
 from mm_lightning.memory.kernels import Kernels, resolve_kernels
@@ -27,6 +33,9 @@ KEYS_MOVE = 8
 
 VALUES_MOVE = 6
 """The same for values: raw to v; raw, v and a gradient to one."""
+
+PEAK_SIZES = {"cpu": (1024, 1 << 26), "cuda": (8192, 1 << 28)}
+"""Rows of the matrices, and elements of the copy, that peaks are measured with."""
 
 
 def recurrence_command(
@@ -53,10 +62,10 @@ def recurrence_command(
         compile: also the torch kernels as torch.compile joins them, anew for each length.
     """
     bench = Benchmark("recurrence", Options(**options), DEFAULTS)
-    chosen = kernels_here(kernels, bench.work, bench.device)
+    chosen = available_kernels(kernels, bench.work, bench.device)
     if compile:
         check_compiler(bench.device)
-    peaks = bench.measure_peaks()
+    peaks = measure_peaks(bench)
     groups = bench.measure_lengths(
         lambda work: cases(work, chosen, bench.device, bench.seed, compile),
         [2**n for n in range(10, 16)] if lengths is None else lengths,
@@ -72,7 +81,19 @@ def recurrence_command(
     bench.report(title, columns, groups, 2, peaks=peaks, settings=settings)
 
 
-def kernels_here(kernels: list[Kernels] | None, work: Workload, device: torch.device) -> list[Kernels]:
+def measure_peaks(bench: Benchmark) -> dict[str, float]:
+    """Return the FLOP/s of a large matrix product in the benchmark's precision, and the bytes/s of a large copy."""
+    size, count = PEAK_SIZES[bench.device.type]
+    a, b = (torch.randn(size, size, device=bench.device, dtype=bench.work.dtype) for _ in range(2))
+    source = torch.randn(count, device=bench.device)
+    copy = torch.empty_like(source)
+    product = Case("product", lambda: partial(torch.matmul, a, b), {"flops": 2 * size**3})
+    copying = Case("copy", lambda: partial(copy.copy_, source), {"bytes": 2 * source.nbytes})
+    rows = measure([product, copying], bench.repeats, bench.device, least=0.02)
+    return {key: row[key] for row, key in zip(rows, ("flops_per_second", "bytes_per_second"), strict=True)}
+
+
+def available_kernels(kernels: list[Kernels] | None, work: Workload, device: torch.device) -> list[Kernels]:
     """Return the kernels that are named, or all that run here but the reference.
 
     Raises:
@@ -117,17 +138,17 @@ def cases(work: Workload, kernels: list[Kernels], device: torch.device, seed: in
     def both(one: Kernels) -> tuple[Tensor, ...]:
         return *keys(one), look_ahead_values(ahead, gamma, alpha, documents, one)
 
-    own = [raw, gate, decay, beta]
+    inputs = [raw, gate, decay, beta]
     element = tokens * dim * dtype.itemsize
 
     def pair(name: str, one: Kernels, join: Callable[[Any], Any] = lambda forward: forward) -> list[Case]:
         def build_keys() -> Callable[[], Any]:
             forward = join(keys)
-            return lambda: torch.autograd.grad(forward(one), own, gradients[:2])
+            return lambda: torch.autograd.grad(forward(one), inputs, gradients[:2])
 
         def build_both() -> Callable[[], Any]:
             forward = join(both)
-            return lambda: torch.autograd.grad(forward(one), [*own, ahead, gamma, alpha], gradients)
+            return lambda: torch.autograd.grad(forward(one), [*inputs, ahead, gamma, alpha], gradients)
 
         moved = {"tokens": tokens, "bytes": KEYS_MOVE * element}
         all_moved = {"tokens": tokens, "bytes": (KEYS_MOVE + VALUES_MOVE) * element}
@@ -140,3 +161,7 @@ def cases(work: Workload, kernels: list[Kernels], device: torch.device, seed: in
         torch.compiler.reset()  # it gives up after some lengths
         made += pair("torch compiled", "torch", torch.compile)
     return made
+
+
+if __name__ == "__main__":
+    run_function("recurrence", recurrence_command, sys.argv[1:])
