@@ -102,8 +102,9 @@ class Model:
         inference_delay: int | None = None,
         precision: Precision = "auto",
         batch_size: int = 16,
+        weights: bool = True,
     ) -> Model:
-        """The network of a checkpoint.
+        """Load the network of a checkpoint.
 
         Args:
             checkpoint: a run folder (its newest valid checkpoint is taken) or a checkpoint.
@@ -112,6 +113,7 @@ class Model:
             inference_delay: another m for the long-term memory than the network's own.
             precision: 32, or bf16; auto is bf16 on a GPU and 32 elsewhere.
             batch_size: rows side by side at most.
+            weights: False leaves them on the meta device: tokenizer and configuration are enough to prepare questions.
 
         Raises:
             UserError: it cannot be read, or has no long-term memory to change.
@@ -120,12 +122,15 @@ class Model:
         path = find_checkpoint(checkpoint)
         about = read_metadata(path)
         config = changed(network_config(about, path), path, long_term, inference_delay)
-        network = config.build()
-        load_weights(network, path)
+        with contextlib.nullcontext() if weights else torch.device("meta"):
+            network = config.build()
+        if weights:
+            load_weights(network, path)
+            network.to(place)
         bf16 = precision == "bf16" or (precision == "auto" and place.type == "cuda")
         tokenizer = restore_tokenizer(about, path)
         context_length = about.get("context_length")
-        return cls(network.to(place).eval(), tokenizer, context_length, bf16, batch_size, checkpoint=path)
+        return cls(network.eval(), tokenizer, context_length, bf16, batch_size, checkpoint=path)
 
     @property
     def bos(self) -> int:

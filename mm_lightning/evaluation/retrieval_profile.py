@@ -8,6 +8,7 @@ from itertools import pairwise
 from statistics import fmean
 from typing import TYPE_CHECKING, ClassVar
 
+from mm_lightning.errors import UserError
 from mm_lightning.evaluation.measurement import Measurement
 from mm_lightning.evaluation.task import Item, Record
 from mm_lightning.evaluation.text_task import ReadingTask
@@ -29,7 +30,18 @@ class RetrievalProfile(ReadingTask):
     least: ClassVar[int] = 2
 
     def items(self, model: Model) -> list[Item]:
-        """The documents of each length; neighboring ones are joined where there are not enough long ones."""
+        """Return the documents of each length; neighboring ones are joined where there are not enough long ones.
+
+        Raises:
+            UserError: the network reads no pairs.
+        """
+        from mm_lightning.memory.retrieval import Retrieval
+
+        if not any(isinstance(module, Retrieval) for module in model.network.modules()):
+            raise UserError(
+                f"retrieval_profile shows how stored pairs are read, and {type(model.network).__name__} "
+                f"({model.checkpoint}) stores none: evaluate it without this task"
+            )
         documents = self.documents(model)
         return [
             Item(key, {"context": length}, stretch)
@@ -38,7 +50,7 @@ class RetrievalProfile(ReadingTask):
         ]
 
     def ask(self, model: Model, items: list[Item]) -> Iterator[Record]:
-        """Reads one document after the other."""
+        """Read one document after the other."""
         import torch
 
         from mm_lightning.inspection.profile import retrieval_profile
@@ -52,7 +64,7 @@ class RetrievalProfile(ReadingTask):
             yield item.record({}, blocks=profile, own_position=own, documents=item.content.documents)
 
     def measurements(self, records: Sequence[Record]) -> list[Measurement]:
-        """The mean weight of a pair over blocks and heads, by level and distance; attention reads its own place too."""
+        """Return mean weights over blocks and heads by level and distance; attention reads its own place too."""
         measurements = []
         for context in dict.fromkeys(record["group"]["context"] for record in records):
             same = [record for record in records if record["group"]["context"] == context]
@@ -68,7 +80,7 @@ class RetrievalProfile(ReadingTask):
 
 
 def binned(weights: Tensor) -> dict[str, list[float]]:
-    """The mean weight of each block in bins of distances from 1 on, `low-high`, from (L, T) weights by distance."""
+    """Return the mean weight of each block in bins of distances from 1 on, `low-high`, from (L, T) weights."""
     last = weights.shape[1] - 1
     edges = sorted(
         {min(last + 1, round(2 ** (n / STEPS))) for n in range(STEPS * (last.bit_length() + 1))} | {last + 1}

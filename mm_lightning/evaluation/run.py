@@ -87,31 +87,26 @@ def run(job: Job) -> None:
     Raises:
         UserError: for any mistake of the user's.
     """
-    left = {subject.name: [task for task in job.tasks if not finished(job, subject, task)] for subject in job.subjects}
-    asked = [subject for subject in job.subjects if left[subject.name]]
-    models: dict[str, Model] = {}
-    items: dict[int, list[Item]] = {}
-    for subject in asked:
-        model = load(job, subject)
-        made = {number: task.items(model) for number, task in enumerate(left[subject.name])}
-        if len(asked) == 1:  # several do not fit side by side
-            models, items = {subject.name: model}, made
+    items: dict[tuple[str, str], list[Item]] = {}
     for subject in job.subjects:
+        if left := [task for task in job.tasks if not finished(job, subject, task)]:
+            described = load(job, subject, weights=False)
+            items |= {(subject.name, task.title): task.items(described) for task in left}
+    for subject in job.subjects:
+        model: Model | None = None  # the one before is freed: two may not fit side by side
         for task in job.tasks:
-            if task not in left[subject.name]:
+            if (key := (subject.name, task.title)) not in items:
                 say_first(job, f"{task.title} of {subject.name}: already there")
                 continue
-            if subject.name not in models:
-                models = {subject.name: load(job, subject)}
-            number = left[subject.name].index(task)
-            answer(job, subject, task, models[subject.name], items.get(number))
+            model = model or load(job, subject)
+            answer(job, subject, task, model, items.pop(key))
 
 
-def load(job: Job, subject: EvaluatedModel) -> Model:
+def load(job: Job, subject: EvaluatedModel, weights: bool = True) -> Model:
     """Return a network, on the device of the job."""
     from mm_lightning.evaluation.model import Model
 
-    return Model.load(subject.checkpoint, job.device, batch_size=job.batch_size, **subject.options)
+    return Model.load(subject.checkpoint, job.device, batch_size=job.batch_size, weights=weights, **subject.options)
 
 
 def say_first(job: Job, message: str) -> None:
@@ -127,7 +122,7 @@ def finished(job: Job, subject: EvaluatedModel, task: Task) -> bool:
     return (samples.folder / RESULTS).is_file()
 
 
-def answer(job: Job, subject: EvaluatedModel, task: Task, model: Model, items: Sequence[Item] | None = None) -> None:
+def answer(job: Job, subject: EvaluatedModel, task: Task, model: Model, items: Sequence[Item]) -> None:
     """Ask one task about one network.
 
     Args:
@@ -135,13 +130,12 @@ def answer(job: Job, subject: EvaluatedModel, task: Task, model: Model, items: S
         subject: of whom.
         task: what.
         model: the network.
-        items: of the task, where they are made already.
+        items: of the task.
     """
     from mm_lightning.checkpoint.environment import describe_environment
 
     begin = time.monotonic()
     samples = job.samples(subject, task)
-    items = task.items(model) if items is None else items
     session = describe_environment() if job.rank == 0 else None
     samples.claim(job.identity(subject, task), session)
     keys = [item.key for item in items]

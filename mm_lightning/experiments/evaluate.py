@@ -59,9 +59,9 @@ def evaluate_command(
 
     Every answer is kept as it comes: interrupted, the same command goes on. At the end a table of the results is
     printed, one column a network, with 95% intervals and items. OUTPUT gets report/index.html, the report of all
-    networks evaluated there that `mm report OUTPUT` makes, and for each network and task NAME/TASK/results.json (the
-    numbers, and where they come from) and samples.jsonl (a line for every question, with all that is needed to check
-    its score).
+    networks evaluated there that `mm report OUTPUT` makes, with differences from the first network of the command; and
+    for each network and task NAME/TASK/results.json (the numbers, and where they come from) and samples.jsonl (a line
+    for every question, with all that is needed to check its score).
 
     Several processes: --processes N on one machine, each on a GPU of its own if there are GPUs; or torchrun, or
     anything else that says RANK and WORLD_SIZE, on machines that share the output folder.
@@ -168,7 +168,8 @@ def show_results(job: Job) -> None:
     if importlib.util.find_spec("matplotlib") is None:
         say(f"no report without matplotlib: pip install 'mm-lightning[report]', then mm report {job.output}")
         return
-    say(f"{write_report(job.output) / 'index.html'}: all results in {job.output}")
+    report = write_report(job.output, baseline=done[0].parent.name)
+    say(f"{report / 'index.html'}: all results in {job.output}")
 
 
 def make_subjects(

@@ -67,7 +67,8 @@ def report_command(
     Args:
         folders: a sweep's folder, or any folders that contain run folders or results of `mm evaluate`.
         output: where to write; by default report/ in the folder, whose report is written anew.
-        baseline: the variant that others are compared with; by default the sweep's, without a sweep the first one.
+        baseline: the variant, or the evaluated network, that others are compared with; by default the sweep's, else the
+            first one.
         overwrite: replace an existing output.
     """
     report = _write([folders] if isinstance(folders, str) else folders, output, baseline, overwrite)
@@ -96,7 +97,8 @@ def write_report(
     Args:
         folder: a sweep's folder, or one or several that contain run folders or results of `mm evaluate`.
         output: where to write; by default report/ in the folder.
-        baseline: the variant that others are compared with; by default the sweep's, without a sweep the first one.
+        baseline: the variant, or the evaluated network, that others are compared with; by default the sweep's, else the
+            first one.
         overwrite: replace an existing output.
 
     Returns:
@@ -132,9 +134,13 @@ def _write(folders: list[Any], output: str | Path | None, baseline: str | None, 
                 f"{path} has no runs (neither a sweep.json nor folders with config.yaml and metrics.jsonl) and no "
                 f"evaluations (folders NETWORK/TASK of mm evaluate)"
             )
-    if baseline is not None and not trained:
-        raise UserError(f"--baseline {baseline} names a variant of runs: there are evaluations only, leave it out")
-    study = read_study(trained, baseline) if trained else None
+    network = gathered.find(baseline) if baseline is not None else None
+    if network is not None:
+        gathered.put_first(network)
+    elif baseline is not None and not trained:
+        names = ", ".join(network.name for network in gathered.networks)
+        raise UserError(f"no network is called --baseline {baseline}: there are {names}")
+    study = read_study(trained, baseline if network is None else None) if trained else None
     rows = summarize(study) if study is not None else []
     options = {"output": output, "baseline": baseline}
     words = [word for name, value in options.items() if value for word in (f"--{name}", str(value))]

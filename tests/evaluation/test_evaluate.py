@@ -169,8 +169,8 @@ def test_the_batch_size_changes_nothing(evaluate, tmp_path):
 
 
 def test_tables_and_figures_of_several_networks(evaluate, tmp_path, figures_are_drawn):
-    assert evaluate("v2", "transformer", more=["--names", "mosaic", "baseline"])[0] == 0
     assert evaluate("v2", more=["--names", "mosaic-no-long-term", "--long_term", "off"])[0] == 0
+    assert evaluate("v2", "transformer", more=["--names", "mosaic", "baseline"])[0] == 0  # the first is compared with
     report = tmp_path / "out" / "report"
     text = (report / "report.md").read_text()
     names = ["mosaic", "mosaic, long-term memory removed", "baseline"]
@@ -187,10 +187,11 @@ def test_tables_and_figures_of_several_networks(evaluate, tmp_path, figures_are_
     # sequence by sequence, so that the difference is known better than the numbers
     with open(report / "tables" / "loss_by_position-differences.csv") as file:
         lines = {line["context"]: line for line in csv.DictReader(file) if line["context"]}
-    line, column = lines["256"], "mosaic minus baseline"
-    means = [[s["scores"]["256"] for s in read(tmp_path / "out" / n / "loss_by_position")[1]] for n in names[::2]]
+    line, column = lines["256"], "baseline minus mosaic"
+    means = [[s["scores"]["256"] for s in read(tmp_path / "out" / n / "loss_by_position")[1]] for n in names[::-2]]
     apart = [a - b for a, b in zip(*means, strict=True)]
     assert float(line[column]) == pytest.approx(sum(apart) / 2, abs=1e-5)
+    assert "Differences from mosaic on the same items" in text
     half = 12.706 * abs(apart[0] - apart[1]) / 2
     assert float(line[f"{column} high"]) - float(line[column]) == pytest.approx(half, abs=1e-4)
 
@@ -390,6 +391,15 @@ def test_all_data_are_looked_for_first(runs, files, tmp_path, monkeypatch, capsy
     assert main(given) == 2
     assert "there is no .txt file in" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_is_loaded_once(evaluate, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(
+        "mm_lightning.evaluation.model.load_weights", lambda network, path: loaded.append(path.parents[2].name)
+    )
+    assert evaluate("v2", "transformer")[0] == 0
+    assert loaded == ["v2", "transformer"]
 
 
 def test_seconds_add_up(tmp_path):

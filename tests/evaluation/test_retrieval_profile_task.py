@@ -8,7 +8,7 @@ from mm_lightning.errors import UserError
 from mm_lightning.evaluation.model import Model
 from mm_lightning.evaluation.retrieval_profile import RetrievalProfile, binned
 from mm_lightning.inspection.profile import retrieval_profile
-from mm_lightning.networks import MemoryMosaicConfig, TransformerConfig
+from mm_lightning.networks import GatedDeltaNetConfig, MemoryMosaicConfig, TransformerConfig
 
 SMALL = {"vocab_size": 258, "layers": 2, "dim": 8, "heads": 2, "persistent_dim": 8}
 
@@ -57,3 +57,10 @@ def test_several_lengths(tmp_path):
         RetrievalProfile([1, 64])
     with pytest.raises(UserError, match="the training context is unknown"):
         RetrievalProfile().lengths(model)
+
+
+def test_a_network_without_pairs_is_an_error(tmp_path):
+    (tmp_path / "a.txt").write_text("one two three four five six seven eight nine")
+    model = Model(GatedDeltaNetConfig(**SMALL).build().eval(), load_tokenizer("bytes"), 32)
+    with pytest.raises(UserError, match=r"GatedDeltaNet .* stores none: evaluate it without this task"):
+        RetrievalProfile(text=[str(tmp_path / "a.txt")]).items(model)

@@ -17,8 +17,8 @@ from mm_lightning.experiments.evaluated.groups import Evaluation, Group, Network
 from mm_lightning.experiments.evaluated.report_section import Part
 
 METHOD = (
-    "Differences on the same items, item by item, with 95% intervals (docs/evaluation.md): an interval that does not "
-    "hold 0 is a difference, also where the intervals of the two numbers overlap."
+    "Differences from {} on the same items, item by item, with 95% intervals (docs/evaluation.md): an interval that "
+    "does not hold 0 is a difference, also where the intervals of the two numbers overlap."
 )
 
 
@@ -74,7 +74,7 @@ def differences(group: Group, task: str) -> list[Part | None]:
         counts = dict.fromkeys(f"{cell.count:,}" for cell in own if cell is not None)
         place = [row.group.get(name) for name in names]
         grid.add(*place, with_unit(row), " or ".join(counts), *own)
-    return [page.Text(METHOD), grid]
+    return [page.Text(METHOD.format(group.label(first))), grid]
 
 
 def with_unit(row: Row) -> str:

@@ -218,6 +218,15 @@ class Gathered:
         """Each once."""
         return list(dict.fromkeys(e.network for e in self.evaluations))
 
+    def find(self, name: str) -> Network | None:
+        """Return the network of a name, or of a folder of results."""
+        return next((e.network for e in self.evaluations if name in (e.network.name, e.path.parent.name)), None)
+
+    def put_first(self, network: Network) -> None:
+        """Make a network the one that others are compared with; other forms of its weights follow."""
+        weights = network.about.get("weights")
+        self.evaluations.sort(key=lambda e: (e.network != network, e.network.about.get("weights") != weights))
+
     def groups(self, wanted: Callable[[Evaluation], bool]) -> list[Group]:
         """The wanted evaluations by their settings; those of tasks that share their settings, data aside, together."""
         chosen = [e for e in self.evaluations if wanted(e)]

@@ -356,7 +356,7 @@ def test_runs_and_evaluations_in_one_page(tmp_path, no_figures, monkeypatch):
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["results", "--baseline", "v2"], ["--baseline v2", "leave it out"]),
+        (["results", "--baseline", "v1"], ["--baseline v1", "there are v2"]),
         (["results", "empty", "--output", "out"], ["empty", "no runs", "no evaluations"]),
         (["damaged"], ["damaged", "results.json"]),
         (["foreign"], ["foreign", "has no run, network"]),
