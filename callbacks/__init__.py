@@ -8,6 +8,7 @@ trainer:
 
 from typing import Any
 
+from mm_lightning.callbacks.accuracy import Accuracy
 from mm_lightning.callbacks.bad_step_guard import BadStepGuard
 from mm_lightning.callbacks.checkpoints import Checkpoints
 from mm_lightning.callbacks.evaluation import Evaluation
@@ -25,6 +26,7 @@ from mm_lightning.callbacks.watchdog import Watchdog
 from mm_lightning.renamed import current_attribute
 
 __all__ = [
+    "Accuracy",
     "BadStepGuard",
     "Checkpoints",
     "Evaluation",

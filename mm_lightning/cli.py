@@ -41,6 +41,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "data generate": ("mm_lightning.data.data_commands:generate", "make a data set by a generator of your own"),
     "data facts": ("mm_lightning.data.data_commands:facts", "generate made-up facts with questions about them"),
+    "data mqar": ("mm_lightning.data.data_commands:mqar", "generate multi-query associative recall (Zoology)"),
     "data fetch": (
         "mm_lightning.evaluation.fetch:fetch_command",
         "download the public data sets that mm evaluate asks about",

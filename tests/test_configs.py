@@ -35,6 +35,7 @@ MILLIONS = {
     "quickstart": (2 * 2048 * 128 + 4 * (6 * 128**2 + 3 * 128 * 384)) / 1e6,
     "regbench": (2 * 21 * 64 + 2 * (6 * 64**2 + 3 * 64 * 128)) / 1e6,
     "facts": (2 * 174 * 64 + 2 * (6 * 64**2 + 3 * 64 * 128)) / 1e6,
+    "mqar": (2 * 130 * 64 + 6 * 64**2 + 3 * 64 * 128) / 1e6,
     "small": (2 * 128256 * 2048 + 24 * (6 * 2048**2 + 3 * 2048 * 6144)) / 1e6,
     "8b": (2 * 128256 * 4096 + 32 * (6 * 4096**2 + 3 * 4096 * 14336)) / 1e6,
     "8b_32k": (2 * 128256 * 4096 + 32 * (6 * 4096**2 + 3 * 4096 * 14336)) / 1e6,
@@ -45,6 +46,9 @@ MILLIONS = {
     "8b_transformer": (2 * 128256 * 4096 + 32 * (4 * 4096**2 + 3 * 4096 * 14336)) / 1e6,
     "8b_32k_transformer": (2 * 128256 * 4096 + 32 * (4 * 4096**2 + 3 * 4096 * 14336)) / 1e6,
 }
+
+TOYS = "facts", "mqar", "regbench"
+"""Configs of data that a program makes, with a recipe of their own."""
 
 
 @cache
@@ -102,7 +106,7 @@ def test_parameters_are_as_counted_by_hand(name):
     config = parse(name)
     network = config.model.network
     assert isinstance(network, TransformerConfig if "transformer" in name else MemoryMosaicConfig)
-    tolerance = 0.025 if name in ("facts", "regbench") else 0.01
+    tolerance = 0.025 if name in TOYS else 0.01
     assert parameters(network) / 1e6 == pytest.approx(MILLIONS[name], rel=tolerance)
     assert config.trainer.gradient_clip_val == 1.0
 
@@ -115,9 +119,7 @@ def test_an_overlay_parses_over_the_config_that_its_comment_names(name):
     parse(base[1], f"overlays/{name}")
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in MILLIONS if "quickstart" not in name and name not in ("facts", "regbench")]
-)
+@pytest.mark.parametrize("name", [name for name in MILLIONS if "quickstart" not in name and name not in TOYS])
 def test_the_recipe_is_the_papers(name):
     config = parse(name)
     assert tuple(config.model.betas) == (0.9, 0.95)
@@ -258,6 +260,9 @@ def shrink(tmp_path, sources):
         elif config.data.facts:
             data = {"context_length": 128, "prepare": None, "facts": {"documents": 12, "test_documents": 6}}
             values["data"] |= data
+        elif config.data.generate:
+            made = {"pairs": 3, "vocabulary": 64, "train_examples": 12, "test_examples": 6}
+            values["data"] |= {"prepare": None, "generate": {"init_args": made}}
         overlay = tmp_path / "shrink.yaml"
         overlay.write_text(yaml.safe_dump(values))
         return str(overlay), tmp_path / "run"

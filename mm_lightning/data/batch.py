@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mm_lightning.data.shards import unmarked
 from mm_lightning.memory.documents import IGNORE_INDEX, Documents
 
 
@@ -17,7 +18,7 @@ class Batch:
 
     Attributes:
         tokens: (B, T) int64.
-        targets: (B, T) int64, the token after each; -100 where that begins another document.
+        targets: (B, T) int64, the token after each; -100 where that begins another document, or is never predicted.
         documents: where documents begin and end in `tokens`.
     """
 
@@ -27,12 +28,17 @@ class Batch:
 
     @classmethod
     def from_sequences(cls, sequences: np.ndarray, bos: int, eos: int) -> Batch:
-        """Return the batch made of (B, T + 1) consecutive tokens of the stream, of any integer type."""
+        """Return the batch made of (B, T + 1) consecutive tokens of the stream, of any integer type.
+
+        A token that is read but never predicted is stored as ~token.
+        """
+        marked = sequences < 0
+        sequences = unmarked(sequences)
         begins = sequences == bos
         if bos == eos:  # documents are not empty, so of two in a row the first is an end and the second a beginning
             begins[:, 1:] &= begins[:, :-1].copy()
         tokens, targets = sequences[:, :-1].astype(np.int64), sequences[:, 1:].astype(np.int64)
-        targets[begins[:, 1:]] = IGNORE_INDEX
+        targets[begins[:, 1:] | marked[:, 1:]] = IGNORE_INDEX
         # As Documents.from_starts, with numpy, which takes a fraction of the time for so few numbers.
         begins[:, 0] = True
         offsets = np.append(begins[:, :-1], True).nonzero()[0]

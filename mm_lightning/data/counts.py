@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from mm_lightning.data.manifest import Manifest, Split, entropy
-from mm_lightning.data.shards import HEADER, read_shard
+from mm_lightning.data.shards import HEADER, read_shard, unmarked
 from mm_lightning.data.tokenizer import Tokenizer
 
 
@@ -99,7 +99,7 @@ def _count(folder: Path, manifest: Manifest, split: Split, tokenizer: Tokenizer)
     bos, eos = tokenizer.bos, tokenizer.eos
     begun, last, bounds = 0, eos, 0  # start of the current document; the token before; boundaries so far
     for shard in split.shards:
-        tokens = np.asarray(read_shard(folder / shard.file, manifest.dtype, shard.tokens))
+        tokens = unmarked(np.asarray(read_shard(folder / shard.file, manifest.dtype, shard.tokens)))
         if manifest.context_length is not None:
             tokens = _unfilled(tokens.reshape(-1, manifest.context_length + 1), bos)
         if not len(tokens):

@@ -51,7 +51,7 @@ def generate(
     `mm data generate my_module.MyGenerator --help` shows the options of a generator too.
 
     Args:
-        generator: module.Class, or regbench or facts.
+        generator: module.Class, or regbench, facts or mqar.
         output: folder to make.
         context_length: tokens to train with: texts lie whole in rows for it, several in each. By default the
             generator's own number.

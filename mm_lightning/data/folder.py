@@ -134,13 +134,12 @@ def finish(folder: Path, tokenizer: Tokenizer, **contents: Any) -> Manifest:
     Args:
         folder: with tokenizer.json among its unfinished work.
         tokenizer: of the shards.
-        contents: other fields of the manifest.
+        contents: other fields of the manifest, and its dtype where the vocabulary does not decide it.
     """
     made = Manifest(
         tokenizer={key: getattr(tokenizer, key) for key in ("name", "sha256", "vocab_size", "bos", "eos")},
-        dtype=token_type(tokenizer),
         versions=used_versions(),
-        **contents,
+        **{"dtype": token_type(tokenizer), **contents},
     )
     os.replace(folder / UNFINISHED / "tokenizer.json", folder / "tokenizer.json")
     made.save(folder)

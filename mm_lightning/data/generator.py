@@ -1,4 +1,4 @@
-"""Data sets that a program makes, prepared like those of any text: RegBench, made-up facts, a user's own."""
+"""Data sets that a program makes, prepared like those of any text: RegBench, made-up facts, recall, a user's own."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from mm_lightning.user_classes import load_class
 GENERATORS = {
     "regbench": "mm_lightning.data.regbench.RegBenchConfig",
     "facts": "mm_lightning.data.facts.FactsConfig",
+    "mqar": "mm_lightning.data.mqar.MQARConfig",
 }
 """Built-in generators by their short names."""
 
@@ -46,12 +47,14 @@ class Generator(ABC):
         default_context: tokens of a row by default, without the last one, which is only predicted.
         least_context: the fewest that leave room for every text.
         files: names of the files that `fill` writes beside the shards.
+        marks: whether `fill` marks tokens as read but never predicted, which it writes as ~token in int32.
     """
 
     name: ClassVar[str]
     default_context: ClassVar[int] = 1024
     least_context: ClassVar[int] = 1
     files: ClassVar[tuple[str, ...]] = ()
+    marks: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         """Name a class that has no name of its own by its module."""
@@ -61,6 +64,11 @@ class Generator(ABC):
     @abstractmethod
     def count(self, split: str) -> int:
         """Return the number of texts of a split, train or validation."""
+
+    def check_context(self, context: int) -> None:
+        """Raise a UserError where rows for this context cannot hold the texts."""
+        if context < self.least_context:
+            raise UserError(f"context_length {context} is too short for {self.name}: at least {self.least_context}")
 
     def texts(self, split: str, tokenizer: Tokenizer, room: int) -> Iterator[str]:
         """Yield the texts of a split, the same each time; a generator that is no text overrides `fill` instead.
@@ -155,9 +163,7 @@ def generate_folder(
         UserError: the context is too short, there is no space, or the folder holds something else.
     """
     context = context_length or generator.default_context
-    if context < generator.least_context:
-        least = generator.least_context
-        raise UserError(f"context_length {context} is too short for {generator.name}: at least {least}")
+    generator.check_context(context)
     folder = Path(output).expanduser()
     fields = dataclasses.asdict(generator)  # type: ignore[call-overload]
     settings = {"sources": [generator.name], **fields, "context_length": context}
@@ -178,6 +184,7 @@ def generate_folder(
             settings=settings,
             fingerprint=fingerprint,
             context_length=context,
+            **({"dtype": "int32"} if generator.marks else {}),
             files={name: crc32(folder / name) for name in generator.files},
         )
     for name, split in made.splits.items():

@@ -10,7 +10,7 @@ import numpy as np
 
 from mm_lightning.console import print_table
 from mm_lightning.data.manifest import Manifest, Split
-from mm_lightning.data.shards import read_shard
+from mm_lightning.data.shards import read_shard, unmarked
 from mm_lightning.data.tokenizer import Tokenizer, load_tokenizer
 from mm_lightning.terminal import display
 
@@ -83,7 +83,7 @@ def random_passages(
         at = begin
         for shard in split.shards:
             if at < shard.tokens:
-                tokens = read_shard(folder / shard.file, dtype, shard.tokens)[at : at + _SAMPLE]
+                tokens = unmarked(read_shard(folder / shard.file, dtype, shard.tokens)[at : at + _SAMPLE])
                 passages.append((begin, tokenizer.decode(tokens.tolist(), special=True)))
                 break
             at -= shard.tokens

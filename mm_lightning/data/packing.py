@@ -54,7 +54,8 @@ def write_split(
         folder: the prepared folder.
         work: for its unfinished work.
         name: the name of the split.
-        parts: the tokens of each document, from `bos` to `eos`, none longer than `row`.
+        parts: the tokens of each document, from `bos` to `eos`, none longer than `row`; ~token for one that is read but
+            never predicted, of a signed type.
         row: tokens of a row.
         bos: fills the rest of a row.
         text_bytes: bytes of all documents; one for each token between `bos` and `eos` if not given.
@@ -63,7 +64,8 @@ def write_split(
     stream = lay_out(pack(lengths, row), parts, row, bos)
     path = work / f"{name}.bin"
     stream.tofile(path)
-    counts = np.bincount(np.concatenate(parts))
+    tokens = np.concatenate(parts)
+    counts = np.bincount(tokens[tokens >= 0])  # of those that are predicted
     counts[bos] -= len(parts)
     return Split(
         documents=len(parts),

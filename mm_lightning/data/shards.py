@@ -117,6 +117,11 @@ def read_shard(path: Path, dtype: str, tokens: int) -> np.ndarray:
         raise UserError(f"cannot read shard {path} ({error}): run mm data verify") from error
 
 
+def unmarked(tokens: np.ndarray) -> np.ndarray:
+    """Return tokens without the mark of those that are read but never predicted, which are stored as ~token."""
+    return np.maximum(tokens, ~tokens) if tokens.dtype.kind == "i" else tokens
+
+
 def free_bytes(folder: Path) -> int:
     """Return the free disk space where `folder` is or will be."""
     while not folder.exists():

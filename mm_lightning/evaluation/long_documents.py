@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mm_lightning.data.manifest import FILE, Manifest
-from mm_lightning.data.shards import read_shard
+from mm_lightning.data.shards import read_shard, unmarked
 from mm_lightning.data.verify import check
 from mm_lightning.errors import UserError
 from mm_lightning.side_files import read_config
@@ -182,7 +182,7 @@ def validation_shards(folder: Path, manifest: Manifest) -> Iterator[np.ndarray]:
     if "validation" not in manifest.splits:
         raise UserError(f"{folder} has no validation documents: name files by --text")
     for shard in manifest.splits["validation"].shards:
-        yield read_shard(folder.expanduser() / "validation" / shard.file, manifest.dtype, shard.tokens)
+        yield unmarked(read_shard(folder.expanduser() / "validation" / shard.file, manifest.dtype, shard.tokens))
 
 
 def digest(paths: Sequence[str] | None, checkpoint: Path | None) -> str:

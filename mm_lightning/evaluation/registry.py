@@ -54,6 +54,10 @@ TASKS: dict[str, tuple[str, str]] = {
         "mm_lightning.evaluation.regbench:RegBench",
         "languages of random automata learned in context, for networks trained on them",
     ),
+    "mqar": (
+        "mm_lightning.evaluation.mqar:MQAR",
+        "values recalled by their keys, for networks trained on it (Zoology)",
+    ),
     "generated_facts": (
         "mm_lightning.evaluation.new_knowledge.generated_facts:GeneratedFacts",
         "questions about made-up facts, for small networks",

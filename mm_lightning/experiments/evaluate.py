@@ -47,6 +47,7 @@ def evaluate_command(
       new_knowledge     qa_1 and qa_2: questions about one of many documents, of SQuAD and of HotpotQA (RULER)
       needles           niah_single_1 to _3, niah_multikey_1 to _3, niah_multivalue, niah_multiquery (RULER)
       regbench          languages learned in context, for networks trained on `mm data regbench`
+      mqar              values recalled by their keys, for networks trained on `mm data mqar` (Zoology)
       generated_facts   questions about made-up facts, for networks trained on `mm data facts`
       in_context        banking77, goemotions and tacred (your licensed copy): classes learned from demonstrations
       in_context_free   banking77, goemotions, and semeval2010_task8 and redocred in the place of tacred

@@ -11,7 +11,7 @@ from mm_lightning.checkpoint.run_folder import numbered_runs
 from mm_lightning.data import mixture
 from mm_lightning.data.manifest import FILE
 from mm_lightning.data.mixture import DataSet
-from mm_lightning.data.shards import read_shard
+from mm_lightning.data.shards import read_shard, unmarked
 from mm_lightning.data.tokenizer import Tokenizer, load_tokenizer
 from mm_lightning.errors import UserError
 from mm_lightning.ranges import Count, Natural, Place
@@ -149,7 +149,7 @@ def _show_sequence(
         raise UserError(f"{data.folder / FILE} names no shard {location['shard']}: the data are not those of the run")
     stored = read_shard(data.folder / "train" / shard.file, data.manifest.dtype, shard.tokens)
     begin, end = location["token"], location["token"] + context_length
-    tokens = np.asarray(stored[begin:end]).astype(np.int64)
+    tokens = unmarked(np.asarray(stored[begin:end]).astype(np.int64))
     documents_before = int(np.count_nonzero(stored[:begin] == tokenizer.bos))
     starts = np.flatnonzero(tokens == tokenizer.bos)
     lengths = np.diff(np.unique([0, *starts.tolist(), len(tokens)])).tolist()
