@@ -126,7 +126,9 @@ def load(definition: Definition, name: str, data_dir: Path | None, shots: int) -
         except Exception as error:
             if files is None:
                 raise
-            where = _first_null(files) or str(next(iter(next(iter(files.values())).values()))[0])
+            missing = type(error).__name__ in ("KeyError", "UndefinedError")  # all rows have the first one's fields
+            first = next(iter(next(iter(files.values())).values()))[0]
+            where = _first_null(files) or f"{first}{', row 1' if missing else ''}"
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
             raise UserError(
                 f"{name} cannot use the documents of {where} ({reason}): their form is another one"
@@ -141,8 +143,8 @@ def _first_null(files: dict[str, dict[str, list[Path]]]) -> str | None:
     for path in (path for splits in files.values() for paths in splits.values() for path in paths):
         for row, document in read_rows(path):
             for name, value in document.items():
-                if value is None:
-                    return f"{path}, row {row}, where {name!r} is null"
+                if value is None or (isinstance(value, list) and None in value):
+                    return f"{path}, row {row}, where {name!r} {'is' if value is None else 'has a'} null"
     return None
 
 

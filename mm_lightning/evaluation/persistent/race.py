@@ -34,12 +34,28 @@ def questions(documents: Dataset) -> Dataset:
 
 
 def _grouped(documents: Dataset) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Return each article with its questions.
+
+    Raises:
+        ValueError: a question is not whole; it names the row.
+    """
     if "problems" in documents.column_names:
-        return [(row["article"], ast.literal_eval(row["problems"])) for row in documents]
+        return [
+            (row["article"], [_whole(problem, number) for problem in ast.literal_eval(row["problems"])])
+            for number, row in enumerate(documents, 1)
+        ]
     return [
-        (article, [{name: row[name] for name in FIELDS} for row in rows])
-        for article, rows in groupby(documents, key=lambda row: row["article"])
+        (article, [_whole(row, number) for number, row in rows])
+        for article, rows in groupby(enumerate(documents, 1), key=lambda pair: pair[1]["article"])
     ]
+
+
+def _whole(problem: dict[str, Any], row: int) -> dict[str, Any]:
+    """Return the fields of a question."""
+    for name in FIELDS:
+        if problem[name] is None or (name == "options" and None in problem[name]):
+            raise ValueError(f"row {row}: a null in {name!r}")
+    return {name: problem[name] for name in FIELDS}
 
 
 def _dataset(rows: list[dict[str, Any]]) -> Dataset:

@@ -2,12 +2,13 @@
 
 import json
 import pickle
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("lm_eval", reason="needs the extra `eval`")
 
-from benchmark_documents import questions, write
+from benchmark_documents import EVERYTHING, questions, write
 from byte_networks import build
 
 from mm_lightning.cli import main
@@ -114,13 +115,38 @@ def test_what_is_refused(network, data, tmp_path, monkeypatch):
         with pytest.raises(UserError, match=f"piqa: .*validation.jsonl, row 2: .*{message}"):
             asked(network, find_task("piqa")(data_dir=str(tmp_path)))
     write(tmp_path / "ai2_arc" / "ARC-Easy", "test", [{"text": "no question"}])
-    with pytest.raises(UserError, match=r"ARC-Easy/test\.jsonl \(UndefinedError: 'question' is undefined\)"):
+    with pytest.raises(UserError, match=r"ARC-Easy/test\.jsonl, row 1 \(UndefinedError: 'question' is undefined\)"):
         asked(network, find_task("arc_easy")(data_dir=str(tmp_path)))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     with pytest.raises(UserError, match=r"race_high needs ehovy/race .* --data_dir DIR, .* DIR/race/high/test\.jsonl"):
         find_task("race_high")().tasks()
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "field", "value", "message"),
+    [
+        ("hellaswag", "hellaswag/validation", "ctx_b", None, "row 3, where 'ctx_b' is null"),
+        ("hellaswag", "hellaswag/validation", "endings", ["a", None, "c", "d"], "row 3, where 'endings' has a null"),
+        ("hellaswag", "hellaswag/validation", "ctx_b", ..., r"row 1 \(KeyError: 'ctx_b'\)"),
+        ("race_middle", "race/middle/test", "question", None, "row 3, where 'question' is null"),
+        ("race_middle", "race/middle/test", "options", ["a", None], "row 3, where 'options' has a null"),
+        ("race_middle_questions", "race/middle/test", "answer", None, "row 3, where 'answer' is null"),
+        ("race_middle", "race/middle/test", "answer", ..., r"row 1 \(KeyError: 'answer'\)"),
+        ("race_high", "race/high/test", "problems", "[{'question': None}]", r"row 3: a null in 'question'"),
+    ],
+)
+def test_nulls_and_missing_fields_are_named(name, place, field, value, message, tmp_path):
+    ((_, _, documents),) = EVERYTHING[name.removesuffix("_questions")]
+    rows = [dict(documents[0]) for _ in range(3)]  # of one article
+    for row in rows if value is ... else rows[2:]:
+        row[field] = value
+        if value is ...:
+            del row[field]
+    path = write(tmp_path / Path(place).parent, Path(place).name, rows)
+    with pytest.raises(UserError, match=f"{name} cannot use the documents of {path}.*{message}"):
+        find_task(name)(data_dir=str(tmp_path)).tasks()
 
 
 def test_an_unreachable_hub_is_asked_once(tmp_path, monkeypatch):
