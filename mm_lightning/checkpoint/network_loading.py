@@ -63,6 +63,8 @@ CHANGEABLE_FIELDS = frozenset(
         "inference_delay",
         "spans",
         "rope_base",
+        "yarn_factor",
+        "yarn_context",
         "balance_weight",
     }
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,6 +23,7 @@ from mm_lightning.checkpoint import (
     read_metadata,
     restore_tokenizer,
 )
+from mm_lightning.checkpoint.network_loading import CHANGEABLE_FIELDS
 from mm_lightning.errors import UserError
 from mm_lightning.inference.generate import choose_device, collect, write
 from mm_lightning.inference.reader import READ_TOKENS, Reader
@@ -100,6 +101,7 @@ class Model:
         device: str = "auto",
         long_term: bool = True,
         inference_delay: int | None = None,
+        settings: Mapping[str, Any] | None = None,
         precision: Precision = "auto",
         batch_size: int = 16,
         weights: bool = True,
@@ -111,17 +113,18 @@ class Model:
             device: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.
             long_term: False removes the long-term memory from the trained network.
             inference_delay: another m for the long-term memory than the network's own.
+            settings: of the network, other than it was trained with, which leave its parameters as they are.
             precision: 32, or bf16; auto is bf16 on a GPU and 32 elsewhere.
             batch_size: rows side by side at most.
             weights: False leaves them on the meta device: tokenizer and configuration are enough to prepare questions.
 
         Raises:
-            UserError: it cannot be read, or has no long-term memory to change.
+            UserError: it cannot be read, has no long-term memory to change, or cannot be given the settings.
         """
         place = choose_device(device)
         path = find_checkpoint(checkpoint)
         about = read_metadata(path)
-        config = changed(network_config(about, path), path, long_term, inference_delay)
+        config = changed(network_config(about, path), path, long_term, inference_delay, settings)
         with contextlib.nullcontext() if weights else torch.device("meta"):
             network = config.build()
         if weights:
@@ -274,14 +277,24 @@ def _judged(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def changed(
-    config: NetworkConfig, path: Path, long_term: bool = True, inference_delay: int | None = None
+    config: NetworkConfig,
+    path: Path,
+    long_term: bool = True,
+    inference_delay: int | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> NetworkConfig:
-    """A network's configuration with its long-term memory removed, or with another delay m.
+    """Return a network's configuration without its long-term memory, with another delay m, or with other settings.
 
     Raises:
-        UserError: it has no long-term memory, or nothing else.
+        UserError: it has no long-term memory, or nothing else; or a setting would change its parameters.
     """
-    wanted: dict[str, Any] = {}
+    wanted = dict(settings or {})
+    changeable = sorted(CHANGEABLE_FIELDS & {field.name for field in dataclasses.fields(config)})
+    for name in wanted:
+        if name not in changeable:
+            raise UserError(
+                f"network: {name} of {path} cannot be changed after training, only {', '.join(changeable)} can"
+            )
     if not long_term or inference_delay is not None:
         if "long" not in config.levels:
             what = "remove" if not long_term else "delay"

@@ -9,7 +9,7 @@ import contextlib
 import multiprocessing
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -220,7 +220,12 @@ def describe_model(model: Model) -> dict[str, Any]:
     }
 
 
-def run_name(checkpoint: Path, long_term: bool = True, inference_delay: int | None = None) -> str:
+def run_name(
+    checkpoint: Path,
+    long_term: bool = True,
+    inference_delay: int | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> str:
     """Name a checkpoint's results: quickstart-0-step500 of runs/quickstart/0/checkpoints/step=500.ckpt."""
     parts = [checkpoint.stem]
     if checkpoint.parent.name == "checkpoints":
@@ -228,6 +233,7 @@ def run_name(checkpoint: Path, long_term: bool = True, inference_delay: int | No
         parts = [*([run.parent.name] if run.name.isdigit() else []), run.name, checkpoint.stem]
     parts += [] if long_term else ["no-long-term"]
     parts += [] if inference_delay is None else [f"delay{inference_delay}"]
+    parts += [f"{name}{value}" for name, value in (settings or {}).items()]
     return re.sub(r"[^\w.\-]+", "", "-".join(parts))
 
 

@@ -27,6 +27,7 @@ def evaluate_command(
     names: list[Name] | None = None,
     long_term: Literal["on", "off"] = "on",
     inference_delay: Count | None = None,
+    network: dict[str, Any] | None = None,
     batch_size: Count = 16,
     precision: Literal["auto", "32", "bf16"] = "auto",
     device: Name = "auto",
@@ -74,6 +75,8 @@ def evaluate_command(
         names: names of the networks in results, one for each checkpoint; by default of run folder, step and options.
         long_term: off removes the long-term memory from the trained networks.
         inference_delay: another m for the long-term memory than the networks' own.
+        network: other settings than the networks were trained with, which leave their parameters as they are, such as
+            '{"yarn_factor": 8, "yarn_context": 512}' or '{"rope_base": 5e6}' for transformers.
         batch_size: questions side by side at most.
         precision: 32, or bf16; auto is bf16 on a GPU and 32 elsewhere.
         device: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.
@@ -97,7 +100,7 @@ def evaluate_command(
     if world_size > 1:
         device = device_of_rank(device, local_rank)
     subjects = make_subjects(
-        checkpoint, names, long_term == "on", inference_delay, resolve_precision(precision, device)
+        checkpoint, names, long_term == "on", inference_delay, resolve_precision(precision, device), network
     )
     job = Job(subjects, chosen, Path(output).expanduser(), batch_size, device, rank, world_size)
     evaluate(job, processes, overwrite)
@@ -174,30 +177,38 @@ def show_results(job: Job) -> None:
 
 
 def make_subjects(
-    checkpoints: list[str], names: list[str] | None, long_term: bool, inference_delay: int | None, precision: str
+    checkpoints: list[str],
+    names: list[str] | None,
+    long_term: bool,
+    inference_delay: int | None,
+    precision: str,
+    settings: dict[str, Any] | None = None,
 ) -> list[EvaluatedModel]:
     """Return the networks of these checkpoints.
 
     Raises:
-        UserError: there is no checkpoint, one cannot be read or has no tokenizer, or two would have one name.
+        UserError: there is no checkpoint, one cannot be read, has no tokenizer or cannot be given the settings, or two
+            would have one name.
     """
     from mm_lightning.checkpoint import find_checkpoint, network_config, read_metadata, restore_tokenizer
+    from mm_lightning.evaluation.model import changed
     from mm_lightning.evaluation.run import EvaluatedModel, run_name
 
     paths = [find_checkpoint(path) for path in checkpoints]
     for path in paths:
         about = read_metadata(path)
-        network_config(about, path)
+        changed(network_config(about, path), path, long_term, inference_delay, settings)
         restore_tokenizer(about, path)
     if names is not None and len(names) != len(paths):
         raise UserError(f"--names has {len(names)} for {len(paths)} checkpoints: give one for each")
-    names = names or [run_name(path, long_term, inference_delay) for path in paths]
+    names = names or [run_name(path, long_term, inference_delay, settings) for path in paths]
     for name in names:
         if not name or "/" in name or name.startswith("."):
             raise UserError(f"--names {name!r} cannot be a folder's name: use letters, digits, - and _")
         if names.count(name) > 1:
             raise UserError(f"two checkpoints would be called {name}: tell them apart with --names, one for each")
-    options = {"long_term": long_term, "inference_delay": inference_delay, "precision": precision}
+    options: dict[str, Any] = {"long_term": long_term, "inference_delay": inference_delay, "precision": precision}
+    options |= {"settings": settings} if settings else {}
     return [EvaluatedModel(path, name, options) for path, name in zip(paths, names, strict=True)]
 
 

@@ -471,6 +471,40 @@ def test_no_long_term_memory_to_remove(evaluate):
     assert "no long-term memory to remove" in said
 
 
+def test_other_settings_than_trained_with(evaluate, runs, files, tmp_path):
+    """A transformer with YaRN, beside itself as it was trained."""
+    stretched = {"yarn_factor": 4, "yarn_context": 64}
+    assert evaluate("transformer")[0] == 0
+    assert evaluate("transformer", more=["--network", json.dumps(stretched)])[0] == 0
+    names = ["transformer-0-step1", "transformer-0-step1-yarn_factor4-yarn_context64"]
+    networks = {network.name: network for network in gather([tmp_path / "out"]).networks}
+    assert list(networks) == names
+    assert [networks[name].about.get("settings") for name in names] == [None, stretched]
+    trained, tokenizer = load_network(runs / "transformer")
+    network = dataclasses.replace(trained.config, **stretched).build().eval()
+    network.load_state_dict(trained.state_dict())
+    task, model = LossByPosition([128, 256], text=files), Model(network, tokenizer, 64)
+    records = {record["key"]: record["scores"] for record in task.ask(model, task.items(model))}
+    for name, same in zip(names, (False, True), strict=True):
+        for record in Samples(tmp_path / "out" / name / "loss_by_position").read().values():
+            assert (record["scores"] == pytest.approx(records[record["key"]], abs=1e-5)) == same
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("transformer", {"dim": 32}, "dim of"),
+        ("v2", {"yarn_factor": 4}, "yarn_factor of"),
+        ("transformer", {"yarn_factor": 4}, "yarn_factor and yarn_context go together"),
+        ("transformer", {"rope_base": "many"}, "rope_base"),
+    ],
+)
+def test_settings_that_cannot_be_given_after_training(evaluate, name, settings, message):
+    status, said = evaluate(name, more=["--network", json.dumps(settings)])
+    assert (status, said.count("\n")) == (2, 1)
+    assert message in said
+
+
 def test_other_settings_and_other_weights_are_not_continued(evaluate, runs, tmp_path):
     assert evaluate("v2")[0] == 0
     status, said = evaluate("v2", more=["--limit", "1"])

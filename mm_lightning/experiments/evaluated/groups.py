@@ -37,7 +37,8 @@ class Network:
     def kind(self) -> tuple[Any, ...]:
         """What points of figures that a line connects have in common, size and training aside."""
         levels = tuple(self.about.get("levels") or ())
-        return self.about.get("architecture"), levels, self.about.get("inference_delay"), self.long_term
+        settings = json.dumps(self.about.get("settings"))
+        return self.about.get("architecture"), levels, self.about.get("inference_delay"), self.long_term, settings
 
     @property
     def run(self) -> tuple[Any, ...]:

@@ -130,7 +130,7 @@ def _asked_in_training(found: dict[str, Any]) -> dict[str, Any]:
 
 def _identity(network: dict[str, Any]) -> str:
     """The weights, and how they were asked."""
-    names = ("weights", "long_term", "inference_delay", "precision")
+    names = ("weights", "long_term", "inference_delay", "settings", "precision")
     return json.dumps([network.get(name) for name in names])
 
 
@@ -182,6 +182,7 @@ def _options(path: Path, found: dict[str, Any]) -> str:
     network = found["network"]
     delay = network.get("inference_delay")
     said = [f"m = {delay}"] if delay is not None else []
+    said += [f"{name} = {value}" for name, value in (network.get("settings") or {}).items()]
     return ", ".join([*said, *([network["precision"]] if network.get("precision") else [])])
 
 
