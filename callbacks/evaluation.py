@@ -208,20 +208,20 @@ def log_tables(
     """Log the tables and the figures of the report to TensorBoard."""
     if not (boards := tensorboards(trainer)):
         return
-    from mm_lightning.experiments.evaluated.document import task_sections
-    from mm_lightning.experiments.evaluated.grid import Grid
-    from mm_lightning.experiments.evaluated.groups import Evaluation, Gathered, Network
+    from mm_lightning.experiments.evaluated.estimate_table import EstimateTable
+    from mm_lightning.experiments.evaluated.evaluation_report import task_sections
+    from mm_lightning.experiments.evaluated.evaluations import Evaluation, EvaluationResults, Network
     from mm_lightning.experiments.evaluated.summary import summary
     from mm_lightning.experiments.page import Drawing, markdown_block
 
     step = trainer.global_step
     network = Network(f"step={step}", f"step={step}", about)
     evaluation = Evaluation(task.title, settings, network, rows, None, folder, [], kind=task.name)
-    gathered = Gathered([evaluation], [])
-    parts: list[Any] = [summary(gathered, [evaluation])]
+    results = EvaluationResults([evaluation], [])
+    parts: list[Any] = [summary(results, [evaluation])]
     if importlib.util.find_spec("matplotlib") is not None:
-        parts += task_sections(gathered)
-    tables = [markdown_block(part.block()) for part in parts if isinstance(part, Grid)]
+        parts += task_sections(results)
+    tables = [markdown_block(part.block()) for part in parts if isinstance(part, EstimateTable)]
     for board in boards:
         board.add_text(tensorboard_tag(f"evaluation/{task.title}"), "\n\n".join(tables), step)
         for drawing in (part for part in parts if isinstance(part, Drawing)):

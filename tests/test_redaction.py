@@ -139,7 +139,7 @@ ELSEWHERE = {
     "evaluation/fetch.py": "what was downloaded",
     "experiments/report.py": "SVG, and CSV of csv_text",
     "experiments/tables.py": "CSV of csv_text",
-    "experiments/evaluated/document.py": "CSV of csv_text",
+    "experiments/evaluated/evaluation_report.py": "CSV of csv_text",
     "experiments/execution.py": "an exit status",
     "experiments/launchers.py": "a job's number, a lock, and what a run prints",
     "experiments/sweep.py": "a lock",

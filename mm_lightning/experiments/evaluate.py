@@ -156,7 +156,7 @@ def _claim_folders(job: Job, overwrite: bool, stack: contextlib.ExitStack) -> No
 def show_results(job: Job) -> None:
     """Print the table of what the job has finished, and write the report of its folder."""
     from mm_lightning.evaluation.samples import RESULTS
-    from mm_lightning.experiments.evaluated.load_results import gather
+    from mm_lightning.experiments.evaluated.load_results import load_results
     from mm_lightning.experiments.evaluated.summary import summary
     from mm_lightning.experiments.report import write_report
 
@@ -164,7 +164,7 @@ def show_results(job: Job) -> None:
     done = [folder for folder in folders if (folder / RESULTS).is_file()]
     if not done:
         return
-    gathered = gather([job.output])
+    gathered = load_results([job.output])
     evaluations = sorted((e for e in gathered.evaluations if e.path in done), key=lambda e: done.index(e.path))
     summary(gathered, evaluations).show()
     for note in gathered.notes:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mm_lightning import style
-from mm_lightning.experiments.evaluated.groups import Network, last_ones
+from mm_lightning.experiments.evaluated.evaluations import Network, last_ones
 from mm_lightning.experiments.study import Study
 
 COLORS = (*style.COLORS, "#7b5ea7", "#8b5a2b", "#4d7c3f", "#b04a6e", "#5a7fc0")

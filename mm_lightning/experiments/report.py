@@ -12,9 +12,9 @@ from typing import Any
 from mm_lightning.console import say
 from mm_lightning.errors import UserError
 from mm_lightning.experiments import page
-from mm_lightning.experiments.evaluated.grid import Grid
-from mm_lightning.experiments.evaluated.groups import Gathered
-from mm_lightning.experiments.evaluated.load_results import gather
+from mm_lightning.experiments.evaluated.estimate_table import EstimateTable
+from mm_lightning.experiments.evaluated.evaluations import EvaluationResults
+from mm_lightning.experiments.evaluated.load_results import load_results
 from mm_lightning.experiments.evaluated.report_section import Part
 from mm_lightning.experiments.figures import draw
 from mm_lightning.experiments.hparams import write_hparams
@@ -78,7 +78,7 @@ def report_command(
         found += ["report.csv", "runs.csv"]
     if report.gathered.evaluations:
         for part in report.evaluated:
-            if isinstance(part, Grid) and part.name != "networks":
+            if isinstance(part, EstimateTable) and part.name != "networks":
                 part.show()
         for note in report.gathered.notes:
             say(note)
@@ -116,7 +116,7 @@ class _Report:
 
     study: Study | None
     rows: list[Row]
-    gathered: Gathered
+    gathered: EvaluationResults
     evaluated: list[Part]
     place: Path
 
@@ -127,7 +127,7 @@ def _write(folders: list[Any], output: str | Path | None, baseline: str | None, 
     paths = [Path(folder) for folder in folders]
     target = check_folder(paths[0] / "report" if output is None else output, REPORT, overwrite or output is None, paths)
     trained = [path for path in paths if has_runs(path)]
-    gathered = gather(paths)
+    gathered = load_results(paths)
     for path in paths:
         if path not in trained and not any(path in e.path.parents for e in gathered.evaluations):
             raise UserError(
@@ -152,14 +152,14 @@ def _write(folders: list[Any], output: str | Path | None, baseline: str | None, 
 
 
 def _fill(
-    place: Path, paths: list[Path], command: str, study: Study | None, rows: list[Row], gathered: Gathered
+    place: Path, paths: list[Path], command: str, study: Study | None, rows: list[Row], gathered: EvaluationResults
 ) -> list[Part]:
     """Write a report into a folder; return what it says of evaluations."""
     looks = looks_of(gathered.networks, study)
     evaluated = _write_evaluated(place, gathered, looks) if gathered.evaluations else []
     blocks = _blocks(study, rows, command, looks) if study is not None else []
     blocks += [page.Heading("Evaluation")] if study is not None and evaluated else []
-    blocks += [part.block() if isinstance(part, Grid) else part for part in evaluated]
+    blocks += [part.block() if isinstance(part, EstimateTable) else part for part in evaluated]
     blocks += [page.Heading("To do it again"), page.Code(command)] if study is None else []
     title = study.name if study is not None else ", ".join(path.resolve().name for path in paths)
     for block in blocks:
@@ -183,16 +183,16 @@ def _write_runs(place: Path, study: Study, rows: list[Row]) -> None:
             write_hparams(run.path, hparam_values(run), run.final())
 
 
-def _write_evaluated(place: Path, gathered: Gathered, looks: Looks) -> list[Part]:
+def _write_evaluated(place: Path, gathered: EvaluationResults, looks: Looks) -> list[Part]:
     """Evaluations as CSV, and what the page says of them."""
-    from mm_lightning.experiments.evaluated.document import parts, write_numbers
+    from mm_lightning.experiments.evaluated.evaluation_report import parts, write_numbers
 
     if importlib.util.find_spec("matplotlib") is None:
         raise UserError('reports need matplotlib: pip install "mm-lightning[report]"')
     evaluated = parts(gathered, looks)
     (place / "tables").mkdir(exist_ok=True)
     for part in evaluated:
-        if isinstance(part, Grid):
+        if isinstance(part, EstimateTable):
             (place / "tables" / f"{part.name}.csv").write_text(part.csv(), encoding="utf-8")
     write_numbers(place / "numbers.csv", gathered)
     return evaluated

@@ -28,9 +28,9 @@ from mm_lightning.evaluation.model import Model
 from mm_lightning.evaluation.processes import run_processes
 from mm_lightning.evaluation.run import EvaluatedModel, Job, fingerprint, run
 from mm_lightning.evaluation.samples import Samples
-from mm_lightning.experiments.evaluated.document import parts
-from mm_lightning.experiments.evaluated.grid import Grid
-from mm_lightning.experiments.evaluated.load_results import gather
+from mm_lightning.experiments.evaluated.estimate_table import EstimateTable
+from mm_lightning.experiments.evaluated.evaluation_report import parts
+from mm_lightning.experiments.evaluated.load_results import load_results
 
 TEXTS = ["the cat sat on the mat. " * 20, "a long day " * 16, "one, two, three, four; " * 9, "and so on " * 12]
 
@@ -242,7 +242,8 @@ def test_where_a_network_breaks(tmp_path):
     rows.append(row(2.0, 0.1, 3, "loss", context=256))
     write(tmp_path, "a", "loss_by_position", rows, network("a", context_length=64))
     write(tmp_path, "b", "loss_by_position", [*rows[:5], *rows[-2:]], network("b", context_length=64))
-    found = {grid.name: grid.block().rows for grid in parts(gather([tmp_path])) if isinstance(grid, Grid)}
+    tables = (part for part in parts(load_results([tmp_path])) if isinstance(part, EstimateTable))
+    found = {table.name: table.block().rows for table in tables}
     loss = "2.000 [1.570, 2.430]"  # Student's t of 2 degrees: 4.303
     assert found["loss-by-position-breaks"] == [
         ["a", "3", "25%", "64", loss, "129 (+0.12)"],
@@ -477,7 +478,7 @@ def test_other_settings_than_trained_with(evaluate, runs, files, tmp_path):
     assert evaluate("transformer")[0] == 0
     assert evaluate("transformer", more=["--network", json.dumps(stretched)])[0] == 0
     names = ["transformer-0-step1", "transformer-0-step1-yarn_factor4-yarn_context64"]
-    networks = {network.name: network for network in gather([tmp_path / "out"]).networks}
+    networks = {network.name: network for network in load_results([tmp_path / "out"]).networks}
     assert list(networks) == names
     assert [networks[name].about.get("settings") for name in names] == [None, stretched]
     trained, tokenizer = load_network(runs / "transformer")

@@ -8,9 +8,9 @@ from fake_runs import curve, write_run, write_sweep
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
-from mm_lightning.experiments.evaluated.document import parts
-from mm_lightning.experiments.evaluated.groups import Network
-from mm_lightning.experiments.evaluated.load_results import gather
+from mm_lightning.experiments.evaluated.evaluation_report import parts
+from mm_lightning.experiments.evaluated.evaluations import Network
+from mm_lightning.experiments.evaluated.load_results import load_results
 from mm_lightning.experiments.figures import draw, smoothed
 from mm_lightning.experiments.network_looks import COLORS, looks_of
 from mm_lightning.experiments.page import Drawing
@@ -109,6 +109,6 @@ def test_labels_of_runs_are_not_clipped(tmp_path, names):
 def test_labels_of_evaluations_are_not_clipped(tmp_path, name):
     for key in (name, "other"):
         write_qa(tmp_path, key, network(key), {"qa_1": [400, 300], "qa_2": [200, 100]})
-    drawings = [part for part in parts(gather([Path(tmp_path)])) if isinstance(part, Drawing)]
+    drawings = [part for part in parts(load_results([Path(tmp_path)])) if isinstance(part, Drawing)]
     assert drawings
     assert {d.name: clipped(d.figure) for d in drawings} == {d.name: [] for d in drawings}

@@ -11,9 +11,9 @@ from mm_lightning.experiments import page
 from mm_lightning.experiments.drawing import drawing, humanize
 from mm_lightning.experiments.evaluated import plots
 from mm_lightning.experiments.evaluated.differences import with_unit
+from mm_lightning.experiments.evaluated.estimate_table import EstimateTable
 from mm_lightning.experiments.evaluated.estimates import Estimate, estimate
-from mm_lightning.experiments.evaluated.grid import Grid
-from mm_lightning.experiments.evaluated.groups import Group, Network, last_ones
+from mm_lightning.experiments.evaluated.evaluations import Group, Network, last_ones
 from mm_lightning.experiments.evaluated.report_section import Part, ReportSection
 from mm_lightning.experiments.network_looks import Looks
 from mm_lightning.style import figure_of, frame, legend_height, lengths_axis, side_legend
@@ -34,7 +34,7 @@ def parts(group: Group, looks: Looks) -> list[Part | None]:
                 lines.setdefault(line, row)
                 cells[line, network] = estimate(row)
         heads = [*keys, "metric", "items", *map(group.label, rows)]
-        grid = Grid(f"{task}{group.suffix}", heads, len(keys) + 2)
+        grid = EstimateTable(f"{task}{group.suffix}", heads, len(keys) + 2)
         for line, row in lines.items():
             own = [cells.get((line, network)) for network in rows]
             most = max(e.count for e in own if e is not None)
@@ -47,7 +47,7 @@ def parts(group: Group, looks: Looks) -> list[Part | None]:
     return shown
 
 
-def _references(task: str, group: Group, rows: list[Row]) -> Grid | None:
+def _references(task: str, group: Group, rows: list[Row]) -> EstimateTable | None:
     """Numbers to hold the metrics against, such as those of simple predictors."""
     evaluation = next(e for e in group.evaluations if e.task == task)
     try:
@@ -58,7 +58,7 @@ def _references(task: str, group: Group, rows: list[Row]) -> Grid | None:
     if not known:
         return None
     metrics = list(dict.fromkeys(metric for values in known.values() for metric in values))
-    grid = Grid(f"{task}-references{group.suffix}", ["to compare with", *map(humanize, metrics)])
+    grid = EstimateTable(f"{task}-references{group.suffix}", ["to compare with", *map(humanize, metrics)])
     for name, values in known.items():
         cells = [estimate(Row({}, metric, values[metric], None, 0, units.get(metric, "number"))) for metric in metrics]
         grid.add(name, *map(str, cells))

@@ -11,9 +11,9 @@ from mm_lightning.evaluation.metrics import unit_words
 from mm_lightning.evaluation.registry import restore_task
 from mm_lightning.experiments import page
 from mm_lightning.experiments.drawing import humanize
+from mm_lightning.experiments.evaluated.estimate_table import EstimateTable
 from mm_lightning.experiments.evaluated.estimates import Estimate, estimate
-from mm_lightning.experiments.evaluated.grid import Grid
-from mm_lightning.experiments.evaluated.groups import Evaluation, Group, Network, last_ones
+from mm_lightning.experiments.evaluated.evaluations import Evaluation, Group, Network, last_ones
 from mm_lightning.experiments.evaluated.report_section import Part
 
 METHOD = (
@@ -68,7 +68,7 @@ def differences(group: Group, task: str) -> list[Part | None]:
         cells[key, other] = estimate(row, signed=True)
     names = list(dict.fromkeys(name for row in lines.values() for name in row.group))
     heads = [*names, "metric", "items in common", *(f"{group.label(o)} minus {group.label(first)}" for o in others)]
-    grid = Grid(f"{task}-differences{group.suffix}", heads, len(names) + 2)
+    grid = EstimateTable(f"{task}-differences{group.suffix}", heads, len(names) + 2)
     for key, row in lines.items():
         own = [cells.get((key, other)) for other in others]
         counts = dict.fromkeys(f"{cell.count:,}" for cell in own if cell is not None)

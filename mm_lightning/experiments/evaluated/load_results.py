@@ -18,7 +18,7 @@ from mm_lightning.evaluation.registry import find_task, restore_task
 from mm_lightning.evaluation.run import run_name
 from mm_lightning.evaluation.samples import RESULTS, SETTINGS, Samples, read_json
 from mm_lightning.evaluation.task import title_of
-from mm_lightning.experiments.evaluated.groups import Evaluation, Gathered, Network, data_of, in_common
+from mm_lightning.experiments.evaluated.evaluations import Evaluation, EvaluationResults, Network, data_of, in_common
 
 
 def places(folder: Path) -> Iterator[Path]:
@@ -37,7 +37,7 @@ def _natural(path: Path) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
 
 
-def gather(folders: Sequence[Path]) -> Gathered:
+def load_results(folders: Sequence[Path]) -> EvaluationResults:
     """All evaluations below some folders; the newest where a network was asked the same twice."""
     notes: list[str] = []
     raw = [(path, read) for folder in folders for path in places(folder) if (read := _read(path, notes)) is not None]
@@ -74,7 +74,7 @@ def gather(folders: Sequence[Path]) -> Gathered:
             )
     order = {identity: n for n, identity in enumerate(names)}
     ordered = sorted(evaluations.values(), key=lambda e: order[e.network.key])
-    return Gathered(ordered, notes + _mixed(ordered))
+    return EvaluationResults(ordered, notes + _mixed(ordered))
 
 
 def _read(path: Path, notes: list[str]) -> dict[str, Any] | None:

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mm_lightning.experiments import page
-from mm_lightning.experiments.evaluated.grid import Grid
-from mm_lightning.experiments.evaluated.groups import Evaluation, Group
+from mm_lightning.experiments.evaluated.estimate_table import EstimateTable
+from mm_lightning.experiments.evaluated.evaluations import Evaluation, Group
 from mm_lightning.experiments.network_looks import Looks
 
-Part = page.Block | Grid
+Part = page.Block | EstimateTable
 """What a report is made of; a grid becomes a table and a CSV file."""
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mm_lightning.experiments.drawing import drawing, si_format
 from mm_lightning.experiments.evaluated import plots
 from mm_lightning.experiments.evaluated.estimates import Estimate
-from mm_lightning.experiments.evaluated.groups import Network, last_ones
+from mm_lightning.experiments.evaluated.evaluations import Network, last_ones
 from mm_lightning.experiments.evaluated.published import PublishedNetwork
 from mm_lightning.experiments.network_looks import Looks
 from mm_lightning.experiments.page import Drawing

@@ -9,9 +9,9 @@ from mm_lightning.errors import UserError
 from mm_lightning.evaluation.measurement import Row
 from mm_lightning.evaluation.registry import restore_task
 from mm_lightning.experiments.evaluated.differences import with_unit
+from mm_lightning.experiments.evaluated.estimate_table import EstimateTable
 from mm_lightning.experiments.evaluated.estimates import Estimate, estimate
-from mm_lightning.experiments.evaluated.grid import Grid
-from mm_lightning.experiments.evaluated.groups import Evaluation, Gathered, Network
+from mm_lightning.experiments.evaluated.evaluations import Evaluation, EvaluationResults, Network
 
 MOST_LINES = 40
 """The most lines of a task."""
@@ -25,10 +25,10 @@ def headline(evaluation: Evaluation) -> list[Row]:
         return evaluation.rows
 
 
-def summary(gathered: Gathered, evaluations: Sequence[Evaluation]) -> Grid:
+def summary(gathered: EvaluationResults, evaluations: Sequence[Evaluation]) -> EstimateTable:
     """The headline numbers with 95% intervals and items; what does not compare stands in lines of its own."""
     networks: list[Network] = list(dict.fromkeys(e.network for e in evaluations))
-    grid = Grid("results", ["task", "group", "metric", *(network.name for network in networks)], 3)
+    grid = EstimateTable("results", ["task", "group", "metric", *(network.name for network in networks)], 3)
     for task in dict.fromkeys(e.task for e in evaluations):
         groups = gathered.groups(lambda e, task=task: e.task == task and e in evaluations)  # type: ignore[misc]
         for group in groups:

@@ -57,7 +57,7 @@ def test_other_numbers():
 
 
 def test_the_fitted_line_over_shots():
-    from mm_lightning.experiments.evaluated.in_context import fit
+    from mm_lightning.experiments.evaluated.in_context_section import fit
 
     assert fit([1, 2, 4, 8], [10, 20, 30, 40]) == pytest.approx([10, 20, 30, 40])
     assert fit([1, 2, 4], [0, 3, 6]) == pytest.approx([0, 3, 6])

@@ -23,10 +23,10 @@ from fake_runs import curve, write_sweep
 from mm_lightning.cli import main
 from mm_lightning.evaluation.intervals import share_interval
 from mm_lightning.experiments.evaluated import plots
-from mm_lightning.experiments.evaluated.document import parts
-from mm_lightning.experiments.evaluated.grid import Grid
-from mm_lightning.experiments.evaluated.load_results import gather
-from mm_lightning.experiments.evaluated.persistent import BENCHMARKS
+from mm_lightning.experiments.evaluated.estimate_table import EstimateTable
+from mm_lightning.experiments.evaluated.evaluation_report import parts
+from mm_lightning.experiments.evaluated.load_results import load_results
+from mm_lightning.experiments.evaluated.persistent_section import BENCHMARKS
 from mm_lightning.experiments.page import Drawing, Heading, Points, Text
 from mm_lightning.experiments.report import write_report
 
@@ -36,14 +36,15 @@ V2 = network("v2")
 @pytest.fixture
 def no_figures(monkeypatch):
     """They take most of the time of a report."""
-    for module in ("persistent", "in_context", "loss_by_position", "default_section", "scaling_plots", "plots"):
+    sections = ("persistent_section", "in_context_section", "position_sections", "default_section")
+    for module in (*sections, "scaling_plots", "plots"):
         monkeypatch.setattr(f"mm_lightning.experiments.evaluated.{module}.drawing", lambda *a, **k: None)
     monkeypatch.setattr(plots, "side_legend", lambda *a: None)
 
 
 def grids(*folders):
     """The tables of a report by name."""
-    return {part.name: part for part in parts(gather(folders)) if isinstance(part, Grid)}
+    return {part.name: part for part in parts(load_results(folders)) if isinstance(part, EstimateTable)}
 
 
 def cells(grid, first):
@@ -106,7 +107,7 @@ def test_other_shots_and_other_meanings_of_a_benchmark(tmp_path, no_figures):
     mmlu = cells(grid, "mmlu (in no mean)")
     assert (mmlu["v2"].value, mmlu["our task and score"]) == (0.25, "mmlu acc, 5-shot")
     assert cells(grid, "mmlu alt")["v2"] is None
-    text = " ".join(item for part in parts(gather([tmp_path])) if isinstance(part, Points) for item in part.items)
+    text = " ".join(item for part in parts(load_results([tmp_path])) if isinstance(part, Points) for item in part.items)
     assert "arc_easy of v2: the beginning of 10% of the prompts was cut off." in text
     write(tmp_path, "v1", "arc_easy", [share(40, 200, "acc_norm")], network("v1"), fewshot=25)
     assert sorted(name for name in grids(tmp_path) if name.startswith("persistent")) == [
@@ -136,8 +137,8 @@ def test_other_settings_are_other_tables(tmp_path, no_figures):
     write_qa(tmp_path, "v2", V2, {"qa_1": [100], "qa_2": [200]})
     write_qa(tmp_path, "v1", network("v1"), {"qa_1": [20], "qa_2": [40]}, count=100, limit=100)
     write_qa(tmp_path, "more", network("more"), {"qa_1": [100, 90], "qa_2": [200, 90]})  # lengths do not matter
-    shown = parts(gather([tmp_path]))
-    tables = {part.name: part for part in shown if isinstance(part, Grid)}
+    shown = parts(load_results([tmp_path]))
+    tables = {part.name: part for part in shown if isinstance(part, EstimateTable)}
     assert [line[0] for line in tables["new-knowledge"].rows if "published" not in line[0]] == ["more", "v2"]
     assert [line[0] for line in tables["new-knowledge-2"].rows if "published" not in line[0]] == ["v1"]
     titles = [part.text for part in shown if isinstance(part, Heading)]
@@ -145,7 +146,7 @@ def test_other_settings_are_other_tables(tmp_path, no_figures):
     text = " ".join(part.text for part in shown if isinstance(part, Text))
     assert "limit 500, seed 0, gold position even" in text
     assert "limit 100, seed 0, gold position even" in text
-    assert "qa_1 was asked under 2 different settings" in " ".join(gather([tmp_path]).notes)
+    assert "qa_1 was asked under 2 different settings" in " ".join(load_results([tmp_path]).notes)
 
 
 def test_other_questions_are_other_tables(tmp_path, no_figures):
@@ -161,7 +162,7 @@ def test_other_questions_are_other_tables(tmp_path, no_figures):
             for key in keys
         ]
         (places[name] / "samples.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    found = gather([tmp_path])
+    found = load_results([tmp_path])
     asked = [[e.network.name for e in group.evaluations] for group in found.groups(lambda e: True)]
     assert asked == [["a", "b"], ["c"]]
     assert any("a and c were asked different questions, 1 of 5 in common" in note for note in found.notes)
@@ -181,7 +182,7 @@ def test_percent_is_shown_as_it_is(tmp_path, no_figures):
 def test_other_data_are_other_tables(tmp_path, no_figures):
     write_qa(tmp_path, "v2", V2, {"qa_1": [100], "qa_2": [200]})
     write(tmp_path, "v1", "qa_1", [share(9, 500, length=4096)], network("v1"), **LONG, data_hash="another")
-    found = gather([tmp_path]).groups(lambda e: True)
+    found = load_results([tmp_path]).groups(lambda e: True)
     asked = [[(e.task, e.network.name) for e in group.evaluations] for group in found]
     assert asked == [[("qa_1", "v1")], [("qa_1", "v2")], [("qa_2", "v2")]]
 
@@ -233,7 +234,7 @@ def test_the_same_asked_twice_counts_once(tmp_path, no_figures):
     # other networks of the same name
     write(tmp_path / "b", "v3", "qa_1", [share(5, 10, length=4096)], network("w3"), **LONG)
     write(tmp_path / "c", "v3", "qa_1", [share(6, 10, length=4096)], network("w4"), **LONG)
-    found = gather([tmp_path])
+    found = load_results([tmp_path])
     assert [(e.network.name, e.rows[0].value) for e in found.evaluations] == [
         ("v2", 0.2),
         ("v3, b", 0.5),
@@ -249,7 +250,7 @@ def test_evaluations_in_training(tmp_path, no_figures):
         about = {name: about[name] for name in about.keys() - {"training_tokens", "run_folder", "long_term"}}
         about |= {"weights": f"in training, step {step}", "tokens": 64 * step}
         write(run / "evaluations", f"step={step}", "qa_1", [share(step // 10, 50, length=256)], about, **LONG)
-    found = gather([run])
+    found = load_results([run])
     assert [n.name for n in found.networks] == ["tiny-0-step100", "tiny-0-step200"]
     assert [n.number("training_tokens") for n in found.networks] == [6400, 12800]
     assert len({n.run for n in found.networks}) == 1
@@ -327,7 +328,7 @@ def test_checkpoints_of_a_run_by_step(tmp_path):
         about = network(f"ft{step}", step=step, run_folder="runs/ft/0", fine_tuned_from=V2["checkpoint"])
         write_qa(tmp_path, f"ft-step{step}", about, {"qa_1": [right], "qa_2": [right]})
     write_qa(tmp_path, "base", V2, {"qa_1": [10], "qa_2": [20]})
-    figures = {part.name: part for part in parts(gather([tmp_path])) if isinstance(part, Drawing)}
+    figures = {part.name: part for part in parts(load_results([tmp_path])) if isinstance(part, Drawing)}
     steps = figures["new-knowledge-steps"].svg
     assert all(f">{label}</text>" in steps for label in ("0", "1", "2", "800", "runs/ft/0"))
     assert "ft-step800" in figures["new-knowledge"].svg

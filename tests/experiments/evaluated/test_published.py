@@ -2,7 +2,7 @@
 
 import pytest
 
-from mm_lightning.experiments.evaluated.persistent import BENCHMARKS
+from mm_lightning.experiments.evaluated.persistent_section import BENCHMARKS
 from mm_lightning.experiments.evaluated.published import (
     MEAN_6,
     MEAN_13,

@@ -12,32 +12,32 @@ from mm_lightning.experiments import page
 from mm_lightning.experiments.drawing import si_format
 from mm_lightning.experiments.evaluated import (
     default_section,
-    in_context,
-    long_texts,
-    loss_by_position,
-    persistent,
+    in_context_section,
+    long_text_sections,
+    persistent_section,
+    position_sections,
     published,
 )
 from mm_lightning.experiments.evaluated.differences import differences
-from mm_lightning.experiments.evaluated.grid import Grid
-from mm_lightning.experiments.evaluated.groups import Gathered, Network
+from mm_lightning.experiments.evaluated.estimate_table import EstimateTable
+from mm_lightning.experiments.evaluated.evaluations import EvaluationResults, Network
 from mm_lightning.experiments.evaluated.report_section import Part, ReportSection
 from mm_lightning.experiments.network_looks import Looks, looks_of
 from mm_lightning.experiments.provenance import commit, counted
 from mm_lightning.style import tokens
 
 SECTIONS: tuple[ReportSection, ...] = (
-    persistent.SECTION,
-    *long_texts.SECTIONS,
-    in_context.SECTION,
-    *loss_by_position.SECTIONS,
+    persistent_section.SECTION,
+    *long_text_sections.SECTIONS,
+    in_context_section.SECTION,
+    *position_sections.SECTIONS,
     default_section.SECTION,
 )
 FAR = 3
 """From which factor on a network is called far from the paper's size."""
 
 
-def parts(gathered: Gathered, looks: Looks | None = None) -> list[Part]:
+def parts(gathered: EvaluationResults, looks: Looks | None = None) -> list[Part]:
     """The report from top to bottom, its networks in the colors of other figures of the same page."""
     shown: list[Part | None] = [page.Facts(_facts(gathered)), page.Heading("Networks"), networks(gathered)]
     shown += [page.Text(text) for text in _sizes(gathered.networks)]
@@ -45,7 +45,7 @@ def parts(gathered: Gathered, looks: Looks | None = None) -> list[Part]:
     return [part for part in shown if part is not None] + task_sections(gathered, looks)
 
 
-def task_sections(gathered: Gathered, looks: Looks | None = None) -> list[Part]:
+def task_sections(gathered: EvaluationResults, looks: Looks | None = None) -> list[Part]:
     """Return the sections of all tasks, from tables to figures."""
     looks = looks or looks_of(gathered.networks)
     left = list(gathered.evaluations)
@@ -63,10 +63,10 @@ def task_sections(gathered: Gathered, looks: Looks | None = None) -> list[Part]:
     return [part for part in shown if part is not None]
 
 
-def networks(gathered: Gathered) -> Grid:
+def networks(gathered: EvaluationResults) -> EstimateTable:
     """All networks, those of the paper beneath: what numbers have to be read with."""
     heads = ["network", "architecture", "parameters", "training tokens", "trained at", "forward FLOPs/token"]
-    grid = Grid("networks", [*heads, "precision", "tasks", "checkpoint"], 2)
+    grid = EstimateTable("networks", [*heads, "precision", "tasks", "checkpoint"], 2)
     for network in gathered.networks:
         about = network.about
         numbers = [_short(network.number(n)) for n in ("parameters", "training_tokens")]
@@ -115,7 +115,7 @@ def _times(ratio: float) -> str:
     return f"{float(f'{ratio:.2g}'):,.0f}" if ratio >= 10 else f"{ratio:.1f}"
 
 
-def _facts(gathered: Gathered) -> dict[str, str]:
+def _facts(gathered: EvaluationResults) -> dict[str, str]:
     """When, with which code and on what."""
     sessions = [session for e in gathered.evaluations for session in e.sessions]
     days = sorted({session["started"][:10] for session in sessions if "started" in session})
@@ -131,7 +131,7 @@ def _facts(gathered: Gathered) -> dict[str, str]:
     return {name: text for name, text in found.items() if text}
 
 
-def write_numbers(path: Path, gathered: Gathered) -> None:
+def write_numbers(path: Path, gathered: EvaluationResults) -> None:
     """Every row of every evaluation as it is, with its network and its settings."""
     numbers = ("value", "unit", "low", "high", "stderr", "count")
     heads = ["task", "network", "group", "metric", *numbers, "partial", "settings"]

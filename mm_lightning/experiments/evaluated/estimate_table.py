@@ -15,7 +15,7 @@ Cell = Estimate | float | int | str | None
 
 
 @dataclass
-class Grid:
+class EstimateTable:
     """A table.
 
     Attributes:

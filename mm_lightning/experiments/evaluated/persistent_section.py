@@ -10,9 +10,9 @@ from mm_lightning.evaluation.persistent.definitions import DEFINITIONS, VARIANTS
 from mm_lightning.experiments import page
 from mm_lightning.experiments.drawing import drawing
 from mm_lightning.experiments.evaluated import published
+from mm_lightning.experiments.evaluated.estimate_table import EstimateTable
 from mm_lightning.experiments.evaluated.estimates import Estimate, estimate, mean_of_shares
-from mm_lightning.experiments.evaluated.grid import Grid
-from mm_lightning.experiments.evaluated.groups import Evaluation, Group, Network
+from mm_lightning.experiments.evaluated.evaluations import Evaluation, Group, Network
 from mm_lightning.experiments.evaluated.published import MEAN_6, MEAN_13, MEAN_19, NETWORKS, OTHER_6, PERSISTENT_13
 from mm_lightning.experiments.evaluated.report_section import Part, ReportSection
 from mm_lightning.experiments.evaluated.scaling_plots import Measure, scaling
@@ -68,7 +68,7 @@ def parts(group: Group, looks: Looks) -> list[Part | None]:
     networks = group.networks
     ours = {network: scores(group, network) for network in networks}
     heads = ["benchmark", *map(group.label, networks), *(n.label for n in NETWORKS), "our task and score"]
-    grid = Grid(f"persistent{group.suffix}", heads)
+    grid = EstimateTable(f"persistent{group.suffix}", heads)
     grid.published_columns = {1 + len(networks) + n for n in range(len(NETWORKS))}
     empty = (None,) * len(NETWORKS)
     means = {}

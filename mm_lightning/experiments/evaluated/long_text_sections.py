@@ -9,9 +9,9 @@ from mm_lightning.evaluation.new_knowledge.long_text_task import TENTHS
 from mm_lightning.experiments import page
 from mm_lightning.experiments.drawing import drawing
 from mm_lightning.experiments.evaluated import plots, published
+from mm_lightning.experiments.evaluated.estimate_table import EstimateTable
 from mm_lightning.experiments.evaluated.estimates import Estimate, estimate, mean_of_shares
-from mm_lightning.experiments.evaluated.grid import Grid
-from mm_lightning.experiments.evaluated.groups import Evaluation, Group, Network, last_ones
+from mm_lightning.experiments.evaluated.evaluations import Evaluation, Group, Network, last_ones
 from mm_lightning.experiments.evaluated.heat_maps import heat_maps
 from mm_lightning.experiments.evaluated.published import NEW_KNOWLEDGE, SINGLE_NEEDLE, ByLength
 from mm_lightning.experiments.evaluated.report_section import Part, ReportSection, counts
@@ -55,14 +55,14 @@ def excluded(group: Group, network: Network, name: str) -> str:
 
 def table(
     name: str, group: Group, values: dict[Network, dict[int, Estimate]], printed: Sequence[ByLength] = ()
-) -> Grid | None:
+) -> EstimateTable | None:
     """A line for each network, a column for each length."""
     lengths = sorted({n for found in values.values() for n in found})
     if not lengths:
         return None
     columns = sorted({*lengths, *(n for row in printed for n in row.accuracy)})
     heads = ["network", "trained at", "questions", "do not fit", *map(tokens, columns)]
-    grid = Grid(f"{name}{group.suffix}", heads, 4)
+    grid = EstimateTable(f"{name}{group.suffix}", heads, 4)
     for network, found in values.items():
         context = network.about.get("context_length")
         asked = [counts([e.count for e in found.values()]), excluded(group, network, name)]
@@ -154,14 +154,14 @@ def needles(group: Group, looks: Looks) -> list[Part | None]:
     values = {key: found for key, found in values.items() if found}
     lengths = sorted({n for found in values.values() for n in found})
     columns = sorted({*lengths, *(n for row in SINGLE_NEEDLE for n in row.accuracy)})
-    grid = Grid(f"needles{group.suffix}", ["task", "network", "questions", *map(tokens, columns)], 3)
+    grid = EstimateTable(f"needles{group.suffix}", ["task", "network", "questions", *map(tokens, columns)], 3)
     for (network, task), by in values.items():
         grid.add(task, group.label(network), counts([e.count for e in by.values()]), *map(by.get, columns))
     for row in SINGLE_NEEDLE:
         grid.add(
             "single needle (which is not known)", row.network.label, "", *map(row.accuracy.get, columns), published=True
         )
-    quoted = Grid(f"needles-quoted{group.suffix}", ["network", "1k", "2k", "4k"])
+    quoted = EstimateTable(f"needles-quoted{group.suffix}", ["network", "1k", "2k", "4k"])
     for name, numbers in published.QUOTED_RULER.items():
         quoted.add(f"published: {name}", *numbers, published=True)
     text = (

@@ -11,9 +11,9 @@ from mm_lightning.experiments import page
 from mm_lightning.experiments.drawing import drawing
 from mm_lightning.experiments.evaluated import plots, published
 from mm_lightning.experiments.evaluated.differences import paired
+from mm_lightning.experiments.evaluated.estimate_table import EstimateTable
 from mm_lightning.experiments.evaluated.estimates import Estimate, estimate
-from mm_lightning.experiments.evaluated.grid import Grid
-from mm_lightning.experiments.evaluated.groups import Group, Network, last_ones
+from mm_lightning.experiments.evaluated.evaluations import Group, Network, last_ones
 from mm_lightning.experiments.evaluated.report_section import Part, ReportSection, counts
 from mm_lightning.experiments.network_looks import Looks
 from mm_lightning.style import (
@@ -48,7 +48,7 @@ def loss(group: Group, looks: Looks) -> list[Part | None]:
     by_context = {network: _curve(group, network, "context", "loss") for network in group.networks}
     contexts = sorted({n for found in by_context.values() for n in found})
     heads = ["network", "trained at", "sequences", *(tokens(high) for _, high in contexts)]
-    grid = Grid(f"loss-by-position{group.suffix}", heads, 3)
+    grid = EstimateTable(f"loss-by-position{group.suffix}", heads, 3)
     for network, found in by_context.items():
         trained = network.about.get("context_length")
         asked = counts([e.count for e in found.values()])
@@ -61,10 +61,10 @@ def loss(group: Group, looks: Looks) -> list[Part | None]:
     return [page.Text(text), grid, _breaks(group), _loss_figure(group, looks), _difference_figure(group, looks)]
 
 
-def _breaks(group: Group) -> Grid:
+def _breaks(group: Group) -> EstimateTable:
     """Where each network breaks: the first positions beyond the training context whose loss is much above it."""
     heads = ["network", "sequences", "joined", "training context C", "loss from C/2 to C", f"first {BREAKS} nats above"]
-    grid = Grid(f"loss-by-position-breaks{group.suffix}", heads)
+    grid = EstimateTable(f"loss-by-position-breaks{group.suffix}", heads)
     for network in group.networks:
         rows = [row for e in group.of(network) for row in e.rows]
         joined = [f"{row.value:.0%}" for row in rows if "sequences" in row.group]

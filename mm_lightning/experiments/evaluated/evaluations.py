@@ -203,7 +203,7 @@ def last_ones(networks: Sequence[Network]) -> list[Network]:
 
 
 @dataclass
-class Gathered:
+class EvaluationResults:
     """All that was found.
 
     Attributes:

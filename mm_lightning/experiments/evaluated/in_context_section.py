@@ -13,9 +13,9 @@ from mm_lightning.evaluation.measurement import Row
 from mm_lightning.experiments import page
 from mm_lightning.experiments.drawing import drawing
 from mm_lightning.experiments.evaluated import plots, published
+from mm_lightning.experiments.evaluated.estimate_table import EstimateTable
 from mm_lightning.experiments.evaluated.estimates import Estimate, estimate
-from mm_lightning.experiments.evaluated.grid import Grid
-from mm_lightning.experiments.evaluated.groups import Evaluation, Group, Network, last_ones
+from mm_lightning.experiments.evaluated.evaluations import Evaluation, Group, Network, last_ones
 from mm_lightning.experiments.evaluated.report_section import Part, ReportSection, counts
 from mm_lightning.experiments.evaluated.scaling_plots import Measure, by_step, scaling
 from mm_lightning.experiments.network_looks import Looks
@@ -81,7 +81,7 @@ def _axis(values: Mapping[Network, Mapping[Key, Estimate]], place: int) -> list:
 def _best(task: str, group: Group, values: Mapping[Network, Mapping[Key, Estimate]]) -> list[Part | None]:
     shots = sorted(_axis(values, 2))
     heads = ["labels", "scored by", "network", "answers", *map(_shots, shots)]
-    grid = Grid(f"{task}{group.suffix}", heads, 4)
+    grid = EstimateTable(f"{task}{group.suffix}", heads, 4)
     for labels in _axis(values, 1):
         for way in (way for way in WAYS if way in _axis(values, 0)):
             for network, found in values.items():
@@ -103,7 +103,7 @@ def _prompts(task: str, group: Group) -> list[Part | None]:
     if not longest:
         return []
     shots = sorted({n for by_shots in longest.values() for n in by_shots})
-    grid = Grid(f"{task}-prompts{group.suffix}", ["network", "trained at", *map(_shots, shots)], 2)
+    grid = EstimateTable(f"{task}-prompts{group.suffix}", ["network", "trained at", *map(_shots, shots)], 2)
     for network, by_shots in longest.items():
         trained = network.about.get("context_length")
         cells = [None if n not in by_shots else f"{by_shots[n]:,}" for n in shots]
@@ -117,7 +117,7 @@ def _shots(number: int) -> str:
 
 def _strategies(task: str, group: Group, values: Mapping[Network, Mapping[Key, Estimate]]) -> list[Part | None]:
     names = [name for name in _axis(values, 3) if name != BEST]
-    grid = Grid(f"{task}-strategies{group.suffix}", ["labels", "scored by", "network", "shots", *names], 4)
+    grid = EstimateTable(f"{task}-strategies{group.suffix}", ["labels", "scored by", "network", "shots", *names], 4)
     for labels in _axis(values, 1):
         for way in (way for way in ("greedy", "likelihood") if way in _axis(values, 0)):
             for network, found in values.items():
