@@ -45,13 +45,18 @@ def storage_error(error: Exception) -> OSError:
     """
     chain = [*_causes(error)]
     for cause in chain:
+        if type(cause).__name__ in _HUB:
+            kind, reason = _HUB[type(cause).__name__]
+            return kind(reason)
+    for cause in chain:
         if status := _status(cause):
             kind, reason = _KINDS.get(status, (Passing if status in _PASSING else Refused, "refused"))
             reason = "the server failed" if kind is Passing else reason
             return kind(f"{reason} ({status}): {getattr(cause, 'message', None) or _text(cause)}".removesuffix(": "))
     for cause in reversed(chain):
         if isinstance(cause, socket.gaierror | ConnectionRefusedError) or type(cause).__name__ in _NOT_CONNECTED:
-            return Unreachable(f"cannot be reached: {getattr(cause, 'strerror', None) or _text(cause)}")
+            reason = getattr(cause, "strerror", None) or _text(cause)
+            return Unreachable(f"cannot be reached: {reason} (is there a network?)")
     for cause in chain:
         if isinstance(cause, TimeoutError):
             return Passing(f"timed out: {cause}".removesuffix(": "))
@@ -64,8 +69,28 @@ def storage_error(error: Exception) -> OSError:
     return error if isinstance(error, OSError) else OSError(_text(error))
 
 
-_NOT_CONNECTED = ("ClientConnectorError", "ClientConnectorDNSError", "EndpointConnectionError")
-_DROPPED = ("ClientPayloadError", "ServerDisconnectedError", "ClientOSError", "IncompleteRead", "ProtocolError")
+# by name, because their libraries are imported only where they are used
+_NOT_CONNECTED = ("ClientConnectorError", "ClientConnectorDNSError", "EndpointConnectionError", "ConnectError")
+_DROPPED = (
+    *("ClientPayloadError", "ServerDisconnectedError", "ClientOSError", "IncompleteRead", "ProtocolError"),
+    *("RemoteProtocolError", "ReadError", "WriteError", "ReadTimeout", "WriteTimeout", "ConnectTimeout"),
+)
+_LOGIN = "log in by `hf auth login`, or set HF_TOKEN"
+_HUB: dict[str, tuple[type[OSError], str]] = {
+    "GatedRepoError": (PermissionError, f"gated: accept its terms on its page of the Hugging Face Hub, and {_LOGIN}"),
+    "RepositoryNotFoundError": (
+        FileNotFoundError,
+        f"no such repository, or a private one: check the name (of data: hf://datasets/ORG/NAME), and {_LOGIN}",
+    ),
+    "RevisionNotFoundError": (FileNotFoundError, "no such revision of the repository: name a branch, tag or commit"),
+    "LocalEntryNotFoundError": (
+        Unreachable,
+        "not in the cache of huggingface_hub, and the Hub cannot be reached: run it once where there is a network, or "
+        "give a file",
+    ),
+    "OfflineModeIsEnabled": (Unreachable, "HF_HUB_OFFLINE is set: unset it where there is a network"),
+}
+"""Errors of huggingface_hub."""
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -10,7 +10,7 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
-from mm_lightning.data.source_files import ReadSettings, SourceFile
+from mm_lightning.data.source_files import PACKAGES, ReadSettings, SourceFile
 from mm_lightning.decompress import TooLong, arrow, opened, read_whole, records
 from mm_lightning.errors import BadInput, UserError
 from mm_lightning.stores import gives_ranges, is_http
@@ -89,23 +89,25 @@ def read_piece(
         skipped: receives a line for each file or row that was skipped.
 
     Raises:
-        UserError: something cannot be read and `settings.on_error` is refuse; it names the file and the row.
+        UserError: something cannot be read and `settings.on_error` is refuse; it names the file and the row. Files of
+            `python-packages`, which nobody can mend, are always skipped.
     """
     try:
         for place, make in _documents(file, piece, settings):
             try:
                 yield make().removeprefix(MARK)  # the byte order mark of files that JSON or parquet were made of
             except BadInput as error:
-                _bad(f"{file.url} {place}".strip(), error, settings, skipped)
+                _bad(file, place, error, settings, skipped)
     except (OSError, EOFError, BadInput) as error:
-        _bad(file.url, error, settings, skipped)
+        _bad(file, "", error, settings, skipped)
 
 
-def _bad(where: str, error: Exception, settings: ReadSettings, skipped: list[str] | None) -> None:
+def _bad(file: SourceFile, place: str, error: Exception, settings: ReadSettings, skipped: list[str] | None) -> None:
+    where = f"{file.url} {place}".strip()
     reason = str(error) or type(error).__name__
     if isinstance(error, TooLong):
         reason += ", the most that is read: largest_document allows more"
-    if settings.on_error == "refuse":
+    if settings.on_error == "refuse" and file.source != PACKAGES:
         raise UserError(
             f"cannot read {where}: {reason} (mend it, or leave such input out with on_error=skip)"
         ) from error

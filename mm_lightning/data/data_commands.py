@@ -22,8 +22,8 @@ def prepare(
 
     Args:
         sources: one, or several as [a, b]: .txt, .jsonl, .json (a JSON object a line), each also .gz or .zst, and
-            .parquet files, folders or globs of them, local or fsspec URLs, or `python-stdlib`: the standard library
-            of this Python.
+            .parquet files, folders or globs of them, local or fsspec URLs (hf://datasets/ORG/NAME/...), or
+            `python-stdlib`: the standard library of this Python, or `python-packages`: the packages installed for it.
         output: folder to make.
         progress: show a progress bar.
     """

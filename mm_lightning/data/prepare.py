@@ -25,7 +25,7 @@ from mm_lightning.data.manifest import FILE, FORMAT_VERSION, SPLITS, Manifest, S
 from mm_lightning.data.prepare_config import PrepareConfig
 from mm_lightning.data.progress import PrepareProgress
 from mm_lightning.data.shards import write_shards
-from mm_lightning.data.source_files import SourceFile, list_files
+from mm_lightning.data.source_files import PACKAGES, SourceFile, list_files, package_versions
 from mm_lightning.data.splitting import DocumentSplit, fraction_of, plan_split
 from mm_lightning.data.tokenize_units import Job, UnitFiles, UnitRecord, documents_of, is_done, run_units
 from mm_lightning.data.tokenizer import Tokenizer, load_tokenizer
@@ -75,6 +75,9 @@ def _make(
     progress: bool,
 ) -> Manifest:
     total = sum(file.size for file in files)
+    sources = _sources(config, files)
+    for source in sources:
+        say("{source}: {files:,} files, {bytes:,} bytes".format(**source), stderr=True)
     units = plan_units(files, config.reading(), max(_UNIT_BYTES, total >> 12))
     split = _document_split(config, files, work)
     tokenizer = _tokenizer(config, files, work, split, progress)
@@ -94,7 +97,7 @@ def _make(
         folder,
         tokenizer,
         splits=splits,
-        sources=_sources(config, files),
+        sources=sources,
         settings=config.identity(),
         fingerprint=identity,
         source_contents=contents.combined_hash(),
@@ -254,8 +257,10 @@ def _fingerprint(config: PrepareConfig, files: list[SourceFile]) -> str:
 
 
 def _sources(config: PrepareConfig, files: list[SourceFile]) -> list[dict[str, Any]]:
+    """Return what the manifest says of each source; of `python-packages`, which differ by installation, which ones."""
     sizes = {source: [file.size for file in files if file.source == source] for source in config.sources}
-    return [{"source": source, "files": len(s), "bytes": sum(s)} for source, s in sizes.items()]
+    described = [{"source": source, "files": len(s), "bytes": sum(s)} for source, s in sizes.items()]
+    return [d | {"packages": package_versions()} if d["source"] == PACKAGES else d for d in described]
 
 
 def skipped_line(skipped: list[str]) -> str:

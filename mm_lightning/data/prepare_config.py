@@ -16,10 +16,10 @@ class PrepareConfig:
     """The settings of a preparation: sources, tokenizer, split and shards.
 
     Args:
-        sources: files, folders or globs, local or fsspec URLs, or `python-stdlib`: the standard library of this
-            Python, each file a document.
-        tokenizer: `bytes`, a tokenizer.json (or a folder holding one), or `train`: a byte-level BPE is trained on
-            the training split.
+        sources: files, folders or globs, local or fsspec URLs (hf://datasets/ORG/NAME/...), or `python-stdlib`: the
+            standard library of this Python, or `python-packages`: the packages installed for it, each file a document.
+        tokenizer: `bytes`, a tokenizer.json (or a folder or a repository of the Hugging Face Hub, ORG/NAME, holding
+            one), or `train`: a byte-level BPE is trained on the training split.
         vocab_size: entries of the tokenizer to train.
         tokenizer_bytes: about how much text it is trained on, taken evenly over the documents.
         validation_fraction: share of the text set apart, in documents chosen by a hash of them: adding or reordering

@@ -1,11 +1,13 @@
-"""The files that sources name: local or remote files, folders, globs, or the standard library of Python."""
+"""The files that sources name: local or remote files, folders, globs, or the sources of this Python itself."""
 
 from __future__ import annotations
 
 import json
+import sys
 import sysconfig
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,8 +17,11 @@ from mm_lightning.retry import Passing, Refused, Unreachable, patiently
 from mm_lightning.stores import file_path, find, from_store, is_remote
 from mm_lightning.text_files import JSON_LINES, split_suffix
 
-STDLIB = "python-stdlib"
-_NOT_STDLIB = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
+STDLIB, PACKAGES = "python-stdlib", "python-packages"
+"""The standard library of this Python and the packages installed for it: text that needs no network."""
+_SITE = {"site-packages", "dist-packages"}
+_LEFT_OUT = {*_SITE, "__pycache__", "test", "tests", "idle_test"}
+_PACKAGE_SUFFIXES = (".py", ".md", ".rst", ".txt")
 
 Kind = Literal["text", "python", "lines", "parquet"]
 
@@ -66,8 +71,8 @@ def list_files(sources: Iterable[str], settings: ReadSettings) -> list[SourceFil
     """List the files that `sources` name, in the order of the sources and sorted by path within each.
 
     Args:
-        sources: files, folders (searched to the bottom) or globs, local or fsspec URLs, or `python-stdlib`, the
-            standard library of this Python.
+        sources: files, folders (searched to the bottom) or globs, local or fsspec URLs; `python-stdlib`, the standard
+            library of this Python, or `python-packages`, code and documentation of the packages installed for it.
         settings: which suffixes of folders are read.
 
     Raises:
@@ -75,24 +80,46 @@ def list_files(sources: Iterable[str], settings: ReadSettings) -> list[SourceFil
     """
     files: list[SourceFile] = []
     for source in sources:
-        of_source = _stdlib_files() if source == STDLIB else _find(source, settings)
+        of_source = _python_sources(source) if source in (STDLIB, PACKAGES) else _find(source, settings)
         if not of_source:
             suffixes = ", ".join(settings.suffixes or _KINDS)
             raise UserError(f"nothing to read in {source}: no file with suffix {suffixes} (suffixes=[...] adds others)")
         files.extend(of_source)
     if not files:
-        raise UserError("no sources: give files, folders, globs, URLs or python-stdlib")
+        raise UserError(f"no sources: give files, folders, globs, URLs, {STDLIB} or {PACKAGES}")
     doubled = len(files) - len({file.url for file in files})
     if doubled:
         raise UserError(f"{doubled} files are named twice by the sources {', '.join(sources)}")
     return files
 
 
-def _stdlib_files() -> list[SourceFile]:
-    root = Path(sysconfig.get_paths()["stdlib"])
-    paths = [path for path in root.rglob("*.py") if not _NOT_STDLIB & set(path.relative_to(root).parts)]
-    named = sorted((path.relative_to(root).as_posix(), path) for path in paths if path.is_file())
-    return [SourceFile(str(path), name, STDLIB, path.stat().st_size, "python", None) for name, path in named]
+def _python_sources(source: str) -> list[SourceFile]:
+    """List what is text of the standard library or of the installed packages, without tests, sorted by path."""
+    roots = [Path(sysconfig.get_paths()["stdlib"])] if source == STDLIB else site_packages()
+    suffixes = _PACKAGE_SUFFIXES if source == PACKAGES else (".py",)
+    paths = [(path.relative_to(root), path) for root in roots for path in root.rglob("*") if path.suffix in suffixes]
+    named = sorted(
+        (name.as_posix(), path)
+        for name, path in paths
+        if not _LEFT_OUT & set(name.parts)
+        and not name.parts[0].endswith((".dist-info", ".egg-info"))  # licenses and lists of files
+        and path.is_file()
+    )
+    return [
+        SourceFile(str(path), name, source, path.stat().st_size, "python" if path.suffix == ".py" else "text", None)
+        for name, path in named
+    ]
+
+
+def site_packages() -> list[Path]:
+    """Return the folders from which this Python imports installed packages."""
+    return list(dict.fromkeys(Path(path).resolve() for path in sys.path if Path(path).name in _SITE))
+
+
+def package_versions() -> dict[str, str]:
+    """Return the version of each package that `python-packages` reads, sorted by name."""
+    packages = distributions(path=[str(folder) for folder in site_packages()])
+    return dict(sorted((package.name, package.version) for package in packages))
 
 
 def _find(source: str, settings: ReadSettings) -> list[SourceFile]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mm_lightning.data.interruptible import interruptible
 from mm_lightning.data.tokenizer_json import boundary_template, keeps_bytes, splits_words
 from mm_lightning.errors import UserError
+from mm_lightning.hub import download, is_repository
 from mm_lightning.text_files import read_json, read_text
 
 if TYPE_CHECKING:
@@ -278,16 +279,20 @@ def load_tokenizer(spec: str | os.PathLike, bos: str | None = None, eos: str | N
     """Return the tokenizer that `spec` names.
 
     Args:
-        spec: "bytes", or a `tokenizer.json`, or a folder holding one (such as a prepared data folder).
+        spec: "bytes", or a `tokenizer.json`, or a folder holding one (such as a prepared data folder), or a repository
+            of the Hugging Face Hub that does: ORG/NAME or ORG/NAME@REVISION.
         bos: of a `tokenizer.json`, the name of the token that begins a document, where it is none of the usual ones.
         eos: likewise of the token that ends a document. One of the two alone is both.
 
     Raises:
-        UserError: no such file, or not a usable tokenizer.
+        UserError: no such file or repository, or not a usable tokenizer.
     """
     if str(spec) == "bytes":
         return _bytes(bos, eos)
     path = Path(spec).expanduser()
+    of_hub = is_repository(str(spec).partition("@")[0]) and not path.exists()
+    if of_hub:
+        path = _download(str(spec))
     if path.is_dir():
         path = path / "tokenizer.json"
     if not path.is_file():
@@ -298,7 +303,17 @@ def load_tokenizer(spec: str | os.PathLike, bos: str | None = None, eos: str | N
         raise UserError(f"{path} is not a tokenizer.json: {error}") from error
     if content == _BYTES:
         return _bytes(bos, eos)
-    return FileTokenizer(path, bos, eos)
+    return FileTokenizer(spec if of_hub else path, bos, eos, read_text(path))
+
+
+def _download(name: str) -> Path:
+    try:
+        return download(name, "tokenizer.json")
+    except OSError as error:
+        raise UserError(
+            f"no tokenizer at {name}, neither a file nor a folder here nor a repository of the Hugging Face Hub whose "
+            f"tokenizer.json can be read: {error}"
+        ) from error
 
 
 def tokenizer_from_json(text: str, name: str) -> Tokenizer:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mm_lightning.console import say
 from mm_lightning.errors import UserError
+from mm_lightning.hub import check_publishing, publish
 from mm_lightning.outputs import FolderKind, check_folder, share, staged, write_text
 from mm_lightning.ranges import Name, Place, PlainPlace
 
@@ -114,6 +115,8 @@ def export_command(
     dtype: Literal["float32", "bfloat16"] = "float32",
     self_contained: bool = False,
     max_shard_size: Name = "5GB",
+    push: Name | None = None,
+    public: bool = False,
     overwrite: bool = False,
 ) -> None:
     """Write a trained network as a folder that transformers loads.
@@ -129,11 +132,17 @@ def export_command(
         dtype: of the weights.
         self_contained: add the modeling code, so that it can be loaded without this package.
         max_shard_size: weights above it are written as several files.
+        push: also upload the folder, once it is whole, to this repository of the Hugging Face Hub, ORG/NAME.
+        public: make the repository public if it is new; it is private otherwise.
         overwrite: replace an existing export.
     """
     require("transformers", "safetensors")
     if not re.fullmatch(r"\s*\d+(\.\d+)?\s*[KMGT]B\s*", max_shard_size, re.IGNORECASE):
         raise UserError(f"max_shard_size must be a number of KB, MB, GB or TB, such as 5GB, got {max_shard_size!r}")
+    if push:
+        check_publishing(push)
+    elif public:
+        raise UserError("--public is about the repository that --push ORG/NAME makes: give that too")
     target = check_folder(output, EXPORT, overwrite, [checkpoint])
     import torch
 
@@ -164,6 +173,8 @@ def export_command(
         (folder / ABOUT).write_text(json.dumps(other) + "\n", encoding="utf-8")
         write_text(folder / "README.md", model_card(path, about, network, self_contained))
     _print_summary(target.name, network, dtype, tokenizer, self_contained)
+    if push:
+        say(f"uploaded to {publish(target.place, push, not public)}")
 
 
 def _print_summary(output: Path, network: Network, dtype: str, tokenizer: Any, self_contained: bool) -> None:

@@ -3,6 +3,7 @@ import io
 import json
 import random
 import re
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -13,7 +14,10 @@ import pytest
 import zstandard
 
 from mm_lightning import decompress
+from mm_lightning.data import source_files
 from mm_lightning.data.corpora import plan_units, read_piece
+from mm_lightning.data.prepare import prepare
+from mm_lightning.data.prepare_config import PrepareConfig
 from mm_lightning.data.source_files import ReadSettings, list_files
 from mm_lightning.errors import BadInput, UserError
 from mm_lightning.text_files import read_document
@@ -238,6 +242,62 @@ def test_standard_library():
     first = next(iter(plan_units(files, ReadSettings(), 1)))[0]
     text = next(read_piece(files[first.file], first, ReadSettings()))
     assert text.encode() == (Path(sysconfig.get_paths()["stdlib"]) / names[0]).read_bytes()
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    """The site-packages of a Python for which two packages are installed."""
+    folder = tmp_path / "lib" / "site-packages"
+    files = {
+        "b/code.py": "b = 1\n",
+        "b/guide.rst": "Guide",
+        "a.py": "a = 1\n",
+        "a-1.5.dist-info/METADATA": "Name: a\nVersion: 1.5\n",
+        "a-1.5.dist-info/licenses/LICENSE.txt": "license",
+        "B-2.dist-info/METADATA": "Name: B\nVersion: 2\n",
+        "b/tests/test_code.py": "test",
+        "b/__pycache__/code.cpython-311.pyc": "compiled",
+        "b/data.bin": "data",
+        "b/README.md": "# B",
+    }
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    (folder / "b/latin.txt").write_bytes(b"caf\xe9")
+    monkeypatch.setattr(source_files, "site_packages", lambda: [folder])
+    return folder
+
+
+def test_the_folders_of_installed_packages(tmp_path, monkeypatch):
+    own, base = tmp_path / "own/site-packages", tmp_path / "base/dist-packages"
+    with monkeypatch.context() as change:
+        change.setattr(sys, "path", [str(tmp_path), str(own), str(base), str(own)])
+        folders = source_files.site_packages()
+    assert folders == [own, base]
+
+
+def test_installed_packages(site):
+    files = list_files(["python-packages"], ReadSettings())
+    assert [(file.name, file.kind) for file in files] == [
+        ("a.py", "python"),
+        ("b/README.md", "text"),
+        ("b/code.py", "python"),
+        ("b/guide.rst", "text"),
+        ("b/latin.txt", "text"),
+    ]
+    skipped = []
+    assert read(["python-packages"], skipped=skipped) == ["a = 1\n", "# B", "b = 1\n", "Guide"]
+    assert "b/latin.txt: not UTF-8" in skipped[0]  # nobody can mend it
+
+
+def test_the_manifest_names_the_installed_packages_that_were_read(site, tmp_path, capsys):
+    config = PrepareConfig(["python-packages"], validation_fraction=0, workers=1)
+    made = prepare(config, tmp_path / "data", progress=False)
+    assert made.sources == [
+        {"source": "python-packages", "files": 5, "bytes": 24, "packages": {"B": "2", "a": "1.5"}},
+    ]
+    assert "python-packages: 5 files, 24 bytes" in capsys.readouterr().err
+    assert len(made.skipped) == 1
 
 
 class Counted(io.BytesIO):

@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -374,3 +375,93 @@ def test_pipelines_and_streamers(v2, tmp_path):
     thread.start()
     assert "".join(streamer) == expected
     thread.join()
+
+
+class Uploads:
+    """In the place of huggingface_hub's HfApi: keeps what it is asked for, or raises the error that it is given."""
+
+    def __init__(self, error=None):
+        self.error, self.repositories, self.files = error, {}, {}
+
+    def create_repo(self, name, private, exist_ok):
+        assert exist_ok
+        self.repositories[name] = private
+        return f"https://hub/{name}"
+
+    def upload_folder(self, repo_id, folder_path, commit_message):
+        if self.error:
+            raise self.error
+        self.files[repo_id] = sorted(path.name for path in Path(folder_path).iterdir())
+
+
+@pytest.fixture
+def uploads(monkeypatch):
+    import huggingface_hub
+
+    hub = Uploads()
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: hub)
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: "hf_token")
+    return hub
+
+
+@pytest.mark.parametrize("public", [False, True])
+def test_a_folder_is_uploaded_when_it_is_whole(v2, tmp_path, uploads, capsys, public):
+    words = ["--push", "org/mosaic", *(["--public"] if public else [])]
+    assert main(["export", "--checkpoint", str(v2), "--output", str(tmp_path / "out"), *words]) == 0
+    assert uploads.repositories == {"org/mosaic": not public}
+    assert uploads.files["org/mosaic"] == sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert {"README.md", "config.json", "model.safetensors", "tokenizer.json", ABOUT} <= {*uploads.files["org/mosaic"]}
+    assert "uploaded to https://hub/org/mosaic" in capsys.readouterr().out
+
+
+def test_nothing_is_uploaded_of_an_export_that_fails(v2, tmp_path, uploads, monkeypatch):
+    from mm_lightning.inference import model_card
+
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("of someone else")
+    assert main(["export", "--checkpoint", str(v2), "--output", str(tmp_path / "out"), "--push", "org/mosaic"]) == 2
+
+    def fail(*args):
+        raise UserError("no card")
+
+    monkeypatch.setattr(model_card, "model_card", fail)
+    assert main(["export", "--checkpoint", str(v2), "--output", str(tmp_path / "new"), "--push", "org/mosaic"]) == 2
+    assert (uploads.repositories, uploads.files) == ({}, {})
+
+
+@pytest.mark.parametrize(
+    ("token", "words", "reason"),
+    [
+        (
+            "",
+            ["--push", "org/mosaic"],
+            "no token to publish org/mosaic with: log in by `hf auth login`, or set HF_TOKEN",
+        ),
+        ("hf_x", ["--push", "mosaic"], "'mosaic' is not the name of a repository"),
+        ("hf_x", ["--public"], "give that too"),
+    ],
+)
+def test_what_cannot_be_uploaded_is_said_before_the_export(
+    v2, tmp_path, uploads, monkeypatch, capsys, token, words, reason
+):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: token or None)
+    assert main(["export", "--checkpoint", str(v2), "--output", str(tmp_path / "out"), *words]) == 2
+    assert reason in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (PermissionError("not yours"), "not allowed: not yours"),
+        (type("ConnectError", (Exception,), {})("no route"), r"cannot be reached: no route \(is there a network\?\)"),
+    ],
+)
+def test_an_upload_that_fails_leaves_the_export(v2, tmp_path, uploads, capsys, error, reason):
+    uploads.error = error
+    assert main(["export", "--checkpoint", str(v2), "--output", str(tmp_path / "out"), "--push", "org/mosaic"]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mm: ")]
+    assert re.search(rf"out is exported, but cannot be published as org/mosaic: {reason} \(later: hf upload ", line)
+    load(tmp_path / "out")
