@@ -1,4 +1,4 @@
-"""The Hugging Face Hub: a file of a repository, and a folder that becomes one. Sources `hf://...` go through fsspec."""
+"""The Hugging Face Hub: commits of `hf://` URLs (which fsspec reads), a file of a repository, a folder as a new one."""
 
 from __future__ import annotations
 
@@ -16,6 +16,34 @@ _REPOSITORY = re.compile(r"[\w.\-]+/[\w.\-]+")
 def is_repository(name: str) -> bool:
     """Return whether a name has the form of a repository's: ORG/NAME, and not that of a file: NAME/tokenizer.json."""
     return bool(_REPOSITORY.fullmatch(name)) and name[0] not in ".~" and not name.endswith(".json")
+
+
+def pinned(url: str) -> str:
+    """Return an `hf://` URL with the commit that its revision is now in the place of it; other URLs as they are.
+
+    What it names is the same then from the first file to the last, whatever is uploaded meanwhile.
+
+    Raises:
+        OSError: the repository or revision is not there or not allowed, or the Hub cannot be reached.
+    """
+    if not url.startswith("hf://"):
+        return url
+    import fsspec
+
+    fs, path = from_store(lambda: fsspec.core.url_to_fs(url))
+    place = from_store(lambda: fs.resolve_path(path))
+    if not hasattr(place, "repo_id"):  # a bucket, which has no commits
+        return url
+    kind, name, revision = place.repo_type, place.repo_id, place.revision
+    commit = from_store(lambda: _library().HfApi().repo_info(name, repo_type=kind, revision=revision)).sha
+    folder = "" if kind == "model" else f"{kind}s/"
+    return f"hf://{folder}{name}@{commit}/{place.path_in_repo}".rstrip("/")
+
+
+def commit_of(url: str) -> str | None:
+    """Return the commit that a pinned URL names."""
+    match = re.match(r"hf://[^@]+@([0-9a-f]{40})(?:/|$)", url)
+    return match and match[1]
 
 
 def download(name: str, file: str) -> Path:

@@ -77,7 +77,7 @@ class Manifest:
         tokenizer: name, sha256, vocab_size, bos, eos.
         dtype: of the tokens in the shards, uint16 or int32.
         splits: train and, unless the validation fraction was 0, validation.
-        sources: for each source its files and bytes.
+        sources: for each source its files and bytes; the commit of `hf://`, the versions of `python-packages`.
         settings: of the preparation.
         fingerprint: a hash of the settings, the tokenizer and the source files' names and sizes: the input of the
             preparation. `content` is a hash of its output.

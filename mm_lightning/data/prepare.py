@@ -31,6 +31,7 @@ from mm_lightning.data.tokenize_units import Job, UnitFiles, UnitRecord, documen
 from mm_lightning.data.tokenizer import Tokenizer, load_tokenizer
 from mm_lightning.data.tokenizer_training import train_tokenizer
 from mm_lightning.errors import UserError
+from mm_lightning.hub import commit_of
 from mm_lightning.redaction import HIDDEN, redact_values
 
 _UNIT_BYTES = 1 << 20  # least text of a unit of work
@@ -257,10 +258,16 @@ def _fingerprint(config: PrepareConfig, files: list[SourceFile]) -> str:
 
 
 def _sources(config: PrepareConfig, files: list[SourceFile]) -> list[dict[str, Any]]:
-    """Return what the manifest says of each source; of `python-packages`, which differ by installation, which ones."""
-    sizes = {source: [file.size for file in files if file.source == source] for source in config.sources}
-    described = [{"source": source, "files": len(s), "bytes": sum(s)} for source, s in sizes.items()]
-    return [d | {"packages": package_versions()} if d["source"] == PACKAGES else d for d in described]
+    """Return what the manifest says of each source: its files, its bytes, and what tells its version."""
+    described: list[dict[str, Any]] = []
+    for source in config.sources:
+        of_source = [file for file in files if file.source == source]
+        described.append({"source": source, "files": len(of_source), "bytes": sum(file.size for file in of_source)})
+        if source == PACKAGES:
+            described[-1]["packages"] = package_versions()
+        if commit := commit_of(of_source[0].url):
+            described[-1]["commit"] = commit
+    return described
 
 
 def skipped_line(skipped: list[str]) -> str:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from mm_lightning.decompress import LONGEST
 from mm_lightning.errors import UserError
+from mm_lightning.hub import pinned
 from mm_lightning.retry import Passing, Refused, Unreachable, patiently
 from mm_lightning.stores import file_path, find, from_store, is_remote
 from mm_lightning.text_files import JSON_LINES, split_suffix
@@ -125,7 +126,9 @@ def package_versions() -> dict[str, str]:
 def _find(source: str, settings: ReadSettings) -> list[SourceFile]:
     place = str(Path(source).expanduser()) if source.startswith("~") else source
     try:
-        fs, root, paths, folder = patiently(lambda: from_store(lambda: find(place, _FILES)), source, passing=Passing)
+        fs, root, paths, folder = patiently(
+            lambda: from_store(lambda: find(pinned(place), _FILES)), source, passing=Passing
+        )
     except UserError:
         raise
     except (FileNotFoundError, PermissionError, Refused, Unreachable) as error:

@@ -71,8 +71,15 @@ def test_files_folders_globs_and_revisions(web, tmp_path, source, documents):
     assert prepare(source, output=tmp_path / "data") == 0
     made = Manifest.load(tmp_path / "data")
     assert made.splits["train"].documents == documents
-    assert made.sources[0]["source"] == source
+    assert (made.sources[0]["source"], made.sources[0]["commit"]) == (source, hub_server.COMMIT)
     assert made.sources[0]["bytes"] == sum(file.size for file in list_files([source], ReadSettings()))
+
+
+def test_every_file_is_read_of_the_commit_that_was_listed(web, tmp_path):
+    assert prepare("hf://datasets/org/web/sample", output=tmp_path / "data") == 0
+    read = [request for request in web.requests if "resolve" in request]
+    assert read
+    assert all(f"/resolve/{hub_server.COMMIT}/" in request for request in read)
 
 
 def test_a_preparation_goes_on_and_notices_what_changed_there(web, tmp_path, monkeypatch, capsys):
@@ -120,7 +127,7 @@ def test_one_line_says_what_to_do(web, tmp_path, capsys, source, reason):
     web.refused["datasets/org/gated"] = (403, "GatedRepo")
     assert prepare(source, output=tmp_path / "data") == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mm: ")]
-    assert re.search(f"cannot read {re.escape(source)}: {reason}", line)
+    assert re.search(f"cannot read {re.escape(source)}: {reason}", line.replace(f"@{hub_server.COMMIT}", ""))
 
 
 def test_without_a_network(hub, tmp_path, monkeypatch, capsys):
