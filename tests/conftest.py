@@ -1,8 +1,12 @@
+import gc
 import signal
 
 import pytest
+from forks import fork_server
 from hypothesis import HealthCheck, settings
 from tiny_run import finished, finished_once, prepared, tiny  # noqa: F401
+
+gc.disable()  # until the tests begin: what they import stays
 
 # The same examples every time, and none is too slow: how fast a machine is, is not what tests are about.
 settings.register_profile("plain", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -13,6 +17,17 @@ def pytest_addoption(parser):
     parser.addoption("--soak_minutes", type=float, default=30.0, help="how long -m soak kills a run again and again")
     parser.addoption("--soak_seed", type=int, default=1, help="of the order and the moments of what -m soak does")
     parser.addoption("--soak_log", default=None, help="a file to which -m soak adds its summary")
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtestloop(session):
+    """The server of forks (forks.py) is forked when all is imported and nothing computed."""
+    gc.freeze()
+    gc.enable()
+    if session.config.pluginmanager.hasplugin("dsession"):  # the process that hands out the tests
+        return (yield)
+    with fork_server():
+        return (yield)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import forks
 import pytest
 import torch
 import yaml
@@ -110,7 +111,9 @@ def test_two_processes_share_the_questions(watched, tmp_path):
     spy = {"class_path": "spies.AskedSpy", "init_args": {"folder": str(tmp_path / "asked")}}
     values["trainer"]["callbacks"].append(spy)
     watched.write_text(yaml.safe_dump(values))
-    together(watched, tmp_path, "ddp")
+    statuses = forks.ranks(main, fit_together(watched, tmp_path, "ddp"), folder=tmp_path)
+    assert statuses == [0, 0], (tmp_path / "rank0.log").read_text()[-3000:]
+    compare(tmp_path)
     one, other = (lines(tmp_path / "asked" / f"{rank}.jsonl") for rank in (0, 1))
     for step, parts in zip((3, 6), zip(one, other, strict=True), strict=True):
         kept = [sample["key"] for sample in lines(tmp_path / "together" / "0" / KEPT.format(step))]
@@ -122,13 +125,17 @@ def test_two_processes_share_the_questions(watched, tmp_path):
 @pytest.mark.slow
 def test_zero_3_lends_a_whole_copy(watched, tmp_path):
     assert main(["fit", "--config", str(watched)]) == 0
-    together(watched, tmp_path, "deepspeed_stage_3")
-
-
-def together(watched, tmp_path, strategy):
-    devices = ["--trainer.devices", "2", "--trainer.strategy", strategy, "--data.micro_batch_size", "2"]
-    done = mm("fit", "--config", str(watched), "--run", str(tmp_path / "together"), *devices)
+    done = mm(*fit_together(watched, tmp_path, "deepspeed_stage_3"))
     assert done.returncode == 0, done.stderr[-3000:]
+    compare(tmp_path)
+
+
+def fit_together(watched, tmp_path, strategy) -> list[str]:
+    devices = ["--trainer.devices", "2", "--trainer.strategy", strategy, "--data.micro_batch_size", "2"]
+    return ["fit", "--config", str(watched), "--run", str(tmp_path / "together"), *devices]
+
+
+def compare(tmp_path):
     alone, both = tmp_path / "run" / "0", tmp_path / "together" / "0"
     assert evaluations(both).keys() == evaluations(alone).keys() == {3, 6}
     assert list(evaluations(both).values()) == pytest.approx(list(evaluations(alone).values()), rel=2e-5)

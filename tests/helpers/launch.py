@@ -27,16 +27,22 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
+def meeting_place(count: int) -> dict[str, str]:
+    """Return the environment that so many ranks of a run have in common."""
+    port = str(free_port())
+    return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "tests", "WORLD_SIZE": str(count)}
+
+
 def ranks(*command: str, folder: Path, count: int = 2, timeout: int = 2500) -> list[int]:
     """The same command in processes that are one run, as a launcher would start them; their exit statuses.
 
     What they say is in rank0.log, rank1.log, ... in the folder.
     """
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "TORCHELASTIC_RUN_ID": "tests"}
+    place = meeting_place(count)
     path = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
     started = []
     for rank in map(str, range(count)):
-        environment = {**os.environ, **place, "WORLD_SIZE": str(count), "RANK": rank, "LOCAL_RANK": rank}
+        environment = {**os.environ, **place, "RANK": rank, "LOCAL_RANK": rank}
         with open(folder / f"rank{rank}.log", "w") as log:
             process = subprocess.Popen(
                 command,

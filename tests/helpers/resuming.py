@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import forks
 import launch
 from lightning.pytorch import Callback
 
@@ -139,14 +140,16 @@ def tokens(run: dict[int, Step]) -> list[str]:
     return [row for step in sorted(run) for line in run[step] for row in line["tokens"]]
 
 
-def together(config: str, root: Path, pieces: list, ranks: int = 2) -> list[int]:
+def together(config: str, root: Path, pieces: list, ranks: int = 2, forked: bool = False) -> list[int]:
     """Runs pieces of cases, as (case, first, last), one after the other in so many processes; their exit statuses.
 
-    What they say is in rank0.log, rank1.log, ...
+    What they say is in rank0.log, rank1.log, ... Two forks start at once, but not with DeepSpeed.
     """
     plan = {"config": config, "root": str(root), "cases": [(asdict(case), first, last) for case, first, last in pieces]}
     file = root / "plan.json"
     file.write_text(json.dumps(plan))
+    if forked:
+        return forks.ranks(program, str(file), folder=root)
     # The file that is run is imported by loader workers: none is.
     command = [sys.executable, "-c", "import sys, resuming; resuming.program(sys.argv[1])", str(file)]
     return launch.ranks(*command, folder=root, count=ranks)

@@ -161,7 +161,7 @@ def test_ddp(config, tmp_path):
     short = {"trainer.max_steps": 8, "trainer.val_check_interval": 4, "data.micro_batch_size": 1}
     whole = Case("whole", {**SETTINGS, "trainer.strategy": "ddp", **short})
     made = [whole, replace(whole, name="4+1+3", kills=[4, 6], saves=[4, 1])]
-    assert not any(together(config, tmp_path, [(case, 0, None) for case in made]))
+    assert not any(together(config, tmp_path, [(case, 0, None) for case in made], forked=True))
     assert compare(tmp_path, made) == 1
 
 
