@@ -36,6 +36,7 @@ from mm_lightning.training.data_order import (
 from mm_lightning.training.lightning_internals import accumulating, callbacks_of, datamodule_of, log_interval
 from mm_lightning.training.loggers import drop_later_steps
 from mm_lightning.training.module import LanguageModule
+from mm_lightning.training.optimizers import skips_on_device
 from mm_lightning.training.rollback import restore
 from mm_lightning.training.sharding import step_norm, watch_overflow
 
@@ -49,7 +50,7 @@ class BadStepGuard(Callback):
     Loss and gradient norm over all processes are judged on the device before the optimizer's update, which then leaves
     weights, moments and their step counts unchanged on every process, whatever `on_bad_step` says. The step counts as
     one: schedule, randomness and data go on. There is no host sync: statistics are read one step later. (DeepSpeed
-    itself waits for the gradient norm of every step.)
+    itself waits for the gradient norm of every step, and so does an optimizer other than fused Adam and AdamW.)
 
     Part of every `mm fit`, with these defaults; `trainer.callbacks` may name one with other settings. (Not in fp16,
     whose dynamic loss scale relies on skipped updates.)
@@ -80,6 +81,7 @@ class BadStepGuard(Callback):
         self.on_bad_step, self.sigma, self.window, self.patience = on_bad_step, sigma, window, patience
         self._losses = LossWindow(sigma, window)
         self._step = Step()
+        self._sync = False  # whether the host waits for the verdict on each step
         self._previous: Step | None = None  # its statistics are being copied to the host
         self._in_a_row = 0
         self._bad_steps = 0
@@ -93,10 +95,11 @@ class BadStepGuard(Callback):
         self._losses.to(pl_module.device)
         if isinstance(trainer.strategy, DeepSpeedStrategy):
             watch_overflow(trainer.strategy.deepspeed_engine)
-        elif not all(optimizer.defaults.get("fused") for optimizer in trainer.optimizers):
-            raise UserError(
-                "BadStepGuard needs a fused optimizer, which can skip an update without a host sync: give fused=True"
-            )
+            return
+        self._sync = not all(skips_on_device(optimizer) for optimizer in trainer.optimizers)
+        if self._sync:
+            names = ", ".join(type(optimizer).__name__ for optimizer in trainer.optimizers)
+            say(f"BadStepGuard: {names} cannot skip updates on the device: each step waits for its verdict (host sync)")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LanguageModule, batch: Batch, batch_idx: int) -> None:
         """Roll back to a checkpoint, if a step asks for it; remember the batch."""
@@ -117,13 +120,19 @@ class BadStepGuard(Callback):
             loss.register_hook(lambda gradient: gradient * factor)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LanguageModule, optimizer: Optimizer) -> None:
-        """Judge the gradient norm, and set `found_inf`, by which a fused optimizer skips its update."""
+        """Judge the gradient norm, and have the optimizer skip the update of a bad step.
+
+        Fused Adam and AdamW do so by `found_inf`; others are left without gradients.
+        """
         if isinstance(trainer.strategy, DeepSpeedStrategy):
             return
         norm = torch.nn.utils.get_total_norm([p.grad for p in pl_module.parameters() if p.grad is not None])
         self._step.norm = norm.double()
         self._step.bad = self._step.bad | ~norm.isfinite()
-        optimizer.found_inf = self._step.bad.float()  # type: ignore[attr-defined]
+        if not self._sync:
+            optimizer.found_inf = self._step.bad.float()  # type: ignore[attr-defined]
+        elif self._step.bad:
+            optimizer.zero_grad()  # every optimizer of torch passes over a parameter without a gradient
 
     # On the host, one step later
 

@@ -6,6 +6,10 @@ from collections.abc import Iterable
 
 SYNONYMS = {
     "model.learning_rate": "lr learning_rate max_lr peak_lr base_lr optimizer.lr",
+    "model.optimizer": "optimizer optim optimizer_name",
+    "model.schedule": "scheduler schedule lr_scheduler lr_scheduler_type lr_schedule",
+    "model.decay_steps": "num_decay_steps decay_steps cooldown cooldown_steps",
+    "model.parameter_groups": "param_groups",
     "model.final_learning_rate": "min_lr final_lr lr_min eta_min",
     "model.weight_decay": "wd weight_decay optimizer.weight_decay",
     "model.betas": "beta1 beta2 betas adam_beta1 adam_beta2",

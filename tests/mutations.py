@@ -220,8 +220,8 @@ MUTATIONS = [
     Mutation(
         "targets-of-the-next-document",
         "mm_lightning/data/batch.py",
-        "targets[begins[:, 1:] | marked[:, 1:]] = IGNORE_INDEX",
-        "targets[marked[:, 1:]] = IGNORE_INDEX",
+        "targets[begins[:, 1:]] = IGNORE_INDEX",
+        "targets[begins[:, 1:]] += 0",
         ("tests/data/test_batch.py",),
     ),
     Mutation(
@@ -299,7 +299,7 @@ MUTATIONS = [
     ),
     Mutation(
         "schedule-upside-down",
-        "mm_lightning/training/optimizer.py",
+        "mm_lightning/training/schedules.py",
         "(1 - final) * (1 + math.cos(",
         "(1 - final) * (1 - math.cos(",
         ("tests/training/test_fit.py",),

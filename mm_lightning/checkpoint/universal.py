@@ -109,6 +109,12 @@ def to_plain(source: Path, target: Path) -> None:
 
 def _weights_and_optimizer(source: Path) -> dict[str, Any]:
     """Return the entries state_dict (float32 weights) and optimizer_states of a plain checkpoint."""
+    recipe = read_metadata(source).get("recipe") or {}
+    if recipe.get("model.optimizer", "adamw") != "adamw" or recipe.get("model.parameter_groups"):
+        raise UserError(
+            f"{source} was trained with another optimizer than adamw, or with model.parameter_groups: its states are "
+            f"not converted; --model.initial_weights begins with its weights"
+        )
     with torch.device("meta"):
         network = network_config(read_metadata(source), source).build()
     names = {id(parameter): name for name, parameter in network.named_parameters()}

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from mm_lightning.networks import Network
 
 RECIPE = (
-    ("model", ("learning_rate", "warmup_steps", "final_learning_rate", "weight_decay", "betas", "initial_weights")),
+    ("model", ("optimizer", "learning_rate", "schedule", "warmup_steps", "decay_steps", "final_learning_rate")),
+    ("model", ("weight_decay", "betas", "parameter_groups", "initial_weights")),
     ("trainer", ("max_steps", "precision", "gradient_clip_val", "strategy", "devices", "num_nodes")),
     ("data", ("context_length", "global_batch_size")),
 )

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from mm_lightning.errors import UserError
 from mm_lightning.networks import Checkpointing, NetworkConfig
 from mm_lightning.networks.cost import parameters
 from mm_lightning.networks.loss import LOGITS
 from mm_lightning.training.activation_memory import activation_bytes_per_token
+from mm_lightning.training.optimizers import recipe_groups, state_elements
 
 USABLE_FRACTION = 0.9
 """Usable fraction of a GPU's memory; the rest is for fragmentation, scratch space of kernels and NCCL's buffers."""
@@ -31,6 +34,7 @@ class Layout:
         micro_batch_size: sequences of a forward pass on one device.
         context_length: tokens of a sequence.
         activation_checkpointing: whether blocks are recomputed in the backward pass, or "selective".
+        moments: elements of the optimizer's states; None for AdamW's two of each parameter.
     """
 
     devices: int = 1
@@ -44,6 +48,7 @@ class Layout:
     micro_batch_size: int = 1
     context_length: int = 4096
     activation_checkpointing: Checkpointing = False
+    moments: int | None = None
 
 
 def weight_bytes(precision: str) -> int:
@@ -52,15 +57,16 @@ def weight_bytes(precision: str) -> int:
 
 
 def bytes_per_device(config: NetworkConfig, layout: Layout) -> dict[str, int]:
-    """Return the bytes of a training step on each device: weights, gradients, AdamW states, activations, loss.
+    """Return the bytes of a training step on each device: weights, gradients, optimizer states, activations, loss.
 
     Fragmentation, scratch space of kernels and NCCL's buffers are not included.
     """
     short = layout.precision.startswith(("bf16", "16"))
     true_short = short and (layout.deepspeed or layout.precision.endswith("-true"))
     number = 2 if true_short else weight_bytes(layout.precision)
-    states = 12 if layout.deepspeed else 2 * number
     count = parameters(config)
+    moments = 2 * count if layout.moments is None else layout.moments
+    states = 4 * (count + moments) if layout.deepspeed else moments * number
     share = {stage: layout.devices if layout.zero_stage >= stage else 1 for stage in (1, 2, 3)}
     tokens = layout.micro_batch_size * layout.context_length
     activations = activation_bytes_per_token(config, 2 if short else number, number, layout.activation_checkpointing)
@@ -69,7 +75,7 @@ def bytes_per_device(config: NetworkConfig, layout: Layout) -> dict[str, int]:
     needed = {
         "weights": 0 if layout.offload_parameters else count * number // share[3],
         "gradients": count * sums // share[2],
-        "optimizer states": 0 if layout.offload else count * states // share[1],
+        "optimizer states": 0 if layout.offload else states // share[1],
         "activations": activations * tokens,
         "loss": _loss_bytes(config, tokens, 2 if short else number),
     }
@@ -127,6 +133,10 @@ def run_layout(config: Any) -> Layout:
         stage = named[0] if named else settings.get("stage", 2)
     elif "fsdp" in strategy.lower():
         raise UserError(f"memory is estimated for the strategies auto, ddp and DeepSpeed, not for {strategy}")
+    model = config.model
+    with torch.device("meta"):
+        network = model.network.build()
+    moments = state_elements(recipe_groups(network, model), model.optimizer)
     return Layout(
         devices=count * trainer.num_nodes,
         precision=str(trainer.precision or "32-true"),
@@ -138,5 +148,6 @@ def run_layout(config: Any) -> Layout:
         live_parameters=settings.get("max_live_parameters", Layout.live_parameters),
         micro_batch_size=data.micro_batch_size,
         context_length=data.context_length,
-        activation_checkpointing=config.model.activation_checkpointing,
+        activation_checkpointing=model.activation_checkpointing,
+        moments=moments,
     )

@@ -24,19 +24,20 @@ from mm_lightning.memory.documents import IGNORE_INDEX
 from mm_lightning.memory.kernels import Kernels, resolve_kernels, set_kernels
 from mm_lightning.networks import Checkpointing, Network, NetworkConfig
 from mm_lightning.networks.block import set_compiled
-from mm_lightning.ranges import Natural, Part, Place, Range, Seed, Share, checked
+from mm_lightning.ranges import Name, Natural, NonNegative, Part, Place, Range, Seed, Share, checked
 from mm_lightning.renamed import rename_callback_states
 from mm_lightning.training import resume
 from mm_lightning.training.accumulation import check_loader, is_last_step
+from mm_lightning.training.choices import Choice
 from mm_lightning.training.compiler import check_strategy
 from mm_lightning.training.document_losses import document_losses
 from mm_lightning.training.evaluation_losses import EvaluationLosses, metric_names
 from mm_lightning.training.lightning_internals import datamodule_of, find_datamodule, log_interval
-from mm_lightning.training.optimizer import build_adamw, check_moments, warmup_cosine
+from mm_lightning.training.optimizers import Decay, ParameterGroup, build_optimizer, check_optimizer, recipe_groups
+from mm_lightning.training.schedules import Schedule
 from mm_lightning.training.sharding import parameter_count
 
 LearningRate = Annotated[float, Range(0, 1000, above=True)]
-Decay = Annotated[float, Range(0, 1000)]
 
 
 class LanguageModule(LightningModule):
@@ -46,9 +47,17 @@ class LanguageModule(LightningModule):
         network: the kind of network, with its dimensions.
         learning_rate: the peak, reached after the warm-up.
         warmup_steps: optimization steps of linear warm-up from 0.
-        final_learning_rate: where the cosine ends at trainer.max_steps, as a fraction of the peak.
+        final_learning_rate: where cosine, linear and wsd end at trainer.max_steps, as a fraction of the peak.
         weight_decay: applied to matrices; norms and scalars have none.
         betas: AdamW's decay rates of the two moments.
+        optimizer: adamw, muon (for matrices of blocks, with AdamW for the rest), a class of torch.optim (sgd), or
+            {class_path: SGD, init_args: {momentum: 0.9}} of one, or of a class of your own.
+        schedule: after the warm-up: cosine, linear, wsd (the peak, then a decay over the last steps), constant,
+            inverse_sqrt, or class_path and init_args of an LRScheduler.
+        decay_steps: of the schedule wsd: the length of its decay, in steps or, below 1, as a share of
+            trainer.max_steps; 0 for none.
+        parameter_groups: learning-rate factors and weight decays of parameters whose names match a pattern:
+            [{pattern: "embedding|classifier", learning_rate: 0.1, weight_decay: 0}].
         activation_checkpointing: recompute each block in the backward pass instead of keeping its activations (true):
             about a third more time for far less memory. Selective keeps what matrix products and reads gave, and
             recomputes the rest: a few percent more time for about two thirds of the memory.
@@ -76,6 +85,10 @@ class LanguageModule(LightningModule):
         final_learning_rate: Share = 0.01,
         weight_decay: Decay = 0.1,
         betas: tuple[Part, Part] = (0.9, 0.95),
+        optimizer: Choice | Name = "adamw",
+        schedule: Choice | Name = "cosine",
+        decay_steps: NonNegative = 0.1,
+        parameter_groups: list[ParameterGroup] | None = None,
         activation_checkpointing: Checkpointing = False,
         kernels: Kernels = "auto",
         compile: bool = False,
@@ -89,6 +102,8 @@ class LanguageModule(LightningModule):
         self.final_learning_rate = final_learning_rate
         self.weight_decay = weight_decay
         self.betas = betas
+        self.optimizer, self.schedule, self.decay_steps = Choice(optimizer), Choice(schedule), decay_steps
+        self.parameter_groups = parameter_groups
         self.activation_checkpointing = activation_checkpointing
         self.kernels = kernels
         self.compiled = compile
@@ -233,24 +248,22 @@ class LanguageModule(LightningModule):
         exact = {name: torch.tensor(value, dtype=torch.float64) for name, value in metrics.items()}
         self.log_dict(exact, on_step=True, on_epoch=False)
 
-    def schedule(self, step: int) -> float:
-        """Return the learning rate of a step, counted from 0, as a fraction of the peak."""
-        # the steps are not known before the loaders exist, which a resume must precede
-        return warmup_cosine(step, self.warmup_steps, self._steps, self.final_learning_rate)
-
     def _steps(self) -> float:
         """Return the number of steps of the run: trainer.max_steps, or those of trainer.max_epochs."""
         return self.trainer.max_steps if self.trainer.max_steps > 0 else self.trainer.estimated_stepping_batches
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Build AdamW, with weight decay on matrices only, and its schedule: warm-up and cosine by steps.
+        """Build the optimizer, with weight decay on matrices only, and its schedule by steps.
 
         Raises:
-            UserError: its moments would be in float16.
+            UserError: there is no such optimizer or schedule, or it cannot be used in this run.
         """
-        check_moments(self.trainer)
-        optimizer = build_adamw(self.network, self.learning_rate, self.weight_decay, self.betas)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.schedule)
+        check_optimizer(self.trainer, self.optimizer)
+        groups = recipe_groups(self.network, self)
+        optimizer = build_optimizer(self.optimizer, groups, self.learning_rate, self.betas)
+        # the steps are not known before the loaders exist, which a resume must precede
+        rates = (self.learning_rate, self.warmup_steps, self.final_learning_rate, self.decay_steps)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, Schedule(self.schedule, *rates, self._steps).factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     # Evaluation

@@ -87,8 +87,6 @@ def _unknown_key_message(
         near = [name for name in known if name.split(".")[-1] == key.split(".")[-1]][:1]
     prefix = "--" if kind.endswith("--") else ""
     hint = f"did you mean {prefix}{near[0]}?" if near else "`--print_config` shows every key"
-    if key.rsplit(".", 1)[-1] in ("optimizer", "optim") and not owner:
-        hint = "it is AdamW, of model.learning_rate, model.betas and model.weight_decay"
     return f"unknown {kind}{key}{owner}{where}: {hint}"
 
 

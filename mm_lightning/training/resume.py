@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
 
@@ -16,8 +17,10 @@ from mm_lightning.console import say
 from mm_lightning.data import TextDataModule
 from mm_lightning.errors import UserError
 from mm_lightning.networks import NetworkConfig
+from mm_lightning.training.choices import Choice
 from mm_lightning.training.lightning_internals import callbacks_of, find_datamodule, finished_epochs, set_rates
 from mm_lightning.training.loggers import MetricsFile
+from mm_lightning.training.optimizers import ParameterGroup, optimizer_class_of
 
 
 def rescale_progress(checkpoint: dict[str, Any], accumulate: int) -> bool:
@@ -57,7 +60,10 @@ DATA_OPTIONS = {
 }
 """Settings and fingerprints that determine the tokens of a step, with the option that sets each."""
 
-MODEL_SETTINGS = ("learning_rate", "warmup_steps", "final_learning_rate", "weight_decay", "betas")
+MODEL_SETTINGS = (
+    *("learning_rate", "warmup_steps", "final_learning_rate", "weight_decay", "betas"),
+    *("optimizer", "schedule", "decay_steps", "parameter_groups"),
+)
 TRAINER_SETTINGS = ("max_steps", "max_epochs", "precision", "gradient_clip_val", "gradient_clip_algorithm")
 LOGGED_ON_RESTORE = {
     *(f"model.{name}" for name in MODEL_SETTINGS),
@@ -206,9 +212,13 @@ def changed_recipe(
         about: its metadata.
         module: the module of this run.
         config: the configuration of its network.
+
+    Raises:
+        UserError: the optimizer's states are of another class, or of other parameter groups.
     """
     settings = recipe(module)
     before = about.get("recipe")
+    check_states(before or {}, settings)
     if before is None:  # earlier versions saved none: read it from the optimizer's state
         group: dict[str, Any] = next((state["param_groups"][0] for state in checkpoint.get("optimizer_states", [])), {})
         names = {"model.learning_rate": "initial_lr", "model.weight_decay": "weight_decay", "model.betas": "betas"}
@@ -219,8 +229,33 @@ def changed_recipe(
     return list_changes(before, settings) + list_changes(was, changeable, "model.network.")
 
 
+def check_states(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Check that the optimizer's states of a checkpoint are those that a run needs.
+
+    Args:
+        before: the recipe of the checkpoint; those of earlier versions do not name their optimizer, AdamW.
+        now: the recipe of the run.
+
+    Raises:
+        UserError: they are of another optimizer, or of other parameter groups.
+    """
+    was, is_now = (Choice(recipe.get("model.optimizer", "adamw")) for recipe in (before, now))
+    changed = optimizer_class_of(was) is not optimizer_class_of(is_now)
+    patterns = [[group["pattern"] for group in r.get("model.parameter_groups") or []] for r in (before, now)]
+    if changed or patterns[0] != patterns[1]:
+        name, pair = ("optimizer", (was, is_now)) if changed else ("parameter_groups", patterns)
+        raise UserError(
+            f"the checkpoint was trained with model.{name} {pair[0]}, this run has {pair[1]}: the states of the "
+            f"optimizer do not fit: leave it as it was, or start a new run with the weights: --model.initial_weights"
+        )
+
+
 def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+    if isinstance(value, tuple | list):
+        return [_plain(element) for element in value]
+    if isinstance(value, Choice):
+        return value.plain()
+    return asdict(value) if isinstance(value, ParameterGroup) else value
 
 
 def nothing_to_do(trainer: Trainer) -> str:

@@ -31,7 +31,9 @@ network:
   --model.network.KEY VALUE       its settings: layers, dim, heads, vocab_size, persistent_dim,
                                   short_term_window ...; all of them: --model.network.help MemoryMosaicConfig
 
-optimization (AdamW):
+optimization:
+  --model.optimizer NAME          adamw, muon, any class of torch.optim, or {{class_path: ..., init_args: ...}}
+  --model.schedule NAME           cosine, linear, wsd (with --model.decay_steps), constant, inverse_sqrt, an LRScheduler
   --model.learning_rate X         peak learning rate, after --model.warmup_steps
   --model.warmup_steps N          steps of linear warmup
   --model.weight_decay X          weight decay of weight matrices
