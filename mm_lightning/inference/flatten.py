@@ -15,7 +15,7 @@ from mm_lightning import __version__
 PACKAGE = "mm_lightning"
 MODULES = tuple(f"{PACKAGE}.inference.{name}" for name in ("configuration", "tokenization", "modeling"))
 """The modules that transformers loads from a self-contained folder."""
-_IMPORT = re.compile(rf"^(\s*)from {PACKAGE}\.([\w.]+) import ", re.MULTILINE)
+_IMPORT = re.compile(rf"^(\s*)from {PACKAGE}\.([\w.]+) import (\w*)", re.MULTILINE)
 _OTHER = re.compile(rf"^\s*(import|from) {PACKAGE}\b", re.MULTILINE)
 
 
@@ -37,8 +37,9 @@ def flatten(*modules: str) -> dict[str, str]:
         assert spec is not None
         assert spec.origin is not None
         text = Path(spec.origin).read_text(encoding="utf-8")
-        waiting += [f"{PACKAGE}.{inner}" for _, inner in _IMPORT.findall(text)]
-        text = _IMPORT.sub(lambda match: f"{match[1]}from .{flat_name(match[2])} import ", text)
+        for _, inner, imported in _IMPORT.findall(text):
+            waiting += [f"{PACKAGE}.{inner}.{imported}" if _is_module(inner, imported) else f"{PACKAGE}.{inner}"]
+        text = _IMPORT.sub(_relative, text)
         assert not _OTHER.search(text), f"{name} imports the package itself"
         texts[file] = f"# mm-lightning {__version__} (Apache-2.0): {name.replace('.', '/')}.py\n{text}"
     entry_points = {f"{flat_name(module)}.py" for module in modules}
@@ -49,6 +50,18 @@ def flatten(*modules: str) -> dict[str, str]:
     for file in entry_points:  # never executed: some of these modules need optional packages
         texts[file] += f"\n# Older versions of transformers fetch only the files that this one names.\n{imports}"
     return texts
+
+
+def _is_module(package: str, name: str) -> bool:
+    """Return whether `from mm_lightning.PACKAGE import NAME` imports a module, as memory.kernels has them."""
+    return (Path(__file__).parents[1] / package.replace(".", "/") / f"{name}.py").is_file()
+
+
+def _relative(match: re.Match[str]) -> str:
+    indent, module, name = match.groups()
+    if _is_module(module, name):
+        return f"{indent}from . import {flat_name(module)}_{name} as {name}"
+    return f"{indent}from .{flat_name(module)} import {name}"
 
 
 def holds_other_code(folder: Path) -> bool:

@@ -27,7 +27,7 @@ from mm_lightning.data.tokenizer_training import train_tokenizer
 from mm_lightning.errors import UserError
 from mm_lightning.inference.export import ABOUT, export_command
 from mm_lightning.inference.export_tokenizer import transformers_tokenizer
-from mm_lightning.inference.flatten import flatten, holds_other_code
+from mm_lightning.inference.flatten import MODULES, flatten, holds_other_code
 from mm_lightning.inference.import_checkpoint import import_command
 from mm_lightning.networks.cost import parameters
 from mm_lightning.versions import required_versions
@@ -79,6 +79,30 @@ def test_there_and_back_again(run, tmp_path):
     export_command(str(tmp_path / "back"), str(tmp_path / "again"), self_contained=True)
     for file in ("model.safetensors", "tokenizer.json", "generation_config.json"):
         assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
+
+
+def test_every_import_of_the_flat_code_finds_what_it_names():
+    trees = {name.removesuffix(".py"): ast.parse(text) for name, text in flatten(*MODULES).items()}
+    assert {"memory_kernels_numba_features", "memory_kernels_triton_launch"} <= trees.keys()  # imported as modules
+    defined = {
+        name: {
+            *(node.id for node in ast.walk(tree) if isinstance(node, ast.Name)),
+            *(node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)),
+            *(
+                alias.asname or alias.name
+                for node in ast.walk(tree)
+                if isinstance(node, ast.ImportFrom)
+                for alias in node.names
+            ),
+            "__doc__",
+        }
+        for name, tree in trees.items()
+    }
+    for name, tree in trees.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                there = defined[node.module] if node.module else trees.keys()
+                assert {alias.name for alias in node.names} <= set(there), f"{name}: {ast.unparse(node)}"
 
 
 def test_old_code_is_written_anew_by_a_command_that_is_named(v2, tmp_path, capsys):
@@ -278,9 +302,7 @@ def test_flat_files_are_the_sources_but_for_their_imports():
     assert all(a == b or "import" in a for a, b in zip(source, flat, strict=True))
     for name, text in files.items():
         for node in ast.walk(ast.parse(text, name)):
-            if isinstance(node, ast.ImportFrom) and node.level:
-                assert f"{node.module}.py" in files
-            elif isinstance(node, ast.ImportFrom):
+            if isinstance(node, ast.ImportFrom) and not node.level:
                 assert node.module.split(".")[0] != "mm_lightning"
 
 
