@@ -220,8 +220,8 @@ MUTATIONS = [
     Mutation(
         "targets-of-the-next-document",
         "mm_lightning/data/batch.py",
-        "targets[begins[:, 1:]] = IGNORE_INDEX",
-        "targets[begins[:, 1:]] += 0",
+        "targets[begins[:, 1:] | marked[:, 1:]] = IGNORE_INDEX",
+        "targets[marked[:, 1:]] = IGNORE_INDEX",
         ("tests/data/test_batch.py",),
     ),
     Mutation(

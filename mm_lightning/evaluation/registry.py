@@ -21,6 +21,10 @@ TASKS: dict[str, tuple[str, str]] = {
         "mm_lightning.evaluation.loss_by_position:LossByPosition",
         "loss against position in the context, beyond the training context too",
     ),
+    "long_ppl": (
+        "mm_lightning.evaluation.long_ppl:LongPPL",
+        "perplexity of the tokens that a long context makes probable (LongPPL)",
+    ),
     "retrieval_profile": (
         "mm_lightning.evaluation.retrieval_profile:RetrievalProfile",
         "with what weight the last token reads each pair before it, by distance (Figure 1)",

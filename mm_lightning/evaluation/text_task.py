@@ -21,7 +21,8 @@ class ReadingTask(Task):
     """A task about sequences of documents.
 
     Args:
-        contexts: lengths in tokens; by default the training context, of loss_by_position also 2, 4 and 8 times as many.
+        contexts: lengths in tokens; by default the training context, of loss_by_position and long_ppl also 2, 4 and 8
+            times as many.
         limit: sequences of each length at most.
         text: text files, JSON lines (key "text"), folders of text files, or a folder of prepared data; by default the
             validation documents of the network's own data.

@@ -44,6 +44,7 @@ def evaluate_command(
 
     Tasks:
       loss_by_position  loss against position in the context, beyond the training context too: where does it break?
+      long_ppl          perplexity of the tokens that a long context makes much more probable than a short one (LongPPL)
       retrieval_profile the weight with which the last token reads each pair, by distance (Figure 1)
       new_knowledge     qa_1 and qa_2: questions about one of many documents, of SQuAD and of HotpotQA (RULER)
       needles           niah_single_1 to _3, niah_multikey_1 to _3, niah_multivalue, niah_multiquery (RULER)

@@ -134,6 +134,7 @@ def bases(python: str = "") -> dict[str, list[str]]:
         "predict": ["--run", "run", "--output", "out.jsonl"],
         "data prepare": ["text.txt", "--output", "out", "--workers", "1", "--progress", "false"],
         "data regbench": ["--output", "out", "--train_sequences", "2", "--test_sequences", "2", "--progress", "false"],
+        "data mqar": ["--output", "out", "--train_examples", "20", "--test_examples", "5", "--progress", "false"],
         "data generate": ["facts", "--output", "out", "--progress", "false"],
         "data facts": ["--output", "out", "--documents", "20", "--test_documents", "5", "--progress", "false"],
         "data fetch": ["nope", "--output", "out", "--mirror", "file:///nowhere"],

@@ -21,7 +21,7 @@ TINY = {
             "class_path": "MemoryMosaicConfig",
             "init_args": {
                 "vocab_size": 258,
-                "layers": 2,
+                "layers": 1,
                 "dim": 16,
                 "heads": 2,
                 "persistent_dim": 32,

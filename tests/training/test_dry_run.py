@@ -42,7 +42,7 @@ def test_it_goes_as_far_as_the_first_forward_pass(strategy, tiny, tmp_path, caps
     assert "GradientNorm" in lines["callbacks"]
     assert "Checkpoints" in lines["callbacks"]
     assert all(thread.name != "watchdog" for thread in threading.enumerate())
-    assert "one of 32 tokens (layers 2 -> 2, dim 16 -> 8, persistent_dim 32 -> 16)" in lines["forward"]
+    assert "one of 32 tokens (layers 1 -> 1, dim 16 -> 8, persistent_dim 32 -> 16)" in lines["forward"]
     assert {"data", "memory", "disk", "checkpoint", "not"} <= lines.keys()
     assert not (tmp_path / "run").exists()
     assert not torch.distributed.is_initialized()

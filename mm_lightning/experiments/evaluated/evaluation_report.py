@@ -13,6 +13,7 @@ from mm_lightning.experiments.drawing import si_format
 from mm_lightning.experiments.evaluated import (
     default_section,
     in_context_section,
+    long_ppl_section,
     long_text_sections,
     persistent_section,
     position_sections,
@@ -31,6 +32,7 @@ SECTIONS: tuple[ReportSection, ...] = (
     *long_text_sections.SECTIONS,
     in_context_section.SECTION,
     *position_sections.SECTIONS,
+    long_ppl_section.SECTION,
     default_section.SECTION,
 )
 FAR = 3

@@ -12,6 +12,9 @@ from typing import Any
 from mm_lightning.evaluation.measurement import Row
 from mm_lightning.evaluation.samples import Samples
 
+LOSS_TASKS = "long_ppl", "loss_by_position"
+"""Tasks whose numbers are losses of the tokens of long texts."""
+
 
 @dataclass(frozen=True)
 class Network:
@@ -91,12 +94,12 @@ class Evaluation:
         free = {"data_dir", "version"} & self.settings.keys()
         if "shots" in self.settings:
             free |= {"shots", "labels"}
-        elif self.task != "loss_by_position":
+        elif self.task not in LOSS_TASKS:
             free |= {"contexts"}
         kept = {name: value for name, value in self.settings.items() if name not in free and value is not None}
         if self.settings.get("version", 1) != 1:
             kept["version"] = self.settings["version"]
-        if self.task == "loss_by_position":  # in nats a token: of these texts, in these tokens
+        if self.task in LOSS_TASKS:  # in nats a token: of these texts, in these tokens
             kept |= {"text": self.settings.get("text") or self.source, "tokenizer": self.tokenizer}
             if self.settings.get("data_hash"):  # the text itself: what it is called or where it lies does not matter
                 del kept["text"]

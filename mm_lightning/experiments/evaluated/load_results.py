@@ -18,7 +18,14 @@ from mm_lightning.evaluation.registry import find_task, restore_task
 from mm_lightning.evaluation.run import run_name
 from mm_lightning.evaluation.samples import RESULTS, SETTINGS, Samples, read_json
 from mm_lightning.evaluation.task import title_of
-from mm_lightning.experiments.evaluated.evaluations import Evaluation, EvaluationResults, Network, data_of, in_common
+from mm_lightning.experiments.evaluated.evaluations import (
+    LOSS_TASKS,
+    Evaluation,
+    EvaluationResults,
+    Network,
+    data_of,
+    in_common,
+)
 
 
 def places(folder: Path) -> Iterator[Path]:
@@ -58,7 +65,7 @@ def load_results(folders: Sequence[Path]) -> EvaluationResults:
             found.get("answers"),
             path,
             found.get("sessions") or [],
-            _source(path) if found["task"] == "loss_by_position" else None,
+            _source(path) if found["task"] in LOSS_TASKS else None,
             found["task"],
         )
         key = identity, e.task, json.dumps([e.asked(), e.settings], sort_keys=True, default=str)
@@ -191,7 +198,7 @@ def _mixed(evaluations: list[Evaluation]) -> list[str]:
     notes = []
     tokenizers: dict[str, set[str]] = {}
     for e in evaluations:
-        if e.task != "loss_by_position":  # there it is a setting
+        if e.task not in LOSS_TASKS:  # there it is a setting
             tokenizers.setdefault(e.task, set()).add(e.tokenizer)
     for one, other in itertools.combinations(evaluations, 2):
         same = json.dumps(one.asked(), default=str) == json.dumps(other.asked(), default=str)
