@@ -33,6 +33,25 @@ def si_format(number: float) -> str:
     return f"{number:.3g}" if abs(number) < 999.5 else f"{number:.0f}"
 
 
+def value_text(value: float) -> str:
+    """Return a metric's value with :func:`decimals`, as in 2.4312."""
+    return f"{value:.{decimals(value)}f}"
+
+
+def decimals(value: float) -> int:
+    """Return the decimals of a number: five significant digits, at most four decimals."""
+    size = abs(value)
+    return 4 if size < 10 else 3 if size < 100 else 2 if size < 1000 else 1
+
+
+def scale_places(axes: Axes, places: list[float]) -> None:
+    """Put a tick at each place of a horizontal axis, which is logarithmic where they span more than 10 times."""
+    if places[0] > 0 and places[-1] > 10 * places[0]:
+        axes.set_xscale("log")
+        axes.minorticks_off()
+    axes.set_xticks(places, [si_format(place).replace(" ", "") for place in places])
+
+
 def scale_tokens(axes: Axes) -> None:
     """Format large numbers on the horizontal axis with K, M, B and T, and put the legend beside the axes."""
     axes.xaxis.set_major_formatter(lambda value, _: si_format(value).replace(" ", ""))

@@ -18,37 +18,43 @@ MOST_FLOPS = {"cpu": 3e12, "cuda": 1e16}
 """The most FLOPs of a forward and backward pass that is timed: more would take minutes."""
 
 
-def show_plan(runs: list[Run], jobs: int, measure: bool) -> None:
+def show_plan(tuning: list[Run], final: list[Run], jobs: int, measure: bool) -> None:
     """Print a table of the variants, and the time of the whole sweep.
 
     Args:
-        runs: of the sweep.
+        tuning: the tuning runs.
+        final: the other runs, with the most expensive tuned values.
         jobs: runs at once.
         measure: time a training step of each variant on this machine.
     """
     by_variant: dict[str, list[Run]] = {}
-    for run in runs:
-        by_variant.setdefault(run.variant, []).append(run)
-    first = {name: group[0] for name, group in by_variant.items()}
-    timed: dict[str, float | None] = dict.fromkeys(first)
+    for run in tuning:
+        by_variant.setdefault(run.label, []).append(run)
+    for run in final:
+        by_variant.setdefault(f"{run.variant}, best values" if tuning else run.variant, []).append(run)
+    distinct = {_workload(group[0]): group[0] for group in by_variant.values()}
+    timed: dict[str, float | None] = dict.fromkeys(distinct)
     start = 0.0
     if measure:
-        with Progress("timing a step of each", len(first)) as bar:
-            for name, run in first.items():
-                timed[name] = run_seconds(run, jobs)
+        with Progress("timing a step of each", len(distinct)) as bar:
+            for workload, run in distinct.items():
+                timed[workload] = run_seconds(run, jobs)
                 bar.advance()
         start = start_seconds()
 
     heads = ["variant", "seeds", "parameters", "FLOPs/token", "steps", "tokens", "FLOPs", "time of a run"]
     rows = []
     for name, group in by_variant.items():
-        run, seconds = group[0], timed[name]
+        run, seconds = group[0], timed[_workload(group[0])]
         seeds = ",".join(str(each.seed) for each in group)
         sizes = [scaled(run.parameters), scaled(run.training_flops_per_token), f"{run.steps:,}", scaled(run.tokens)]
         rows.append([name, seeds, *sizes, f"{run.flops:.2e}", "not measured" if seconds is None else clock(seconds)])
     print_table(heads, rows)
-    known = [timed[run.variant] for run in runs]
-    total = f"{len(runs)} runs, {sum(run.flops for run in runs):.2e} training FLOPs"
+    known = [timed[_workload(run)] for run in [*tuning, *final]]
+    total = f"{len(final)} runs, {sum(run.flops for run in final):.2e} training FLOPs"
+    if tuning:
+        tried = f"{len(tuning)} tuning runs, {sum(run.flops for run in tuning):.2e} training FLOPs"
+        total = f"{tried}; then {len(final)} final runs, at most {sum(run.flops for run in final):.2e}"
     if None in known:
         missing = "" if not measure else f": {known.count(None)} runs are too large to be timed here"
         say(f"{total}; time not measured{missing}")
@@ -56,6 +62,11 @@ def show_plan(runs: list[Run], jobs: int, measure: bool) -> None:
         seconds = sum(each + start for each in known if each is not None) / jobs
         at_once = f", {jobs} at once" if jobs > 1 else ""
         say(f"{total}; about {clock(seconds)}{at_once}, {clock(start)} to start each of them included")
+
+
+def _workload(run: Run) -> str:
+    """Return all that the time of a run depends on: tuned values and seeds that change none of it are timed once."""
+    return repr((run.network, run.steps, {**run.config["data"], "seed": None}, run.config["trainer"]))
 
 
 def start_seconds() -> float:

@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mm_lightning.errors import UserError
-from mm_lightning.experiments.drawing import LABEL_WIDTH, drawing, file_name, humanize, legend, scale_tokens, si_format
+from mm_lightning.experiments.drawing import (
+    LABEL_WIDTH,
+    drawing,
+    file_name,
+    humanize,
+    legend,
+    scale_places,
+    scale_tokens,
+)
 from mm_lightning.experiments.network_looks import Looks
 from mm_lightning.experiments.page import Drawing
 from mm_lightning.experiments.statistics import Row, spread
@@ -266,11 +274,7 @@ def _against_axis(study: Study, metric: str, axis: str) -> Drawing | None:
         axes.plot(
             places, means, label=label, color=GREY, linewidth=1, linestyle=REFERENCES[n % len(REFERENCES)], zorder=1
         )
-    places = sorted({place for line in lines.values() for place in line})
-    if places[0] > 0 and places[-1] > 10 * places[0]:
-        axes.set_xscale("log")
-        axes.minorticks_off()
-    axes.set_xticks(places, [si_format(place).replace(" ", "") for place in places])
+    scale_places(axes, sorted({place for line in lines.values() for place in line}))
     axes.set(xlabel=axis, ylabel=humanize(metric))
     legend(axes)
     caption = f"Last {humanize(metric)} against {axis}: means over seeds; small dots are the seeds."

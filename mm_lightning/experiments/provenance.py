@@ -11,7 +11,7 @@ from mm_lightning.experiments.study import LOSS, Study
 
 def facts(study: Study) -> dict[str, str]:
     """Return the facts at the head of a report, by title: axes, baseline, command, seeds, dates, code, hardware."""
-    runs = [run for run in study.runs if run.path is not None]
+    runs = [run for run in study.all_runs if run.path is not None]
     seeds = sorted({run.seed for run in study.runs})
     days = sorted({state["started"][:10] for run in runs for state in [run.environment] if "started" in state})
     states = [state for run in runs for state in (*run.environment.get("earlier", []), run.environment)]
@@ -20,8 +20,10 @@ def facts(study: Study) -> dict[str, str]:
         for name, version in {"python": state.get("python"), **state.get("packages", {})}.items():
             packages.setdefault(name, set()).add(str(version))
     axes = "; ".join(f"{axis}: {', '.join(map(str, values))}" for axis, values in study.axes.items())
+    tuned = study.tuning.axes if study.tuning else {}
     by_title = {
         "Compared": axes or ", ".join(study.variants),
+        "Tuned": "; ".join(f"{name}: {', '.join(map(str, values))}" for name, values in tuned.items()),
         "Baseline": study.baseline or "",
         "Command": study.command,
         "Stop rule": study.stop,

@@ -11,7 +11,7 @@ from typing import Any
 
 from mm_lightning.checkpoint.run_folder import has_finished, newest_step, read_finished
 from mm_lightning.errors import UserError
-from mm_lightning.experiments.study import LOSS, Run, Study
+from mm_lightning.experiments.study import LOSS, Run, Study, Tuning
 from mm_lightning.side_files import known_config, read_lines, read_object
 
 
@@ -42,6 +42,11 @@ def read_study(folders: list[Path], baseline: str | None = None) -> Study:
             stop="; ".join(dict.fromkeys(part.stop for part in studies if part.stop)),
             notes=[note for part in studies for note in part.notes],
         )
+        study.notes += [
+            f"{', '.join(part.tuning.axes)} of {part.name} was tuned for each variant: mm report {folder} shows it."
+            for part, folder in zip(studies, folders, strict=True)
+            if part.tuning
+        ]
     if baseline is not None and baseline not in study.variants:
         raise UserError(f"no variant is called {baseline!r}: there are {', '.join(study.variants)}")
     study.baseline = baseline or study.baseline or study.variants[0]
@@ -60,7 +65,7 @@ def _rename(study: Study, label: str, prefix: str) -> None:
     def renamed(name: str) -> str:
         return prefix + name[len(label) :] if f"{name}/".startswith(f"{label}/") else f"{prefix}/{name}"
 
-    for run in study.runs:
+    for run in study.all_runs:
         run.name, run.variant = renamed(run.name), renamed(run.variant)
     if study.baseline is not None:
         study.baseline = renamed(study.baseline)
@@ -83,7 +88,7 @@ def _read_folder(folder: Path) -> Study:
     study = _read_sweep(folder) if (folder / "sweep.json").is_file() else _read_plain(folder)
     if not study.runs:
         raise UserError(f"{folder} has no runs: neither a sweep.json nor folders with config.yaml and metrics.jsonl")
-    for run in study.runs:
+    for run in study.all_runs:
         loss = [run.final().get(LOSS), *list(run.curve("train/loss").values())[-1:]]
         if run.finished and any(value is not None and not math.isfinite(value) for value in loss):
             run.status = "diverged"
@@ -92,38 +97,53 @@ def _read_folder(folder: Path) -> Study:
 
 def _read_sweep(folder: Path) -> Study:
     """Read a folder of `mm sweep`."""
-    from mm_lightning.checkpoint.run_folder import numbered_runs
-
     path = folder / "sweep.json"
     sweep = read_object(path)
     if not sweep:
         raise UserError(f"{path} is not what mm sweep writes: the same mm sweep writes it anew")
     study = Study(sweep.get("name") or folder.name, [], sweep.get("command") or "", sweep.get("baseline"))
     study.axes, study.stop = sweep.get("axes") or {}, _in_words(sweep.get("stop"))
-    for planned in sweep.get("runs") or []:
+    tuning = sweep.get("tuning") or {}
+    runs: dict[str, Run] = {}  # by folder: a tuning run may be a final run, too
+    for planned in [*(sweep.get("runs") or []), *(tuning.get("runs") or [])]:
         try:
-            run = Run(planned["variant"], planned["seed"], planned["folder"], None, "not started", planned["steps"])
+            runs.setdefault(planned["folder"], _read_planned(folder, planned))
         except KeyError as error:
             raise UserError(f"{path}: a run has no {error}: was it written by another version of mm sweep?") from error
-        run.values = planned.get("values") or {}
-        run.parameters = planned.get("parameters")
-        run.training_flops_per_token = planned.get("training_flops_per_token")
-        run.step_tokens = planned.get("step_tokens")
-        place = folder / run.name
-        folders = numbered_runs(place)
-        if folders:
-            _read_run_folder(run, folders[-1])
-        if run.finished and not has_finished(folders[-1], planned["steps"]):
-            run.status, run.last_step = "unfinished", None  # the sweep has more steps now
-        if (place / "failed").is_file() and not run.finished:
-            run.status = "failed"
-        if (place / "log.txt").is_file():
-            lines = (place / "log.txt").read_text(encoding="utf-8", errors="replace").split("\n")
-            run.last_line = next((line.strip() for line in reversed(lines) if line.strip()), "")
-        study.runs.append(run)
+    study.runs = [runs[planned["folder"]] for planned in sweep.get("runs") or []]
+    if tuning:
+        tuned = [runs[planned["folder"]] for planned in tuning["runs"]]
+        study.tuning = Tuning(tuning["axes"], tuning["metric"], tuning["mode"], _in_words(tuning.get("stop")), tuned)
     if study.baseline is not None and study.baseline not in study.variants:
         raise UserError(f"{path}: its baseline {study.baseline!r} is none of its variants {', '.join(study.variants)}")
     return study
+
+
+def _read_planned(folder: Path, planned: dict[str, Any]) -> Run:
+    """Read a run of a sweep's folder, as sweep.json plans it.
+
+    Raises:
+        KeyError: the plan lacks a key.
+    """
+    from mm_lightning.checkpoint.run_folder import numbered_runs
+
+    run = Run(planned["variant"], planned["seed"], planned["folder"], None, "not started", planned["steps"])
+    run.values, run.tuned = planned.get("values") or {}, planned.get("tuned") or {}
+    run.parameters = planned.get("parameters")
+    run.training_flops_per_token = planned.get("training_flops_per_token")
+    run.step_tokens = planned.get("step_tokens")
+    place = folder / run.name
+    folders = numbered_runs(place)
+    if folders:
+        _read_run_folder(run, folders[-1])
+    if run.finished and not has_finished(folders[-1], planned["steps"]):
+        run.status, run.last_step = "unfinished", None  # the sweep has more steps now
+    if (place / "failed").is_file() and not run.finished:
+        run.status = "failed"
+    if (place / "log.txt").is_file():
+        lines = (place / "log.txt").read_text(encoding="utf-8", errors="replace").split("\n")
+        run.last_line = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return run
 
 
 def _in_words(stop: Any) -> str:

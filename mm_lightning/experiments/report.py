@@ -29,9 +29,11 @@ from mm_lightning.experiments.tables import (
     run_record,
     show,
     table,
+    tuning_record,
     variant_record,
     write_csv,
 )
+from mm_lightning.experiments.tuning import tuning_blocks, tuning_limits
 from mm_lightning.outputs import FolderKind, check_folder, staged, write_text
 from mm_lightning.ranges import Name, Place
 
@@ -177,10 +179,10 @@ def _fill(
 def _write_runs(place: Path, study: Study, rows: list[Row]) -> None:
     """Runs as CSV and for TensorBoard."""
     write_csv(place / "report.csv", [variant_record(study, row) for row in rows])
-    write_csv(place / "runs.csv", [run_record(run) for run in study.runs])
-    for run in study.runs:
+    write_csv(place / "runs.csv", [run_record(study, run) for run in study.all_runs])
+    for run in study.all_runs:
         if run.finished and run.path is not None and os.access(run.path, os.W_OK):
-            write_hparams(run.path, hparam_values(run), run.final())
+            write_hparams(run.path, hparam_values(study, run), run.final())
 
 
 def _write_evaluated(place: Path, gathered: EvaluationResults, looks: Looks) -> list[Part]:
@@ -198,11 +200,11 @@ def _write_evaluated(place: Path, gathered: EvaluationResults, looks: Looks) -> 
     return evaluated
 
 
-def hparam_values(run: Run) -> dict[str, Any]:
+def hparam_values(study: Study, run: Run) -> dict[str, Any]:
     """What TensorBoard's HPARAMS tab says of a run."""
     cost = {"parameters": run.parameters, "training_flops_per_token": run.training_flops_per_token}
     axes = {f"axis {axis}": value for axis, value in run.values.items()}
-    return {"variant": run.variant, "seed": run.seed, **axes, **cost}
+    return {"variant": run.variant, "seed": run.seed, **tuning_record(study, run), **axes, **cost}
 
 
 # The document
@@ -224,9 +226,10 @@ def _blocks(study: Study, rows: list[Row], command: str, looks: Looks) -> list[p
         blocks.append(page.Text(f"{len(rest)} of {len(study.runs)} runs are in no mean and in no figure."))
         lines = [[run.name, run.status, reached(run), run.last_line[:160] or page.NOTHING] for run in rest]
         blocks.append(page.Table(["run", "status", "step", "last line of its log"], lines, words=True))
+    blocks += tuning_blocks(study, looks)
     blocks += [page.Heading("Figures"), *draw(study, rows, looks)]
     blocks += [page.Heading("To do it again"), page.Code("\n".join(part for part in (study.command, command) if part))]
-    return [*blocks, page.Heading("What this can show"), page.Points(_limits(rows))]
+    return [*blocks, page.Heading("What this can show"), page.Points(_limits(study, rows))]
 
 
 def _reading(study: Study, rows: list[Row]) -> str:
@@ -240,7 +243,7 @@ def _reading(study: Study, rows: list[Row]) -> str:
     )
 
 
-def _limits(rows: list[Row]) -> list[str]:
+def _limits(study: Study, rows: list[Row]) -> list[str]:
     """What a few seeds can show, in plain words."""
     most = max((len(row.difference.values) for row in rows if row.difference), default=0)
     found = []
@@ -258,9 +261,11 @@ def _limits(rows: list[Row]) -> list[str]:
                 f"{compared} variants are compared with a baseline: about one in twenty such intervals misses the "
                 f"true difference, and nothing here corrects for looking at several."
             )
+    found += [tuning_limits(study.tuning)] if study.tuning else []
+    other = "other " if study.tuning else ""
     found.append(
-        "They do not cover the choice of data, nor hyper-parameters that may suit one variant better than another, nor "
-        "what happens at other sizes and lengths of training."
+        f"They do not cover the choice of data, nor {other}hyper-parameters that may suit one variant better than "
+        f"another, nor what happens at other sizes and lengths of training."
     )
     found.append("Tokens/s and training time belong to the hardware above and to whatever else ran on it.")
     return found

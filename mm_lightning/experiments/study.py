@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ class Run:
         last_step: the step at which training ended, before `steps` where a callback or trainer.max_time ended it; None
             if it has not ended.
         values: the variant's value on each axis of the sweep.
+        tuned: its values of the settings that the sweep tunes.
         parameters: of the network; None if not known.
         training_flops_per_token: forward and backward; None if not known.
         step_tokens: planned tokens of one optimizer step; None if not known.
@@ -48,6 +50,7 @@ class Run:
     last_step: int | None = None
     saved_step: int = 0
     values: dict[str, Any] = field(default_factory=dict)
+    tuned: dict[str, Any] = field(default_factory=dict)
     parameters: int | None = None
     training_flops_per_token: float | None = None
     step_tokens: float | None = None
@@ -121,6 +124,47 @@ class Run:
 
 
 @dataclass
+class Tuning:
+    """The runs that decided between the values of tuned settings, each variant's with the same seed.
+
+    Attributes:
+        axes: the tuned settings, with their values.
+        metric: the metric whose last value decides.
+        mode: `min` or `max`, the best value of the metric.
+        shortened: the stop rule of the tuning runs in words; empty where a final run is among them.
+        runs: in the order of the sweep.
+    """
+
+    axes: dict[str, list[Any]]
+    metric: str
+    mode: str
+    shortened: str
+    runs: list[Run]
+
+    @property
+    def variants(self) -> list[str]:
+        """The names of the variants, in the order of their runs."""
+        return list(dict.fromkeys(run.variant for run in self.runs))
+
+    def of(self, variant: str) -> list[Run]:
+        """Return the tuning runs of a variant."""
+        return [run for run in self.runs if run.variant == variant]
+
+    def result(self, run: Run) -> float | None:
+        """Return the last value of the metric; None of a run that did not finish, diverged or did not log it."""
+        value = run.final().get(self.metric) if run.finished else None
+        return value if value is not None and math.isfinite(value) else None
+
+    def best(self, variant: str) -> Run | None:
+        """Return the best run of a variant, of equal ones the first; None where no run has a result."""
+        sign = 1 if self.mode == "min" else -1
+        results = [
+            (sign * value, n) for n, run in enumerate(self.of(variant)) if (value := self.result(run)) is not None
+        ]
+        return self.of(variant)[min(results)[1]] if results else None
+
+
+@dataclass
 class Study:
     """Runs that are compared with each other.
 
@@ -132,6 +176,7 @@ class Study:
         axes: the axes of the sweep, with their values.
         stop: the stop rule in words; empty if not known.
         notes: sentences about runs that were left out or are incomplete.
+        tuning: the tuning runs of the sweep, of which `runs` has those that are final runs too; None without tuning.
     """
 
     name: str
@@ -141,6 +186,17 @@ class Study:
     axes: dict[str, list[Any]] = field(default_factory=dict)
     stop: str = ""
     notes: list[str] = field(default_factory=list)
+    tuning: Tuning | None = None
+
+    @property
+    def all_runs(self) -> list[Run]:
+        """The runs, and the tuning runs that are no final runs."""
+        tuning = self.tuning.runs if self.tuning else []
+        return [*self.runs, *(run for run in tuning if not any(run is final for final in self.runs))]
+
+    def chosen(self, variant: str) -> dict[str, Any]:
+        """Return the tuned values of a variant's final runs; empty without tuning, or before they are chosen."""
+        return next((run.tuned for run in self.runs if run.variant == variant), {})
 
     @property
     def variants(self) -> list[str]:

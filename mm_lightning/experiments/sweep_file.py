@@ -61,6 +61,11 @@ class Sweep:
             a variant that differs in numbers alone with the baseline.
         seeds: a list, or how many, from 1 on.
         stop: `{steps: N}`, `{tokens: N}` or `{flops: N}` of training; by default the config's trainer.max_steps.
+        tune: settings that are tuned for each variant, written as axes are: the first seed trains every combination of
+            their values, the other seeds the best one.
+        tune_metric: the metric whose last value decides.
+        tune_mode: `min` or `max`, the best value of the metric.
+        tune_stop: a stop rule of the tuning runs, which then are none of the final runs.
         warmup: share of a run's steps over which the learning rate rises, instead of model.warmup_steps.
         validations: how many, evenly spaced, instead of trainer.val_check_interval; Checkpoints saves as often.
         slurm: parameters of submitit's executor: nodes, tasks_per_node, gpus_per_node, timeout_min, slurm_partition...
@@ -77,6 +82,10 @@ class Sweep:
     baseline: Name | None = None
     seeds: list[Seed] = field(default_factory=lambda: [1])
     stop: dict[str, float] = field(default_factory=dict)
+    tune: dict[str, dict[Any, Change]] = field(default_factory=dict)
+    tune_metric: Name = "validation/loss"
+    tune_mode: Literal["min", "max"] = "min"
+    tune_stop: dict[str, float] = field(default_factory=dict)
     warmup: Part | None = None
     validations: Count | None = None
     slurm: dict[str, Any] = field(default_factory=dict)
@@ -96,20 +105,35 @@ class Sweep:
         if bool(self.axes) == bool(self.runs):
             raise UserError(f"{self.path} must have either axes or runs")
         check_stop(self.stop, self.path)
+        check_stop(self.tune_stop, self.path, "tune_stop")
         self.settings = flat(self.settings)
-        self._check_settings(self.settings, "settings")
-        for name, change in self._changes():
-            self._check_settings(change.settings, name)
+        tuned = dict.fromkeys((key for change in self._tuned().values() for key in change.settings), "tune")
+        self._check_settings(self.settings, "settings", tuned)
+        for name, change in self.changes():
+            self._check_settings(change.settings, name, tuned)
+        for name, change in self._tuned().items():
+            self._check_settings(change.settings, name, {})
+            if change.match or any(key.startswith("stop.") for key in change.settings):
+                raise UserError(f"{self.path}, {name}: tuned values have no match and no stop: use axes for these")
+        for name in ("tune_stop", "tune_metric", "tune_mode"):
+            if not self.tune and getattr(self, name) != getattr(type(self), name, {}):
+                raise UserError(f"{self.path}: {name} is there without tune: name the settings that are to be tuned")
+        if self.tune_stop and any(key.startswith("stop.") for _, change in self.changes() for key in change.settings):
+            raise UserError(f"{self.path}: tune_stop is one rule for all variants, which have stop rules of their own")
 
-    def _changes(self) -> Iterator[tuple[str, Change]]:
+    def changes(self) -> Iterator[tuple[str, Change]]:
+        """Yield the change of each variant, or of each value of an axis, with its name."""
         yield from self.runs.items()
         for axis, values in self.axes.items():
             for label, change in values.items():
                 yield f"{axis}={label}", change
 
-    def _check_settings(self, settings: dict[str, Any], where: str) -> None:
+    def _tuned(self) -> dict[str, Change]:
+        return {f"{axis}={label}": change for axis, values in self.tune.items() for label, change in values.items()}
+
+    def _check_settings(self, settings: dict[str, Any], where: str, tuned: dict[str, str]) -> None:
         """Raise a UserError for a setting that the sweep itself sets and would overwrite."""
-        decided = {"run": "--output", "seed_everything": "seeds", "model.seed": "seeds", "data.seed": "seeds"}
+        decided = {**tuned, "run": "--output", "seed_everything": "seeds", "model.seed": "seeds", "data.seed": "seeds"}
         if self.stop or any(key.startswith("stop.") for key in settings):
             decided["trainer.max_steps"] = "stop"
         if self.warmup is not None:
@@ -138,7 +162,7 @@ def flat(settings: dict[str, Any]) -> dict[str, Any]:
     return by_key
 
 
-def check_stop(stop: dict[str, Any], path: str) -> None:
+def check_stop(stop: dict[str, Any], path: str, name: str = "stop") -> None:
     """Check that a stop rule is one of steps, tokens and flops with a number of at least 1.
 
     Raises:
@@ -148,11 +172,11 @@ def check_stop(stop: dict[str, Any], path: str) -> None:
         return
     if not isinstance(stop, dict) or len(stop) > 1 or any(key not in STOPS for key in stop):
         raise UserError(
-            f"{path}: stop must be one of steps, tokens and flops, as in `stop: {{tokens: 1_000_000}}`, got {stop}"
+            f"{path}: {name} must be one of steps, tokens and flops, as in `{name}: {{tokens: 1_000_000}}`, got {stop}"
         )
     (value,) = stop.values()
     if type(value) not in (int, float) or not 1 <= value < math.inf:
-        raise UserError(f"{path}: stop must be a number of at least 1, got {value!r}")
+        raise UserError(f"{path}: {name} must be a number of at least 1, got {value!r}")
 
 
 def read_sweep(path: str | Path) -> Sweep:
@@ -184,7 +208,7 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
             raise UserError(f"unknown key {key} in sweep file {path}: {hint}")
     if "base" in values:
         values["base"] = _files(path, values["base"] or [values["base"]])
-    for key, parse in (("axes", _axis), ("runs", _change)):
+    for key, parse in (("axes", _axis), ("tune", _axis), ("runs", _change)):
         if key in values:
             if not isinstance(values[key], dict):
                 raise UserError(f"{path}: {key} must map names to what they are")
@@ -256,17 +280,13 @@ def variants(sweep: Sweep) -> list[Variant]:
         if sweep.baseline not in (None, *(variant.name for variant in declared)):
             raise UserError(f"{sweep.path}: baseline {sweep.baseline!r} is not one of its runs")
         return declared
-    axes = _short_names(sweep.axes)
+    axes = short_names(sweep.axes)
     first = {name: next(iter(values)) for name, values in axes.items()}
     numeric = [name for name, values in axes.items() if all(type(label) in (int, float) for label in values)]
     combined = []
-    for labels in itertools.product(*axes.values()):
-        values = dict(zip(axes, labels, strict=True))
+    for values, change in combinations(axes):
         if sweep.design == "one_change" and sum(values[name] != first[name] for name in axes) > 1:
             continue
-        change = Change()
-        for name, label in values.items():
-            change = change.then(axes[name][label])
         chosen = [f"{name}={label}" for name, label in values.items() if name not in numeric and label != first[name]]
         numbers = [f"{name}={values[name]}" for name in numeric]
         alone = len(numeric) == len(axes)
@@ -275,7 +295,16 @@ def variants(sweep: Sweep) -> list[Variant]:
     return combined
 
 
-def _short_names(axes: dict[str, dict[Any, Change]]) -> dict[str, dict[Any, Change]]:
+def combinations(axes: dict[str, dict[Any, Change]]) -> Iterator[tuple[dict[str, Any], Change]]:
+    """Yield every combination of the values of axes with its change; nothing at all once, if there are no axes."""
+    for labels in itertools.product(*axes.values()):
+        change = Change()
+        for values, label in zip(axes.values(), labels, strict=True):
+            change = change.then(values[label])
+        yield dict(zip(axes, labels, strict=True)), change
+
+
+def short_names(axes: dict[str, dict[Any, Change]]) -> dict[str, dict[Any, Change]]:
     """Shorten the names of axes to their last parts (short_term_window), where these are all different."""
     short = [name.rsplit(".", 1)[-1] for name in axes]
     return dict(zip(short if len(set(short)) == len(short) else axes, axes.values(), strict=True))

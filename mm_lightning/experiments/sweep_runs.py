@@ -6,11 +6,20 @@ import copy
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from mm_lightning.errors import UserError
-from mm_lightning.experiments.sweep_file import Change, Sweep, Variant, baseline_of, check_stop, variants
+from mm_lightning.experiments.sweep_file import (
+    Change,
+    Sweep,
+    Variant,
+    baseline_of,
+    check_stop,
+    combinations,
+    short_names,
+    variants,
+)
 from mm_lightning.yaml_text import dump_yaml, one_line
 
 if TYPE_CHECKING:
@@ -32,6 +41,7 @@ class Run:
         training_flops_per_token: forward and backward at the config's context.
         steps: optimizer steps.
         step_tokens: tokens of a step.
+        tuned: its values of the settings that are tuned.
     """
 
     variant: str
@@ -44,6 +54,12 @@ class Run:
     training_flops_per_token: int
     steps: int
     step_tokens: int
+    tuned: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """The variant with its tuned values."""
+        return ", ".join([self.variant, *(f"{name}={value}" for name, value in self.tuned.items())])
 
     @property
     def tokens(self) -> int:
@@ -57,25 +73,71 @@ class Run:
 
 
 def plan(sweep: Sweep) -> list[Run]:
-    """Return all runs, variant by variant, each with all seeds.
+    """Return all runs, variant by variant, each with all tuned values and all seeds: of these, few may be final runs.
 
     Raises:
         UserError: a mistake in the sweep file or the configs it names.
     """
     all_variants = variants(sweep)
     baseline = baseline_of(sweep, all_variants)
-    reference = resolve(sweep, baseline, None)
+    combined = list(combinations(short_names(sweep.tune)))
+    references = [resolve(sweep, baseline, None, tuned) for tuned in combined]
+    _check_matching(sweep, references)
     runs = []
     for variant in all_variants:
-        run = reference if variant is baseline else resolve(sweep, variant, reference)
-        for seed in sweep.seeds:
-            config = copy.deepcopy(run.config)
-            config["seed_everything"] = config["model"]["seed"] = config["data"]["seed"] = seed
-            folder = f"{slug(variant.name)}/seed-{seed}"
-            runs.append(Run(**{**vars(run), "seed": seed, "folder": folder, "config": config}))
+        for (tuned, change), reference in zip(combined, references, strict=True):
+            run = reference if variant is baseline else resolve(sweep, variant, reference, (tuned, change))
+            below = slug(", ".join(f"{name}={value}" for name, value in tuned.items())) + "/" if tuned else ""
+            for seed in sweep.seeds:
+                config = copy.deepcopy(run.config)
+                config["seed_everything"] = config["model"]["seed"] = config["data"]["seed"] = seed
+                folder = f"{slug(variant.name)}/{below}seed-{seed}"
+                runs.append(Run(**{**vars(run), "seed": seed, "folder": folder, "config": config}))
     _check_different(sweep, runs, lambda run: run.folder, "kept in the folder of {}: give one another name")
     _check_different(sweep, runs, lambda run: dump_yaml(run.config), "the same as {}: leave one out")
     return runs
+
+
+def plan_tuning(sweep: Sweep, runs: list[Run]) -> list[Run]:
+    """Return the runs that decide between tuned values: those of the first seed, or shorter ones by `tune_stop`."""
+    if not sweep.tune:
+        return []
+    if not sweep.tune_stop:
+        return [run for run in runs if run.seed == sweep.seeds[0]]
+    shorter = plan(replace(sweep, stop=sweep.tune_stop, seeds=sweep.seeds[:1]))
+    return [replace(run, folder=f"tuning/{run.folder}") for run in shorter]
+
+
+def plan_final(runs: list[Run], chosen: dict[str, dict[str, Any]]) -> list[Run]:
+    """Return the final runs: of each variant those with the chosen values, without values where none are chosen yet."""
+    final: dict[tuple[str, int], Run] = {}
+    for run in runs:
+        if not run.tuned or run.tuned == chosen.get(run.variant):
+            final[run.variant, run.seed] = run
+        else:
+            undecided = replace(run, tuned={}, folder=f"{slug(run.variant)}/seed-{run.seed}")
+            final.setdefault((run.variant, run.seed), undecided)
+    return list(final.values())
+
+
+def plan_largest(runs: list[Run], tuning: list[Run]) -> list[Run]:
+    """Return the final runs that are no tuning runs, if of each variant the tuned values with the most FLOPs win."""
+    largest: dict[str, Run] = {}
+    for run in runs:
+        if run.flops > largest.setdefault(run.variant, run).flops:
+            largest[run.variant] = run
+    tried = {run.folder for run in tuning}
+    return [run for run in runs if run.tuned == largest[run.variant].tuned and run.folder not in tried]
+
+
+def _check_matching(sweep: Sweep, references: list[Run]) -> None:
+    """Check that tuned values leave the network alone where others are made equal to it."""
+    matched = any(change.match for _, change in sweep.changes())
+    if matched and len({(run.parameters, run.training_flops_per_token) for run in references}) > 1:
+        raise UserError(
+            f"{sweep.path}: with `match`, tuned settings must leave parameters and FLOPs of {references[0].variant} as "
+            f"they are: use axes for settings that change the network"
+        )
 
 
 def _check_different(sweep: Sweep, runs: list[Run], what: Callable[[Run], str], mistake: str) -> None:
@@ -83,7 +145,7 @@ def _check_different(sweep: Sweep, runs: list[Run], what: Callable[[Run], str], 
     for run in runs:
         before = seen.setdefault(what(run), run)
         if before is not run:
-            raise UserError(f"{sweep.path}: {run.variant} would be {mistake.format(before.variant)}")
+            raise UserError(f"{sweep.path}: {run.label} would be {mistake.format(before.label)}")
 
 
 def slug(name: str) -> str:
@@ -93,20 +155,22 @@ def slug(name: str) -> str:
         UserError: it has no letter, is too long, or is a reserved name of the sweep's folder.
     """
     folder = re.sub(r"[^\w=.,+-]+", "_", name).replace(",_", ",").strip("_.,")
-    if not folder or len(folder.encode()) > 200 or folder in ("report", "slurm", "sweep.json"):
+    if not folder or len(folder.encode()) > 200 or folder in ("report", "slurm", "sweep.json", "tuning"):
         raise UserError(f"a variant cannot be called {name!r}: its name is also that of a folder; give it another")
     return folder
 
 
-def resolve(sweep: Sweep, variant: Variant, reference: Run | None) -> Run:
+def resolve(sweep: Sweep, variant: Variant, reference: Run | None, tuned: tuple[dict[str, Any], Change]) -> Run:
     """Return the run of a variant, without its seed.
 
     Args:
         sweep: the sweep.
         variant: one of its variants.
-        reference: the baseline, for variants with `match`.
+        reference: the baseline with the same tuned values, for variants with `match`.
+        tuned: the tuned values, and what they change.
     """
-    change = Change(sweep.base, sweep.settings).then(variant.change)
+    values, tuning = tuned
+    change = Change(sweep.base, sweep.settings).then(variant.change).then(tuning)
     stop = {key.removeprefix("stop."): value for key, value in change.settings.items() if key.startswith("stop.")}
     check_stop(stop, sweep.path)
     settings = {key: value for key, value in change.settings.items() if not key.startswith("stop.")}
@@ -114,6 +178,7 @@ def resolve(sweep: Sweep, variant: Variant, reference: Run | None) -> Run:
     if change.match and reference is not None and variant.name != reference.variant:
         settings |= _matching(sweep, run, reference, change.match)
         run = _parsed(sweep, variant, change.configs, settings)
+    run.tuned = values
     run.steps = _steps(run, stop or sweep.stop)
     _set_steps(sweep, run)
     return run

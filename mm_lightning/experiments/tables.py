@@ -8,12 +8,13 @@ from typing import Any
 from mm_lightning.checkpoint.environment import describe_hardware
 from mm_lightning.console import clock, print_table, say
 from mm_lightning.csv_text import csv_text
-from mm_lightning.experiments.drawing import humanize, si_format
+from mm_lightning.experiments.drawing import decimals, humanize, si_format, value_text
 from mm_lightning.experiments.figures import DERIVED
 from mm_lightning.experiments.page import NOTHING
 from mm_lightning.experiments.provenance import commit, remarks
 from mm_lightning.experiments.statistics import Difference, Row, Spread
 from mm_lightning.experiments.study import LOSS, Run, Study
+from mm_lightning.experiments.tuning import grid_table, warnings
 
 
 def table(study: Study, rows: list[Row]) -> tuple[list[str], list[list[str]]]:
@@ -51,9 +52,8 @@ def spread_text(spread: Spread | None, seeds: int) -> str:
     """Return mean and standard deviation, as in 2.4312 ± 0.0021."""
     if spread is None:
         return NOTHING
-    digits = _digits(spread.mean)
-    text = f"{spread.mean:.{digits}f}"
-    text += "" if spread.deviation is None else f" ± {spread.deviation:.{digits}f}"
+    text = value_text(spread.mean)
+    text += "" if spread.deviation is None else f" ± {spread.deviation:.{decimals(spread.mean)}f}"
     return text if len(spread.values) == seeds else f"{text} ({len(spread.values)} seeds)"
 
 
@@ -65,12 +65,6 @@ def difference_text(difference: Difference | None, seeds: int) -> str:
         return f"{difference.mean:+.4f} (1 seed)"
     text = f"{difference.mean:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]"
     return text if len(difference.values) == seeds else f"{text} ({len(difference.values)} pairs)"
-
-
-def _digits(value: float) -> int:
-    """Return the decimals of a number: five significant digits, at most four decimals."""
-    size = abs(value)
-    return 4 if size < 10 else 3 if size < 100 else 2 if size < 1000 else 1
 
 
 def _short(value: float | None) -> str:
@@ -94,9 +88,7 @@ def reference_rows(study: Study) -> list[list[str]]:
             for name, value in values.items():
                 by_reference.setdefault((name, metric), []).append(value)
     ends = {key: list(dict.fromkeys((min(values), max(values)))) for key, values in by_reference.items()}
-    return [
-        [name, humanize(metric), " to ".join(f"{v:.{_digits(v)}f}" for v in e)] for (name, metric), e in ends.items()
-    ]
+    return [[name, humanize(metric), " to ".join(value_text(v) for v in e)] for (name, metric), e in ends.items()]
 
 
 def show(study: Study, rows: list[Row]) -> None:
@@ -108,7 +100,9 @@ def show(study: Study, rows: list[Row]) -> None:
         if not run.finished:
             last = f": {run.last_line[:160]}" if run.last_line else ""
             say(f"does not count: {run.name}, {run.status} at step {reached(run)}{last}")
-    for note in [*remarks(study), *study.notes]:
+    if study.tuning is not None:
+        print_table(*grid_table(study.tuning), "tuning")
+    for note in [*remarks(study), *study.notes, *(warnings(study.tuning) if study.tuning else [])]:
         say(note)
 
 
@@ -117,9 +111,20 @@ def _axes(run: Run) -> dict[str, Any]:
     return {f"axis {axis}": value for axis, value in run.values.items()}
 
 
+def tuning_record(study: Study, run: Run) -> dict[str, Any]:
+    """Return the stage of a run (tuning, final or both) and its tuned values; nothing without tuning."""
+    if study.tuning is None:
+        return {}
+    stages = {"tuning": study.tuning.runs, "final": study.runs}
+    stage = " and ".join(name for name, runs in stages.items() if any(run is each for each in runs))
+    return {"stage": stage, **{f"tuned {name}": run.tuned.get(name) for name in study.tuning.axes}}
+
+
 def variant_record(study: Study, row: Row) -> dict[str, Any]:
     """Return a line of report.csv."""
     record: dict[str, Any] = {"variant": row.variant, **_axes(study.of(row.variant, finished=False)[0])}
+    if study.tuning is not None:
+        record |= {f"tuned {name}": study.chosen(row.variant).get(name) for name in study.tuning.axes}
     record |= {"seeds_finished": row.done, "seeds_planned": row.planned}
     record |= {"steps_fewest": row.steps and row.steps[0], "steps_most": row.steps and row.steps[1]}
     record["steps_planned"] = row.planned_steps
@@ -134,10 +139,10 @@ def variant_record(study: Study, row: Row) -> dict[str, Any]:
     return {**record, "training_seconds": row.seconds}
 
 
-def run_record(run: Run) -> dict[str, Any]:
-    """A line of runs.csv."""
+def run_record(study: Study, run: Run) -> dict[str, Any]:
+    """Return a line of runs.csv."""
     record: dict[str, Any] = {"variant": run.variant, "seed": run.seed, "folder": run.name, "status": run.status}
-    record |= {**_axes(run), "step": run.step, "steps_planned": run.steps}
+    record |= {**tuning_record(study, run), **_axes(run), "step": run.step, "steps_planned": run.steps}
     record |= {"last_validated_at": max(run.curve(LOSS), default=None), **run.final()}
     for name in ("parameters", "training_flops_per_token", "tokens", "training_flops", "tokens_per_second"):
         record[name] = getattr(run, name)

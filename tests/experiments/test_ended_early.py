@@ -10,6 +10,7 @@ from mm_lightning.experiments.launchers import Work
 from mm_lightning.experiments.provenance import remarks
 from mm_lightning.experiments.read_study import read_study
 from mm_lightning.experiments.statistics import summarize
+from mm_lightning.experiments.study import Study
 from mm_lightning.experiments.tables import run_record, steps_text, table, variant_record
 
 
@@ -86,7 +87,7 @@ def test_epochs_and_sessions_are_not_taken_for_what_they_are_not(tmp_path):
     write_run(path, curve({10: 3.0, 20: 2.0}), "trainer: {max_steps: -1, max_epochs: 3}")
     (run,) = read_study([tmp_path / "run"]).runs
     assert (run.steps, remarks(read_study([tmp_path / "run"]))) == (None, [])
-    assert run_record(run)["wall_seconds"] is not None
+    assert run_record(Study("s", [run]), run)["wall_seconds"] is not None
     (path / "environment.json").write_text(json.dumps({"earlier": [{}]}))
     (run,) = read_study([tmp_path / "run"]).runs
-    assert run_record(run)["wall_seconds"] is None  # of the last session alone
+    assert run_record(Study("s", [run]), run)["wall_seconds"] is None  # of the last session alone
