@@ -44,6 +44,33 @@ def test_memory_of_the_large_model(capsys):
     assert f"about {on_64} GB a GPU at 64 GPUs and {on_8} at 8" in TEXT
 
 
+RECIPE = (ROOT / "docs" / "recipe_small.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("config", ["small", "small_transformer", "small_32k", "small_32k_transformer"])
+def test_the_costs_of_the_recipe(config, capsys):
+    """Tokens, FLOPs, hours at 989 TFLOP/s with an MFU of 0.3, and days of 8 GPUs, as the page's formula gives them."""
+    token = cost(capsys, "--config", config)["training_flops_per_token"]
+    assert main(["fit", "--config", config, "--print_config"]) == 0
+    settings = yaml.safe_load(capsys.readouterr().out)
+    data = settings["data"]
+    tokens = settings["trainer"]["max_steps"] * data["global_batch_size"] * data["context_length"]
+    hours = token * tokens / (989e12 * 0.3) / 3600
+    name = "transformer" if "transformer" in config else "v2"
+    (row,) = [row for row in RECIPE.splitlines() if row.startswith(f"| {name}, context {data['context_length']:,} |")]
+    amount = f"{tokens / 1e9:.{1 if tokens > 1e10 else 2}f} B"
+    cells = [f"{token / 1e9:.3f}", f"{token * tokens:.2e}".replace("e+", "e"), f"{hours:,.0f}", f"{hours / 192:.1f}"]
+    assert row.split(" | ")[2:] == [*cells[:-1], f"{cells[-1]} |"]
+    assert row.split(" | ")[1] == amount
+
+
+def test_the_memory_of_the_recipe(capsys):
+    small, long = (cost(capsys, "--config", config) for config in ("small", "small_32k"))
+    assert f"{small['forward_flops_per_token'] / 1e9:.3f} GFLOPs a token forward" in RECIPE
+    assert f"{small['total_bytes_per_device'] / 1e9:.1f} of each GPU's 80 GB" in " ".join(RECIPE.split())
+    assert f"prints {long['total_bytes_per_device'] / 1e9:.1f} GB a GPU" in RECIPE
+
+
 @pytest.mark.parametrize("config", ["quickstart", "regbench", "facts", "small", "8b"])
 def test_parameters_in_the_table_of_configs(config, capsys):
     parameters = cost(capsys, "--config", config)["parameters"]
