@@ -194,5 +194,5 @@ def check_vocabulary(tokenizer: Tokenizer, config: NetworkConfig) -> None:
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(
             f"the tokenizer {tokenizer.name} has {tokenizer.vocab_size} tokens but model.network.vocab_size is "
-            f"{config.vocab_size}: make it at least as large"
+            f"{config.vocab_size}: set it to {tokenizer.vocab_size} or more"
         )

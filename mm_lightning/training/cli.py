@@ -29,7 +29,7 @@ from mm_lightning.training.check_config import check_settings
 from mm_lightning.training.command_options import SKIPPED, TRAINER_DEFAULTS, add_options, state_option_ranges
 from mm_lightning.training.command_results import report_evaluation, write_predictions
 from mm_lightning.training.config_files import ConfigFile, read_chain, split_configs
-from mm_lightning.training.data_preparation import drop_other_preparation
+from mm_lightning.training.data_preparation import drop_other_preparation, enlarge_vocabulary
 from mm_lightning.training.lightning_internals import kill_launched, parser_of, parser_options
 from mm_lightning.training.module import LanguageModule
 from mm_lightning.training.parser_errors import explain_parser_error
@@ -139,8 +139,11 @@ class TrainingCLI(LightningCLI):
             raise UserError(explain_parser_error(str(error), self.files, self._known(), self.options)) from error
         except UnicodeDecodeError as error:  # a section may be given as a file
             raise UserError(f"a file that an option names, as in --model FILE, is not UTF-8 text: {error}") from error
-        drop_other_preparation(self.config[self.command].data, self.files, self.options)
+        config = self.config[self.command]
+        drop_other_preparation(config.data, self.files, self.options)
         self.check_values()
+        if self.command == "fit" and not (self.run_config or config.ckpt_path or config.model.initial_weights):
+            enlarge_vocabulary(config, self.files, self.options)
 
     def check_values(self) -> None:
         """Check the values of all options against their ranges."""

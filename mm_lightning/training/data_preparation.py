@@ -1,4 +1,4 @@
-"""Drop the data preparation of a config where a later config or option names another data.path."""
+"""Fit a config to a data.path that a later config or option names: no preparation, a large enough vocabulary."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 from jsonargparse import Namespace
 
+from mm_lightning.console import say
+from mm_lightning.data.manifest import FILE, Manifest
 from mm_lightning.errors import UserError
 from mm_lightning.training.config_files import ConfigFile, flatten_config
 from mm_lightning.yaml_text import load_yaml
@@ -49,12 +51,39 @@ def drop_other_preparation(data: Namespace, files: Sequence[ConfigFile], options
             )
 
 
-def _typed(options: Sequence[str]) -> dict[str, Any]:
-    """Return the values of the options of the data section by their dotted names."""
+def enlarge_vocabulary(config: Namespace, files: Sequence[ConfigFile], options: Sequence[str]) -> None:
+    """Raise `model.network.vocab_size` to the tokenizer's where the data are named after it and have more tokens.
+
+    A vocabulary that is named together with the data, or later, stays; so do networks that weights are loaded into.
+
+    Args:
+        config: the parsed config, changed in place.
+        files: the config files, in order.
+        options: the other command-line options, which override the files.
+    """
+    layers = [{key for key, _ in flatten_config(file.values)} for file in files]
+    layers.append({*_typed(options), *_typed(options, "model")})
+    path, network = config.data.path, config.model.network.init_args
+    folder = Path(next(iter(path)) if isinstance(path, dict) else path).expanduser()
+    named = max((n for n, keys in enumerate(layers) if "data.path" in keys), default=-1)
+    if any(_is_vocabulary(key) for keys in layers[named:] for key in keys) or not (folder / FILE).is_file():
+        return
+    size = Manifest.load(folder).vocab_size
+    if size > network.get("vocab_size", size):
+        say(f"vocabulary         {size:,} tokens, as {folder} has them (the config has {network.vocab_size:,})")
+        network.vocab_size = size
+
+
+def _is_vocabulary(key: str) -> bool:
+    return key.startswith("model.network") and key.endswith(".vocab_size")
+
+
+def _typed(options: Sequence[str], section: str = "data") -> dict[str, Any]:
+    """Return the values of the options of a section by their dotted names."""
     layer: dict[str, Any] = {}
     for option, following in zip(options, [*options, ""][1:], strict=True):
         name, equals, value = option.partition("=")
-        if name == "--data" or name.startswith("--data."):
+        if f"{name}.".startswith(f"--{section}."):
             layer |= flatten_config(_plain(value if equals else following), name.removeprefix("--"))
     return layer
 

@@ -76,3 +76,24 @@ def test_a_folder_of_the_user_is_neither_filled_nor_to_be_deleted(tmp_path, caps
         assert "delete" not in said
         assert not list(tmp_path.rglob("manifest.json"))
         assert not (tmp_path / "new").exists()
+
+
+def test_a_vocabulary_grows_with_data_that_are_named_after_it(tmp_path, capsys):
+    text, data, small = tmp_path / "a.txt", str(tmp_path / "data"), tmp_path / "small.yaml"
+    text.write_text("some words " * 100)
+    assert main(["data", "prepare", str(text), "--output", data]) == 0  # of bytes: 258 tokens
+    network = {"class_path": "MemoryMosaicConfig", "init_args": {"vocab_size": 100}}
+    small.write_text(json.dumps({"base": "quickstart", "model": {"network": network}}))
+
+    def vocabulary(*options):
+        return parse_fit(["--config", str(small), *options]).model.network.vocab_size
+
+    capsys.readouterr()
+    assert vocabulary("--data.path", data) == 258
+    assert "258 tokens" in capsys.readouterr().out
+    assert vocabulary("--data.path", json.dumps({data: 1})) == 258
+    assert vocabulary("--data.path", data, "--model.network.vocab_size", "300") == 300
+    assert vocabulary("--data.path", data, "--model.network.init_args.vocab_size=200") == 200
+    assert vocabulary("--data.path", data, "--model.initial_weights", "mine.ckpt") == 100
+    assert vocabulary() == 100
+    assert parse_fit([*QUICKSTART, "--data.path", data]).model.network.vocab_size == 2048
