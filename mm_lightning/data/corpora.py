@@ -106,11 +106,9 @@ def _bad(file: SourceFile, place: str, error: Exception, settings: ReadSettings,
     where = f"{file.url} {place}".strip()
     reason = str(error) or type(error).__name__
     if isinstance(error, TooLong):
-        reason += ", the most that is read: largest_document allows more"
+        reason += ", the most that is read: --largest_document allows more"
     if settings.on_error == "refuse" and file.source != PACKAGES:
-        raise UserError(
-            f"cannot read {where}: {reason} (mend it, or leave such input out with on_error=skip)"
-        ) from error
+        raise UserError(f"cannot read {where}: {reason} (mend it, or leave such input out: --on_error skip)") from error
     if skipped is not None:
         skipped.append(f"{where}: {reason}")
 
@@ -158,7 +156,7 @@ def _row(record: bytes, key: str) -> str:
         raise BadInput("not a JSON object")
     if key not in row:
         keys = ", ".join(list(row)[:8]) or "nothing"
-        raise BadInput(f"no key {key!r}; it has {keys} (text_key=... names another)")
+        raise BadInput(f"no key {key!r}; it has {keys} (--text_key names another)")
     if not isinstance(row[key], str):
         kind = {type(None): "null", dict: "an object", list: "a list", bool: "a truth value"}.get(
             type(row[key]), "a number"
@@ -198,13 +196,13 @@ def _check_column(pa: ModuleType, schema: Any, key: str) -> None:
     if schema.names.count(key) != 1:
         names = ", ".join(schema.names[:8])
         number = "more than one column" if key in schema.names else "no column"
-        raise BadInput(f"{number} {key!r}; it has {names} (text_key=... names another)")
+        raise BadInput(f"{number} {key!r}; it has {names} (--text_key names another)")
     kind = schema.field(key).type
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     texts = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view", "null")
     if str(kind) not in texts:
-        raise BadInput(f"the column {key!r} holds {kind}, not text (text_key=... names another)")
+        raise BadInput(f"the column {key!r} holds {kind}, not text (--text_key names another)")
 
 
 def _cell(cell: Any, longest: int) -> str:

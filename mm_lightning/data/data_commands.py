@@ -74,7 +74,7 @@ def __getattr__(name: str) -> Callable[..., None]:
 
     kind = find_generator(name)
     about = (getdoc(kind) or "").split("\n\nArgs:")[0]
-    command.__doc__ = f"""Generate {about}
+    command.__doc__ = f"""{about}
 
 Args:
     output: folder to make.

@@ -136,9 +136,10 @@ class Manifest:
         """
         path = Path(folder).expanduser() / FILE
         if not path.is_file():
-            raise UserError(
-                f"no prepared data in {path.parent}: run `mm data prepare SOURCES --output {quote(str(path.parent))}`"
-            )
+            here = quote(str(path.parent))
+            texts = any(file.suffix in (".txt", ".jsonl", ".parquet") for file in path.parent.glob("*"))
+            command = f"{here} --output data/NAME` and name that" if texts else f"SOURCES --output {here}`"
+            raise UserError(f"no prepared data in {path.parent}: run `mm data prepare {command}")
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             version = content["format_version"]

@@ -84,7 +84,7 @@ def list_files(sources: Iterable[str], settings: ReadSettings) -> list[SourceFil
         of_source = _python_sources(source) if source in (STDLIB, PACKAGES) else _find(source, settings)
         if not of_source:
             suffixes = ", ".join(settings.suffixes or _KINDS)
-            raise UserError(f"nothing to read in {source}: no file with suffix {suffixes} (suffixes=[...] adds others)")
+            raise UserError(f"nothing to read in {source}: no file with suffix {suffixes} (--suffixes names others)")
         files.extend(of_source)
     if not files:
         raise UserError(f"no sources: give files, folders, globs, URLs, {STDLIB} or {PACKAGES}")

@@ -113,7 +113,7 @@ def is_prepared(paths: Sequence[str]) -> bool:
 
 
 def text_files(path: str) -> list[str]:
-    """A file, or the .txt files of a folder, in order.
+    """A file, or the .txt files of a folder that are not empty, in order.
 
     Raises:
         UserError: the folder has none.
@@ -121,7 +121,7 @@ def text_files(path: str) -> list[str]:
     folder = Path(path).expanduser()
     if not folder.is_dir():
         return [path]
-    found = sorted(str(file) for file in folder.rglob("*.txt"))
+    found = sorted(str(file) for file in folder.rglob("*.txt") if file.stat().st_size)
     if not found:
         raise UserError(f"--text {path} is a folder without .txt files, and was not prepared by `mm data prepare`")
     return found

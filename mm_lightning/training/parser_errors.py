@@ -50,7 +50,7 @@ def explain_parser_error(message: str, files: list[ConfigFile], known: list[str]
         return f'unknown config key "{match[1]}"{_where(match[1], files)}: `--print_config` shows every key'
     elif match := re.search(r"arguments are required: (.+)", message):
         missing = re.sub(r"\b(fit|validate|test|predict)\.", "", match[1])
-        return f"nothing says what {missing} is: name a config, as in --config configs/quickstart.yaml"
+        return f"not set: {missing}: name a config, as in --config configs/quickstart.yaml"
     elif match := re.search(r"unrecognized arguments: (\S+\.ya?ml)\b", message):
         return f"{match[1]} belongs to no option: did you mean --config {match[1]}?"
     else:

@@ -108,6 +108,9 @@ def test_json_nested_too_deep_is_damage(copy):
 def test_a_missing_folder_says_how_to_make_it(tmp_path):
     with pytest.raises(UserError, match=f"no prepared data in {tmp_path}/x: run `mm data prepare"):
         check(tmp_path / "x")
+    (tmp_path / "a.txt").write_text("text")
+    with pytest.raises(UserError, match=f"run `mm data prepare {tmp_path} --output data/NAME` and name that"):
+        check(tmp_path)
 
 
 def test_shards_must_fit_the_model(folder, tmp_path):

@@ -337,7 +337,7 @@ def test_the_split_is_a_hash_of_the_text():
 
 def test_a_refused_preparation_goes_on_when_told_to_skip(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"no": 1}\n{"text": "two"}\n')
-    with pytest.raises(UserError, match="on_error=skip"):
+    with pytest.raises(UserError, match="--on_error skip"):
         run([tmp_path / "a.jsonl"], tmp_path / "out", validation_fraction=0.0)
     made = run([tmp_path / "a.jsonl"], tmp_path / "out", validation_fraction=0.0, on_error="skip")
     assert made.splits["train"].documents == 2

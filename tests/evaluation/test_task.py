@@ -82,6 +82,7 @@ def test_a_folder_of_texts_is_its_files_in_order(tmp_path):
     (tmp_path / "b.txt").write_text("two")
     (tmp_path / "a.txt").write_text("one")
     (tmp_path / "c.md").write_text("no text")
+    (tmp_path / "nothing.txt").write_text("")  # passed over, as by `mm data prepare`
     found = of_files([str(tmp_path)], load_tokenizer("bytes"))
     assert [bytes(part.tolist()) for part in found.parts] == [b"one", b"two"]
     (tmp_path / "empty").mkdir()
