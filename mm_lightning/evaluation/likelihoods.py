@@ -1,4 +1,4 @@
-"""How probable continuations are: several of each of many contexts, each context read once."""
+"""Likelihoods of continuations: several of each of many contexts, each context read once."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class Choices:
 
 
 def likelihoods(model: Model, questions: Sequence[Choices], beginning: Reader | None = None) -> list[list[Likelihood]]:
-    """How probable the continuations of each context are.
+    """Return the likelihoods of the continuations of each context.
 
     Args:
-        model: who is asked.
+        model: the network.
         questions: in any order; those of like lengths are read side by side.
         beginning: of :meth:`Model.prefill`, what all contexts begin with; it is not read again, and stays as it is.
     """
-    found: list[list[Likelihood]] = [[] for _ in questions]
+    answers: list[list[Likelihood]] = [[] for _ in questions]
     known = 0 if beginning is None else len(beginning.documents[0])
     for batch in model.batches([len(question.context) for question in questions], alike=beginning is not None):
         contexts = [list(questions[n].context[known:]) for n in batch]
@@ -47,8 +47,8 @@ def likelihoods(model: Model, questions: Sequence[Choices], beginning: Reader | 
                 reader = Branches(beginning, [0] * len(batch), room)
             reader.read(contexts)
             for n, likelihood in _continue(model, reader, [questions[n].continuations for n in batch]):
-                found[batch[n]].append(likelihood)
-    return found
+                answers[batch[n]].append(likelihood)
+    return answers
 
 
 def _continue(

@@ -60,20 +60,20 @@ def stretches(documents: Texts, length: int, limit: int) -> list[Stretch]:
     long = [n for n, part in enumerate(documents.parts) if len(part) >= length]
     count = min(len(long), limit)
     chosen = [long[n * len(long) // count] for n in range(count)]
-    found = [Stretch(documents.parts[n][:length], [n]) for n in chosen]
+    sequences = [Stretch(documents.parts[n][:length], [n]) for n in chosen]
     pieces: list[np.ndarray] = []
     members: list[int] = []
     for n, part in enumerate(documents.parts):
-        if len(found) == limit:
+        if len(sequences) == limit:
             break
         if len(part) >= length:
             continue
         pieces.append(part)
         members.append(n)
         if sum(map(len, pieces)) >= length:
-            found.append(Stretch(np.concatenate(pieces)[:length], members))
+            sequences.append(Stretch(np.concatenate(pieces)[:length], members))
             pieces, members = [], []
-    return found
+    return sequences
 
 
 def of_files(paths: Sequence[str], tokenizer: Tokenizer) -> Texts:
@@ -113,7 +113,7 @@ def is_prepared(paths: Sequence[str]) -> bool:
 
 
 def text_files(path: str) -> list[str]:
-    """A file, or the .txt files of a folder that are not empty, in order.
+    """Return a file, or the .txt files of a folder that are not empty, in order.
 
     Raises:
         UserError: the folder has none.
@@ -121,10 +121,10 @@ def text_files(path: str) -> list[str]:
     folder = Path(path).expanduser()
     if not folder.is_dir():
         return [path]
-    found = sorted(str(file) for file in folder.rglob("*.txt") if file.stat().st_size)
-    if not found:
+    files = sorted(str(file) for file in folder.rglob("*.txt") if file.stat().st_size)
+    if not files:
         raise UserError(f"--text {path} is a folder without .txt files, and was not prepared by `mm data prepare`")
-    return found
+    return files
 
 
 def of_run(checkpoint: Path | None, tokenizer: Tokenizer) -> Texts:
@@ -133,8 +133,8 @@ def of_run(checkpoint: Path | None, tokenizer: Tokenizer) -> Texts:
     Raises:
         UserError: its run folder or its data is not there.
     """
-    found = [of_folder(folder, tokenizer) for folder in held_out(checkpoint)]
-    return Texts(", ".join(one.source for one in found), [part for one in found for part in one.parts])
+    texts = [of_folder(folder, tokenizer) for folder in held_out(checkpoint)]
+    return Texts(", ".join(one.source for one in texts), [part for one in texts for part in one.parts])
 
 
 def held_out(checkpoint: Path | None) -> list[Path]:

@@ -33,7 +33,7 @@ class LossByPosition(ReadingTask):
     multiples: ClassVar[tuple[int, ...]] = (1, 2, 4, 8)
 
     def items(self, model: Model) -> list[Item]:
-        """The sequences, of the longest context."""
+        """Return the sequences, of the longest context."""
         documents = self.documents(model)
         return [
             Item(key, {"documents": "joined" if len(stretch.documents) > 1 else "whole"}, (documents.source, stretch))
@@ -41,7 +41,7 @@ class LossByPosition(ReadingTask):
         ]
 
     def ask(self, model: Model, items: list[Item]) -> Iterator[Record]:
-        """Reads the sequences, as many side by side as fit."""
+        """Read the sequences, as many side by side as fit."""
         import torch
 
         lengths = self.lengths(model)
@@ -94,14 +94,14 @@ class LossByPosition(ReadingTask):
         return measurements
 
     def rows(self, records: list[Record]) -> list[Row]:
-        """The same, and how many sequences are joined of several documents."""
+        """Return also how many sequences are joined of several documents."""
         joined = [float(len(record["documents"]) > 1) for record in records]
         share = sum(joined) / len(joined)
         group = {"sequences": "joined of several documents"}
         return [*super().rows(records), Row(group, "share", share, None, len(joined), "share")]
 
     def headline(self, rows: list[Row]) -> list[Row]:
-        """The losses of whole contexts; those by position are in the report."""
+        """Return the losses of whole contexts; those by position are in the report."""
         return [row for row in rows if "context" in row.group]
 
 

@@ -1,7 +1,7 @@
 """A trained network with its tokenizer, ready to be asked: the one way in which tasks meet networks.
 
 Every method bounds its memory by itself: tokens go through the network in chunks, rows side by side in batches, and
-logits exist for a few positions at a time. How probable continuations are is asked by
+logits exist for a few positions at a time. The likelihoods of continuations are those of
 :func:`mm_lightning.evaluation.likelihoods.likelihoods`.
 """
 
@@ -47,11 +47,11 @@ LOGITS = 1 << 24
 
 @dataclass(frozen=True)
 class Likelihood:
-    """How probable a continuation is.
+    """The likelihood of a continuation.
 
     Attributes:
         log_prob: of all its tokens, in nats.
-        greedy: whether each of its tokens is the most probable one: whether greedy decoding would write it.
+        greedy: True if each of its tokens is the most probable one: if greedy decoding would write it.
     """
 
     log_prob: float
@@ -65,7 +65,7 @@ class Model:
         network: in evaluation mode, on its device.
         tokenizer: the one it was trained with.
         context_length: tokens of a training sequence; None if it is not known.
-        bf16: whether to compute in bf16 (autocast).
+        bf16: compute in bf16 (autocast).
         batch_size: rows side by side at most.
         together: tokens, over all rows, that go through the network together.
         checkpoint: where the network is from, if from a file.
@@ -146,16 +146,16 @@ class Model:
         return self.tokenizer.eos
 
     def encode(self, text: str) -> list[int]:
-        """Tokens of a text, without those around a document."""
+        """Return the tokens of a text, without those around a document."""
         return self.tokenizer.encode(text)
 
     def decode(self, tokens: Tokens) -> str:
-        """The text of tokens."""
+        """Return the text of tokens."""
         return self.tokenizer.decode(tokens)
 
     @contextlib.contextmanager
     def computing(self) -> Iterator[None]:
-        """How everything is computed: without gradients, in this model's precision; a full GPU is a user's error."""
+        """Context manager for inference in this model's precision; a full GPU is a user's error."""
         try:
             with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
                 yield
@@ -165,7 +165,7 @@ class Model:
             ) from error
 
     def prefill(self, tokens: Tokens) -> Reader:
-        """Who has read the beginning of a document, `bos` included, for questions that share it."""
+        """Return a reader that has read the beginning of a document, `bos` included, for questions that share it."""
         reader = Reader(self.network, 1, len(tokens), self.together)
         with self.computing(), self.reading(len(tokens)) as report:
             reader.read([tokens], report)
@@ -194,7 +194,7 @@ class Model:
         return answers
 
     def losses(self, rows: Tensor) -> Iterator[Tensor]:
-        """The loss of every token but the first of some documents, from left to right.
+        """Yield the losses of the tokens of some documents from left to right, but of the first.
 
         Args:
             rows: (B, T) int64, documents of equal length, `bos` included.
@@ -212,11 +212,11 @@ class Model:
             yield -log_probs.view(targets.shape)
 
     def rows_of(self, tokens: int) -> int:
-        """How many documents of so many tokens to take side by side."""
+        """Return the number of documents of so many tokens to take side by side."""
         return min(self.batch_size, max(1, HELD_TOKENS // max(1, tokens)))
 
     def batches(self, lengths: Sequence[int], more: int = 0, alike: bool = False) -> Iterator[list[int]]:
-        """Numbers of documents to take side by side, the longest first.
+        """Yield the numbers of documents to take side by side, the longest first.
 
         Args:
             lengths: of the documents.
@@ -241,17 +241,17 @@ class Model:
             yield at, x
 
     def _predict(self, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """(N,) log probabilities of targets, and whether each is the most probable token, from (N, d)."""
+        """Return (N,) log probabilities of targets and which are the most probable tokens, from (N, d)."""
         size = max(1, LOGITS // self.network.config.vocab_size)
         parts = [
-            _judged(self.network.classifier(part).float(), wanted)
-            for part, wanted in zip(x.split(size), targets.split(size), strict=True)
+            _judged(self.network.classifier(part).float(), some)
+            for part, some in zip(x.split(size), targets.split(size), strict=True)
         ]
         log_probs, best = zip(*parts, strict=True)
         return torch.cat(log_probs), torch.cat(best)
 
     def score(self, reader: Reader, continuations: Sequence[Tokens]) -> list[Likelihood]:
-        """The likelihood of a continuation of each of a reader's documents."""
+        """Return the likelihood of a continuation of each of a reader's documents."""
         assert reader.logits is not None
         sizes = torch.tensor([len(tokens) for tokens in continuations])
         time = int(sizes.max())
@@ -265,14 +265,14 @@ class Model:
             part = slice(at + 1, at + 1 + x.shape[1])
             chosen = asked[:, part]
             if chosen.any():
-                found = self._predict(x[chosen], rows[:, part][chosen])
-                log_probs[:, part][chosen], best[:, part][chosen] = found
+                results = self._predict(x[chosen], rows[:, part][chosen])
+                log_probs[:, part][chosen], best[:, part][chosen] = results
         total, greedy = log_probs.double().sum(1).tolist(), best.all(1).tolist()
         return [Likelihood(*pair) for pair in zip(total, greedy, strict=True)]
 
 
 def _judged(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """(N,) log probabilities of targets, and whether each is the most probable token, from (N, V) logits."""
+    """Return (N,) log probabilities of targets and which are the most probable tokens, from (N, V) logits."""
     return logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0], logits.argmax(-1) == targets
 
 
@@ -288,9 +288,9 @@ def changed(
     Raises:
         UserError: it has no long-term memory, or nothing else; or a setting would change its parameters.
     """
-    wanted = dict(settings or {})
+    changes = dict(settings or {})
     changeable = sorted(CHANGEABLE_FIELDS & {field.name for field in dataclasses.fields(config)})
-    for name in wanted:
+    for name in changes:
         if name not in changeable:
             raise UserError(
                 f"network: {name} of {path} cannot be changed after training, only {', '.join(changeable)} can"
@@ -302,9 +302,9 @@ def changed(
         if not long_term and inference_delay is not None:
             raise UserError("with the long-term memory removed there is no inference_delay: give one of the two")
     if not long_term:
-        wanted["levels"] = tuple(level for level in config.levels if level != "long")
-        if not wanted["levels"]:
+        changes["levels"] = tuple(level for level in config.levels if level != "long")
+        if not changes["levels"]:
             raise UserError(f"{path}: nothing is left of its network without the long-term memory")
     if inference_delay is not None:
-        wanted["inference_delay"] = inference_delay
-    return dataclasses.replace(config, **wanted) if wanted else config
+        changes["inference_delay"] = inference_delay
+    return dataclasses.replace(config, **changes) if changes else config

@@ -45,7 +45,7 @@ class RegBench(Task):
         return list(generate(RegBenchConfig(test_sequences=self.limit or 1000, seed=self.seed), "validation", set()))
 
     def items(self, model: Model) -> list[Item]:
-        """One for each sequence.
+        """Return an item for each sequence.
 
         Raises:
             UserError: the network was not trained on RegBench.
@@ -104,9 +104,13 @@ class RegBench(Task):
             name = label(low, high)
             parts[name] = {r["key"]: r["by_words_read"][name] for r in records if name in r["by_words_read"]}
         return [
-            ratio({"words_read": name}, self.metric(metric), {key: (sums[n], sums[-1]) for key, sums in found.items()})
-            for name, found in parts.items()
-            if found
+            ratio(
+                {"words_read": name},
+                self.metric(metric),
+                {key: (sums[n], sums[-1]) for key, sums in part.items()},
+            )
+            for name, part in parts.items()
+            if part
             for n, metric in enumerate(METRICS)
         ]
 

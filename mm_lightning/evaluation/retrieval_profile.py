@@ -60,8 +60,8 @@ class RetrievalProfile(ReadingTask):
             with model.computing():
                 mean = retrieval_profile(model.network, tokens).mean()  # (L, H, T) by level
             profile = {level: binned(weights.mean(1)) for level, weights in mean.items()}
-            own = {level: float(weights[..., 0].mean()) for level, weights in mean.items()}
-            yield item.record({}, blocks=profile, own_position=own, documents=item.content.documents)
+            self_weight = {level: float(weights[..., 0].mean()) for level, weights in mean.items()}
+            yield item.record({}, blocks=profile, own_position=self_weight, documents=item.content.documents)
 
     def measurements(self, records: Sequence[Record]) -> list[Measurement]:
         """Return mean weights over blocks and heads by level and distance; attention reads its own place too."""
@@ -73,9 +73,9 @@ class RetrievalProfile(ReadingTask):
                 for place in places:
                     values = {record["key"]: fmean(record["blocks"][level][place]) for record in same}
                     measurements.append(Measurement({**group, "distance": place}, self.metric("weight"), values))
-                own = {record["key"]: record["own_position"][level] for record in same}
-                if any(own.values()):
-                    measurements.append(Measurement(group, self.metric("weight of its own position"), own))
+                self_weights = {record["key"]: record["own_position"][level] for record in same}
+                if any(self_weights.values()):
+                    measurements.append(Measurement(group, self.metric("weight of its own position"), self_weights))
         return measurements
 
 

@@ -41,7 +41,7 @@ class Samples:
         self.folder = folder
 
     def claim(self, identity: dict[str, Any], session: dict[str, Any] | None) -> None:
-        """Makes the folder, or holds what is there against what is asked now.
+        """Make the folder, or check that it holds answers to what is asked now.
 
         Args:
             identity: all that decides the records.
@@ -109,16 +109,16 @@ class Samples:
         return f"its data have changed (hash {before[DATA]} before, {now[DATA]} now)"
 
     def sessions(self) -> list[dict[str, Any]]:
-        """The files of all processes that answered, in order."""
+        """Return date, code and hardware of every sitting, in order."""
         return read_json(self.folder / SETTINGS)["sessions"]
 
     def files(self) -> list[Path]:
-        """All that hold records."""
+        """Return the files that hold records."""
         return sorted(self.folder.glob("samples*.jsonl"))
 
     def read(self) -> dict[str, Record]:
-        """Every whole record by its key; a last line that was not finished is left out."""
-        found = {}
+        """Return every whole record by its key; a last line that was not finished is left out."""
+        records = {}
         for path in self.files():
             try:
                 data = path.read_bytes()
@@ -127,18 +127,18 @@ class Samples:
             for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), 1):
                 try:
                     record = json.loads(line)
-                    found[record["key"]] = record
+                    records[record["key"]] = record
                 except (ValueError, TypeError, KeyError) as error:
                     raise UserError(f"{path}, line {number} is damaged: delete the line, or the folder") from error
-        return found
+        return records
 
     def count(self) -> int:
-        """About how many there are, for a progress bar."""
+        """Return about how many records there are, for a progress bar."""
         return sum(path.read_bytes().count(b"\n") for path in self.files() if path.exists())
 
     @contextmanager
     def writer(self, rank: int, world_size: int) -> Iterator[Any]:
-        """A function that appends a record and flushes it.
+        """Context manager that gives a function which appends a record and flushes it.
 
         Raises:
             UserError: another process is writing there.
@@ -160,7 +160,7 @@ class Samples:
             yield write
 
     def gather(self, keys: Iterable[str], records: dict[str, Record]) -> list[Record]:
-        """Joins the files of all processes into samples.jsonl, in the order of the keys; returns the records."""
+        """Join the files of all processes into samples.jsonl, in the order of the keys; return the records."""
         ordered = [records[key] for key in keys]
         target = self.folder / SAMPLES
         with staged(target) as beside, open(beside, "w", encoding="utf-8") as file:
@@ -192,7 +192,7 @@ class Samples:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a file that this package wrote.
+    """Return the content of a file that this package wrote.
 
     Raises:
         UserError: it is damaged.
@@ -210,8 +210,8 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}"""
-    found: dict[str, Any] = {}
+    """Return nested values by their full names: {"a": {"b": 1}} -> {"a.b": 1}."""
+    values: dict[str, Any] = {}
     for key, value in tree.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return found
+        values |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return values

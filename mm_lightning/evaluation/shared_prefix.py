@@ -28,8 +28,8 @@ class Branches(Reader):
         index = torch.tensor(rows, device=reader.logits.device)
         self.state = branch(reader.state, index, self.network.new_state(len(rows)), room + 1)
         self.logits = reader.logits[index]
-        own = isinstance(reader, Branches)
-        self.documents = [list(reader.documents[row]) if own else [] for row in rows]
+        branched = isinstance(reader, Branches)
+        self.documents = [list(reader.documents[row]) if branched else [] for row in rows]
 
     def fork(self, rows: Sequence[int], capacity: int = 0) -> Reader:
         """As of any reader; nothing shared is copied."""

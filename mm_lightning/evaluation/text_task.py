@@ -45,7 +45,7 @@ class ReadingTask(Task):
         self._hashes: dict[Path | None, str] = {}
 
     def settings_for(self, checkpoint: Path | None) -> dict[str, Any]:
-        """The text counts by its content, not by its place."""
+        """Return the settings; the text counts by its content, not by its place."""
         place = None if self.text else checkpoint
         if place not in self._hashes:
             self._hashes[place] = digest(self.text, place)

@@ -27,7 +27,7 @@ from mm_lightning.style import COLORS, GREY, INK, MARKERS, REFERENCES, figure_of
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# what the validation loss says already
+# functions of the validation loss, which has figures of its own
 DERIVED = ("validation/perplexity", "validation/bits_per_byte")
 # An untrained network's loss would flatten the curves: they are framed by what follows this share of a run.
 FRAMED_FROM = 0.3
@@ -40,7 +40,7 @@ def draw(study: Study, rows: list[Row], looks: Looks) -> list[Drawing]:
 
     Args:
         study: the runs.
-        rows: what the table says of each variant.
+        rows: the statistics of each variant.
         looks: color, marker and dashes of each variant.
 
     Raises:
@@ -169,19 +169,19 @@ def _curves(
 
 
 def _references(study: Study, metric: str, axes: Axes) -> list[float]:
-    """Horizontal lines to hold a metric against, where they are the same for all runs; returns their heights."""
-    found: dict[str, set[float]] = {}
+    """Draw reference values of a metric that are the same for all runs as horizontal lines; return their heights."""
+    references: dict[str, set[float]] = {}
     for run in study.runs:
         for name, value in run.references.get(metric, {}).items():
-            found.setdefault(name, set()).add(value)
-    lines = {name: values.pop() for name, values in found.items() if len(values) == 1}
+            references.setdefault(name, set()).add(value)
+    lines = {name: values.pop() for name, values in references.items() if len(values) == 1}
     for n, (name, value) in enumerate(lines.items()):
         axes.axhline(value, color=GREY, linewidth=1, linestyle=REFERENCES[n % len(REFERENCES)], label=name, zorder=1)
     return list(lines.values())
 
 
 def _final(study: Study, rows: list[Row], looks: Looks) -> Drawing | None:
-    """The last validation loss of each variant, seed by seed, and differences from the baseline with intervals."""
+    """Draw the last validation loss of each variant by seed, and differences from the baseline with intervals."""
     rows = [row for row in rows if LOSS in row.metrics]
     if not rows:
         return None
@@ -196,11 +196,12 @@ def _final(study: Study, rows: list[Row], looks: Looks) -> Drawing | None:
         left.plot(list(values.values.values()), [place] * len(values.values), markersize=4.5, alpha=0.6, **look)
         left.plot([values.mean], [place], **{**look, "marker": "|"}, markersize=15, markeredgewidth=2)
         if right is not None and row.difference is not None:
-            found = row.difference
-            right.plot(list(found.values.values()), [place - 0.25] * len(found.values), markersize=3, alpha=0.6, **look)
-            right.plot([found.mean], [place], **{**look, "marker": "D"}, markersize=5)
-            if found.low is not None:
-                right.plot([found.low, found.high], [place, place], color=look["color"], linewidth=2)
+            mean, by_seed = row.difference.mean, list(row.difference.values.values())
+            right.plot(by_seed, [place - 0.25] * len(by_seed), markersize=3, alpha=0.6, **look)
+            right.plot([mean], [place], **{**look, "marker": "D"}, markersize=5)
+            if row.difference.low is not None:
+                ends = [row.difference.low, row.difference.high]
+                right.plot(ends, [place, place], color=look["color"], linewidth=2)
     left.set_yticks(range(len(rows)), labels)
     left.set_ylim(len(rows) - 0.5, -0.5)
     left.set_xlabel("validation loss, nats per token")
@@ -216,10 +217,10 @@ def _final(study: Study, rows: list[Row], looks: Looks) -> Drawing | None:
 
 
 def _cut(axes: Axes, rows: list[Row]) -> str:
-    """Keeps the intervals of two seeds, which are very wide, from hiding all else; says so where it does."""
-    found = [row.difference for row in rows if row.difference]
-    dots = max(abs(value) for difference in found for value in difference.values.values()) or 1e-4
-    ends = [end for d in found for end in (d.low, d.high) if end is not None]
+    """Cut the very wide intervals of two seeds, which would hide all else; return a remark where it does."""
+    differences = [row.difference for row in rows if row.difference]
+    dots = max(abs(value) for difference in differences for value in difference.values.values()) or 1e-4
+    ends = [end for d in differences for end in (d.low, d.high) if end is not None]
     limit = 3 * dots
     if not any(abs(end) > limit for end in ends):
         return ""
@@ -228,7 +229,7 @@ def _cut(axes: Axes, rows: list[Row]) -> str:
 
 
 def number(value: Any) -> float | None:
-    """A value of an axis as a number, if it is one."""
+    """Return a value of an axis as a number, if it is one."""
     try:
         return None if isinstance(value, bool) or value is None else float(value)
     except (TypeError, ValueError):
@@ -236,17 +237,17 @@ def number(value: Any) -> float | None:
 
 
 def numeric_axes(study: Study) -> list[str]:
-    """The axes on which the runs have three or more places, all of them numbers."""
-    found = []
+    """Return the axes on which the runs have three or more places, all of them numbers."""
+    axes = []
     for axis in study.axes:
         places = {number(run.values[axis]) for run in study.runs if axis in run.values}
         if len(places) >= 3 and None not in places:
-            found.append(axis)
-    return found
+            axes.append(axis)
+    return axes
 
 
 def _against_axis(study: Study, metric: str, axis: str) -> Drawing | None:
-    """Final values against a numeric axis: a line for each combination of the other axes' values."""
+    """Draw final values against a numeric axis: a line for each combination of the other axes' values."""
     lines: dict[str, dict[float, list[float]]] = {}
     marks: dict[str, dict[float, list[float]]] = {}
     for run in study.runs:

@@ -10,7 +10,7 @@ from mm_lightning.markdown import Markup, code_block, markdown_table, plain
 from mm_lightning.terminal import visible
 
 NOTHING = "–"
-"""In cells of tables that have no number."""
+"""The text of cells of tables that have no number."""
 
 STYLE = """\
 :root { color-scheme: light dark; }
@@ -66,7 +66,7 @@ class Points:
 
 @dataclass
 class Facts:
-    """Names with what there is to say about each."""
+    """Names, each with a text about it."""
 
     items: dict[str, str]
 
@@ -99,7 +99,7 @@ class Table:
 
 @dataclass
 class Drawing:
-    """A drawing: the SVG document, the name of its file, what it shows, and perhaps the same as PNG."""
+    """A drawing: the SVG document, the name of its file, its caption, and perhaps the same as PNG."""
 
     svg: str
     name: str
@@ -112,13 +112,13 @@ Block = Heading | Text | Points | Facts | Code | Table | Drawing
 
 
 def markdown(title: str, blocks: list[Block]) -> str:
-    """The document as Markdown; figures are looked for as figures/NAME.svg beside it."""
+    """Return the document as Markdown; figures are looked for as figures/NAME.svg beside it."""
     parts = [f"# {plain(title)}", *(markdown_block(block) for block in blocks)]
     return "\n\n".join(parts) + "\n"
 
 
 def markdown_block(block: Block) -> str:
-    """One block as Markdown."""
+    """Return one block as Markdown."""
     match block:
         case Heading(text, level):
             return f"{'#' * level} {plain(text)}"
@@ -145,7 +145,7 @@ def _slanted(text: str, slanted: bool) -> str:
 
 
 def page(title: str, blocks: list[Block]) -> str:
-    """The document as HTML that needs no other file."""
+    """Return the document as HTML that needs no other file."""
     body = "\n".join(_html_block(block) for block in blocks)
     return f"""<!doctype html>
 <html lang="en">
@@ -203,7 +203,7 @@ def _cell(tag: str, text: str, table: Table, row: int | None, column: int) -> st
 
 
 def _inline(svg: str, caption: str) -> str:
-    """The drawing as part of a page: on the page's ground, in the page's color."""
+    """Return the drawing as part of a page: on the page's ground, in the page's color."""
     from mm_lightning.style import INK
 
     drawing = svg[svg.index("<svg") :].replace(GROUND, "", 1).replace(INK, "currentColor")

@@ -49,7 +49,7 @@ REPORT = FolderKind(
 def report_command(
     folders: list[Place] | Place, output: Place | None = None, baseline: Name | None = None, overwrite: bool = False
 ) -> None:
-    """Compares runs and evaluations: tables, figures and a page (index.html), as in `mm report runs/ablation`.
+    """Compare runs and evaluations: tables, figures and a page (index.html), as in `mm report runs/ablation`.
 
     mm report runs/ablation                                       a sweep's folder
     mm report runs/quickstart runs/transformer --output report    run folders of `mm fit`, found at any depth
@@ -74,18 +74,18 @@ def report_command(
         overwrite: replace an existing output.
     """
     report = _write([folders] if isinstance(folders, str) else folders, output, baseline, overwrite)
-    found = ["report.md"]
+    written = ["report.md"]
     if report.study is not None:
         show(report.study, report.rows)
-        found += ["report.csv", "runs.csv"]
-    if report.gathered.evaluations:
+        written += ["report.csv", "runs.csv"]
+    if report.results.evaluations:
         for part in report.evaluated:
             if isinstance(part, EstimateTable) and part.name != "networks":
                 part.show()
-        for note in report.gathered.notes:
+        for note in report.results.notes:
             say(note)
-        found += ["tables/", "numbers.csv"]
-    say(f"{report.place / 'index.html'}, {', '.join(found)} and figures/ beside it")
+        written += ["tables/", "numbers.csv"]
+    say(f"{report.place / 'index.html'}, {', '.join(written)} and figures/ beside it")
 
 
 def write_report(
@@ -94,7 +94,7 @@ def write_report(
     baseline: str | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Writes what `mm report` writes and prints nothing.
+    """Write the files of `mm report` and print nothing.
 
     Args:
         folder: a sweep's folder, or one or several that contain run folders or results of `mm evaluate`.
@@ -114,11 +114,11 @@ def write_report(
 
 @dataclass(frozen=True)
 class _Report:
-    """What was written."""
+    """The content of a report, and its folder."""
 
     study: Study | None
     rows: list[Row]
-    gathered: EvaluationResults
+    results: EvaluationResults
     evaluated: list[Part]
     place: Path
 
@@ -129,18 +129,18 @@ def _write(folders: list[Any], output: str | Path | None, baseline: str | None, 
     paths = [Path(folder) for folder in folders]
     target = check_folder(paths[0] / "report" if output is None else output, REPORT, overwrite or output is None, paths)
     trained = [path for path in paths if has_runs(path)]
-    gathered = load_results(paths)
+    results = load_results(paths)
     for path in paths:
-        if path not in trained and not any(path in e.path.parents for e in gathered.evaluations):
+        if path not in trained and not any(path in e.path.parents for e in results.evaluations):
             raise UserError(
                 f"{path} has no runs (neither a sweep.json nor folders with config.yaml and metrics.jsonl) and no "
                 f"evaluations (folders NETWORK/TASK of mm evaluate)"
             )
-    network = gathered.find(baseline) if baseline is not None else None
+    network = results.find(baseline) if baseline is not None else None
     if network is not None:
-        gathered.put_first(network)
+        results.put_first(network)
     elif baseline is not None and not trained:
-        names = ", ".join(network.name for network in gathered.networks)
+        names = ", ".join(network.name for network in results.networks)
         raise UserError(f"no network is called --baseline {baseline}: there are {names}")
     study = read_study(trained, baseline if network is None else None) if trained else None
     rows = summarize(study) if study is not None else []
@@ -149,16 +149,16 @@ def _write(folders: list[Any], output: str | Path | None, baseline: str | None, 
     command = shlex.join(["mm", "report", *map(str, folders), *words])
     with staged(target) as place:
         (place / "figures").mkdir(parents=True)
-        evaluated = _fill(place, paths, command, study, rows, gathered)
-    return _Report(study, rows, gathered, evaluated, target.name)
+        evaluated = _fill(place, paths, command, study, rows, results)
+    return _Report(study, rows, results, evaluated, target.name)
 
 
 def _fill(
-    place: Path, paths: list[Path], command: str, study: Study | None, rows: list[Row], gathered: EvaluationResults
+    place: Path, paths: list[Path], command: str, study: Study | None, rows: list[Row], results: EvaluationResults
 ) -> list[Part]:
-    """Write a report into a folder; return what it says of evaluations."""
-    looks = looks_of(gathered.networks, study)
-    evaluated = _write_evaluated(place, gathered, looks) if gathered.evaluations else []
+    """Write a report into a folder; return its part about evaluations."""
+    looks = looks_of(results.networks, study)
+    evaluated = _write_evaluated(place, results, looks) if results.evaluations else []
     blocks = _blocks(study, rows, command, looks) if study is not None else []
     blocks += [page.Heading("Evaluation")] if study is not None and evaluated else []
     blocks += [part.block() if isinstance(part, EstimateTable) else part for part in evaluated]
@@ -177,7 +177,7 @@ def _fill(
 
 
 def _write_runs(place: Path, study: Study, rows: list[Row]) -> None:
-    """Runs as CSV and for TensorBoard."""
+    """Write runs as CSV and for TensorBoard."""
     write_csv(place / "report.csv", [variant_record(study, row) for row in rows])
     write_csv(place / "runs.csv", [run_record(study, run) for run in study.all_runs])
     for run in study.all_runs:
@@ -185,23 +185,23 @@ def _write_runs(place: Path, study: Study, rows: list[Row]) -> None:
             write_hparams(run.path, hparam_values(study, run), run.final())
 
 
-def _write_evaluated(place: Path, gathered: EvaluationResults, looks: Looks) -> list[Part]:
-    """Evaluations as CSV, and what the page says of them."""
+def _write_evaluated(place: Path, results: EvaluationResults, looks: Looks) -> list[Part]:
+    """Write evaluations as CSV; return what the page says of them."""
     from mm_lightning.experiments.evaluated.evaluation_report import parts, write_numbers
 
     if importlib.util.find_spec("matplotlib") is None:
         raise UserError('reports need matplotlib: pip install "mm-lightning[report]"')
-    evaluated = parts(gathered, looks)
+    evaluated = parts(results, looks)
     (place / "tables").mkdir(exist_ok=True)
     for part in evaluated:
         if isinstance(part, EstimateTable):
             (place / "tables" / f"{part.name}.csv").write_text(part.csv(), encoding="utf-8")
-    write_numbers(place / "numbers.csv", gathered)
+    write_numbers(place / "numbers.csv", results)
     return evaluated
 
 
 def hparam_values(study: Study, run: Run) -> dict[str, Any]:
-    """What TensorBoard's HPARAMS tab says of a run."""
+    """Return the settings of a run for TensorBoard's HPARAMS tab."""
     cost = {"parameters": run.parameters, "training_flops_per_token": run.training_flops_per_token}
     axes = {f"axis {axis}": value for axis, value in run.values.items()}
     return {"variant": run.variant, "seed": run.seed, **tuning_record(study, run), **axes, **cost}
@@ -211,7 +211,7 @@ def hparam_values(study: Study, run: Run) -> dict[str, Any]:
 
 
 def _blocks(study: Study, rows: list[Row], command: str, looks: Looks) -> list[page.Block]:
-    """The report from top to bottom."""
+    """Return the report of runs from top to bottom."""
     blocks: list[page.Block] = [page.Facts(facts(study))]
     blocks += [page.Heading("Results"), page.Table(*table(study, rows))]
     blocks.append(page.Text(_reading(study, rows)))
@@ -233,7 +233,7 @@ def _blocks(study: Study, rows: list[Row], command: str, looks: Looks) -> list[p
 
 
 def _reading(study: Study, rows: list[Row]) -> str:
-    """What the numbers of the table are."""
+    """Return what the numbers of the table are, in words."""
     text = "Mean ± sample standard deviation over seeds of the last logged value."
     if not any(row.difference for row in rows):
         return text
@@ -244,28 +244,30 @@ def _reading(study: Study, rows: list[Row]) -> str:
 
 
 def _limits(study: Study, rows: list[Row]) -> list[str]:
-    """What a few seeds can show, in plain words."""
+    """Return what a few seeds can show, in sentences."""
     most = max((len(row.difference.values) for row in rows if row.difference), default=0)
-    found = []
+    sentences = []
     if most == 1:
-        found.append("With one seed there is no telling a difference from the luck of the seed: no interval is given.")
+        sentences.append(
+            "With one seed there is no telling a difference from the luck of the seed: no interval is given."
+        )
     elif most > 1:
-        found.append(
+        sentences.append(
             f"The intervals cover the noise of the seed only (initial weights, order of the data), from {most} seeds. "
             f"With {most}, an interval reaches {t_quantile(most - 1):.2f} standard errors to each side: small "
             f"differences stay open. An interval that holds 0 does not say that two variants are equal."
         )
         compared = sum(row.difference is not None for row in rows)
         if compared > 1:
-            found.append(
+            sentences.append(
                 f"{compared} variants are compared with a baseline: about one in twenty such intervals misses the "
                 f"true difference, and nothing here corrects for looking at several."
             )
-    found += [tuning_limits(study.tuning)] if study.tuning else []
+    sentences += [tuning_limits(study.tuning)] if study.tuning else []
     other = "other " if study.tuning else ""
-    found.append(
+    sentences.append(
         f"They do not cover the choice of data, nor {other}hyper-parameters that may suit one variant better than "
         f"another, nor what happens at other sizes and lengths of training."
     )
-    found.append("Tokens/s and training time belong to the hardware above and to whatever else ran on it.")
-    return found
+    sentences.append("Tokens/s and training time belong to the hardware above and to whatever else ran on it.")
+    return sentences

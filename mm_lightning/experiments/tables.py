@@ -153,7 +153,7 @@ def run_record(study: Study, run: Run) -> dict[str, Any]:
 
 
 def write_csv(path: Path, records: list[dict[str, Any]]) -> None:
-    """Record under the union of their columns."""
+    """Write records as CSV under the union of their columns."""
     columns = list(dict.fromkeys(name for record in records for name in record))
     rows = [[record.get(name, "") for name in columns] for record in records]
     path.write_text(csv_text([columns, *rows]), encoding="utf-8")

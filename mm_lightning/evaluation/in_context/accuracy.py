@@ -52,9 +52,9 @@ def accuracies(records: Sequence[Record]) -> list[Measurement]:
     table = []
     for same in _by(records, ("labels", "shots")).values():
         strategies = []
-        for (strategy,), found in _by(same, ("strategy",)).items():
+        for (strategy,), answers in _by(same, ("strategy",)).items():
             group = {**{name: same[0]["group"][name] for name in ("labels", "shots")}, "strategy": strategy}
-            strategies.append(_measurements(group, found))
+            strategies.append(_measurements(group, answers))
         table += [measurement for of_strategy in strategies for measurement in of_strategy]
         for alike in zip(*strategies, strict=True):
             if alike[0].metric.name != INSIDE:
@@ -76,16 +76,16 @@ def _by(records: Sequence[Record], names: tuple[str, ...]) -> dict[Any, list[Rec
 
 
 def _measurements(group: dict[str, Any], records: Sequence[Record]) -> list[Measurement]:
-    found = []
+    measurements = []
     for score in (*WAYS, INSIDE):
         answers = [
             Answer(r["group"]["seed"], r["key"].rpartition("/")[2], r["references"][0], float(r["scores"][score]))
             for r in records
         ]
-        found.append(micro(group, find_metric(score), answers))
+        measurements.append(micro(group, find_metric(score), answers))
         if score != INSIDE:
-            found.append(macro(group, find_metric(f"{score}_macro"), answers))
-    return found
+            measurements.append(macro(group, find_metric(f"{score}_macro"), answers))
+    return measurements
 
 
 def micro(group: dict[str, Any], metric: Metric, answers: Sequence[Answer]) -> Measurement:
@@ -128,7 +128,7 @@ def _measurement(
 
 
 def _collected(pairs: Iterable[tuple]) -> dict:
-    found = defaultdict(list)
+    groups = defaultdict(list)
     for key, value in pairs:
-        found[key].append(value)
-    return dict(found)
+        groups[key].append(value)
+    return dict(groups)

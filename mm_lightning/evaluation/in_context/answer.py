@@ -1,4 +1,4 @@
-"""Asks a network: demonstrations once, then every question on top of them, then every label on top of the question."""
+"""Ask a network: demonstrations once, then every question on top of them, then every label on top of the question."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def ask_style(model: Model, style: Style, items: list[Item]) -> Iterator[Record]
                 right = names[test[item.content[0]].label]
                 likely, by_length = (list(names.values())[int(x.argmax())] for x in (of_labels, of_labels / lengths))
                 answer = text.strip()
-                found = {
+                hits = {
                     "greedy": answer == right,
                     "inside": answer in names.values(),
                     "likelihood": likely == right,
@@ -68,7 +68,7 @@ def ask_style(model: Model, style: Style, items: list[Item]) -> Iterator[Record]
                 }
                 shown = {"before": before} if item.content[1] else {}
                 yield item.record(
-                    found,
+                    hits,
                     **shown,
                     demonstrations=digest(before),
                     demonstration_tokens=len(tokens),

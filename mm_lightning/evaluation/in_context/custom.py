@@ -38,8 +38,8 @@ def read_dataset(path: str | os.PathLike) -> Dataset:
         UserError: a key or a file is missing, or a row is bad; the row is named.
     """
     path = Path(path).expanduser()
-    found = read_yaml(present(path))
-    top = _strings(path, found, KEYS, "")
+    values = read_yaml(present(path))
+    top = _strings(path, values, KEYS, "")
     columns = _strings(path, top.get("columns") or {c: c for c in COLUMNS}, COLUMNS, "columns.")
     prompt = _strings(path, top["prompt"], PROMPT, "prompt.")
     asks, lead = prompt["text"].strip(), prompt["label"].strip()
@@ -57,16 +57,16 @@ def read_dataset(path: str | os.PathLike) -> Dataset:
     return Dataset(top["name"], f"{prompt['instruction'].strip()} {RULE}", asks, tuple(labels), train, test)
 
 
-def _strings(path: Path, found: Any, keys: tuple[str, ...], inside: str) -> dict[str, Any]:
+def _strings(path: Path, values: Any, keys: tuple[str, ...], inside: str) -> dict[str, Any]:
     """The strings (and mappings) of a mapping that has these keys and no others; `columns` may be missing."""
-    if not isinstance(found, dict):
+    if not isinstance(values, dict):
         raise UserError(f"{path}: {inside.removesuffix('.') or 'the file'} is not a mapping: {SHAPE}")
-    strange = [str(key) for key in found if key not in keys]
-    missing = [key for key in keys if key not in found and key != "columns"]
+    strange = [str(key) for key in values if key not in keys]
+    missing = [key for key in keys if key not in values and key != "columns"]
     if strange or missing:
         what = f"{inside}{strange[0]} is unknown" if strange else f"{inside}{missing[0]} is missing"
         raise UserError(f"{path}: {what}: {SHAPE}")
-    for key, value in found.items():
+    for key, value in values.items():
         if key not in ("columns", "prompt") and not (isinstance(value, str) and value.strip()):
             raise UserError(f"{path}: {inside}{key} must be a text, got {value!r}")
-    return found
+    return values

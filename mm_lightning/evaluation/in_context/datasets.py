@@ -198,8 +198,8 @@ def redocred(folder: Path) -> Dataset:
     names = {**{number: name for number, (name, *_) in listed.items()}, **TIMES}
     train, test = (_pairs(folder / f"{part}_revised.json", names) for part in ("dev", "test"))
     frequent = Counter(example.label for example in train).most_common(REDOCRED_CLASSES)
-    kept = {label for label, _ in frequent}
-    train, test = ([e for e in part if e.label in kept] for part in (train, test))
+    labels = {label for label, _ in frequent}
+    train, test = ([e for e in part if e.label in labels] for part in (train, test))
     return _relations("redocred", train, test)
 
 

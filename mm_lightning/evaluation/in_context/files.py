@@ -1,4 +1,4 @@
-"""Reading tables of examples: what is wrong in a file is said with its row."""
+"""Read tables of examples; errors name file and row."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def read_table(path: Path, text: str, label: str) -> Iterator[tuple[int, str, st
     rows = _objects(path) if path.suffix == ".jsonl" else _cells(path, [text, label])
     number = 0
     for number, row in rows:
-        found = []
+        texts = []
         for column in (text, label):
             value = row.get(column)
             if isinstance(value, int) and not isinstance(value, bool):
@@ -105,8 +105,8 @@ def read_table(path: Path, text: str, label: str) -> Iterator[tuple[int, str, st
             if value is None or not value.strip():
                 has = "is missing" if column not in row else "is null" if value is None else "is empty"
                 raise UserError(f"{path}, row {number}: {column!r} {has}")
-            found.append(one_line(value))
-        yield number, found[0], found[1]
+            texts.append(one_line(value))
+        yield number, texts[0], texts[1]
     if number == 0:
         raise UserError(f"{path} has no rows{'' if path.suffix == '.jsonl' else ' under its header'}")
 

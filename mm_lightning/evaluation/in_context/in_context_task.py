@@ -70,7 +70,7 @@ class InContext(Task):
                 raise UserError(f"{name} must name one or more values, each once, got {values}")
 
     def read(self) -> Dataset:
-        """The data set."""
+        """Read the data set."""
         return READERS[self.name](Path(self.data_dir).expanduser() / self.name)
 
     @cached_property
@@ -82,7 +82,7 @@ class InContext(Task):
         return data
 
     def queries(self) -> list[int]:
-        """Numbers of the test examples that are asked."""
+        """Return the numbers of the test examples that are asked."""
         numbers = range(len(self.data.test))
         if self.limit is None or self.limit >= len(numbers):
             return list(numbers)
@@ -90,11 +90,11 @@ class InContext(Task):
         return sorted(draw.sample(numbers, self.limit))
 
     def settings(self) -> dict[str, Any]:
-        """The data count by their content, not by their place."""
+        """Return the settings; the data count by their content, not by their place."""
         return {**super().settings(), "data_dir": self.data.name, "data_hash": digest(repr(self.data))}
 
     def items(self, model: Model) -> list[Item]:
-        """Every question after every set of demonstrations.
+        """Return every question after every set of demonstrations.
 
         Raises:
             UserError: the data set cannot be read, a class has too few examples, or a prompt is too long.

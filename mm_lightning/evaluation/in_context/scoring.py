@@ -75,30 +75,30 @@ def log_likelihoods(reader: Reader, tree: Tree, count: int, rows: int) -> Tensor
     assert reader.logits is not None
     with torch.inference_mode():
         following = _log_softmax(reader.logits)
-        found = following.new_zeros(len(following), count)
+        log_probs = following.new_zeros(len(following), count)
         documents = [(document, tree) for document in range(len(following))]
-        _walk(reader, documents, following, following.new_zeros(len(following)), found, rows)
-    return found
+        _walk(reader, documents, following, following.new_zeros(len(following)), log_probs, rows)
+    return log_probs
 
 
 def _walk(
-    reader: Reader, nodes: list[tuple[int, Tree]], following: Tensor, total: Tensor, found: Tensor, rows: int
+    reader: Reader, nodes: list[tuple[int, Tree]], following: Tensor, total: Tensor, log_probs: Tensor, rows: int
 ) -> None:
-    """Fills in `found` from where the rows of a reader stand.
+    """Fill in `log_probs` from where the rows of a reader stand.
 
     Args:
         reader: of B rows.
         nodes: of each row, which document it goes on from, and its place in the tree.
         following: (B, V), log p of the next token.
         total: (B,), log p of the row since it left its document.
-        found: (B', N), to be filled in.
+        log_probs: (B', N), to be filled in.
         rows: at most, side by side.
     """
     # By how many tokens are to be read, and whether one is left that is not: rows, tokens and what is behind them.
     edges: dict[tuple[int, bool], list[tuple[int, list[int], Tree]]] = {}
     for row, (document, tree) in enumerate(nodes):
         for number in tree.ends:
-            found[document, number] = total[row]
+            log_probs[document, number] = total[row]
         for tokens, below in tree.branches:
             last = not below.branches
             edges.setdefault((len(tokens) - last, last), []).append((row, tokens, below))
@@ -113,9 +113,9 @@ def _walk(
                 branches = Branches(reader, places, length)
                 after = reader.network(read[:, :length], state=branches.state)
                 logs = torch.cat([logs, _log_softmax(after)], 1)
-            own = logs[:, : read.shape[1]].gather(-1, read[..., None])[..., 0].sum(1)
+            log_prob = logs[:, : read.shape[1]].gather(-1, read[..., None])[..., 0].sum(1)
             behind = [(nodes[row][0], tree) for row, _, tree in part]
-            _walk(branches, behind, logs[:, -1], total[places] + own, found, rows)
+            _walk(branches, behind, logs[:, -1], total[places] + log_prob, log_probs, rows)
 
 
 def _log_softmax(logits: Tensor) -> Tensor:

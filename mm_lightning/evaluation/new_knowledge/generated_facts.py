@@ -60,10 +60,10 @@ class FactSource(Source):
             tokens = encoded(self.tokenizer, prompt)
             return Sample(prompt, tokens, [Gold(where, [gold.facts[attribute]])], about, alone)
 
-        found = fullest(build, length - self.new_tokens, guess, self._line, len(others))
-        if found is None:
+        sample = fullest(build, length - self.new_tokens, guess, self._line, len(others))
+        if sample is None:
             raise UserError(f"generated_facts: {length:,} tokens are too few for a document and a question")
-        return found
+        return sample
 
 
 @dataclass
@@ -84,7 +84,7 @@ class GeneratedFacts(LongTextTask):
         """See :meth:`LongTextTask.make_source`."""
         return FactSource(tokenizer, self.seed, self.new_tokens)
 
-    def found(self, answer: str, sample: Sample) -> list[float]:
+    def gold_scores(self, answer: str, sample: Sample) -> list[float]:
         """Return 1 if the first word is the value, else 0."""
         (gold,) = sample.gold
         return [float(answer.split()[:1] == gold.references)]

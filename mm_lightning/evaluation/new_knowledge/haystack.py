@@ -46,12 +46,12 @@ class NeedleKind:
 
 
 def needle(kind: str, key: str, value: str) -> str:
-    """The published sentence; `kind` is numbers or uuids."""
+    """Return the published sentence; `kind` is numbers or uuids."""
     return f"One of the special magic {kind} for {key} is: {value}."
 
 
 def needle_prompt(context: str, kind: str, keys: Sequence[str], answers: int) -> str:
-    """The published prompt, singular where one answer is asked for.
+    """Return the published prompt, singular where one answer is asked for.
 
     Args:
         context: the haystack with its needles.
@@ -113,7 +113,7 @@ class NeedleSource(Source):
 
     @cached_property
     def _unit(self) -> float:
-        """About how many tokens a piece of the haystack has."""
+        """Return about how many tokens a piece of the haystack has."""
         if self.kind.haystack == "essay":
             return self._essays.unit
         text = NOISE if self.kind.haystack == "noise" else self._filler(Random(0), set())
@@ -146,16 +146,16 @@ class NeedleSource(Source):
         def build(count: int) -> Sample:
             hay, placed = self._hidden(count, first, others, depth, Random(f"{name}:haystack"), set(taken))
             context = (" " if self.kind.haystack == "essay" else "\n").join(hay)
-            wanted = [value for key in asked for k, value in pairs if k == key]
-            prompt = needle_prompt(context, self.kind.value, asked, len(wanted))
-            gold = [Gold(placed[value], [value]) for value in wanted]
+            values = [value for key in asked for k, value in pairs if k == key]
+            prompt = needle_prompt(context, self.kind.value, asked, len(values))
+            gold = [Gold(placed[value], [value]) for value in values]
             return Sample(prompt, encoded(self.tokenizer, prompt), gold, {"question": asked})
 
         room = length - self.new_tokens
-        found = fullest(build, room, int(room / self._unit), self._unit, int(2 * room / self._unit) + 10)
-        if found is None:
+        sample = fullest(build, room, int(room / self._unit), self._unit, int(2 * room / self._unit) + 10)
+        if sample is None:
             raise UserError(f"{length:,} tokens are too few for needles and an answer of {self.new_tokens} tokens")
-        return found
+        return sample
 
     def _hidden(
         self,
@@ -187,7 +187,7 @@ class NeedleSource(Source):
         return needle(self.kind.value, self._key(random, taken), self._value(random))
 
     def _key(self, random: Random, taken: set[str]) -> str:
-        """A key that was not taken, which it then is."""
+        """Return a key that was not taken, which it then is."""
         while True:
             if self.kind.key == "uuids":
                 key = _uuid(random)

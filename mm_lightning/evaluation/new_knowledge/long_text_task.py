@@ -50,16 +50,16 @@ class LongTextTask(Task):
 
     @abstractmethod
     def make_source(self, tokenizer: Tokenizer) -> Source:
-        """Where the questions come from."""
+        """Make the source of the questions."""
 
     def source(self, tokenizer: Tokenizer) -> Source:
-        """The same, made once for a tokenizer."""
+        """Return the source, made once for a tokenizer."""
         if self._made is None or self._made[0] != tokenizer.sha256:
             self._made = tokenizer.sha256, self.make_source(tokenizer)
         return self._made[1]
 
     def items(self, model: Model) -> list[Item]:
-        """The questions of each length; their texts are made when they are asked.
+        """Return the questions of each length; their texts are made when they are asked.
 
         Raises:
             UserError: data are missing, or no question fits into a length.
@@ -80,12 +80,12 @@ class LongTextTask(Task):
         return items
 
     def build(self, model: Model, item: Item) -> Sample:
-        """The text and the question of an item."""
+        """Return the text and the question of an item."""
         question, depth, _ = item.content
         return self.source(model.tokenizer).sample(question, item.group["length"], depth)
 
     def ask(self, model: Model, items: list[Item]) -> Iterator[Record]:
-        """Asks length by length, as many side by side as the model takes."""
+        """Ask length by length, as many side by side as the model takes."""
         for _, group in groupby(items, key=lambda item: item.group["length"]):
             same = list(group)
             size = model.rows_of(same[0].group["length"])
@@ -96,14 +96,14 @@ class LongTextTask(Task):
                 for item, sample, answer in zip(batch, samples, answers, strict=True):
                     yield self.record(item, sample, answer)
 
-    def found(self, answer: str, sample: Sample) -> list[float]:
-        """For each piece of gold whether it was found, 1 or 0: by default whether it stands in the answer."""
+    def gold_scores(self, answer: str, sample: Sample) -> list[float]:
+        """Return the score of each piece of gold: by default 1 if it stands in the answer, else 0."""
         return [share_found(answer, gold) for gold in sample.gold]
 
     def record(self, item: Item, sample: Sample, answer: str) -> Record:
-        """The record of an answer."""
-        found = self.found(answer, sample)
-        scores = {ACCURACY: sum(found) / len(found)}
+        """Return the record of an answer."""
+        gold_scores = self.gold_scores(answer, sample)
+        scores = {ACCURACY: sum(gold_scores) / len(gold_scores)}
         if sample.alone:
             scores[ALONE] = scores[ACCURACY]
         return item.record(
@@ -114,7 +114,7 @@ class LongTextTask(Task):
             depth=round(sample.gold[0].depth, 6),
             gold=[
                 {"references": gold.references, "depth": round(gold.depth, 6), "found": score}
-                for gold, score in zip(sample.gold, found, strict=True)
+                for gold, score in zip(sample.gold, gold_scores, strict=True)
             ],
             tokens=len(sample.tokens) + self.new_tokens,
             excluded=item.content[2],
@@ -123,7 +123,7 @@ class LongTextTask(Task):
         )
 
     def measurements(self, records: Sequence[Record]) -> list[Measurement]:
-        """Accuracy by length, then by length and depth."""
+        """Return accuracy by length, then by length and depth."""
         measurements = means(self, records)
         by_depth: dict[int, dict[int, dict[str, float]]] = {}
         for record in records:
@@ -139,7 +139,7 @@ class LongTextTask(Task):
         return measurements
 
     def rows(self, records: list[Record]) -> list[Row]:
-        """The same, and by length the mean number of tokens and the questions left out because they do not fit."""
+        """Return also, by length, the mean number of tokens and the questions left out because they do not fit."""
         by_length: dict[int, list[Record]] = {}
         for record in records:
             by_length.setdefault(record["group"]["length"], []).append(record)
@@ -152,5 +152,5 @@ class LongTextTask(Task):
         return rows
 
     def headline(self, rows: list[Row]) -> list[Row]:
-        """The numbers by length; depths are in the heat maps of the report."""
+        """Return the numbers by length; depths are in the heat maps of the report."""
         return [row for row in rows if "depth" not in row.group]

@@ -48,7 +48,7 @@ class Needles(LongTextTask):
         return fingerprint(sorted(self._folder().rglob("*.txt"))) if self.kind.haystack == "essay" else None
 
     def settings(self) -> dict[str, Any]:
-        """The prose counts by its content, not by its place."""
+        """Return the settings; the prose counts by its content, not by its place."""
         return {**super().settings(), "data_dir": "text", "essays": None, "data_hash": self._found_hash}
 
 

@@ -46,7 +46,7 @@ _PASSED_OVER = 500  # documents that are tried once one does not fit
 
 
 def qa_prompt(documents: Sequence[str], question: str) -> str:
-    """The published prompt."""
+    """Return the published prompt."""
     context = "\n\n".join(f"Document {number}:\n{text}" for number, text in enumerate(documents, 1))
     return (
         f"{INSTRUCTION}\n\nThe following are given documents.\n\n{context}\n\n{INSTRUCTION}\n\nQuestion: {question} "
@@ -100,7 +100,7 @@ class QuestionSource(Source):
         return fitting, len(self._order) - len(fitting)
 
     def _needed(self, question: Question) -> int:
-        """Tokens of a question with the documents that it cannot do without, and of its answer."""
+        """Return the tokens of a question with the documents that it cannot do without, and of its answer."""
         if question.id not in self._needs:
             prompt = qa_prompt(question.own, question.text)
             self._needs[question.id] = len(encoded(self.tokenizer, prompt)) + self.new_tokens
@@ -154,7 +154,7 @@ class QuestionSource(Source):
         return distractors, not passed
 
     def _arranged(self, asked: Question, distractors: list[str], random: Random, depth: float) -> list[str]:
-        """The documents of a text in their order; in the published one only as many as make whole steps."""
+        """Return the documents of a text in their order; in the published one only as many as make whole steps."""
         documents = [*asked.own, *distractors]
         if self.gold_position == "published":
             whole = len(documents) // PUBLISHED_STEP * PUBLISHED_STEP
@@ -204,7 +204,7 @@ class QuestionAnswering(LongTextTask):
 
     @abstractmethod
     def read(self, folder: Path) -> Collection:
-        """The data set in `data_dir`."""
+        """Return the data set in `data_dir`."""
 
     def make_source(self, tokenizer: Tokenizer) -> Source:
         """See :meth:`LongTextTask.make_source`."""

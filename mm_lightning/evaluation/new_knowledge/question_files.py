@@ -76,7 +76,7 @@ def read_squad(folder: Path) -> Collection:
 
 
 def _squad_question(one: Any, document: str, near: list[str]) -> list[Question]:
-    """The question, if it can be answered."""
+    """Return the question, if it can be answered."""
     answers = list(dict.fromkeys(_text(answer["text"]) for answer in one["answers"]))
     if not answers or one.get("is_impossible", False):
         return []

@@ -52,7 +52,7 @@ class Sample:
 
 
 class Source(ABC):
-    """Where the questions of a task come from, for one tokenizer."""
+    """The source of the questions of a task, for one tokenizer."""
 
     @abstractmethod
     def questions(self, length: int, limit: int | None) -> tuple[list[str], int]:
@@ -75,7 +75,7 @@ class Source(ABC):
 
 
 def fingerprint(files: Iterable[Path]) -> str:
-    """A hash of the names and the contents of some files."""
+    """Return a hash of the names and the contents of some files."""
     digest = hashlib.sha256()
     for path in files:
         content = path.read_bytes()
@@ -84,7 +84,7 @@ def fingerprint(files: Iterable[Path]) -> str:
 
 
 def spread(count: int, random: Random) -> list[float]:
-    """Numbers in [0, 1), every beginning of which is evenly spread: multiples of the golden ratio from a drawn start.
+    """Return numbers in [0, 1), each beginning evenly spread: multiples of the golden ratio from a drawn start.
 
     That more samples only add to fewer is why they are not simply `count` equal steps.
     """
@@ -93,7 +93,7 @@ def spread(count: int, random: Random) -> list[float]:
 
 
 def fullest(build: Callable[[int], Sample], length: int, guess: int, unit: float, limit: int) -> Sample | None:
-    """The longest sample that fits, of those made of 0, 1, ... `limit` pieces; None if none does.
+    """Return the longest sample that fits, of those made of 0, 1, ... `limit` pieces; None if none does.
 
     Args:
         build: makes it of so many pieces.
@@ -131,7 +131,7 @@ def share_found(answer: str, gold: Gold) -> float:
 
 
 def encoded(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """The tokens of a prompt, with the one that begins a document."""
+    """Return the tokens of a prompt, with the one that begins a document."""
     return [tokenizer.bos, *tokenizer.encode(prompt)]
 
 

@@ -69,26 +69,26 @@ class Benchmark(Task):
 
     @property
     def folder(self) -> Path | None:
-        """Where local data are."""
+        """The folder of local data; None for the Hub."""
         return None if self.data_dir is None else Path(self.data_dir).expanduser()
 
     def settings(self) -> dict[str, Any]:
-        """Local data count by their content; another harness may ask otherwise."""
+        """Return the settings: local data count by their content, and another harness may ask otherwise."""
         _require_harness()
         from mm_lightning.evaluation.persistent.harness import local_files
 
         version = f"{self.version}, lm_eval {importlib.metadata.version('lm_eval')}"
-        found = {**super().settings(), "version": version, "fewshot": self.shots}
+        settings = {**super().settings(), "version": version, "fewshot": self.shots}
         if self.folder is not None:
             files = local_files(self.definition, self.folder, self.shots).values()
-            found["data_dir"] = self.folder.name
-            found["data_hash"] = digest(path for splits in files for paths in splits.values() for path in paths)
-            if self.data_hash not in (None, found["data_hash"]):
-                raise UserError(f"{self.name}: its data have the hash {found['data_hash']}, not {self.data_hash}")
-        return found
+            settings["data_dir"] = self.folder.name
+            settings["data_hash"] = digest(path for splits in files for paths in splits.values() for path in paths)
+            if self.data_hash not in (None, settings["data_hash"]):
+                raise UserError(f"{self.name}: its data have the hash {settings['data_hash']}, not {self.data_hash}")
+        return settings
 
     def tasks(self) -> dict[str, ConfigurableTask]:
-        """The harness' tasks, with their documents."""
+        """Return the harness' tasks, with their documents."""
         from mm_lightning.evaluation.persistent.harness import load
 
         if not self._tasks:
@@ -96,7 +96,7 @@ class Benchmark(Task):
         return self._tasks
 
     def items(self, model: Model) -> list[Item]:
-        """The documents, with their prompts as the harness makes them in one process.
+        """Return the documents, with their prompts as the harness makes them in one process.
 
         Raises:
             UserError: the data are missing, or a document cannot be asked; it names the row.
@@ -118,7 +118,7 @@ class Benchmark(Task):
             ]
 
     def ask(self, model: Model, items: list[Item]) -> Iterator[Record]:
-        """Asks the longest first, those of a task together."""
+        """Ask the longest first, those of a task together."""
         from mm_lightning.evaluation.persistent.harness_requests import answer, length
         from mm_lightning.evaluation.persistent.language_model import LanguageModel
 
@@ -129,8 +129,8 @@ class Benchmark(Task):
             for at in range(0, len(mine), size):
                 block = mine[at : at + size]
                 asked: list[Question] = [item.content for item in block]
-                for item, found in zip(block, answer(network, task, asked), strict=True):
-                    yield item.record(**found)
+                for item, record in zip(block, answer(network, task, asked), strict=True):
+                    yield item.record(**record)
 
     @classmethod
     def metric(cls, name: str) -> Metric:
@@ -138,7 +138,7 @@ class Benchmark(Task):
         return find_metric(name) if name == CUT else Metric(name, cls.definition.unit)
 
     def measurements(self, records: Sequence[Record]) -> list[Measurement]:
-        """Each metric that is a mean over all documents, then of each of its tasks if it has several."""
+        """Return each metric that is a mean over all documents, then of each of its tasks if it has several."""
         return [
             Measurement(group, self.metric(name), {r["key"]: r["scores"][name] for r in same if name in r["scores"]})
             for group, same in _parts(records)
@@ -146,7 +146,7 @@ class Benchmark(Task):
         ]
 
     def rows(self, records: list[Record]) -> list[Row]:
-        """The same, other metrics of the harness, and the share of documents whose prompt was cut."""
+        """Return also other metrics of the harness, and the share of documents whose prompt was cut."""
         rows = super().rows(records)
         for group, same in _parts(records):
             for name in dict.fromkeys(name for record in same for name in record["parts"]):
@@ -164,7 +164,7 @@ class Benchmark(Task):
         return Row(group, name, value, None, len(values), self.metric(name).unit)
 
     def headline(self, rows: list[Row]) -> list[Row]:
-        """The numbers over all documents; those of each task are in numbers.csv of the report."""
+        """Return the numbers over all documents; those of each task are in numbers.csv of the report."""
         return [row for row in rows if not row.group]
 
 
@@ -187,7 +187,7 @@ class CodeBenchmark(Benchmark):
 
 
 def _parts(records: Sequence[Record]) -> list[tuple[dict[str, Any], Sequence[Record]]]:
-    """All records, then those of each task if there are several."""
+    """Return all records, then those of each task if there are several."""
     by_task: dict[str, list[Record]] = {}
     for record in records:
         by_task.setdefault(json.dumps(record["group"]), []).append(record)
@@ -196,7 +196,7 @@ def _parts(records: Sequence[Record]) -> list[tuple[dict[str, Any], Sequence[Rec
 
 @functools.cache
 def benchmark(name: str) -> type[Benchmark]:
-    """The class of one of `DEFINITIONS`."""
+    """Return the class of one of `DEFINITIONS`."""
     kind = CodeBenchmark if DEFINITIONS[name].runs_code else Benchmark
     return type(name, (kind,), {"name": name, "definition": DEFINITIONS[name], "__doc__": f"The task `{name}`."})
 
@@ -208,7 +208,7 @@ def __getattr__(name: str) -> type[Benchmark]:
 
 
 def _made(name: str, fields: dict[str, Any]) -> Benchmark:
-    """For unpickling, in another process."""
+    """Return a task for unpickling, in another process."""
     return benchmark(name)(**fields)
 
 

@@ -68,7 +68,7 @@ class CodeEval:
     """Stands for the metric `code_eval` of the package evaluate."""
 
     def compute(self, references: list[str], predictions: list[list[str]], k: list[int]) -> tuple[dict, dict]:
-        """The share of first programs that pass their tests.
+        """Return the share of first programs that pass their tests.
 
         Args:
             references: tests, a program each.
@@ -77,10 +77,10 @@ class CodeEval:
         """
         if k != [1]:
             raise ValueError(f"only pass@1 is computed, not k = {k}")
-        found = [
+        passed = [
             passes(f"{programs[0]}\n{test}") for programs, test in zip(predictions, references, strict=True) if programs
         ]
-        return {"pass@1": sum(found) / max(1, len(found))}, {}
+        return {"pass@1": sum(passed) / max(1, len(passed))}, {}
 
 
 def load_metric(name: str, *_: Any, **__: Any) -> CodeEval:

@@ -23,7 +23,7 @@ Row = dict[str, Any]
 
 
 def find_files(data_dir: Path, repository: str, configuration: str | None, split: str) -> list[Path]:
-    """The files of a split.
+    """Return the files of a split.
 
     Raises:
         UserError: there are none; it says where they belong.
@@ -31,9 +31,10 @@ def find_files(data_dir: Path, repository: str, configuration: str | None, split
     name, folder = repository.rsplit("/", 1)[-1], place_of(data_dir, repository, configuration)
     for place in (folder, folder / "data", folder / "default", folder / name):
         for kind in KINDS:
-            found = [place / f"{split}.{kind}"] if (place / f"{split}.{kind}").is_file() else []
-            if found := found or sorted(place.glob(f"{split}-*.{kind}")):
-                return found
+            if (path := place / f"{split}.{kind}").is_file():
+                return [path]
+            if parts := sorted(place.glob(f"{split}-*.{kind}")):
+                return parts
     raise UserError(
         f"missing data: put the {split} documents of {repository}{f' ({configuration})' if configuration else ''} into "
         f"{folder / split}.jsonl (or .parquet); where the Hub can be reached: "
@@ -42,20 +43,20 @@ def find_files(data_dir: Path, repository: str, configuration: str | None, split
 
 
 def place_of(data_dir: Path, repository: str, configuration: str | None) -> Path:
-    """Where the files of a data set belong."""
+    """Return the folder that the files of a data set belong into."""
     return data_dir / repository.rsplit("/", 1)[-1] / (configuration or "")
 
 
 def digest(paths: Iterable[Path]) -> str:
-    """Names the content of files."""
-    found = hashlib.sha256()
+    """Return a hash of the content of files."""
+    total = hashlib.sha256()
     for path in paths:
-        found.update(hashlib.sha256(path.read_bytes()).digest())
-    return found.hexdigest()[:16]
+        total.update(hashlib.sha256(path.read_bytes()).digest())
+    return total.hexdigest()[:16]
 
 
 def read(files: dict[str, list[str]], **_: Any) -> DatasetDict:
-    """A data set of local files; the harness calls it with what else it knows of the task.
+    """Return a data set of local files; the harness calls it with what else it knows of the task.
 
     Args:
         files: of each split, in order.
@@ -77,7 +78,7 @@ def read(files: dict[str, list[str]], **_: Any) -> DatasetDict:
 
 
 def checked(path: Path) -> list[Row]:
-    """The rows of a file, all with the same fields of the same types.
+    """Return the rows of a file, all with the same fields of the same types.
 
     Raises:
         UserError: see :func:`read`.

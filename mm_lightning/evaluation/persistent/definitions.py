@@ -1,4 +1,4 @@
-"""Which benchmarks there are, where the harness defines them, and with how many examples they are asked here."""
+"""The benchmarks: their files in the harness, their scores, and the number of examples before each question."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class Definition:
     """A benchmark.
 
     Attributes:
-        label: what the paper calls it; empty where it is not in the paper's table.
+        label: its name in the paper; empty where it is not in the paper's table.
         files: its files in the harness' folder of tasks, as patterns; several tasks are joined by their documents.
         score: its number in a table of benchmarks, as the harness names it: metric and filter.
         shots: examples before each question, unless the user says otherwise.
-        changes: what differs from the harness' file.
+        changes: settings that differ from the harness' file.
         own: a class of this package, where the harness' is written as a class that takes its data from one place.
-        runs_code: whether scoring runs programs that the network wrote.
+        runs_code: True if scoring runs programs that the network wrote.
         unit: of its metrics.
     """
 

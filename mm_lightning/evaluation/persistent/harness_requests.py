@@ -26,7 +26,7 @@ class Question:
         task: its name.
         number: which document.
         document: as the task has it.
-        requests: what the network is asked about it.
+        requests: the requests to the network.
     """
 
     task: str
@@ -38,7 +38,7 @@ class Question:
 def questions(
     name: str, task: ConfigurableTask, limit: int | None, seed: int, places: Sequence[str] = ()
 ) -> Iterator[Question]:
-    """The first documents of a task and their requests; drawn examples are those of a run of the harness.
+    """Yield the first documents of a task and their requests; drawn examples are those of a run of the harness.
 
     Args:
         name: of the task.
@@ -102,7 +102,7 @@ def _problem(task: ConfigurableTask, document: dict[str, Any], requests: Sequenc
 
 
 def length(question: Question) -> int:
-    """Characters of its prompts."""
+    """Return the number of characters of the prompts of a question."""
     return sum(len(request.args[0]) for request in question.requests)
 
 
@@ -120,10 +120,10 @@ def answer(network: LanguageModel, task: ConfigurableTask, asked: Sequence[Quest
     task._instances = requests
     task.apply_filters()
     cut = [max(map(network.tokens_cut, question.requests)) for question in asked]
-    return [{**_found(task, question), "tokens_cut": n} for question, n in zip(asked, cut, strict=True)]
+    return [{**_record(task, question), "tokens_cut": n} for question, n in zip(asked, cut, strict=True)]
 
 
-def _found(task: ConfigurableTask, question: Question) -> dict[str, Any]:
+def _record(task: ConfigurableTask, question: Question) -> dict[str, Any]:
     scores, parts, filtered = {}, {}, {}
     for name in question.requests[0].filtered_resps:
         responses = [request.filtered_resps[name] for request in question.requests]
@@ -135,7 +135,7 @@ def _found(task: ConfigurableTask, question: Question) -> dict[str, Any]:
             else:
                 parts[label] = value
     texts = [request.args for request in question.requests]
-    found = {
+    record = {
         "scores": scores,
         "parts": parts,
         "document": question.document,
@@ -144,18 +144,18 @@ def _found(task: ConfigurableTask, question: Question) -> dict[str, Any]:
         "filtered": {name: responses for name, responses in filtered.items() if name != "none"},
         "reference": task.doc_to_target(question.document),
     }
-    return json.loads(json.dumps(found, default=_plain))
+    return json.loads(json.dumps(record, default=_plain))
 
 
 def _asked(texts: Sequence[tuple]) -> dict[str, Any]:
-    """Prompts, and continuations or settings, equal ones once."""
+    """Return prompts, and continuations or settings, equal ones once."""
     prompts, others = [args[0] for args in texts], [args[1] if len(args) > 1 else None for args in texts]
     same = all(prompt == prompts[0] for prompt in prompts)
     return {"prompt": prompts[0]} | ({"asked": others} if same else {"prompts": prompts, "asked": others})
 
 
 def aggregation(task: ConfigurableTask, label: str) -> Callable[[Sequence[Any]], float]:
-    """How a task makes a metric of the documents' values."""
+    """Return the function by which a task makes a metric of the documents' values."""
     return task.aggregation().get(label.split(",")[0], mean)
 
 

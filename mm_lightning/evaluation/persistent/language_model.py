@@ -63,7 +63,7 @@ class LanguageModel(TemplateLM):
         return self.model.tokenizer.sha256
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> Tokens:
-        """Tokens of a text, after the one that begins a document unless `add_special_tokens` is False."""
+        """Return the tokens of a text, after the one that begins a document unless `add_special_tokens` is False."""
         tokens = self.model.encode(string)
         return tokens if add_special_tokens is False else [self.model.bos, *tokens]
 
@@ -122,12 +122,12 @@ class LanguageModel(TemplateLM):
             for window in get_rolling_token_windows(tokens, self.prefix_token_id, length, 1):
                 windows.append((None, *make_disjoint_window(window)))
                 owners.append(number)
-        found = [0.0] * len(requests)
+        totals = [0.0] * len(requests)
         for number, (log_prob, _) in zip(owners, self._loglikelihood_tokens(windows), strict=True):
-            found[number] += log_prob
-        for request, total in zip(requests, found, strict=True):
+            totals[number] += log_prob
+        for request, total in zip(requests, totals, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
-        return found
+        return totals
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
         """Return greedy answers, each up to the first of its `until` strings.
@@ -161,7 +161,7 @@ class LanguageModel(TemplateLM):
         return len(context) - len(self._cut(context, more))
 
     def _cut(self, context: Tokens, more: int) -> Tokens:
-        """A context that leaves room for so many tokens, but half of the limit is its own."""
+        """Return a context that leaves room for so many tokens, but half of the limit is its own."""
         room = len(context) if self.limit is None else max(self.limit - more, self.limit // 2, 1)
         return context if len(context) <= room else [*context[:1], *context[len(context) - room + 1 :]]
 

@@ -13,7 +13,7 @@ FIELDS = ("question", "options", "answer")
 
 
 def articles(documents: Dataset) -> Dataset:
-    """One document an article: of its questions the last is asked, those before it are shown with their answers.
+    """Return one document an article: of its questions the last is asked, those before it are shown with their answers.
 
     Args:
         documents: of one question each, those of an article together (`article`, `question`, `options`, `answer`), or
@@ -23,7 +23,7 @@ def articles(documents: Dataset) -> Dataset:
 
 
 def questions(documents: Dataset) -> Dataset:
-    """One document a question, which is asked by itself; arguments as of :func:`articles`."""
+    """Return one document a question, which is asked by itself; arguments as of :func:`articles`."""
     return _dataset(
         [
             {"article": article, "problems": str([problem])}

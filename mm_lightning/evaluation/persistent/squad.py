@@ -62,11 +62,11 @@ class Version2(Local, SQuAD2):
 
 
 def exact_and_f1(answer: str, references: list[str]) -> tuple[float, float]:
-    """The better of each over the references, in percent; a question without any wants an empty answer."""
-    wanted = [reference for reference in references if words(reference)] or [""]
+    """Return the better of each over the references, in percent; a question without any wants an empty answer."""
+    answers = [reference for reference in references if words(reference)] or [""]
     return (
-        100.0 * max(words(answer) == words(reference) for reference in wanted),
-        100.0 * max(overlap(words(answer), words(reference)) for reference in wanted),
+        100.0 * max(words(answer) == words(reference) for reference in answers),
+        100.0 * max(overlap(words(answer), words(reference)) for reference in answers),
     )
 
 

@@ -81,35 +81,31 @@ def decode_command(
 
 
 class OurReader:
-    """One of our networks with its state."""
+    """One of our networks with its state: it reads a document, then decodes :data:`TOKENS` tokens a call."""
 
     def __init__(self, network: Any) -> None:
         self.network = network
 
     def read(self, tokens: Tensor) -> None:
-        """Read a document from an empty state."""
         self.state = self.network.new_state(1, tokens.shape[1] + 4096)
         self.token = self.network(tokens, state=self.state, logits_to_keep=1).argmax(-1)
 
     def decode(self) -> None:
-        """Decode :data:`TOKENS` tokens."""
         for _ in range(TOKENS):
             self.token = self.network(self.token, state=self.state).argmax(-1)
 
     @property
     def bytes(self) -> int:
-        """The bytes of the state."""
         return self.state.bytes
 
 
 class LlamaReader:
-    """The Llama of `transformers` with its cache."""
+    """The same of the Llama of `transformers` with its cache."""
 
     def __init__(self, llama: Any) -> None:
         self.llama = llama
 
     def read(self, tokens: Tensor) -> None:
-        """Read a document into an empty cache."""
         from transformers import DynamicCache
 
         self.cache: Any = DynamicCache(config=self.llama.config)
@@ -121,16 +117,14 @@ class LlamaReader:
         return self.llama(tokens, **{CACHE: self.cache}, use_cache=True, logits_to_keep=1).logits.argmax(-1)
 
     def decode(self) -> None:
-        """Decode :data:`TOKENS` tokens, by the attention kernels of our networks: every token makes another shape."""
         from mm_lightning.memory.kernels.fused_read import any_shape
 
-        with any_shape(self.token):
+        with any_shape(self.token):  # by the kernels of our networks: every token makes another shape
             for _ in range(TOKENS):
                 self.token = self._next(self.token)
 
     @property
     def bytes(self) -> int:
-        """The bytes of the cache."""
         return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.cache.layers)
 
 

@@ -233,50 +233,36 @@ def measure(
     for some in [[case] for case in cases] if apart else [cases]:
         before_round(0)
         calls, builds = zip(*(timed(case.build, device) for case in some), strict=True)
-        rows += _in_turns(some, calls, repeats, device, least, before_round)
-        for case, call, built, row in zip(some, calls, builds, rows[-len(some) :], strict=True):
-            row["build_seconds"] = built
-            if peak:
-                row["peak_bytes"] = peak_bytes(call, device)
-            row |= case.finish(call) if case.finish else {}
+        loops = [_loops(call, device, least) for call in calls]
+        seconds: list[list[float]] = [[] for _ in some]
+        for number in range(repeats):
+            before_round(number)
+            for case, call, loop, times in zip(some, calls, loops, seconds, strict=True):
+                result, passed = timed(call, device, loop)
+                times.append(passed)
+                if case.observe:
+                    case.observe(result)
+        for case, call, built, times in zip(some, calls, builds, seconds, strict=True):
+            median = statistics.median(times)
+            row: Row = {"case": case.name, "build_seconds": built, "median_seconds": median, **case.counts}
+            row |= {f"{key}_per_second": n / median for key, n in case.counts.items() if key in RATED}
+            row |= {"seconds": times, **({"peak_bytes": peak_bytes(call, device)} if peak else {})}
+            rows.append({**row, **(case.finish(call) if case.finish else {})})
         del calls, call
         if apart:
             gc.collect()
             torch.cuda.empty_cache()
     for row in rows:
-        pairs = list(zip(row["seconds"], rows[0]["seconds"], strict=True))
-        row["relative_time"] = statistics.median(own / first for own, first in pairs)
-        row["speedup"] = statistics.median(first / own for own, first in pairs)
+        ratios = [passed / first for passed, first in zip(row["seconds"], rows[0]["seconds"], strict=True)]
+        row["relative_time"] = statistics.median(ratios)
+        row["speedup"] = statistics.median(1 / ratio for ratio in ratios)
     return rows
 
 
-def _in_turns(
-    cases: Sequence[Case],
-    calls: Sequence[Callable[[], Any]],
-    repeats: int,
-    device: torch.device,
-    least: float,
-    before_round: Callable[[int], None],
-) -> list[Row]:
-    loops = []
-    for call in calls:
-        call()
-        short = least and least / timed(call, device)[1]
-        loops.append(min(max(1, math.ceil(short)), MOST_CALLS))
-    seconds: list[list[float]] = [[] for _ in cases]
-    for number in range(repeats):
-        before_round(number)
-        for case, call, times, loop in zip(cases, calls, seconds, loops, strict=True):
-            returned, passed = timed(call, device, loop)
-            times.append(passed)
-            if case.observe:
-                case.observe(returned)
-    rows = []
-    for case, times in zip(cases, seconds, strict=True):
-        median = statistics.median(times)
-        rates = {f"{key}_per_second": n / median for key, n in case.counts.items() if key in RATED}
-        rows.append({"case": case.name, "median_seconds": median, **case.counts, **rates, "seconds": times})
-    return rows
+def _loops(call: Callable[[], Any], device: torch.device, least: float) -> int:
+    """Warm up; return how often a call has to be repeated to take as many seconds as `least`."""
+    call()
+    return min(max(1, math.ceil(least / timed(call, device)[1])), MOST_CALLS) if least else 1
 
 
 def timed(call: Callable[[], Any], device: torch.device, calls: int = 1) -> tuple[Any, float]:

@@ -38,7 +38,6 @@ def retrieval_command(
     index: list[Index] | None = None,
     neighbors: Count = 4096,
     context: AtLeastTwo = 2048,
-    random_keys: bool = True,
     **options: Annotated[Any, Options],
 ) -> None:
     """Time sub-linear reads of the long-term memory, and measure their error.
@@ -46,8 +45,9 @@ def retrieval_command(
     A memory is filled with what a trained network stores of a text, and queried with the keys of the text that follows,
     at the bandwidth of as many pairs: by the exact read of decoding (and torch's, where numba compiles the former), by
     clusters (an option of the state of inference) with several budgets and with proven errors, and through an index of
-    faiss, whose nearest neighbors are read and renormalized. All take turns, one token at a time. Errors are norms of
-    differences, relative to the norm of the exact answer; speeds are relative to the exact read.
+    faiss, whose nearest neighbors are read and renormalized; then the same with random keys, where nothing is near
+    anything. All take turns, one token at a time. Errors are norms of differences, relative to the norm of the exact
+    answer; speeds are relative to the exact read.
 
     Args:
         checkpoint: of the network, a run folder or a checkpoint.
@@ -58,7 +58,6 @@ def retrieval_command(
         index: kinds of faiss's indexes to compare with, ivf and hnsw; [ivf] by default, [] for none.
         neighbors: pairs that an index finds for a query.
         context: tokens of the pieces in which the network reads the text, each as a document.
-        random_keys: also the same with random keys and values, where nothing is near anything.
     """
     from mm_lightning.checkpoint import load_network
 
@@ -77,8 +76,7 @@ def retrieval_command(
     with torch.inference_mode():
         tokens = read_tokens(text, tokenizer, max(sizes) + bench.repeats, context, bench.seed)
         layers = fill(network, tokens.to(bench.device))
-        if random_keys:
-            layers["random keys"] = layers[next(reversed(layers))].random_like(bench.seed)
+        layers["random keys"] = layers[next(reversed(layers))].random_like(bench.seed)
         kinds: list[Index] = ["ivf"] if index is None else index
         for count in sizes:
             of_size = {n: measure_layer(bench, n, s, count, methods, kinds, neighbors) for n, s in layers.items()}

@@ -128,7 +128,6 @@ class Llama(nn.Module):
         )
 
     def step_randomness(self, seed: int, step: int) -> dict[str, Any]:
-        """Return nothing: no part of a step is random."""
         return {}
 
     def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
@@ -143,7 +142,6 @@ class LlamaOf:
     like: NetworkConfig
 
     def build(self) -> Llama:
-        """Build the network."""
         return Llama(self.like)
 
 

@@ -20,8 +20,8 @@ class EstimateTable:
 
     Attributes:
         name: of its CSV file.
-        heads: names of the columns that say what a line is of, then of the others.
-        labels: how many of the columns are of the first kind.
+        heads: names of the columns: labels of a line first, then numbers.
+        labels: number of columns that are labels.
         rows: cells.
         published_rows: lines of numbers that others published.
         published_columns: columns of such numbers.
@@ -35,19 +35,19 @@ class EstimateTable:
     published_columns: set[int] = field(default_factory=set)
 
     def add(self, *cells: Cell, published: bool = False) -> None:
-        """A line; missing cells at its end are empty."""
+        """Add a line; missing cells at its end are empty."""
         if published:
             self.published_rows.add(len(self.rows))
         self.rows.append([*cells, *[None] * (len(self.heads) - len(cells))])
 
     def block(self) -> page.Table:
-        """As it stands in the page."""
+        """Return the table of a page."""
         rows = [[shown(cell, n < self.labels) for n, cell in enumerate(row)] for row in self.rows]
         marked = frozenset(self.published_rows), frozenset(self.published_columns)
         return page.Table(list(self.heads), rows, False, self.labels, *marked)
 
     def show(self) -> None:
-        """Print it; published numbers are in italics."""
+        """Print the table; published numbers are in italics."""
         from rich.text import Text
 
         block = self.block()
@@ -58,7 +58,7 @@ class EstimateTable:
         print_table(self.heads, rows, self.name, labels=self.labels)
 
     def csv(self) -> str:
-        """Each estimate as value, ends of its interval, and count; everything else as it is."""
+        """Return CSV with value, ends of the interval and count of each estimate, and all other cells as they are."""
         wide = {m for m in range(len(self.heads)) if any(isinstance(row[m], Estimate) for row in self.rows)}
         ends = [" low", " high", " count"]
         heads = [[head, *(head + end for end in ends)] if m in wide else [head] for m, head in enumerate(self.heads)]
@@ -77,7 +77,7 @@ def _parts(cell: Cell, wide: bool) -> list[Cell]:
 
 
 def shown(cell: Cell, label: bool = False) -> str:
-    """A cell as text."""
+    """Return a cell as text."""
     if cell is None:
         return "" if label else NOTHING
     return f"{cell:.1f}" if isinstance(cell, float) else str(cell)

@@ -1,14 +1,17 @@
-"""Numbers with their confidence intervals, as tables and figures show them."""
+"""Numbers with their confidence intervals, as tables and figures show them, and the lines of tables."""
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from mm_lightning.evaluation.intervals import independent, share_interval
 from mm_lightning.evaluation.measurement import Row, interval
-from mm_lightning.evaluation.metrics import DIGITS, scale
+from mm_lightning.evaluation.metrics import DIGITS, scale, unit_words
+from mm_lightning.experiments.drawing import humanize
+from mm_lightning.experiments.evaluated.evaluations import Network
 
 
 @dataclass(frozen=True)
@@ -71,9 +74,31 @@ def estimate(row: Row, repeats: int = 1, signed: bool = False) -> Estimate:
 
 
 def mean_of_shares(parts: Sequence[Estimate], of: int) -> Estimate:
-    """The unweighted mean of independent shares in percent; it says so where there are fewer than `of`."""
+    """Return the unweighted mean of independent shares in percent; it says so where there are fewer than `of`."""
     shares = [part.scale * part.value / 100 for part in parts]
     value = math.fsum(shares) / len(shares)
     low, high = share_interval(value, [part.independent for part in parts])
     note = "" if len(parts) == of else f"{len(parts)} of {of}"
     return Estimate(value, low, high, sum(part.count for part in parts), 100, 1, note)
+
+
+def row_key(row: Row) -> str:
+    """Return the line of a table that a row belongs to: its group and metric."""
+    return json.dumps([row.group, row.metric], sort_keys=True)
+
+
+def align(
+    rows: Iterable[tuple[Network, Row]], signed: bool = False
+) -> tuple[dict[str, Row], dict[tuple[str, Network], Estimate]]:
+    """Return a row for each line of a table, in the order in which lines appear, and its cells by line and network."""
+    lines: dict[str, Row] = {}
+    cells: dict[tuple[str, Network], Estimate] = {}
+    for network, row in rows:
+        lines.setdefault(row_key(row), row)
+        cells[row_key(row), network] = estimate(row, signed=signed)
+    return lines, cells
+
+
+def with_unit(row: Row) -> str:
+    """Return the metric of a row with its unit: accuracy, %."""
+    return ", ".join(filter(None, (humanize(row.metric), unit_words(row.unit))))

@@ -1,10 +1,10 @@
-"""Evaluations, and which of them may stand beside each other."""
+"""Evaluated networks, results of tasks, and groups of results that compare."""
 
 from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,8 @@ class Network:
 
     Attributes:
         key: of its weights and options.
-        name: what it is called in tables.
-        about: what results.json says of it.
+        name: its name in tables.
+        about: its description in results.json.
     """
 
     key: str
@@ -38,18 +38,18 @@ class Network:
 
     @property
     def kind(self) -> tuple[Any, ...]:
-        """What points of figures that a line connects have in common, size and training aside."""
+        """Architecture, levels, delay and presence of long-term memory: equal along a line of a figure."""
         levels = tuple(self.about.get("levels") or ())
         settings = json.dumps(self.about.get("settings"))
         return self.about.get("architecture"), levels, self.about.get("inference_delay"), self.long_term, settings
 
     @property
     def run(self) -> tuple[Any, ...]:
-        """What checkpoints of one training run, asked in the same way, have in common."""
+        """The run folder and :attr:`kind`: equal for checkpoints of one run that were asked in the same way."""
         return self.about.get("run_folder") or self.key, *self.kind
 
     def number(self, name: str) -> float | None:
-        """Parameters, training tokens, step, ... if they are known."""
+        """Return parameters, training tokens, step, ... if they are known."""
         return self.about.get(name)
 
 
@@ -58,14 +58,14 @@ class Evaluation:
     """The results of one task for one network.
 
     Attributes:
-        task: what it is called: its name and, of a user's data set, that of the data set.
+        task: its title: the task's name and, of a user's data set, that of the data set.
         settings: all that decided what was asked.
         network: who was asked.
         rows: the numbers.
         answers: so far, where not all questions were answered; None where they were.
         path: the folder.
-        sessions: when, with which code and on what it was asked.
-        source: which text was read, where the settings do not say it.
+        sessions: date, code and hardware of each sitting.
+        source: the text that was read, where the settings do not say it.
         kind: the task's name.
     """
 
@@ -80,34 +80,34 @@ class Evaluation:
     kind: str = ""
 
     def records(self) -> list[dict[str, Any]]:
-        """All answers, without the long texts in them; none where there are no samples."""
+        """Return all answers without the long texts in them; none where there are no samples."""
         return _records(self.path)
 
     @property
     def label(self) -> str:
-        """The network's name, and whether this is only a part."""
+        """The network's name, marked if this is only a part."""
         part = "" if self.answers is None else f" (partial: {self.answers:,} answers)"
         return self.network.name + part
 
     def asked(self) -> dict[str, Any]:
-        """The settings that decide what is asked in each cell of a table: which cells there are does not matter."""
-        free = {"data_dir", "version"} & self.settings.keys()
+        """Return the settings that decide what is asked in a cell of a table, not which cells there are."""
+        free = {"data_dir", "version"}
         if "shots" in self.settings:
             free |= {"shots", "labels"}
         elif self.task not in LOSS_TASKS:
             free |= {"contexts"}
-        kept = {name: value for name, value in self.settings.items() if name not in free and value is not None}
+        asked = {name: value for name, value in self.settings.items() if name not in free and value is not None}
         if self.settings.get("version", 1) != 1:
-            kept["version"] = self.settings["version"]
+            asked["version"] = self.settings["version"]
         if self.task in LOSS_TASKS:  # in nats a token: of these texts, in these tokens
-            kept |= {"text": self.settings.get("text") or self.source, "tokenizer": self.tokenizer}
+            asked |= {"text": self.settings.get("text") or self.source, "tokenizer": self.tokenizer}
             if self.settings.get("data_hash"):  # the text itself: what it is called or where it lies does not matter
-                del kept["text"]
-        return kept
+                del asked["text"]
+        return asked
 
     @property
     def tokenizer(self) -> str:
-        """The beginning of its hash."""
+        """The beginning of the tokenizer's hash."""
         return str(self.network.about.get("tokenizer") or "unknown")[:8]
 
 
@@ -119,10 +119,10 @@ def _records(path: Path) -> list[dict[str, Any]]:
 
 def items_asked(evaluation: Evaluation) -> dict[str, set[str]]:
     """Return the keys of the items of each group."""
-    found: dict[str, set[str]] = {}
+    keys: dict[str, set[str]] = {}
     for record in evaluation.records():
-        found.setdefault(json.dumps(record["group"], sort_keys=True), set()).add(record["key"])
-    return found
+        keys.setdefault(json.dumps(record["group"], sort_keys=True), set()).add(record["key"])
+    return keys
 
 
 def in_common(one: Evaluation, other: Evaluation) -> tuple[int, int] | None:
@@ -132,14 +132,17 @@ def in_common(one: Evaluation, other: Evaluation) -> tuple[int, int] | None:
     """
     if one.tokenizer == other.tokenizer or one.task != other.task or one.network == other.network:
         return None
-    mine, theirs = items_asked(one), items_asked(other)
-    for group in mine:
-        if group in theirs and mine[group] != theirs[group] and one.answers is None and other.answers is None:
-            return len(mine[group] & theirs[group]), len(mine[group] | theirs[group])
+    if one.answers is not None or other.answers is not None:
+        return None
+    other_items = items_asked(other)
+    for group, items in items_asked(one).items():
+        others = other_items.get(group, items)
+        if items != others:
+            return len(items & others), len(items | others)
     return None
 
 
-OWN = ("data_hash", "dataset", "fewshot", "run_code", "tacred")
+DATA_SETTINGS = ("data_hash", "dataset", "fewshot", "run_code", "tacred")
 """Settings that tasks of a family differ in, because each has its own data and its own number of examples."""
 
 
@@ -150,8 +153,8 @@ class Group:
     Attributes:
         settings: what they have in common.
         evaluations: in order.
-        number: which of the groups of these tasks this is, from 1.
-        groups: how many there are.
+        number: number of the group among those of these tasks, from 1.
+        groups: number of groups of these tasks.
     """
 
     settings: dict[str, Any]
@@ -161,44 +164,44 @@ class Group:
 
     @property
     def networks(self) -> list[Network]:
-        """Each once."""
+        """The networks, each once."""
         return list(dict.fromkeys(e.network for e in self.evaluations))
 
     @property
     def tasks(self) -> list[str]:
-        """Each once."""
+        """The tasks, each once."""
         return list(dict.fromkeys(e.task for e in self.evaluations))
 
     def of(self, network: Network, task: str | None = None) -> list[Evaluation]:
-        """Those of a network, and of a task if one is named."""
+        """Return the evaluations of a network, and of a task if one is named."""
         return [e for e in self.evaluations if e.network == network and task in (None, e.task)]
 
     def label(self, network: Network) -> str:
-        """The network's name, and whether something is missing."""
+        """Return the network's name, marked if something is missing."""
         answers = [f"{e.task} {e.answers:,}" for e in self.of(network) if e.answers is not None]
         if not answers:
             return network.name
-        said = answers[0].split()[-1] if len(self.of(network)) == 1 else ", ".join(answers)
-        return f"{network.name} (partial: {said} answers)"
+        counts = answers[0].split()[-1] if len(self.of(network)) == 1 else ", ".join(answers)
+        return f"{network.name} (partial: {counts} answers)"
 
     @property
     def suffix(self) -> str:
-        """For names of files."""
+        """The end of names of files: empty for the first group."""
         return "" if self.number == 1 else f"-{self.number}"
 
     def in_words(self) -> str:
-        """The settings, for a reader."""
-        said = ", ".join(f"{name.replace('_', ' ')} {plain(value)}" for name, value in self.settings.items())
-        return said or "the task's own"
+        """Return the settings for a reader."""
+        words = ", ".join(f"{name.replace('_', ' ')} {plain(value)}" for name, value in self.settings.items())
+        return words or "the task's own"
 
 
 def plain(value: Any) -> str:
-    """[1, 2] -> 1 2"""
+    """Return a value as text, a list as words: [1, 2] -> 1 2."""
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def last_ones(networks: Sequence[Network]) -> list[Network]:
-    """Networks without the earlier checkpoints of their runs, which figures by step show."""
+    """Leave out the earlier checkpoints of runs, which figures by step show."""
     last: dict[tuple[Any, ...], float] = {}
     for network in networks:
         last[network.run] = max(last.get(network.run, 0), network.number("step") or 0)
@@ -207,11 +210,11 @@ def last_ones(networks: Sequence[Network]) -> list[Network]:
 
 @dataclass
 class EvaluationResults:
-    """All that was found.
+    """The evaluations of a report.
 
     Attributes:
         evaluations: in the order of networks, then tasks.
-        notes: what a reader has to know.
+        notes: remarks for the reader, such as what does not compare.
     """
 
     evaluations: list[Evaluation]
@@ -219,7 +222,7 @@ class EvaluationResults:
 
     @property
     def networks(self) -> list[Network]:
-        """Each once."""
+        """The networks, each once."""
         return list(dict.fromkeys(e.network for e in self.evaluations))
 
     def find(self, name: str) -> Network | None:
@@ -231,41 +234,41 @@ class EvaluationResults:
         weights = network.about.get("weights")
         self.evaluations.sort(key=lambda e: (e.network != network, e.network.about.get("weights") != weights))
 
-    def groups(self, wanted: Callable[[Evaluation], bool]) -> list[Group]:
-        """The wanted evaluations by their settings; those of tasks that share their settings, data aside, together."""
-        chosen = [e for e in self.evaluations if wanted(e)]
-        data: dict[tuple[str, str], set[str]] = {}  # by settings and task: on which data it was asked
+    def groups(self, evaluations: Sequence[Evaluation] | None = None) -> list[Group]:
+        """Group some evaluations, or all, by their settings; tasks that share them, data aside, stand together."""
+        chosen = self.evaluations if evaluations is None else evaluations
+        data: dict[tuple[str, str], set[str]] = {}  # by settings and task
         for e in chosen:
             data.setdefault((_common(e), e.task), set()).add(data_of(e))
-        found: dict[str, list[Evaluation]] = {}
+        by_settings: dict[str, list[Evaluation]] = {}
         for e in chosen:
             several = len(data[_common(e), e.task]) > 1
-            found.setdefault(_common(e) + (e.task + data_of(e) if several else ""), []).append(e)
-        apart = [part for same in found.values() for part in _apart(same)]
+            by_settings.setdefault(_common(e) + (e.task + data_of(e) if several else ""), []).append(e)
+        apart = [part for same in by_settings.values() for part in _apart(same)]
         return [Group(_shared([e.asked() for e in same]), same, n, len(apart)) for n, same in enumerate(apart, 1)]
 
 
 def _apart(evaluations: Sequence[Evaluation]) -> list[list[Evaluation]]:
-    """Evaluations of the same settings, those of networks that were asked different items apart."""
+    """Split evaluations of the same settings by the items that networks were asked."""
     parts: list[list[Evaluation]] = []
     for network in dict.fromkeys(e.network for e in evaluations):
-        own = [e for e in evaluations if e.network == network]
+        asked = [e for e in evaluations if e.network == network]
         for part in parts:
-            if not any(in_common(one, other) for one in own for other in part):
-                part += own
+            if not any(in_common(one, other) for one in asked for other in part):
+                part += asked
                 break
         else:
-            parts.append(own)
+            parts.append(asked)
     return parts
 
 
 def _common(e: Evaluation) -> str:
-    return json.dumps({k: v for k, v in e.asked().items() if k not in OWN}, sort_keys=True, default=str)
+    return json.dumps({k: v for k, v in e.asked().items() if k not in DATA_SETTINGS}, sort_keys=True, default=str)
 
 
 def data_of(e: Evaluation) -> str:
     """Return the settings of a task alone: its data, and the number of shown examples."""
-    return json.dumps([e.settings.get(name) for name in OWN])
+    return json.dumps([e.settings.get(name) for name in DATA_SETTINGS])
 
 
 def _shared(settings: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -16,13 +16,13 @@ NOT_ASKED = "#c8ccd0"
 
 
 def heat_maps(maps: Mapping[str, Mapping[tuple[int, str], float]]) -> Figure:
-    """Accuracy by length (across) and depth of the answer (down), a map for each network; gray is not asked."""
+    """Draw accuracy by length (across) and depth of the answer (down), a map for each network; gray is not asked."""
     import matplotlib
     import numpy as np
     from matplotlib.patches import Rectangle
 
     colors = matplotlib.colormaps["viridis"].resampled(40)  # few enough for a color bar that is drawn as paths
-    cells = [key for found in maps.values() for key in found]
+    cells = [key for values in maps.values() for key in values]
     lengths = sorted({length for length, _ in cells})
     depths = TENTHS  # also those that were never asked
     columns = min(len(maps), max(1, 9 // (2 + len(lengths) // 2)))
@@ -30,8 +30,8 @@ def heat_maps(maps: Mapping[str, Mapping[tuple[int, str], float]]) -> Figure:
     figure, grid = figure_of(min(10.5, 1.6 + columns * (1.1 + 0.6 * max(len(lengths), 2))), 3.6 * lines, columns, lines)
     panels = list(np.atleast_1d(grid).flat)
     mesh: Any = None
-    for axes, (title, found) in zip(panels, maps.items(), strict=False):
-        values = np.array([[100 * found.get((length, depth), np.nan) for length in lengths] for depth in depths])
+    for axes, (title, accuracy) in zip(panels, maps.items(), strict=False):
+        values = np.array([[100 * accuracy.get((length, depth), np.nan) for length in lengths] for depth in depths])
         axes.grid(False)
         # drawn, because the ground of axes is transparent in pages
         axes.add_patch(Rectangle((0, 0), len(lengths), len(depths), facecolor=NOT_ASKED, zorder=0))

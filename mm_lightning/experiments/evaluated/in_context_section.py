@@ -27,38 +27,41 @@ WAYS = {
     "likelihood_by_length": "most likely label by token",
 }
 CLASSES = {"banking77": 77, "goemotions": 28, "tacred": 41, "semeval2010_task8": 18, "redocred": 41}
-"""Of the data sets that come with `mm evaluate`: one in so many is right by chance."""
+"""Classes of the data sets that come with `mm evaluate`: one in so many is right by chance."""
 
 Key = tuple[str, str, int, str]
 """Score, kind of labels, shots and strategy."""
 
+Accuracies = Mapping[Network, Mapping[Key, Estimate]]
+"""Micro accuracies by network."""
+
 
 def takes(evaluation: Evaluation) -> bool:
-    """Whether an evaluation has rows by shots and strategy."""
+    """Return whether an evaluation has rows by shots and strategy."""
     return any({"shots", "strategy"} <= row.group.keys() for row in evaluation.rows)
 
 
-def found_of(evaluation: Evaluation) -> dict[Key, Estimate]:
-    """Micro accuracies; the best strategy at each number of shots is chosen anew, from those that are there."""
+def micro_accuracies(evaluation: Evaluation) -> dict[Key, Estimate]:
+    """Return micro accuracies; the best strategy at each number of shots is chosen among those that are there."""
     seeds = evaluation.settings.get("demonstration_seeds") or 1
-    found: dict[Key, Estimate] = {}
+    by_key: dict[Key, Estimate] = {}
     for row in evaluation.rows:
-        if takes_row(row):
+        if is_micro_accuracy(row):
             labels, shots = row.group.get("labels", "semantic"), row.group["shots"]
-            found[row.metric, labels, shots, row.group["strategy"]] = estimate(row, seeds)
-    for way, labels, shots in dict.fromkeys(key[:3] for key in list(found)):
-        same = [e for key, e in found.items() if key[:3] == (way, labels, shots)]
-        found[way, labels, shots, BEST] = max(same, key=lambda e: e.value)
-    return found
+            by_key[row.metric, labels, shots, row.group["strategy"]] = estimate(row, seeds)
+    for way, labels, shots in dict.fromkeys(key[:3] for key in list(by_key)):
+        same = [e for key, e in by_key.items() if key[:3] == (way, labels, shots)]
+        by_key[way, labels, shots, BEST] = max(same, key=lambda e: e.value)
+    return by_key
 
 
-def takes_row(row: Row) -> bool:
-    """Whether a row is the micro accuracy of a strategy."""
+def is_micro_accuracy(row: Row) -> bool:
+    """Return whether a row is the micro accuracy of a strategy."""
     return {"shots", "strategy"} <= row.group.keys() and row.group["strategy"] != BEST and row.metric in WAYS
 
 
 def parts(group: Group, looks: Looks) -> list[Part | None]:
-    """A subsection for each data set."""
+    """Return a subsection for each data set."""
     text = (
         "A shot is one example of every class. Percent, with 95% score intervals that cover other questions and other "
         "sets of demonstrations. The best strategy is chosen for each number of shots on the questions that it is "
@@ -67,33 +70,33 @@ def parts(group: Group, looks: Looks) -> list[Part | None]:
     )
     shown: list[Part | None] = [page.Text(text)]
     for task in group.tasks:
-        values = {e.network: found_of(e) for e in group.evaluations if e.task == task}
+        values = {e.network: micro_accuracies(e) for e in group.evaluations if e.task == task}
         shown += [page.Heading(task, 3), *_best(task, group, values), *_prompts(task, group)]
         shown += [_figure(task, group, values, looks)]
         shown += [*_against(task, group, values, looks), *_strategies(task, group, values)]
     return shown
 
 
-def _axis(values: Mapping[Network, Mapping[Key, Estimate]], place: int) -> list:
-    return list(dict.fromkeys(key[place] for found in values.values() for key in found))
+def _axis(values: Accuracies, place: int) -> list:
+    return list(dict.fromkeys(key[place] for by_key in values.values() for key in by_key))
 
 
-def _best(task: str, group: Group, values: Mapping[Network, Mapping[Key, Estimate]]) -> list[Part | None]:
+def _best(task: str, group: Group, values: Accuracies) -> list[Part | None]:
     shots = sorted(_axis(values, 2))
     heads = ["labels", "scored by", "network", "answers", *map(_shots, shots)]
-    grid = EstimateTable(f"{task}{group.suffix}", heads, 4)
+    table = EstimateTable(f"{task}{group.suffix}", heads, 4)
     for labels in _axis(values, 1):
         for way in (way for way in WAYS if way in _axis(values, 0)):
-            for network, found in values.items():
-                cells = [found.get((way, labels, n, BEST)) for n in shots]
+            for network, by_key in values.items():
+                cells = [by_key.get((way, labels, n, BEST)) for n in shots]
                 asked = counts([e.count for e in cells if e is not None])
                 if asked:
-                    grid.add(labels, WAYS[way], group.label(network), asked, *cells)
-    return [page.Text("The best of the prompt strategies at each number of shots."), grid]
+                    table.add(labels, WAYS[way], group.label(network), asked, *cells)
+    return [page.Text("The best of the prompt strategies at each number of shots."), table]
 
 
 def _prompts(task: str, group: Group) -> list[Part | None]:
-    """The tokens of the longest prompts beside the context that a network was trained at."""
+    """Return a table of the tokens of the longest prompts beside the training context."""
     longest: dict[Network, dict[int, int]] = {}
     for e in (e for e in group.evaluations if e.task == task):
         for row in e.rows:
@@ -103,35 +106,33 @@ def _prompts(task: str, group: Group) -> list[Part | None]:
     if not longest:
         return []
     shots = sorted({n for by_shots in longest.values() for n in by_shots})
-    grid = EstimateTable(f"{task}-prompts{group.suffix}", ["network", "trained at", *map(_shots, shots)], 2)
+    table = EstimateTable(f"{task}-prompts{group.suffix}", ["network", "trained at", *map(_shots, shots)], 2)
     for network, by_shots in longest.items():
         trained = network.about.get("context_length")
         cells = [None if n not in by_shots else f"{by_shots[n]:,}" for n in shots]
-        grid.add(group.label(network), f"{trained:,}" if trained else "unknown", *cells)
-    return [page.Text("Tokens of the longest prompt, beside those of a training sequence."), grid]
+        table.add(group.label(network), f"{trained:,}" if trained else "unknown", *cells)
+    return [page.Text("Tokens of the longest prompt, beside those of a training sequence."), table]
 
 
 def _shots(number: int) -> str:
     return f"{number} shots" if number > 1 else "1 shot"
 
 
-def _strategies(task: str, group: Group, values: Mapping[Network, Mapping[Key, Estimate]]) -> list[Part | None]:
+def _strategies(task: str, group: Group, values: Accuracies) -> list[Part | None]:
     names = [name for name in _axis(values, 3) if name != BEST]
-    grid = EstimateTable(f"{task}-strategies{group.suffix}", ["labels", "scored by", "network", "shots", *names], 4)
+    table = EstimateTable(f"{task}-strategies{group.suffix}", ["labels", "scored by", "network", "shots", *names], 4)
     for labels in _axis(values, 1):
         for way in (way for way in ("greedy", "likelihood") if way in _axis(values, 0)):
-            for network, found in values.items():
-                for n in sorted({key[2] for key in found if key[:2] == (way, labels)}):
-                    grid.add(
-                        labels, WAYS[way], group.label(network), n, *(found.get((way, labels, n, s)) for s in names)
+            for network, by_key in values.items():
+                for n in sorted({key[2] for key in by_key if key[:2] == (way, labels)}):
+                    table.add(
+                        labels, WAYS[way], group.label(network), n, *(by_key.get((way, labels, n, s)) for s in names)
                     )
-    return [page.Text("All prompt strategies: what separates the parts, and whether examples are shuffled."), grid]
+    return [page.Text("All prompt strategies: what separates the parts, and whether examples are shuffled."), table]
 
 
-def _figure(
-    task: str, group: Group, values: Mapping[Network, Mapping[Key, Estimate]], looks: Looks
-) -> page.Drawing | None:
-    """A panel for each kind of labels and each of two ways to score."""
+def _figure(task: str, group: Group, values: Accuracies, looks: Looks) -> page.Drawing | None:
+    """Draw a panel for each kind of labels and each of two ways to score."""
     kinds = _axis(values, 1)
     ways = [way for way in ("greedy", "likelihood") if way in _axis(values, 0)]
     if not kinds or not ways:
@@ -155,8 +156,8 @@ def _figure(
         "them, with its 95% interval"
     )
     fitted = any(
-        len({key[2] for key in found if key[:2] == (way, labels)}) > 2
-        for found in values.values()
+        len({key[2] for key in by_key if key[:2] == (way, labels)}) > 2
+        for by_key in values.values()
         for way in ways
         for labels in kinds
     )
@@ -168,16 +169,16 @@ def _panel(
     axes,
     task: str,
     group: Group,
-    values: Mapping[Network, Mapping[Key, Estimate]],
+    values: Accuracies,
     looks: Looks,
     way: str,
     labels: str,
 ) -> list[float]:
-    """Draws one panel; returns what has to be in the frame."""
+    """Draw one panel; return the heights to frame."""
     tops, places = [], set()
-    for number, (network, found) in enumerate(values.items()):
-        best = {key[2]: e for key, e in sorted(found.items()) if key[:2] == (way, labels) and key[3] == BEST}
-        dots = [(key[2], e.value) for key, e in found.items() if key[:2] == (way, labels) and key[3] != BEST]
+    for number, (network, by_key) in enumerate(values.items()):
+        best = {key[2]: e for key, e in sorted(by_key.items()) if key[:2] == (way, labels) and key[3] == BEST}
+        dots = [(key[2], e.value) for key, e in by_key.items() if key[:2] == (way, labels) and key[3] != BEST]
         if not best:
             continue
         shift = 1 + 0.02 * (number - (len(values) - 1) / 2)  # so that dots of networks do not hide each other
@@ -211,16 +212,14 @@ def _panel(
 
 
 def fit(shots: Sequence[int], accuracy: Sequence[float]) -> list[float]:
-    """The least-squares line of accuracy over the logarithm of shots, at each of them."""
+    """Return the least-squares line of accuracy over the logarithm of shots, at each of them."""
     slope, offset = linear_regression([math.log2(n) for n in shots], accuracy)
     return [offset + slope * math.log2(n) for n in shots]
 
 
-def _against(
-    task: str, group: Group, values: Mapping[Network, Mapping[Key, Estimate]], looks: Looks
-) -> list[Part | None]:
-    """The best at the most shots that all networks have, against training, size and steps."""
-    common = set.intersection(*({key[2] for key in found} for found in values.values()))
+def _against(task: str, group: Group, values: Accuracies, looks: Looks) -> list[Part | None]:
+    """Draw the best at the most shots that all networks have, against training, size and steps."""
+    common = set.intersection(*({key[2] for key in by_key} for by_key in values.values()))
     if not common:
         return []
     n, way = max(common), "greedy" if "greedy" in _axis(values, 0) else "likelihood"
@@ -228,7 +227,7 @@ def _against(
     for labels in _axis(values, 1):
         key = way, labels, n, BEST
         measures.append(
-            Measure(f"{labels}, {n} shots", {net: found[key] for net, found in values.items() if key in found})
+            Measure(f"{labels}, {n} shots", {net: by_key[key] for net, by_key in values.items() if key in by_key})
         )
     what = f"{task}, {WAYS[way]}"
     return [

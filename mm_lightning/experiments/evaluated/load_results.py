@@ -1,4 +1,4 @@
-"""Reads the folders that `mm evaluate` wrote."""
+"""Load the results of `mm evaluate`, those of interrupted evaluations, and those of evaluations while training."""
 
 from __future__ import annotations
 
@@ -27,46 +27,50 @@ from mm_lightning.experiments.evaluated.evaluations import (
     in_common,
 )
 
+Content = dict[str, Any]
+"""The content of a results.json."""
 
-def places(folder: Path) -> Iterator[Path]:
-    """The folders below one that hold answers to a task."""
-    found = {p.parent for name in (SETTINGS, RESULTS) for p in folder.rglob(f"*/{name}")}
-    for path in sorted(found, key=_natural):
-        known = path / RESULTS if (path / RESULTS).is_file() else path / SETTINGS
-        content = read_json(known)
+
+def result_folders(folder: Path) -> Iterator[Path]:
+    """Yield the folders below one that hold answers to a task, step=20 before step=100."""
+    for path in sorted({p.parent for name in (SETTINGS, RESULTS) for p in folder.rglob(f"*/{name}")}, key=_natural):
+        content = read_json(path / RESULTS if (path / RESULTS).is_file() else path / SETTINGS)
         if isinstance(content, dict) and ("rows" in content or "identity" in content):
             yield path
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:
-    """step=20 before step=100."""
     parts = re.split(r"(\d+)", path.as_posix())
     return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
 
 
 def load_results(folders: Sequence[Path]) -> EvaluationResults:
-    """All evaluations below some folders; the newest where a network was asked the same twice."""
+    """Load all evaluations below some folders; the newest where a network was asked the same twice."""
     notes: list[str] = []
-    raw = [(path, read) for folder in folders for path in places(folder) if (read := _read(path, notes)) is not None]
-    known: dict[str, dict[str, Any]] = {}
-    for _, found in raw:  # what is known of a network from its other, finished tasks
-        if "parameters" in found["network"]:
-            known.setdefault(_identity(found["network"]), found["network"])
-    names = _names(raw)
+    contents = [
+        (path, content)
+        for folder in folders
+        for path in result_folders(folder)
+        if (content := _read(path, notes)) is not None
+    ]
+    described: dict[str, dict[str, Any]] = {}  # by a task that is finished
+    for _, content in contents:
+        if "parameters" in content["network"]:
+            described.setdefault(_identity(content), content["network"])
+    names = _names(contents)
     evaluations: dict[tuple[str, str, str], Evaluation] = {}
-    for path, found in sorted(raw, key=lambda entry: _started(entry[1])):
-        identity = _identity(found["network"])
-        network = Network(identity, names[identity], known.get(identity, found["network"]))
+    for path, content in sorted(contents, key=lambda entry: _started(entry[1])):
+        identity = _identity(content)
         e = Evaluation(
-            title_of(found["task"], found["settings"]),
-            found["settings"],
-            network,
-            [_row(found["task"], row) for row in found["rows"]],
-            found.get("answers"),
+            title_of(content["task"], content["settings"]),
+            content["settings"],
+            Network(identity, names[identity], described.get(identity) or content["network"]),
+            [_row(content["task"], row) for row in content["rows"]],
+            content.get("answers"),
             path,
-            found.get("sessions") or [],
-            _source(path) if found["task"] in LOSS_TASKS else None,
-            found["task"],
+            content.get("sessions") or [],
+            _source(path) if content["task"] in LOSS_TASKS else None,
+            content["task"],
         )
         key = identity, e.task, json.dumps([e.asked(), e.settings], sort_keys=True, default=str)
         if key in evaluations and e.answers is not None and evaluations[key].answers is None:
@@ -76,125 +80,123 @@ def load_results(folders: Sequence[Path]) -> EvaluationResults:
         evaluations[key] = e
         if e.answers is not None:
             notes.append(
-                f"{e.task} of {network.name} is partial: its numbers are those of the first {e.answers:,} answers. The "
-                f"same mm evaluate goes on with it."
+                f"{e.task} of {e.network.name} is partial: its numbers are those of the first {e.answers:,} answers. "
+                f"The same mm evaluate goes on with it."
             )
-    order = {identity: n for n, identity in enumerate(names)}
-    ordered = sorted(evaluations.values(), key=lambda e: order[e.network.key])
-    return EvaluationResults(ordered, notes + _mixed(ordered))
+    order = list(names)
+    ordered = sorted(evaluations.values(), key=lambda e: order.index(e.network.key))
+    return EvaluationResults(ordered, notes + _remarks(ordered))
 
 
-def _read(path: Path, notes: list[str]) -> dict[str, Any] | None:
+def _read(path: Path, notes: list[str]) -> Content | None:
     """Read the results of a folder, or those of the answers so far; None without answers."""
     if (path / RESULTS).is_file():
-        found = read_json(path / RESULTS)
-        missing = [name for name in ("task", "run", "rows", "settings", "network") if name not in found]
+        content = read_json(path / RESULTS)
+        missing = [name for name in ("task", "run", "rows", "settings", "network") if name not in content]
         if missing:
             raise UserError(f"{path / RESULTS} has no {', '.join(missing)}: was it written by another version of mm?")
-        return _asked_in_training(found) if "tokens" in found["network"] else found
-    samples = Samples(path)
-    records = list(samples.read().values())
+        return _of_training(content) if "tokens" in content["network"] else content
+    records = list(Samples(path).read().values())
     if not records:
         return None
-    known = read_json(path / SETTINGS)
-    identity = known["identity"]
-    found = {"task": identity["task"], "run": path.parent.name, "settings": identity["settings"]}
+    state = read_json(path / SETTINGS)
+    content = {**state["identity"], "run": path.parent.name, "answers": len(records), "sessions": state["sessions"]}
     try:
-        rows = restore_task(found["task"], found["settings"]).rows(records)
+        return {**content, "rows": restore_task(content["task"], content["settings"]).rows(records)}
     except UserError as error:
         notes.append(f"{path} has {len(records):,} answers and no results, which cannot be summed up here: {error}")
         return None
-    return {
-        **found,
-        "rows": rows,
-        "network": identity["network"],
-        "answers": len(records),
-        "sessions": known["sessions"],
-    }
 
 
-def _row(task: str, row: dict[str, Any] | Row) -> Row:
-    """A number with its unit, which earlier versions did not write down."""
-    found = Row(**row) if isinstance(row, dict) else row
-    if found.unit:
-        return found
+def _row(task: str, fields: dict[str, Any] | Row) -> Row:
+    """Return a number with its unit, which earlier versions did not write down."""
+    row = Row(**fields) if isinstance(fields, dict) else fields
+    if row.unit:
+        return row
     try:
-        metric = find_task(task).metric(found.metric)
+        metric = find_task(task).metric(row.metric)
     except UserError:
-        metric = find_metric(found.metric)
-    return dataclasses.replace(found, unit=metric.unit)
+        metric = find_metric(row.metric)
+    return dataclasses.replace(row, unit=metric.unit)
 
 
-def _asked_in_training(found: dict[str, Any]) -> dict[str, Any]:
-    """What a run evaluated while it trained, as if the checkpoint of that step had been asked."""
-    network = found["network"]
+def _of_training(content: Content) -> Content:
+    """Return the results of an evaluation while training in the form of those of the checkpoint of that step."""
+    network = content["network"]
     checkpoint = Path(network["checkpoint"])
     trained = {name: value for name, value in origin(checkpoint).items() if value is not None}
-    known = {"run_folder": str(checkpoint.parent.parent), "training_tokens": network["tokens"], "long_term": True}
-    about = {**network, **known, **trained, "weights": f"{checkpoint}, while it trained", "inference_delay": None}
-    return {**found, "run": run_name(checkpoint), "network": about}
+    run = {"run_folder": str(checkpoint.parent.parent), "training_tokens": network["tokens"], "long_term": True}
+    about = {**network, **run, **trained, "weights": f"{checkpoint}, while it trained", "inference_delay": None}
+    return {**content, "run": run_name(checkpoint), "network": about}
 
 
-def _identity(network: dict[str, Any]) -> str:
-    """The weights, and how they were asked."""
+def _identity(content: Content) -> str:
+    """Return the weights and options of the network."""
     names = ("weights", "long_term", "inference_delay", "settings", "precision")
-    return json.dumps([network.get(name) for name in names])
+    return json.dumps([content["network"].get(name) for name in names])
 
 
-def _started(found: dict[str, Any]) -> str:
-    sessions = found.get("sessions") or [{}]
+def _started(content: Content) -> str:
+    sessions = content.get("sessions") or [{}]
     return sessions[-1].get("started", "")
 
 
 def _source(path: Path) -> str | None:
-    """The text that was read."""
+    """Return the text that was read."""
     record = next(iter(Samples(path).read().values()), {})
     return record.get("source")
 
 
-def _names(raw: list[tuple[Path, dict[str, Any]]]) -> dict[str, str]:
-    """What networks are called, no two alike: after the run, the options, and where that does not do, the folder."""
-    first: dict[str, tuple[Path, dict[str, Any]]] = {}
-    for path, found in raw:
-        first.setdefault(_identity(found["network"]), (path, found))
+def _names(contents: Sequence[tuple[Path, Content]]) -> dict[str, str]:
+    """Name networks by identity, no two alike: by the run, else also by options, folder or weights.
 
-    def name(found: dict[str, Any]) -> str:
-        run, network = found["run"], found["network"]
-        if network.get("long_term") is False:
-            return f"{run.removesuffix('-no-long-term')}, long-term memory removed"
-        return run
-
-    called = {identity: name(found) for identity, (_, found) in first.items()}
-    for words in (_options, _folder, lambda path, found: str(found["network"].get("weights"))):
+    They are in the order of `contents`; without its long-term memory a network stands behind itself.
+    """
+    first: dict[str, tuple[Path, Content]] = {}
+    for path, content in contents:
+        first.setdefault(_identity(content), (path, content))
+    names = {identity: _run(content) for identity, (_, content) in first.items()}
+    for describe in (_options, _folder, _weights):
         alike: dict[str, list[str]] = {}
-        for identity, said in called.items():
-            alike.setdefault(said, []).append(identity)
+        for identity, name in names.items():
+            alike.setdefault(name, []).append(identity)
         for same in alike.values():
-            more = {identity: words(*first[identity]) for identity in same}
+            more = {identity: describe(*first[identity]) for identity in same}
             if len(set(more.values())) > 1:
-                called |= {identity: f"{called[identity]}, {word}" for identity, word in more.items() if word}
-    order = sorted(called, key=lambda identity: first[identity][1]["network"].get("long_term") is False)
-    # without its long-term memory a network stands behind itself
-    weights = list(dict.fromkeys(first[identity][1]["network"].get("weights") for identity in called))
-    order.sort(key=lambda identity: weights.index(first[identity][1]["network"].get("weights")))
-    return {identity: called[identity] for identity in order}
+                names |= {identity: f"{names[identity]}, {word}" for identity, word in more.items() if word}
+    weights = list(dict.fromkeys(_weights(*entry) for entry in first.values()))
+
+    def place(identity: str) -> tuple[int, bool]:
+        path, content = first[identity]
+        return weights.index(_weights(path, content)), content["network"].get("long_term") is False
+
+    return {identity: names[identity] for identity in sorted(names, key=place)}
 
 
-def _folder(path: Path, found: dict[str, Any]) -> str:
-    """Return the folder of the results."""
+def _run(content: Content) -> str:
+    if content["network"].get("long_term") is False:
+        return f"{content['run'].removesuffix('-no-long-term')}, long-term memory removed"
+    return content["run"]
+
+
+def _weights(path: Path, content: Content) -> str:
+    return str(content["network"].get("weights"))
+
+
+def _folder(path: Path, content: Content) -> str:
     return path.parent.parent.name
 
 
-def _options(path: Path, found: dict[str, Any]) -> str:
-    network = found["network"]
+def _options(path: Path, content: Content) -> str:
+    network = content["network"]
     delay = network.get("inference_delay")
-    said = [f"m = {delay}"] if delay is not None else []
-    said += [f"{name} = {value}" for name, value in (network.get("settings") or {}).items()]
-    return ", ".join([*said, *([network["precision"]] if network.get("precision") else [])])
+    options = [f"m = {delay}"] if delay is not None else []
+    options += [f"{name} = {value}" for name, value in (network.get("settings") or {}).items()]
+    return ", ".join([*options, *([network["precision"]] if network.get("precision") else [])])
 
 
-def _mixed(evaluations: list[Evaluation]) -> list[str]:
-    """What makes networks hard to compare."""
+def _remarks(evaluations: list[Evaluation]) -> list[str]:
+    """Return what makes networks hard to compare, in sentences."""
     notes = []
     tokenizers: dict[str, set[str]] = {}
     for e in evaluations:
@@ -208,8 +210,8 @@ def _mixed(evaluations: list[Evaluation]) -> list[str]:
                 f"{common[0]:,} of {common[1]:,} in common, because different ones fit for their tokenizers: they "
                 "stand in separate tables."
             )
-    for task, found in tokenizers.items():
-        if len(found - {"unknown"}) > 1:
+    for task, hashes in tokenizers.items():
+        if len(hashes - {"unknown"}) > 1:
             notes.append(f"{task}: the networks have different tokenizers, so a length in tokens is not one in words.")
     if len({e.network.about.get("precision") for e in evaluations} - {None}) > 1:
         notes.append("The networks were asked in different precisions.")

@@ -17,16 +17,16 @@ TEXT = (
     "all of the context is given instead of a short one, and whose log-likelihood then is above beta. Lower is better. "
     "Published: it correlates with LongBench by -0.96, the perplexity of all tokens not at all. "
 )
-OWN = (
+CHOSEN_BY_EACH = (
     "Each network has chosen its key tokens itself, so that networks are not compared on the same tokens, and one that "
     "makes no use of the long context has few: read the share of key tokens with it, or give all one --evaluator."
 )
 
 
 def section(group: Group, looks: Looks) -> list[Part | None]:
-    """LongPPL, the perplexity of all tokens and the share of key tokens, by context; then some key tokens."""
+    """Return LongPPL, the perplexity of all tokens and the share of key tokens, by context; then some key tokens."""
     heads = ["network", "trained at", "sequences", "context", "LongPPL", "perplexity of all", "key tokens, %"]
-    grid = EstimateTable(f"long-ppl{group.suffix}", heads, 3)
+    table = EstimateTable(f"long-ppl{group.suffix}", heads, 3)
     examples = EstimateTable(
         f"long-ppl-tokens{group.suffix}", ["network", "position", "before", "token", "loss", "loss falls by"]
     )
@@ -38,14 +38,15 @@ def section(group: Group, looks: Looks) -> list[Part | None]:
             names = [("perplexity", "key"), ("perplexity", "all"), ("share", "key")]
             cells: list[Any] = [estimate(by_name[name]) if name in by_name else None for name in names]
             asked = counts([row.count for row in by_name.values()])
-            grid.add(group.label(network), tokens(trained) if trained else "unknown", asked, tokens(context), *cells)
+            table.add(group.label(network), tokens(trained) if trained else "unknown", asked, tokens(context), *cells)
         records = [record for e in group.of(network) for record in e.records()]
         for record in records[:2]:
             for one in record["key_tokens"][:3]:
                 place, loss, fall = f"{one['position']:,}", f"{one['loss']:.2f}", f"{one['fall']:.2f}"
                 examples.add(network.name, place, one["before"], one["token"], loss, fall)
-    own = not any(e.settings.get("evaluator") for e in group.evaluations)
-    return [page.Text(TEXT + (OWN if own else "One network has chosen the key tokens for all.")), grid, examples]
+    by_each = not any(e.settings.get("evaluator") for e in group.evaluations)
+    chosen = CHOSEN_BY_EACH if by_each else "One network has chosen the key tokens for all."
+    return [page.Text(TEXT + chosen), table, examples]
 
 
 SECTION = ReportSection("LongPPL", lambda e: e.task == "long_ppl", section)

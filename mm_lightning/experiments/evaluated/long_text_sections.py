@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+from mm_lightning.evaluation.measurement import Row
 from mm_lightning.evaluation.new_knowledge.long_text_task import TENTHS
 from mm_lightning.experiments import page
 from mm_lightning.experiments.drawing import drawing
@@ -26,66 +27,62 @@ IN_FIGURE = ("transformer small", "v2 small", "transformer large", "v2 large")
 
 
 def accuracy(group: Group, network: Network, task: str) -> dict[int, Estimate]:
-    """A network's accuracy in a task by length."""
-    found = {}
-    for evaluation in group.of(network, task):
-        for row in evaluation.rows:
-            if row.metric == "accuracy" and row.group.keys() == {"length"}:
-                found[row.group["length"]] = estimate(row)
-    return dict(sorted(found.items()))
+    """Return a network's accuracy in a task by length."""
+    rows = [row for e in group.of(network, task) for row in e.rows if _is_by_length(row)]
+    return {row.group["length"]: estimate(row) for row in sorted(rows, key=lambda row: row.group["length"])}
 
 
 def mean(group: Group, network: Network) -> dict[int, Estimate]:
-    """The mean of both question answering tasks at the lengths at which both were asked."""
+    """Return the mean of both question answering tasks at the lengths at which both were asked."""
     one, two = (accuracy(group, network, task) for task in QA)
     return {n: mean_of_shares([one[n], two[n]], 2) for n in one if n in two}
 
 
 def by_depth(group: Group, network: Network, task: str) -> dict[tuple[int, str], float]:
-    """Accuracy by length and depth."""
+    """Return accuracy by length and depth."""
     rows = (row for evaluation in group.of(network, task) for row in evaluation.rows)
     return {(r.group["length"], r.group["depth"]): r.value for r in rows if r.group.keys() == {"length", "depth"}}
 
 
 def excluded(group: Group, network: Network, name: str) -> str:
-    """How many questions were left out because they do not fit; of all tasks where the name is none's."""
+    """Return the number of questions that do not fit: those of a task, or of all tasks of `new-knowledge`."""
     rows = [row for e in group.of(network) if name in (e.task, "new-knowledge") for row in e.rows]
     return counts([round(row.value) for row in rows if row.metric == "excluded_questions"]) or "0"
 
 
-def table(
+def length_table(
     name: str, group: Group, values: dict[Network, dict[int, Estimate]], printed: Sequence[ByLength] = ()
 ) -> EstimateTable | None:
-    """A line for each network, a column for each length."""
-    lengths = sorted({n for found in values.values() for n in found})
+    """Return a table: a line for each network, a column for each length."""
+    lengths = sorted({n for by_length in values.values() for n in by_length})
     if not lengths:
         return None
     columns = sorted({*lengths, *(n for row in printed for n in row.accuracy)})
     heads = ["network", "trained at", "questions", "do not fit", *map(tokens, columns)]
-    grid = EstimateTable(f"{name}{group.suffix}", heads, 4)
-    for network, found in values.items():
+    table = EstimateTable(f"{name}{group.suffix}", heads, 4)
+    for network, by_length in values.items():
         context = network.about.get("context_length")
-        asked = [counts([e.count for e in found.values()]), excluded(group, network, name)]
-        grid.add(group.label(network), tokens(context) if context else "unknown", *asked, *map(found.get, columns))
+        asked = [counts([e.count for e in by_length.values()]), excluded(group, network, name)]
+        table.add(group.label(network), tokens(context) if context else "unknown", *asked, *map(by_length.get, columns))
     for row in printed:
         context = tokens(row.network.context) if row.network.context else ""
-        grid.add(row.network.label, context, "", "", *map(row.accuracy.get, columns), published=True)
-    return grid
+        table.add(row.network.label, context, "", "", *map(row.accuracy.get, columns), published=True)
+    return table
 
 
 def measures(
     what: str, values: dict[Network, dict[int, Estimate]], printed: Sequence[ByLength] = (), most: int = 4
 ) -> list[Measure]:
-    """The accuracy at some lengths, the shortest and the longest among them."""
-    lengths = sorted({n for found in values.values() for n in found})
+    """Return the accuracy at some lengths, the shortest and the longest among them."""
+    lengths = sorted({n for by_length in values.values() for n in by_length})
     if len(lengths) > most:
         lengths = [lengths[round(i * (len(lengths) - 1) / (most - 1))] for i in range(most)]
-    found = []
+    chosen = []
     for n in lengths:
         theirs = [(row.network, value) for row in printed if isinstance(value := row.accuracy.get(n), float)]
         ours = {network: values[network][n] for network in values if n in values[network]}
-        found.append(Measure(f"{what} at {tokens(n)}", ours, theirs))
-    return found
+        chosen.append(Measure(f"{what} at {tokens(n)}", ours, theirs))
+    return chosen
 
 
 def figures(
@@ -97,14 +94,14 @@ def figures(
     printed: Sequence[ByLength] = (),
     note: str = "",
 ) -> list[Part | None]:
-    """By length, by size and training, by step."""
+    """Draw accuracy by length, by size and training, and by step."""
     suffix = group.suffix
     lines = [
         (row.network.label, {n: v for n, v in row.accuracy.items() if isinstance(v, float)})
         for row in printed
         if row.network.name in IN_FIGURE
     ]
-    drawn = last_ones([network for network, found in values.items() if found])
+    drawn = last_ones([network for network, by_length in values.items() if by_length])
     ours = [(group.label(network), values[network], looks[network]) for network in drawn]
     lengths = f"{what[0].upper()}{what[1:]} by length, with 95% intervals."
     lengths += " Hollow and gray: published, trained at 32k (the transformers fail at 64k)." if lines else ""
@@ -117,48 +114,50 @@ def figures(
 
 
 def heat_map(group: Group, task: str) -> page.Drawing | None:
-    """Length and depth, a map for each network."""
+    """Draw accuracy by length and depth, a map for each network."""
     maps = {group.label(network): by_depth(group, network, task) for network in last_ones(group.networks)}
     caption = f"{task}: accuracy by length and depth of the answer, in percent."
-    maps = {name: found for name, found in maps.items() if found}
-    if any(len(found) < len(TENTHS) * len({length for length, _ in found}) for found in maps.values()):
-        caption += " Grey: not asked."
+    maps = {name: accuracies for name, accuracies in maps.items() if accuracies}
+    if any(len(accuracies) < len(TENTHS) * len({n for n, _ in accuracies}) for accuracies in maps.values()):
+        caption += " Gray: not asked."
     return drawing(heat_maps(maps), f"{task}-depth{group.suffix}", caption, png=True) if maps else None
 
 
 def new_knowledge(group: Group, looks: Looks) -> list[Part | None]:
-    """The mean of qa_1 and qa_2 as the paper has it, then each."""
+    """Return the mean of qa_1 and qa_2 as the paper has it, then each."""
     means = {network: mean(group, network) for network in group.networks}
-    found: list[Part | None] = [page.Text(_READING.format(which="RULER's two question answering tasks"))]
+    shown: list[Part | None] = [page.Text(_READING.format(which="RULER's two question answering tasks"))]
     if any(means.values()):
-        said = f"{MEAN[0].upper()}{MEAN[1:]}. The paper's networks answered its texts, tokenised by its tokenizer."
-        found += [page.Text(said), table("new-knowledge", group, means, NEW_KNOWLEDGE)]
-        found += figures("new-knowledge", MEAN, group, means, looks, NEW_KNOWLEDGE, published.FINE_TUNING)
+        text = f"{MEAN[0].upper()}{MEAN[1:]}. The paper's networks answered its texts, tokenized by its tokenizer."
+        shown += [page.Text(text), length_table("new-knowledge", group, means, NEW_KNOWLEDGE)]
+        shown += figures("new-knowledge", MEAN, group, means, looks, NEW_KNOWLEDGE, published.FINE_TUNING)
     else:
-        found.append(
+        shown.append(
             page.Text("No network answered both at the same length: there is no mean to hold against the paper.")
         )
     for task in group.tasks:
         values = {network: accuracy(group, network, task) for network in group.networks}
         values = {network: by for network, by in values.items() if by}
-        found += [page.Heading(task, 3), table(task, group, values)]
+        shown += [page.Heading(task, 3), length_table(task, group, values)]
         if not any(means.values()):
-            found += figures(task, f"accuracy of {task}", group, values, looks)
-        found.append(heat_map(group, task))
-    return found
+            shown += figures(task, f"accuracy of {task}", group, values, looks)
+        shown.append(heat_map(group, task))
+    return shown
 
 
 def needles(group: Group, looks: Looks) -> list[Part | None]:
-    """A line for each network and task."""
+    """Return a table: a line for each network and task; and heat maps."""
     values = {(n, t): accuracy(group, n, t) for t in group.tasks for n in group.networks}
-    values = {key: found for key, found in values.items() if found}
-    lengths = sorted({n for found in values.values() for n in found})
+    values = {key: by_length for key, by_length in values.items() if by_length}
+    lengths = sorted({n for by_length in values.values() for n in by_length})
     columns = sorted({*lengths, *(n for row in SINGLE_NEEDLE for n in row.accuracy)})
-    grid = EstimateTable(f"needles{group.suffix}", ["task", "network", "questions", *map(tokens, columns)], 3)
-    for (network, task), by in values.items():
-        grid.add(task, group.label(network), counts([e.count for e in by.values()]), *map(by.get, columns))
+    table = EstimateTable(f"needles{group.suffix}", ["task", "network", "questions", *map(tokens, columns)], 3)
+    for (network, task), by_length in values.items():
+        table.add(
+            task, group.label(network), counts([e.count for e in by_length.values()]), *map(by_length.get, columns)
+        )
     for row in SINGLE_NEEDLE:
-        grid.add(
+        table.add(
             "single needle (which is not known)", row.network.label, "", *map(row.accuracy.get, columns), published=True
         )
     quoted = EstimateTable(f"needles-quoted{group.suffix}", ["network", "1k", "2k", "4k"])
@@ -168,28 +167,32 @@ def needles(group: Group, looks: Looks) -> list[Part | None]:
         "Quoted by the paper (Tables 7 and 8): networks that compress what they read, beside one that does not. Which "
         "of RULER's tasks these are is not known."
     )
-    found: list[Part | None] = [page.Text(_READING.format(which="RULER's needles in a haystack")), grid]
-    found += [page.Text(text), quoted]
-    return [*found, *(heat_map(group, task) for task in group.tasks)]
+    shown: list[Part | None] = [page.Text(_READING.format(which="RULER's needles in a haystack")), table]
+    shown += [page.Text(text), quoted]
+    return [*shown, *(heat_map(group, task) for task in group.tasks)]
 
 
 def one_task(group: Group, looks: Looks) -> list[Part | None]:
-    """Any other task by length, such as generated facts."""
-    found: list[Part | None] = []
+    """Return tables and figures of any other task by length, such as generated facts."""
+    shown: list[Part | None] = []
     for task in group.tasks:
         values = {n: by for n in group.networks if (by := accuracy(group, n, task))}
-        said = f"{_READING.format(which=task)} The paper has no such numbers."
-        found += [page.Text(said), table(task, group, values)]
-        found += figures(task, f"accuracy of {task}", group, values, looks)
-        found.append(heat_map(group, task))
-    return found
+        text = f"{_READING.format(which=task)} The paper has no such numbers."
+        shown += [page.Text(text), length_table(task, group, values)]
+        shown += figures(task, f"accuracy of {task}", group, values, looks)
+        shown.append(heat_map(group, task))
+    return shown
 
 
 _READING = "{which}: percent, with 95% score intervals over questions."
 
 
+def _is_by_length(row: Row) -> bool:
+    return row.metric == "accuracy" and row.group.keys() == {"length"}
+
+
 def _by_length(evaluation: Evaluation) -> bool:
-    return any(row.metric == "accuracy" and row.group.keys() == {"length"} for row in evaluation.rows)
+    return any(map(_is_by_length, evaluation.rows))
 
 
 def _named(names: Sequence[str], evaluation: Evaluation) -> bool:

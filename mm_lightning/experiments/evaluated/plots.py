@@ -1,4 +1,4 @@
-"""How evaluated networks are drawn: ours filled and in color with intervals, published ones hollow and gray."""
+"""Lines and axes of evaluated networks: ours filled and in color with intervals, published ones hollow and gray."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 def line(axes: Axes, x: Sequence[float], values: Sequence[Estimate], label: str, look: Mapping[str, Any]) -> None:
-    """A line of ours with its intervals as a band."""
+    """Draw a line of ours with its intervals as a band."""
     style.line(axes, x, *band(values), label, look)
 
 
 def band(values: Sequence[Estimate]) -> tuple[list[float], list[float], list[float]]:
-    """Estimates, where their intervals begin, and where they end."""
+    """Return the values of estimates, and the ends of their intervals."""
     return (
         [e.scale * e.value for e in values],
         [e.scale * (e.value if e.low is None else e.low) for e in values],
@@ -30,13 +30,13 @@ def band(values: Sequence[Estimate]) -> tuple[list[float], list[float], list[flo
 
 
 def published_line(axes: Axes, x: Sequence[float], y: Sequence[float], label: str, number: int) -> None:
-    """A published line: thin, gray, with hollow markers."""
+    """Draw a published line: thin, gray, with hollow markers."""
     look: dict[str, Any] = {"color": GREY, "marker": MARKERS[number % len(MARKERS)], "markerfacecolor": "none"}
     axes.plot(x, y, linestyle=REFERENCES[number % len(REFERENCES)], linewidth=1, markersize=6, label=label, **look)
 
 
 def percent_axis(axes: Axes, values: Sequence[float], label: str = "accuracy, %") -> None:
-    """Up from 0; to 100 where values come near it."""
+    """Scale the vertical axis from 0 up, to 100 where values come near it."""
     top = max(values, default=0.0)
     axes.set_ylim(-0.02 * max(top, 1), 103 if top > 60 else max(1.15 * top, 5))
     axes.set_ylabel(label)
@@ -48,16 +48,16 @@ def by_length(
     ours: Sequence[tuple[str, Mapping[int, Estimate], Mapping[str, Any]]],
     published: Sequence[tuple[str, Mapping[int, float]]] = (),
 ) -> Drawing | None:
-    """Accuracy against length: a line for each network."""
+    """Draw accuracy against length: a line for each network."""
     lengths = sorted({n for _, values, _ in ours for n in values} | {n for _, values in published for n in values})
     if not lengths:
         return None
     height = 4.0 + legend_height([*(label for label, *_ in ours), *(label for label, _ in published)])
     figure, axes = figure_of(8.4, height)
     tops = [e.scale * (e.high or e.value) for _, values, _ in ours for e in values.values()]
-    for number, (label, found) in enumerate(published):
-        published_line(axes, list(found), list(found.values()), label, number)
-        tops += found.values()
+    for number, (label, points) in enumerate(published):
+        published_line(axes, list(points), list(points.values()), label, number)
+        tops += points.values()
     for label, values, look in ours:
         places = sorted(values)
         line(axes, places, [values[n] for n in places], label, look)

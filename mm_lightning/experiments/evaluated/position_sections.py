@@ -1,4 +1,4 @@
-"""What is drawn against positions: loss, and the weight with which memories are read."""
+"""Sections of the loss by position, and of the weight with which memories are read by distance."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ BREAKS = 0.1
 
 
 def _bounds(place: str | int) -> tuple[int, int]:
-    """129-256 -> (129, 256)"""
+    """Return the ends of an interval: 129-256 -> (129, 256)."""
     low, _, high = str(place).partition("-")
     return int(low), int(high or low)
 
@@ -44,27 +44,27 @@ def _curve(group: Group, network: Network, key: str, metric: str) -> dict[tuple[
 
 
 def loss(group: Group, looks: Looks) -> list[Part | None]:
-    """Loss by context, and the curve by position."""
+    """Return the loss by context, and the curve by position."""
     by_context = {network: _curve(group, network, "context", "loss") for network in group.networks}
-    contexts = sorted({n for found in by_context.values() for n in found})
+    contexts = sorted({n for losses in by_context.values() for n in losses})
     heads = ["network", "trained at", "sequences", *(tokens(high) for _, high in contexts)]
-    grid = EstimateTable(f"loss-by-position{group.suffix}", heads, 3)
-    for network, found in by_context.items():
+    table = EstimateTable(f"loss-by-position{group.suffix}", heads, 3)
+    for network, losses in by_context.items():
         trained = network.about.get("context_length")
-        asked = counts([e.count for e in found.values()])
-        grid.add(group.label(network), tokens(trained) if trained else "unknown", asked, *map(found.get, contexts))
+        asked = counts([e.count for e in losses.values()])
+        table.add(group.label(network), tokens(trained) if trained else "unknown", asked, *map(losses.get, contexts))
     text = (
         "Mean loss over a context, in nats a token, with 95% intervals (Student) over sequences. Lower is better. A "
         "sequence is one document: the beginning of one that is as long as the longest context or, where there are not "
         "enough of them, neighboring shorter ones joined without anything between."
     )
-    return [page.Text(text), grid, _breaks(group), _loss_figure(group, looks), _difference_figure(group, looks)]
+    return [page.Text(text), table, _breaks(group), _loss_figure(group, looks), _difference_figure(group, looks)]
 
 
 def _breaks(group: Group) -> EstimateTable:
-    """Where each network breaks: the first positions beyond the training context whose loss is much above it."""
+    """Return a table of where networks break: the first positions whose loss is much above that up to the context."""
     heads = ["network", "sequences", "joined", "training context C", "loss from C/2 to C", f"first {BREAKS} nats above"]
-    grid = EstimateTable(f"loss-by-position-breaks{group.suffix}", heads)
+    table = EstimateTable(f"loss-by-position-breaks{group.suffix}", heads)
     for network in group.networks:
         rows = [row for e in group.of(network) for row in e.rows]
         joined = [f"{row.value:.0%}" for row in rows if "sequences" in row.group]
@@ -75,13 +75,13 @@ def _breaks(group: Group) -> EstimateTable:
         line: list[Any] = [group.label(network), counted, joined[0] if joined else None]
         if not base or not ends:
             trained = network.about.get("context_length")
-            grid.add(*line, "longer" if trained else "unknown")
+            table.add(*line, "longer" if trained else "unknown")
             continue
         where = f"not up to {max(ends):,}"
         if risen:
             where = f"{_bounds(risen[0].group['position'])[0]:,} (+{risen[0].value:.2f})"
-        grid.add(*line, f"{base[0].group['training context']:,}", estimate(base[0]), where)
-    return grid
+        table.add(*line, f"{base[0].group['training context']:,}", estimate(base[0]), where)
+    return table
 
 
 def _loss_figure(group: Group, looks: Looks) -> page.Drawing | None:
@@ -91,16 +91,16 @@ def _loss_figure(group: Group, looks: Looks) -> page.Drawing | None:
         return None
     figure, axes = figure_of(8.4, 4.2 + legend_height([group.label(network) for network in curves]))
     ends: list[float] = []
-    for network, found in curves.items():
-        values = list(found.values())
-        plots.line(axes, [math.sqrt(low * high) for low, high in found], values, group.label(network), looks[network])
+    for network, curve in curves.items():
+        values = list(curve.values())
+        plots.line(axes, [math.sqrt(low * high) for low, high in curve], values, group.label(network), looks[network])
         ends += [end for edges in plots.band(values)[1:] for end in edges]
     contexts = {c for network in curves if (c := network.about.get("context_length"))}
     for n, context in enumerate(sorted(contexts)):
         style = REFERENCES[n % len(REFERENCES)]
         axes.axvline(context, color=GREY, linestyle=style, linewidth=1, label=f"trained at {tokens(context)}")
     frame(axes, ends)
-    top = max(high for found in curves.values() for _, high in found)
+    top = max(high for curve in curves.values() for _, high in curve)
     places = [2**n for n in range(3, 40) if 2**n <= top]
     places = places[1 - len(places) % 2 :: 2] if len(places) > 12 else places
     lengths_axis(axes, places, "position: tokens read before the predicted one")
@@ -111,25 +111,25 @@ def _loss_figure(group: Group, looks: Looks) -> page.Drawing | None:
 
 
 def _difference_figure(group: Group, looks: Looks) -> page.Drawing | None:
-    """How much the loss of each network is above that of the first, on the same sequences."""
+    """Draw how much the loss of each network is above that of the first, on the same sequences."""
     curves: dict[Network, dict[tuple[int, int], Estimate]] = {}
     first: Network | None = None
     for task in group.tasks:
-        for first, other, _, row in paired(group, task):  # noqa: B007
+        for first, other, row in paired(group, task):  # noqa: B007
             if row.group.keys() == {"position"} and row.metric == "loss":
                 curves.setdefault(other, {})[_bounds(row.group["position"])] = estimate(row, signed=True)
     if first is None or not curves:
         return None
     figure, axes = figure_of(8.4, 3.6 + legend_height([group.label(network) for network in curves]))
     ends = [0.0]
-    for network, found in curves.items():
-        there = dict(sorted(found.items()))
-        values = list(there.values())
-        plots.line(axes, [math.sqrt(low * high) for low, high in there], values, group.label(network), looks[network])
+    for network, points in curves.items():
+        curve = dict(sorted(points.items()))
+        values = list(curve.values())
+        plots.line(axes, [math.sqrt(low * high) for low, high in curve], values, group.label(network), looks[network])
         ends += [e.value for e in values]  # the intervals of two documents would leave nothing to see
     axes.axhline(0, color=GREY, linewidth=1, label=group.label(first))
     frame(axes, ends)
-    top = max(high for found in curves.values() for _, high in found)
+    top = max(high for curve in curves.values() for _, high in curve)
     lengths_axis(axes, [4**n for n in range(1, 20) if 4**n <= top], "position: tokens read before the predicted one")
     axes.set_ylabel("difference of loss, nats a token")
     side_legend(figure, [axes])
@@ -138,21 +138,21 @@ def _difference_figure(group: Group, looks: Looks) -> page.Drawing | None:
 
 
 def profile(group: Group, looks: Looks) -> list[Part | None]:
-    """The mean retrieval weight of queries over distances: a panel for each context and level of memory."""
+    """Draw the mean retrieval weight of queries over distances: a panel for each context and level of memory."""
     rows: dict[tuple[int, str], dict[Network, list[Row]]] = {}
     for network in group.networks:
         for row in (row for e in group.of(network) for row in e.rows if _of_profile(row)):
             rows.setdefault((row.group["context"], row.group["level"]), {}).setdefault(network, []).append(row)
     labels = [group.label(network) for network in group.networks]
     figure, _ = figure_of(3.2 + 3 * len(rows), 3.6 + legend_height(labels), len(rows))
-    heights = [row.value for found in rows.values() for own in found.values() for row in own if row.value > 0]
-    for axes, ((context, level), found) in zip(figure.axes, rows.items(), strict=True):
+    heights = [row.value for panel in rows.values() for some in panel.values() for row in some if row.value > 0]
+    for axes, ((context, level), panel) in zip(figure.axes, rows.items(), strict=True):
         tops = []
-        for network, own in found.items():
+        for network, some in panel.items():
             # a distance that no query may read has no place on the axis of logarithms
-            own = sorted((row for row in own if row.value > 0), key=lambda row: _bounds(row.group["distance"]))
-            x = [math.sqrt(low * high) for low, high in (_bounds(row.group["distance"]) for row in own)]
-            plots.line(axes, x, [estimate(row) for row in own], group.label(network), looks[network])
+            some = sorted((row for row in some if row.value > 0), key=lambda row: _bounds(row.group["distance"]))
+            x = [math.sqrt(low * high) for low, high in (_bounds(row.group["distance"]) for row in some)]
+            plots.line(axes, x, [estimate(row) for row in some], group.label(network), looks[network])
             tops += x
         profile_axes(axes, max(tops))
         axes.set_ylim(0.7 * min(heights, default=0.7), 1.4 * max(heights, default=1.0))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 PAPER = "Memory Mosaics at scale, arXiv 2507.03285"
 FAILS = "fails"
-"""What the paper prints where a transformer is asked beyond its training context."""
+"""The word that the paper prints where a transformer is asked beyond its training context."""
 
 
 @dataclass(frozen=True)
@@ -17,13 +17,13 @@ class PublishedNetwork:
     """A network of the paper.
 
     Attributes:
-        name: what it is called.
-        tokens: it was pretrained on.
+        name: its name.
+        tokens: number of tokens of its pretraining.
         parameters: as printed.
         forward_flops_per_token: at a context of 256, as printed.
         context: tokens it was last trained at.
         architecture: the class that it would be here.
-        long_term: whether its long-term memory is there.
+        long_term: False if its long-term memory is removed.
     """
 
     name: str

@@ -11,7 +11,7 @@ from mm_lightning.experiments.evaluated.evaluations import Evaluation, Group
 from mm_lightning.experiments.network_looks import Looks
 
 Part = page.Block | EstimateTable
-"""What a report is made of; a grid becomes a table and a CSV file."""
+"""A part of a report; an :class:`EstimateTable` becomes a table and a CSV file."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class ReportSection:
 
     Attributes:
         title: of the section.
-        takes: whether an evaluation belongs to it.
-        parts: of evaluations under the same settings, what to show.
+        takes: returns whether an evaluation belongs to it.
+        parts: returns tables and figures of evaluations under the same settings.
     """
 
     title: str

@@ -1,9 +1,9 @@
-"""Single numbers of networks, drawn against what the networks are: size, training, step of fine-tuning."""
+"""Single numbers of networks against size, training and step of fine-tuning."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +19,14 @@ from mm_lightning.style import COLORS, GREY, INK, MARKERS, figure_of, legend_hei
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# What networks are drawn against: its name in results.json, on the axis, and what is equal along a line.
+# Horizontal axes: name in results.json, label, name of the published number, and the number that is equal along a line.
 AXES = (
     ("training_tokens", "training tokens", "tokens", "parameters"),
     ("forward_flops_per_token", "forward FLOPs per token at context 256", "forward_flops_per_token", "training_tokens"),
     ("parameters", "parameters", "parameters", "training_tokens"),
 )
 ALIKE = 1.05
-"""By which factor numbers may differ that count as equal along a line."""
+"""Factor by which numbers may differ that count as equal along a line."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Measure:
     """A number that a section computes for each network.
 
     Attributes:
-        name: what it is, e.g. `mean of qa_1 and qa_2 at 4k`.
+        name: in words, e.g. `mean of qa_1 and qa_2 at 4k`.
         values: of our networks.
         published: of the paper's, in percent.
     """
@@ -45,10 +45,10 @@ class Measure:
 
 
 def scaling(name: str, what: str, measures: Sequence[Measure], looks: Looks) -> Drawing | None:
-    """Measures against training tokens, FLOPs per token and parameters, as far as several of our networks differ."""
+    """Draw measures against training tokens, FLOPs per token and parameters, where several of our networks differ."""
     networks = last_ones(list(dict.fromkeys(network for measure in measures for network in measure.values)))
-    kept = [{n: e for n, e in measure.values.items() if n in networks} for measure in measures]
-    measures = [Measure(m.name, values, m.published) for m, values in zip(measures, kept, strict=True) if values]
+    measures = [replace(m, values={n: e for n, e in m.values.items() if n in networks}) for m in measures]
+    measures = [measure for measure in measures if measure.values]
     chosen = []
     for axis in AXES:
         places = {network.number(axis[0]) for measure in measures for network in measure.values} - {None}
@@ -64,8 +64,8 @@ def scaling(name: str, what: str, measures: Sequence[Measure], looks: Looks) -> 
     lines = False
     for axes, (ours, label, theirs, alike) in zip(panels, chosen, strict=True):
         for number, measure in enumerate(measures):
-            found, joined = _panel(axes, measure, MARKERS[number % len(MARKERS)], ours, theirs, alike, looks)
-            tops, lines = tops + found, lines or joined
+            heights, joined = _panel(axes, measure, MARKERS[number % len(MARKERS)], ours, theirs, alike, looks)
+            tops, lines = tops + heights, lines or joined
         _log_axis(axes)
         axes.xaxis.set_major_formatter(lambda value, _: si_format(value).replace(" ", ""))
         axes.set_xlabel(label)
@@ -85,19 +85,19 @@ def scaling(name: str, what: str, measures: Sequence[Measure], looks: Looks) -> 
 def _panel(
     axes: Axes, measure: Measure, marker: str, ours: str, theirs: str, alike: str, looks: Looks
 ) -> tuple[list[float], bool]:
-    """One measure in one panel; returns what has to be in the frame, and whether a line joins networks."""
+    """Draw one measure in one panel; return the heights to frame, and whether a line joins networks."""
     points = [(network.number(ours), network, e) for network, e in measure.values.items()]
     known = sorted(((x, network, e) for x, network, e in points if x), key=lambda point: point[0])
     lines: list[list[tuple[float, Network, Estimate]]] = []
     for point in known:
-        for found in lines:
-            if _joined(found[-1][1], point[1], alike):
-                found.append(point)
+        for line in lines:
+            if _joined(line[-1][1], point[1], alike):
+                line.append(point)
                 break
         else:
             lines.append([point])
-    for found in lines:
-        axes.plot([p[0] for p in found], [p[2].scale * p[2].value for p in found], color=GREY, linewidth=0.8, zorder=1)
+    for line in lines:
+        axes.plot([p[0] for p in line], [p[2].scale * p[2].value for p in line], color=GREY, linewidth=0.8, zorder=1)
     for x, network, e in known:
         y = e.scale * e.value
         bars = [[y - e.scale * e.low], [e.scale * e.high - y]] if e.low is not None and e.high is not None else None
@@ -112,11 +112,11 @@ def _panel(
         if x is not None and other.long_term:
             axes.plot([x], [value], color=GREY, marker=marker, markerfacecolor="none", linestyle="", markersize=6)
             tops.append(value)
-    return tops, any(len(found) > 1 for found in lines)
+    return tops, any(len(line) > 1 for line in lines)
 
 
 def _log_axis(axes: Axes) -> None:
-    """A logarithmic axis with room at its ends and a few numbers on it, however short it is."""
+    """Make the horizontal axis logarithmic, with room at its ends and a few numbers on it, however short it is."""
     from matplotlib.ticker import LogLocator
 
     axes.set_xscale("log")
@@ -127,7 +127,7 @@ def _log_axis(axes: Axes) -> None:
 
 
 def _names(axes: Axes, measure: Measure, theirs: str) -> None:
-    """What the published networks are called, left of the points of one measure, apart from each other."""
+    """Write the names of the published networks left of the points of one measure, apart from each other."""
     known = [(v, x, n.name.split(" (")[0]) for n, v in measure.published if n.long_term and (x := getattr(n, theirs))]
     gap, below = 0.045 * axes.get_ylim()[1], float("-inf")
     for value, x, name in sorted(known):
@@ -137,14 +137,14 @@ def _names(axes: Axes, measure: Measure, theirs: str) -> None:
 
 
 def _joined(one: Network, other: Network, alike: str) -> bool:
-    """Whether two networks differ in nothing that counts but what they are drawn against."""
+    """Return whether two networks differ in nothing that counts but the horizontal axis."""
     a, b = one.number(alike), other.number(alike)
     alike_otherwise = one.kind == other.kind and one.number("context_length") == other.number("context_length")
     return alike_otherwise and a is not None and b is not None and 1 / ALIKE < a / b < ALIKE
 
 
 def _keys(axes: Axes, networks: Sequence[Network], measures: Sequence[Measure], looks: Looks) -> None:
-    """What the legend explains: colors are networks, markers are measures."""
+    """Add entries to the legend: colors are networks, markers are measures."""
     for network in networks:
         color = looks[network]["color"]
         face = color if network.long_term else "none"
@@ -156,12 +156,12 @@ def _keys(axes: Axes, networks: Sequence[Network], measures: Sequence[Measure], 
 def by_step(
     name: str, what: str, measures: Sequence[Measure], networks: Sequence[Network], note: str
 ) -> Drawing | None:
-    """Measures against steps of training, where several checkpoints of a run were asked."""
+    """Draw measures against steps of training, where several checkpoints of a run were asked."""
     runs: dict[tuple[Any, ...], list[Network]] = {}
     for network in networks:
         if network.about.get("run_folder") and network.number("step") is not None:
             runs.setdefault(network.run, []).append(network)
-    several = {key: found for key, found in runs.items() if len(found) > 1}
+    several = {key: checkpoints for key, checkpoints in runs.items() if len(checkpoints) > 1}
     if not several:
         return None
     titles = {key: Path(key[0]).as_posix() + ("" if key[-1] else ", long-term memory removed") for key in several}
@@ -171,8 +171,8 @@ def by_step(
     figure, _ = figure_of(min(10.5, 4.4 + 3 * columns), height, columns, lines)
     panels = figure.axes[:]
     tops: list[float] = []
-    for axes, (key, found) in zip(panels, several.items(), strict=False):
-        points = _with_base(found, networks)
+    for axes, (key, checkpoints) in zip(panels, several.items(), strict=False):
+        points = _with_base(checkpoints, networks)
         for number, measure in enumerate(measures):
             steps = [(step, measure.values[n]) for step, n in points if n in measure.values]
             if steps:
@@ -196,8 +196,8 @@ def by_step(
 
 
 def _with_base(checkpoints: Sequence[Network], networks: Sequence[Network]) -> list[tuple[float, Network]]:
-    """Checkpoints of a run by step; at step 0 the one that it was fine-tuned from, if that was asked."""
-    found = [(network.number("step") or 0, network) for network in checkpoints]
+    """Return checkpoints of a run by step; at step 0 the one that it was fine-tuned from, if that was asked."""
+    points = [(network.number("step") or 0, network) for network in checkpoints]
     base, kind = checkpoints[0].about.get("fine_tuned_from"), checkpoints[0].kind
-    found += [(0, n) for n in networks if base and n.about.get("checkpoint") == base and n.kind == kind]
-    return sorted(found, key=lambda point: point[0])
+    points += [(0, n) for n in networks if base and n.about.get("checkpoint") == base and n.kind == kind]
+    return sorted(points, key=lambda point: point[0])

@@ -127,7 +127,7 @@ def test_by_command(runs, tmp_path, capsys):
     assert {row["metric"] for row in rows} == {"accuracy", "accuracy_gold_alone", "tokens"}
     text = (out / "report" / "report.md").read_text()
     assert "niah_single_1-depth.svg" in text
-    assert "Grey: not asked." in text
+    assert "Gray: not asked." in text
     assert "length=768" in capsys.readouterr().out
     # the same command finds everything there
     before = (folder / "results.json").stat().st_mtime_ns

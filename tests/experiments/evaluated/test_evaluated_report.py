@@ -163,7 +163,7 @@ def test_other_questions_are_other_tables(tmp_path, no_figures):
         ]
         (places[name] / "samples.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     found = load_results([tmp_path])
-    asked = [[e.network.name for e in group.evaluations] for group in found.groups(lambda e: True)]
+    asked = [[e.network.name for e in group.evaluations] for group in found.groups()]
     assert asked == [["a", "b"], ["c"]]
     assert any("a and c were asked different questions, 1 of 5 in common" in note for note in found.notes)
     tables = grids(tmp_path)
@@ -182,7 +182,7 @@ def test_percent_is_shown_as_it_is(tmp_path, no_figures):
 def test_other_data_are_other_tables(tmp_path, no_figures):
     write_qa(tmp_path, "v2", V2, {"qa_1": [100], "qa_2": [200]})
     write(tmp_path, "v1", "qa_1", [share(9, 500, length=4096)], network("v1"), **LONG, data_hash="another")
-    found = load_results([tmp_path]).groups(lambda e: True)
+    found = load_results([tmp_path]).groups()
     asked = [[(e.task, e.network.name) for e in group.evaluations] for group in found]
     assert asked == [[("qa_1", "v1")], [("qa_1", "v2")], [("qa_2", "v2")]]
 
