@@ -54,6 +54,12 @@ def to_universal(source: Path, target: Path) -> None:
     Raises:
         UserError: it cannot be read or written.
     """
+    optimizer = (read_metadata(source).get("recipe") or {}).get("model.optimizer", "adamw")
+    if optimizer != "adamw":
+        raise UserError(
+            f"{source} was trained with model.optimizer {optimizer}, and only states of adamw are converted: go on "
+            f"with as many processes in the same precision, or begin with its weights: --model.initial_weights"
+        )
     output = io.StringIO()  # progress bars and prints
     partial = target.with_name(target.name + PARTIAL_SUFFIX)
     shutil.rmtree(partial, ignore_errors=True)
@@ -109,11 +115,10 @@ def to_plain(source: Path, target: Path) -> None:
 
 def _weights_and_optimizer(source: Path) -> dict[str, Any]:
     """Return the entries state_dict (float32 weights) and optimizer_states of a plain checkpoint."""
-    recipe = read_metadata(source).get("recipe") or {}
-    if recipe.get("model.optimizer", "adamw") != "adamw" or recipe.get("model.parameter_groups"):
+    if (read_metadata(source).get("recipe") or {}).get("model.parameter_groups"):
         raise UserError(
-            f"{source} was trained with another optimizer than adamw, or with model.parameter_groups: its states are "
-            f"not converted; --model.initial_weights begins with its weights"
+            f"{source} was trained with model.parameter_groups, whose states are not converted to a plain file: "
+            f"--model.initial_weights begins with its weights"
         )
     with torch.device("meta"):
         network = network_config(read_metadata(source), source).build()

@@ -141,6 +141,11 @@ class Sweep:
         if self.validations is not None:
             decided["trainer.val_check_interval"] = "validations"
         for key in settings:
+            if key in ("ckpt_path", "resume"):
+                raise UserError(
+                    f"{self.path}, {where}: {key} is of one run, those of a sweep begin at step 0: leave it out, and "
+                    f"branch off a checkpoint with `mm fit --ckpt_path`"
+                )
             if key in decided:
                 why = f"{key} is decided by `{decided[key]}` of the sweep"
                 raise UserError(f"{self.path}, {where}: {why}: leave it out")

@@ -32,8 +32,8 @@ network:
                                   short_term_window ...; all of them: --model.network.help MemoryMosaicConfig
 
 optimization:
-  --model.optimizer NAME          adamw, muon, any class of torch.optim, or {{class_path: ..., init_args: ...}}
-  --model.schedule NAME           cosine, linear, wsd (with --model.decay_steps), constant, inverse_sqrt, an LRScheduler
+  --model.optimizer NAME          adamw, muon, sgd ... of torch.optim, or {{class_path: ..., init_args: ...}}
+  --model.schedule NAME           cosine, linear, wsd (with --model.decay_steps), constant, inverse_sqrt ...
   --model.learning_rate X         peak learning rate, after --model.warmup_steps
   --model.warmup_steps N          steps of linear warmup
   --model.weight_decay X          weight decay of weight matrices

@@ -44,6 +44,22 @@ def test_widths_are_solved_for(declare):
     assert first.network.keys == "leaky"
 
 
+def test_optimizers_and_schedules_are_axes(declare):
+    sgd = {"class_path": "SGD", "init_args": {"momentum": 0.9}}
+    halving = {"class_path": "StepLR", "init_args": {"step_size": 10, "gamma": 0.5}}
+    axes = {"model.optimizer": ["muon", sgd], "model.schedule": ["wsd", "inverse_sqrt", halving]}
+    runs = plan(declare(axes=axes, warmup=0.25, stop={"steps": 40}))
+    models = [yaml.safe_load(yaml.safe_dump(run.config))["model"] for run in runs]
+    assert [model["warmup_steps"] for model in models] == [10] * 6
+    assert [model["optimizer"] for model in models] == ["muon"] * 3 + [sgd] * 3
+    assert [model["schedule"] for model in models] == ["wsd", "inverse_sqrt", halving] * 2
+
+
+def test_a_checkpoint_is_of_one_run(declare):
+    with pytest.raises(UserError, match="ckpt_path"):
+        declare(runs={"a": {"ckpt_path": "runs/0/checkpoints/step=3.ckpt"}})
+
+
 def test_stop_rules_warmup_and_validations(declare):
     axes = {"stop.tokens": [10_240, 20_481]}
     runs = plan(declare(axes=axes, warmup=0.25, validations=2, seeds=[3, 8]))

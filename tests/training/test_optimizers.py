@@ -13,7 +13,9 @@ from resuming import Case, steps, together
 from runs import metrics
 from small_networks import CONFIGS, SMALL
 
+from mm_lightning.checkpoint import universal
 from mm_lightning.cli import main
+from mm_lightning.errors import UserError
 from mm_lightning.networks import TransformerConfig
 from mm_lightning.training.choices import Choice
 from mm_lightning.training.module import LanguageModule
@@ -325,6 +327,13 @@ def test_zero_refuses_what_needs_whole_matrices(tiny, capsys, choice):
     assert main(["fit", "--config", str(tiny), *zero, "--model.optimizer", choice]) == 2
     assert "ZeRO" in (error := capsys.readouterr().err)
     assert "ddp" in error
+
+
+def test_zero_states_of_others_are_not_converted(tmp_path, monkeypatch):
+    monkeypatch.setattr(universal, "read_metadata", lambda path: {"recipe": {"model.optimizer": "sgd"}})
+    with pytest.raises(UserError, match="as many processes"):
+        universal.to_universal(tmp_path / "step=3.ckpt", tmp_path / "universal")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
