@@ -103,6 +103,8 @@ def _read_sweep(folder: Path) -> Study:
         raise UserError(f"{path} is not what mm sweep writes: the same mm sweep writes it anew")
     study = Study(sweep.get("name") or folder.name, [], sweep.get("command") or "", sweep.get("baseline"))
     study.axes, study.stop = sweep.get("axes") or {}, _in_words(sweep.get("stop"))
+    published = dict((sweep.get("declared") or {}).get("published") or {})
+    study.source, study.published = published.pop("source", ""), published
     tuning = sweep.get("tuning") or {}
     runs: dict[str, Run] = {}  # by folder: a tuning run may be a final run, too
     for planned in [*(sweep.get("runs") or []), *(tuning.get("runs") or [])]:

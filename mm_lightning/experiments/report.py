@@ -215,6 +215,7 @@ def _blocks(study: Study, rows: list[Row], command: str, looks: Looks) -> list[p
     blocks: list[page.Block] = [page.Facts(facts(study))]
     blocks += [page.Heading("Results"), page.Table(*table(study, rows))]
     blocks.append(page.Text(_reading(study, rows)))
+    blocks += [page.Text(f"Published: {study.source}.")] if study.source else []
     references = reference_rows(study)
     if references:
         blocks.append(page.Table(["to compare with", "metric", "value"], references, words=True))

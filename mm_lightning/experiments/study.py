@@ -177,6 +177,8 @@ class Study:
         stop: the stop rule in words; empty if not known.
         notes: sentences about runs that were left out or are incomplete.
         tuning: the tuning runs of the sweep, of which `runs` has those that are final runs too; None without tuning.
+        published: numbers that others published, by metric and name, of variants and of others.
+        source: of the published numbers.
     """
 
     name: str
@@ -187,6 +189,8 @@ class Study:
     stop: str = ""
     notes: list[str] = field(default_factory=list)
     tuning: Tuning | None = None
+    published: dict[str, dict[str, float]] = field(default_factory=dict)
+    source: str = ""
 
     @property
     def all_runs(self) -> list[Run]:

@@ -68,6 +68,8 @@ class Sweep:
         tune_stop: a stop rule of the tuning runs, which then are none of the final runs.
         warmup: share of a run's steps over which the learning rate rises, instead of model.warmup_steps.
         validations: how many, evenly spaced, instead of trainer.val_check_interval; Checkpoints saves as often.
+        published: what others published, for the report: `source` says where, and each metric maps names to numbers:
+            {validation/accuracy: {transformer: 0.54, oracle: 1.0}}. A variant's name puts it beside that variant.
         slurm: parameters of submitit's executor: nodes, tasks_per_node, gpus_per_node, timeout_min, slurm_partition...
 
     A change is a config file, a list of them, or a mapping of dotted keys to values, in which `config` names files and
@@ -88,6 +90,7 @@ class Sweep:
     tune_stop: dict[str, float] = field(default_factory=dict)
     warmup: Part | None = None
     validations: Count | None = None
+    published: dict[str, Any] = field(default_factory=dict)
     slurm: dict[str, Any] = field(default_factory=dict)
     path: str = ""
 
@@ -95,6 +98,7 @@ class Sweep:
         for name, of in (("settings", "dotted keys to values"), ("slurm", "submitit's parameters to values")):
             if not isinstance(value := getattr(self, name), dict):
                 raise UserError(f"{self.path}: {name} must be a mapping of {of}, got {value!r}")
+        check_published(self.published, self.path)
         if not isinstance(self.seeds, list):  # the number of seeds
             self.seeds = list(range(1, accept(Annotated[int, Range(1, 10_000)], self.seeds, f"{self.path}: seeds") + 1))
         check_fields(self, f"{self.path}: ")
@@ -182,6 +186,20 @@ def check_stop(stop: dict[str, Any], path: str, name: str = "stop") -> None:
     (value,) = stop.values()
     if type(value) not in (int, float) or not 1 <= value < math.inf:
         raise UserError(f"{path}: {name} must be a number of at least 1, got {value!r}")
+
+
+def check_published(published: Any, path: str) -> None:
+    """Check that published numbers are a source, and numbers by name for each metric.
+
+    Raises:
+        UserError: they are not.
+    """
+    for metric, values in published.items() if isinstance(published, dict) else [("", published)]:
+        numbers = isinstance(values, dict) and all(type(value) in (int, float) for value in values.values())
+        if not (isinstance(values, str) if metric == "source" else numbers):
+            raise UserError(
+                f"{path}: published must be {{source: TEXT, METRIC: {{NAME: NUMBER}}}}, got {metric} {values!r}"
+            )
 
 
 def read_sweep(path: str | Path) -> Sweep:

@@ -24,6 +24,7 @@ def table(study: Study, rows: list[Row]) -> tuple[list[str], list[list[str]]]:
     columns = ["variant", "seeds", "steps"]
     for name in metrics:
         columns.append(humanize(name))
+        columns += ["published"] if _beside(study, name) else []
         columns += ["difference [95% CI]"] if name == LOSS and compared else []
     columns += ["parameters", "training FLOPs/token", "tokens", "training FLOPs", "tokens/s", "training time"]
     lines = []
@@ -32,12 +33,19 @@ def table(study: Study, rows: list[Row]) -> tuple[list[str], list[list[str]]]:
         line.append(steps_text(row))
         for name in metrics:
             line.append(spread_text(row.metrics.get(name), row.done))
+            if theirs := _beside(study, name):
+                line.append(f"{theirs[row.variant]:g}" if row.variant in theirs else NOTHING)
             if name == LOSS and compared:
                 line.append("baseline" if row.variant == study.baseline else difference_text(row.difference, row.done))
         line += [_short(row.parameters), _short(row.training_flops_per_token), _short(row.tokens)]
         speed = NOTHING if row.tokens_per_second is None else f"{row.tokens_per_second:,.0f}"
         lines.append([*line, _short(row.training_flops), speed, _clock(row.seconds)])
     return columns, lines
+
+
+def _beside(study: Study, metric: str) -> dict[str, float]:
+    """Return the published values of a metric that are of variants of the study, by variant."""
+    return {name: x for name, x in study.published.get(metric, {}).items() if name in study.variants}
 
 
 def steps_text(row: Row) -> str:
@@ -88,7 +96,13 @@ def reference_rows(study: Study) -> list[list[str]]:
             for name, value in values.items():
                 by_reference.setdefault((name, metric), []).append(value)
     ends = {key: list(dict.fromkeys((min(values), max(values)))) for key, values in by_reference.items()}
-    return [[name, humanize(metric), " to ".join(value_text(v) for v in e)] for (name, metric), e in ends.items()]
+    rows = [[name, humanize(metric), " to ".join(value_text(v) for v in e)] for (name, metric), e in ends.items()]
+    return rows + [
+        [f"published: {name}", humanize(metric), f"{value:g}"]
+        for metric, values in study.published.items()
+        for name, value in values.items()
+        if name not in study.variants
+    ]
 
 
 def show(study: Study, rows: list[Row]) -> None:
@@ -130,6 +144,8 @@ def variant_record(study: Study, row: Row) -> dict[str, Any]:
     record["steps_planned"] = row.planned_steps
     for name, metric in row.metrics.items():
         record |= {f"{name} mean": metric.mean, f"{name} sd": metric.deviation}
+        if row.variant in study.published.get(name, {}):
+            record[f"{name} published"] = study.published[name][row.variant]
     if row.difference is not None:
         record["difference_from"] = study.reference(row.variant)
         record["difference"], record["difference_pairs"] = row.difference.mean, len(row.difference.values)

@@ -14,6 +14,7 @@ from mm_lightning.errors import UserError
 from mm_lightning.experiments.figures import draw
 from mm_lightning.experiments.hparams import write_hparams
 from mm_lightning.experiments.network_looks import looks_of
+from mm_lightning.experiments.page import NOTHING
 from mm_lightning.experiments.read_study import read_study
 from mm_lightning.experiments.report import write_report
 from mm_lightning.experiments.statistics import paired_difference, summarize
@@ -98,6 +99,24 @@ def test_an_axis_of_true_and_false_is_not_of_numbers(tmp_path):
     assert study.numeric_axes == ["width"]
     assert study.reference("True 2") == "False 2"
     assert study.reference("False 2") == "False 1"
+
+
+def test_published_numbers_stand_beside_ours(tmp_path, no_figures):
+    published = {"source": "A paper, Figure 9", "validation/loss": {"base": 1.95, "an LSTM": 3}}
+    folder = write_sweep(tmp_path / "sweep", three_seeds(), declared={"published": published})
+    write_report(folder)
+    report = (folder / "report" / "report.md").read_text()
+    study = read_study([folder])
+    columns, lines = table(study, summarize(study))
+    at = columns.index("published")
+    assert columns[at - 1] == "validation loss"
+    assert [line[at] for line in lines] == ["1.95", NOTHING]
+    assert re.search(r"\| published: an LSTM +\| validation loss +\| 3 ", report)
+    assert "Published: A paper, Figure 9." in report
+    assert [record.get("validation/loss published") for record in records(folder / "report" / "report.csv")] == [
+        "1.95",
+        "",
+    ]
 
 
 def test_pairs_are_the_common_seeds():

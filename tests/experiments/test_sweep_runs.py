@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from mm_lightning.errors import UserError
-from mm_lightning.experiments.sweep_file import read_sweep
+from mm_lightning.experiments.sweep_file import read_sweep, variants
 from mm_lightning.experiments.sweep_runs import plan, slug
 
 SWEEPS = Path(__file__).resolve().parents[2] / "configs" / "sweeps"
@@ -99,6 +99,36 @@ def test_names_of_folders():
     for name in ("/", "..", "report", "x" * 300):
         with pytest.raises(UserError, match="a variant cannot be called"):
             slug(name)
+
+
+REPRODUCTIONS = sorted(
+    path.name for path in (SWEEPS.parent / "reproduction").glob("*.yaml") if "published" in path.read_text()
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REPRODUCTIONS)
+def test_reproductions_are_planned_with_published_numbers(name):
+    """Names of the published table that look like a variant's are one, so that they stand beside it."""
+    sweep = read_sweep(SWEEPS.parent / "reproduction" / name)
+    names = {variant.name for variant in variants(sweep)}
+    assert sweep.published["source"]
+    numbers = [key for metric, values in sweep.published.items() if metric != "source" for key in values]
+    assert numbers
+    assert {key for key in numbers if key.startswith(("v1", "v2", "architecture="))} - names <= {
+        f"{label}, sequences=40000" for label in ("v1", "architecture=transformer")
+    }
+    runs = plan(sweep)
+    assert {run.variant for run in runs} == names
+
+
+@pytest.mark.parametrize("name", [p.name for p in (SWEEPS.parent / "reproduction").glob("*_gpu.yaml")])
+def test_twins_for_a_gpu_have_the_variants_of_their_file(name):
+    folder = SWEEPS.parent / "reproduction"
+    twin, plain = read_sweep(folder / name), read_sweep(folder / name.replace("_gpu", ""))
+    assert variants(twin)
+    assert twin.published == plain.published
+    assert set(twin.axes["architecture"]) == set(plain.axes["architecture"])
 
 
 @pytest.mark.slow
