@@ -18,7 +18,8 @@ class Throughput(Callback):
     """Log at every log step, over all devices:
 
     - `train/tokens`: tokens of all steps since the first one of the run, whatever batch or context each had, with those
-      whose update `BadStepGuard` skipped,
+      whose update `BadStepGuard` skipped; `train/tokens_per_parameter` and `train/flops` (model FLOPs, forward and
+      backward) follow from them,
     - `train/tokens_per_second`: since the last log step, without the time of validations and checkpoints,
     - `train/mfu`: model FLOPs as a share of the peak of the devices, where the peak is known (not on CPUs).
     """
@@ -59,6 +60,8 @@ class Throughput(Callback):
         self._logged_step, self._logged_tokens, self._seconds = step, tokens, 0.0
         values = {
             "train/tokens": float(tokens),
+            "train/tokens_per_parameter": tokens / pl_module.parameter_count,
+            "train/flops": float(tokens * self._token_flops),
             "train/tokens_per_second": self.tokens_per_second,
         }
         if self._peak:

@@ -206,7 +206,15 @@ class RunFolder:
         self._path = trainer.strategy.broadcast(self.path if trainer.is_global_zero else None)
 
 
-START_FILES = ("config.yaml", "environment.json", "baselines.json", ".lock", "events.out.tfevents.*", "lost_output.txt")
+START_FILES = (
+    "config.yaml",
+    "environment.json",
+    "baselines.json",
+    "tracked_runs.json",
+    ".lock",
+    "events.out.tfevents.*",
+    "lost_output.txt",
+)
 """Files that are written before the first step."""
 
 

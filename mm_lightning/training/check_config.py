@@ -18,6 +18,7 @@ from mm_lightning.side_files import known_config
 from mm_lightning.training.command_options import option_types
 from mm_lightning.training.config_files import flatten_config
 from mm_lightning.training.memory_estimate import count_devices
+from mm_lightning.training.tracked_runs import logger_mistakes
 from mm_lightning.training.trainer_options import option_mistakes
 
 LOSS_SETTINGS = (
@@ -68,6 +69,7 @@ def config_errors(config: Namespace) -> Iterator[tuple[str, UserError]]:
             ),
         )
     yield from option_mistakes(trainer)
+    yield from logger_mistakes(trainer)
 
 
 def typed_sections(config: Namespace) -> Iterator[tuple[str, Namespace, dict[str, Any]]]:

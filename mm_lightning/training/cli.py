@@ -44,6 +44,7 @@ from mm_lightning.training.run_config import continued_checkpoint, overridden_se
 from mm_lightning.training.run_trainer import build_trainer
 from mm_lightning.training.silence_warnings import silence_warnings
 from mm_lightning.training.timeouts import lost_contact, set_timeout
+from mm_lightning.training.tracked_runs import refused_by_tracker
 from mm_lightning.training.trainer_options import refused_by_lightning
 from mm_lightning.yaml_text import use_for_options
 
@@ -246,6 +247,9 @@ class TrainingCLI(LightningCLI):
             if refused_by_lightning(error):
                 self.folder.remove_unused()
                 raise UserError(" ".join(str(error).split())) from error
+            if refused_by_tracker(error):
+                self.folder.remove_unused()
+                raise UserError(f"trainer.logger cannot begin a run: {' '.join(str(error).split())}") from error
             timeout = self.config[subcommand].communication_timeout
             lost = lost_contact(error, timeout) if isinstance(error, RuntimeError) else None
             raise (lost or error) from error

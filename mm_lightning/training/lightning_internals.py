@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lightning.pytorch import Callback, Trainer
     from lightning.pytorch.callbacks import EarlyStopping
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+    from lightning.pytorch.loggers import Logger
     from lightning.pytorch.strategies import Strategy
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
@@ -61,6 +62,19 @@ def parser_of(cli: LightningCLI, command: str) -> LightningArgumentParser:
 def parser_options(parser: LightningArgumentParser) -> list[Any]:
     """Return the options of a parser, of which there is no public list."""
     return parser._actions
+
+
+def continue_tracked_run(logger: Logger, run_id: str) -> None:
+    """Let a logger of W&B or MLflow go on in a run, unless its config names one.
+
+    The id is an argument of its class, but loggers are built of the config, which config.yaml repeats for other runs.
+    """
+    from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
+
+    if isinstance(logger, WandbLogger) and logger._id is None:
+        logger._id = logger._wandb_init["id"] = run_id
+    if isinstance(logger, MLFlowLogger) and logger._run_id is None:
+        logger._run_id = run_id
 
 
 # Tensors without storage

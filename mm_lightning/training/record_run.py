@@ -29,6 +29,7 @@ from mm_lightning.training.loggers import drop_later_steps
 from mm_lightning.training.module import language_module
 from mm_lightning.training.resume import nothing_to_do
 from mm_lightning.training.tensorboard_hparams import hyperparameters
+from mm_lightning.training.tracked_runs import remember_runs
 
 
 class RecordRun(Callback):
@@ -64,6 +65,7 @@ class RecordRun(Callback):
         self.folder.write(path / "config.yaml", lambda: write_config(path / "config.yaml", config), retry=True)
         for logger in trainer.loggers:
             logger.log_hyperparams(hyperparameters(config))
+        remember_runs(trainer.loggers, self.folder)
         last = read_object(path / "environment.json")
         past = [*last.pop("earlier", []), last] if last else []
         sets = datamodule_of(trainer).sets

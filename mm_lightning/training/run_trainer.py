@@ -16,6 +16,7 @@ from mm_lightning.training.check_config import check_devices
 from mm_lightning.training.lightning_internals import validation_interval
 from mm_lightning.training.loggers import MetricsFile, ProgressLines, TensorBoard
 from mm_lightning.training.record_run import RecordRun
+from mm_lightning.training.tracked_runs import prepare_loggers
 from mm_lightning.training.trainer_options import WholeSteps
 
 
@@ -64,6 +65,7 @@ def run_loggers(config: dict[str, Any], folder: RunFolder | None) -> list[Logger
     further = [] if named in (None, True, False) else [named] if isinstance(named, Logger) else list(named)
     if folder is None:
         return further
+    prepare_loggers(further, folder)
     return [TensorBoard(folder), MetricsFile(folder), ProgressLines(config["max_steps"]), *further]
 
 

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.cli import LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.tensorboard import SummaryWriter
@@ -216,3 +216,18 @@ def test_tensors_without_storage_and_the_operators_on_them():
             assert (x @ x).dtype == torch.bfloat16
     assert "mm.default" in names
     assert x.untyped_storage() is x[1:].untyped_storage()
+
+
+def test_trackers_are_given_the_run_to_go_on_in(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    wandb, named = WandbLogger(offline=True), WandbLogger(offline=True, id="named")
+    for logger in (wandb, named):
+        internals.continue_tracked_run(logger, "remembered")
+    assert (wandb.version, named.version) == ("remembered", "named")
+    assert wandb._wandb_init["id"] == "remembered"
+    assert wandb._wandb_init["resume"] == "allow"
+    mlflow = MLFlowLogger(tracking_uri=tmp_path.as_uri())
+    internals.continue_tracked_run(mlflow, "remembered")
+    assert mlflow._run_id == "remembered"
