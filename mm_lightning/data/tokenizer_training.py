@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Iterable
 from pathlib import Path
@@ -48,7 +49,7 @@ def train_tokenizer(
         vocab_size=vocab_size,
         special_tokens=[BEGIN, END],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=progress,
+        show_progress=progress and sys.stderr.isatty(),  # elsewhere it is three empty lines
     )
     seen = 0
     read, interrupted = threading.Event(), threading.Event()

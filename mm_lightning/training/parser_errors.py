@@ -50,7 +50,8 @@ def explain_parser_error(message: str, files: list[ConfigFile], known: list[str]
         return f'unknown config key "{match[1]}"{_where(match[1], files)}: `--print_config` shows every key'
     elif match := re.search(r"arguments are required: (.+)", message):
         missing = re.sub(r"\b(fit|validate|test|predict)\.", "", match[1])
-        return f"not set: {missing}: name a config, as in --config configs/quickstart.yaml"
+        options = missing.replace("model.", "--model.").replace("data.", "--data.")
+        return f"not set: {missing}: name a config, as in --config configs/quickstart.yaml, or give {options}"
     elif match := re.search(r"unrecognized arguments: (\S+\.ya?ml)\b", message):
         return f"{match[1]} belongs to no option: did you mean --config {match[1]}?"
     else:

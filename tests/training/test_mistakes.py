@@ -77,7 +77,9 @@ def test_on_the_command_line(args, words, tiny, tmp_path, capsys):
 
 
 def test_nothing_at_all(capsys):
-    assert "model.network, data.path is: name a config, as in --config" in complain(capsys, "validate")
+    error = complain(capsys, "validate")
+    assert "not set: model.network, data.path: name a config, as in --config" in error
+    assert "or give --model.network, --data.path" in error
 
 
 def test_a_rate_that_never_gets_to_its_peak_is_told(tiny, capsys):
