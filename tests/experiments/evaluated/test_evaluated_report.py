@@ -256,6 +256,18 @@ def test_evaluations_in_training(tmp_path, no_figures):
     assert len({n.run for n in found.networks}) == 1
 
 
+def test_the_network_to_compare_with_stands_first(tmp_path):
+    other = network("other")
+    for run, about in (("a", V2), ("b", other), ("b-no-long-term", removed(other))):
+        write(tmp_path, run, "qa_1", [share(5, 10, length=4096)], about, **LONG)
+    results = load_results([tmp_path])
+    assert [one.name for one in results.networks] == ["a", "b", "b, long-term memory removed"]
+    results.put_first(results.find("b"))
+    assert [one.name for one in results.networks] == ["b", "b, long-term memory removed", "a"]
+    assert results.find("b-no-long-term").name == "b, long-term memory removed"  # also by its folder
+    assert results.find("c") is None
+
+
 def test_the_head_says_how_small_the_networks_are(tmp_path, no_figures):
     write_qa(tmp_path, "v2", V2, {"qa_1": [100], "qa_2": [200]})
     text = (write_report(tmp_path) / "report.md").read_text()
