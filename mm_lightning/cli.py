@@ -67,7 +67,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "evaluate": ("mm_lightning.experiments.evaluate:evaluate_command", "ask trained networks what they can do"),
     "generate": ("mm_lightning.inference.generate_commands:generate_command", "sample text from a run or a checkpoint"),
-    "chat": ("mm_lightning.inference.chat:chat_command", "write in turns with a network that remembers all of it"),
+    "chat": ("mm_lightning.inference.chat:chat_command", "converse with a network that remembers all of it"),
     "remember": (
         "mm_lightning.inference.generate_commands:remember_command",
         "read a document once into a memory file",
@@ -132,7 +132,7 @@ examples:
   mm fit --config configs/quickstart.yaml --resume              continue that run at its newest checkpoint
   mm fit --config a.yaml --config b.yaml --trainer.devices 2    overlays, then single values
   mm generate --checkpoint runs/quickstart --prompt "import"    sample from the newest run
-  mm chat --checkpoint runs/quickstart                          write in turns with it
+  mm chat --checkpoint runs/quickstart                          converse with it
   mm evaluate --checkpoint runs/quickstart --tasks loss_by_position    where a longer context breaks it
   mm sweep configs/sweeps/ablation.yaml --jobs 2                all variants and seeds of a sweep, with a report
   mm data prepare --help                                        every option of a command"""
@@ -143,7 +143,7 @@ def usage() -> str:
     rows = [*TRAINING.items(), *((name, text) for name, (_, text) in COMMANDS.items())]
     width = max(len(name) for name, _ in rows)
     lines = [f"  {name:<{width}}  {text}" for name, text in rows]
-    head = ["usage: mm COMMAND [OPTIONS]", "", "Memory Mosaics v2: train, look at and use them.", "", "commands:"]
+    head = ["usage: mm COMMAND [OPTIONS]", "", "Memory Mosaics v2: train, inspect and use them.", "", "commands:"]
     return "\n".join(
         [
             *head,

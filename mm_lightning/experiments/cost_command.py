@@ -15,8 +15,8 @@ from mm_lightning.ranges import Count, accept
 from mm_lightning.training.memory_estimate import Layout, bytes_per_device, run_layout
 
 DESCRIPTION = """\
-What a training config costs: parameters by part, floating-point operations per token, and bytes on each device for
-its strategy, precision and number of devices. Nothing is allocated and no device is needed.
+Count parameters by part, floating-point operations per token, and bytes on each device for the strategy, precision
+and number of devices of a training config. Nothing is allocated and no device is needed.
 
 Takes the options of `mm fit` too: --config (several files are overlays) and single values, such as
 --trainer.num_nodes 8, --data.micro_batch_size 2 or --model.network.levels '[short]'."""

@@ -84,7 +84,7 @@ def evaluate_command(
         processes: how many share the work on this machine.
         overwrite: begin anew where the output holds answers to other settings or of other networks.
         rank: which of world_size processes this is; RANK says it.
-        world_size: processes that share the work, started by somebody else; WORLD_SIZE says it.
+        world_size: processes that share the work, started by torchrun or the like; WORLD_SIZE says it.
         local_rank: which process of this machine this is, and so which GPU it takes; LOCAL_RANK says it.
     """
     chosen = make_tasks(tasks, settings, "--")

@@ -19,7 +19,7 @@ from mm_lightning.training.accumulation import accumulation_steps
 from mm_lightning.training.memory_estimate import USABLE_FRACTION, bytes_per_device, count_devices, run_layout
 
 DESCRIPTION = """\
-Starts a training config on many nodes: submits a Slurm job, or starts torchrun for this node.
+Start a training config on many nodes: submit a Slurm job, or start torchrun on this node.
 
 Checks first that global batch, micro batch and GPUs fit together and that the run fits the memory of a GPU. Takes the
 options of `mm fit` too: --config (several files are overlays) and single values. `mm fit --config ... --plan GPUS`

@@ -70,7 +70,8 @@ def enlarge_vocabulary(config: Namespace, files: Sequence[ConfigFile], options: 
         return
     size = Manifest.load(folder).vocab_size
     if size > network.get("vocab_size", size):
-        say(f"vocabulary         {size:,} tokens, as {folder} has them (the config has {network.vocab_size:,})")
+        change = f"vocabulary         {size:,} tokens, as {folder} has them (the config has {network.vocab_size:,})"
+        say(change, stderr=True)  # `mm cost --json` parses such a config too
         network.vocab_size = size
 
 
