@@ -7,6 +7,7 @@ and ends in the same bytes. The manifest is written last: a folder that has one 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -29,9 +30,10 @@ from mm_lightning.data.source_files import PACKAGES, SourceFile, list_files, pac
 from mm_lightning.data.splitting import DocumentSplit, fraction_of, plan_split
 from mm_lightning.data.tokenize_units import Job, UnitFiles, UnitRecord, documents_of, is_done, run_units
 from mm_lightning.data.tokenizer import Tokenizer, load_tokenizer
-from mm_lightning.data.tokenizer_training import train_tokenizer
+from mm_lightning.data.tokenizer_training import CHARACTERS, MADE, character_tokenizer, train_tokenizer
 from mm_lightning.errors import UserError
 from mm_lightning.hub import commit_of
+from mm_lightning.ranges import MOST
 from mm_lightning.redaction import HIDDEN, redact_values
 
 _UNIT_BYTES = 1 << 20  # least text of a unit of work
@@ -185,18 +187,22 @@ def _tokenizer(
     config: PrepareConfig, files: list[SourceFile], work: Path, split: DocumentSplit, progress: bool
 ) -> Tokenizer:
     path = work / "tokenizer.json"
-    if config.tokenizer != "train":
+    if config.tokenizer not in MADE:
         tokenizer = load_tokenizer(config.tokenizer, config.bos, config.eos)
         tokenizer.save(path)
         return tokenizer
-    if not path.exists():
+    if not path.exists() and config.tokenizer == CHARACTERS:
+        whole = dataclasses.replace(config, tokenizer_bytes=MOST)
+        character_tokenizer(training_texts(whole, files), path)
+    elif not path.exists():
         say(f"training a tokenizer of {config.vocab_size} entries", stderr=True)
         texts = training_texts(config, files, split)
         tokenizer = train_tokenizer(texts, config.vocab_size, path, progress)
         if tokenizer.vocab_size < config.vocab_size:
             say(f"the text gives a tokenizer of only {tokenizer.vocab_size} entries", stderr=True)
     tokenizer = load_tokenizer(path)
-    tokenizer.name = f"BPE trained on {', '.join(config.sources)}"
+    kind = "characters of" if config.tokenizer == CHARACTERS else "BPE trained on"
+    tokenizer.name = f"{kind} {', '.join(config.sources)}"
     return tokenizer
 
 
@@ -207,7 +213,7 @@ def check_tokenizer(config: PrepareConfig, made: Manifest, folder: Path) -> None
         UserError: it has changed since.
     """
     path = Path(config.tokenizer).expanduser()
-    if config.tokenizer in ("train", "bytes") or not path.exists():
+    if config.tokenizer in (*MADE, "bytes") or not path.exists():
         return
     now = load_tokenizer(path, config.bos, config.eos)
     if now.sha256 != made.tokenizer["sha256"]:
@@ -249,7 +255,7 @@ def _text_bytes(files: list[SourceFile]) -> int:
 
 def _fingerprint(config: PrepareConfig, files: list[SourceFile]) -> str:
     tokenizer = config.tokenizer
-    if tokenizer != "train":
+    if tokenizer not in MADE:
         tokenizer = load_tokenizer(config.tokenizer, config.bos, config.eos).sha256
     # without on_error, which changes no finished unit: a preparation that was refused can be resumed with `skip`
     settings = {**config.identity(), "tokenizer": tokenizer, "on_error": None}

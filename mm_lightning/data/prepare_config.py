@@ -19,7 +19,8 @@ class PrepareConfig:
         sources: files, folders or globs, local or fsspec URLs (hf://datasets/ORG/NAME/...), or `python-stdlib`: the
             standard library of this Python, or `python-packages`: the packages installed for it, each file a document.
         tokenizer: `bytes`, a tokenizer.json (or a folder or a repository of the Hugging Face Hub, ORG/NAME, holding
-            one), or `train`: a byte-level BPE is trained on the training split.
+            one), or `train`: a byte-level BPE is trained on the training split; or `chars`: a token for each character
+            of the text, of both splits.
         vocab_size: entries of the tokenizer to train.
         tokenizer_bytes: about how much text it is trained on, taken evenly over the documents.
         validation_fraction: share of the text set apart, in documents chosen by a hash of them: adding or reordering
@@ -56,7 +57,7 @@ class PrepareConfig:
         check_fields(self)
         if self.on_error not in ("refuse", "skip"):
             raise UserError(f"on_error {self.on_error!r} is neither refuse nor skip")
-        if (self.bos or self.eos) and self.tokenizer in ("train", "bytes"):
+        if (self.bos or self.eos) and self.tokenizer in ("train", "chars", "bytes"):
             raise UserError(
                 f"bos and eos name tokens of a tokenizer.json: with tokenizer {self.tokenizer} leave them out"
             )

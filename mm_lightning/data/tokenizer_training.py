@@ -1,4 +1,4 @@
-"""Train a byte-level BPE tokenizer."""
+"""Make a tokenizer from text: a byte-level BPE, or a token a character."""
 
 from __future__ import annotations
 
@@ -15,6 +15,31 @@ from mm_lightning.data.tokenizer_json import BOUNDED_WORD_SPLIT, WORD_SPLIT
 from mm_lightning.errors import UserError
 from mm_lightning.outputs import Output, write_text
 from mm_lightning.ranges import VocabSize, accept
+
+CHARACTERS = "chars"
+MADE = "train", CHARACTERS
+"""Tokenizers that a preparation makes from its own text."""
+
+
+def character_tokenizer(texts: Iterable[str], path: Path) -> Tokenizer:
+    """Write the tokenizer.json with a token for each character of some texts; others are left out when it encodes.
+
+    Raises:
+        UserError: there is no text.
+    """
+    import tokenizers
+
+    characters: set[str] = set()
+    for text in texts:
+        characters |= set(text)
+    if not characters:
+        raise UserError("there is no text to make a tokenizer of")
+    names = [*sorted(characters), BEGIN, END]
+    inner = tokenizers.Tokenizer(tokenizers.models.BPE({name: number for number, name in enumerate(names)}, []))
+    inner.add_special_tokens([BEGIN, END])
+    inner.decoder = tokenizers.decoders.Fuse()
+    write_text(path, inner.to_str(pretty=True) + "\n", exact=True)
+    return FileTokenizer(path)
 
 
 def train_tokenizer(

@@ -383,3 +383,22 @@ def test_a_signal_to_all_processes_ends_a_preparation(tmp_path, number):
     assert not [line for line in said if "Traceback" in line or "leaked" in line]
     assert ended(process.pid)
     assert run([source], tmp_path / "out", validation_fraction=0.01).splits["train"].documents >= 23_000
+
+
+def test_a_token_for_each_character(tmp_path):
+    """One file, of which the end is for validation: all its characters, and nothing else, are tokens."""
+    text = "".join(f"Line {n}: to be, or not to be - that is the question;\n" for n in range(400)) + "ä\n"
+    (tmp_path / "text.txt").write_text(text)
+    config = PrepareConfig([str(tmp_path / "text.txt")], tokenizer="chars", validation_fraction=0.2, workers=1)
+    made = room.prepare(config, tmp_path / "data", progress=False)
+    tokenizer = load_tokenizer(tmp_path / "data")
+    assert tokenizer.vocab_size == len(set(text)) + 2
+    tokens = {
+        name: read_shard(tmp_path / "data" / name / split.shards[0].file, made.dtype, split.tokens).tolist()
+        for name, split in made.splits.items()
+    }
+    parts = {name: tokenizer.decode(ids) for name, ids in tokens.items()}
+    assert parts["train"] + parts["validation"] == text
+    assert len(tokens["validation"]) == len(parts["validation"]) + 2 > 0.15 * len(text)
+    assert parts["validation"].startswith("Line")
+    assert room.prepare(config, tmp_path / "data", progress=False).fingerprint == made.fingerprint
