@@ -25,7 +25,8 @@ class MQAR(Task):
 
     Args:
         contexts: lengths in tokens; by default 1, 2 and 4 times the training context.
-        pairs: numbers of keys and values in an example; where a length is less than four times as long, it is left out.
+        pairs: numbers of keys and values in an example, by default an eighth of the training context; lengths of less
+            than four times as many are left out.
         power: exponent of the gaps between a pair and its question.
     """
 
