@@ -160,7 +160,15 @@ def test_figures():
     assert "$\\mathdefault{10" not in written  # the powers of the logarithmic axis are still computed
 
 
-PRINTING = {"cli.py", "terminal.py", "streams.py", "outputs.py", "experiments/cost_command.py", "data/sequences.py"}
+PRINTING = {
+    "function_command.py",
+    "cli.py",
+    "terminal.py",
+    "streams.py",
+    "outputs.py",
+    "experiments/cost_command.py",
+    "data/sequences.py",
+}
 PRINTING |= {"inference/model_card.py", "callbacks/watchdog.py"}
 """Modules that print what holds no text of others: help, numbers, what became of a stream or process."""
 

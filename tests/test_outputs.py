@@ -230,7 +230,7 @@ def test_devices_are_written_to_as_they_are(tmp_path):
     assert not Path(os.devnull).is_file()
 
 
-RESUMES = {"data prepare", "data generate", "data regbench", "data facts", "sweep"}
+RESUMES = {"data prepare", "data generate", "data regbench", "data facts", "data mqar", "sweep"}
 """Commands that go on in an existing output folder, and refuse one of anything else: they replace nothing."""
 
 

@@ -61,7 +61,7 @@ FREE = {
     # texts that may be empty, or that have a check of their own
     *("label", "name", "data_hash", "dataset_name"),
     # words that are checked as what they stand for
-    *("val_check_interval", "settings"),
+    *("val_check_interval", "settings", "network"),
 }
 NEEDED = {"generator": "facts"}
 """Values of options that a command looks up before it reads the others; of others, any word."""

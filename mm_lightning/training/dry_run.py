@@ -148,7 +148,7 @@ class DryRunFit(FitCommandLine):
         return "\n".join(lines)
 
     def _memory(self, config: Namespace) -> str:
-        self._layout = dataclasses.replace(memory_estimate.run_layout(config), devices=self._devices)
+        self._layout = dataclasses.replace(memory_estimate.run_layout(config, self._network), devices=self._devices)
         parts = memory_estimate.bytes_per_device(self._network, self._layout)
         listed = ", ".join(f"{name} {count / 1e9:.1f}" for name, count in parts.items())
         total = sum(parts.values())

@@ -115,8 +115,12 @@ def count_devices(devices: int | str | list[int]) -> int | None:
     return count
 
 
-def run_layout(config: Any) -> Layout:
+def run_layout(config: Any, network_config: NetworkConfig | None = None) -> Layout:
     """Return the layout of a resolved `mm fit` config.
+
+    Args:
+        config: of the run.
+        network_config: of its network, where `config` holds that as it was parsed.
 
     Raises:
         UserError: the memory of its strategy is not known.
@@ -135,7 +139,7 @@ def run_layout(config: Any) -> Layout:
         raise UserError(f"memory is estimated for the strategies auto, ddp and DeepSpeed, not for {strategy}")
     model = config.model
     with torch.device("meta"):
-        network = model.network.build()
+        network = (network_config or model.network).build()
     moments = state_elements(recipe_groups(network, model), model.optimizer)
     return Layout(
         devices=count * trainer.num_nodes,

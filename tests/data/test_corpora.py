@@ -432,7 +432,7 @@ ROWS = {
 def test_a_row_that_cannot_be_read_is_named_and_skipped(tmp_path, name):
     (tmp_path / "a.jsonl").write_bytes(lines("one") + ROWS[name] + b"\n" + lines("three"))
     with pytest.raises(
-        UserError, match=r"cannot read .*a\.jsonl row 2: .* \(mend it, or leave such input out with on_err"
+        UserError, match=r"cannot read .*a\.jsonl row 2: .* \(mend it, or leave such input out: --on_err"
     ):
         read([tmp_path], largest_document=900_000)
     skipped = []

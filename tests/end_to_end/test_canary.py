@@ -12,7 +12,7 @@ CANARY = "c4n4ry"
 SOURCE = f"memory://me:{CANARY}@host/texts/*.txt"
 UNSAID = {
     **dict.fromkeys(
-        ("data generate", "data regbench", "data facts", "data fetch"),
+        ("data generate", "data regbench", "data facts", "data mqar", "data fetch"),
         "takes no source, option or config in which a secret can be",
     ),
     **{name: "takes sizes and configs, and writes times" for name in COMMANDS if name.startswith("benchmark ")},

@@ -76,7 +76,7 @@ REFUSED = {
     ("num_nodes", "0"): "num_nodes",
     ("accelerator", "abacus"): "accelerator",
     ("logger", "CSVLogger"): "CSVLogger needs save_dir, in init_args",
-    ("logger", "WandbLogger"): "WandbLogger: Requirement 'wandb",
+    ("logger", "WandbLogger"): 'WandbLogger needs wandb: pip install "mm-lightning[wandb]"',
     ("callbacks", "EarlyStopping"): "EarlyStopping needs monitor, in init_args",
 }
 
