@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from mm_lightning.training.optimizers import (
     parameter_groups,
     state_elements,
 )
+from mm_lightning.training.sharding import destroy_process_groups
 
 BETAS = (0.9, 0.95)
 SGD = {"class_path": "SGD", "init_args": {"momentum": 0.9}}
@@ -321,6 +323,17 @@ def test_the_documented_optimizer_and_schedule_go_on_bit_for_bit(config, tmp_pat
     assert "momentum" in saved["state"][0]
 
 
+@pytest.fixture
+def processes():
+    """Ends the process group that a run began in this process, and forgets its address."""
+    before = dict(os.environ)
+    yield
+    destroy_process_groups()
+    for name in set(os.environ) - set(before):
+        del os.environ[name]
+
+
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("choice", ["muon", "Adafactor"])
 def test_zero_refuses_what_needs_whole_matrices(tiny, capsys, choice):
     zero = ["--trainer.strategy", "deepspeed_stage_2", "--trainer.devices", "1"]
