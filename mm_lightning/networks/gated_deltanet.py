@@ -34,6 +34,18 @@ from mm_lightning.ranges import AtLeastTwo
 CHUNK = 64
 """Tokens whose updates are solved for at once."""
 
+ATTENTION = (
+    "kv_heads",
+    "rotary_levels",
+    "yarn_factor",
+    "yarn_context",
+    "qk_norm",
+    "scalable_softmax",
+    "canon",
+    "forget_gate",
+)
+"""Settings of blocks with attention alone."""
+
 
 @dataclass
 class GatedDeltaNetConfig(TransformerConfig):
@@ -58,6 +70,10 @@ class GatedDeltaNetConfig(TransformerConfig):
                 f"attention_every must be at most the number of layers, {self.layers}, got {self.attention_every}: "
                 f"no block would have attention; leave it out for none"
             )
+
+        given = [name for name in ATTENTION if getattr(self, name) != getattr(TransformerConfig, name)]
+        if self.attention_every is None and given:
+            raise UserError(f"without attention_every no block has attention: leave {', '.join(given)} out")
 
     @property
     def state_dims(self) -> tuple[int, int]:

@@ -113,6 +113,9 @@ def test_its_cost_by_hand():
 def test_where_attention_cannot_be():
     with pytest.raises(UserError, match="attention_every must be at most the number of layers, 4, got 5"):
         GatedDeltaNetConfig(**SMALL, attention_every=5)
+    with pytest.raises(UserError, match="no block has attention: leave canon, forget_gate out"):
+        GatedDeltaNetConfig(**SMALL, canon=4, forget_gate=True)
+    assert GatedDeltaNetConfig(**SMALL, attention_every=4, canon=4).canon == 4
 
 
 @pytest.mark.gpu
