@@ -26,8 +26,8 @@ class Change:
     Attributes:
         configs: config files, as `--config` reads them.
         settings: single values by dotted key; keys `stop.steps`, `stop.tokens` and `stop.flops` are the stop rule.
-        match: make the variant's `parameters` or training `flops` per token equal the baseline's, by the width of
-            its persistent memory.
+        match: make the variant's `parameters` or training `flops` per token equal the baseline's, at the same values
+            of the other axes, by the width of its persistent memory.
     """
 
     configs: list[str] = field(default_factory=list)
@@ -285,11 +285,17 @@ def _files(path: Path, names: Any) -> list[str]:
 
 @dataclass
 class Variant:
-    """One network and recipe of a sweep: its name, its value on each axis, and what it changes."""
+    """One network and recipe of a sweep: its name, its value on each axis, and what it changes.
+
+    Attributes:
+        reference: the name of the variant that `match` makes it equal to: where there are axes, the one that has the
+            first value of each axis whose value says `match`, and the same value of the others.
+    """
 
     name: str
     values: dict[str, Any]
     change: Change
+    reference: str
 
 
 def variants(sweep: Sweep) -> list[Variant]:
@@ -299,22 +305,27 @@ def variants(sweep: Sweep) -> list[Variant]:
         UserError: there is no such baseline.
     """
     if sweep.runs:
-        declared = [Variant(str(name), {}, change) for name, change in sweep.runs.items()]
-        if sweep.baseline not in (None, *(variant.name for variant in declared)):
+        names = [str(name) for name in sweep.runs]
+        if sweep.baseline not in (None, *names):
             raise UserError(f"{sweep.path}: baseline {sweep.baseline!r} is not one of its runs")
-        return declared
+        reference = sweep.baseline or names[0]
+        return [Variant(str(name), {}, change, reference) for name, change in sweep.runs.items()]
     axes = short_names(sweep.axes)
     first = {name: next(iter(values)) for name, values in axes.items()}
     numeric = [name for name, values in axes.items() if all(type(label) in (int, float) for label in values)]
+
+    def name_of(values: dict[str, Any]) -> str:
+        chosen = [f"{name}={label}" for name, label in values.items() if name not in numeric and label != first[name]]
+        numbers = [f"{name}={values[name]}" for name in numeric]
+        alone = len(numeric) == len(axes)
+        return ", ".join([*(chosen or ([] if alone else [sweep.baseline or "base"])), *numbers])
+
     combined = []
     for values, change in combinations(axes):
         if sweep.design == "one_change" and sum(values[name] != first[name] for name in axes) > 1:
             continue
-        chosen = [f"{name}={label}" for name, label in values.items() if name not in numeric and label != first[name]]
-        numbers = [f"{name}={values[name]}" for name in numeric]
-        alone = len(numeric) == len(axes)
-        parts = [*(chosen or ([] if alone else [sweep.baseline or "base"])), *numbers]
-        combined.append(Variant(", ".join(parts), values, change))
+        unmatched = {name: first[name] if axes[name][label].match else label for name, label in values.items()}
+        combined.append(Variant(name_of(values), values, change, name_of(unmatched)))
     return combined
 
 

@@ -14,7 +14,6 @@ from mm_lightning.experiments.sweep_file import (
     Change,
     Sweep,
     Variant,
-    baseline_of,
     check_stop,
     combinations,
     short_names,
@@ -79,14 +78,17 @@ def plan(sweep: Sweep) -> list[Run]:
         UserError: a mistake in the sweep file or the configs it names.
     """
     all_variants = variants(sweep)
-    baseline = baseline_of(sweep, all_variants)
     combined = list(combinations(short_names(sweep.tune)))
-    references = [resolve(sweep, baseline, None, tuned) for tuned in combined]
-    _check_matching(sweep, references)
+    resolved: dict[str, list[Run]] = {}  # by variant, a run for each combination of tuned values
+    for variant in sorted(all_variants, key=lambda variant: variant.name != variant.reference):  # references first
+        references: list[Run | None] = [*resolved.get(variant.reference, [None] * len(combined))]
+        pairs = zip(references, combined, strict=True)
+        resolved[variant.name] = [resolve(sweep, variant, reference, tuned) for reference, tuned in pairs]
+        if variant.name == variant.reference:
+            _check_matching(sweep, resolved[variant.name])
     runs = []
     for variant in all_variants:
-        for (tuned, change), reference in zip(combined, references, strict=True):
-            run = reference if variant is baseline else resolve(sweep, variant, reference, (tuned, change))
+        for (tuned, _), run in zip(combined, resolved[variant.name], strict=True):
             below = slug(", ".join(f"{name}={value}" for name, value in tuned.items())) + "/" if tuned else ""
             for seed in sweep.seeds:
                 config = copy.deepcopy(run.config)
@@ -166,7 +168,7 @@ def resolve(sweep: Sweep, variant: Variant, reference: Run | None, tuned: tuple[
     Args:
         sweep: the sweep.
         variant: one of its variants.
-        reference: the baseline with the same tuned values, for variants with `match`.
+        reference: the run, with the same tuned values, that `match` makes this one equal to.
         tuned: the tuned values, and what they change.
     """
     values, tuning = tuned

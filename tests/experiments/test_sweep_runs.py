@@ -44,6 +44,22 @@ def test_widths_are_solved_for(declare):
     assert first.network.keys == "leaky"
 
 
+def test_match_is_at_the_same_values_of_other_axes(declare):
+    """Two layers of a transformer equal two layers of v2, not one."""
+    axes = {
+        "architecture": {
+            "v2": None,
+            "transformer": {"config": str(SWEEPS / "transformer.yaml"), "match": "parameters"},
+        },
+        "layers": {n: {"model.network.layers": n} for n in (1, 3)},
+    }
+    runs = {(run.values["architecture"], run.values["layers"]): run for run in plan(declare(axes=axes, baseline="v2"))}
+    assert runs["v2", 3].parameters > runs["v2", 1].parameters + 100_000
+    for layers in (1, 3):
+        difference = abs(runs["transformer", layers].parameters - runs["v2", layers].parameters)
+        assert difference <= 3 * 96 * layers / 2  # half a hidden unit of each SwiGLU
+
+
 def test_optimizers_and_schedules_are_axes(declare):
     sgd = {"class_path": "SGD", "init_args": {"momentum": 0.9}}
     halving = {"class_path": "StepLR", "init_args": {"step_size": 10, "gamma": 0.5}}
