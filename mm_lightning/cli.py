@@ -106,10 +106,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "mm_lightning.experiments.benchmark.step:step_command",
         "time training steps, a mosaic against other networks",
     ),
-    "benchmark reads": (
-        "mm_lightning.experiments.benchmark.reads:reads_command",
-        "time short-term and long-term reads against full causal ones",
-    ),
     "benchmark decode": (
         "mm_lightning.experiments.benchmark.decode:decode_command",
         "time prefill and decoding, a mosaic against transformers",

@@ -14,7 +14,7 @@ OPTIONS = {"--long_budget": "--read_budget", "--neighbours": "--neighbors", "--q
 
 MOVED = {
     "benchmark data": "tests/benchmarks/loader.py",
-    **{f"benchmark {name}": f"tests/benchmarks/{name}.py" for name in ("recurrence", "roofline", "startup")},
+    **{f"benchmark {name}": f"tests/benchmarks/{name}.py" for name in ("reads", "recurrence", "roofline", "startup")},
 }
 """Commands that are scripts of the repository now."""
 

@@ -11,11 +11,12 @@ from functools import partial
 from typing import Annotated, Any, get_args
 
 import torch
+from lengths import BY_LENGTH, measure_lengths
 from torch import Tensor
 from torch.nn import functional as F
 
 from mm_lightning.errors import UserError
-from mm_lightning.experiments.benchmark.harness import BY_LENGTH, Benchmark, Case, Options, measure, ready
+from mm_lightning.experiments.benchmark.harness import Benchmark, Case, Options, measure, ready
 from mm_lightning.experiments.benchmark.workload import Workload
 from mm_lightning.function_command import run_function
 from mm_lightning.memory.bandwidth import AdaptiveBandwidth
@@ -66,7 +67,8 @@ def recurrence_command(
     if compile:
         check_compiler(bench.device)
     peaks = measure_peaks(bench)
-    groups = bench.measure_lengths(
+    groups = measure_lengths(
+        bench,
         lambda work: cases(work, chosen, bench.device, bench.seed, compile),
         [2**n for n in range(10, 16)] if lengths is None else lengths,
         tokens,

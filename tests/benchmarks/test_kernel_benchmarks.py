@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import reads
 import recurrence
 import roofline
 
@@ -24,7 +25,7 @@ def run(tmp_path, capsys, monkeypatch):
     def run(script, *args):
         output = tmp_path / "result.json"
         name = script.__name__
-        run_function(name, getattr(script, f"{name}_command"), [*args, "--output", str(output)])
+        run_function(name, getattr(script, f"{name}_command"), [*args, "--output", str(output), "--overwrite"])
         rows = json.loads(output.read_text())["rows"]
         return {row["case"]: row for row in rows}, rows, capsys.readouterr().out
 
@@ -47,6 +48,35 @@ def test_recurrence(run, monkeypatch):
         rows["linear layer"]["median_seconds"] / first["median_seconds"]
     )
     assert "linear layers" in text
+
+
+def test_reads(run):
+    args = ["--lengths", "40", "--window", "5", "--batch_size", "2"]
+    rows, _, text = run(reads, *SMALL, *args)
+    assert [rows[name]["pairs"] for name in rows] == [
+        2 * 40 * 41 // 2,
+        2 * 40 * 39 // 2,
+        2 * sum(min(t, 4) for t in range(40)),
+        0,  # m is at least 64
+    ]
+    assert rows["short-term read"]["flops"] == 12 * 16 * rows["short-term read"]["pairs"]
+    assert run(reads, *SMALL, "--lengths", "40", "--documents", "4")[0]["full read"]["pairs"] < 780
+    assert "by plain attention" in text
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ("--lengths 4 8 --tokens 12", "got 12 tokens and a length of 8"),
+        ("--lengths 0", "lengths takes a whole number of at least 1, got 0"),
+        ("--layers 3", "does not depend on layers"),
+        ("--lengths 8 --documents 9", "at most the 8 tokens of a row, got 9"),
+        ("--lengths []", "lengths is empty"),
+    ],
+)
+def test_mistakes_of_reads(args, message):
+    with pytest.raises(UserError, match=message):
+        run_function("reads", reads.reads_command, args.split())
 
 
 def test_roofline(run):

@@ -159,7 +159,6 @@ def bases(python: str = "") -> dict[str, list[str]]:
         "checkpoint compare": ["run", "run"],
         "report": ["run", "--output", "out"],
         "benchmark step": [*tiny, "--layers", "1", "--context_length", "16", "--batch_size", "1", "--vocab_size", "16"],
-        "benchmark reads": ["--lengths", "16", "--batch_size", "1", *tiny],
         "benchmark decode": ["--contexts", "16", "--prefills", "1", *tiny, "--layers", "1", "--vocab_size", "16"],
         "benchmark retrieval": ["run", "--pairs", "4096", "--repeats", "2", "--context", "64", "--neighbors", "16"],
     }

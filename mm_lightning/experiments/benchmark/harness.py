@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import itertools
 import math
 import statistics
 import time
@@ -137,28 +136,6 @@ class Benchmark:
         say(f"timing {group}: {'; '.join(case.name for case in cases)}", stderr=True)
         return [{**labels, **row} for row in measure(cases, repeats or self.repeats, self.device, **options)]
 
-    def measure_lengths(
-        self, cases: Callable[[Workload], Sequence[Case]], lengths: Sequence[int], tokens: int | None
-    ) -> list[list[Row]]:
-        """Return groups of rows by length of a sequence T, for operations forward and backward.
-
-        `growth` is the seconds per token by those of the case of this name at the first length.
-
-        Args:
-            cases: makes the cases of a workload.
-            lengths: tokens of a sequence.
-            tokens: of all sequences of a workload together, in the place of its batch size.
-        """
-        works = self.work.for_lengths(lengths, tokens)
-        if tokens is not None:
-            del self.settings["batch_size"]
-            self.settings["tokens"] = tokens
-        groups = [self.measure(cases(work), {"T": n}, least=0.01, peak=True) for n, work in works.items()]
-        first = {row["case"]: row["tokens_per_second"] for row in groups[0]}
-        for row in itertools.chain(*groups):
-            row["growth"] = first[row["case"]] / row["tokens_per_second"]
-        return groups
-
     def report(
         self, title: str, columns: Columns, groups: Sequence[Sequence[Row]], labels: int = 1, **more: Any
     ) -> None:
@@ -191,16 +168,6 @@ class Benchmark:
 
 Columns = Mapping[str, Callable[[Row], str]]
 """By heading, the cell of a row."""
-
-BY_LENGTH: Columns = {
-    "T": lambda row: f"{row['T']:,}",
-    "": lambda row: row["case"],
-    "ms": lambda row: f"{row['median_seconds'] * 1e3:,.2f}",
-    "us/token": lambda row: f"{1e6 / row['tokens_per_second']:,.3f}",
-    "per token, by first T": lambda row: f"{row['growth']:.2f}",
-    "peak bytes/token": lambda row: f"{row['peak_bytes'] / row['tokens']:,.0f}",
-}
-"""Columns of :meth:`Benchmark.measure_lengths`, two of them names."""
 
 
 def measure(

@@ -75,22 +75,6 @@ class Workload:
         dimensions = {name: getattr(self.network, name) for name in DIMENSIONS}
         return dimensions | {name: getattr(self, name) for name in BATCH}
 
-    def for_lengths(self, lengths: Sequence[int], tokens: int | None) -> dict[int, Workload]:
-        """Return by length of a sequence this workload, or the one with as many sequences as make up `tokens`.
-
-        Raises:
-            UserError: there is no length, or `tokens` is no multiple of one.
-        """
-        if not lengths:
-            raise UserError("lengths is empty: name one or more whole numbers")
-        for length in lengths:
-            if tokens is not None and (tokens < length or tokens % length):
-                raise UserError(
-                    f"tokens must be a multiple of all lengths, got {tokens} tokens and a length of {length}"
-                )
-        rows = {n: tokens // n if tokens else self.batch_size for n in lengths}
-        return {n: replace(self, context_length=n, batch_size=rows[n]) for n in lengths}
-
 
 def transformer_like(mosaic: MemoryMosaicConfig) -> TransformerConfig:
     """Return our transformer of the same dimensions, which attends to all positions before."""

@@ -82,20 +82,6 @@ def test_decoding(run):
     assert "v2 takes" in text
 
 
-def test_reads(run):
-    args = ["--lengths", "40", "--window", "5", "--batch_size", "2"]
-    rows, _, text = run("reads", *SMALL, *args)
-    assert [rows[name]["pairs"] for name in rows] == [
-        2 * 40 * 41 // 2,
-        2 * 40 * 39 // 2,
-        2 * sum(min(t, 4) for t in range(40)),
-        0,  # m is at least 64
-    ]
-    assert rows["short-term read"]["flops"] == 12 * 16 * rows["short-term read"]["pairs"]
-    assert run("reads", *SMALL, "--lengths", "40", "--documents", "4")[0]["full read"]["pairs"] < 780
-    assert "by plain attention" in text
-
-
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -107,17 +93,13 @@ def test_reads(run):
         ("step --config nowhere.yaml", "nowhere.yaml"),
         ("step --device quantum", "there is no device 'quantum'"),
         ("step --device meta", "there is no device 'meta'"),
-        ("reads --lengths 4 8 --tokens 12", "got 12 tokens and a length of 8"),
-        ("reads --lengths 0", "lengths takes a whole number of at least 1, got 0"),
-        ("reads --layers 3", "does not depend on layers"),
-        ("reads --lengths 8 --documents 9", "at most the 8 tokens of a row, got 9"),
-        ("reads --lengths []", "lengths is empty"),
         ("decode --contexts 0", "contexts takes a whole number of at least 1"),
         ("decode --prefills 0", "prefills takes a whole number of at least 1, got 0"),
         ("data", "python tests/benchmarks/loader.py"),
         ("startup", "python tests/benchmarks/startup.py"),
         ("recurrence --lengths 16", "python tests/benchmarks/recurrence.py"),
         ("roofline", "python tests/benchmarks/roofline.py"),
+        ("reads --lengths 16", "python tests/benchmarks/reads.py"),
     ],
 )
 def test_mistakes(args, message, capsys):

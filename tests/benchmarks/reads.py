@@ -1,18 +1,24 @@
-"""Reads of a memory, forward and backward: windowed and delayed ones beside a full causal read."""
+"""Time the reads of short-term and long-term memory beside a full causal read, and how they grow with the context.
+
+python tests/benchmarks/reads.py --threads 1 --precision fp32
+"""
 
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Annotated, Any
 
 import torch
+from lengths import BY_LENGTH, measure_lengths
 from torch.nn import functional as F
 
 from mm_lightning.errors import UserError
-from mm_lightning.experiments.benchmark.harness import BY_LENGTH, Benchmark, Case, Options, ready
+from mm_lightning.experiments.benchmark.harness import Benchmark, Case, Options, ready
 from mm_lightning.experiments.benchmark.workload import Workload
+from mm_lightning.function_command import run_function
 from mm_lightning.memory.documents import Documents, Span
 from mm_lightning.memory.kernels.fused_read import fused_attention, fused_read
 from mm_lightning.ranges import AtLeastTwo, Count
@@ -50,7 +56,7 @@ def reads_command(
     if lengths and not 1 <= documents <= min(lengths):
         shortest = min(lengths)
         raise UserError(f"documents must be at least 1 and at most the {shortest} tokens of a row, got {documents}")
-    groups = bench.measure_lengths(lambda work: cases(work, documents, bench.device, bench.seed), lengths, tokens)
+    groups = measure_lengths(bench, lambda work: cases(work, documents, bench.device, bench.seed), lengths, tokens)
     columns = {
         **BY_LENGTH,
         "by plain attention": lambda row: f"{row['relative_time']:.2f} x",
@@ -101,3 +107,7 @@ def cases(work: Workload, count: int, device: torch.device, seed: int) -> list[C
     made.append(case("short-term read", lambda: ours(short), short))
     made.append(case("long-term read", delayed, Span((low + high) // 2)))
     return made
+
+
+if __name__ == "__main__":
+    run_function("reads", reads_command, sys.argv[1:])
