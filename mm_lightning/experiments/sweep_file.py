@@ -243,6 +243,8 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     inherited = _read(resolve_config(other, "sweeps", beside=path), (*above, path.resolve()))
     if "axes" in values or "runs" in values:  # they exclude each other
         inherited = {key: value for key, value in inherited.items() if key not in ("axes", "runs", "design")}
+    if values.get("tune") == {}:  # nothing is tuned, so nothing says how
+        inherited = {key: value for key, value in inherited.items() if not key.startswith("tune")}
     return {**inherited, **values}
 
 

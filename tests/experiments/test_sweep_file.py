@@ -91,6 +91,12 @@ def test_a_sweep_like_another(write, tmp_path):
     assert [variant.name for variant in variants(other)] == ["only"]
 
 
+def test_a_sweep_like_a_tuned_one_can_be_without_tuning(write):
+    write(base="base.yaml", axes=AXES, tune={"model.learning_rate": [1e-3, 1e-2]}, tune_metric="validation/accuracy")
+    assert read_sweep(write("tuned.yaml", like="sweep.yaml")).tune_metric == "validation/accuracy"
+    assert not read_sweep(write("untuned.yaml", like="sweep.yaml", tune={})).tune
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
