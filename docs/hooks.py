@@ -10,12 +10,12 @@ from mkdocs.structure.files import File, Files
 
 
 def help_of(name: str) -> str:
-    """Return what `mm NAME --help` prints."""
+    """Return what `mm NAME --help` prints, with the options of all tasks."""
     from mm_lightning.cli import main
 
     text = io.StringIO()
     with redirect_stdout(text), suppress(SystemExit):
-        main([*name.split(), "--help"])
+        main([*name.split(), "--help", *(["all"] if name == "evaluate" else [])])
     return text.getvalue().strip()
 
 

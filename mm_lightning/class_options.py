@@ -50,7 +50,10 @@ def field_default(field: dataclasses.Field) -> Any:
 
 
 def class_options(
-    named_by: str, options: Callable[[Sequence[str]], dict[str, Option]], title: str
+    named_by: str,
+    options: Callable[[Sequence[str]], dict[str, Option]],
+    title: str,
+    helped: Callable[[Sequence[str]], dict[str, Option]] | None = None,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Decorate a command whose `**settings` are the fields of classes that one of its options names.
 
@@ -59,11 +62,13 @@ def class_options(
         options: function of the names it is given, the options that these classes add; of no names, those there
             always are.
         title: of these options in the help.
+        helped: the same function for `--help`, where that shows fewer; `--help all` shows the options of `options`.
     """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
-        def named(words: Sequence[str]) -> Callable[..., None]:
-            return with_options(function, options(_given(named_by, words)), title)
+        def named(words: Sequence[str], helping: bool) -> Callable[..., None]:
+            chosen = helped if helping and helped else options
+            return with_options(function, chosen(_given(named_by, words)), title)
 
         command = with_options(function, options(()), title)
         command.for_words = named  # type: ignore[attr-defined]
@@ -72,9 +77,10 @@ def class_options(
     return decorate
 
 
-def with_named_classes(command: Callable[..., None], words: Sequence[str]) -> Callable[..., None]:
-    """Return a command with the options of the classes that a command line names."""
-    return getattr(command, "for_words", lambda _: command)(words)
+def with_named_classes(command: Callable[..., None], words: Sequence[str], helping: bool) -> Callable[..., None]:
+    """Return a command with the options of the classes that a command line names; with those that `--help` shows, where
+    it is for help."""
+    return getattr(command, "for_words", lambda *_: command)(words, helping)
 
 
 def added_options(command: Callable[..., None]) -> tuple[str, str] | None:

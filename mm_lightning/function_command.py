@@ -35,12 +35,13 @@ def run_function(name: str, function: Callable[..., Any], args: list[str]) -> No
     from mm_lightning.renamed import current_options
 
     words = current_options(name_words(function, args))
-    function = with_named_classes(function, words)
-    arguments = places(function, flags(function, word_lists(function, words)))
+    helping = bool({"-h", "--help"} & set(args))
+    function = with_named_classes(function, words, helping and args[-1] != "all")
     parser = function_parser(name, function)
-    if {"-h", "--help"} & set(args):
+    if helping:
         print(help_of(name, function, parser.format_help()))
         return
+    arguments = places(function, flags(function, word_lists(function, words)))
     try:
         values = parser.parse_args(arguments)
     except ArgumentError as error:
@@ -53,7 +54,7 @@ def run_function(name: str, function: Callable[..., Any], args: list[str]) -> No
 
 def function_parser(name: str, function: Callable[..., Any]) -> Any:
     """Return the parser of a command that is a typed function."""
-    from jsonargparse import ArgumentParser
+    from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
     from mm_lightning.yaml_text import use_for_options
 
@@ -72,9 +73,18 @@ def function_parser(name: str, function: Callable[..., Any]) -> Any:
             self.options.append(super().add_argument(*names, **settings))
             return self.options[-1]
 
+    class Formatter(DefaultHelpFormatter):
+        def _expand_help(self, action: Any) -> str:
+            text = super()._expand_help(action)
+            match = re.search(r" \((required, )?type: .+?(?:, default: (.*))?\)$", text, re.DOTALL)
+            if match is None:
+                return text
+            said = "required" if match[1] else f"default: {match[2]}" if match[2] not in (None, "null") else ""
+            return text[: match.start()] + (f" ({said})" if said else "")
+
     use_for_options()
     # not auto_cli, which has a --config of its own and keeps a command's from it
-    parser = CommandParser(prog=f"mm {name}", exit_on_error=False, allow_abbrev=False)
+    parser = CommandParser(prog=f"mm {name}", exit_on_error=False, allow_abbrev=False, formatter_class=Formatter)
     parser.add_function_arguments(function, as_group=False)
     state_ranges(parser.options, hints(function))
     return parser

@@ -19,13 +19,17 @@ from mm_lightning.evaluation.task import Task
 from mm_lightning.ranges import Name, accept, hints
 
 
-def task_options(names: Sequence[str]) -> dict[str, Option]:
-    """Return the options of all built-in tasks, and of those of a user's own modules among some names.
+def task_options(names: Sequence[str], built_in: bool = True) -> dict[str, Option]:
+    """Return the options of all built-in tasks, and of those of a user's own modules among some names; only of the
+    tasks that are named where `built_in` is false.
 
     Tasks with fields of one name share an option. Its type is that of words, which :func:`make_tasks` reads as each
     task's field states; None stands for the default of each task.
     """
-    kinds = [find_task(name) for name in [*TASKS, *(n for n in task_names(names) if n not in TASKS and "." in n)]]
+    named = task_names(names)
+    kinds = [
+        find_task(n) for n in ([*TASKS, *(n for n in named if n not in TASKS and "." in n)] if built_in else named)
+    ]
     by_name: dict[str, list[type[Task]]] = {}
     for kind in kinds:
         for field in dataclasses.fields(kind):  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import itertools
 from pathlib import Path
@@ -19,7 +20,12 @@ if TYPE_CHECKING:
     from mm_lightning.evaluation.run import EvaluatedModel, Job
 
 
-@class_options("tasks", task_options, "options of the tasks, with what they are for")
+@class_options(
+    "tasks",
+    task_options,
+    "options of the tasks, with what they are for",
+    helped=functools.partial(task_options, built_in=False),
+)
 def evaluate_command(
     checkpoint: list[Place],
     tasks: list[Name],
@@ -42,6 +48,8 @@ def evaluate_command(
 
     mm evaluate --checkpoint runs/v2 runs/transformer --tasks loss_by_position --contexts 4k 8k 16k 32k
 
+    `mm evaluate --tasks TASK --help` shows the options of a task too, `mm evaluate --help all` those of all tasks.
+
     Tasks:
       loss_by_position  loss against position in the context, beyond the training context too: where does it break?
       long_ppl          perplexity of the tokens that a long context makes much more probable than a short one (LongPPL)
@@ -58,7 +66,7 @@ def evaluate_command(
       other             6 more that long-term memory matters to; variants: other readings of the paper's names.
                         Of these groups what runs programs of the network (humaneval_plus, mbpp) needs --run_code and
                         is else left out
-      module.Class      a task in a module of your own (docs/extending.md); with it --help shows its options too
+      module.Class      a task in a module of your own (docs/extending.md)
 
     Every answer is kept as it comes: interrupted, the same command goes on. At the end a table of the results is
     printed, one column a network, with 95% intervals and items. OUTPUT gets report/index.html, the report of all

@@ -56,7 +56,7 @@ def test_its_folder_is_made_once(tmp_path, capsys):
 def test_its_fields_are_options(capsys):
     assert main(["data", "generate", "my_data.Sums", "--help"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "options of the generator: --sums SUMS how many there are for training. (type: int, default: 1000)" in shown
+    assert "options of the generator: --sums SUMS how many there are for training. (default: 1000)" in shown
     assert main(["data", "generate", "facts", "--help"]) == main(["data", "facts", "--help"]) == 0
     assert capsys.readouterr().out.count("--test_documents") == 2
 

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from mm_lightning.callbacks import Evaluation
+from mm_lightning.cli import main
 from mm_lightning.errors import UserError
 from mm_lightning.evaluation.persistent.definitions import DEFINITIONS
 from mm_lightning.evaluation.registry import TASKS, find_task
@@ -78,3 +79,21 @@ def test_nonsense_for_a_number_of_a_task_is_refused_by_its_option(name):
         for value in ("-1", "1" + "0" * 30, "true", "1.5", "", "k", -1, True, 1.5, 10**30):
             with pytest.raises(UserError, match=f"^--{option} takes (a )?whole number"):
                 make_tasks(name, {option: value, "run_code": name == "mbpp"}, "--")
+
+
+@pytest.mark.parametrize(
+    ("words", "shown", "hidden"),
+    [
+        ([], [], ["contexts", "shots"]),
+        (["--tasks", "long_ppl"], ["contexts", "evaluator"], ["shots"]),
+        (["--help", "all"], ["contexts", "evaluator", "shots"], []),
+    ],
+)
+def test_help_shows_the_options_of_the_tasks_that_are_named(words, shown, hidden, capsys):
+    assert main(["evaluate", *words, *(["--help"] if "--help" not in words else [])]) == 0
+    text = capsys.readouterr().out
+    options = set(re.findall(r"^  --(\w+)", text, re.MULTILINE))
+    assert {"checkpoint", "tasks", "output", *shown} <= options
+    assert options.isdisjoint(hidden)
+    assert "type:" not in text
+    assert "null" not in text
