@@ -24,6 +24,7 @@ from mm_lightning.experiments.read_study import has_runs, read_study
 from mm_lightning.experiments.statistics import Row, summarize, t_quantile
 from mm_lightning.experiments.study import Run, Study
 from mm_lightning.experiments.tables import (
+    curve_record,
     reached,
     reference_rows,
     run_record,
@@ -34,13 +35,22 @@ from mm_lightning.experiments.tables import (
     write_csv,
 )
 from mm_lightning.experiments.tuning import tuning_blocks, tuning_limits
-from mm_lightning.outputs import FolderKind, check_folder, staged, write_text
+from mm_lightning.outputs import FolderKind, check_folder, staged, write_json, write_text
 from mm_lightning.ranges import Name, Place
 
 REPORT = FolderKind(
     "a report",
     "report.md",
-    ("index.html", "report.csv", "runs.csv", "numbers.csv", "tables/*.csv", "figures/*.svg", "figures/*.png"),
+    (
+        "index.html",
+        "report.csv",
+        "runs.csv",
+        "runs.json",
+        "numbers.csv",
+        "tables/*.csv",
+        "figures/*.svg",
+        "figures/*.png",
+    ),
     shared=True,
 )
 """The folders that `mm report` writes."""
@@ -55,9 +65,9 @@ def report_command(
     mm report runs/quickstart runs/transformer --output report    run folders of `mm fit`, found at any depth
     mm report results                                             a folder that `mm evaluate` wrote
 
-    Of runs: report.csv (a row a variant), runs.csv (a row a run) and learning curves. Means are of finished runs; runs
-    that did not finish or diverged are listed. Differences from the baseline are paired by seed. Settings and final
-    metrics also go to TensorBoard's HPARAMS tab: tensorboard --logdir runs/ablation.
+    Of runs: report.csv (a row a variant), runs.csv (a row a run), runs.json (with their curves) and figures of these.
+    Means are of finished runs; runs that did not finish or diverged are listed. Differences from the baseline are
+    paired by seed. Settings and final metrics also go to TensorBoard's HPARAMS tab: tensorboard --logdir runs/ablation.
 
     Of evaluations: the forms of the paper, with 95% confidence intervals and the paper's published numbers beside ours:
     benchmarks, new knowledge by length and depth, in-context accuracy by shots, all of it against training tokens,
@@ -77,7 +87,7 @@ def report_command(
     written = ["report.md"]
     if report.study is not None:
         show(report.study, report.rows)
-        written += ["report.csv", "runs.csv"]
+        written += ["report.csv", "runs.csv", "runs.json"]
     if report.results.evaluations:
         for part in report.evaluated:
             if isinstance(part, EstimateTable) and part.name != "networks":
@@ -177,9 +187,14 @@ def _fill(
 
 
 def _write_runs(place: Path, study: Study, rows: list[Row]) -> None:
-    """Write runs as CSV and for TensorBoard."""
+    """Write runs as CSV, as JSON with their curves, and for TensorBoard."""
     write_csv(place / "report.csv", [variant_record(study, row) for row in rows])
-    write_csv(place / "runs.csv", [run_record(study, run) for run in study.all_runs])
+    runs = [run_record(study, run) for run in study.all_runs]
+    write_csv(place / "runs.csv", runs)
+    curves = [{"curves": curve_record(run)} for run in study.all_runs]
+    published = {"source": study.source, **study.published} if study.source else {}
+    both = [{**run, **more} for run, more in zip(runs, curves, strict=True)]
+    write_json(place / "runs.json", {"facts": facts(study), "published": published, "runs": both})
     for run in study.all_runs:
         if run.finished and run.path is not None and os.access(run.path, os.W_OK):
             write_hparams(run.path, hparam_values(study, run), run.final())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,15 @@ def run_record(study: Study, run: Run) -> dict[str, Any]:
     if run.environment:
         record |= {"code": commit(run.environment), "hardware": describe_hardware(run.environment)}
     return record
+
+
+def curve_record(run: Run) -> dict[str, list[list[float | None]]]:
+    """Return the evaluation metrics of a run for runs.json: pairs of tokens and value, None where it is not finite."""
+
+    def point(step: int, value: float) -> list[float | None]:
+        return [run.tokens_at(step), float(f"{value:.6g}") if math.isfinite(value) else None]
+
+    return {metric: [point(*pair) for pair in sorted(run.curve(metric).items())] for metric in run.final()}
 
 
 def write_csv(path: Path, records: list[dict[str, Any]]) -> None:

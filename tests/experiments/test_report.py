@@ -1,6 +1,7 @@
 """`mm report` on run folders with known numbers."""
 
 import csv
+import json
 import math
 import re
 import xml.etree.ElementTree as ElementTree
@@ -191,6 +192,11 @@ def test_csv_holds_the_whole_numbers(tmp_path, no_figures):
     assert float(first["validation/loss mean"]) == pytest.approx(2.1)
     assert int(second["parameters"]) == 1000
     assert [float(r["validation/loss"]) for r in records(place / "runs.csv")] == [2.0, 2.1, 2.2, 2.1, 2.3, 2.8]
+    content = json.loads((place / "runs.json").read_text())
+    assert content["facts"]["Runs"] == "6 of 6 finished"
+    for run, last in zip(content["runs"], [2.0, 2.1, 2.2, 2.1, 2.3, 2.8], strict=True):
+        assert run["validation/loss"] == last
+        assert run["curves"]["validation/loss"][-1] == [run["tokens"], last]
 
 
 class Page(HTMLParser):

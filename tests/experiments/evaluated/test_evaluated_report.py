@@ -360,6 +360,7 @@ def test_runs_and_evaluations_in_one_page(tmp_path, no_figures, monkeypatch):
         "report.csv",
         "report.md",
         "runs.csv",
+        "runs.json",
     ]
     write(sweep / "base/seed-1/0/evaluations", "base", "qa_1", [share(5, 10, length=4096)], V2, **LONG)
     text = (write_report(sweep) / "report.md").read_text()
