@@ -40,18 +40,23 @@ class AdaptiveBandwidth(Bandwidth):
     """The bandwidth of equation (6), with learned beta_0, beta_1 and alpha, one of each per head.
 
     beta_i = exp(min(theta_i, 10)), initially theta_i = 1.5; alpha = min(|theta|, 1), initially theta = 1/3 (Table 6).
+
+    Args:
+        heads: H.
+        initial: the initial bandwidth as a multiple of the published one.
     """
 
-    def __init__(self, heads: int):
+    def __init__(self, heads: int, initial: float = 1.0):
         super().__init__()
+        self.initial_theta = 1.5 + math.log(initial)
         self.beta_0_theta = nn.Parameter(torch.empty(heads))
         self.beta_1_theta = nn.Parameter(torch.empty(heads))
         self.alpha_theta = nn.Parameter(torch.empty(heads))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        nn.init.constant_(self.beta_0_theta, 1.5)
-        nn.init.constant_(self.beta_1_theta, 1.5)
+        nn.init.constant_(self.beta_0_theta, self.initial_theta)
+        nn.init.constant_(self.beta_1_theta, self.initial_theta)
         nn.init.constant_(self.alpha_theta, 1 / 3)
 
     @property
@@ -89,16 +94,18 @@ class FixedBandwidth(Bandwidth):
     Args:
         heads: H.
         scaled_sides: sides of an inner product that are multiplied: 2 in a contextual memory, 1 in a persistent one.
+        initial: the initial bandwidth as a multiple of the published one.
     """
 
-    def __init__(self, heads: int, scaled_sides: int = 2):
+    def __init__(self, heads: int, scaled_sides: int = 2, initial: float = 1.0):
         super().__init__()
+        self.initial_kappa = 1 + math.log(initial) / 2
         self.largest_exponent = scaled_sides * LARGEST_EXPONENT
         self.kappa = nn.Parameter(torch.empty(heads))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        nn.init.constant_(self.kappa, 1 / V1_SCALAR_SCALE)
+        nn.init.constant_(self.kappa, self.initial_kappa / V1_SCALAR_SCALE)
 
     @property
     def beta(self) -> Tensor:

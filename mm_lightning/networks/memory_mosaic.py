@@ -22,7 +22,7 @@ from mm_lightning.networks.base import ForwardContext, Network, depth_std
 from mm_lightning.networks.block import Block
 from mm_lightning.networks.config import Hidden, NetworkConfig
 from mm_lightning.networks.parts import Part, Spec, build_part, check_part
-from mm_lightning.ranges import NonNegative
+from mm_lightning.ranges import NonNegative, Positive
 
 KeyKind = Literal["gated", "leaky"]
 BandwidthKind = Literal["adaptive", "fixed"]
@@ -53,6 +53,7 @@ class MemoryMosaicConfig(NetworkConfig):
     Args:
         keys: gated (equation 8) or leaky (7, v1).
         bandwidth: adaptive (6), or fixed: exp(2 kappa) (v1).
+        initial_bandwidth: of contextual memories, as a multiple of the published one: 4.5 n^(1/3) + 4.5, or e^2 (v1).
         values: look_ahead (9).
         retrieval: softmax (4), or a kernel of bounded support in its place: epanechnikov, biweight or triweight.
         look_ahead: whether a pair's value looks at the next token (9); without, it is the value of its own position.
@@ -69,6 +70,7 @@ class MemoryMosaicConfig(NetworkConfig):
 
     keys: KeyKind | Spec = "gated"
     bandwidth: BandwidthKind | Spec = "adaptive"
+    initial_bandwidth: Positive = 1.0
     values: Literal["look_ahead"] | Spec = "look_ahead"
     retrieval: RetrievalKind | Spec = "softmax"
     look_ahead: bool = True
@@ -85,6 +87,8 @@ class MemoryMosaicConfig(NetworkConfig):
         super().__post_init__()
         for name in ("keys", "bandwidth", "values", "retrieval", "persistent"):
             check_part(name, getattr(self, name))
+        if isinstance(self.bandwidth, dict) and self.initial_bandwidth != 1:
+            raise UserError("initial_bandwidth is of bandwidths adaptive and fixed: use init_args of your class")
         if self.experts_per_token > self.experts:
             raise UserError(f"experts_per_token {self.experts_per_token} is more than the {self.experts} experts")
         parts = (self.keys, self.levels, self.persistent, self.norm)
@@ -132,12 +136,11 @@ def contextual_memory(config: MemoryMosaicConfig, index: int) -> ContextualMemor
     def made(spec: str | Spec, base: type[Part], known: Callable[[], Part]) -> Part:
         return known() if isinstance(spec, str) else build_part(spec, base, d, heads, partial(depth_std, block=index))
 
-    gated, adaptive = config.keys == "gated", config.bandwidth == "adaptive"
+    gated, initial = config.keys == "gated", config.initial_bandwidth
+    bandwidth_class = AdaptiveBandwidth if config.bandwidth == "adaptive" else FixedBandwidth
     values = made(config.values, Values, lambda: LookAheadValues(heads, config.look_ahead, config.value_scale))
     keys = made(config.keys, Keys, lambda: GatedKeys(d, heads, std) if gated else LeakyKeys(d, heads, std, bias))
-    bandwidth = made(
-        config.bandwidth, Bandwidth, lambda: AdaptiveBandwidth(heads) if adaptive else FixedBandwidth(heads)
-    )
+    bandwidth = made(config.bandwidth, Bandwidth, lambda: bandwidth_class(heads, initial=initial))
     power = COMPACT_KERNELS.get(str(config.retrieval))
     retrieval = made(config.retrieval, Retrieval, lambda: CompactRetrieval(power) if power else SoftmaxRetrieval())
     return ContextualMemory(d, heads, keys, values, bandwidth, retrieval, std, config.dropout, bias)
