@@ -5,6 +5,7 @@ Texts that are the result of a command, such as a generated one, are written by 
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -36,6 +37,12 @@ def say(message: str, stderr: bool = False) -> None:
     """Print one line, on the first process only; secrets in it are redacted."""
     if is_first_process():
         display(redact(message), file=sys.stderr if stderr else sys.stdout, flush=True)
+
+
+@functools.cache
+def say_once(message: str) -> None:
+    """Print one line on standard error, on the first process only, the first time that it is asked for."""
+    say(message, stderr=True)
 
 
 class Progress:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mm_lightning.console import say
+from mm_lightning.console import say_once
 from mm_lightning.errors import UserError
 from mm_lightning.yaml_text import load_yaml, one_line
 
@@ -29,14 +28,9 @@ VALUES = {"class_path": CLASSES, "callbacks": CLASSES, "kernels": {"native": "nu
 """Values by the last part of the key, or of the option, that takes them."""
 
 
-@functools.cache
-def _announce(old: str, new: str) -> None:
-    say(f"mm: {old} is now called {new}", stderr=True)
-
-
 def _current(names: Mapping[str, str], name: str) -> str:
     if name in names:
-        _announce(name.rsplit(".", 1)[-1], names[name].rsplit(".", 1)[-1])
+        say_once(f"mm: {name.rsplit('.', 1)[-1]} is now called {names[name].rsplit('.', 1)[-1]}")
     return names.get(name, name)
 
 

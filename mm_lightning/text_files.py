@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from mm_lightning.errors import BadInput, UserError
 
 MARK = "\ufeff"
 BOM = MARK.encode()
+TEXTS = (".txt", ".md", ".rst", ".py")
 JSON_LINES = (".jsonl", ".ndjson", ".json")
+ROWS = (*JSON_LINES, ".parquet")
 LARGEST_FILE = 1 << 31
 """Bytes of a file, unpacked, that is read as a whole: 2 GiB."""
 _CODECS = {".gz": "gz", ".zst": "zst"}
@@ -166,6 +169,23 @@ def split_suffix(path: str | os.PathLike) -> tuple[str, str | None]:
     name = Path(path)
     codec = _CODECS.get(name.suffix.lower())
     return (name.with_suffix("") if codec else name).suffix.lower(), codec
+
+
+def document_suffixes(present: Iterable[str]) -> tuple[str, ...]:
+    """Return the suffixes of the files of a folder that are documents, from those of all its files.
+
+    Beside rows of data only .txt is text: what else there is, such as README.md, is about the data.
+    """
+    return (".txt", *ROWS) if set(ROWS) & set(present) else TEXTS
+
+
+def left_out_line(folder: str, names: Iterable[str]) -> str:
+    """Return the line that says how many files of which types a folder holds that are not read."""
+    counts = Counter(split_suffix(name)[0] or "without a suffix" for name in names)
+    listed = [f"{count:,} {suffix}" for suffix, count in counts.most_common(5)]
+    others = counts.total() - sum(count for _, count in counts.most_common(5))
+    listed += [f"{others:,} more"] if others else []
+    return f"files of other types in {folder} are left out: {', '.join(listed)}"
 
 
 def json_lines(path: str | os.PathLike) -> Iterator[tuple[int, Any]]:

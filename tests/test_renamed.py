@@ -7,9 +7,9 @@ import torch
 import yaml
 from runs import metrics
 
-from mm_lightning import renamed
 from mm_lightning.callbacks import BadStepGuard
 from mm_lightning.cli import main
+from mm_lightning.console import say_once
 from mm_lightning.renamed import current_options, current_values, rename_callback_states
 
 OLD = "mm_lightning.callbacks.Guard"
@@ -18,7 +18,7 @@ LINE = "mm: Guard is now called BadStepGuard\n"
 
 @pytest.fixture(autouse=True)
 def nothing_announced():
-    renamed._announce.cache_clear()
+    say_once.cache_clear()
 
 
 def config_with(tiny, callback):

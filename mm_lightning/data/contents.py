@@ -78,7 +78,7 @@ def _hash(file: SourceFile, stopped: threading.Event | None = None) -> str:
 def _state(file: SourceFile) -> tuple[int, int] | None:
     """Return the size and modification time of a local file; None of a remote or missing one."""
     try:
-        about = os.stat(file.url.removeprefix("file://"))
+        about = os.stat(file.url)
     except OSError:
         return None
     return None if is_remote(file.url) else (about.st_size, about.st_mtime_ns)

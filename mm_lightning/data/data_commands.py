@@ -21,9 +21,9 @@ def prepare(
     Interrupted, it continues when run again. A folder with other contents is never overwritten.
 
     Args:
-        sources: one, or several as [a, b]: .txt, .jsonl, .json (a JSON object a line), each also .gz or .zst, and
-            .parquet files, folders or globs of them, local or fsspec URLs (hf://datasets/ORG/NAME/...), or
-            `python-stdlib`: the standard library of this Python, or `python-packages`: the packages installed for it.
+        sources: files, folders or globs of them, local or fsspec URLs (hf://datasets/ORG/NAME/...): text (.txt, .md,
+            .rst, .py), .jsonl or .json (a JSON object a line), each also .gz or .zst, and .parquet; or `python-stdlib`:
+            the standard library of this Python, or `python-packages`: the packages installed for it.
         output: folder to make.
         progress: show a progress bar.
     """
@@ -137,7 +137,8 @@ def train_tokenizer(
         tokenizer_bytes: about how much text to train on, taken evenly over the documents.
         text_key: key of JSON lines, or column of parquet files, that holds the text.
         separator: in text files, the string between two documents.
-        suffixes: the files of folders to read, as text unless known, instead of .txt, .jsonl, .json and .parquet.
+        suffixes: the files of folders to read, as text unless known, instead of .txt, .jsonl, .json, .parquet and,
+            where none of the last three is there, .md, .rst, .py.
         on_error: refuse stops at a file or row that cannot be read; skip leaves it out.
         overwrite: replace an existing output.
         progress: show a progress bar.

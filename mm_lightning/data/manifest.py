@@ -18,6 +18,8 @@ import numpy as np
 from mm_lightning.errors import UserError
 from mm_lightning.outputs import write_json
 from mm_lightning.redaction import redact_values
+from mm_lightning.side_files import read_config
+from mm_lightning.text_files import ROWS, TEXTS
 
 FILE = "manifest.json"
 FORMAT_VERSION = 1
@@ -137,7 +139,9 @@ class Manifest:
         path = Path(folder).expanduser() / FILE
         if not path.is_file():
             here = quote(str(path.parent))
-            texts = any(file.suffix in (".txt", ".jsonl", ".parquet") for file in path.parent.glob("*"))
+            if data := _data_of_run(path.parent):
+                raise UserError(f"{path.parent} is a run folder, no prepared data: name its data, {data}")
+            texts = any(file.suffix in (*TEXTS, *ROWS) for file in path.parent.glob("*"))
             command = f"{here} --output data/NAME` and name that" if texts else f"SOURCES --output {here}`"
             raise UserError(f"no prepared data in {path.parent}: run `mm data prepare {command}")
         try:
@@ -165,6 +169,15 @@ class Manifest:
         if impossible := _impossible(manifest):
             raise UserError(f"{path} is damaged ({impossible}): prepare the data again")
         return manifest
+
+
+def _data_of_run(folder: Path) -> str | None:
+    """Return the data folders of the last run in a run folder, as they are typed; None where there is no run."""
+    configs = [path for path in folder.glob("*/config.yaml") if path.parent.name.isdigit()]
+    newest = max(configs, key=lambda path: int(path.parent.name), default=folder / "config.yaml")
+    data = read_config(newest).get("data") if newest.is_file() else None
+    paths = data.get("path") if isinstance(data, dict) else None
+    return " or ".join([paths] if isinstance(paths, str) else paths) if paths else None
 
 
 def _digest(content: Any) -> str:

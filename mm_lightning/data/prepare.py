@@ -56,7 +56,8 @@ def prepare(config: PrepareConfig, output: str | os.PathLike, progress: bool = T
     if hidden := next((source for source in config.sources if HIDDEN in source), None):
         raise UserError(f"the source {hidden} keeps no secrets: give data.prepare.sources again, with them")
     reading = config.reading()
-    files = list_files(config.sources, reading)
+    left_out: list[str] = []
+    files = list_files(config.sources, reading, left_out)
     identity = _fingerprint(config, files)
     with claimed(folder):
         contents = Contents(files)
@@ -65,6 +66,8 @@ def prepare(config: PrepareConfig, output: str | os.PathLike, progress: bool = T
         # `bytes`: a token a byte, 2 bytes each; others: seldom less than 2 bytes of text a token, 4 bytes each at most
         needed = int(2.2 * _text_bytes(files))
         work = begin(folder, identity, needed, contents)
+        for line in left_out:
+            say(line, stderr=True)
         return _make(folder, work, config, files, identity, contents, progress)
 
 

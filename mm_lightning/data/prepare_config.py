@@ -28,7 +28,8 @@ class PrepareConfig:
             filled up in the order of their hashes, and a long one is cut. 0 makes no validation split.
         text_key: the key of JSON lines, or the column of parquet files, that holds the text.
         separator: in text files, the string between two documents, such as `<|endoftext|>`.
-        suffixes: the files of folders to read, as text unless known, instead of .txt, .jsonl, .json and .parquet.
+        suffixes: the files of folders to read, as text unless known, instead of .txt, .jsonl, .json, .parquet and,
+            where none of the last three is there, .md, .rst, .py.
         on_error: refuse stops at a file or row that cannot be read; skip counts and lists it in the manifest.
         largest_document: bytes of the longest document or row that is read; a longer one is an error. It takes about
             ten times as much memory, and with a tokenizer that does not split at spaces a hundred times.

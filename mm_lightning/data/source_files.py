@@ -16,17 +16,16 @@ from mm_lightning.errors import UserError
 from mm_lightning.hub import pinned
 from mm_lightning.retry import Passing, Refused, Unreachable, patiently
 from mm_lightning.stores import file_path, find, from_store, is_remote
-from mm_lightning.text_files import JSON_LINES, split_suffix
+from mm_lightning.text_files import JSON_LINES, TEXTS, document_suffixes, left_out_line, split_suffix
 
 STDLIB, PACKAGES = "python-stdlib", "python-packages"
 """The standard library of this Python and the packages installed for it: text that needs no network."""
 _SITE = {"site-packages", "dist-packages"}
 _LEFT_OUT = {*_SITE, "__pycache__", "test", "tests", "idle_test"}
-_PACKAGE_SUFFIXES = (".py", ".md", ".rst", ".txt")
 
 Kind = Literal["text", "python", "lines", "parquet"]
 
-_KINDS: dict[str, Kind] = {".txt": "text", **dict.fromkeys(JSON_LINES, "lines"), ".parquet": "parquet"}
+_KINDS: dict[str, Kind] = {**dict.fromkeys(TEXTS, "text"), **dict.fromkeys(JSON_LINES, "lines"), ".parquet": "parquet"}
 
 _FILES = (*_KINDS, ".gz", ".zst")
 
@@ -39,8 +38,7 @@ class ReadSettings:
         text_key: the key of JSON lines, or the column of parquet files, that holds the text.
         separator: in text files, the string between two documents, such as `<|endoftext|>`; white space around it
             is dropped. Without one each text file is a document.
-        suffixes: the files of folders to read besides .txt, .jsonl, .json and .parquet, as text: [.py, .md]. With
-            this, the four are read only if named.
+        suffixes: the files of folders to read instead of those of :func:`document_suffixes`; unknown ones as text.
         on_error: what to do with a file or a row that cannot be read: refuse stops, skip counts it and goes on.
         largest_document: bytes of the longest document or row; a longer one cannot be read.
     """
@@ -68,20 +66,21 @@ class SourceFile:
     mark: str | None = None
 
 
-def list_files(sources: Iterable[str], settings: ReadSettings) -> list[SourceFile]:
+def list_files(sources: Iterable[str], settings: ReadSettings, left_out: list[str] | None = None) -> list[SourceFile]:
     """List the files that `sources` name, in the order of the sources and sorted by path within each.
 
     Args:
         sources: files, folders (searched to the bottom) or globs, local or fsspec URLs; `python-stdlib`, the standard
             library of this Python, or `python-packages`, code and documentation of the packages installed for it.
         settings: which suffixes of folders are read.
+        left_out: receives a line for each folder with files that are not read.
 
     Raises:
         UserError: a source does not exist or holds nothing to read.
     """
     files: list[SourceFile] = []
     for source in sources:
-        of_source = _python_sources(source) if source in (STDLIB, PACKAGES) else _find(source, settings)
+        of_source = _python_sources(source) if source in (STDLIB, PACKAGES) else _find(source, settings, left_out)
         if not of_source:
             suffixes = ", ".join(settings.suffixes or _KINDS)
             raise UserError(f"nothing to read in {source}: no file with suffix {suffixes} (--suffixes names others)")
@@ -97,7 +96,7 @@ def list_files(sources: Iterable[str], settings: ReadSettings) -> list[SourceFil
 def _python_sources(source: str) -> list[SourceFile]:
     """List what is text of the standard library or of the installed packages, without tests, sorted by path."""
     roots = [Path(sysconfig.get_paths()["stdlib"])] if source == STDLIB else site_packages()
-    suffixes = _PACKAGE_SUFFIXES if source == PACKAGES else (".py",)
+    suffixes = TEXTS if source == PACKAGES else (".py",)
     paths = [(path.relative_to(root), path) for root in roots for path in root.rglob("*") if path.suffix in suffixes]
     named = sorted(
         (name.as_posix(), path)
@@ -123,7 +122,7 @@ def package_versions() -> dict[str, str]:
     return dict(sorted((package.name, package.version) for package in packages))
 
 
-def _find(source: str, settings: ReadSettings) -> list[SourceFile]:
+def _find(source: str, settings: ReadSettings, left_out: list[str] | None) -> list[SourceFile]:
     place = str(Path(source).expanduser()) if source.startswith("~") else source
     try:
         fs, root, paths, folder = patiently(
@@ -136,14 +135,22 @@ def _find(source: str, settings: ReadSettings) -> list[SourceFile]:
         raise UserError(f"there is no {source}" if missing else f"cannot read {source}: {error}") from error
     except OSError as error:
         raise UserError(f"cannot list {source}: {error}") from error
-    suffixes = (settings.suffixes or tuple(_KINDS)) if folder else None
-    files = []
+    shown = {}
     for path, info in sorted(paths.items()):
         name = path.removeprefix(root).lstrip("/") or Path(file_path(path)).name
-        kind, codec, suffix = _kind(path)
-        if suffixes and (suffix not in suffixes or any(part.startswith(".") for part in name.split("/"))):
+        if not folder or not any(part.startswith(".") for part in name.split("/")):
+            shown[path] = name, info, _kind(path)
+    suffixes = settings.suffixes or document_suffixes(suffix for _, _, (*_, suffix) in shown.values())
+    files, others = [], []
+    for path, (name, info, (kind, codec, suffix)) in shown.items():
+        if folder and suffix not in suffixes:
+            others.append(name)
             continue
-        files.append(SourceFile(fs.unstrip_protocol(path), name, source, info["size"] or 0, kind, codec, _mark(info)))
+        url = fs.unstrip_protocol(path)
+        where = url if is_remote(url) else path
+        files.append(SourceFile(where, name, source, info["size"] or 0, kind, codec, _mark(info)))
+    if others and left_out is not None:
+        left_out.append(f"{left_out_line(source, others)} (--suffixes names what is read)")
     return files
 
 

@@ -77,7 +77,7 @@ def stretches(documents: Texts, length: int, limit: int) -> list[Stretch]:
 
 
 def of_files(paths: Sequence[str], tokenizer: Tokenizer) -> Texts:
-    """Text files and folders of .txt files, each file a document; JSON lines; or one folder of prepared data.
+    """Text files and folders of them, each file a document; JSON lines; or one folder of prepared data.
 
     Raises:
         UserError: they cannot be read, or were prepared with another tokenizer.
@@ -113,17 +113,27 @@ def is_prepared(paths: Sequence[str]) -> bool:
 
 
 def text_files(path: str) -> list[str]:
-    """Return a file, or the .txt files of a folder that are not empty, in order.
+    """Return a file, or the texts and JSON lines of a folder that are not empty and not hidden, in order.
 
     Raises:
         UserError: the folder has none.
     """
+    from mm_lightning.console import say_once
+    from mm_lightning.text_files import document_suffixes, left_out_line, split_suffix
+
     folder = Path(path).expanduser()
     if not folder.is_dir():
         return [path]
-    files = sorted(str(file) for file in folder.rglob("*.txt") if file.stat().st_size)
+    inside = [file for file in sorted(folder.rglob("*")) if file.is_file() and file.stat().st_size]
+    shown = [file for file in inside if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
+    suffixes = [suffix for suffix in document_suffixes(split_suffix(file)[0] for file in shown) if suffix != ".parquet"]
+    files = [str(file) for file in shown if split_suffix(file)[0] in suffixes]
     if not files:
-        raise UserError(f"--text {path} is a folder without .txt files, and was not prepared by `mm data prepare`")
+        raise UserError(
+            f"--text {path} is a folder without files {', '.join(suffixes)}, and was not prepared by `mm data prepare`"
+        )
+    if len(files) < len(shown):
+        say_once(left_out_line(path, [str(file) for file in shown if str(file) not in files]))
     return files
 
 

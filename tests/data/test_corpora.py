@@ -39,13 +39,29 @@ def test_a_text_file_is_a_document_and_folders_are_sorted(tmp_path):
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "c.txt").write_bytes("c\r\n\n é".encode())
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfa")
-    (tmp_path / "z.py").write_text("z")
+    (tmp_path / "z.html").write_text("z")
     (tmp_path / ".hidden.txt").write_text("hidden")
     assert read([tmp_path]) == ["a", "c\r\n\n é"]
-    assert read([tmp_path], suffixes=(".py",)) == ["z"]
-    assert read([tmp_path / "*.py"]) == ["z"]
+    assert read([tmp_path], suffixes=(".html",)) == ["z"]
+    assert read([tmp_path / "*.html"]) == ["z"]
     assert read([tmp_path / "*/*.txt"]) == ["c\r\n\n é"]
     assert read([tmp_path / "b/c.txt", tmp_path / "a.txt"]) == ["c\r\n\n é", "a"]
+
+
+def test_the_texts_of_a_folder_are_read_and_others_counted(tmp_path):
+    for name in ("a.txt", "b.md", "c.rst", "d.py"):
+        (tmp_path / name).write_text(name)
+    for name in ("x.pdf", "y.pdf", "z.html", "Makefile", ".hidden"):
+        (tmp_path / name).write_text("no text")
+    left_out = []
+    files = list_files([str(tmp_path)], ReadSettings(), left_out)
+    assert [file.name for file in files] == ["a.txt", "b.md", "c.rst", "d.py"]
+    assert [file.url for file in files] == [str(tmp_path / file.name) for file in files]  # as a person writes them
+    assert read([tmp_path]) == ["a.txt", "b.md", "c.rst", "d.py"]
+    (line,) = left_out
+    assert "are left out: 2 .pdf, 1 without a suffix, 1 .html (--suffixes" in line
+    (tmp_path / "e.jsonl").write_bytes(lines("e"))
+    assert read([tmp_path]) == ["a.txt", "e"]  # the others may be about the rows
 
 
 @pytest.mark.parametrize("unit_bytes", [1, 7, 1 << 20])

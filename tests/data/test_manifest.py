@@ -113,6 +113,16 @@ def test_a_missing_folder_says_how_to_make_it(tmp_path):
         check(tmp_path)
 
 
+def test_a_run_folder_names_its_data(tmp_path):
+    for number, path in enumerate(["data/old", {"data/a": 0.5, "data/b": 0.5}]):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "config.yaml").write_text(json.dumps({"data": {"path": path}}))
+    with pytest.raises(UserError, match=r"is a run folder, no prepared data: name its data, data/a or data/b"):
+        Manifest.load(tmp_path)
+    with pytest.raises(UserError, match=r"is a run folder, no prepared data: name its data, data/old"):
+        Manifest.load(tmp_path / "0")
+
+
 def test_shards_must_fit_the_model(folder, tmp_path):
     manifest = Manifest.load(folder)
     check(folder, load_tokenizer("bytes"), 100)

@@ -75,16 +75,18 @@ def test_ruler_names_its_tasks():
     assert task_names(["ruler"]) == [*GROUPS["new_knowledge"], *GROUPS["needles"]]
 
 
-def test_a_folder_of_texts_is_its_files_in_order(tmp_path):
+def test_a_folder_of_texts_is_its_files_in_order(tmp_path, capsys):
     from mm_lightning.data.tokenizer import load_tokenizer
     from mm_lightning.evaluation.long_documents import of_files
 
     (tmp_path / "b.txt").write_text("two")
     (tmp_path / "a.txt").write_text("one")
-    (tmp_path / "c.md").write_text("no text")
+    (tmp_path / "c.jsonl").write_text('{"text": "three"}\n')
+    (tmp_path / "d.pdf").write_text("no text")
     (tmp_path / "nothing.txt").write_text("")  # passed over, as by `mm data prepare`
     found = of_files([str(tmp_path)], load_tokenizer("bytes"))
-    assert [bytes(part.tolist()) for part in found.parts] == [b"one", b"two"]
+    assert [bytes(part.tolist()) for part in found.parts] == [b"one", b"two", b"three"]
+    assert "are left out: 1 .pdf" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="a folder without"):
         of_files([str(tmp_path / "empty")], load_tokenizer("bytes"))
