@@ -120,7 +120,7 @@ def fit_options() -> set[str]:
 
     prepare()
     parsed = FitParser(["--config", "quickstart"])
-    network = {f"model.network.{name}" for name in vars(parsed.config.fit.model.network)}
+    network = {f"model.network.{name}" for name in vars(parsed.config.model.network)}
     return {*parsed._known(), *network, "config", "print_config", "data.prepare.vocab_size", "data.prepare.tokenizer"}
 
 

@@ -26,11 +26,11 @@ from mm_lightning.renamed import current_options
 from mm_lightning.training import strategies
 from mm_lightning.training.accumulation import accumulation_steps
 from mm_lightning.training.check_config import check_settings
-from mm_lightning.training.command_options import SKIPPED, TRAINER_DEFAULTS, add_options, state_option_ranges
+from mm_lightning.training.command_options import TRAINER_DEFAULTS, add_options, state_option_ranges
 from mm_lightning.training.command_results import report_evaluation, write_predictions
 from mm_lightning.training.config_files import ConfigFile, read_chain, split_configs
 from mm_lightning.training.data_preparation import drop_other_preparation, enlarge_vocabulary
-from mm_lightning.training.lightning_internals import kill_launched, parser_of, parser_options
+from mm_lightning.training.lightning_internals import kill_launched, parser_options
 from mm_lightning.training.module import LanguageModule
 from mm_lightning.training.parser_errors import explain_parser_error
 from mm_lightning.training.record_run import RecordRun
@@ -47,6 +47,9 @@ from mm_lightning.training.timeouts import lost_contact, set_timeout
 from mm_lightning.training.tracked_runs import refused_by_tracker
 from mm_lightning.training.trainer_options import refused_by_lightning
 from mm_lightning.yaml_text import use_for_options
+
+_parsers: dict[str, LightningArgumentParser] = {}
+"""By command, the parser of an earlier command line of this process."""
 
 
 class TrainingCLI(LightningCLI):
@@ -71,7 +74,6 @@ class TrainingCLI(LightningCLI):
         # of set_loader for their values by a text that is no file, as a name below a file is none.
         configs = {f"{file.path}/{n}": file.values for n, file in enumerate(self.files) if file.values}
         use_for_options(configs)
-        settings = {"exit_on_error": False, "allow_abbrev": False}
         signals.when_stuck.append(self._stuck)
         try:
             super().__init__(
@@ -80,10 +82,18 @@ class TrainingCLI(LightningCLI):
                 save_config_callback=None,
                 seed_everything_default=1,
                 trainer_defaults=TRAINER_DEFAULTS,
-                parser_kwargs={**settings, "prog": "mm", command: settings},
+                parser_kwargs={
+                    "prog": f"mm {command}",
+                    "description": getattr(self, command).__doc__,
+                    "exit_on_error": False,
+                    "allow_abbrev": False,
+                },
                 auto_configure_optimizers=False,
-                args=[command, *(f"--config={text}" for text in configs), *self.options],
+                load_from_checkpoint_support=False,
+                args=[*(f"--config={text}" for text in configs), *self.options],
+                run=False,  # Lightning's parser of all commands would parse and check everything twice
             )
+            self.run_command()
         except (KeyboardInterrupt, SystemExit) as stop:
             # Lightning's answer to ctrl-C is SystemExit
             interrupt = stop if isinstance(stop, KeyboardInterrupt) else stop.__context__
@@ -95,7 +105,7 @@ class TrainingCLI(LightningCLI):
             signals.when_stuck.remove(self._stuck)
             if hasattr(self, "folder"):
                 self.folder.release()
-                if self.command == "fit" and self.config.fit.trainer.fast_dev_run:
+                if self.command == "fit" and self.config.trainer.fast_dev_run:
                     self.folder.remove_dry_run()
 
     def _stuck(self, interrupt: KeyboardInterrupt) -> None:
@@ -108,7 +118,7 @@ class TrainingCLI(LightningCLI):
         folder = getattr(self, "folder", None)
         if self.command != "fit" or folder is None or folder.trained or signals.rank():
             return
-        if self.config.fit.trainer.fast_dev_run:
+        if self.config.trainer.fast_dev_run:
             return
         folder.remove_unused()
         checkpoint = self.checkpoint if folder.resumed else None
@@ -118,9 +128,12 @@ class TrainingCLI(LightningCLI):
             place.mkdir(parents=True, exist_ok=True)
             signals.write_mark(place, signals.signal_of(interrupt), step, name)
 
-    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # a static method, called on the object
-        """Return the command of this command line alone: building a parser takes a while."""
-        return {self.command: SKIPPED[self.command]}
+    def setup_parser(self, *args: Any) -> None:
+        """Take the parser of an earlier command line of this process, or build one, which takes a while."""
+        if parser := _parsers.pop(self.command, None):
+            self.parser = parser
+        else:
+            super().setup_parser(*args)
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the keys beside trainer, model and data."""
@@ -140,7 +153,8 @@ class TrainingCLI(LightningCLI):
             raise UserError(explain_parser_error(str(error), self.files, self._known(), self.options)) from error
         except UnicodeDecodeError as error:  # a section may be given as a file
             raise UserError(f"a file that an option names, as in --model FILE, is not UTF-8 text: {error}") from error
-        config = self.config[self.command]
+        _parsers[self.command] = parser  # not after an error: --print_config would still be asked for
+        config = self.config
         drop_other_preparation(config.data, self.files, self.options)
         self.check_values()
         if self.command == "fit" and not (self.run_config or config.ckpt_path or config.model.initial_weights):
@@ -148,24 +162,17 @@ class TrainingCLI(LightningCLI):
 
     def check_values(self) -> None:
         """Check the values of all options against their ranges."""
-        check_settings(self.config[self.command])
+        check_settings(self.config)
 
     def _known(self) -> list[str]:
         """Return the dotted names of all options."""
-        options = parser_options(parser_of(self, self.command))
+        options = parser_options(self.parser)
         names = [option.dest for option in options if option.option_strings]
         return [name for name in names if not name.endswith(".help")]
 
-    def _parse_ckpt_path(self) -> None:
-        """Do nothing: a checkpoint never overrides the config, the two are compared instead."""
-
-    def _dump_config(self) -> None:
-        """Serialize nothing: it takes a while, and is for `save_hyperparameters`, which is never called."""
-        self.config_dump: dict[str, Any] = {}
-
     def instantiate_classes(self) -> None:
         """Find the checkpoint, and build data module, module and trainer."""
-        config = self.config[self.command]
+        config = self.config
         self.checkpoint: Path | None = self.find_checkpoint(config)
         self.folder = RunFolder(config.run, folder_to_continue(self.command, config, self.checkpoint))
         if self.command == "fit" and config.trainer.fast_dev_run:  # Lightning: a fast_dev_run leaves no files
@@ -198,7 +205,7 @@ class TrainingCLI(LightningCLI):
 
     def _use_checkpoint(self, checkpoint: Path) -> None:
         """Check that the checkpoint fits the network, and let the command load it."""
-        init = self.config_init[self.command]
+        init = self.config_init
         if self.command == "fit" and not is_first_process():
             init["ckpt_path"] = str(checkpoint)  # replaced by the checkpoint that rank 0 has checked
             return
@@ -220,26 +227,24 @@ class TrainingCLI(LightningCLI):
         """Return the trainer with the project's callbacks, loggers and checkpoint writer."""
         record = RecordRun(self.folder, self.resolved_config()) if self.command == "fit" else None
         trainer = build_trainer(config, callbacks, self.folder, record, self.slurm_job)
-        set_timeout(trainer.strategy, self.config[self.command].communication_timeout)
+        set_timeout(trainer.strategy, self.config.communication_timeout)
         return trainer
 
     def resolved_config(self) -> dict[str, Any]:
         """Return the config with every default filled in, as the values of a file that `--config` reads."""
-        config = self.config[self.command].clone()
+        config = self.config.clone()
         for key in ("config", "resume", "ckpt_path", "plan", "gpu_memory"):
             config.pop(key, None)
-        values: Any = parser_of(self, self.command).dump(
-            config, format="values", skip_unset=False, skip_validation=True
-        )
+        values: Any = self.parser.dump(config, format="values", skip_unset=False, skip_validation=True)
         return values
 
     # The commands
 
-    def _run_subcommand(self, subcommand: str) -> None:
+    def run_command(self) -> None:
         """Run the command; a run that a mistake ends before its first step leaves no folder."""
         try:
             self._check_data()
-            super()._run_subcommand(subcommand)
+            getattr(self, self.command)()
         except UserError:
             self.folder.remove_unused()
             raise
@@ -250,7 +255,7 @@ class TrainingCLI(LightningCLI):
             if refused_by_tracker(error):
                 self.folder.remove_unused()
                 raise UserError(f"trainer.logger cannot begin a run: {' '.join(str(error).split())}") from error
-            timeout = self.config[subcommand].communication_timeout
+            timeout = self.config.communication_timeout
             lost = lost_contact(error, timeout) if isinstance(error, RuntimeError) else None
             raise (lost or error) from error
 
@@ -274,27 +279,35 @@ class TrainingCLI(LightningCLI):
         if isinstance(trainer.val_check_interval, int):
             trainer.val_check_interval *= trainer.accumulate_grad_batches
 
-    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        kwargs = super()._prepare_subcommand_kwargs(subcommand)
-        return {**kwargs, "verbose": False} if subcommand in ("validate", "test") else kwargs
+    def fit(self) -> None:
+        """Train a network."""
+        self.before_fit()
+        self.trainer.fit(self.model, self.datamodule, ckpt_path=self.config_init.ckpt_path)
 
-    def after_validate(self) -> None:
-        """Print and save the result."""
+    def validate(self) -> None:
+        """Print and save the losses of the validation data."""
+        self.trainer.validate(self.model, self.datamodule, verbose=False)
+        self._report_evaluation()
+
+    def test(self) -> None:
+        """Print and save the losses of the test data."""
+        self.trainer.test(self.model, self.datamodule, verbose=False)
+        self._report_evaluation()
+
+    def _report_evaluation(self) -> None:
         if self.trainer.is_global_zero and self.checkpoint is not None:
             metrics = self.trainer.callback_metrics.items()
             values = {name: float(value) for name, value in metrics if name.startswith(("validation/", "test/"))}
             report_evaluation(values, self.checkpoint, self.folder.path, self.datamodule, self.resolved_config())
 
-    after_test = after_validate
-
-    def predict(self, **kwargs: Any) -> None:
+    def predict(self) -> None:
         """Write one JSON line a document: what :meth:`LanguageModule.predict_step` returns of it."""
         if self.trainer.world_size > 1:
             raise UserError("mm predict runs on one device: add --trainer.devices 1")
-        config = self.config[self.command]
+        config = self.config
         default = self.folder.path / "predictions.jsonl"
         output = check_output(config.output or default, config.overwrite or not config.output)
-        batches: list[Any] = self.trainer.predict(**kwargs) or []
+        batches: list[Any] = self.trainer.predict(self.model, self.datamodule) or []
         several = len(self.datamodule.validated) > 1
         write_predictions(output, [batch for of_a_set in batches for batch in of_a_set] if several else batches)
 

@@ -28,19 +28,11 @@ TRAINER_DEFAULTS = {
     "use_distributed_sampler": False,
 }
 
-# `mm fit` takes a checkpoint as --resume or --ckpt_path, the others as --ckpt_path
-SKIPPED = {
-    "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"},
-    "validate": {"model", "dataloaders", "datamodule", "weights_only", "verbose"},
-    "test": {"model", "dataloaders", "datamodule", "weights_only", "verbose"},
-    "predict": {"model", "dataloaders", "datamodule", "weights_only", "return_predictions"},
-}
-"""Arguments of the Trainer's methods that are no options of their commands."""
-
 
 def every_command(
     seed_everything: Seed = 1,
     run: Place = DEFAULT_ROOT,
+    ckpt_path: Place | None = None,
     communication_timeout: Annotated[float, Range(0, 10 * 365 * 86_400, above=True)] = 1800.0,
 ) -> None:
     """Declare the options of every training command.
@@ -48,6 +40,7 @@ def every_command(
     Args:
         seed_everything: Seed of weights, data order and steps.
         run: Where numbered run folders lie, as in runs/quickstart.
+        ckpt_path: Checkpoint or run folder: what is evaluated, or with `mm fit` what a new run folder continues.
         communication_timeout: Seconds that a process waits for another, at the start and in every step, before it ends
             the run. Longer than what one process does while the others wait.
     """
@@ -90,7 +83,7 @@ def add_options(parser: LightningArgumentParser, command: str) -> None:
 def option_types() -> dict[str, dict[str, Any]]:
     """Return the types of all options of training commands, with their ranges, by section; "" for no section."""
     return {
-        "": hints(every_command) | hints(fit) | hints(predict) | {"ckpt_path": Place | None},
+        "": hints(every_command) | hints(fit) | hints(predict),
         "trainer": TRAINER_TYPES,
         "model": hints(LanguageModule.__init__),
         "data": hints(TextDataModule.__init__),

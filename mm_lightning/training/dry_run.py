@@ -69,7 +69,7 @@ class DryRunFit(FitCommandLine):
         Raises:
             UserError: there are mistakes that other checks depend on; the message names all.
         """
-        config, others = self.config.fit, False
+        config, others = self.config, False
         for key, error in config_errors(config):
             self._problems.append(str(error))
             section, _, name = key.partition(".")
@@ -82,7 +82,7 @@ class DryRunFit(FitCommandLine):
 
     def instantiate_classes(self) -> None:
         """Check the config, then build its classes with a tiny copy of the network."""
-        config = self.config.fit
+        config = self.config
         self._devices, self._per_node = device_counts(config)
         self._network = network_config_of(config)
         self._scratch = Path(tempfile.mkdtemp(prefix="mm-plan-"))

@@ -21,7 +21,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, Trainer
     from lightning.pytorch.callbacks import EarlyStopping
-    from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+    from lightning.pytorch.cli import LightningArgumentParser
     from lightning.pytorch.loggers import Logger
     from lightning.pytorch.strategies import Strategy
     from torch.optim import Optimizer
@@ -52,11 +52,6 @@ def callbacks_of(trainer: Trainer) -> list[Callback]:
 def log_interval(trainer: Trainer) -> int:
     """Return `trainer.log_every_n_steps`."""
     return getattr(trainer, "log_every_n_steps")  # noqa: B009
-
-
-def parser_of(cli: LightningCLI, command: str) -> LightningArgumentParser:
-    """Return the parser of one command of a LightningCLI; `cli.parser` is that of all commands."""
-    return cli._subcommand_parsers[command]
 
 
 def parser_options(parser: LightningArgumentParser) -> list[Any]:

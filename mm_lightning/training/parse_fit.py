@@ -25,7 +25,7 @@ class FitCommandLine(TrainingCLI):
             return super().checkpoint_to_continue()
         return None
 
-    def _run_subcommand(self, subcommand: str) -> None:
+    def run_command(self) -> None:
         """Do nothing."""
 
 
@@ -35,7 +35,7 @@ class FitParser(FitCommandLine):
     def instantiate_classes(self) -> None:
         """Build the config of the network, nothing else."""
         self.resolved = self.resolved_config()
-        self.config.fit.model.network = network_config_of(self.config.fit)
+        self.config.model.network = network_config_of(self.config)
 
 
 def network_config_of(config: Namespace) -> NetworkConfig:
@@ -62,4 +62,4 @@ def resolve_fit(args: list[str]) -> tuple[Namespace, dict[str, Any]]:
     """
     prepare()
     parsed = FitParser(args)
-    return parsed.config.fit, parsed.resolved
+    return parsed.config, parsed.resolved

@@ -4,7 +4,6 @@ import inspect
 import math
 import signal
 from datetime import timedelta
-from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import pytest
@@ -176,21 +175,12 @@ def test_memory_snapshots_take_what_they_are_given():
 
 def test_names_that_our_classes_override():
     for base, names in {
-        LightningCLI: (
-            *("_dump_config", "_parse_ckpt_path"),
-            *("_instantiate_trainer", "_run_subcommand", "_prepare_subcommand_kwargs"),
-        ),
+        LightningCLI: ("_instantiate_trainer",),
         SummaryWriter: ("_get_file_writer",),
     }.items():
         for name in names:
             assert callable(getattr(base, name))
     assert TensorBoardLogger("x")._experiment is None
-
-
-def test_parsers_of_commands():
-    cli = SimpleNamespace(_subcommand_parsers={"fit": "parser"})
-    assert internals.parser_of(cli, "fit") == "parser"
-    assert "_subcommand_parsers" in inspect.getsource(LightningCLI)
 
 
 def test_launched_processes_are_killed():
