@@ -7,7 +7,7 @@ Tests find the files themselves. A new one begins with a comment that says what 
     configs/ablations/      over the quickstart it trains, validates and generates
     configs/overlays/       its comment shows how to use it, `--config configs/8b.yaml --config ...`, and that parses
     configs/sweeps/         is planned (tests/experiments/test_sweep_runs.py)
-    configs/reproduction/   likewise; it has published numbers under `published`, or is like a file that has them
+    configs/reproduction/   likewise; NAME_config.yaml is the base of NAME.yaml
 
 MILLIONS and CHANGES hold counts by hand of some files.
 """

@@ -118,19 +118,18 @@ def test_names_of_folders():
 
 
 REPRODUCTIONS = sorted(
-    path.name for path in (SWEEPS.parent / "reproduction").glob("*.yaml") if "published" in path.read_text()
+    path.name for path in (SWEEPS.parent / "reproduction").glob("*.yaml") if not path.stem.endswith("_config")
 )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", REPRODUCTIONS)
-def test_reproductions_are_planned_with_published_numbers(name):
+def test_reproductions_are_planned(name):
     """Names of the published table that look like a variant's are one, so that they stand beside it."""
     sweep = read_sweep(SWEEPS.parent / "reproduction" / name)
     names = {variant.name for variant in variants(sweep)}
-    assert sweep.published["source"]
     numbers = [key for metric, values in sweep.published.items() if metric != "source" for key in values]
-    assert numbers
+    assert bool(numbers) == bool(sweep.published.get("source"))
     assert {key for key in numbers if key.startswith(("v1", "v2", "architecture="))} - names <= {
         f"{label}, sequences=40000" for label in ("v1", "architecture=transformer")
     }
