@@ -1,41 +1,27 @@
-"""Small networks of every kind, and tokens for them."""
+"""Small networks of every kind, those of all overlays among them, and tokens for them."""
 
 import pytest
 import torch
+from overlay_networks import overlay_configs
 
 from mm_lightning.memory.documents import Documents
-from mm_lightning.networks import V1, GatedDeltaNetConfig, MemoryMosaicConfig, TransformerConfig
+from mm_lightning.networks import V1, MemoryMosaicConfig, TransformerConfig
 
 SMALL = {"vocab_size": 40, "layers": 2, "dim": 24, "heads": 3, "persistent_dim": 40}
 SPANS = {"short_term_window": 20, "long_term_delay": (5, 30), "inference_delay": 9}
 SMALL_V1 = {**V1, "persistent_slots": 30, "dropout": 0.0}
 CONFIGS = {
+    **overlay_configs(**SMALL, **SPANS),
     "v2": MemoryMosaicConfig(**SMALL, **SPANS),
     "v2-paper-spans": MemoryMosaicConfig(**SMALL),
-    "v2-short-only": MemoryMosaicConfig(**SMALL, levels=("short",), short_term_window=20),
-    "v2-long-only": MemoryMosaicConfig(**SMALL, levels=("long",)),
-    "v1": MemoryMosaicConfig(**SMALL, **SMALL_V1),
     "v1-banks": MemoryMosaicConfig(**SMALL, **{**SMALL_V1, "persistent_banks": 2, "tied": False}),
     "v1-bias": MemoryMosaicConfig(**SMALL, **SMALL_V1, bias=True),
-    "v1-keys": MemoryMosaicConfig(**SMALL, **SPANS, keys="leaky"),
-    "v1-bandwidth": MemoryMosaicConfig(**SMALL, **SPANS, bandwidth="fixed"),
-    "v1-levels": MemoryMosaicConfig(**SMALL, levels=("full",)),
-    "no-look-ahead": MemoryMosaicConfig(**SMALL, **SPANS, look_ahead=False),
-    "no-persistent": MemoryMosaicConfig(**SMALL, **SPANS, persistent="none"),
-    "epanechnikov": MemoryMosaicConfig(**SMALL, **SPANS, retrieval="epanechnikov"),
     "v1-biweight": MemoryMosaicConfig(**SMALL, **SMALL_V1, retrieval="biweight"),
-    "experts": MemoryMosaicConfig(**SMALL, **SPANS, persistent="experts", experts=4),
     "transformer": TransformerConfig(**SMALL),
-    "transformer-grouped": TransformerConfig(**SMALL, kv_heads=1),
-    "transformer-long-short": TransformerConfig(**SMALL, **SPANS, levels=("long", "short")),
     "transformer-sharp": TransformerConfig(
         **SMALL, kv_heads=1, qk_norm=True, scalable_softmax=True, canon=4, yarn_factor=4.0, yarn_context=16
     ),
-    "transformer-forgets": TransformerConfig(
-        **SMALL, **SPANS, levels=("long", "short"), rotary_levels=("short",), forget_gate=True
-    ),
-    "gated-deltanet": GatedDeltaNetConfig(**SMALL),
-    "gated-deltanet-hybrid": GatedDeltaNetConfig(**SMALL, attention_every=2),
+    "transformer-forgets": TransformerConfig(**SMALL, **SPANS, levels=("long", "short"), forget_gate=True),
 }
 
 

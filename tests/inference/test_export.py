@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from byte_networks import CONFIGS
+from byte_networks import BASELINES, CONFIGS, STATES
 from saved_networks import save_run
 
 from mm_lightning.checkpoint import (
@@ -44,7 +44,7 @@ TEXTS = [
 ]
 
 
-@pytest.fixture(scope="module", params=CONFIGS)
+@pytest.fixture(scope="module", params=CONFIGS | BASELINES)
 def run(request, tmp_path_factory):
     return save_run(tmp_path_factory.mktemp("run") / "0", request.param)
 
@@ -331,6 +331,7 @@ def add(folder, **settings):
         results.append([*shown, one("<|end_of_text|>", "<|user|>")["input_ids"]])
     return results
 results = {{"contained": [f({contained!r}, trust_remote_code=True) for f in (generate, add)]}}
+results["baselines"] = {{name: generate(name, trust_remote_code=True)[0] for name in {baselines!r}}}
 del sys.modules["mm_lightning"], sys.modules["numba"], sys.modules["triton"]
 import mm_lightning.transformers
 results["plain"] = [f({plain!r}) for f in (generate, add)]
@@ -345,8 +346,11 @@ def elsewhere(v2, tmp_path_factory):
     folders = {name: str(root / name) for name in ("contained", "plain")}
     for name, folder in folders.items():
         export_command(str(v2), folder, self_contained=name == "contained")
+    baselines = [str(root / name) for name in STATES]
+    for folder in baselines:
+        export_command(str(save_run(root / "runs" / Path(folder).name, Path(folder).name)), folder, self_contained=True)
     environment = {**os.environ, "HF_HOME": str(root / "home"), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", ELSEWHERE.format(**folders)]
+    command = [sys.executable, "-c", ELSEWHERE.format(**folders, baselines=baselines)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     return folders, json.loads(done.stdout.splitlines()[-1])
@@ -360,6 +364,8 @@ def test_elsewhere_without_and_with_the_package(elsewhere):
     tokens = torch.tensor([[256, *b"mosaic"]])
     expected = load(folders["plain"]).generate(tokens, max_new_tokens=12, num_beams=2)[0].tolist()
     assert first[0] == second[0] == expected
+    for folder, written in results["baselines"].items():
+        assert written == load(folder).generate(tokens, max_new_tokens=12, num_beams=2)[0].tolist(), folder
 
 
 @pytest.mark.parametrize("name", ["contained", "plain"])

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from byte_networks import CONFIGS, build
+from byte_networks import CONFIGS, STATES, build
 from reciting_network import Recites
 
 from mm_lightning.errors import UserError
@@ -25,7 +25,7 @@ def recomputed(network, tokenizer, prompt, count):
     return tokenizer.decode(tokens[len(tokenizer.encode(prompt)) + 1 :])
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [*CONFIGS, *STATES])
 def test_the_state_writes_what_recomputation_writes(name, tokenizer):
     network = build(name)
     expected = [recomputed(network, tokenizer, prompt, 14) for prompt in PROMPTS]

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from byte_networks import CONFIGS, build
+from byte_networks import CONFIGS, STATES, build
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -27,7 +27,7 @@ def saved(path, network, tokenizer):
     return reader
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [*CONFIGS, *STATES])
 def test_a_loaded_memory_goes_on_as_if_it_had_read_the_document(name, tokenizer, tmp_path):
     path = tmp_path / "folder" / "a.memory"
     first = saved(path, build(name), tokenizer)

@@ -30,7 +30,7 @@ def wrap(network):
     return model.eval()
 
 
-@pytest.fixture(scope="module", params=byte_networks.CONFIGS)
+@pytest.fixture(scope="module", params=[*byte_networks.CONFIGS, *byte_networks.STATES])
 def model(request):
     return wrap(byte_networks.build(request.param))
 

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
-from byte_networks import CONFIGS, build, network, tokenizer  # noqa: F401
+from byte_networks import CONFIGS, STATES, build, network, tokenizer  # noqa: F401
 
 from mm_lightning.cli import main
 from mm_lightning.inspection.page import pieces_of, texts_of
@@ -61,7 +61,7 @@ def test_the_page_needs_nothing_else(run, network):  # noqa: F811
     assert "default-src 'none'" in page
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [*CONFIGS, *STATES])
 @pytest.mark.parametrize("pairs", [None, 4])
 def test_numbers_are_the_network_s(run, tokenizer, name, pairs):  # noqa: F811
     model = build(name)

@@ -112,6 +112,21 @@ def test_one_process(config, tmp_path):
     assert len(set(tokens(seen)[: epoch * 8])) == epoch * 8
 
 
+def test_a_hybrid_with_all_switches_of_the_transformer(config, tmp_path):
+    values = yaml.safe_load(Path(config).read_text())
+    network = values["model"]["network"]
+    network["class_path"] = "GatedDeltaNetConfig"
+    switches = dict.fromkeys(("qk_norm", "scalable_softmax", "forget_gate"), True)
+    network["init_args"] |= {"attention_every": 2, "canon": 4, "kv_heads": 1, **switches}
+    Path(config).write_text(yaml.safe_dump(values))
+    short = {"model.network.layers": 2, "trainer.max_steps": 8, "trainer.val_check_interval": 4}
+    whole = Case("whole", {**SETTINGS, **short, "data.micro_batch_size": 2})
+    made = [whole, replace(whole, name="3+5, killed late", kills=[5], saves=[3])]
+    for case in made:
+        case.run(config, tmp_path)
+    assert compare(tmp_path, made) == 1
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(2600)
 def test_one_process_every_way(config, tmp_path):
