@@ -1,14 +1,17 @@
 """Killed at chosen points of a save, a run goes on from its newest valid checkpoint as if nothing had happened."""
 
-import functools
 import os
 import signal
 
-from harness import Run, assert_same_losses, same_state
+import forks
+from harness import assert_same_losses, same_state
+
+import mm_lightning.training.cli  # noqa: F401, of which the forks are then spared the import
+from mm_lightning.cli import main
 
 
-def die_at(step: int, point: str) -> None:
-    """Makes this process kill -9 itself at a point of saving a step."""
+def die_at(step: int, point: str, args: list[str]) -> int:
+    """Run a command in this process, which kills -9 itself at a point of saving a step."""
     import torch
 
     from mm_lightning.checkpoint import checksums, trainer_io
@@ -53,17 +56,18 @@ def die_at(step: int, point: str) -> None:
         checksums.ChecksumFile.append_checksum = sealed
     else:
         os.replace = replaced
+    return main(args)
 
 
 def test_points_of_a_save(config, tmp_path):
     args, log = config(max_steps=6, keep=1), tmp_path / "log.txt"
-    Run([*args, "--run", str(tmp_path / "calm")], log).finish()
+    assert main([*args, "--run", str(tmp_path / "calm")]) == 0
     calm, killed = tmp_path / "calm" / "0", tmp_path / "killed" / "0"
     args = [*args, "--run", str(tmp_path / "killed")]
     lives = [(2, "half"), (3, "sealed"), (4, "named"), (5, "deleting")]
     for step, point in lives:
         resume = ["--resume"] if step > 2 else []
-        assert Run([*args, *resume], log, hook=functools.partial(die_at, step, point)).wait() == [-signal.SIGKILL]
+        assert forks.one(die_at, step, point, [*args, *resume], log=log) == -signal.SIGKILL
         names = sorted(os.listdir(killed / "checkpoints"))
         assert (
             names
@@ -74,7 +78,7 @@ def test_points_of_a_save(config, tmp_path):
                 "deleting": ["step=3.ckpt.old.partial", "step=4.ckpt", "step=5.ckpt"],
             }[point]
         )
-    Run([*args, "--resume"], log).finish()
+    assert forks.one(main, [*args, "--resume"], log=log) == 0
     said = log.read_text()
     assert [said.count(f"resuming {killed}/checkpoints/step={n}.ckpt") for n in range(1, 6)] == [1, 1, 0, 1, 1]
     assert said.count("saving it was cut off") == 3

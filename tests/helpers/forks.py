@@ -101,12 +101,25 @@ def ranks(run: Callable[..., int | None], *arguments: object, folder: Path, time
 
     What they print is in rank0.log and rank1.log in the folder.
     """
-    (server,) = _server
     shared = {**os.environ, **launch.meeting_place(count=2), "OMP_NUM_THREADS": "1"}
+    places = [{**shared, "RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
+    return fork(run, arguments, [(place, folder / f"rank{place['RANK']}.log") for place in places], timeout)
+
+
+def one(run: Callable[..., int | None], *arguments: object, log: Path, timeout: float = 280) -> int:
+    """Return the exit status of `run(*arguments)` in one process, which adds what it prints to the log."""
+    (status,) = fork(run, arguments, [({**os.environ, "OMP_NUM_THREADS": "1"}, log)], timeout)
+    return status
+
+
+def fork(
+    run: Callable[..., int | None], arguments: tuple, places: list[tuple[dict[str, str], Path]], timeout: float
+) -> list[int]:
+    """Return the exit statuses of `run(*arguments)` in processes with these environments and logs."""
+    (server,) = _server
     started = []
-    for rank in ("0", "1"):
-        environment = {**shared, "RANK": rank, "LOCAL_RANK": rank}
-        server.send((run, arguments, environment, os.getcwd(), str(folder / f"rank{rank}.log")))
+    for environment, log in places:
+        server.send((run, arguments, environment, os.getcwd(), str(log)))
         started.append(server.recv())
     deadline = time.monotonic() + timeout
     return [wait(server, process, deadline) for process in started]

@@ -236,7 +236,7 @@ def test_a_killed_run_goes_on_bit_for_bit(config, tmp_path, kind):
 def test_a_killed_run_of_two_processes_goes_on_bit_for_bit(config, tmp_path):
     same = settings(**optimizer_option("muon"), **{"trainer.strategy": "ddp", "data.micro_batch_size": 2})
     whole, cut = Case("whole", same), Case("cut", same, [5], [3])
-    assert not any(together(config, tmp_path, [(whole, 0, None), (cut, 0, None)]))
+    assert not any(together(config, tmp_path, [(whole, 0, None), (cut, 0, None)], forked=True))
     assert steps(tmp_path, cut) == steps(tmp_path, whole)
 
 

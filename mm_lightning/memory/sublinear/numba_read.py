@@ -209,7 +209,7 @@ def _read_row(n, types, sizes, options, places):  # type: ignore[no-untyped-def]
     runs = -(-outside // size) + 1 + (clusters if proven else count)
     starts, ends = np.empty(runs, np.int64), np.empty(runs, np.int64)
     scores = np.empty(clusters + outside + (clusters if proven else count) * size, exact.dtype)
-    used = 0
+    used = none = np.int64(0)  # typed, for numba compiles the kernels that it is passed to anew for each literal
     for at, to in ((first, begin), (end, readable)):
         for start in range(at, to, size):
             starts[used], ends[used] = start, min(start + size, to)
@@ -223,7 +223,7 @@ def _read_row(n, types, sizes, options, places):  # type: ignore[no-untyped-def]
             scores[i] += min(variance[i] / kind(2), kind(correction))
     for c in range(count):
         scores[chosen[c]] = kind(-np.inf)
-    filled = _score(query, keys, stored, starts, ends, 0, used, scores, clusters)
+    filled = _score(query, keys, stored, starts, ends, none, used, scores, clusters)
     if proven:
         total = kind(_log_sum(scores, filled))
         norm, high = row_at(norms, exact, n, clusters), row_at(highs, exact, n, clusters)
@@ -238,8 +238,8 @@ def _read_row(n, types, sizes, options, places):  # type: ignore[no-untyped-def]
     # Sums by weights
     total = weigh(scores, filled, scores[:filled].max())
     weighted = np.zeros(dim, exact.dtype)
-    whole = np.array([0, clusters])
-    _add_values(scores, averages + n * clusters * dim * exact.itemsize, exact, whole[:1], whole[1:], 1, weighted)
+    whole, averages = np.array([0, clusters]), averages + n * clusters * dim * exact.itemsize
+    _add_values(scores, averages, exact, whole[:1], whole[1:], np.int64(1), weighted)
     _add_values(scores[clusters:], values, stored, starts, ends, used, weighted)
     each = clusters // groups
     for g in range(groups if not proven else 0):
