@@ -27,7 +27,7 @@ class RegBench(Callback):
     - `validation/total_variation`: distance between the distributions of the next letter and the automaton's.
 
     The scores of simple predictors are copied from the data to baselines.json in the run folder. Needs data from
-    `data.regbench` or `mm data regbench`.
+    `data.generate` or `mm data regbench`.
     """
 
     validation_metrics = ("validation/accuracy", "validation/total_variation")
@@ -41,7 +41,10 @@ class RegBench(Callback):
         data = find_datamodule(trainer)
         if data is None or len(data.sets) > 1 or ALLOWED not in data.manifest.files:
             path = "this" if data is None else " and ".join(map(str, data.weights))
-            raise UserError(f"callback RegBench: {path} is not RegBench data: set data.regbench, or leave it out")
+            raise UserError(
+                f"callback RegBench: {path} is not RegBench data: generate some as configs/regbench.yaml does, or "
+                "leave the callback out"
+            )
         self._allowed = read_truth(data.path, data.manifest)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LanguageModule) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -24,6 +25,12 @@ CLASSES = {
 }
 """Classes as configs name them; by the short ones checkpoints keep the states of callbacks."""
 
+GENERATORS = {
+    "regbench": "mm_lightning.data.regbench.RegBenchConfig",
+    "facts": "mm_lightning.data.facts.FactsConfig",
+}
+"""Classes of `data.generate` by the keys of the section `data` that held their fields."""
+
 VALUES = {"class_path": CLASSES, "callbacks": CLASSES, "kernels": {"native": "numba"}}
 """Values by the last part of the key, or of the option, that takes them."""
 
@@ -40,29 +47,60 @@ def current_values(value: Any, key: str = "") -> Any:
     Keys are texts, as those of options are: numbers have a meaning in sweeps alone.
     """
     if isinstance(value, dict):
-        return {str(name): current_values(inner, str(name)) for name, inner in value.items()}
+        current = {str(name): current_values(inner, str(name)) for name, inner in value.items()}
+        return _with_generator(current) if key == "data" else current
     if isinstance(value, list):
         return [current_values(inner, key) for inner in value]
     names = VALUES.get(key.rstrip("+").rsplit(".", 1)[-1], {})
     return _current(names, value) if isinstance(value, str) else value
 
 
+def _with_generator(data: dict[str, Any]) -> dict[str, Any]:
+    """Return a section `data` whose generator is under `generate`."""
+    current = {key: value for key, value in data.items() if key not in GENERATORS}
+    for key in GENERATORS.keys() & data.keys():
+        made = None if data[key] is None else {"class_path": _generator(key), "init_args": data[key]}
+        current["generate"] = made or current.get("generate")
+    return current
+
+
+def _generator(key: str) -> str:
+    """Return the class that is named by a key of earlier versions, which a line says."""
+    say_once(f"mm: data.{key} is now called data.generate, with class_path {GENERATORS[key]}")
+    return GENERATORS[key]
+
+
 def current_options(words: Iterable[str]) -> list[str]:
     """Return the words of a command line with present names of options and values in the place of old ones."""
-    option, current = "", []
+    option, section, current = "", "", []
     for word in words:
+        text, before = word, ""
         if word.startswith("--"):
-            name, equals, value = word.partition("=")
+            name, equals, text = word.partition("=")
             option = _current(OPTIONS, name)
-            current.append(option + equals + _current_text(value, option.removeprefix("--")))
-        else:
-            current.append(_current_text(word, option.removeprefix("--")))
+            generator = re.fullmatch(rf"--data\.({'|'.join(GENERATORS)})(?:\.(.+))?", option)
+            section = generator[1] if generator and not generator[2] else ""
+            if generator and generator[2]:  # a setting of the generator
+                current.append(f"--data.generate={_generator(generator[1])}")
+                option = f"--data.generate.init_args.{generator[2]}"
+            elif section:
+                option = "--data.generate"
+            before = option + equals
+            if not equals:
+                current.append(before)
+                continue
+        current.append(before + (_section_text(text, section) or _current_text(text, option.removeprefix("--"))))
     return current
+
+
+def _section_text(text: str, key: str) -> str:
+    """Return what `data.generate` is given in the place of a key of earlier versions; empty for no such key."""
+    return one_line(_with_generator({key: load_yaml(text, f"data.{key}")})["generate"]) if key else ""
 
 
 def _current_text(text: str, option: str) -> str:
     """Return what an option is given: a name, or names, keys and values as YAML."""
-    named = option.rstrip("+").rsplit(".", 1)[-1] in VALUES or option.startswith(("trainer", "model"))
+    named = option.rstrip("+").rsplit(".", 1)[-1] in VALUES or option.startswith(("trainer", "model", "data"))
     if named and text.startswith(("[", "{")):
         try:
             value = load_yaml(text, option)

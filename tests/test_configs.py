@@ -51,6 +51,13 @@ MILLIONS = {
 }
 
 TOYS = "facts", "mqar", "regbench"
+
+SMALL_DATA = {
+    "RegBenchConfig": (960, {"train_sequences": 12, "test_sequences": 6}),
+    "FactsConfig": (128, {"documents": 12, "test_documents": 6}),
+    "MQARConfig": (16, {"pairs": 3, "vocabulary": 64, "train_examples": 12, "test_examples": 6}),
+}
+"""Context and generator's settings of a small data set, by class."""
 """Configs of data that a program makes, with a recipe of their own."""
 
 
@@ -257,15 +264,9 @@ def shrink(tmp_path, sources):
                 "prepare": {"sources": [str(sources)], "tokenizer": "bytes", "validation_fraction": 0.3, "workers": 1},
             },
         }
-        if config.data.regbench:
-            data = {"context_length": 960, "prepare": None, "regbench": {"train_sequences": 12, "test_sequences": 6}}
-            values["data"] |= data
-        elif config.data.facts:
-            data = {"context_length": 128, "prepare": None, "facts": {"documents": 12, "test_documents": 6}}
-            values["data"] |= data
-        elif config.data.generate:
-            made = {"pairs": 3, "vocabulary": 64, "train_examples": 12, "test_examples": 6}
-            values["data"] |= {"prepare": None, "generate": {"init_args": made}}
+        if config.data.generate:
+            context, made = SMALL_DATA[config.data.generate.class_path.rsplit(".", 1)[-1]]
+            values["data"] |= {"context_length": context, "prepare": None, "generate": {"init_args": made}}
         overlay = tmp_path / "shrink.yaml"
         overlay.write_text(yaml.safe_dump(values))
         return str(overlay), tmp_path / "run"

@@ -11,6 +11,7 @@ from mm_lightning.callbacks import BadStepGuard
 from mm_lightning.cli import main
 from mm_lightning.console import say_once
 from mm_lightning.renamed import current_options, current_values, rename_callback_states
+from mm_lightning.training.parse_fit import parse_fit
 
 OLD = "mm_lightning.callbacks.Guard"
 LINE = "mm: Guard is now called BadStepGuard\n"
@@ -58,6 +59,50 @@ def test_a_class_on_the_command_line(tiny, capsys, options):
     output = capsys.readouterr()
     assert guard_in(output.out)["init_args"]["sigma"] == 3.0
     assert output.err.count(LINE) == 1
+
+
+FACTS = "mm_lightning.data.facts.FactsConfig"
+OTHER_DATA = ["--data.path", "a", "--data.prepare", "null"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--data.facts.documents", "3"],
+        ["--data.facts.documents=3", "--data.facts.seed=0"],
+        ["--data.facts", "{documents: 3}"],
+        ['--data={"facts": {"documents": 3}}'],
+    ],
+)
+def test_a_generator_on_the_command_line(options, capsys):
+    made = parse_fit(["--config", "configs/quickstart.yaml", *OTHER_DATA, *options]).data.generate
+    assert (made.class_path, made.init_args.documents) == (FACTS, 3)
+    assert capsys.readouterr().err == f"mm: data.facts is now called data.generate, with class_path {FACTS}\n"
+
+
+@pytest.mark.parametrize("name", ["regbench", "facts"])
+def test_a_setting_of_the_generator_of_a_config(name):
+    fields = {"regbench": ("train_sequences", "test_sequences", 1000), "facts": ("documents", "test_documents", 200)}
+    changed, kept, value = fields[name]
+    words = ["--config", f"configs/{name}.yaml", "--data.path", "a", f"--data.{name}.{changed}", "7"]
+    made = parse_fit(words).data.generate.init_args
+    assert (made[changed], made[kept]) == (7, value)
+
+
+def test_a_generator_in_a_config(tmp_path, capsys):
+    """As the files of users and of earlier runs have it."""
+    file = tmp_path / "config.yaml"
+    config = {"base": "quickstart", "data": {"path": "a", "prepare": None, "regbench": {"train_sequences": 3}}}
+    for others in ({}, {"generate": None, "facts": None}):
+        config["data"] |= others
+        file.write_text(yaml.safe_dump(config))
+        made = parse_fit(["--config", str(file)]).data.generate
+        assert (made.class_path.rsplit(".", 1)[-1], made.init_args.train_sequences) == ("RegBenchConfig", 3)
+    assert capsys.readouterr().err.count("data.regbench is now called data.generate") == 1
+    config["data"]["regbench"] = None
+    file.write_text(yaml.safe_dump(config))
+    assert parse_fit(["--config", str(file)]).data.generate is None
+    assert "is now called" not in capsys.readouterr().err
 
 
 def test_a_class_in_python(capsys):

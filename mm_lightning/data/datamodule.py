@@ -14,14 +14,12 @@ from torch.utils.data import DataLoader
 
 from mm_lightning.data import mixture
 from mm_lightning.data.batch import Batch, Packed
-from mm_lightning.data.facts import FactsConfig
 from mm_lightning.data.folder import reuse
 from mm_lightning.data.generator import Generator, generate_folder
 from mm_lightning.data.manifest import FILE, Manifest
 from mm_lightning.data.mixture import DataSet
 from mm_lightning.data.prepare import check_tokenizer, prepare
 from mm_lightning.data.prepare_config import PrepareConfig
-from mm_lightning.data.regbench import RegBenchConfig
 from mm_lightning.data.sequences import EvaluationOrder, PlainLoader, Sequences, TrainingLoader
 from mm_lightning.data.tokenizer import Tokenizer, load_tokenizer
 from mm_lightning.data.workers import prepare_worker, start_server
@@ -50,9 +48,8 @@ class TextDataModule(lightning.LightningDataModule):
         validation_sequences: evaluate only so many sequences of a folder, evenly spaced over its validation split.
         prepare: what to prepare in `path`, which is one folder then, if nothing is there yet.
         generate: a generator, by class_path and init_args, that makes texts in `path` if nothing is there yet, in rows
-            for `context_length`; instead of `prepare`.
-        regbench: short for `generate` with RegBench, the synthetic benchmark of learning in context.
-        facts: short for `generate` with made-up facts and questions about them.
+            for `context_length`; instead of `prepare`. mm_lightning.data has regbench.RegBenchConfig, facts.FactsConfig
+            and mqar.MQARConfig.
 
     Attributes:
         sets: the prepared folders with their shares and manifests, after `setup`.
@@ -74,18 +71,15 @@ class TextDataModule(lightning.LightningDataModule):
         validation_sequences: Count | None = None,
         prepare: PrepareConfig | None = None,
         generate: Generator | None = None,
-        regbench: RegBenchConfig | None = None,
-        facts: FactsConfig | None = None,
     ) -> None:
         super().__init__()
         if global_batch_size % micro_batch_size:
             raise UserError(
                 f"data: global_batch_size {global_batch_size} is not a multiple of micro_batch_size {micro_batch_size}"
             )
-        makers = {"prepare": prepare, "generate": generate, "regbench": regbench, "facts": facts}
-        named = [name for name, maker in makers.items() if maker is not None]
+        named = [name for name, maker in (("prepare", prepare), ("generate", generate)) if maker is not None]
         if len(named) > 1:
-            raise UserError(f"data: {' and '.join(named)} both say what to prepare: set one of them to null")
+            raise UserError("data: prepare and generate both say what to prepare: set one of them to null")
         self.weights = mixture.folders(path)
         if named and len(self.weights) > 1:
             raise UserError(f"data: {named[0]} prepares one folder, and path names {len(self.weights)}: set it to null")
@@ -93,7 +87,7 @@ class TextDataModule(lightning.LightningDataModule):
         self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
         self.num_workers, self.seed = num_workers, seed
         self.validation_sequences = validation_sequences
-        self.prepare, self.generate, self.regbench, self.facts = prepare, generate, regbench, facts
+        self.prepare, self.generate = prepare, generate
         self._prepared = False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -123,8 +117,8 @@ class TextDataModule(lightning.LightningDataModule):
         if self._prepared:
             return
         self._prepared = True
-        if (generator := self.generate or self.regbench or self.facts) is not None:
-            generate_folder(generator, self.path, self.context_length)
+        if self.generate is not None:
+            generate_folder(self.generate, self.path, self.context_length)
         if self.prepare is None:
             return
         if (self.path / FILE).exists():

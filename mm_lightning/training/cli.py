@@ -18,7 +18,7 @@ from mm_lightning.checkpoint.network_loading import check_vocabulary
 from mm_lightning.checkpoint.run_folder import RunFolder
 from mm_lightning.console import is_first_process, say
 from mm_lightning.data import TextDataModule
-from mm_lightning.data.generator import GENERATORS, find_generator
+from mm_lightning.data.generator import Generator
 from mm_lightning.errors import UserError
 from mm_lightning.networks import NetworkConfig
 from mm_lightning.outputs import check_output
@@ -318,8 +318,4 @@ def prepare() -> None:
     strategies.register()
     # config dataclasses are chosen by class_path; short names are enough
     # LightningCLI opens values that look like URLs
-    # data.regbench and data.facts hold the fields of their generator, not a class_path
-    fixed: list[Any] = [find_generator(name) for name in GENERATORS]
-    set_parsing_settings(
-        subclasses_enabled=[NetworkConfig], subclasses_disabled=fixed, config_read_mode_fsspec_enabled=False
-    )
+    set_parsing_settings(subclasses_enabled=[NetworkConfig, Generator], config_read_mode_fsspec_enabled=False)

@@ -14,7 +14,7 @@ from mm_lightning.errors import UserError
 from mm_lightning.training.config_files import ConfigFile, flatten_config
 from mm_lightning.yaml_text import load_yaml
 
-MAKERS = ("prepare", "generate", "regbench", "facts")
+MAKERS = ("prepare", "generate")
 
 
 def drop_other_preparation(data: Namespace, files: Sequence[ConfigFile], options: Sequence[str]) -> None:

@@ -53,7 +53,10 @@ def config(bench, tmp_path):
                 "global_batch_size": 2,
                 "micro_batch_size": 2,
                 "num_workers": 0,
-                "regbench": {"train_sequences": 6, "test_sequences": 9},
+                "generate": {
+                    "class_path": "mm_lightning.data.regbench.RegBenchConfig",
+                    "init_args": {"train_sequences": 6, "test_sequences": 9},
+                },
             },
         }
         path = tmp_path / f"{name}.yaml"
@@ -134,7 +137,7 @@ def test_other_data_is_refused(config, tmp_path, capsys):
     other = ["--data.path", str(tmp_path / "text_data"), "--data.regbench", "null"]
     sizes = ["--data.context_length", "32", "--model.network.init_args.vocab_size", "258"]
     assert main(["fit", "--config", path, *other, *sizes, "--data.prepare", json.dumps(text)]) == 2
-    assert "is not RegBench data: set data.regbench, or leave it out" in capsys.readouterr().err
+    assert "is not RegBench data: generate some" in capsys.readouterr().err
     assert not run.exists()
 
 

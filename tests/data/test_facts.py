@@ -18,7 +18,6 @@ from mm_lightning.data.facts import (
 from mm_lightning.data.generator import generate_folder
 from mm_lightning.data.inspect import read_shard
 from mm_lightning.data.manifest import Manifest
-from mm_lightning.data.regbench import RegBenchConfig
 from mm_lightning.data.tokenizer import load_tokenizer
 from mm_lightning.data.verify import verify
 from mm_lightning.errors import UserError
@@ -99,7 +98,7 @@ def test_a_prepared_folder(tmp_path, capsys):
 def test_other_tokenizers_and_the_data_module(tmp_path):
     config = FactsConfig(documents=12, test_documents=4, tokenizer="bytes")
     data = TextDataModule(
-        str(tmp_path / "a"), context_length=400, global_batch_size=2, micro_batch_size=2, num_workers=0, facts=config
+        str(tmp_path / "a"), context_length=400, global_batch_size=2, micro_batch_size=2, num_workers=0, generate=config
     )
     data.prepare_data()
     data.setup("fit")
@@ -115,5 +114,3 @@ def test_mistakes(tmp_path):
             FactsConfig(**wrong)
     with pytest.raises(UserError, match="32 tokens are too few for a document and a question"):
         generate_folder(FactsConfig(3, 1), tmp_path / "a", 31, progress=False)
-    with pytest.raises(UserError, match="regbench and facts both say what to prepare"):
-        TextDataModule("x", regbench=RegBenchConfig(), facts=FactsConfig())

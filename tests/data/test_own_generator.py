@@ -1,6 +1,5 @@
 """The generator of docs/extending.md, in a module beside the working directory: as good as a built-in one."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from mm_lightning.data.inspect import read_shard
 from mm_lightning.data.manifest import Manifest
 from mm_lightning.data.tokenizer import load_tokenizer
 from mm_lightning.data.verify import verify
-from mm_lightning.training.parse_fit import parse_fit
 
 QUICKSTART = ["--config", str(Path(__file__).parents[2] / "configs" / "quickstart.yaml")]
 GENERATE = ["data", "generate", "my_data.Sums", "--output", "sums", "--context_length", "32", "--progress", "false"]
@@ -95,11 +93,3 @@ def test_a_run_makes_its_data_itself(tmp_path, capsys):
     capsys.readouterr()
     assert main(["fit", *options, "--data.generate.init_args.sums", "many"]) == 2
     assert "data.generate" in capsys.readouterr().err
-
-
-def test_built_in_generators_are_named_in_both_ways():
-    parts = {"class_path": "mm_lightning.data.facts.FactsConfig", "init_args": {"documents": 3}}
-    short = ["--data.path", "a", "--data.prepare", "null", "--data.facts.documents", "3"]
-    assert parse_fit([*QUICKSTART, *short]).data.facts.documents == 3
-    named = parse_fit([*QUICKSTART, *short[:4], f"--data.generate={json.dumps(parts)}"]).data.generate
-    assert (named.class_path, named.init_args.documents) == (parts["class_path"], 3)

@@ -233,10 +233,10 @@ def test_mistakes_are_named(bench, tmp_path):
     with pytest.raises(UserError, match=r"rows for context_length 1000, not 500: set data\.context_length to 1000"):
         TextDataModule(str(bench), 500, 1, 1).setup()
     text = PrepareConfig([write_lines(tmp_path / "in.jsonl", make_texts(20))], workers=1, validation_fraction=0.0)
-    with pytest.raises(UserError, match="prepare and regbench both say"):
-        TextDataModule(str(bench), prepare=text, regbench=CONFIG)
+    with pytest.raises(UserError, match="prepare and generate both say"):
+        TextDataModule(str(bench), prepare=text, generate=CONFIG)
     prepare(text, tmp_path / "text", progress=False)
     with pytest.raises(UserError, match=r"not \['regbench'\]"):
-        TextDataModule(str(tmp_path / "text"), regbench=CONFIG).prepare_data()
+        TextDataModule(str(tmp_path / "text"), generate=CONFIG).prepare_data()
     with pytest.raises(UserError, match=r"sources \['regbench'\], not"):
         prepare(text, bench)

@@ -47,7 +47,7 @@ def test_the_path_of_the_config_is_prepared(options):
 def test_another_path_is_not(options, overlay):
     assert parse_fit([*QUICKSTART, *options]).data.prepare is None
     assert parse_fit([*QUICKSTART, *options, "--data.prepare", "null"]).data.prepare is None
-    assert parse_fit(["--config", "configs/facts.yaml", *options]).data.facts is None
+    assert parse_fit(["--config", "configs/facts.yaml", *options]).data.generate is None
     assert parse_fit([*overlay({"prepare": {"sources": ["a"]}}), *options]).data.prepare is None
 
 
@@ -62,8 +62,8 @@ def test_unless_it_is_named_again():
     assert (named.sources, named.vocab_size) == (["python-stdlib"], 2048)
     whole = ["--data.path", "mine", '--data.prepare={"sources": ["a"]}']
     assert parse_fit([*QUICKSTART, *whole]).data.prepare.sources == ["a"]
-    facts = ["--config", "configs/facts.yaml", "--data.path", "mine", "--data.facts.documents", "7"]
-    assert parse_fit(facts).data.facts.documents == 7
+    facts = ["--config", "configs/facts.yaml", "--data.path", "mine", "--data.generate.init_args.documents", "7"]
+    assert parse_fit(facts).data.generate.init_args.documents == 7
     with pytest.raises(UserError, match=r"data\.prepare\.vocab_size is given for data\.path mine, but not what"):
         parse_fit([*QUICKSTART, "--data.path", "mine", "--data.prepare.vocab_size", "300"])
 

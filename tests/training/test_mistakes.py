@@ -5,6 +5,8 @@ import yaml
 
 from mm_lightning.cli import main
 
+FACTS = "mm_lightning.data.facts.FactsConfig"
+
 
 def complain(capsys, *args: str) -> str:
     assert main(list(args)) == 2
@@ -24,7 +26,10 @@ def complain(capsys, *args: str) -> str:
         ({"trainer": {"strategy": {"init_args": {"stage": 2}}}}, ["trainer.strategy", "wrong.yaml", "class_path"]),
         ({"model": {"kernels": "fast"}}, ["model.kernels in ", "takes one of auto, reference", "got fast"]),
         ({"model": {"network": {"init_args": {"keys": "x"}}}}, ["model.network.keys in ", "takes one of gated"]),
-        ({"data": {"facts": {"documents": "x"}}}, ["data.facts.documents in ", "takes a whole number, got x"]),
+        (
+            {"data": {"generate": {"class_path": FACTS, "init_args": {"documents": "x"}}}},
+            ["data.generate.documents in ", "takes a whole number, got x"],
+        ),
         ({"base": "wrong.yaml"}, ["based on each other"]),
         ({"base": "none.yaml"}, ["none.yaml", "does not exist", "wrong.yaml"]),
     ],
