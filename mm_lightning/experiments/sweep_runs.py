@@ -223,10 +223,7 @@ def _matching(sweep: Sweep, run: Run, reference: Run, quantity: str) -> dict[str
     """
     from mm_lightning.networks.cost import parameters, training_flops_per_token
 
-    kind = getattr(run.network, "persistent", "swiglu")
-    if kind == "none":
-        raise UserError(f"{sweep.path}, {run.variant}: without a persistent memory there is no width to match with")
-    name = "persistent_slots" if kind == "key_value" else "persistent_dim"
+    name = "persistent_slots" if getattr(run.network, "persistent", None) == "key_value" else "persistent_dim"
     context = run.config["data"]["context_length"]
 
     def measure(width: int) -> int:
@@ -235,6 +232,11 @@ def _matching(sweep: Sweep, run: Run, reference: Run, quantity: str) -> dict[str
 
     target = reference.parameters if quantity == "parameters" else reference.training_flops_per_token
     low, slope = measure(1), measure(2) - measure(1)
+    if slope == 0:  # without a persistent memory, or with one of the user's own
+        raise UserError(
+            f"{sweep.path}, {run.variant}: {quantity} do not depend on model.network.{name}, the width that `match` "
+            f"solves for: leave match out, and set the size of the persistent memory itself"
+        )
     width = 1 + round((target - low) / slope)
     if width < 1:
         raise UserError(

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from documented_modules import documented_modules
 
 from mm_lightning.errors import UserError
 from mm_lightning.experiments.sweep_file import read_sweep, variants
@@ -106,6 +107,18 @@ def test_mistakes_name_the_variant(declare):
         plan(declare(runs={"a": None, "b": {"model.network.dim": 96}}))
     with pytest.raises(UserError, match=r"b: data.global_batch_size 8 is not a multiple of data.micro_batch_size 3"):
         plan(declare(runs={"a": None, "b": {"data.micro_batch_size": 3}}))
+
+
+def test_parts_of_a_users_module_are_values_of_an_axis(declare, tmp_path, monkeypatch):
+    (tmp_path / "mine_swept.py").write_text(documented_modules()["mine.py"], encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    keys, persistent = {"class_path": "mine_swept.LastThree"}, {"class_path": "mine_swept.SquaredReLU"}
+    gated, own = plan(declare(axes={"model.network.keys": ["gated", keys]}, stop={"steps": 40}, warmup=0.1))
+    assert (gated.network.keys, own.network.keys) == ("gated", keys)
+    assert gated.parameters != own.parameters
+    for part in (persistent, "none"):  # which have no width to solve for
+        with pytest.raises(UserError, match="b: parameters do not depend on model.network.persistent_dim, .* `match`"):
+            plan(declare(runs={"a": None, "b": {"model.network.persistent": part, "match": "parameters"}}))
 
 
 def test_names_of_folders():
