@@ -8,7 +8,6 @@ SOURCES = sorted([*(PACKAGE / "mm_lightning").rglob("*.py"), *(PACKAGE / "callba
 HOMES = {
     "mm_lightning/training/lightning_internals.py",  # Lightning, torch
     "mm_lightning/training/sharding.py",  # DeepSpeed, torch.distributed
-    "mm_lightning/data/workers.py",  # torch's data loader; data/ lies below training/
 }
 ALLOWED = {
     "os._exit",  # documented

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from mm_lightning.data.prepare import check_tokenizer, prepare
 from mm_lightning.data.prepare_config import PrepareConfig
 from mm_lightning.data.sequences import EvaluationOrder, PlainLoader, Sequences, TrainingLoader
 from mm_lightning.data.tokenizer import Tokenizer, load_tokenizer
-from mm_lightning.data.workers import prepare_worker, start_server
+from mm_lightning.data.workers import start_server
 from mm_lightning.errors import UserError
 from mm_lightning.ranges import Count, Place, Positive, Seed, Workers, checked
 
@@ -260,17 +259,8 @@ class TextDataModule(lightning.LightningDataModule):
             "generator": torch.Generator().manual_seed(self.seed),
         }
         if self.num_workers:
-            # Forking a process with threads (gloo's, for one) can deadlock: workers are forked from a server that has
-            # only imported what they need.
-            context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload(["__main__", "mm_lightning.data.batch", "mm_lightning.data.sequences"])
             start_server()
-            options |= {
-                "multiprocessing_context": context,
-                "persistent_workers": True,
-                "worker_init_fn": prepare_worker,
-                "timeout": _WORKER_TIMEOUT,
-            }
+            options["timeout"] = _WORKER_TIMEOUT
         return options
 
     def _place(self) -> tuple[int, int]:

@@ -10,20 +10,21 @@ from __future__ import annotations
 import os
 import sys
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from functools import partial
 from io import FileIO
-from itertools import accumulate, islice
+from itertools import accumulate, cycle, islice
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from mm_lightning.data.manifest import Shard
 from mm_lightning.data.verify import shard_problems
-from mm_lightning.data.workers import WorkerBatches, WorkerDied, start_server
+from mm_lightning.data.workers import Worker, WorkerDied, start_server
 from mm_lightning.errors import UserError
 from mm_lightning.retry import patiently
 
@@ -46,7 +47,7 @@ class Sequences(Dataset):
         shards: the files and their manifest entries, in order.
         length: tokens in a sequence.
         dtype: of the tokens in the files.
-        part: rank and number of training processes, which share the work of checksums.
+        part: rank and number of the processes that share the work of checksums.
     """
 
     def __init__(
@@ -68,6 +69,12 @@ class Sequences(Dataset):
     def __getstate__(self) -> dict[str, Any]:
         """Return the state of a copy, which opens files of its own."""
         return {**vars(self), "_files": {}}
+
+    def for_worker(self, number: int, workers: int) -> Sequences:
+        """Return a copy for one of this process's loader workers, which share its checksums."""
+        rank, ranks = self._part
+        part = rank * workers + number, ranks * workers
+        return Sequences(self._shards, self._length, self._dtype.name, part)
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -91,12 +98,9 @@ class Sequences(Dataset):
         return data
 
     def _open(self, number: int) -> FileIO:
-        worker = get_worker_info()
-        workers, place = (worker.num_workers, worker.id) if worker else (1, 0)
         rank, ranks = self._part
         path, shard = self._shards[number]
-        mine = number % (ranks * workers) == rank * workers + place
-        checksum = mine and number not in self._summed
+        checksum = number % ranks == rank and number not in self._summed
         problems = patiently(lambda: shard_problems(path, shard, checksum), str(path))
         if problems:
             raise UserError(f"{problems[0]}: {_mend(path)}")
@@ -196,33 +200,45 @@ class EvaluationOrder(DistributedSampler):
 
 
 class PlainLoader(DataLoader):
-    """A loader over `Sequences` that re-raises a UserError of a worker without the worker's traceback.
+    """A loader over `Sequences` whose workers, if it has any, are processes that stay for further iterations.
 
     When a worker dies, all are restarted and read again the batches not served yet, up to `_MAX_STARTS` times a batch.
     """
 
+    _workers: tuple[Worker, ...] = ()
+
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        if not self.num_workers:
-            yield from self._alone()
-            return
-        assert self.batch_size
-        order: Any = self.sampler
+        batches: Any = self.batch_sampler  # in `mm predict` Lightning's own, while the loader has no batch size
+        read = partial(_read_batch, self.dataset, self.collate_fn)
         served = deaths = 0
         while True:
-            order.skip = served * self.batch_size
+            batches.sampler.skip = served * batches.batch_size
             try:
-                for batch in super().__iter__():
+                for batch in self._read_ahead() if self.num_workers else map(read, batches):
                     served, deaths = served + 1, 0
-                    yield batch
+                    yield batch.pin_memory() if self.pin_memory else batch
                 return
-            except UserError as error:
-                raise UserError(str(error).split("UserError: ")[-1].strip()) from None
             except WorkerDied as death:
                 deaths += 1
                 self._restart(str(death), deaths)
 
-    def _get_iterator(self) -> Any:
-        return WorkerBatches(self) if self.num_workers else super()._get_iterator()
+    def _read_ahead(self) -> Iterator[Any]:
+        """Yield the batches of the workers, which take turns and are each `prefetch_factor` batches ahead."""
+        assert isinstance(self.dataset, Sequences)
+        if not self._workers:
+            parts = [self.dataset.for_worker(n, self.num_workers) for n in range(self.num_workers)]
+            reads = [partial(_read_batch, part, self.collate_fn) for part in parts]
+            self._workers = tuple(Worker(n, read) for n, read in enumerate(reads))
+        for worker in self._workers:
+            worker.forget()  # an iteration may be left before its end
+        asked: deque[Worker] = deque()
+        for worker, indices in zip(cycle(self._workers), self.batch_sampler or ()):
+            worker.ask(indices)
+            asked.append(worker)
+            if len(asked) == self.num_workers * (self.prefetch_factor or 1):
+                yield asked.popleft().receive(self.timeout)
+        while asked:
+            yield asked.popleft().receive(self.timeout)
 
     def _restart(self, death: str, deaths: int) -> None:
         """End the other workers, so that the next iteration starts all of them.
@@ -230,10 +246,9 @@ class PlainLoader(DataLoader):
         Raises:
             UserError: the workers have died `_MAX_STARTS` times without a batch.
         """
-        iterator: Any = self._iterator
-        self._iterator = None
-        if iterator is not None:
-            iterator.end()
+        for worker in self._workers:
+            worker.end()
+        self._workers = ()
         if deaths == _MAX_STARTS:
             raise UserError(
                 f"{death}; so did those that took its place, {_MAX_STARTS} times without a batch: `--resume` goes on "
@@ -242,13 +257,9 @@ class PlainLoader(DataLoader):
         print(f"mm: {death}: the loader's workers are started anew, no batch is lost", file=sys.stderr, flush=True)
         start_server()
 
-    def _alone(self) -> Iterator[Any]:
-        """Yield batches as DataLoader does without workers, but without its call of torch's profiler for each, which
-        takes as long as loading a small batch."""
-        assert self.batch_sampler
-        for indices in self.batch_sampler:
-            batch = self.collate_fn(self.dataset.__getitems__(indices))  # type: ignore[attr-defined]
-            yield batch.pin_memory() if self.pin_memory else batch
+
+def _read_batch(sequences: Any, collate: Callable[..., Any], indices: list[int]) -> Any:
+    return collate(sequences.__getitems__(indices))
 
 
 class TrainingLoader(PlainLoader):

@@ -1,8 +1,7 @@
 """Private names of Lightning and torch: one function for each use, with the reason the public API is not enough.
 
-Those of DeepSpeed, ZeRO's engine and torch.distributed are in `sharding.py`, those of the data loader, which lies a
-floor below, in `data/workers.py`. Each has a test that fails when an upgrade moves the name
-(`tests/training/test_lightning_internals.py`, `test_sharding.py`, `tests/data/test_loader_internals.py`).
+Those of DeepSpeed, ZeRO's engine and torch.distributed are in `sharding.py`. Each has a test that fails when an upgrade
+moves the name (`tests/training/test_lightning_internals.py`, `test_sharding.py`).
 """
 
 from __future__ import annotations

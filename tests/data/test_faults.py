@@ -6,6 +6,7 @@ import signal
 import warnings
 
 import fsspec
+import lightning
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
@@ -107,9 +108,6 @@ class Dying:
 
     def __init__(self, loader, deaths, asked):
         self.loader, self.deaths, self.asked = loader, deaths, asked
-        self._reset(loader)
-
-    def _reset(self, loader):
         self.indices = iter(loader.batch_sampler)
 
     def __iter__(self):
@@ -121,9 +119,6 @@ class Dying:
             raise WorkerDied("loader worker 0 (process 7) was killed by SIGKILL")
         batch = self.loader.collate_fn(self.loader.dataset.__getitems__(next(self.indices)))
         return pickle.loads(pickle.dumps(batch))
-
-    def end(self):
-        """The next look begins anew."""
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -142,16 +137,38 @@ def test_no_batch_is_lost_with_the_workers_that_read_it(shards, monkeypatch, cap
     expected = [batch.tokens.tolist() for _ in range(2) for batch in alone]
     asked: list = []
     deaths = (1, 2, 7, count + 2, count + 6, 2 * count + 6)
-    monkeypatch.setattr(PlainLoader, "_get_iterator", lambda self: Dying(self, deaths, asked))
+    monkeypatch.setattr(PlainLoader, "_read_ahead", lambda self: Dying(self, deaths, asked))
     monkeypatch.setattr(sequences, "start_server", lambda: None)
     helped, _ = batches(num_workers=2)
     assert [batch.tokens.tolist() for _ in range(2) for batch in helped] == expected
     assert capfd.readouterr().err.count("started anew") == sum(n <= len(asked) for n in deaths) >= 5
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_workers_read_for_predict(shards, monkeypatch):
+    """Where Lightning gives the loader batches of indices of its own."""
+
+    class Tokens(lightning.LightningModule):
+        def predict_step(self, batch, batch_idx):
+            return batch.tokens.tolist()
+
+    monkeypatch.setattr(sequences, "start_server", lambda: None)
+    monkeypatch.setattr(TextDataModule, "validated", property(lambda self: []))
+    monkeypatch.setattr(TextDataModule, "_evaluation", lambda self, limit: self._loader(self.sets[0], "train", 12))
+    predicted = {}
+    for num_workers in (0, 2):
+        asked: list = []
+        monkeypatch.setattr(PlainLoader, "_read_ahead", lambda self, asked=asked: Dying(self, (2,), asked))
+        module = TextDataModule(str(shards), 32, 8, 4, num_workers=num_workers)
+        quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+        predicted[num_workers] = lightning.Trainer(accelerator="cpu", **quiet).predict(Tokens(), module)
+    assert predicted[0] == predicted[2]
+    assert len(predicted[0]) == 3
+
+
 def test_workers_that_keep_dying_end_the_run(shards, monkeypatch, capfd):
     asked: list = []
-    monkeypatch.setattr(PlainLoader, "_get_iterator", lambda self: Dying(self, range(5, 100), asked))
+    monkeypatch.setattr(PlainLoader, "_read_ahead", lambda self: Dying(self, range(5, 100), asked))
     monkeypatch.setattr(sequences, "start_server", lambda: None)
     with pytest.raises(UserError, match=r"worker 0 \(process 7\) was killed by SIGKILL; so did .* 3 times .*--resume"):
         list(loader(shards, num_workers=2))
@@ -165,10 +182,24 @@ def test_a_killed_worker_is_replaced(shards, capfd):
     for batch in ready:
         found.append(batch.tokens.tolist())
         if len(found) in (3, 8):
-            os.kill(ready._iterator._workers[1].pid, signal.SIGKILL)
+            os.kill(ready._workers[1]._process.pid, signal.SIGKILL)
     assert found == expected
     assert "loader worker 1 (process " in (said := capfd.readouterr().err)
     assert said.count("was killed by SIGKILL, perhaps for lack of memory") == 2
+
+
+@pytest.mark.slow
+def test_an_iteration_that_is_left_early_leaves_nothing_to_the_next(shards):
+    """With workers, which have read ahead, as without."""
+    beginnings = {}
+    for num_workers in (0, 2):
+        ready = loader(shards, num_workers=num_workers)
+        batches = iter(ready)
+        beginnings[num_workers] = [next(batches).tokens.tolist() for _ in range(3)]
+        workers, batches = ready._workers, iter(ready)
+        beginnings[num_workers] += [next(batches).tokens.tolist() for _ in range(5)]
+        assert ready._workers is workers
+    assert beginnings[0] == beginnings[2]
 
 
 @pytest.mark.slow
@@ -177,7 +208,7 @@ def test_workers_that_hang_are_named(shards):
     batches = iter(ready)
     ready.timeout = 3
     next(batches)
-    os.kill(ready._iterator._workers[0].pid, signal.SIGSTOP)
+    os.kill(ready._workers[0]._process.pid, signal.SIGSTOP)
     with pytest.raises(UserError, match="no batch for 3 s: they hang, or the storage does"):
         list(batches)
 
