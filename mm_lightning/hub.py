@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 from mm_lightning.errors import UserError
+from mm_lightning.retry import NOT_CACHED, Unreachable
 from mm_lightning.stores import from_store
 
 _REPOSITORY = re.compile(r"[\w.\-]+/[\w.\-]+")
@@ -57,11 +58,17 @@ def download(name: str, file: str) -> Path:
         UserError: huggingface_hub is not installed.
         OSError: neither cached nor to be had, with what to do.
     """
-    repository, _, revision = name.partition("@")
-    get = partial(_library().hf_hub_download, repository, file, revision=revision or None)
+    hub, (repository, _, revision) = _library(), name.partition("@")
+    get = partial(hub.hf_hub_download, repository, file, revision=revision or None)
     try:
         return Path(get(local_files_only=True))
     except (OSError, ValueError):  # not cached, or no name of a repository
+        try:  # hf_hub_download goes on for 23 seconds where there is no network
+            from_store(lambda: hub.get_hf_file_metadata(hub.hf_hub_url(repository, file, revision=revision or None)))
+        except Unreachable as error:
+            raise Unreachable(NOT_CACHED) from error
+        except OSError:
+            pass  # it says what is wrong, or tries again
         return Path(from_store(get))
 
 

@@ -75,6 +75,10 @@ _DROPPED = (
     *("ClientPayloadError", "ServerDisconnectedError", "ClientOSError", "IncompleteRead", "ProtocolError"),
     *("RemoteProtocolError", "ReadError", "WriteError", "ReadTimeout", "WriteTimeout", "ConnectTimeout"),
 )
+NOT_CACHED = (
+    "not in the cache of huggingface_hub, and the Hub cannot be reached: run it once where there is a network, or give "
+    "a file"
+)
 _LOGIN = "log in by `hf auth login`, or set HF_TOKEN"
 _HUB: dict[str, tuple[type[OSError], str]] = {
     "GatedRepoError": (PermissionError, f"gated: accept its terms on its page of the Hugging Face Hub, and {_LOGIN}"),
@@ -83,11 +87,7 @@ _HUB: dict[str, tuple[type[OSError], str]] = {
         f"no such repository, or a private one: check the name (of data: hf://datasets/ORG/NAME), and {_LOGIN}",
     ),
     "RevisionNotFoundError": (FileNotFoundError, "no such revision of the repository: name a branch, tag or commit"),
-    "LocalEntryNotFoundError": (
-        Unreachable,
-        "not in the cache of huggingface_hub, and the Hub cannot be reached: run it once where there is a network, or "
-        "give a file",
-    ),
+    "LocalEntryNotFoundError": (Unreachable, NOT_CACHED),
     "OfflineModeIsEnabled": (Unreachable, "HF_HUB_OFFLINE is set: unset it where there is a network"),
 }
 """Errors of huggingface_hub."""

@@ -186,10 +186,17 @@ def test_a_tokenizer_that_cannot_be_had(hub, name, reason):
         load_tokenizer(name)
 
 
-def test_a_tokenizer_that_is_not_cached_without_a_network(hub, monkeypatch):
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+@pytest.mark.parametrize("offline", [True, False])
+def test_a_tokenizer_that_is_not_cached_without_a_network(hub, monkeypatch, offline):
+    """huggingface_hub, which would try again for 23 seconds, does not wait."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    hub.shutdown()
+    hub.server_close()
+    waits = []
+    monkeypatch.setattr("time.sleep", waits.append)
     with pytest.raises(UserError, match=r"no tokenizer at org/bpe, .* not in the cache of huggingface_hub"):
         load_tokenizer("org/bpe")
+    assert waits == []
 
 
 def test_a_missing_file_is_not_asked_of_the_hub(hub, tmp_path):
