@@ -46,7 +46,7 @@ class Summary(Callback):
         in_all = f", {trainer.global_step} in all" if self._first else ""
         lines = [steps + in_all, *self._scores(trainer), ""]
         for sampler in samplers:
-            lines += ["a sample:", *(f"  {line}" for line in (sampler.prompt + sampler.last).splitlines()), ""]
+            lines += ["a sample:", *(f"  {line}" for line in ((sampler.prompt or "") + sampler.last).splitlines()), ""]
         lines.append(f"run folder: {folder}")
         saved = bool(list_checkpoints(folder))
         commands = [f"tensorboard --logdir {quote(str(folder.parent))}"]

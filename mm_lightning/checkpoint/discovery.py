@@ -77,7 +77,8 @@ def find_checkpoint(run_or_file: str | Path, checksums: bool = True) -> Path:
                 f"{path} is not a valid checkpoint: it {problem}. Name another, or its run folder to take the newest"
             )
         return path
-    for folder in [path, *reversed(numbered_runs(path))]:
+    folders = [path, *reversed(numbered_runs(path))]
+    for folder in folders:
         for candidate in list_checkpoints(folder):
             problem = _problem(candidate, checksums)
             if problem is None:
@@ -88,6 +89,12 @@ def find_checkpoint(run_or_file: str | Path, checksums: bool = True) -> Path:
             f"{path} is a folder of transformers: make a checkpoint of it with mm import --source {quote(str(path))} "
             f"--output RUN (and export it again, for newer versions of transformers, with mm export --checkpoint RUN "
             f"--output FOLDER)"
+        )
+    begun = next((folder for folder in folders if (folder / "config.yaml").is_file()), None)
+    if begun is not None and not any(map(list_checkpoints, folders)):
+        raise UserError(
+            f"{begun} was begun and has no checkpoint yet: if it is training, wait for the first (Checkpoints, "
+            f"every_n_steps); if it was ended, begin anew: mm fit --config {quote(str(begun / 'config.yaml'))}"
         )
     raise UserError(f"{path} holds no valid checkpoint: train first (mm fit), or name a checkpoint file")
 

@@ -132,7 +132,7 @@ def _wrong_value_message(key: str, kind: str, got: str, files: list[ConfigFile],
     hint = ""
     if "a text" in kind and written == "nothing":
         hint = ": give it one, or leave the key out"
-    elif ("a text" in kind or "texts" in kind) and re.fullmatch(r"True|False|None|[-+.\w]+", got):
+    elif ("a text" in kind or "texts" in kind) and re.fullmatch(r"[-+.\w]+", written):
         hint = f': put it in quotes, "{written}"'
     return f"config key {key} in {path}, line {line} takes {kind}, got {written}{hint}"
 

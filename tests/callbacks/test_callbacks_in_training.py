@@ -13,6 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mm_lightning.callbacks import after_validation, evaluation
 from mm_lightning.cli import main
+from mm_lightning.data import load_tokenizer
+from mm_lightning.evaluation.long_documents import of_folder
 from mm_lightning.inspection.distributions import effective_pairs, memory_distributions
 from mm_lightning.networks import MemoryMosaicConfig
 from mm_lightning.training.evaluation_mode import evaluation_mode
@@ -193,6 +195,17 @@ def test_a_prompt_of_nothing_is_continued(prompt, tiny, tmp_path, capsys):
     overlay.write_text(yaml.safe_dump({"trainer": {"callbacks": [samples, "Summary"]}}))
     assert main(["fit", "--config", str(tiny), "--config", str(overlay), "--trainer.max_steps", "1"]) == 0
     assert "a sample:" in capsys.readouterr().out
+
+
+def test_without_a_prompt_a_document_of_the_data_is_continued(tiny, prepared, tmp_path, capsys):
+    overlay = tmp_path / "samples.yaml"
+    samples = {"class_path": "Samples", "init_args": {"tokens": 3}}
+    overlay.write_text(yaml.safe_dump({"trainer": {"callbacks": [samples, "Summary"]}}))
+    assert main(["fit", "--config", str(tiny), "--config", str(overlay), "--trainer.max_steps", "1"]) == 0
+    output = capsys.readouterr().out
+    document = bytes(of_folder(prepared, load_tokenizer("bytes")).parts[0][:16].tolist()).decode()
+    assert f"a sample:\n  {document}" in output
+    assert f"--prompt '{document}'" in output
 
 
 def test_tokens_of_samples_are_looked_at_before_the_first_step(tiny, tmp_path, capsys):

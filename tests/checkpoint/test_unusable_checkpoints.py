@@ -82,3 +82,16 @@ def test_without_a_tokenizer(tmp_path, capsys, command):
     line = complain(capsys, command, saved(tmp_path / "step=0.ckpt", imported="old.pt, a checkpoint of v1"))
     assert "has no tokenizer" in line
     assert "(old.pt, a checkpoint of v1): import it again with --tokenizer" in line
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_run_without_a_checkpoint_yet(tmp_path, capsys, command):
+    for run in ("0", "1"):
+        (tmp_path / run / "checkpoints").mkdir(parents=True)
+        (tmp_path / run / "config.yaml").write_text("run: runs/mine\n")
+    line = complain(capsys, command, tmp_path)
+    assert f"{tmp_path}/1 was begun and has no checkpoint yet" in line
+    assert f"begin anew: mm fit --config {tmp_path}/1/config.yaml" in line
+    saved(tmp_path / "0" / "checkpoints" / "step=5.ckpt").write_bytes(b"torn")
+    assert main(COMMANDS[command](str(tmp_path), str(tmp_path / "output"))) == 2
+    assert "holds no valid checkpoint" in capsys.readouterr().err

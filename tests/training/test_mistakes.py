@@ -154,8 +154,8 @@ def test_ctrl_c_says_where_to_go_on(tiny, capsys, monkeypatch):
             ["trainer.callbacks.prompt", "line 4", 'got no: put it in quotes, "no"'],
         ),
         (
-            "trainer:\n  callbacks:\n  - {class_path: Samples, init_args: {prompt: }}",
-            ["trainer.callbacks in ", "line 3", "Samples needs prompt"],
+            "trainer:\n  callbacks:\n  - {class_path: Evaluation, init_args: {tasks: }}",
+            ["trainer.callbacks in ", "line 3", "Evaluation needs tasks"],
         ),
         ("trainer: {strategy: 2025}", ["trainer.strategy", "a text or a class"]),
         (
