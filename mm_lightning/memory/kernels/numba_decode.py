@@ -156,7 +156,7 @@ def _read_rows(types, sizes, places):  # type: ignore[no-untyped-def]
         keys, values = row_at(all_keys, types[0], n, capacity * dim), row_at(all_values, types[0], n, capacity * dim)
         for d in range(dim):
             query[d] = get(q, d)
-        _read(query, keys, values, 0, count, scores, answer)
+        _read(query, keys, values, np.int64(0), count, scores, answer)  # not compiled again for a constant
         for d in range(dim):
             put(out, d, answer[d])
 
