@@ -112,13 +112,13 @@ OUTSIDE = """
 import ctypes, faulthandler, os, signal, subprocess, sys, time
 dump = int(signal.SIGRTMAX)
 faulthandler.register(dump, all_threads=True)
-words = [sys.executable, "-I", "-S", sys.argv[1], str(os.getpid()), "1.5", "0.25", str(dump)]
+words = [sys.executable, "-I", "-S", sys.argv[1], str(os.getpid()), "0.75", "0.125", str(dump)]
 child = subprocess.Popen(words, stdin=subprocess.PIPE, bufsize=0, start_new_session=True)
 print(child.pid, flush=True)
 def stuck_here():
     while True:  # a signal ends a sleep
         ctypes.PyDLL(None).sleep(60)  # with the interpreter's lock, so that no thread of Python's runs
-for _ in range(12):
+for _ in range(10):  # longer than the limit
     child.stdin.write(b".")
     time.sleep(0.1)
 if sys.argv[2] == "stuck":
@@ -134,7 +134,7 @@ def test_a_process_is_watched_from_outside(how):
     child = int(process.stdout.readline())
     if how == "stopped":
         process.send_signal(signal.SIGSTOP)
-        time.sleep(4)  # more than twice the limit
+        time.sleep(2)  # more than twice the limit
         process.send_signal(signal.SIGCONT)
     _, said = process.communicate(timeout=60)
     if how == "stopped":
