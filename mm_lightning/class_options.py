@@ -33,13 +33,16 @@ class Option:
 
 def field_help(kind: type, name: str) -> str:
     """Return the description of a dataclass's field, from the docstring of the class or of one it is derived from."""
+    return next((texts[name] for base in kind.__mro__ if name in (texts := _described(base))), "")
+
+
+@functools.cache
+def _described(kind: type) -> dict[str, str]:
+    """Return what a class's own docstring says of its fields."""
     import docstring_parser
 
-    for base in kind.__mro__:
-        for parameter in docstring_parser.parse(base.__dict__.get("__doc__") or "").params:
-            if parameter.arg_name == name:
-                return " ".join((parameter.description or "").split())
-    return ""
+    parameters = docstring_parser.parse(kind.__dict__.get("__doc__") or "").params
+    return {parameter.arg_name: " ".join((parameter.description or "").split()) for parameter in parameters}
 
 
 def field_default(field: dataclasses.Field) -> Any:

@@ -18,6 +18,8 @@ from mm_lightning.evaluation.registry import GROUPS, TASKS, find_task, task_name
 from mm_lightning.evaluation.task import Task
 from mm_lightning.ranges import Name, accept, hints
 
+_types = functools.cache(typing.get_type_hints)
+
 
 def task_options(names: Sequence[str], built_in: bool = True) -> dict[str, Option]:
     """Return the options of all built-in tasks, and of those of a user's own modules among some names; only of the
@@ -51,7 +53,7 @@ def _words(kind: type[Task], name: str) -> Any:
 
 def _plain(kind: type[Task], name: str) -> Any:
     """Return the type of a field without what it states, and without None."""
-    hint = typing.get_type_hints(kind)[name]
+    hint = _types(kind)[name]
     if typing.get_origin(hint) not in (typing.Union, types.UnionType):
         return hint
     members = [member for member in typing.get_args(hint) if member is not type(None)]
