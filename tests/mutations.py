@@ -258,7 +258,7 @@ MUTATIONS = [
     Mutation(
         "shard-checksum",
         "mm_lightning/data/sequences.py",
-        "checksum = mine and number not in self._summed",
+        "checksum = number % ranks == rank and number not in self._summed",
         "checksum = False",
         (
             "tests/data/test_faults.py",
