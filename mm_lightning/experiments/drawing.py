@@ -80,10 +80,8 @@ def file_name(metric: str) -> str:
 
 def enlarge(figure: Figure) -> None:
     """Make a figure as large as its labels need: none is cut off at its edges."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
     for _ in range(4):  # what is laid out anew may need a little more
-        FigureCanvasAgg(figure).draw()
+        figure.draw_without_rendering()
         box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
         more = [
             max(0.0, -low) + max(0.0, high - size)

@@ -106,8 +106,14 @@ def plan_tuning(sweep: Sweep, runs: list[Run]) -> list[Run]:
         return []
     if not sweep.tune_stop:
         return [run for run in runs if run.seed == sweep.seeds[0]]
-    shorter = plan(replace(sweep, stop=sweep.tune_stop, seeds=sweep.seeds[:1]))
-    return [replace(run, folder=f"tuning/{run.folder}") for run in shorter]
+    shorter = []
+    for run in runs:
+        if run.seed == sweep.seeds[0]:
+            short = replace(run, folder=f"tuning/{run.folder}", config=copy.deepcopy(run.config))
+            short.steps = _steps(run, sweep.tune_stop)
+            _set_steps(sweep, short)
+            shorter.append(short)
+    return shorter
 
 
 def plan_final(runs: list[Run], chosen: dict[str, dict[str, Any]]) -> list[Run]:

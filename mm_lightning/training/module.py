@@ -173,7 +173,10 @@ class LanguageModule(LightningModule):
         # From the place in the run alone, so that a resumed run drops what the uninterrupted one would have: in a
         # user's parts too, whatever they draw.
         place = f"dropout of seed {self.seed}, step {self.global_step}, {len(self._step_loss)}, {self.global_rank}"
-        torch.manual_seed(int.from_bytes(hashlib.sha256(place.encode()).digest()[:8]))
+        seed = int.from_bytes(hashlib.sha256(place.encode()).digest()[:8])
+        # torch.manual_seed formats the stack for each kind of device that is not initialized, for a millisecond
+        draw_from = torch.default_generator.manual_seed if self.device.type == "cpu" else torch.manual_seed
+        draw_from(seed)
         self._share = batch.targets.numel() + (self._share if self._step_loss else 0)
         loss, balance, predicted = self._losses(batch, **random)
         self._step_loss.append(torch.stack([loss.detach() * predicted, predicted]))

@@ -1,6 +1,8 @@
 """Sweeps that tune settings for each variant: what is tried, what wins, and what the report says of it."""
 
+import copy
 import csv
+import functools
 import json
 import math
 from pathlib import Path
@@ -20,9 +22,19 @@ from mm_lightning.experiments.sweep import Stages, carry_out
 from mm_lightning.experiments.sweep_file import read_sweep
 from mm_lightning.experiments.sweep_runs import plan, plan_final, plan_largest, plan_tuning
 from mm_lightning.experiments.tuning import tuning_blocks, warnings
+from mm_lightning.training import parse_fit
 
 CPU = Path(__file__).resolve().parents[2] / "configs" / "sweeps" / "cpu.yaml"
 RATES = {"model.learning_rate": [0.001, 0.003, 0.01]}
+
+resolved = parse_fit.resolve_fit
+resolve_once = functools.cache(lambda *words: resolved(list(words)))
+
+
+@pytest.fixture(autouse=True)
+def parsed_once(monkeypatch):
+    """Parse the command line of a variant once for all tests: files that it names never change."""
+    monkeypatch.setattr(parse_fit, "resolve_fit", lambda words: copy.deepcopy(resolve_once(*words)))
 
 
 @pytest.fixture
@@ -258,7 +270,7 @@ def test_a_real_sweep(tiny, declare, tmp_path, no_figures):
     runs = {"v2": None, "v1": {"model.network.keys": "leaky"}}
     folder = tmp_path / "out"
     sweep = declare(
-        base=tiny, runs=runs, tune={"model.learning_rate": [1e-5, 0.01]}, seeds=2, stop={"steps": 6}, warmup=0.2
+        base=tiny, runs=runs, tune={"model.learning_rate": [1e-5, 0.01]}, seeds=2, stop={"steps": 3}, warmup=0.2
     )
     train(folder, sweep, InProcess())
     study = read_study([folder])

@@ -52,8 +52,7 @@ def test_a_run_folder_explains_itself(tiny, tmp_path, capsys):
     assert metrics(tmp_path / "run" / "1") == loss
 
 
-def test_resume_equals_uninterrupted(tiny, tmp_path, monkeypatch):
-    fit(tiny)
+def test_resume_equals_uninterrupted(finished, tiny, tmp_path, monkeypatch):
     stopped = tmp_path / "stopped"
     from mm_lightning.callbacks import Checkpoints
 
@@ -68,15 +67,14 @@ def test_resume_equals_uninterrupted(tiny, tmp_path, monkeypatch):
         assert main(["fit", "--config", str(tiny), "--run", str(stopped)]) != 0
     assert list(metrics(stopped / "0")) == [1, 2]
     fit(tiny, "--run", str(stopped), "--resume")
-    whole, resumed = metrics(tmp_path / "run" / "0"), metrics(stopped / "0")
+    whole, resumed = metrics(finished), metrics(stopped / "0")
     assert {step: resumed[step] for step in (4, 5, 6)} == {step: whole[step] for step in (4, 5, 6)}
     assert not (stopped / "1").exists()
 
 
-def test_micro_batches_do_not_change_a_step(tiny, tmp_path):
-    fit(tiny)
+def test_micro_batches_do_not_change_a_step(finished, tiny, tmp_path):
     fit(tiny, "--data.micro_batch_size", "2")
-    once, twice = metrics(tmp_path / "run" / "0"), metrics(tmp_path / "run" / "1")
+    once, twice = metrics(finished), metrics(tmp_path / "run" / "1")
     assert list(twice.values()) == pytest.approx(list(once.values()), rel=1e-5)
 
 
@@ -94,9 +92,8 @@ def test_activation_checkpointing_changes_nothing(tiny, tmp_path):
     assert list(recomputed.values()) == pytest.approx(list(plain.values()), rel=1e-6)
 
 
-def test_validate_predict_and_a_network_without_yaml(tiny, tmp_path, capsys):
-    fit(tiny)
-    folder = tmp_path / "run" / "0"
+def test_validate_predict_and_a_network_without_yaml(finished, tiny, tmp_path, capsys):
+    folder = finished
     assert main(["validate", "--config", str(tiny)]) == 0
     line = json.loads((folder / "evaluation.jsonl").read_text())
     logged = metrics(folder, "validation/loss")[6]
@@ -139,24 +136,21 @@ def test_validate_predict_and_a_network_without_yaml(tiny, tmp_path, capsys):
     assert about["context_length"] == 32
 
 
-def test_fine_tuning_begins_with_the_weights(tiny, tmp_path):
-    fit(tiny)
-    fit(tiny, "--model.initial_weights", str(tmp_path / "run" / "0"), "--data.context_length", "64")
-    assert metrics(tmp_path / "run" / "1")[1] < metrics(tmp_path / "run" / "0")[3]
+def test_fine_tuning_begins_with_the_weights(finished, tiny, tmp_path):
+    fit(tiny, "--model.initial_weights", str(finished), "--data.context_length", "64", "--trainer.max_steps", "3")
+    assert metrics(tmp_path / "run" / "1")[1] < metrics(finished)[3]
 
 
-def test_a_fine_tuning_config_takes_the_weights_of_ckpt_path(tiny, tmp_path, capsys):
+def test_a_fine_tuning_config_takes_the_weights_of_ckpt_path(finished, tiny, tmp_path):
     """At step 6 of 6 the checkpoint would be at its end: it is begun anew with its weights instead."""
-    fit(tiny)
-    first = tmp_path / "run" / "0"
-    tune = ["--model.initial_weights", str(tmp_path / "nowhere"), "--ckpt_path", str(first)]
+    tune = ["--model.initial_weights", str(tmp_path / "nowhere"), "--ckpt_path", str(finished)]
     fit(tiny, *tune, "--data.context_length", "64", "--run", str(tmp_path / "tuned"))
     tuned = tmp_path / "tuned" / "0"
     assert yaml.safe_load((tuned / "config.yaml").read_text())["model"]["initial_weights"] == str(
-        first / "checkpoints" / "step=6.ckpt"
+        finished / "checkpoints" / "step=6.ckpt"
     )
     assert (tuned / "checkpoints" / "step=6.ckpt").is_file()
-    assert metrics(tuned)[1] < metrics(first)[3]
+    assert metrics(tuned)[1] < metrics(finished)[3]
 
 
 def test_a_run_is_saved_whatever_callbacks_its_config_names(tiny, tmp_path):

@@ -1,16 +1,34 @@
 """DDP and ZeRO with two processes on the CPU train as one process does."""
 
+import os
+import sys
+
+import forks
 import pytest
 from launch import mm
 from runs import metrics
 
+import mm_lightning.training.cli  # noqa: F401, of which a fork is then spared the import
+from mm_lightning import cli
 from mm_lightning.checkpoint import COMMIT_FILE, find_checkpoint, load_network
 from mm_lightning.cli import main
 
 
-def train_together(tiny, tmp_path, strategy, *more):
+def fit_together(tiny, tmp_path, strategy):
     devices = ["--trainer.devices", "2", "--trainer.strategy", strategy, "--data.micro_batch_size", "2"]
-    done = mm("fit", "--config", str(tiny), "--run", str(tmp_path / "together"), *devices, *more)
+    return ["fit", "--config", str(tiny), "--run", str(tmp_path / "together"), *devices]
+
+
+def typed(*args):
+    """Run `python -m mm_lightning.cli ARGS` in this process, which starts the second one by that command."""
+    sys.modules["__main__"], sys.argv = cli, ["mm", *args]
+    status = main(list(args))
+    os.wait()  # what the second one prints is in the log
+    return status
+
+
+def train_together(tiny, tmp_path, strategy, *more):
+    done = mm(*fit_together(tiny, tmp_path, strategy), *more)
     assert done.returncode == 0, done.stderr[-3000:]
     return tmp_path / "together" / "0", done.stdout
 
@@ -23,9 +41,10 @@ def assert_same(alone, together):
 
 
 def test_ddp_equals_one_process(tiny, finished_once, tmp_path):
-    folder, output = train_together(tiny, tmp_path, "ddp")
-    assert_same(finished_once, folder)
-    assert output.count("step 6/6  loss") == 1  # rank zero speaks alone
+    log = tmp_path / "log.txt"
+    assert forks.one(typed, *fit_together(tiny, tmp_path, "ddp"), log=log) == 0, log.read_text()[-3000:]
+    assert_same(finished_once, tmp_path / "together" / "0")
+    assert log.read_text().count("step 6/6  loss") == 1  # rank zero speaks alone
     assert [p.name for p in (tmp_path / "together").iterdir()] == ["0"]
 
 
