@@ -145,11 +145,9 @@ class Preemption(Callback):
         # Lightning kills all processes that it started on a node when one of them ends with an error.
         raise Preempted(status if trainer.local_rank == 0 else 0)
 
-    def on_exception(self, trainer: Trainer, pl_module: LanguageModule, exception: BaseException) -> None:
-        """Restore the previous signal handlers."""
-        self.teardown(trainer, pl_module, "fit")
-
-    def teardown(self, trainer: Trainer, pl_module: LanguageModule, stage: str) -> None:
+    def teardown(self, trainer: Trainer, pl_module: LanguageModule, stage: Any) -> None:
         """Restore the previous signal handlers."""
         restore(self._previous_handlers)
         self._previous_handlers = {}
+
+    on_exception = teardown  # type: ignore[assignment]

@@ -94,20 +94,15 @@ class Profiler(Callback):
             return
         self._profile.step()
         if trainer.global_step >= self.first - 1 + self.steps:
-            self._stop()
+            self.on_train_end()
 
-    def on_train_end(self, trainer: Trainer, pl_module: LanguageModule) -> None:
-        """Write a trace that the end of training cuts short."""
-        self._stop()
-
-    def on_exception(self, trainer: Trainer, pl_module: LanguageModule, exception: BaseException) -> None:
-        """Write a trace that an error cuts short."""
-        self._stop()
-
-    def _stop(self) -> None:
+    def on_train_end(self, *_: Any) -> None:
+        """Write the trace, unless it is written: the end of training or an error cuts it short."""
         profile, self._profile = self._profile, None
         if profile is not None:
             profile.stop()  # calls _write, unless the schedule has
+
+    on_exception = on_train_end  # type: ignore[assignment]
 
     def _write(self, profile: torch.profiler.profile, trainer: Trainer, module: Any) -> None:
         folder = module.run_folder.path / "profile"

@@ -33,7 +33,7 @@ class Progress(ProgressBar):
         if self._enabled and (sys.stderr.isatty() or title != "training"):
             self._bar = console.Progress(title, None if total == float("inf") else total, done)
 
-    def _stop(self) -> None:
+    def _stop(self, *_: Any) -> None:
         if self._bar is not None:
             self._bar.close()
         self._bar = None
@@ -48,11 +48,7 @@ class Progress(ProgressBar):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LanguageModule, *_: Any) -> None:
         self._set(trainer.global_step)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LanguageModule) -> None:
-        self._stop()
-
-    def on_exception(self, trainer: Trainer, pl_module: LanguageModule, exception: BaseException) -> None:
-        self._stop()
+    on_train_end = on_exception = _stop  # type: ignore[assignment]
 
     def on_validation_start(self, trainer: Trainer, pl_module: LanguageModule) -> None:
         """Start a bar in `mm validate`; in training, that of the training stays."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 from torch import Tensor
 
+from mm_lightning.callbacks.validation_metrics import ValidationMetrics
 from mm_lightning.data import Batch, Manifest
 from mm_lightning.data.regbench import ALLOWED, BASELINES
 from mm_lightning.data.regbench_metrics import measures
@@ -20,7 +20,7 @@ from mm_lightning.training.lightning_internals import datamodule_of, find_datamo
 from mm_lightning.training.module import LanguageModule
 
 
-class RegBench(Callback):
+class RegBench(ValidationMetrics):
     """Log the two metrics of RegBench at each validation and in `mm test`, over all positions that a letter follows:
 
     - `validation/accuracy`: share of most probable next letters that the automaton allows,
@@ -30,10 +30,8 @@ class RegBench(Callback):
     `data.generate` or `mm data regbench`.
     """
 
-    validation_metrics = ("validation/accuracy", "validation/total_variation")
-
     def __init__(self) -> None:
-        self.measures = measures()
+        super().__init__(measures())
         self._allowed: dict[bytes, Tensor] = {}
 
     def setup(self, trainer: Trainer, pl_module: LanguageModule, stage: str) -> None:
@@ -52,28 +50,11 @@ class RegBench(Callback):
         if trainer.is_global_zero and getattr(pl_module, "run_folder", None) is not None:
             shutil.copyfile(datamodule_of(trainer).path / BASELINES, pl_module.run_folder.path / BASELINES)
 
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LanguageModule) -> None:
-        self.measures.to(pl_module.device).reset()
-
-    def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LanguageModule, _: Any, batch: Batch, *indices: int
-    ) -> None:
+    def add(self, module: LanguageModule, batch: Batch) -> None:
         """Add a batch, whichever sequences are in it."""
         rows = [row.tobytes() for row in batch.tokens.cpu().numpy().astype(np.uint16)]
-        allowed = torch.stack([self._allowed[row] for row in rows]).to(pl_module.device).long()
-        with trainer.precision_plugin.forward_context():
-            logits = pl_module.network(batch.tokens, batch.documents)
-        self.measures.update(logits, allowed)
-
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LanguageModule) -> None:
-        """Log the means over all devices."""
-        split = "test" if trainer.testing else "validation"
-        values = {f"{split}/{name}": value.float() for name, value in self.measures.compute().items()}
-        pl_module.log_dict(values, sync_dist=True)
-
-    on_test_epoch_start = on_validation_epoch_start  # type: ignore[assignment]
-    on_test_batch_end = on_validation_batch_end  # type: ignore[assignment]
-    on_test_epoch_end = on_validation_epoch_end  # type: ignore[assignment]
+        allowed = torch.stack([self._allowed[row] for row in rows]).to(module.device).long()
+        self.metrics.update(module.network(batch.tokens, batch.documents), allowed)
 
 
 def read_truth(folder: Path, manifest: Manifest) -> dict[bytes, Tensor]:

@@ -68,14 +68,8 @@ class Throughput(Callback):
             values["train/mfu"] = self.tokens_per_second * self._token_flops / self._peak
         pl_module.log_train(values)
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LanguageModule) -> None:
-        """Skip the time of a validation."""
-        self.skip_time()
-
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LanguageModule, checkpoint: dict[str, Any]) -> None:
-        """Skip the time of a checkpoint."""
-        self.skip_time()
-
-    def skip_time(self) -> None:
-        """Leave out the time between the last batch and the next one."""
+    def skip_time(self, *_: Any) -> None:
+        """Leave out the time between the last batch and the next one, as of a validation or a checkpoint."""
         self._interrupted = True
+
+    on_validation_end = on_save_checkpoint = skip_time  # type: ignore[assignment]

@@ -108,15 +108,8 @@ class Watchdog(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LanguageModule) -> None:
         self._beat(trainer, "at the end of validation or waiting for data")
 
-    def teardown(self, trainer: Trainer, pl_module: LanguageModule, stage: str) -> None:
+    def teardown(self, trainer: Trainer, pl_module: LanguageModule, stage: Any) -> None:
         """Stop watching, also after `mm fit --plan`."""
-        self._stop()
-
-    def on_exception(self, trainer: Trainer, pl_module: LanguageModule, exception: BaseException) -> None:
-        """Stop watching."""
-        self._stop()
-
-    def _stop(self) -> None:
         if self._thread is None:
             return
         self._stopped.set()
@@ -131,6 +124,8 @@ class Watchdog(Callback):
         self._file(self._rank).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # only the last process finds it empty
             self._folder.rmdir()
+
+    on_exception = teardown  # type: ignore[assignment]
 
     def _start_monitor(self) -> None:
         assert sys.__stderr__ is not None
@@ -201,7 +196,8 @@ class Watchdog(Callback):
         assert sys.__stderr__ is not None
         faulthandler.dump_traceback(file=sys.__stderr__)
         self._stopped.wait(2 * self.interval)
-        statuses = {**self._other_ranks(), self._rank: self._status()}
+        files = {rank: read_object(self._file(rank)) for rank in range(self._ranks)}
+        statuses = {rank: status for rank, status in files.items() if status} | {self._rank: self._status()}
         behind = min(statuses, key=lambda rank: (statuses[rank]["beats"], statuses[rank]["waits"]))
         status = statuses[behind]
         missing = sorted(set(range(self._ranks)) - set(statuses))
@@ -215,11 +211,6 @@ class Watchdog(Callback):
             self._stopped.wait(self.interval)
             kill_launched(self._launcher)
         os._exit(EXIT_STATUS)
-
-    def _other_ranks(self) -> dict[int, dict[str, Any]]:
-        """Return the status files of all processes that have one."""
-        statuses = {rank: read_object(self._file(rank)) for rank in range(self._ranks)}
-        return {rank: status for rank, status in statuses.items() if status}
 
 
 class ForwardHook:

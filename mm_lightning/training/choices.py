@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ from mm_lightning.user_classes import load_class
 Kind = TypeVar("Kind", bound=type)
 
 
+@dataclass(init=False, repr=False)
 class Choice:
     """The value of a setting that names a class: `adamw`, or {class_path: SGD, init_args: {momentum: 0.9}}.
 
@@ -25,14 +27,16 @@ class Choice:
         ValueError: it is neither.
     """
 
+    name: str
+    init_args: dict[str, Any]
+
     def __init__(self, value: str | dict[str, Any] | Choice) -> None:
         value = value.plain() if isinstance(value, Choice) else value
         spec: Any = {"class_path": value} if isinstance(value, str) else value
         allowed = isinstance(spec, dict) and not set(spec) - {"class_path", "init_args"}
         if not allowed or not isinstance(spec.get("class_path"), str) or not spec["class_path"].strip():
             raise ValueError(f"takes a name, or class_path and init_args of a class, got {value}")
-        self.name: str = spec["class_path"]
-        self.init_args: dict[str, Any] = dict(spec.get("init_args") or {})
+        self.name, self.init_args = spec["class_path"], dict(spec.get("init_args") or {})
 
     def plain(self) -> str | dict[str, Any]:
         """Return the value as it is written in YAML."""
@@ -42,11 +46,6 @@ class Choice:
         return str(self.plain())
 
     __repr__ = __str__
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Choice) and self.plain() == other.plain()
-
-    __hash__ = None  # type: ignore[assignment]
 
 
 # A type of its own: jsonargparse takes a dict with class_path for an object that it builds itself.

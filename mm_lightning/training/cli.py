@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+from datetime import timedelta
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -30,7 +31,7 @@ from mm_lightning.training.command_options import TRAINER_DEFAULTS, add_options,
 from mm_lightning.training.command_results import report_evaluation, write_predictions
 from mm_lightning.training.config_files import ConfigFile, read_chain, split_configs
 from mm_lightning.training.data_preparation import drop_other_preparation, enlarge_vocabulary
-from mm_lightning.training.lightning_internals import kill_launched, parser_options
+from mm_lightning.training.lightning_internals import kill_launched, parser_options, set_process_timeout
 from mm_lightning.training.module import LanguageModule
 from mm_lightning.training.parser_errors import explain_parser_error
 from mm_lightning.training.record_run import RecordRun
@@ -43,7 +44,7 @@ from mm_lightning.training.resolve_checkpoint import (
 from mm_lightning.training.run_config import continued_checkpoint, overridden_settings, read_run_config
 from mm_lightning.training.run_trainer import build_trainer
 from mm_lightning.training.silence_warnings import silence_warnings
-from mm_lightning.training.timeouts import lost_contact, set_timeout
+from mm_lightning.training.timeouts import lost_contact
 from mm_lightning.training.tracked_runs import refused_by_tracker
 from mm_lightning.training.trainer_options import refused_by_lightning
 from mm_lightning.yaml_text import use_for_options
@@ -227,7 +228,7 @@ class TrainingCLI(LightningCLI):
         """Return the trainer with the project's callbacks, loggers and checkpoint writer."""
         record = RecordRun(self.folder, self.resolved_config()) if self.command == "fit" else None
         trainer = build_trainer(config, callbacks, self.folder, record, self.slurm_job)
-        set_timeout(trainer.strategy, self.config.communication_timeout)
+        set_process_timeout(trainer.strategy, timedelta(seconds=self.config.communication_timeout))
         return trainer
 
     def resolved_config(self) -> dict[str, Any]:

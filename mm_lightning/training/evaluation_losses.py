@@ -20,19 +20,17 @@ class EvaluationLosses(torch.nn.ModuleList):
     """
 
     def __init__(self, data_sets: int = 1) -> None:
-        super().__init__([MeanMetric().set_dtype(torch.float64) for _ in range(data_sets)])
+        self.means = [MeanMetric().set_dtype(torch.float64) for _ in range(data_sets)]
+        super().__init__(self.means)
 
     def add(self, data_set: int, loss: Tensor, predicted: Tensor) -> None:
         """Add a batch: its mean loss, and the number of its predicted tokens."""
-        self._means()[data_set].update(loss.double(), weight=predicted)
-
-    def _means(self) -> list[MeanMetric]:
-        return [metric for metric in self if isinstance(metric, MeanMetric)]
+        self.means[data_set].update(loss.double(), weight=predicted)
 
     def compute(self, data: TextDataModule | None) -> dict[str, float]:
         """Return the metrics over all ranks by name (:func:`metric_names`), and start anew."""
-        losses = [metric.compute().item() for metric in self._means()]
-        for metric in self._means():
+        losses = [metric.compute().item() for metric in self.means]
+        for metric in self.means:
             metric.reset()
         loss = losses[0] if data is None else mean(data.validated, losses)
         # `mm test` reads the validation documents too, all of them

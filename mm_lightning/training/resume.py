@@ -9,7 +9,6 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
-from torch.optim.lr_scheduler import LambdaLR
 
 from mm_lightning.checkpoint import METADATA_KEY, network_config, network_metadata, tokenizer_metadata
 from mm_lightning.checkpoint.network_loading import CHANGEABLE_FIELDS, list_changes
@@ -143,14 +142,10 @@ class OptimizerSettings:
             for group, settings in zip(optimizer.param_groups, groups, strict=True):
                 group.update(settings)
         for config, base in zip(trainer.lr_scheduler_configs, self.base_rates, strict=True):
-            scheduler, before = config.scheduler, config.scheduler.base_lrs
-            groups, scheduler.base_lrs = scheduler.optimizer.param_groups, list(base)
-            if isinstance(scheduler, LambdaLR):
-                rates = [rate * f(scheduler.last_epoch) for rate, f in zip(base, scheduler.lr_lambdas, strict=True)]
-            else:
-                pairs = zip(groups, base, before, strict=True)
-                rates = [group["lr"] if now == was else group["lr"] * now / was for group, now, was in pairs]
-            set_rates(scheduler, rates)
+            scheduler: Any = config.scheduler  # a LambdaLR, whatever model.schedule names
+            scheduler.base_lrs = list(base)
+            rates = zip(base, scheduler.lr_lambdas, strict=True)
+            set_rates(scheduler, [rate * factor(scheduler.last_epoch) for rate, factor in rates])
         for name, value in self.scaling.items():
             getattr(self.scaler, f"set_{name}")(value)
 

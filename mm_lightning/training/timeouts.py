@@ -1,14 +1,10 @@
-"""The timeout of communication between the processes of a run, and the error when one is lost."""
+"""The error of a run that has lost contact with one of its processes."""
 
 from __future__ import annotations
 
 import re
-from datetime import timedelta
-
-from lightning.pytorch.strategies import Strategy
 
 from mm_lightning.errors import UserError
-from mm_lightning.training.lightning_internals import set_process_timeout
 
 _SYMPTOMS = (
     r"timed? ?out.{0,20} (after|waiting|for)",
@@ -22,17 +18,6 @@ _SYMPTOMS = (
     r"NCCL .*(remote process|unhandled system error|network)",
     r"name or service not known",
 )
-
-
-def set_timeout(strategy: Strategy, seconds: float) -> None:
-    """Set the timeout of every operation among a run's processes, the first connection included.
-
-    Raises:
-        UserError: not a positive time.
-    """
-    if seconds <= 0:
-        raise UserError(f"communication_timeout must be above 0 seconds, got {seconds}")
-    set_process_timeout(strategy, timedelta(seconds=seconds))
 
 
 def lost_contact(error: RuntimeError, seconds: float) -> UserError | None:

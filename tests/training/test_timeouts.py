@@ -7,7 +7,10 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from mm_lightning.errors import UserError
-from mm_lightning.training.timeouts import lost_contact, set_timeout
+from mm_lightning.ranges import accept
+from mm_lightning.training.command_options import option_types
+from mm_lightning.training.lightning_internals import set_process_timeout
+from mm_lightning.training.timeouts import lost_contact
 
 
 @pytest.mark.parametrize(
@@ -40,8 +43,8 @@ def test_other_errors_stay_what_they_are(message):
 
 def test_the_limit_is_the_process_groups():
     strategy = DDPStrategy()
-    set_timeout(strategy, 90)
+    set_process_timeout(strategy, timedelta(seconds=90))
     assert strategy._timeout == timedelta(seconds=90)
-    set_timeout(SingleDeviceStrategy(), 90)
-    with pytest.raises(UserError, match="above 0 seconds"):
-        set_timeout(strategy, 0)
+    set_process_timeout(SingleDeviceStrategy(), timedelta(seconds=90))
+    with pytest.raises(UserError, match="communication_timeout"):
+        accept(option_types()[""]["communication_timeout"], 0, "communication_timeout")

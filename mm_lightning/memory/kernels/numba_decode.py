@@ -213,12 +213,9 @@ def step(
     held = *inputs, total, scale, before, keys, values, answer
     tensors = tuple(x.data_ptr() for x in held)
     arguments = _types(before.dtype), (heads, dim, keys.shape[2]), tensors, place
-    threads = min(torch.get_num_threads(), batch * heads)
-    if threads == 1:
-        _step((0, batch * heads), *arguments)
-    else:
-        cuts = [batch * heads * n // threads for n in range(threads + 1)]
-        in_threads(threads, _step, itertools.pairwise(cuts), *arguments, held=held)
+    pieces = min(torch.get_num_threads(), batch * heads)
+    cuts = [batch * heads * n // pieces for n in range(pieces + 1)]
+    in_threads(_step, list(itertools.pairwise(cuts)), *arguments, held=held)
     return answer
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mm_lightning.memory.kernels.numba_support import flat, get, jit, pool, put
+from mm_lightning.memory.kernels.numba_support import flat, get, in_threads, jit, put
 from mm_lightning.memory.kernels.torch_features import EPS, contiguous_rows
 
 TOKEN_TILE = 16
@@ -230,13 +230,7 @@ def values_backward(
 def _in_parallel(kernel: Callable[..., None], raw: Tensor, strides: tuple[int, ...], *arrays: np.ndarray) -> None:
     """Run a kernel on all heads of all rows, on as many threads as torch uses."""
     batch, time, heads, dim = raw.shape
-    threads = torch.get_num_threads()
-    pieces = min(heads, -(-threads // max(batch, 1)))
+    pieces = min(heads, -(-torch.get_num_threads() // max(batch, 1)))
     cuts = [heads * piece // pieces for piece in range(pieces + 1)]
     jobs = [(row, low, high, time, heads, dim) for row in range(batch) for low, high in itertools.pairwise(cuts)]
-    if threads == 1 or len(jobs) == 1:
-        for job in jobs:
-            kernel(job, strides, *arrays)
-    else:
-        for future in [pool(threads).submit(kernel, job, strides, *arrays) for job in jobs]:
-            future.result()
+    in_threads(kernel, jobs, strides, *arrays)

@@ -5,7 +5,7 @@ Importing this module imports numba. The first call of a kernel compiles it; lat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
@@ -147,19 +147,23 @@ def flat(x: Tensor) -> np.ndarray:
     return (x.view(torch.uint16) if x.dtype == torch.bfloat16 else x).numpy()
 
 
-def in_threads(threads: int, kernel: Callable[..., None], jobs: Iterable[Any], *arguments: Any, held: Any) -> None:
-    """Run a kernel on all jobs.
+def in_threads(kernel: Callable[..., None], jobs: Sequence[Any], *arguments: Any, held: Any = None) -> None:
+    """Run a kernel on all jobs, on as many threads as torch uses.
 
     Args:
-        threads: the number of threads.
         kernel: a function of a job and the other arguments.
         jobs: the first arguments.
         arguments: the others.
         held: the tensors whose addresses are among them. A caller that is interrupted here would free them while the
             kernel still writes there.
     """
-    for future in [pool(threads).submit(_run, held, kernel, job, *arguments) for job in jobs]:
-        future.result()
+    threads = torch.get_num_threads()
+    if threads == 1 or len(jobs) == 1:
+        for job in jobs:
+            kernel(job, *arguments)
+    else:
+        for future in [_pool(threads).submit(_run, held, kernel, job, *arguments) for job in jobs]:
+            future.result()
 
 
 def _run(held: Any, kernel: Callable[..., None], *arguments: Any) -> None:
@@ -167,6 +171,6 @@ def _run(held: Any, kernel: Callable[..., None], *arguments: Any) -> None:
 
 
 @cache
-def pool(threads: int) -> ThreadPoolExecutor:
+def _pool(threads: int) -> ThreadPoolExecutor:
     """Return the pool of `threads` threads, for code that releases the interpreter's lock."""
     return ThreadPoolExecutor(threads, "numba")

@@ -281,9 +281,5 @@ def read(
         (allowed is not None, slack, RANKING_DEVIATIONS, LARGEST_CORRECTION),
         tuple(x.data_ptr() for x in tensors),
     )
-    if torch.get_num_threads() == 1:
-        for n in range(rows):
-            _read_row(n, *arguments)
-    else:
-        in_threads(torch.get_num_threads(), _read_row, range(rows), *arguments, held=tensors)
+    in_threads(_read_row, range(rows), *arguments, held=tensors)
     return answer, counts.double().mean().item()
