@@ -87,13 +87,7 @@ def generate_command(
             for first, part, reader in readers
         )
         if prompts is None and target is None and samples == 1:
-            try:
-                display(texts[0], end="", flush=True)
-                for _, pieces in written:
-                    for _, piece in pieces:
-                        display(piece, end="", flush=True)
-            finally:  # an error message begins on a line of its own
-                display("")
+            _print_text(texts[0], written)
         elif prompts is None and target is None:
             _print_samples(texts[0], written, samples)
         else:
@@ -151,6 +145,16 @@ def sublinear(budget: int | None) -> SublinearRead | None:
     from mm_lightning.memory.sublinear.key_clusters import SublinearRead
 
     return SublinearRead(budget)
+
+
+def _print_text(prompt: str, written: Written) -> None:
+    try:
+        display(prompt, end="", flush=True)
+        for _, pieces in written:
+            for _, piece in pieces:
+                display(piece, end="", flush=True)
+    finally:  # an error message begins on a line of its own
+        display("")
 
 
 def _print_samples(prompt: str, written: Written, samples: int) -> None:

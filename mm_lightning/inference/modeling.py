@@ -118,24 +118,13 @@ class MMLightningForCausalLM(PreTrainedModel, GenerationMixin):
         Raises:
             ValueError: the mask, the cache or the positions do not fit, or an unsupported output is requested.
         """
-        if output_attentions:
-            raise ValueError("memories do not keep the weights of their reads: leave output_attentions out")
-        if output_hidden_states:
-            raise ValueError(
-                "hidden states of the blocks are not kept: leave output_hidden_states out (model.network."
-                "hidden_states(input_ids) returns the last ones)"
-            )
+        cache = one_cache({"cache": cache, "past_key_values": past_key_values})
+        check_supported(output_attentions, output_hidden_states, cache)
         inputs = input_ids if inputs_embeds is None else inputs_embeds
         if inputs is None or (input_ids is not None and inputs_embeds is not None):
             raise ValueError("give input_ids or inputs_embeds, one of the two")
         if position_ids is not None:
             check_positions(position_ids, attention_mask, inputs.shape[1])
-        cache = one_cache({"cache": cache, "past_key_values": past_key_values})
-        if isinstance(cache, Cache) and not isinstance(cache, MemoryCache):
-            raise ValueError(
-                f"a memory's state does not fit a {type(cache).__name__}: leave {CACHE} out, or pass "
-                f"model.new_cache() or what an earlier call returned"
-            )
         if use_cache is None:
             inference = labels is None and not torch.is_grad_enabled()
             use_cache = inference and (attention_mask is None or padded_left(attention_mask))
@@ -235,6 +224,26 @@ def document_starts(mask: Tensor, time: int) -> Tensor | None:
     if mask.shape[1] == time:
         starts[:, 0] = False  # every row begins there anyway
     return starts if starts.any() else None
+
+
+def check_supported(attentions: bool | None, hidden_states: bool | None, cache: Any) -> None:
+    """Check that a call asks for no outputs that memories do not have, and that its cache is one of theirs.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if attentions:
+        raise ValueError("memories do not keep the weights of their reads: leave output_attentions out")
+    if hidden_states:
+        raise ValueError(
+            "hidden states of the blocks are not kept: leave output_hidden_states out (model.network."
+            "hidden_states(input_ids) returns the last ones)"
+        )
+    if isinstance(cache, Cache) and not isinstance(cache, MemoryCache):
+        raise ValueError(
+            f"a memory's state does not fit a {type(cache).__name__}: leave {CACHE} out, or pass "
+            f"model.new_cache() or what an earlier call returned"
+        )
 
 
 def check_positions(positions: Tensor, mask: Tensor | None, time: int) -> None:
