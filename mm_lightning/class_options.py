@@ -70,10 +70,11 @@ def class_options(
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         def named(words: Sequence[str], helping: bool) -> Callable[..., None]:
-            chosen = helped if helping and helped else options
-            return with_options(function, chosen(_given(named_by, words)), title)
+            chosen = (helped if helping and helped else options)(_given(named_by, words))
+            return command if chosen == always else with_options(function, chosen, title)
 
-        command = with_options(function, options(()), title)
+        always = options(())
+        command = with_options(function, always, title)
         command.for_words = named  # type: ignore[attr-defined]
         return command
 

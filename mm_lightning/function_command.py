@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 import re
@@ -33,10 +34,12 @@ def run_function(name: str, function: Callable[..., Any], args: list[str]) -> No
 
     from mm_lightning.class_options import with_named_classes
     from mm_lightning.renamed import current_options
+    from mm_lightning.yaml_text import use_for_options
 
     words = current_options(name_words(function, args))
     helping = bool({"-h", "--help"} & set(args))
     function = with_named_classes(function, words, helping and args[-1] != "all")
+    use_for_options()
     parser = function_parser(name, function)
     if helping:
         print(help_of(name, function, parser.format_help()))
@@ -52,11 +55,10 @@ def run_function(name: str, function: Callable[..., Any], args: list[str]) -> No
     function(**parser.instantiate(values))
 
 
+@functools.cache  # building one takes a while
 def function_parser(name: str, function: Callable[..., Any]) -> Any:
     """Return the parser of a command that is a typed function."""
     from jsonargparse import ArgumentParser, DefaultHelpFormatter
-
-    from mm_lightning.yaml_text import use_for_options
 
     texts = {
         f"--{name}"
@@ -82,7 +84,6 @@ def function_parser(name: str, function: Callable[..., Any]) -> Any:
             said = "required" if match[1] else f"default: {match[2]}" if match[2] not in (None, "null") else ""
             return text[: match.start()] + (f" ({said})" if said else "")
 
-    use_for_options()
     # not auto_cli, which has a --config of its own and keeps a command's from it
     parser = CommandParser(prog=f"mm {name}", exit_on_error=False, allow_abbrev=False, formatter_class=Formatter)
     parser.add_function_arguments(function, as_group=False)

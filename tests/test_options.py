@@ -6,6 +6,8 @@ import pytest
 from jsonargparse import ArgumentParser
 
 from mm_lightning.cli import main
+from mm_lightning.errors import UserError
+from mm_lightning.function_command import function_parser, run_function
 from mm_lightning.options import name_words, option_error, word_lists
 from mm_lightning.synonyms import SYNONYMS
 from mm_lightning.training.parser_errors import explain_parser_error
@@ -47,6 +49,24 @@ def test_a_text_is_read_as_it_is_typed(text, capsys):
     """YAML makes nothing of these, and nothing is what a text that may be left out is by default."""
     assert main(["inspect", "nowhere", "--prompt", text]) == 2
     assert capsys.readouterr().err == "mm: there is no checkpoint or run folder nowhere\n"
+
+
+def test_a_command_line_leaves_nothing_to_the_next():
+    """They share a parser."""
+    seen = []
+
+    def command(names: "list[str] | None" = None, number: int = 1, text: "str | None" = None):
+        """A command."""
+        seen.append((names, number, text))
+
+    parser = function_parser("command", command)
+    for words in (["--names", "b", "c", "--names", "d"], ["--number", "3", "--text", "e"]):
+        run_function("command", command, words)
+        with pytest.raises(UserError):
+            run_function("command", command, [*words, "--number", "few"])
+        run_function("command", command, [])
+    assert seen == [(["b", "c", "d"], 1, None), (None, 1, None), (None, 3, "e"), (None, 1, None)]
+    assert function_parser("command", command) is parser
 
 
 def test_a_list_that_is_given_again_is_added_to(capsys):
