@@ -37,14 +37,36 @@ WATCHERS = [
 KEPT = "evaluations/step={}/loss_by_position/samples.jsonl"
 
 
-@pytest.fixture
-def watched(tiny, tmp_path) -> Path:
-    """The config of the tiny run with everything that looks at its network."""
+def watch(tiny: Path, path: Path, run: Path) -> Path:
+    """Write the config of the tiny run with everything that looks at its network."""
     values = yaml.safe_load(tiny.read_text())
     values["trainer"] = {**values["trainer"], "callbacks": [*values["trainer"]["callbacks"], *WATCHERS]}
-    path = tmp_path / "watched.yaml"
-    path.write_text(yaml.safe_dump(values))
+    path.write_text(yaml.safe_dump({**values, "run": str(run)}))
     return path
+
+
+@pytest.fixture
+def watched(tiny, tmp_path) -> Path:
+    """The config of a watched run."""
+    return watch(tiny, tmp_path / "watched.yaml", tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def seen(finished_once, tmp_path_factory) -> tuple[Path, list[int]]:
+    """The folder of a watched run, and the steps after which something borrowed its network."""
+    lent = []
+
+    def lend(trainer, module):
+        lent.append(trainer.global_step)
+        return evaluation_mode(trainer, module)
+
+    folder = tmp_path_factory.mktemp("seen")
+    config = watch(finished_once.parents[1] / "tiny.yaml", folder / "watched.yaml", folder / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        for borrower in (evaluation, after_validation):
+            patch.setattr(borrower, "evaluation_mode", lend)
+        assert main(["fit", "--config", str(config)]) == 0
+    return folder / "run" / "0", lent
 
 
 def evaluations(folder: Path) -> dict[int, float]:
@@ -61,21 +83,12 @@ def board(folder: Path) -> EventAccumulator:
     return events
 
 
-def test_watching_changes_nothing_and_writes_everything(finished_once, watched, tmp_path, monkeypatch):
-    lent = []
-
-    def lend(trainer, module):
-        lent.append(trainer.global_step)
-        return evaluation_mode(trainer, module)
-
-    for borrower in (evaluation, after_validation):
-        monkeypatch.setattr(borrower, "evaluation_mode", lend)
-    assert main(["fit", "--config", str(watched), "--run", str(tmp_path / "seen")]) == 0
+def test_watching_changes_nothing_and_writes_everything(finished_once, seen):
+    folder, lent = seen
     assert lent == [3, 3, 6, 6]  # for Evaluation, and for all others together
-    seen = tmp_path / "seen" / "0"
     for name in ("train/loss", "validation/loss"):
-        assert metrics(seen, name) == metrics(finished_once, name)
-    found = board(seen)
+        assert metrics(folder, name) == metrics(finished_once, name)
+    found = board(folder)
     tags = found.Tags()
     names = ("alpha", "gamma", "bandwidth", "gate", "decay", "effective_pairs")
     assert {f"watch_memory/{level}/{name}" for level in ("long", "short") for name in names} <= set(tags["histograms"])
@@ -92,9 +105,8 @@ def test_watching_changes_nothing_and_writes_everything(finished_once, watched, 
     assert counts == [3, 6]
 
 
-def test_the_callback_finds_what_the_command_finds(watched, tmp_path):
-    assert main(["fit", "--config", str(watched)]) == 0
-    folder = tmp_path / "run" / "0"
+def test_the_callback_finds_what_the_command_finds(seen, tmp_path):
+    folder, _ = seen
     within = json.loads((folder / "evaluations/step=6/loss_by_position/results.json").read_text())
     asked = ["--tasks", "loss_by_position", "--contexts", "64", "128", "--limit", "4", "--device", "cpu"]
     assert main(["evaluate", "--checkpoint", str(folder), *asked, "--output", str(tmp_path / "after")]) == 0
@@ -107,15 +119,14 @@ def test_the_callback_finds_what_the_command_finds(watched, tmp_path):
     assert len(lines(folder / KEPT.format(3))) == 4
 
 
-def test_two_processes_share_the_questions(watched, tmp_path):
-    assert main(["fit", "--config", str(watched)]) == 0
+def test_two_processes_share_the_questions(watched, seen, tmp_path):
     values = yaml.safe_load(watched.read_text())
     spy = {"class_path": "spies.AskedSpy", "init_args": {"folder": str(tmp_path / "asked")}}
     values["trainer"]["callbacks"].append(spy)
     watched.write_text(yaml.safe_dump(values))
     statuses = forks.ranks(main, fit_together(watched, tmp_path, "ddp"), folder=tmp_path)
     assert statuses == [0, 0], (tmp_path / "rank0.log").read_text()[-3000:]
-    compare(tmp_path)
+    compare(seen[0], tmp_path)
     one, other = (lines(tmp_path / "asked" / f"{rank}.jsonl") for rank in (0, 1))
     for step, parts in zip((3, 6), zip(one, other, strict=True), strict=True):
         kept = [sample["key"] for sample in lines(tmp_path / "together" / "0" / KEPT.format(step))]
@@ -125,11 +136,10 @@ def test_two_processes_share_the_questions(watched, tmp_path):
 
 
 @pytest.mark.slow
-def test_zero_3_lends_a_whole_copy(watched, tmp_path):
-    assert main(["fit", "--config", str(watched)]) == 0
+def test_zero_3_lends_a_whole_copy(watched, seen, tmp_path):
     done = mm(*fit_together(watched, tmp_path, "deepspeed_stage_3"))
     assert done.returncode == 0, done.stderr[-3000:]
-    compare(tmp_path)
+    compare(seen[0], tmp_path)
 
 
 def fit_together(watched, tmp_path, strategy) -> list[str]:
@@ -137,8 +147,8 @@ def fit_together(watched, tmp_path, strategy) -> list[str]:
     return ["fit", "--config", str(watched), "--run", str(tmp_path / "together"), *devices]
 
 
-def compare(tmp_path):
-    alone, both = tmp_path / "run" / "0", tmp_path / "together" / "0"
+def compare(alone, tmp_path):
+    both = tmp_path / "together" / "0"
     assert evaluations(both).keys() == evaluations(alone).keys() == {3, 6}
     assert list(evaluations(both).values()) == pytest.approx(list(evaluations(alone).values()), rel=2e-5)
     assert "watch_memory/short/effective_pairs" in board(both).Tags()["histograms"]
