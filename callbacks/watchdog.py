@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import json
 import os
 import platform
 import signal
@@ -18,6 +17,7 @@ from typing import Annotated, Any
 
 from lightning.pytorch import Callback, Trainer
 
+from mm_lightning.outputs import write_json
 from mm_lightning.ranges import Range, checked
 from mm_lightning.side_files import read_object
 from mm_lightning.terminal import display
@@ -170,17 +170,8 @@ class Watchdog(Callback):
         return self._folder / f"{rank}.json"
 
     def _write(self, idle: float) -> None:
-        def write() -> None:
-            self._folder.mkdir(exist_ok=True)
-            partial = self._folder / f"{self._rank}.tmp"
-            try:
-                partial.write_text(json.dumps({**self._status(), "seconds": round(idle, 1)}) + "\n", encoding="utf-8")
-                os.replace(partial, self._file(self._rank))
-            except OSError:
-                partial.unlink(missing_ok=True)
-                raise
-
-        self._run.write(self._file(self._rank), write, "the Watchdog goes on")
+        file, status = self._file(self._rank), {**self._status(), "seconds": round(idle, 1)}
+        self._run.write(file, lambda: write_json(file, status), "the Watchdog goes on")
 
     def _status(self) -> dict[str, Any]:
         status = {"host": platform.node(), "beats": self._beats, "step": self._step, "phase": self._phase}

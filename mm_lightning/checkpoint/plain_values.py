@@ -105,24 +105,19 @@ def _culprit(value: Any, path: list[Any]) -> tuple[list[Any], Any]:
 class _Mapped:
     """Apply a function to every value within nested containers; a container without changes stays the same object.
 
-    Shared objects stay shared. Raises RecursionError for cyclic and too deeply nested containers.
+    Shared objects stay shared. Raises RecursionError for too deeply nested containers, and those that hold themselves.
     """
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
         self.function = function
-        self._open: set[int] = set()
         # original and result by the id of the original, which is held so that its id is not reused
         self._done: dict[int, tuple[Any, Any]] = {}
 
     def __call__(self, value: Any) -> Any:
         if type(value) in PLAIN:
             return value
-        if id(value) in self._open:
-            raise RecursionError("a container holds itself")
         if id(value) not in self._done:
-            self._open.add(id(value))
             self._done[id(value)] = (value, self._map(value))
-            self._open.remove(id(value))
         return self._done[id(value)][1]
 
     def _map(self, value: Any) -> Any:

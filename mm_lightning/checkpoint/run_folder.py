@@ -40,15 +40,10 @@ def numbered_runs(root: Path) -> list[Path]:
     return sorted((p for p in root.iterdir() if p.is_dir() and p.name.isdigit()), key=lambda p: int(p.name))
 
 
-def read_finished(run: Path) -> dict[str, Any] | None:
-    """Return the content of finished.json; None if training has not ended."""
-    return read_object(run / "finished.json") or None
-
-
 def has_finished(run: Path, steps: int) -> bool:
     """Return whether training of `steps` planned steps has ended, perhaps early by a callback or trainer.max_time."""
-    finished = read_finished(run)
-    return finished is not None and max(finished.get("step", 0), finished.get("max_steps", 0)) >= steps
+    finished = read_object(run / "finished.json")
+    return bool(finished) and max(finished.get("step", 0), finished.get("max_steps", 0)) >= steps
 
 
 def newest_step(run: Path) -> int:

@@ -7,7 +7,6 @@ CRC-32 of the file, computed with zeros in its place.
 from __future__ import annotations
 
 import json
-import os
 import struct
 import zlib
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 import torch
 
-from mm_lightning.checkpoint.checksums import METADATA_KEY, PARTIAL_SUFFIX, ChecksumFile, crc32, sync, sync_folder
+from mm_lightning.checkpoint.checksums import METADATA_KEY, ChecksumFile, crc32, sync
 from mm_lightning.checkpoint.lazy_weights import Weights
 
 DTYPE_NAMES = {
@@ -89,11 +88,11 @@ def _place(header: bytes, value: str) -> int:
 def write_safetensors(
     weights: Weights, target: Path, metadata: dict[str, Any], tied: dict[str, str], dtype: torch.dtype | None = None
 ) -> None:
-    """Write weights atomically, one at a time in memory.
+    """Write weights, one at a time in memory.
 
     Args:
         weights: the weights by name.
-        target: the file.
+        target: the file, which :func:`mm_lightning.outputs.staged` puts in its place.
         metadata: the entry `mm_lightning` of a checkpoint.
         tied: names that are not stored, with the names under which their tensors are.
         dtype: type of the stored tensors; None keeps that of each.
@@ -115,23 +114,16 @@ def write_safetensors(
         offset += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # data are aligned to 8 bytes
-    partial = target.with_name(target.name + PARTIAL_SUFFIX)
-    try:
-        with open(partial, "wb") as file:
-            summed = ChecksumFile(file)
-            summed.write(struct.pack("<Q", len(text)) + text)
-            for name in names:
-                for piece in weights[name].reshape(-1).split(_PIECE):
-                    values = piece.to(dtype or weights.dtypes[name]).contiguous()
-                    summed.write(memoryview(values.view(torch.uint8).numpy()))
-            file.seek(8 + _place(text, CHECKSUM_PLACEHOLDER))
-            file.write(f"{summed.crc32:08x}".encode())
-            sync(file)
-        os.replace(partial, target)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    sync_folder(target.absolute().parent)
+    with open(target, "wb") as file:
+        summed = ChecksumFile(file)
+        summed.write(struct.pack("<Q", len(text)) + text)
+        for name in names:
+            for piece in weights[name].reshape(-1).split(_PIECE):
+                values = piece.to(dtype or weights.dtypes[name]).contiguous()
+                summed.write(memoryview(values.view(torch.uint8).numpy()))
+        file.seek(8 + _place(text, CHECKSUM_PLACEHOLDER))
+        file.write(f"{summed.crc32:08x}".encode())
+        sync(file)
 
 
 def write_checksum(path: Path) -> None:

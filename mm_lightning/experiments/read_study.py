@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mm_lightning.checkpoint.run_folder import has_finished, newest_step, read_finished
+from mm_lightning.checkpoint.run_folder import has_finished, newest_step
 from mm_lightning.errors import UserError
 from mm_lightning.experiments.study import LOSS, Run, Study, Tuning
 from mm_lightning.side_files import known_config, read_lines, read_object
@@ -225,7 +225,7 @@ def _read_run_folder(run: Run, path: Path) -> None:
     run.path, run.status = path, "unfinished"
     run.saved_step = newest_step(path)
     run.environment = read_object(path / "environment.json")
-    if end := read_finished(path):
+    if end := read_object(path / "finished.json"):
         run.status, run.last_step, run.last_tokens = "finished", end.get("step"), end.get("tokens")
         run.wall_seconds = None if run.environment.get("earlier") else end.get("seconds")
     run.references = read_object(path / "baselines.json")
