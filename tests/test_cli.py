@@ -166,7 +166,7 @@ def test_a_full_gpu_is_one_line(monkeypatch, capsys):
     assert said.count("\n") == 1
 
 
-WITHOUT = ("cost", "launch", *(f"benchmark {name}" for name in ("step", "reads", "decode")))
+WITHOUT = ("cost", "launch", *(f"benchmark {name}" for name in ("step", "decode")))
 
 
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name not in WITHOUT])

@@ -251,7 +251,7 @@ def test_every_command_with_an_output_has_the_option():
         "generate --checkpoint HERE --prompt a",
         "inspect --checkpoint HERE --prompt a",
         "remember --checkpoint HERE --text TEXT",
-        *(f"benchmark {name}" for name in ("step", "reads", "decode")),
+        *(f"benchmark {name}" for name in ("step", "decode")),
         "benchmark retrieval HERE",
         "checkpoint consolidate HERE",
         "tokenizer train TEXT",
