@@ -274,9 +274,12 @@ def check_optimizer(trainer: Trainer, choice: Choice) -> None:
         )
     optimizer_class = optimizer_class_of(choice)
     if deepspeed and optimizer_class in (Muon, torch.optim.Muon, torch.optim.Adafactor):
+        own = "; DeepSpeed's own Muon clips its orthogonalized updates instead of the gradients"
+        reason = "" if optimizer_class is torch.optim.Adafactor else own
         raise UserError(
             f"model.optimizer {optimizer_class.__name__} needs whole matrices, of which ZeRO gives each process a flat "
-            f"piece: use trainer.strategy ddp, or adamw, sgd or another optimizer that treats each element alike"
+            f"piece{reason}: use trainer.strategy ddp, or adamw, sgd or another optimizer that treats each "
+            f"element alike"
         )
     if "weight_decay" not in inspect.signature(optimizer_class).parameters and optimizer_class is not Muon:
         say(f"WARNING: model.optimizer {optimizer_class.__name__} has no weight decay: model.weight_decay is not used")

@@ -334,11 +334,12 @@ def processes():
 
 
 @pytest.mark.usefixtures("processes")
-@pytest.mark.parametrize("choice", ["muon", "Adafactor"])
-def test_zero_refuses_what_needs_whole_matrices(tiny, capsys, choice):
+@pytest.mark.parametrize(("choice", "clips"), [("muon", True), ("torch.optim.Muon", True), ("Adafactor", False)])
+def test_zero_refuses_what_needs_whole_matrices(tiny, capsys, choice, clips):
     zero = ["--trainer.strategy", "deepspeed_stage_2", "--trainer.devices", "1"]
     assert main(["fit", "--config", str(tiny), *zero, "--model.optimizer", choice]) == 2
-    assert "ZeRO" in (error := capsys.readouterr().err)
+    assert "needs whole matrices, of which ZeRO gives each process a flat piece" in (error := capsys.readouterr().err)
+    assert ("Muon clips its orthogonalized updates instead of the gradients" in error) == clips
     assert "ddp" in error
 
 
