@@ -306,7 +306,7 @@ def test_whole_report(tmp_path, capsys):
     write(tmp_path, "v2", "loss_by_position", [row(3.5, 0.1, 8, "loss", context=64), *places], V2, contexts=[64])
     profile = [row(1 / n, 0.01, 8, "weight", context=64, level="short", distance=f"{n}-{n}") for n in (1, 2, 4)]
     write(tmp_path, "v2", "retrieval_profile", profile, V2)
-    write(tmp_path, "v2", "regbench", [share(8 + n, 16, strings=n) for n in (1, 2, 4)], V2)
+    write(tmp_path, "v2", "regbench", [share(8 + n, 16, strings=n) for n in (1, 2, 4)], V2, limit=4)
     assert main(["report", str(tmp_path)]) == 0
     assert "new-knowledge" in capsys.readouterr().out
 
