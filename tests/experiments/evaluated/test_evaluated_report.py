@@ -36,9 +36,16 @@ V2 = network("v2")
 @pytest.fixture
 def no_figures(monkeypatch):
     """They take most of the time of a report."""
-    sections = ("persistent_section", "in_context_section", "position_sections", "default_section")
+    sections = (
+        "persistent_section",
+        "in_context_section",
+        "long_text_sections",
+        "position_sections",
+        "default_section",
+    )
     for module in (*sections, "scaling_plots", "plots"):
         monkeypatch.setattr(f"mm_lightning.experiments.evaluated.{module}.drawing", lambda *a, **k: None)
+    monkeypatch.setattr("mm_lightning.experiments.evaluated.long_text_sections.heat_maps", lambda maps: None)
     monkeypatch.setattr(plots, "side_legend", lambda *a: None)
 
 
