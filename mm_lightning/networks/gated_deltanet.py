@@ -24,7 +24,7 @@ from mm_lightning.memory.documents import Documents
 from mm_lightning.memory.kernels import Kernels
 from mm_lightning.memory.layers import Linear, Norm
 from mm_lightning.memory.state import MemoryState
-from mm_lightning.networks.base import ForwardContext, Network, depth_std
+from mm_lightning.networks.base import ForwardContext, depth_std
 from mm_lightning.networks.block import Block, compile_pointwise
 from mm_lightning.networks.config import Dimension
 from mm_lightning.networks.short_convolution import ShortConvolution
@@ -33,18 +33,6 @@ from mm_lightning.ranges import AtLeastTwo
 
 CHUNK = 64
 """Tokens whose updates are solved for at once."""
-
-ATTENTION = (
-    "kv_heads",
-    "rotary_levels",
-    "yarn_factor",
-    "yarn_context",
-    "qk_norm",
-    "scalable_softmax",
-    "canon",
-    "forget_gate",
-)
-"""Settings of blocks with attention alone."""
 
 
 @dataclass
@@ -70,8 +58,8 @@ class GatedDeltaNetConfig(TransformerConfig):
                 f"attention_every must be at most the number of layers, {self.layers}, got {self.attention_every}: "
                 f"no block would have attention; leave it out for none"
             )
-
-        given = [name for name in ATTENTION if getattr(self, name) != getattr(TransformerConfig, name)]
+        own = TransformerConfig.__annotations__  # settings of attention alone
+        given = [name for name in own if getattr(self, name) != getattr(TransformerConfig, name)]
         if self.attention_every is None and given:
             raise UserError(f"without attention_every no block has attention: leave {', '.join(given)} out")
 
@@ -176,13 +164,8 @@ class DeltaMemory(nn.Module):
     """The gated delta rule of one block, before its output projection.
 
     Args:
-        dim: d.
-        heads: H.
-        key_dim: D, the dimension of a head's queries and keys.
-        value_dim: D', the dimension of a head's values.
-        convolution: width of the short convolution.
+        config: of the network; D and D' are its state_dims.
         std: initial standard deviation of the matrices.
-        eps: of the norm of the answers.
 
     Attributes:
         kernels: reference for the recurrence token by token, torch for chunks; triton and auto take the kernel of
@@ -192,10 +175,9 @@ class DeltaMemory(nn.Module):
     kernels: Kernels = "auto"
     compiled = False
 
-    def __init__(
-        self, dim: int, heads: int, key_dim: int, value_dim: int, convolution: int, std: float, eps: float
-    ) -> None:
+    def __init__(self, config: GatedDeltaNetConfig, std: float) -> None:
         super().__init__()
+        dim, heads, (key_dim, value_dim) = config.dim, config.heads, config.state_dims
         self.heads, self.key_dim, self.value_dim = heads, key_dim, value_dim
         self.W_q = Linear(dim, heads * key_dim, std)
         self.W_k = Linear(dim, heads * key_dim, std)
@@ -203,8 +185,8 @@ class DeltaMemory(nn.Module):
         self.W_gate = Linear(dim, heads * value_dim, std)
         self.W_alpha = Linear(dim, heads, std)
         self.W_beta = Linear(dim, heads, std)
-        self.convolution = ShortConvolution(heads * (2 * key_dim + value_dim), convolution)
-        self.norm = Norm(value_dim, eps)
+        self.convolution = ShortConvolution(heads * (2 * key_dim + value_dim), config.convolution)
+        self.norm = Norm(value_dim, config.norm_eps)
         self.rate = nn.Parameter(torch.empty(heads))  # A
         self.step = nn.Parameter(torch.empty(heads))  # b
         self.reset_parameters()
@@ -284,9 +266,7 @@ class DeltaBlock(Block):
     """x += W_o delta(norm(x));  x += SwiGLU(norm(x))"""
 
     def contextual_memories(self, config: GatedDeltaNetConfig, index: int) -> dict[str, nn.Module]:
-        std = depth_std(config.dim, index)
-        shape = config.dim, config.heads, *config.state_dims, config.convolution
-        return {"delta": DeltaMemory(*shape, std, config.norm_eps)}
+        return {"delta": DeltaMemory(config, depth_std(config.dim, index))}
 
     def output(self, config: GatedDeltaNetConfig, index: int) -> nn.Module:
         width = config.heads * config.state_dims[1]
@@ -302,10 +282,7 @@ class GatedDeltaNet(Transformer):
 
     config: GatedDeltaNetConfig
 
-    def __init__(self, config: GatedDeltaNetConfig):
+    @staticmethod
+    def block(config: Any, index: int) -> Block:
         every = config.attention_every
-        blocks: list[nn.Module] = [
-            TransformerBlock(config, index) if every and (index + 1) % every == 0 else DeltaBlock(config, index)
-            for index in range(config.layers)
-        ]
-        Network.__init__(self, config, blocks)
+        return (TransformerBlock if every and (index + 1) % every == 0 else DeltaBlock)(config, index)

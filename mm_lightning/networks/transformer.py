@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -190,7 +190,12 @@ class Transformer(Network):
     config: TransformerConfig
 
     def __init__(self, config: TransformerConfig):
-        super().__init__(config, [TransformerBlock(config, index) for index in range(config.layers)])
+        super().__init__(config, [self.block(config, index) for index in range(config.layers)])
+
+    @staticmethod
+    def block(config: Any, index: int) -> Block:
+        """Build the block of this index."""
+        return TransformerBlock(config, index)
 
     def context(self, documents: Documents, delays: Mapping[str, int] | None = None) -> ForwardContext:
         """Return what all blocks share, with the rotary angles of the positions within each document."""

@@ -115,6 +115,8 @@ def test_where_attention_cannot_be():
         GatedDeltaNetConfig(**SMALL, attention_every=5)
     with pytest.raises(UserError, match="no block has attention: leave canon, forget_gate out"):
         GatedDeltaNetConfig(**SMALL, canon=4, forget_gate=True)
+    with pytest.raises(UserError, match="no block has attention: leave levels, rope_base out"):
+        GatedDeltaNetConfig(**SMALL, levels=("long",), rope_base=1e4)
     assert GatedDeltaNetConfig(**SMALL, attention_every=4, canon=4).canon == 4
 
 
