@@ -60,14 +60,6 @@ def config_errors(config: Namespace) -> Iterator[tuple[str, UserError]]:
     if isinstance(trainer.strategy, str) and any(kind in trainer.strategy for kind in ("spawn", "fork", "notebook")):
         wrong = f"trainer.strategy {trainer.strategy} starts processes out of one that has begun: choose ddp"
         yield "trainer.strategy", UserError(wrong)
-    if trainer.accumulate_grad_batches != 1:
-        yield (
-            "trainer.accumulate_grad_batches",
-            UserError(
-                "trainer.accumulate_grad_batches follows from data.global_batch_size and data.micro_batch_size: "
-                "set these and leave it out"
-            ),
-        )
     yield from option_mistakes(trainer)
     yield from logger_mistakes(trainer)
 
@@ -90,7 +82,11 @@ def typed_sections(config: Namespace) -> Iterator[tuple[str, Namespace, dict[str
             kind = getattr(importlib.import_module(module), name)
             has_fields = dataclasses.is_dataclass(kind)
             of_class = hints(kind if has_fields else kind.__init__)
-            yield key if key in ("model.network", "data.generate") else f"{key}.{name}", part.init_args, of_class
+            yield (
+                key if key in ("model.network", "data.generate") else f"{key}.{name}",
+                part.init_args,
+                of_class,
+            )
 
 
 def check_devices(accelerator: str | object, devices: int | str | list[int] | None) -> None:

@@ -250,12 +250,10 @@ class TrainingCLI(LightningCLI):
             self.folder.remove_unused()
             raise
         except Exception as error:
-            if refused_by_lightning(error):
+            if (by_tracker := refused_by_tracker(error)) or refused_by_lightning(error):
                 self.folder.remove_unused()
-                raise UserError(" ".join(str(error).split())) from error
-            if refused_by_tracker(error):
-                self.folder.remove_unused()
-                raise UserError(f"trainer.logger cannot begin a run: {' '.join(str(error).split())}") from error
+                which = "trainer.logger cannot begin a run: " if by_tracker else ""
+                raise UserError(which + " ".join(str(error).split())) from error
             timeout = self.config.communication_timeout
             lost = lost_contact(error, timeout) if isinstance(error, RuntimeError) else None
             raise (lost or error) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -85,16 +86,12 @@ def _typed(options: Sequence[str], section: str = "data") -> dict[str, Any]:
     for option, following in zip(options, [*options, ""][1:], strict=True):
         name, equals, value = option.partition("=")
         if f"{name}.".startswith(f"--{section}."):
-            layer |= flatten_config(_plain(value if equals else following), name.removeprefix("--"))
+            text = value if equals else following
+            with contextlib.suppress(UserError):  # no YAML: a text
+                text = load_yaml(text, "data")
+            layer |= flatten_config(text, name.removeprefix("--"))
     return layer
 
 
 def _expanded(path: Any) -> Any:
     return str(Path(path).expanduser()) if isinstance(path, str) else path
-
-
-def _plain(text: str) -> Any:
-    try:
-        return load_yaml(text, "data")
-    except UserError:
-        return text

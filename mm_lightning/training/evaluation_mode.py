@@ -26,9 +26,7 @@ def evaluation_mode(trainer: Trainer, module: LanguageModule) -> Iterator[Networ
     the training mode are restored. Where ZeRO-3 has partitioned the network, every process gets a whole copy in the
     type of the parameters, gathered one parameter at a time: as many bytes as a checkpoint's weights while it lasts.
     """
-    network = module.network
-    training = network.training
-    device = module.device
+    network, training, device = module.network, module.network.training, module.device
     python, numpy = random.getstate(), np.random.get_state()
     try:
         with (

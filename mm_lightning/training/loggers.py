@@ -136,6 +136,10 @@ class TensorBoard(TensorBoardLogger):
         self.experiment.flush()
 
 
+SHOWN_FIRST = {"validation/loss": ".4f", "validation/perplexity": ".2f", "validation/bits_per_byte": ".3f"}
+"""Metrics of validation in the order in which progress lines begin with them, and their formats."""
+
+
 class ProgressLines(Logger):
     """Print a line at each log step (loss, learning rate, tokens per second, time to go) and at each validation.
 
@@ -144,7 +148,6 @@ class ProgressLines(Logger):
     """
 
     name, version = "progress", ""
-    _NAMED = ("validation/loss", "validation/perplexity", "validation/bits_per_byte")
 
     def __init__(self, max_steps: int) -> None:
         super().__init__()
@@ -159,13 +162,13 @@ class ProgressLines(Logger):
             rate = f"lr {metrics['train/learning_rate']:.2e}"
             say(f"{head}  loss {metrics['train/loss']:.4f}  {rate}{self._pace(metrics, step)}")
         if "validation/loss" in metrics:
-            parts = [f"validation loss {metrics['validation/loss']:.4f}"]
-            parts += [f"perplexity {metrics['validation/perplexity']:.2f}"]
-            if "validation/bits_per_byte" in metrics:
-                parts += [f"bits per byte {metrics['validation/bits_per_byte']:.3f}"]
-            others = [name for name in metrics if name.startswith("validation/") and name not in self._NAMED]
-            parts += [f"{name.removeprefix('validation/').replace('_', ' ')} {metrics[name]:.4f}" for name in others]
-            say(f"{head}  {'  '.join(parts)}")
+            names = [*SHOWN_FIRST, *(name for name in metrics if name.startswith("validation/"))]
+            parts = [
+                f"{name.removeprefix('validation/').replace('_', ' ')} {metrics[name]:{SHOWN_FIRST.get(name, '.4f')}}"
+                for name in dict.fromkeys(names)
+                if name in metrics
+            ]
+            say(f"{head}  validation {'  '.join(parts)}")
 
     def _pace(self, metrics: dict[str, float], step: int | None) -> str:
         speed = metrics.get("train/tokens_per_second")

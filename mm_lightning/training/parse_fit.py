@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from jsonargparse import Namespace
 from mm_lightning.errors import UserError
 from mm_lightning.networks import NetworkConfig
 from mm_lightning.training.cli import TrainingCLI, prepare
+from mm_lightning.user_classes import load_class
 
 
 class FitCommandLine(TrainingCLI):
@@ -41,8 +41,7 @@ class FitParser(FitCommandLine):
 def network_config_of(config: Namespace) -> NetworkConfig:
     """Return the config of the network that a parsed config names."""
     network = config.model.network
-    module, name = network.class_path.rsplit(".", 1)
-    return getattr(importlib.import_module(module), name)(**network.init_args.as_dict())
+    return load_class(network.class_path, NetworkConfig)(**network.init_args.as_dict())
 
 
 def parse_fit(args: list[str]) -> Namespace:

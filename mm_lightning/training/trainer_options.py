@@ -43,18 +43,22 @@ TRAINER_TYPES: dict[str, Any] = {
 }
 """The types, with their ranges, of the Trainer options that are numbers or paths."""
 
-REFUSED_OPTIONS = {
-    "barebones": "leaves out the loggers and checkpoints that a run is read by: mm benchmark step times steps",
-    "reload_dataloaders_every_n_epochs": "would begin each epoch with the order of the first: leave it out",
-    "use_distributed_sampler": "would divide the data a second time: the loaders divide them among devices",
+REFUSED_OPTIONS: dict[str, tuple[Any, str]] = {
+    "accumulate_grad_batches": (
+        1,
+        "cannot be set: it follows from data.global_batch_size and data.micro_batch_size",
+    ),
+    "barebones": (False, "leaves out the loggers and checkpoints that a run is read by: mm benchmark step times steps"),
+    "reload_dataloaders_every_n_epochs": (0, "would begin each epoch with the order of the first: leave it out"),
+    "use_distributed_sampler": (False, "would divide the data a second time: the loaders divide them among devices"),
 }
-"""Options that must keep their defaults, with the reason."""
+"""Options that must keep their defaults: these, and the reason."""
 
 
 def option_mistakes(trainer: Namespace) -> Iterator[tuple[str, UserError]]:
     """Yield the invalid options of the Trainer with their errors."""
-    for name, reason in REFUSED_OPTIONS.items():
-        if trainer.get(name):
+    for name, (default, reason) in REFUSED_OPTIONS.items():
+        if trainer.get(name, default) != default:
             yield f"trainer.{name}", UserError(f"trainer.{name} {str(trainer[name]).lower()} {reason}")
     for name in ("val_check_interval", "max_time"):
         value = trainer.get(name)

@@ -124,7 +124,7 @@ def test_all_mistakes_of_settings_are_said_at_once(tiny, capsys):
     for words in (
         "max_steps takes",
         "clip_val takes",
-        "accumulate_grad_batches follows",
+        "accumulate_grad_batches 3 cannot be set",
         "max_time takes",
         "size 7 is",
     ):
