@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from mm_lightning.memory.persistent import SlotMemory
 from mm_lightning.networks import MemoryMosaicConfig, NetworkConfig, TransformerConfig
 from mm_lightning.networks.cost import (
     forward_flops_per_token,
@@ -10,6 +12,7 @@ from mm_lightning.networks.cost import (
     parameters,
     training_flops_per_token,
 )
+from mm_lightning.networks.short_convolution import ShortConvolution
 
 LARGE = {"vocab_size": 128256, "layers": 32, "dim": 4096, "heads": 32, "persistent_dim": 14336}
 
@@ -34,6 +37,18 @@ def test_parameters_agree_with_the_network(config):
         with torch.device("meta"):
             network = chosen.build()
         assert parameters(chosen) == sum(p.numel() for p in network.parameters())
+
+
+def test_products_are_counted_as_torch_counts_those_that_run(config):
+    """All but reads: torch does not count the attention that reads pairs and slots, nor a convolution by hand."""
+    network, time = config.build().eval(), 64
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(torch.zeros(1, time, dtype=torch.int64))
+    flops = {str(operator): count for operator, count in counter.get_flop_counts()["Global"].items()}
+    others = (module for module in network.modules() if isinstance(module, ShortConvolution | SlotMemory))
+    not_counted = sum(p.numel() for module in others for p in module.parameters(recurse=False) if p.dim() > 1)
+    active = sum(part.active for part in module_costs(config)) - not_counted
+    assert flops.get("aten.mm", 0) + flops.get("aten.addmm", 0) == 2 * time * active
 
 
 def test_the_short_window_bounds_its_reads():
