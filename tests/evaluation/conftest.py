@@ -17,6 +17,7 @@ def undrawn_figures(request, monkeypatch):
 
     if "figures_are_drawn" not in request.fixturenames:
         monkeypatch.setattr("matplotlib.figure.Figure.savefig", save)
+        monkeypatch.setattr("mm_lightning.experiments.drawing.enlarge", lambda figure: None)
 
 
 @pytest.fixture(scope="session")
