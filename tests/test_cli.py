@@ -36,6 +36,8 @@ def test_help_imports_nothing_heavy():
 USING = """
 import sys, torch
 before = set(sys.modules)
+import mm_lightning.networks
+print({{name.split(".")[0] for name in {{*sys.modules}} - before}} - sys.stdlib_module_names)
 from mm_lightning.cli import main
 given = ["--checkpoint", {run!r}, "--device", "cpu"]
 commands = [
@@ -51,6 +53,7 @@ print([name for name in heavy if name in sys.modules and name not in before])
 
 
 def test_using_a_network_imports_nothing_of_its_training(tmp_path):
+    """And networks import torch and nothing heavier."""
     config = MemoryMosaicConfig(vocab_size=258, layers=1, dim=8, heads=1)
     tokenizer = tokenizer_metadata(load_tokenizer("bytes"))
     weights = {f"network.{name}": x for name, x in config.build().state_dict().items()}
@@ -59,7 +62,8 @@ def test_using_a_network_imports_nothing_of_its_training(tmp_path):
     (tmp_path / "text.txt").write_text("What is read once is remembered. " * 3)
     code = USING.format(run=str(tmp_path / "run"), text=str(tmp_path / "text.txt"), output=str(tmp_path / "out"))
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert found.stdout.splitlines()[-1:] == ["[]"], found.stderr
+    lines = found.stdout.splitlines()
+    assert (lines[:1], lines[-1:]) == (["{'mm_lightning'}"], ["[]"]), found.stderr
 
 
 def test_run_by_its_path_it_imports_packages_not_files_beside_it(monkeypatch):

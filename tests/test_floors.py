@@ -103,9 +103,3 @@ def python(code):
 def test_the_package_imports_nothing_and_installs_no_hook():
     code = "import sys; hooks, before = [*sys.meta_path], {*sys.modules}; import mm_lightning;"
     assert python(code + "print({*sys.modules} - before, sys.meta_path == hooks)") == "{'mm_lightning'} True"
-
-
-def test_networks_import_torch_and_nothing_heavier():
-    code = "import sys, torch; before = {*sys.modules}; import mm_lightning.networks;"
-    code += "print({name.split('.')[0] for name in {*sys.modules} - before} - sys.stdlib_module_names)"
-    assert python(code) == "{'mm_lightning'}"

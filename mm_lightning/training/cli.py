@@ -154,7 +154,10 @@ class TrainingCLI(LightningCLI):
             raise UserError(explain_parser_error(str(error), self.files, self._known(), self.options)) from error
         except UnicodeDecodeError as error:  # a section may be given as a file
             raise UserError(f"a file that an option names, as in --model FILE, is not UTF-8 text: {error}") from error
-        _parsers[self.command] = parser  # not after an error: --print_config would still be asked for
+        finally:
+            # one that could not print the config that it was asked for would print that of the next command line
+            if not any(word.startswith("--print_config") for word in args):
+                _parsers[self.command] = parser
         config = self.config
         drop_other_preparation(config.data, self.files, self.options)
         self.check_values()

@@ -22,12 +22,11 @@ def fresh(monkeypatch):
 
 def others(folder) -> list[list[str]]:
     callbacks = [{"class_path": "Watchdog", "init_args": {"minutes": 3}}]
+    data = json.dumps({"a": 1, "b": 2})
     return [
-        [*QUICKSTART, "--config", "sweeps/transformer", "--model.network.layers", "3", "--trainer.max_steps", "7"],
-        [*QUICKSTART, f"--trainer.callbacks={json.dumps(callbacks)}", "--seed_everything", "3"],
-        [*QUICKSTART, "--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", str(folder)],
-        [*QUICKSTART, "--data.path", json.dumps({"a": 1, "b": 2}), "--run", str(folder)],
-        [*QUICKSTART, "--model.optimizer", "muon", "--model.network.layers", "3", "--trainer.strategy", "ddp"],
+        [*QUICKSTART, "--config", "sweeps/transformer", "--model.network.layers", "3", "--trainer.strategy", "ddp"],
+        [*QUICKSTART, f"--trainer.callbacks={json.dumps(callbacks)}", "--data.path", data, "--seed_everything", "3"],
+        [*QUICKSTART, "--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", str(folder), "--run", str(folder)],
     ]
 
 
@@ -40,15 +39,17 @@ def test_a_command_line_leaves_nothing_to_the_next(fresh, tmp_path):
             for value in vars(section).values():
                 if isinstance(value, (list, dict)):
                     value.clear()
+        with pytest.raises(UserError):
+            parse_fit([*words, "--trainer.max_steps=few"])
         assert resolve_fit(QUICKSTART)[1] == fresh
     assert list(cli._parsers.values()) == [parser]
 
 
-@pytest.mark.parametrize("wrong", ["--trainer.max_stps=3", "--trainer.max_steps=few", "--model.network=Nothing"])
-def test_a_mistake_leaves_nothing_to_the_next(fresh, capsys, wrong):
-    with pytest.raises(UserError):
-        parse_fit([*QUICKSTART, "--model.learning_rate", "0.5", "--print_config", wrong])
-    assert resolve_fit(QUICKSTART)[1] == fresh
+def test_a_mistake_leaves_nothing_to_the_next(fresh, capsys):
+    for wrong in ("--trainer.max_stps=3", "--model.network=Nothing"):
+        with pytest.raises(UserError):
+            parse_fit([*QUICKSTART, "--model.learning_rate", "0.5", "--print_config", wrong])
+        assert resolve_fit(QUICKSTART)[1] == fresh
     for word in ("--print_config", "--help"):
         assert main(["fit", *QUICKSTART, word]) == 0
         assert "learning_rate" in capsys.readouterr().out
