@@ -10,6 +10,7 @@ from mm_lightning.errors import UserError
 from mm_lightning.experiments.sweep_file import read_sweep, variants
 from mm_lightning.experiments.sweep_runs import plan, slug
 
+pytestmark = pytest.mark.usefixtures("parsed_once")
 SWEEPS = Path(__file__).resolve().parents[2] / "configs" / "sweeps"
 SHIPPED = sorted(
     p.name for p in SWEEPS.glob("*.yaml") if {"axes", "runs", "like"} & yaml.safe_load(p.read_text()).keys()

@@ -1,8 +1,6 @@
 """Sweeps that tune settings for each variant: what is tried, what wins, and what the report says of it."""
 
-import copy
 import csv
-import functools
 import json
 import math
 from pathlib import Path
@@ -22,19 +20,11 @@ from mm_lightning.experiments.sweep import Stages, carry_out
 from mm_lightning.experiments.sweep_file import read_sweep
 from mm_lightning.experiments.sweep_runs import plan, plan_final, plan_largest, plan_tuning
 from mm_lightning.experiments.tuning import tuning_blocks, warnings
-from mm_lightning.training import parse_fit
 
 CPU = Path(__file__).resolve().parents[2] / "configs" / "sweeps" / "cpu.yaml"
 RATES = {"model.learning_rate": [0.001, 0.003, 0.01]}
 
-resolved = parse_fit.resolve_fit
-resolve_once = functools.cache(lambda *words: resolved(list(words)))
-
-
-@pytest.fixture(autouse=True)
-def parsed_once(monkeypatch):
-    """Parse the command line of a variant once for all tests: files that it names never change."""
-    monkeypatch.setattr(parse_fit, "resolve_fit", lambda words: copy.deepcopy(resolve_once(*words)))
+pytestmark = pytest.mark.usefixtures("parsed_once")
 
 
 @pytest.fixture
@@ -179,6 +169,8 @@ def test_a_metric_that_is_to_be_large_on_shorter_runs(declare, tmp_path, no_figu
     assert launcher.started[-2:] == [f"a/{first}/seed-1", f"a/{first}/seed-2"]
     study = read_study([folder])
     assert [run.steps for run in study.all_runs] == [20, 20, *[12] * 6]
+    configs = [yaml.safe_load((folder / name / "config.yaml").read_text()) for name in launcher.started]
+    assert [config["trainer"]["max_steps"] for config in configs] == [*[12] * 6, 20, 20]
     later = study.tuning.runs[3]
     later.records[12]["validation/accuracy"] = 0.5
     assert study.tuning.best("a") is later
