@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from byte_networks import BASELINES, CONFIGS, STATES
+from byte_networks import BASELINES, CONFIGS
 from saved_networks import save_run
 
 from mm_lightning.checkpoint import (
@@ -331,7 +331,7 @@ def add(folder, **settings):
         results.append([*shown, one("<|end_of_text|>", "<|user|>")["input_ids"]])
     return results
 results = {{"contained": [f({contained!r}, trust_remote_code=True) for f in (generate, add)]}}
-results["baselines"] = {{name: generate(name, trust_remote_code=True)[0] for name in {baselines!r}}}
+results["hybrid"] = generate({hybrid!r}, trust_remote_code=True)[0]
 del sys.modules["mm_lightning"], sys.modules["numba"], sys.modules["triton"]
 import mm_lightning.transformers
 results["plain"] = [f({plain!r}) for f in (generate, add)]
@@ -346,11 +346,10 @@ def elsewhere(v2, tmp_path_factory):
     folders = {name: str(root / name) for name in ("contained", "plain")}
     for name, folder in folders.items():
         export_command(str(v2), folder, self_contained=name == "contained")
-    baselines = [str(root / name) for name in STATES]
-    for folder in baselines:
-        export_command(str(save_run(root / "runs" / Path(folder).name, Path(folder).name)), folder, self_contained=True)
+    folders["hybrid"] = str(root / "hybrid")
+    export_command(str(save_run(root / "run", "gated_deltanet_hybrid")), folders["hybrid"], self_contained=True)
     environment = {**os.environ, "HF_HOME": str(root / "home"), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", ELSEWHERE.format(**folders, baselines=baselines)]
+    command = [sys.executable, "-c", ELSEWHERE.format(**folders)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     return folders, json.loads(done.stdout.splitlines()[-1])
@@ -362,10 +361,11 @@ def test_elsewhere_without_and_with_the_package(elsewhere):
     assert "transformers_modules" in first[1]
     assert second[1] == "mm_lightning.inference.modeling"
     tokens = torch.tensor([[256, *b"mosaic"]])
-    expected = load(folders["plain"]).generate(tokens, max_new_tokens=12, num_beams=2)[0].tolist()
+    expected, hybrid = (
+        load(folders[name]).generate(tokens, max_new_tokens=12, num_beams=2)[0].tolist() for name in ("plain", "hybrid")
+    )
     assert first[0] == second[0] == expected
-    for folder, written in results["baselines"].items():
-        assert written == load(folder).generate(tokens, max_new_tokens=12, num_beams=2)[0].tolist(), folder
+    assert results["hybrid"] == hybrid
 
 
 @pytest.mark.parametrize("name", ["contained", "plain"])
