@@ -150,7 +150,7 @@ class TrainingCLI(LightningCLI):
         """Parse the command line; a mistake becomes a UserError that names key, file and nearest key."""
         try:
             self.config = parser.parse_args(args)
-        except ArgumentError as error:
+        except (ArgumentError, ModuleNotFoundError) as error:
             raise UserError(explain_parser_error(str(error), self.files, self._known(), self.options)) from error
         except UnicodeDecodeError as error:  # a section may be given as a file
             raise UserError(f"a file that an option names, as in --model FILE, is not UTF-8 text: {error}") from error

@@ -42,10 +42,8 @@ def explain_parser_error(message: str, files: list[ConfigFile], known: list[str]
         return f"{start}: name it as {match[1]}.class_path, or put the config that does so before"
     elif wrong := wrong_value(message):
         return _wrong_value_message(*wrong, files, typed)
-    elif match := re.search(r"class_path '([\w.]+)': No module named", message):
-        named = _locate("class_path", files, match[1])
-        start = f"there is no class {match[1]}" + (f", which {named[0]} names in line {named[1]}" if named else "")
-        return f"{start}: {where_modules_are_found(match[1])}"
+    elif match := re.search(r"No module named '([\w.]+)'", message):
+        return _missing_module(match[1], files)
     elif match := re.search(r'^(?:Spaces not allowed in keys|Empty nested key): "(.*)"', message):
         return f'unknown config key "{match[1]}"{_where(match[1], files)}: `--print_config` shows every key'
     elif match := re.search(r"arguments are required: (.+)", message):
@@ -61,6 +59,17 @@ def explain_parser_error(message: str, files: list[ConfigFile], known: list[str]
     key = ".".join(parts[:depth])
     siblings = sorted({".".join(name.split(".")[:depth]) for name in known if name.count(".") >= depth - 1})
     return _unknown_key_message("config key ", key, siblings, _where(key, files), "", known)
+
+
+def _missing_module(module: str, files: list[ConfigFile]) -> str:
+    """Return the message for a module that cannot be imported, with the class that a file names of it, if one does."""
+    for file in reversed(files):
+        for name, value in named_values(file.values):
+            if name.endswith("class_path") and f"{value}.".startswith(f"{module}."):
+                line, _ = locate(file.path, name.split("."), value) or (1, "")
+                start = f"there is no class {value}, which {file.path} names in line {line}"
+                return f"{start}: {where_modules_are_found(value)}"
+    return f"there is no module {module}: {where_modules_are_found(module)}"
 
 
 def _wrong_class(message: str, files: list[ConfigFile]) -> str | None:

@@ -162,6 +162,10 @@ def test_ctrl_c_says_where_to_go_on(tiny, capsys, monkeypatch):
             "trainer: {strategy: {class_path: x.y}}",
             ["there is no class x.y", "line 1", "in the folder of x.py", "PYTHONPATH"],
         ),
+        (
+            "model:\n  network:\n    class_path: MemoryMosaicConfig\n    init_args: {keys: {class_path: nowhere.Keys}}",
+            ["there is no class nowhere.Keys", "line 4", "in the folder of nowhere.py"],
+        ),
         ("model:\n  network: {class_path: 2025}", ["model.network.class_path", "line 2 must name a class, got 2025"]),
         ("trainer: [3]", ["trainer in ", "line 1 must hold"]),
         ("base:", ["base in ", "line 1 must be the name of a file", "null"]),

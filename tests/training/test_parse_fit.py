@@ -55,3 +55,11 @@ def test_a_mistake_leaves_nothing_to_the_next(fresh, capsys):
         assert "learning_rate" in capsys.readouterr().out
         assert resolve_fit(QUICKSTART)[1] == fresh
         assert not capsys.readouterr().out
+
+
+def test_a_part_whose_module_is_missing_is_named_where_an_option_replaces_it(tmp_path):
+    overlay, other = tmp_path / "overlay.yaml", '{"class_path": "nowhere.B", "init_args": {"offset": 2}}'
+    part = "{class_path: nowhere.A, init_args: {offset: 1}}"
+    overlay.write_text(f"model: {{network: {{class_path: MemoryMosaicConfig, init_args: {{bandwidth: {part}}}}}}}")
+    with pytest.raises(UserError, match=r"there is no class nowhere\.A, which .*overlay.yaml names in line 1"):
+        parse_fit([*QUICKSTART, "--config", str(overlay), "--model.network.bandwidth", other])
