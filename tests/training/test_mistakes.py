@@ -164,7 +164,7 @@ def test_ctrl_c_says_where_to_go_on(tiny, capsys, monkeypatch):
         ),
         (
             "model:\n  network:\n    class_path: MemoryMosaicConfig\n    init_args: {keys: {class_path: nowhere.Keys}}",
-            ["there is no class nowhere.Keys", "line 4", "in the folder of nowhere.py"],
+            ["the class nowhere.Keys", "in the folder of nowhere.py"],
         ),
         ("model:\n  network: {class_path: 2025}", ["model.network.class_path", "line 2 must name a class, got 2025"]),
         ("trainer: [3]", ["trainer in ", "line 1 must hold"]),
