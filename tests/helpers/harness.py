@@ -143,7 +143,7 @@ def kill_until(
         deadline = time.monotonic() + 120
         while run.alive() and entries(folder) < before + wanted and time.monotonic() < deadline:
             time.sleep(0.01)
-        life = draw.uniform(*pauses) if pauses else draw.random() * draw.choice([0.02, 0.2, 1.0])
+        life = draw.uniform(*pauses) if pauses else draw.random() * draw.choice([0.02, 0.1, 0.4])
         ends = time.monotonic() + life
         while run.alive() and time.monotonic() < ends:
             time.sleep(min(0.05, life))
