@@ -152,8 +152,8 @@ class Tuning:
 
     def result(self, run: Run) -> float | None:
         """Return the last value of the metric; None of a run that did not finish, diverged or did not log it."""
-        value = run.final().get(self.metric) if run.finished else None
-        return value if value is not None and math.isfinite(value) else None
+        values = list(run.curve(self.metric).values()) if run.finished else []
+        return values[-1] if values and math.isfinite(values[-1]) else None
 
     def best(self, variant: str) -> Run | None:
         """Return the best run of a variant, of equal ones the first; None where no run has a result."""

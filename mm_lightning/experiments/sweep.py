@@ -51,7 +51,8 @@ def sweep_command(
       stop         {steps: N}, {tokens: N} or {flops: N}; also an axis: stop.tokens: [N, M]
       tune         settings tuned for each variant, written as axes are: {model.learning_rate: [1e-3, 3e-3, 1e-2]}. The
                    first seed trains all their values, the other seeds the best one
-      tune_metric  decides, by its last value: validation/loss by default; tune_mode: min (default) or max
+      tune_metric  decides, by its last value: validation/loss by default, or another of metrics.jsonl, as train/tokens
+                   where runs end when they have learned; tune_mode: min (default) or max
       tune_stop    a shorter stop rule for tuning, after which all seeds train the best value
       warmup       share of a run's steps; validations: how many, evenly spaced
       slurm        parameters of submitit: {timeout_min: 600, gpus_per_node: 1, slurm_partition: gpu}

@@ -176,6 +176,10 @@ def test_a_metric_that_is_to_be_large_on_shorter_runs(declare, tmp_path, no_figu
     assert study.tuning.best("a") is later
     study.tuning.mode = "min"
     assert study.tuning.best("a") is study.tuning.runs[0]
+    study.tuning.metric = "train/tokens"  # runs may end as soon as they have learned
+    for n, run in enumerate(study.tuning.runs):
+        run.records[13] = {"train/tokens": 100.0 + (n - 2) ** 2}
+    assert study.tuning.best("a") is study.tuning.runs[2]
     text = (folder / "report" / "report.md").read_text()
     assert "made with seed 1 after 12 steps" in text
     assert len(list((folder / "report" / "figures").glob("tuning-*.svg"))) == 2
