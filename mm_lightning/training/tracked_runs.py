@@ -17,12 +17,16 @@ from mm_lightning.console import say
 from mm_lightning.errors import UserError
 from mm_lightning.outputs import write_json
 from mm_lightning.side_files import read_object
+from mm_lightning.training import trackio_logger
 from mm_lightning.training.lightning_internals import continue_tracked_run
+from mm_lightning.training.trackio_logger import TrackioLogger
 
 RUNS = "tracked_runs.json"
-"""The file of a run folder with the ids that W&B and MLflow know the run by: {"WandbLogger": ["1a2b3c"]}."""
-TRACKERS = {WandbLogger: "wandb", MLFlowLogger: "mlflow"}
-"""Loggers whose runs go on, with the package that they need, which is also the name of the extra that brings it."""
+"""The file of a run folder with the ids that trackers know the run by: {"WandbLogger": ["1a2b3c"]}."""
+TRACKERS = {WandbLogger: "wandb", MLFlowLogger: "mlflow", TrackioLogger: "trackio"}
+"""Loggers whose runs go on, with the package that they need."""
+EXTRAS = {"wandb", "mlflow"}
+"""Packages that an extra of the same name brings: trackio wants an older pillow than the tested one."""
 
 
 def logger_mistakes(trainer: Namespace) -> Iterator[tuple[str, UserError]]:
@@ -32,14 +36,15 @@ def logger_mistakes(trainer: Namespace) -> Iterator[tuple[str, UserError]]:
         name = str(logger.get("class_path")).rsplit(".", 1)[-1] if isinstance(logger, Namespace) else ""
         package = {kind.__name__: package for kind, package in TRACKERS.items()}.get(name)
         if package is not None and importlib.util.find_spec(package) is None:
-            missing = f'trainer.logger: {name} needs {package}: pip install "mm-lightning[{package}]"'
-            yield "trainer.logger", UserError(missing)
+            install = f'"mm-lightning[{package}]"' if package in EXTRAS else package
+            yield "trainer.logger", UserError(f"trainer.logger: {name} needs {package}: pip install {install}")
 
 
 def refused_by_tracker(error: Exception) -> bool:
-    """Return whether an error comes from the start of a run of Lightning's loggers, as W&B's does without a login."""
+    """Return whether an error comes from the start of a tracker's run, as W&B's does without a login."""
     frames = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return any(code.co_name == "experiment" and Path(code.co_filename).parent.name == "loggers" for code in frames)
+    files = [Path(code.co_filename) for code in frames if code.co_name == "experiment"]
+    return any(file.parent.name == "loggers" or file == Path(trackio_logger.__file__) for file in files)
 
 
 def prepare_loggers(loggers: Sequence[Logger], folder: RunFolder) -> None:
@@ -47,7 +52,9 @@ def prepare_loggers(loggers: Sequence[Logger], folder: RunFolder) -> None:
     ids = read_object(folder.path / RUNS) if folder.resumed else {}
     for logger in loggers:
         begun = ids.get(type(logger).__name__) or []
-        if begun and isinstance(logger, tuple(TRACKERS)):
+        if begun and isinstance(logger, TrackioLogger):
+            logger.go_on(begun.pop(0))
+        elif begun and isinstance(logger, tuple(TRACKERS)):
             continue_tracked_run(logger, begun.pop(0))
         for method in ("log_metrics", "log_hyperparams", "save", "finalize"):
             setattr(logger, method, _outlived(logger, getattr(logger, method)))
