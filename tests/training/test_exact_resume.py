@@ -8,14 +8,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import LambdaCallback
+from overlay_networks import overlay_configs
 from resuming import Case, steps, together, tokens
 from runs import metrics
+from small_datamodules import SMALL, SaveAt
 
 from mm_lightning.cli import main
-from mm_lightning.data import Manifest
+from mm_lightning.data import Manifest, TextDataModule
 from mm_lightning.data.mixture import folders
 from mm_lightning.data.shards import read_shard
+from mm_lightning.training.module import LanguageModule
 
 STEPS, CONTEXT = 40, 48
 SETTINGS = {
@@ -125,6 +131,34 @@ def test_a_hybrid_with_all_switches_of_the_transformer(config, tmp_path):
     for case in made:
         case.run(config, tmp_path)
     assert compare(tmp_path, made) == 1
+
+
+SPANS = {"short_term_window": 8, "long_term_delay": (2, 6), "inference_delay": 2}
+OVERLAYS = overlay_configs(vocab_size=258, layers=2, dim=16, heads=2, persistent_dim=16, **SPANS)
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_every_overlay(prepared, tmp_path, name):
+    """Two steps, a checkpoint, two more; and the two more from the checkpoint."""
+    weights, starts = [], []
+    for checkpoint in (None, tmp_path / "2.ckpt"):
+        start = LambdaCallback(on_train_start=lambda trainer, _: starts.append(trainer.global_step))
+        trainer = Trainer(
+            **dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False),
+            accelerator="cpu",
+            max_steps=4,
+            limit_val_batches=0,
+            default_root_dir=tmp_path,
+            callbacks=[start, SaveAt(tmp_path, [] if checkpoint else [2])],
+        )
+        module = LanguageModule(replace(OVERLAYS[name], dropout=0.1), learning_rate=0.01, warmup_steps=1)
+        trainer.fit(module, datamodule=TextDataModule(str(prepared), **SMALL), ckpt_path=checkpoint)
+        weights.append(module.network.state_dict())
+    assert starts == [0, 2]
+    half = torch.load(tmp_path / "2.ckpt", weights_only=True)["state_dict"]
+    for key, value in weights[0].items():
+        assert torch.equal(weights[1][key], value), key
+    assert sum(not torch.equal(half[f"network.{key}"], value) for key, value in weights[0].items()) > len(half) // 2
 
 
 @pytest.mark.slow
