@@ -206,16 +206,10 @@ def dispatch(args: Sequence[str]) -> None:
         print(short_help(name, TRAINING[name]))
     elif name in TRAINING:
         rest = ["--help"] if rest in (["--help", "all"], ["-h", "all"]) else rest
-        from mm_lightning.lazy_torchmetrics import import_lazily
-
-        import_lazily()
         from mm_lightning.training.commands import run_training
 
         run_training(name, rest, slurm_job())
     elif name in ("cost", "launch"):  # take the options of `mm fit`, so they read them themselves
-        from mm_lightning.lazy_torchmetrics import import_lazily
-
-        import_lazily()
         load(COMMANDS[name][0])(rest)
     else:
         run_function(name, load(COMMANDS[name][0]), rest)
