@@ -140,7 +140,10 @@ def run_layout(config: Any, network_config: NetworkConfig | None = None) -> Layo
     model = config.model
     with torch.device("meta"):
         network = (network_config or model.network).build()
-    moments = state_elements(recipe_groups(network, model), model.optimizer)
+    groups = recipe_groups(network, model)
+    moments = state_elements(groups, model.optimizer)
+    if stage in (1, 2):  # DeepSpeed's Muon has a second copy of the momentum, for steps that are skipped
+        moments += sum(p.numel() for group in groups if group.get("use_muon") for p in group["params"])
     return Layout(
         devices=count * trainer.num_nodes,
         precision=str(trainer.precision or "32-true"),

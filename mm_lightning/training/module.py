@@ -33,7 +33,14 @@ from mm_lightning.training.compiler import check_strategy
 from mm_lightning.training.document_losses import document_losses
 from mm_lightning.training.evaluation_losses import EvaluationLosses, metric_names
 from mm_lightning.training.lightning_internals import datamodule_of, find_datamodule, log_interval
-from mm_lightning.training.optimizers import Decay, ParameterGroup, build_optimizer, check_optimizer, recipe_groups
+from mm_lightning.training.optimizers import (
+    Decay,
+    ParameterGroup,
+    build_optimizer,
+    check_optimizer,
+    recipe_groups,
+    uses_zero,
+)
 from mm_lightning.training.schedules import Schedule
 from mm_lightning.training.sharding import parameter_count
 
@@ -263,7 +270,8 @@ class LanguageModule(LightningModule):
         """
         check_optimizer(self.trainer, self.optimizer)
         groups = recipe_groups(self.network, self)
-        optimizer = build_optimizer(self.optimizer, groups, self.learning_rate, self.betas)
+        zero = uses_zero(self.trainer)
+        optimizer = build_optimizer(self.optimizer, groups, self.learning_rate, self.betas, zero)
         # the steps are not known before the loaders exist, which a resume must precede
         rates = (self.learning_rate, self.warmup_steps, self.final_learning_rate, self.decay_steps)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, Schedule(self.schedule, *rates, self._steps).factor)

@@ -180,7 +180,11 @@ def _unmatched(group: ParameterGroup, names: list[str]) -> str:
 
 
 def build_optimizer(
-    choice: Choice, groups: list[dict[str, Any]], learning_rate: float, betas: tuple[float, float]
+    choice: Choice,
+    groups: list[dict[str, Any]],
+    learning_rate: float,
+    betas: tuple[float, float],
+    zero: bool = False,
 ) -> Optimizer:
     """Build the optimizer of a run.
 
@@ -189,11 +193,14 @@ def build_optimizer(
         groups: its parameter groups, in which `lr` is a factor.
         learning_rate: the peak.
         betas: of AdamW and its kin, unless init_args has them.
+        zero: whether ZeRO gives it flat pieces of the parameters.
 
     Raises:
         UserError: there is no such optimizer, or it takes other arguments.
     """
     optimizer_class, settings = optimizer_class_of(choice), choice.init_args
+    if zero and optimizer_class is Muon:
+        from mm_lightning.training.zero_muon import ZeroMuon as optimizer_class  # imports DeepSpeed
     takes = inspect.signature(optimizer_class).parameters
     for name in ("lr", "weight_decay"):
         if name in settings:
@@ -207,7 +214,7 @@ def build_optimizer(
         optimizer = optimizer_class(groups, **{"lr": learning_rate, **defaults, **settings})
     except (TypeError, ValueError) as error:
         known = ", ".join(name for name in takes if name not in ("params", "lr", "weight_decay"))
-        raise UserError(f"model.optimizer {optimizer_class.__name__}: {error}; its init_args may be {known}") from error
+        raise UserError(f"model.optimizer {choice.name}: {error}; its init_args may be {known}") from error
     allow_clipping(optimizer)
     return optimizer
 
@@ -260,26 +267,47 @@ def state_elements(groups: list[dict[str, Any]], choice: Choice) -> int:
     return total
 
 
+def uses_zero(trainer: Trainer) -> bool:
+    """Return whether an optimizer gets flat pieces of the parameters, as all stages of DeepSpeed give it."""
+    return isinstance(trainer.strategy, DeepSpeedStrategy)
+
+
 def check_optimizer(trainer: Trainer, choice: Choice) -> None:
     """Check that the strategy and precision of a run can train with an optimizer.
 
     Raises:
         UserError: its states would be in float16, or ZeRO would give it pieces of matrices.
     """
-    deepspeed = isinstance(trainer.strategy, DeepSpeedStrategy)
+    deepspeed = uses_zero(trainer)
     if trainer.precision == "16-true" and not deepspeed:
         raise UserError(
             "trainer.precision 16-true keeps the optimizer's moments in float16, which ends at 6e-8, and diverges: use "
             "bf16-true, bf16-mixed or 16-mixed"
         )
     optimizer_class = optimizer_class_of(choice)
-    if deepspeed and optimizer_class in (Muon, torch.optim.Muon, torch.optim.Adafactor):
-        own = "; DeepSpeed's own Muon clips its orthogonalized updates instead of the gradients"
-        reason = "" if optimizer_class is torch.optim.Adafactor else own
+    if deepspeed and optimizer_class in (torch.optim.Muon, torch.optim.Adafactor):
         raise UserError(
             f"model.optimizer {optimizer_class.__name__} needs whole matrices, of which ZeRO gives each process a flat "
-            f"piece{reason}: use trainer.strategy ddp, or adamw, sgd or another optimizer that treats each "
-            f"element alike"
+            f"piece: use trainer.strategy ddp, or adamw, sgd or another optimizer that treats each element alike"
         )
+    if deepspeed and optimizer_class is Muon:
+        _prepare_zero_muon(trainer)
     if "weight_decay" not in inspect.signature(optimizer_class).parameters and optimizer_class is not Muon:
         say(f"WARNING: model.optimizer {optimizer_class.__name__} has no weight decay: model.weight_decay is not used")
+
+
+def _prepare_zero_muon(trainer: Trainer) -> None:
+    """Refuse what DeepSpeed's Muon computes wrongly, and set what it requires."""
+    config: dict[str, Any] = trainer.strategy.config  # type: ignore[attr-defined]
+    if clip := trainer.gradient_clip_val or config.get("gradient_clipping"):
+        raise UserError(
+            f"model.optimizer muon under ZeRO is DeepSpeed's, which clips its orthogonalized updates instead of the "
+            f"gradients, got trainer.gradient_clip_val {clip}: set it to null, or use trainer.strategy ddp"
+        )
+    if str(trainer.precision).startswith("16"):
+        raise UserError(
+            f"model.optimizer muon under ZeRO adds up gradients of different loss scales, got trainer.precision "
+            f"{trainer.precision}: use bf16-mixed, or trainer.strategy ddp"
+        )
+    # Stage 3 requires it. Stage 2 in bf16 loses the gradient of a parameter before a matrix in a bucket otherwise.
+    config["zero_optimization"]["reduce_scatter"] = False

@@ -119,6 +119,22 @@ def init_on_cpu(strategy: Any) -> None:
 # The engine
 
 
+@contextmanager
+def eager_deepspeed() -> Iterator[None]:
+    """Context manager in which functions that DeepSpeed defines as compiled are not.
+
+    Those of Muon are compiled again for further shapes, which a resumed run meets in another order: other kernels
+    round differently. A CPU would need a C++ compiler, too, and a minute.
+    """
+    from deepspeed.runtime import compiler
+
+    compiled, compiler.compile = compiler.compile, lambda: lambda function: function
+    try:
+        yield
+    finally:
+        compiler.compile = compiled
+
+
 def write_shards_with(engine: Any, save: Callable[[Any, str], None]) -> None:
     """Let `save` write each file of a checkpoint: DeepSpeed has no option for a writer of one's own."""
     engine.checkpoint_engine.save = save

@@ -270,10 +270,12 @@ def together(tmp_path, runs) -> str:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("stage", [2, 3])
-def test_bf16_under_zero(tiny, tmp_path, stage):
+@pytest.mark.parametrize(("stage", "optimizer"), [(2, "adamw"), (3, "adamw"), (2, "muon"), (3, "muon")])
+def test_bf16_under_zero(tiny, tmp_path, stage, optimizer):
     """Where gradients are added up in float32, too, an update with an infinite one is left out."""
     more = [*TWO, f"deepspeed_stage_{stage}", "--trainer.precision", "bf16-mixed", "--trainer.max_steps", "4"]
+    if optimizer == "muon":
+        more += ["--model.optimizer", "muon", "--trainer.gradient_clip_val", "null"]
     said = together(tmp_path, [(True, ["fit", "--config", config(tiny, tmp_path), *more], 0)])
     assert "step 3 was bad" in said
     saved = [str(tmp_path / "run" / "0" / "checkpoints" / f"step={step}.ckpt") for step in (2, 3, 4)]

@@ -2,6 +2,7 @@
 
 import inspect
 from datetime import timedelta
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -66,6 +67,18 @@ def test_deepspeed_keeps_its_process_group_in_one_place():
 
     assert comm.cdb is None
     assert callable(comm.destroy_process_group)
+
+
+def test_deepspeed_compiles_by_one_name():
+    deepspeed()
+    from deepspeed.runtime import compiler
+
+    before = compiler.compile
+    with sharding.eager_deepspeed():
+        assert compiler.compile()(test_deepspeed_compiles_by_one_name) is test_deepspeed_compiles_by_one_name
+    assert compiler.compile is before
+    muon = (Path(compiler.__file__).parent / "zero" / "muon" / "original_muon.py").read_text()
+    assert "@compiler.compile()\ndef muon_update(" in muon
 
 
 def test_cpus_are_set_up_by_names_that_exist():
