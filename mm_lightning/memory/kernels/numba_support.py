@@ -103,7 +103,7 @@ def array_at(address, like, count):  # type: ignore[no-untyped-def]
     """Return an array of `count` elements of the type of `like` at an address, which is passed faster than an array."""
 
 
-@overload(array_at, inline="always")
+@overload(array_at)
 def _typed_array_at(address, like, count):  # type: ignore[no-untyped-def]
     return lambda address, like, count: numba.carray(_pointer(address, like), count)
 
@@ -112,7 +112,7 @@ def row_at(address, like, i, size):  # type: ignore[no-untyped-def]
     """Return row i of a contiguous matrix at an address, with `size` elements a row of the type of `like`."""
 
 
-@overload(row_at, inline="always")
+@overload(row_at)
 def _typed_row_at(address, like, i, size):  # type: ignore[no-untyped-def]
     return lambda address, like, i, size: array_at(address + i * size * like.itemsize, like, size)
 
