@@ -28,23 +28,31 @@ def watched(minutes: float, rank: int) -> list:
 
 
 def test_a_run_that_stands_still_is_ended(tiny, tmp_path, monkeypatch, capfd):
-    """In one process, whose end is only noted."""
+    """In one process, whose end is only noted; its limit falls to a moment when it stands still."""
     ended = threading.Event()
-    statuses = []
+    statuses, watchdogs = [], []
+    start_monitor = Watchdog._start_monitor
+
+    def note(watchdog):
+        watchdogs.append(watchdog)
+        watchdog.interval = 0.05
+        start_monitor(watchdog)
 
     def end(status):
         statuses.append(status)
         ended.set()
 
     def wake(seconds):
+        watchdogs[0].limit = 0.25
         assert ended.wait(60)
         raise Ended
 
+    monkeypatch.setattr(Watchdog, "_start_monitor", note)
     monkeypatch.setattr(os, "_exit", end)
     monkeypatch.setattr(time, "sleep", wake)
     monkeypatch.setattr(sys, "__stderr__", sys.stderr)
     with pytest.raises(Ended):
-        run_training("fit", ["--config", str(tiny), f"--trainer.callbacks={json.dumps(watched(0.06, 0))}"])
+        run_training("fit", ["--config", str(tiny), f"--trainer.callbacks={json.dumps(watched(1, 0))}"])
     said = capfd.readouterr().err
     assert statuses[0] == EXIT_STATUS
     assert re.search(
@@ -126,16 +134,28 @@ if sys.argv[2] == "stuck":
 """
 
 
+@pytest.fixture(scope="module")
+def outside():
+    """A process that gets stuck and one that is stopped for a while, side by side: each and what watches it."""
+    watched = {}
+    for how in ("stuck", "stopped"):
+        arguments = [sys.executable, "-c", OUTSIDE, stuck_process.__file__, how]
+        process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        watched[how] = process, int(process.stdout.readline())
+    stopped, _ = watched["stopped"]
+    stopped.send_signal(signal.SIGSTOP)
+    time.sleep(2)  # more than twice the limit
+    stopped.send_signal(signal.SIGCONT)
+    yield watched
+    for process, _ in watched.values():
+        process.kill()
+        process.communicate()
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc and real-time signals")
 @pytest.mark.parametrize("how", ["stuck", "stopped"])
-def test_a_process_is_watched_from_outside(how):
-    arguments = [sys.executable, "-c", OUTSIDE, stuck_process.__file__, how]
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    child = int(process.stdout.readline())
-    if how == "stopped":
-        process.send_signal(signal.SIGSTOP)
-        time.sleep(2)  # more than twice the limit
-        process.send_signal(signal.SIGCONT)
+def test_a_process_is_watched_from_outside(outside, how):
+    process, child = outside[how]
     _, said = process.communicate(timeout=60)
     if how == "stopped":
         assert (process.returncode, said) == (0, "")
