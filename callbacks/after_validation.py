@@ -27,7 +27,8 @@ class AfterValidation(Callback, ABC):
         return True
 
     def on_validation_end(self, trainer: Trainer, pl_module: LanguageModule) -> None:
-        ready = [c for c in callbacks_of(trainer) if isinstance(c, AfterValidation) and c.has_input()]
+        inspecting = callbacks_of(trainer, AfterValidation)  # type: ignore[type-abstract]
+        ready = [callback for callback in inspecting if callback.has_input()]
         if trainer.state.fn != "fit" or trainer.sanity_checking or self not in ready[:1]:
             return
         with evaluation_mode(trainer, pl_module) as network:
@@ -36,7 +37,7 @@ class AfterValidation(Callback, ABC):
 
     def unique_tag(self, name: str, trainer: Trainer) -> str:
         """Return a tag that no other callback of this class writes: `name` for the first one, then `name/2`, ..."""
-        index = [callback for callback in callbacks_of(trainer) if type(callback) is type(self)].index(self)
+        index = [callback for callback in callbacks_of(trainer, Callback) if type(callback) is type(self)].index(self)
         return f"{name}/{index + 1}" if index else name
 
     @abstractmethod
@@ -63,16 +64,10 @@ class OnValidationBatch(AfterValidation):
         return self.batch is not None
 
     def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LanguageModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LanguageModule, _: Any, batch: Any, *at: int
     ) -> None:
-        """Keep the first sequences."""
-        if batch_idx == dataloader_idx == 0 and self.sequences:
+        """Keep the first sequences of the first batch of the first data set."""
+        if self.sequences and not any(at):
             rows = slice(min(self.sequences, len(batch)))
             documents = Documents.from_starts(batch.documents.position[rows] == 0)
             self.batch = Batch(batch.tokens[rows], batch.targets[rows], documents)

@@ -168,8 +168,11 @@ class BadStepGuard(Callback):
             why += (
                 f", {(loss - mean) / max(deviation, 1e-12):.1f} standard deviations above the last losses ({mean:.6g})"
             )
-        folder = self._save_batch(trainer, pl_module, step, why)
-        hint = f"`mm data show {quote(str(folder))}` shows its batch" if folder else "its batch could not be saved"
+        folder = pl_module.run_folder.path / BAD_STEPS / f"step={step.number}"
+        write = partial(self._write_batch, trainer, folder, step, why)
+        consequence = "the run ends without its batch" if self.on_bad_step == "stop" else None
+        saved = pl_module.run_folder.write(folder, write, consequence)
+        hint = f"`mm data show {quote(str(folder))}` shows its batch" if saved else "its batch could not be saved"
         message = f"step {step.number} was bad: {why}. Its update was skipped; {hint}"
         if self.on_bad_step == "stop":
             raise UserError(
@@ -184,16 +187,6 @@ class BadStepGuard(Callback):
         say(message)
         if self.on_bad_step == "rollback" and self._rollback_from is None:
             self._rollback_from = step.number
-
-    def _save_batch(self, trainer: Trainer, pl_module: LanguageModule, step: Step, why: str) -> Path | None:
-        """Save the batch; return its folder, or None if that was not possible."""
-        folder = pl_module.run_folder.path / BAD_STEPS / f"step={step.number}"
-
-        def write() -> None:
-            self._write_batch(trainer, folder, step, why)
-
-        consequence = "the run ends without its batch" if self.on_bad_step == "stop" else None
-        return folder if pl_module.run_folder.write(folder, write, consequence) else None
 
     def _write_batch(self, trainer: Trainer, folder: Path, step: Step, why: str) -> None:
         """Write the tokens of this process; on the first one also the statistics of the step."""
@@ -237,14 +230,13 @@ class BadStepGuard(Callback):
         if path is None:
             return
         left = trainer.global_step
-        counts = (self._rollbacks, self._bad_steps)
+        bad_steps = self._bad_steps  # which the checkpoint has not counted
         restore(trainer, path)
-        self._rollbacks, self._bad_steps = counts
-        self._in_a_row, self._previous, self._step = 0, None, Step()
+        self._bad_steps, self._in_a_row = bad_steps, 0
+        self._previous, self._step = None, Step()
         pl_module.begin_step()
-        for callback in callbacks_of(trainer):
-            if isinstance(callback, Checkpoints):
-                callback.on_train_start(trainer, pl_module)
+        for callback in callbacks_of(trainer, Checkpoints):
+            callback.on_train_start(trainer, pl_module)
         step, data = trainer.global_step, datamodule_of(trainer)
         if trainer.is_global_zero:
             drop_later_steps(trainer, step)

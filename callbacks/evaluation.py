@@ -92,7 +92,7 @@ class Evaluation(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LanguageModule, stage: str) -> None:
         """Refuse a task that another Evaluation runs too: both would write the same files."""
-        others = [c for c in callbacks_of(trainer) if isinstance(c, Evaluation) and c is not self]
+        others = [callback for callback in callbacks_of(trainer, Evaluation) if callback is not self]
         elsewhere = {task.name for callback in others for task in callback.tasks}
         if shared := sorted(elsewhere & {task.name for task in self.tasks}):
             raise UserError(f"Evaluation: two callbacks run {', '.join(shared)}: name a task in one of them")
@@ -157,9 +157,8 @@ class Evaluation(Callback):
         values |= {"evaluation/seconds": seconds, "evaluation/share": self._seconds / (time.monotonic() - self._begin)}
         for logger in trainer.loggers:
             logger.log_metrics(values, step)
-        for callback in callbacks_of(trainer):
-            if isinstance(callback, Throughput):
-                callback.skip_time()
+        for callback in callbacks_of(trainer, Throughput):
+            callback.skip_time()
 
 
 def tag(task: str, row: Row) -> str:

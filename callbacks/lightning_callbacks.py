@@ -75,15 +75,13 @@ def check_averaging(trainer: Trainer) -> None:
     Raises:
         UserError: with the strategy.
     """
-    for callback in callbacks_of(trainer):
-        if isinstance(callback, lightning.WeightAveraging) and isinstance(
-            trainer.strategy, (DeepSpeedStrategy, FSDPStrategy)
-        ):
-            strategy = type(trainer.strategy).__name__.removesuffix("Strategy")
-            raise UserError(
-                f"trainer.callbacks: {type(callback).__name__} needs whole weights on every device, which {strategy} "
-                f"divides: set trainer.strategy to ddp, or leave it out"
-            )
+    averaging = callbacks_of(trainer, lightning.WeightAveraging)
+    if averaging and isinstance(trainer.strategy, (DeepSpeedStrategy, FSDPStrategy)):
+        strategy = type(trainer.strategy).__name__.removesuffix("Strategy")
+        raise UserError(
+            f"trainer.callbacks: {type(averaging[0]).__name__} needs whole weights on every device, which {strategy} "
+            f"divides: set trainer.strategy to ddp, or leave it out"
+        )
 
 
 def check_callback_state(callback: Callback) -> None:
@@ -103,10 +101,9 @@ class CheckCallbacks(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LanguageModule) -> None:
         """Check monitored metrics against those that validation logs, unless a class of the user may log others."""
-        monitored = [(c, "monitor", c.monitor) for c in _early_stops(trainer) if c.strict]
-        monitored += [
-            (c, "best", c.best) for c in callbacks_of(trainer) if isinstance(c, Checkpoints) and c.best is not None
-        ]
+        early_stops = callbacks_of(trainer, lightning.EarlyStopping)
+        monitored: list[tuple[Callback, str, Any]] = [(c, "monitor", c.monitor) for c in early_stops if c.strict]
+        monitored += [(c, "best", c.best) for c in callbacks_of(trainer, Checkpoints) if c.best is not None]
         names = metric_names(trainer, pl_module)
         for callback, key, metric in monitored:
             if names is not None and not str(metric).startswith("train/"):
@@ -118,15 +115,14 @@ class CheckCallbacks(Callback):
         Raises:
             UserError: with the callback.
         """
-        for callback in callbacks_of(trainer):
+        for callback in callbacks_of(trainer, Callback):
             if not type(callback).__module__.startswith(("lightning.", "mm_lightning.")):
                 check_callback_state(callback)
         self._begin = trainer.global_step
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LanguageModule, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of averaged weights without the callback that averages: its moments belong to others."""
-        averaging = any(isinstance(callback, lightning.WeightAveraging) for callback in callbacks_of(trainer))
-        if "current_model_state" in checkpoint and not averaging:
+        if "current_model_state" in checkpoint and not callbacks_of(trainer, lightning.WeightAveraging):
             raise UserError(
                 "the checkpoint holds averaged weights beside those in training: name its EMAWeightAveraging or "
                 "WeightAveraging in trainer.callbacks, or start a new run from the averages: --model.initial_weights"
@@ -143,7 +139,7 @@ class CheckCallbacks(Callback):
 
     @staticmethod
     def _check_logged(trainer: Trainer, at_epoch_end: bool) -> None:
-        for callback in _early_stops(trainer):
+        for callback in callbacks_of(trainer, lightning.EarlyStopping):
             if callback.strict and checks_at_epoch_end(callback) == at_epoch_end:
                 check_metric(callback, "monitor", callback.monitor, list(trainer.callback_metrics))
 
@@ -152,14 +148,10 @@ class CheckCallbacks(Callback):
         step = trainer.global_step
         if step == self._begin or 0 < trainer.max_steps <= step:
             return
-        for callback in callbacks_of(trainer):
-            if isinstance(callback, lightning.EarlyStopping) and callback.stopping_reason_message:
+        for callback in callbacks_of(trainer, lightning.EarlyStopping):
+            if callback.stopping_reason_message:
                 reason = callback.stopping_reason_message.removesuffix(" Signaling Trainer to stop.")
                 say(f"EarlyStopping ended training after step {step}: {reason}")
-            left = callback.time_remaining() if isinstance(callback, lightning.Timer) else None
-            if left is not None and left <= 0:
+        for timer in callbacks_of(trainer, lightning.Timer):
+            if (left := timer.time_remaining()) is not None and left <= 0:
                 say(f"training ended after step {step}: its time is over (trainer.max_time or Timer)")
-
-
-def _early_stops(trainer: Trainer) -> list[lightning.EarlyStopping]:
-    return [callback for callback in callbacks_of(trainer) if isinstance(callback, lightning.EarlyStopping)]

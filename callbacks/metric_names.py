@@ -18,12 +18,12 @@ DECLARING = ("mm_lightning.", "lightning.")
 
 def metric_names(trainer: Trainer, module: LanguageModule) -> list[str] | None:
     """Return the metrics that validation will log; None if a class of the user may log others."""
-    if any(not type(part).__module__.startswith(DECLARING) for part in (module, *callbacks_of(trainer))):
+    parts = [module, *callbacks_of(trainer, Callback)]
+    if any(not type(part).__module__.startswith(DECLARING) for part in parts):
         return None
     if not trainer.enable_validation:
         return []
-    names = [name for callback in callbacks_of(trainer) for name in getattr(callback, "validation_metrics", ())]
-    return [*module.validation_metrics, *names]
+    return [name for part in parts for name in getattr(part, "validation_metrics", ())]
 
 
 def check_metric(callback: Callback, key: str, metric: Any, names: Collection[str]) -> None:

@@ -41,10 +41,6 @@ from mm_lightning.training.lightning_internals import (
 from mm_lightning.training.module import LanguageModule
 
 
-class Preempted(SystemExit):
-    """End the process with an exit status, after its checkpoint was written."""
-
-
 class Preemption(Callback):
     """Save a checkpoint and end the run at SIGTERM, SIGUSR1, SIGUSR2, SIGHUP (its terminal is closed) or ctrl-C.
 
@@ -125,7 +121,7 @@ class Preemption(Callback):
     def _save(self, trainer: Trainer, pl_module: LanguageModule, number: int) -> None:
         step = trainer.global_step
         path = checkpoint_path(pl_module.run_folder.path, step)
-        saver = next((c for c in callbacks_of(trainer) if isinstance(c, Checkpoints)), Checkpoints(keep=0))
+        saver = next(iter(callbacks_of(trainer, Checkpoints)), Checkpoints(keep=0))
         saver.save_now(trainer, pl_module)
         self._saved_signal = number
         if trainer.is_global_zero:
@@ -143,7 +139,7 @@ class Preemption(Callback):
         if self.slurm_job and trainer.is_global_zero and status == PREEMPTED:
             say(requeue(self.slurm_job))
         # Lightning kills all processes that it started on a node when one of them ends with an error.
-        raise Preempted(status if trainer.local_rank == 0 else 0)
+        raise SystemExit(status if trainer.local_rank == 0 else 0)
 
     def teardown(self, trainer: Trainer, pl_module: LanguageModule, stage: Any) -> None:
         """Restore the previous signal handlers."""

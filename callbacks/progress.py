@@ -56,13 +56,7 @@ class Progress(ProgressBar):
             self._start("validating", sum(trainer.num_val_batches))
 
     def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LanguageModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LanguageModule, _: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         if trainer.state.fn != "fit":
             self._set(sum(trainer.num_val_batches[:dataloader_idx]) + batch_idx + 1)

@@ -41,7 +41,7 @@ class Summary(Callback):
             return
         seconds = time.perf_counter() - self._begin
         folder = pl_module.run_folder.path
-        samplers = [c for c in callbacks_of(trainer) if isinstance(c, Samples) and c.last is not None]
+        samplers = [sampler for sampler in callbacks_of(trainer, Samples) if sampler.last is not None]
         steps = f"{trainer.global_step - self._first} steps in {clock(seconds)}"
         in_all = f", {trainer.global_step} in all" if self._first else ""
         lines = [steps + in_all, *self._scores(trainer), ""]

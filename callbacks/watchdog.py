@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,9 +28,6 @@ EXIT_STATUS = 70
 
 Limit = Annotated[float, Range(0, 525_600, above=True)]  # a year
 _DUMP = getattr(signal, "SIGRTMAX", signal.SIGPROF)  # a process prints its stacks at it; used for nothing else
-
-PROCESS_LOCAL = ("_stopped", "_thread", "_hook", "_monitor", "_launcher")
-"""Attributes of a Watchdog that are not copied or pickled."""
 
 
 class Watchdog(Callback):
@@ -51,24 +47,20 @@ class Watchdog(Callback):
         minutes: longer than the slowest checkpoint takes to write, and shorter than communication_timeout.
     """
 
+    _beats = 0  # phases since the start, by which processes are compared
+    _phase, _step = "starting", 0
+    _monitor: Any = None
+    _launcher: Any = None
+    _thread: threading.Thread | None = None
+
     @checked()
     def __init__(self, minutes: Limit = 20.0) -> None:
         self.limit = minutes * 60  # seconds
         self.interval = min(15.0, self.limit / 4)
-        self._beats = 0  # phases since the start, by which processes are compared
-        self._phase, self._step = "starting", 0
-        self._monitor: subprocess.Popen | None = None
-        self._launcher: Any = None
-        self._stopped = threading.Event()
-        self._thread: threading.Thread | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state of a copy, which watches nothing."""
-        return {name: value for name, value in vars(self).items() if name not in PROCESS_LOCAL}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._stopped, self._thread, self._monitor, self._launcher = threading.Event(), None, None, None
+        """Return the settings: a copy watches nothing."""
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
     def on_train_start(self, trainer: Trainer, pl_module: LanguageModule) -> None:
         """Start to watch."""
@@ -77,14 +69,18 @@ class Watchdog(Callback):
         self._run = pl_module.run_folder
         self._folder = self._run.path / "heartbeats"
         self._beat(trainer, "waiting for data")
-        self._hook = pl_module.network.register_forward_pre_hook(ForwardHook(lambda: self._beat(trainer, self._phase)))
-        self._stopped.clear()
+        self._hook = pl_module.network.register_forward_pre_hook(self._count_beat)
+        self._stopped = threading.Event()
         self._start_monitor()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
 
     def _beat(self, trainer: Trainer, phase: str) -> None:
         self._phase, self._step = phase, trainer.global_step
+        self._count_beat()
+
+    def _count_beat(self, *_: Any) -> None:
+        """Count a sign of life; as a hook of a network that is copied, this becomes a copy's, which watches nothing."""
         self._beats += 1
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LanguageModule, batch: Any, batch_idx: int) -> None:
@@ -117,10 +113,9 @@ class Watchdog(Callback):
         self._thread = None
         self._hook.remove()
         faulthandler.unregister(_DUMP)
-        if self._monitor is not None and self._monitor.stdin is not None:
-            with contextlib.suppress(OSError):
-                self._monitor.stdin.close()
-            self._monitor.wait()
+        with contextlib.suppress(OSError):
+            self._monitor.stdin.close()
+        self._monitor.wait()
         self._file(self._rank).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # only the last process finds it empty
             self._folder.rmdir()
@@ -140,18 +135,13 @@ class Watchdog(Callback):
             bufsize=0,
             start_new_session=True,
         )
-        assert self._monitor.stdin is not None
         os.set_blocking(self._monitor.stdin.fileno(), False)
-
-    def _send_heartbeat(self) -> None:
-        if self._monitor is not None and self._monitor.stdin is not None:
-            with contextlib.suppress(OSError, ValueError):  # the monitor may be gone
-                self._monitor.stdin.write(b".")
 
     def _watch(self) -> None:
         idle, beats, before = 0.0, self._beats, time.monotonic()
         while True:
-            self._send_heartbeat()
+            with contextlib.suppress(OSError, ValueError):  # the monitor may be gone
+                self._monitor.stdin.write(b".")
             try:
                 self._write(idle)
             except Exception as error:  # it would end this thread silently
@@ -202,20 +192,6 @@ class Watchdog(Callback):
             self._stopped.wait(self.interval)
             kill_launched(self._launcher)
         os._exit(EXIT_STATUS)
-
-
-class ForwardHook:
-    """Forward pre-hook that calls a function; a copied or pickled module calls nothing."""
-
-    def __init__(self, call: Callable[[], None] | None = None) -> None:
-        self.call = call
-
-    def __call__(self, *args: Any) -> None:
-        if self.call is not None:
-            self.call()
-
-    def __reduce__(self) -> Any:
-        return ForwardHook, ()
 
 
 def in_collective() -> bool:

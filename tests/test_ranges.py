@@ -47,7 +47,7 @@ CLASSES: dict[str, Any] = {
     "data": TextDataModule.__init__,
     **{kind.__name__: kind for kind in (MemoryMosaicConfig, TransformerConfig, PrepareConfig, RegBenchConfig)},
     **{kind.__name__: kind for kind in (FactsConfig, Sampling, SublinearRead)},
-    **{name: getattr(callbacks, name).__init__ for name in callbacks.__all__},
+    **{name: kind.__init__ for name, kind in vars(callbacks).items() if isinstance(kind, type)},
     **{name: find_task(name) for name in TASKS},
 }
 TYPED = {

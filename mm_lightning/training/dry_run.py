@@ -239,7 +239,9 @@ class DryRunFit(FitCommandLine):
         dimensions = ", ".join(
             f"{name} {getattr(config, name)} -> {getattr(tiny, name)}" for name in ("layers", "dim", "persistent_dim")
         )
-        names = [type(callback).__name__ for callback in callbacks_of(trainer) if callback is not self._forward]
+        names = [
+            type(callback).__name__ for callback in callbacks_of(trainer, Callback) if callback is not self._forward
+        ]
         stage = f" stage {self._layout.zero_stage}" if self._layout.zero_stage else ""
         say(f"strategy     {type(trainer.strategy).__name__}{stage}, precision {trainer.precision}: built")
         say(f"callbacks    {', '.join(names)}: set up")

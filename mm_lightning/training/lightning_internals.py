@@ -12,13 +12,13 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from lightning.pytorch import Callback, Trainer
+    from lightning.pytorch import Trainer
     from lightning.pytorch.callbacks import EarlyStopping
     from lightning.pytorch.cli import LightningArgumentParser
     from lightning.pytorch.loggers import Logger
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
 
     from mm_lightning.data import TextDataModule
+
+Kind = TypeVar("Kind")
 
 # What type checkers do not know: attributes that Lightning sets outside of the Trainer's own class
 
@@ -43,9 +45,9 @@ def datamodule_of(trainer: Trainer) -> TextDataModule:
     return data
 
 
-def callbacks_of(trainer: Trainer) -> list[Callback]:
-    """Return the callbacks of a run."""
-    return getattr(trainer, "callbacks")  # noqa: B009
+def callbacks_of(trainer: Trainer, kind: type[Kind]) -> list[Kind]:
+    """Return the callbacks of a run that are of a class."""
+    return [callback for callback in getattr(trainer, "callbacks") if isinstance(callback, kind)]  # noqa: B009
 
 
 def log_interval(trainer: Trainer) -> int:

@@ -257,7 +257,7 @@ def nothing_to_do(trainer: Trainer) -> str:
     """Return why a run ended before its first step, and what to change."""
     step, loop = trainer.global_step, trainer.fit_loop
     where = f"{trainer.ckpt_path} is at step {step}" if trainer.ckpt_path else f"the run is at step {step}"
-    timer = next((c for c in callbacks_of(trainer) if isinstance(c, Timer)), None)
+    timer = next(iter(callbacks_of(trainer, Timer)), None)
     if trainer.limit_train_batches == 0:
         why = "trainer.limit_train_batches is 0: leave it out"
     elif loop.max_batches == 0:

@@ -13,8 +13,9 @@ from mm_lightning.errors import UserError
 NEEDED = {"Evaluation": {"tasks": "loss_by_position"}, "Samples": {"prompt": "a"}}
 NUMBERS = [
     (name, key, "int" if "int" in str(kind) else "float")
-    for name in callbacks.__all__
-    for key, kind in typing.get_type_hints(getattr(callbacks, name).__init__).items()
+    for name, callback in vars(callbacks).items()
+    if isinstance(callback, type)
+    for key, kind in typing.get_type_hints(callback.__init__).items()
     if re.search(r"\b(int|float)\b", str(kind))
 ]
 

@@ -1,6 +1,7 @@
 """A run that hangs ends by itself and says where."""
 
 import faulthandler
+import io
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from resuming import Case, together
@@ -95,6 +97,7 @@ def test_a_process_that_was_stopped_does_not_hang(monkeypatch, waits, ends):
     watchdog = Watchdog(minutes=1)
     given_up = []
     watchdog._stopped = Script(monkeypatch, watchdog, *waits)
+    watchdog._monitor = SimpleNamespace(stdin=io.BytesIO())
     monkeypatch.setattr(watchdog, "_write", lambda still: None)
     monkeypatch.setattr(watchdog, "_end_run", given_up.append)
     watchdog._watch()
@@ -105,6 +108,7 @@ def test_the_end_is_told_where_no_heartbeat_could_be_written(monkeypatch, tmp_pa
     """A full disk, for one."""
     watchdog = Watchdog(minutes=1)
     watchdog._rank, watchdog._ranks, watchdog._folder = 1, 2, tmp_path / "gone" / "heartbeats"
+    watchdog._stopped = threading.Event()
     watchdog._stopped.set()
     ended = []
     monkeypatch.setattr(os, "_exit", ended.append)

@@ -8,7 +8,7 @@ from unittest.mock import MagicMock
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
@@ -56,7 +56,7 @@ def trainer():
 
 def test_attributes_that_type_checkers_do_not_know(trainer):
     assert internals.find_datamodule(trainer) is None
-    assert internals.callbacks_of(trainer) == trainer.callbacks
+    assert internals.callbacks_of(trainer, Callback) == trainer.callbacks
     assert internals.log_interval(trainer) == 50
 
 
