@@ -17,22 +17,16 @@ from torch.optim import Optimizer
 
 from mm_lightning.callbacks.checkpoints import Checkpoints
 from mm_lightning.callbacks.step_stats import LossWindow, Step
-from mm_lightning.checkpoint import is_complete, is_run_checkpoint, list_checkpoints, step_of
+from mm_lightning.checkpoint import is_complete, list_checkpoints, step_of
+from mm_lightning.checkpoint.discovery import is_run_checkpoint
 from mm_lightning.console import say
 from mm_lightning.data.batch import Batch
 from mm_lightning.data.mixture import describe
 from mm_lightning.errors import UserError
 from mm_lightning.outputs import write_json
 from mm_lightning.ranges import Count, NonNegative, Range, checked
+from mm_lightning.training import data_order
 from mm_lightning.training.accumulation import served_sequences
-from mm_lightning.training.data_order import (
-    BAD_STEPS,
-    ROLLBACKS,
-    data_order_settings,
-    locate_sequences,
-    record_rollback,
-    save_tokens,
-)
 from mm_lightning.training.lightning_internals import accumulating, callbacks_of, datamodule_of, log_interval
 from mm_lightning.training.loggers import drop_later_steps
 from mm_lightning.training.module import LanguageModule
@@ -168,7 +162,7 @@ class BadStepGuard(Callback):
             why += (
                 f", {(loss - mean) / max(deviation, 1e-12):.1f} standard deviations above the last losses ({mean:.6g})"
             )
-        folder = pl_module.run_folder.path / BAD_STEPS / f"step={step.number}"
+        folder = pl_module.run_folder.path / data_order.BAD_STEPS / f"step={step.number}"
         write = partial(self._write_batch, trainer, folder, step, why)
         consequence = "the run ends without its batch" if self.on_bad_step == "stop" else None
         saved = pl_module.run_folder.write(folder, write, consequence)
@@ -191,16 +185,16 @@ class BadStepGuard(Callback):
     def _write_batch(self, trainer: Trainer, folder: Path, step: Step, why: str) -> None:
         """Write the tokens of this process; on the first one also the statistics of the step."""
         data = datamodule_of(trainer)
-        save_tokens(folder, trainer.global_rank, step.tokens)
+        data_order.save_tokens(folder, trainer.global_rank, step.tokens)
         if trainer.is_global_zero:
-            about = data_order_settings(data.weights, data.context_length, data.global_batch_size, data.seed)
+            about = data_order.data_order_settings(data.weights, data.context_length, data.global_batch_size, data.seed)
             first = None if step.served is None else step.served - data.global_batch_size
             shape = {"micro_batch_size": data.micro_batch_size, "world_size": trainer.world_size}
             policy = {"on_bad_step": self.on_bad_step, "sigma": self.sigma, "window": self.window}
             values = {"step": step.number, "why": why, **policy, **shape, **about, "first": first}
             values |= {"sets": describe(data.sets), "tokenizer": data.tokenizer.sha256}
             if first is not None:
-                values["sequences"] = locate_sequences(about, data.sets, first)
+                values["sequences"] = data_order.locate_sequences(about, data.sets, first)
             write_json(folder / "step.json", values)
 
     # Rollback
@@ -241,12 +235,11 @@ class BadStepGuard(Callback):
         if trainer.is_global_zero:
             drop_later_steps(trainer, step)
         if trainer.is_global_zero and (first := served_sequences(trainer)) is not None:
-            about = data_order_settings(data.weights, data.context_length, data.global_batch_size, data.seed)
+            about = data_order.data_order_settings(data.weights, data.context_length, data.global_batch_size, data.seed)
             first -= data.micro_batch_size * trainer.world_size  # of the batch that comes next
             run = pl_module.run_folder
-            run.write(
-                run.path / ROLLBACKS, partial(record_rollback, run.path, step, first, about, left=left), retry=True
-            )
+            note = partial(data_order.record_rollback, run.path, step, first, about, left=left)
+            run.write(run.path / data_order.ROLLBACKS, note, retry=True)
         say(f"rolled back from step {left} to {path}; the data of {left - step} steps are not read again")
 
     def state_dict(self) -> dict[str, Any]:

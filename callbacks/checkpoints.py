@@ -11,14 +11,8 @@ from typing import Annotated, Any, Literal
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from mm_lightning.checkpoint import (
-    checkpoint_path,
-    is_complete,
-    is_run_checkpoint,
-    list_checkpoints,
-    remove_checkpoint,
-    step_of,
-)
+from mm_lightning.checkpoint.discovery import checkpoint_path, is_run_checkpoint, list_checkpoints, step_of
+from mm_lightning.checkpoint.integrity import is_complete, remove_checkpoint
 from mm_lightning.checkpoint.plain_values import UnloadableState
 from mm_lightning.checkpoint.run_folder import RunFolder
 from mm_lightning.console import say

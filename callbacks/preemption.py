@@ -13,31 +13,13 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, Trainer
 
+from mm_lightning import signals
 from mm_lightning.callbacks.checkpoints import Checkpoints
 from mm_lightning.checkpoint import checkpoint_path
 from mm_lightning.console import is_first_process, say
 from mm_lightning.ranges import Name, checked
-from mm_lightning.signals import (
-    INTERRUPTED,
-    MARK,
-    NOTICES,
-    PREEMPTED,
-    SAME_NOTICE,
-    listen,
-    name,
-    noticed,
-    requeue,
-    restore,
-    write_mark,
-)
+from mm_lightning.training import lightning_internals as internals
 from mm_lightning.training.accumulation import is_last_step
-from mm_lightning.training.lightning_internals import (
-    accumulating,
-    callbacks_of,
-    kill_launched,
-    leave_signals_alone,
-    process_timeout,
-)
 from mm_lightning.training.module import LanguageModule
 
 
@@ -72,15 +54,16 @@ class Preemption(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LanguageModule, stage: str) -> None:
         """Install signal handlers in place of Lightning's, which wait for other processes inside a handler."""
-        leave_signals_alone(trainer)
+        internals.leave_signals_alone(trainer)
         self._launcher = trainer.strategy.launcher
         self._folder = pl_module.run_folder.path
         if trainer.is_global_zero:
             for folder in (self._folder, pl_module.run_folder.root):  # the root has that of a run without a folder
-                (folder / MARK).unlink(missing_ok=True)
+                (folder / signals.MARK).unlink(missing_ok=True)
         nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # remains ignored
-        self._previous_handlers = listen([n for n in NOTICES if not (nohup and n == signal.SIGHUP)], self._notice)
-        if number := noticed():
+        numbers = [n for n in signals.NOTICES if not (nohup and n == signal.SIGHUP)]
+        self._previous_handlers = signals.listen(numbers, self._notice)
+        if number := signals.noticed():
             self._notice(number, None)
 
     def _notice(self, number: int, frame: Any) -> None:
@@ -88,28 +71,29 @@ class Preemption(Callback):
         if not self._signal:
             self._signal, self._received_at = number, now
             if is_first_process():  # not by print, which is not reentrant
+                line = f"mm: {signals.name(number)}: saving after this step; once more to exit at once\n"
                 with contextlib.suppress(OSError):  # the terminal may be closed
-                    os.write(2, f"mm: {name(number)}: saving after this step; once more to exit at once\n".encode())
-        elif now - self._received_at > SAME_NOTICE:
-            kill_launched(self._launcher)
+                    os.write(2, line.encode())
+        elif now - self._received_at > signals.SAME_NOTICE:
+            internals.kill_launched(self._launcher)
             os._exit(128 + number)
 
     def on_train_start(self, trainer: Trainer, pl_module: LanguageModule) -> None:
         """Create the process group of the CPUs."""
         if trainer.world_size > 1 and dist.get_backend() != "fake":  # of `mm fit --plan`
-            self._group = dist.new_group(backend="gloo", timeout=process_timeout(trainer.strategy))
+            self._group = dist.new_group(backend="gloo", timeout=internals.process_timeout(trainer.strategy))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LanguageModule, batch: Any, batch_idx: int) -> None:
         """End the run if a checkpoint was saved; else start the reduction before the last batch of a step."""
         if self._saved_signal:
             self._exit(trainer)
-        if self._group is not None and not accumulating(trainer):
+        if self._group is not None and not internals.accumulating(trainer):
             self._reduced.fill_(self._signal)
             self._reduction = dist.all_reduce(self._reduced, dist.ReduceOp.MAX, self._group, async_op=True)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LanguageModule, *_: Any) -> None:
         """Save after a whole step if any process received a signal; the last step ends the run by itself."""
-        if accumulating(trainer):
+        if internals.accumulating(trainer):
             return
         number = self._signal
         if self._reduction is not None:
@@ -121,13 +105,13 @@ class Preemption(Callback):
     def _save(self, trainer: Trainer, pl_module: LanguageModule, number: int) -> None:
         step = trainer.global_step
         path = checkpoint_path(pl_module.run_folder.path, step)
-        saver = next(iter(callbacks_of(trainer, Checkpoints)), Checkpoints(keep=0))
+        saver = next(iter(internals.callbacks_of(trainer, Checkpoints)), Checkpoints(keep=0))
         saver.save_now(trainer, pl_module)
         self._saved_signal = number
         if trainer.is_global_zero:
-            mark = partial(write_mark, self._folder, number, step, path.name)
-            pl_module.run_folder.write(self._folder / MARK, mark, "the checkpoint is written")
-        say(f"{name(number)}: saved after step {step}; --resume goes on from {path}")
+            mark = partial(signals.write_mark, self._folder, number, step, path.name)
+            pl_module.run_folder.write(self._folder / signals.MARK, mark, "the checkpoint is written")
+        say(f"{signals.name(number)}: saved after step {step}; --resume goes on from {path}")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LanguageModule) -> None:
         """End the run instead, if a checkpoint was saved."""
@@ -135,15 +119,15 @@ class Preemption(Callback):
             self._exit(trainer)
 
     def _exit(self, trainer: Trainer) -> None:
-        status = INTERRUPTED if self._saved_signal == signal.SIGINT else PREEMPTED
-        if self.slurm_job and trainer.is_global_zero and status == PREEMPTED:
-            say(requeue(self.slurm_job))
+        status = signals.INTERRUPTED if self._saved_signal == signal.SIGINT else signals.PREEMPTED
+        if self.slurm_job and trainer.is_global_zero and status == signals.PREEMPTED:
+            say(signals.requeue(self.slurm_job))
         # Lightning kills all processes that it started on a node when one of them ends with an error.
         raise SystemExit(status if trainer.local_rank == 0 else 0)
 
     def teardown(self, trainer: Trainer, pl_module: LanguageModule, stage: Any) -> None:
         """Restore the previous signal handlers."""
-        restore(self._previous_handlers)
+        signals.restore(self._previous_handlers)
         self._previous_handlers = {}
 
     on_exception = teardown  # type: ignore[assignment]

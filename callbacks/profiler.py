@@ -11,12 +11,7 @@ from lightning.pytorch import Callback, Trainer
 
 from mm_lightning.console import say
 from mm_lightning.ranges import Count, checked
-from mm_lightning.training.lightning_internals import (
-    accumulating,
-    record_cuda_memory,
-    stop_recording_cuda_memory,
-    write_cuda_memory,
-)
+from mm_lightning.training import lightning_internals as internals
 from mm_lightning.training.module import LanguageModule
 from mm_lightning.training.silence_warnings import silence_profiler
 
@@ -77,7 +72,7 @@ class Profiler(Callback):
         if pl_module.device.type == "cuda":
             activities.append(torch.profiler.ProfilerActivity.CUDA)
             if self.memory:
-                record_cuda_memory(MEMORY_ENTRIES)
+                internals.record_cuda_memory(MEMORY_ENTRIES)
         self._profile = torch.profiler.profile(
             activities=activities,
             schedule=torch.profiler.schedule(wait=0, warmup=warm_up, active=self.steps, repeat=1),
@@ -90,7 +85,7 @@ class Profiler(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LanguageModule, *_: Any) -> None:
         """Advance the profiler by a step; after the last one, write the trace."""
-        if self._profile is None or accumulating(trainer):
+        if self._profile is None or internals.accumulating(trainer):
             return
         self._profile.step()
         if trainer.global_step >= self.first - 1 + self.steps:
@@ -122,10 +117,10 @@ class Profiler(Callback):
             finally:
                 plain.unlink(missing_ok=True)
             if self.memory and module.device.type == "cuda":
-                write_cuda_memory(folder / f"{name}.memory.pickle")
+                internals.write_cuda_memory(folder / f"{name}.memory.pickle")
 
         written = module.run_folder.write(trace, write)
         if self.memory and module.device.type == "cuda":
-            stop_recording_cuda_memory()
+            internals.stop_recording_cuda_memory()
         if written:
             say(f"trace of steps {self.first} to {trainer.global_step}: {trace}")

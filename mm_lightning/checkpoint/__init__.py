@@ -28,10 +28,7 @@ A plain file returns it from `torch.load(path, weights_only=True)["mm_lightning"
 
 from mm_lightning.checkpoint.discovery import checkpoint_path as checkpoint_path
 from mm_lightning.checkpoint.discovery import find_checkpoint as find_checkpoint
-from mm_lightning.checkpoint.discovery import is_run_checkpoint as is_run_checkpoint
 from mm_lightning.checkpoint.discovery import list_checkpoints as list_checkpoints
-from mm_lightning.checkpoint.discovery import remove_leftovers as remove_leftovers
-from mm_lightning.checkpoint.discovery import run_folder_of as run_folder_of
 from mm_lightning.checkpoint.discovery import step_of as step_of
 from mm_lightning.checkpoint.integrity import COMMIT_FILE as COMMIT_FILE
 from mm_lightning.checkpoint.integrity import METADATA_KEY as METADATA_KEY
@@ -40,7 +37,6 @@ from mm_lightning.checkpoint.integrity import commit_folder as commit_folder
 from mm_lightning.checkpoint.integrity import find_damage as find_damage
 from mm_lightning.checkpoint.integrity import fingerprint as fingerprint
 from mm_lightning.checkpoint.integrity import is_complete as is_complete
-from mm_lightning.checkpoint.integrity import remove_checkpoint as remove_checkpoint
 from mm_lightning.checkpoint.network_loading import check_architecture as check_architecture
 from mm_lightning.checkpoint.network_loading import load_network as load_network
 from mm_lightning.checkpoint.network_loading import load_weights as load_weights

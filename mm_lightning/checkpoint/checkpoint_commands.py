@@ -200,10 +200,8 @@ def tensor_difference(name: str, one: Weights, two: Weights, tolerance: float) -
         return f"{name} has the shape {one.shapes[name]} and {two.shapes[name]}"
     a, b = one[name].double(), two[name].double()
     apart = (a - b).abs()
-    apart = apart.where(apart == apart, float("inf")) if not (a.equal(b)) else apart
-    largest = float(apart.max()) if apart.numel() else 0.0
-    if a.equal(b) or largest <= tolerance:
+    apart = apart.where(~apart.isnan(), float("inf"))
+    if a.equal(b) or apart.max() <= tolerance:
         return None
-    mean = float(apart.mean())
-    scale = float(a.abs().max())
-    return f"{name} {one.shapes[name]}: largest difference {largest:.3g}, mean {mean:.3g}, largest value {scale:.3g}"
+    differences = f"largest difference {apart.max():.3g}, mean {apart.mean():.3g}"
+    return f"{name} {one.shapes[name]}: {differences}, largest value {a.abs().max():.3g}"

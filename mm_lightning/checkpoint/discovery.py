@@ -7,13 +7,8 @@ import re
 from pathlib import Path
 from shlex import quote
 
-from mm_lightning.checkpoint.integrity import (
-    COMMIT_FILE,
-    PARTIAL_SUFFIX,
-    SAFETENSORS_SUFFIX,
-    find_damage,
-    remove_partial,
-)
+from mm_lightning.checkpoint.checksums import PARTIAL_SUFFIX
+from mm_lightning.checkpoint.integrity import COMMIT_FILE, SAFETENSORS_SUFFIX, find_damage, remove_partial
 from mm_lightning.checkpoint.run_folder import numbered_runs
 from mm_lightning.checkpoint.weights import load_error
 from mm_lightning.console import say

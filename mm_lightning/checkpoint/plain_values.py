@@ -21,6 +21,7 @@ from mm_lightning.errors import UserError
 PLAIN = (type(None), bool, int, float, complex, str, bytes)
 MAPPINGS = (dict, OrderedDict, Counter)
 """Types of dictionaries that torch restores."""
+CONTAINERS = (dict, list, tuple, set)
 
 
 class UnloadableState(UserError):
@@ -34,7 +35,7 @@ def to_plain_values(checkpoint: dict[str, Any]) -> dict[str, Any]:
         UnloadableState: a value can be neither kept nor converted; the message names it.
     """
     try:
-        result = _Mapped(_plain)(checkpoint)
+        result = Mapped(_plain)(checkpoint)
     except RecursionError as error:
         raise _unloadable(checkpoint) from error
     check_loadable(result)
@@ -80,7 +81,7 @@ def _owner(path: list[Any]) -> str:
 def _loading_error(value: Any) -> Exception | None:
     file = io.BytesIO()
     try:
-        torch.save(_Mapped(_without_contents)(value), file)
+        torch.save(Mapped(_without_contents)(value), file)
         file.seek(0)
         torch.load(file, weights_only=True)
     except (OSError, MemoryError):
@@ -102,14 +103,18 @@ def _culprit(value: Any, path: list[Any]) -> tuple[list[Any], Any]:
     return (path, value) if bad is None or len(path) > 9 else _culprit(bad[1], [*path, bad[0]])
 
 
-class _Mapped:
-    """Apply a function to every value within nested containers; a container without changes stays the same object.
+class Mapped:
+    """Apply a function to every value within nested containers.
 
     Shared objects stay shared. Raises RecursionError for too deeply nested containers, and those that hold themselves.
+
+    Args:
+        function: returns the value in the place of another.
+        keep: whether a container without changes stays the same object.
     """
 
-    def __init__(self, function: Callable[[Any], Any]) -> None:
-        self.function = function
+    def __init__(self, function: Callable[[Any], Any], keep: bool = True) -> None:
+        self.function, self.keep = function, keep
         # original and result by the id of the original, which is held so that its id is not reused
         self._done: dict[int, tuple[Any, Any]] = {}
 
@@ -125,7 +130,7 @@ class _Mapped:
         if isinstance(result, dict):
             pairs = [(self(key), self(child)) for key, child in result.items()]
             same = all(a is key and b is child for (a, b), (key, child) in zip(pairs, result.items(), strict=True))
-            if same and type(result) in MAPPINGS:
+            if self.keep and same and type(result) in MAPPINGS:
                 return result
             made = type(result)() if type(result) in MAPPINGS else {}
             for key, child in pairs:
@@ -133,11 +138,11 @@ class _Mapped:
             if isinstance(made, OrderedDict):  # as _metadata of a state_dict
                 made.__dict__.update(result.__dict__)
             return made if len(made) == len(result) else result  # fewer: two keys became equal
-        if isinstance(result, (list, tuple, set)) and not isinstance(result, torch.Size):
+        if isinstance(result, CONTAINERS) and not isinstance(result, torch.Size):
             children = [self(child) for child in result]
-            kind = next(kind for kind in (list, tuple, set) if isinstance(result, kind))
+            kind = next(kind for kind in CONTAINERS if isinstance(result, kind))
             same = type(result) is kind and all(a is b for a, b in zip(children, result, strict=True))
-            return result if same else kind(children)
+            return result if self.keep and same else kind(children)
         return result
 
 
@@ -159,7 +164,7 @@ def is_dense(value: Tensor) -> bool:
 
 
 CONVERSIONS: tuple[tuple[Any, Callable[[Any], Any]], ...] = (
-    (Enum, lambda value: _Mapped(_plain)(value.value)),
+    (Enum, lambda value: Mapped(_plain)(value.value)),
     (np.generic, lambda value: _number(value)),
     ((datetime, date, time), lambda value: value.isoformat()),
     (timedelta, timedelta.total_seconds),

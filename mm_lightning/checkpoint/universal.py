@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import shutil
 from argparse import Namespace
 from pathlib import Path
@@ -12,14 +11,8 @@ from typing import Any
 
 import torch
 
-from mm_lightning.checkpoint.integrity import (
-    DEEPSPEED_TAG,
-    METADATA_KEY,
-    PARTIAL_SUFFIX,
-    commit_folder,
-    read_commit,
-    remove_partial,
-)
+from mm_lightning.checkpoint.checksums import METADATA_KEY, PARTIAL_SUFFIX
+from mm_lightning.checkpoint.integrity import DEEPSPEED_TAG, commit_folder, read_commit, remove_partial
 from mm_lightning.checkpoint.network_loading import network_config
 from mm_lightning.checkpoint.weights import (
     PREFIX,
@@ -83,8 +76,7 @@ def to_universal(source: Path, target: Path) -> None:
         (partial / "latest").write_text(DEEPSPEED_TAG, encoding="utf-8")
         commit_folder(partial, target, read_commit(source)["world_size"], read_metadata(source))
     except (OSError, RuntimeError, UserError) as error:
-        if os.path.isdir(partial):
-            remove_partial(partial)
+        shutil.rmtree(partial, ignore_errors=True)
         raise write_error(target, error) from error
 
 

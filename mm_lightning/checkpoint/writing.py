@@ -8,7 +8,6 @@ import errno
 import os
 import re
 import shutil
-from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from mm_lightning.checkpoint.checksums import PARTIAL_SUFFIX, ChecksumFile, sync, sync_folder
 from mm_lightning.checkpoint.integrity import find_damage
-from mm_lightning.checkpoint.plain_values import check_loadable, is_dense
+from mm_lightning.checkpoint.plain_values import CONTAINERS, Mapped, check_loadable, is_dense
 from mm_lightning.errors import UserError
 
 UNTOUCHED, RESUME = "Earlier checkpoints are untouched", "and continue with --resume"
@@ -56,27 +55,24 @@ def describe_load_error(error: Exception) -> str:
     return f"is no checkpoint ({text.splitlines()[0] if text else type(error).__name__})"
 
 
-def snapshot(value: Any, storages: dict[Any, Any] | None = None) -> Any:
+def snapshot(checkpoint: Any) -> Any:
     """Return a copy in CPU memory, independent of later training steps; shared storages stay shared."""
-    storages = {} if storages is None else storages
-    if isinstance(value, dict):
-        made = type(value)()
-        made.update({name: snapshot(child, storages) for name, child in value.items()})
-        if isinstance(value, OrderedDict):  # as _metadata of a state_dict
-            made.__dict__.update(value.__dict__)
-        return made
-    if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
-        return type(value)(snapshot(child, storages) for child in value)
-    if not isinstance(value, Tensor):
-        return copy.deepcopy(value)
-    if not is_dense(value):
-        copied = value.detach().clone()
-        return copied if copied.is_meta else copied.cpu()
-    storage = value.untyped_storage()
-    key = (storage.device, storage.data_ptr(), storage.nbytes())
-    if key not in storages:
-        storages[key] = storage.clone() if storage.device.type == "cpu" else storage.cpu()
-    return torch.empty(0, dtype=value.dtype).set_(storages[key], value.storage_offset(), value.size(), value.stride())
+    storages: dict[Any, Any] = {}
+
+    def copied(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value if isinstance(value, CONTAINERS) else copy.deepcopy(value)
+        if not is_dense(value):
+            clone = value.detach().clone()
+            return clone if clone.is_meta else clone.cpu()
+        storage = value.untyped_storage()
+        key = (storage.device, storage.data_ptr(), storage.nbytes())
+        if key not in storages:
+            storages[key] = storage.clone() if storage.device.type == "cpu" else storage.cpu()
+        place = value.storage_offset(), value.size(), value.stride()
+        return torch.empty(0, dtype=value.dtype).set_(storages[key], *place)
+
+    return Mapped(copied, keep=False)(checkpoint)
 
 
 def write(checkpoint: dict[str, Any], target: Path) -> None:

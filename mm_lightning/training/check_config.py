@@ -81,12 +81,8 @@ def typed_sections(config: Namespace) -> Iterator[tuple[str, Namespace, dict[str
             module, _, name = part.class_path.rpartition(".")
             kind = getattr(importlib.import_module(module), name)
             has_fields = dataclasses.is_dataclass(kind)
-            of_class = hints(kind if has_fields else kind.__init__)
-            yield (
-                key if key in ("model.network", "data.generate") else f"{key}.{name}",
-                part.init_args,
-                of_class,
-            )
+            types = hints(kind if has_fields else kind.__init__)
+            yield key if key in ("model.network", "data.generate") else f"{key}.{name}", part.init_args, types
 
 
 def check_devices(accelerator: str | object, devices: int | str | list[int] | None) -> None:

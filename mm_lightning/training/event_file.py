@@ -28,8 +28,6 @@ class BufferedFile:
         path: the file in it.
     """
 
-    closed = False
-
     def __init__(self, run: RunFolder, path: Path) -> None:
         self.run, self.path = run, path
         self._buffer = bytearray()
@@ -49,9 +47,6 @@ class BufferedFile:
 
         if self.run.write(self.path, write, "its events are kept in memory until that is possible"):
             self._buffer.clear()
-
-    def close(self) -> None:
-        self.flush()
 
 
 class RunFileWriter(FileWriter):
@@ -88,12 +83,7 @@ class RunFileWriter(FileWriter):
         self._flushed = time.monotonic()
         self._records.flush()
 
-    def close(self) -> None:
-        """Flush; more events may follow."""
-        self.flush()
-
-    def reopen(self) -> None:
-        """Do nothing: the file is never closed."""
+    close = flush  # the file is never closed: more events may follow
 
 
 class RunSummaryWriter(SummaryWriter):

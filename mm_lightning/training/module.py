@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
-from mm_lightning.checkpoint import (
-    METADATA_KEY,
-    find_checkpoint,
-    load_weights,
-)
+from mm_lightning.checkpoint import METADATA_KEY, find_checkpoint, load_weights
 from mm_lightning.checkpoint.network_loading import check_vocabulary
 from mm_lightning.checkpoint.run_folder import RunFolder
 from mm_lightning.console import say
@@ -333,8 +329,3 @@ class LanguageModule(LightningModule):
     def restore_tokens(self, checkpoint: dict[str, Any]) -> None:
         """Take the count of tokens from a checkpoint; those of earlier versions had steps of one size."""
         self._tokens = resume.saved_tokens(checkpoint, find_datamodule(self.trainer))
-
-
-def language_module(module: LightningModule) -> LanguageModule:
-    """Return the module of a run with its type: callbacks get it as a LightningModule."""
-    return cast(LanguageModule, module)

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 
 from mm_lightning import streams
 from mm_lightning.checkpoint import find_checkpoint
@@ -26,7 +26,7 @@ from mm_lightning.training.accumulation import served_sequences
 from mm_lightning.training.data_order import ROLLBACKS, configured_data_order, data_order_settings, record_resume
 from mm_lightning.training.lightning_internals import datamodule_of
 from mm_lightning.training.loggers import drop_later_steps
-from mm_lightning.training.module import language_module
+from mm_lightning.training.module import LanguageModule
 from mm_lightning.training.resume import nothing_to_do
 from mm_lightning.training.tensorboard_hparams import hyperparameters
 from mm_lightning.training.tracked_runs import remember_runs
@@ -46,7 +46,7 @@ class RecordRun(Callback):
         self._begin = time.perf_counter()
         self._began = False
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LanguageModule, stage: str) -> None:
         """Broadcast the folder; on rank 0, lock it and write the files."""
         if stage != "fit":
             return
@@ -80,15 +80,15 @@ class RecordRun(Callback):
         file = path / "environment.json"
         self.folder.write(file, lambda: write_json(file, content), retry=True)
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LanguageModule) -> None:
         """Log network, devices, batch and kernels."""
-        data, device, module = datamodule_of(trainer), pl_module.device, language_module(pl_module)
+        data, device = datamodule_of(trainer), pl_module.device
         kinds = {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}
         dtype = kinds.get(trainer.precision.split("-")[0], torch.float32)
         tokens = data.global_batch_size * data.context_length
         strategy = type(trainer.strategy).__name__.removesuffix("Strategy")
         say(f"run folder         {self.folder.path}")
-        say(f"network            {type(module.network).__name__}, {module.parameter_count:,} parameters")
+        say(f"network            {type(pl_module.network).__name__}, {pl_module.parameter_count:,} parameters")
         say(f"devices            {trainer.world_size} x {device.type} ({strategy}), precision {trainer.precision}")
         say(
             f"step               {data.global_batch_size} sequences of {data.context_length} = {tokens:,} tokens: "
@@ -97,22 +97,15 @@ class RecordRun(Callback):
         )
         for s in data.sets if len(data.sets) > 1 else ():
             say(f"data               {float(s.share):.1%} {s.folder}: {sum(s.counts(data.context_length)):,} sequences")
-        dim, config = module.config.head_dim, module.config
-        custom_parts = {
-            part: spec
-            for part in ("keys", "values", "retrieval")
-            if isinstance(spec := getattr(config, part, ""), dict)
-        }
-        say(
-            f"attention backend  {attention_backend(device, dtype, dim)}"
-            if getattr(config, "retrieval", "softmax") == "softmax"
-            else "attention backend  plain torch"
-        )
-        say(f"key kernels        {kernels.describe(dispatch_kernels(module.kernels, device, dtype, dim))}")
-        for part, spec in custom_parts.items():
-            say(f"{part:18} {spec['class_path']}, in plain torch")
+        config, dim = pl_module.config, pl_module.config.head_dim
+        fused = getattr(config, "retrieval", "softmax") == "softmax"
+        say(f"attention backend  {attention_backend(device, dtype, dim) if fused else 'plain torch'}")
+        say(f"key kernels        {kernels.describe(dispatch_kernels(pl_module.kernels, device, dtype, dim))}")
+        for part in ("keys", "values", "retrieval"):
+            if isinstance(spec := getattr(config, part, ""), dict):
+                say(f"{part:18} {spec['class_path']}, in plain torch")
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LanguageModule) -> None:
         """Take over the folder of a resumed run and drop the logged metrics of steps that are repeated.
 
         Raises:
@@ -143,7 +136,7 @@ class RecordRun(Callback):
         note = partial(record_resume, run, trainer.global_step, first, previous, current)
         self.folder.write(run / ROLLBACKS, note, retry=True)
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LanguageModule, exception: BaseException) -> None:
         """Log how an interrupted run can be resumed."""
         if not isinstance(exception, KeyboardInterrupt):
             return
@@ -153,7 +146,7 @@ class RecordRun(Callback):
             advice = "nothing was saved yet (every_n_steps of Checkpoints says how often it is)"
         say(f"interrupted after step {trainer.global_step}: {advice}")
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: LanguageModule) -> None:
         """Mark the run as finished.
 
         Raises:
@@ -162,13 +155,8 @@ class RecordRun(Callback):
         if not self._began:
             self._nothing_to_do(trainer)
         if trainer.is_global_zero:
-            seconds = round(time.perf_counter() - self._begin, 1)
-            end = {
-                "step": trainer.global_step,
-                "max_steps": trainer.max_steps,
-                "tokens": language_module(pl_module).trained_tokens,
-            }
-            path = self.folder.path / "finished.json"
+            path, seconds = self.folder.path / "finished.json", round(time.perf_counter() - self._begin, 1)
+            end = {"step": trainer.global_step, "max_steps": trainer.max_steps, "tokens": pl_module.trained_tokens}
             self.folder.write(path, lambda: write_json(path, {**end, "seconds": seconds}))
 
     @staticmethod

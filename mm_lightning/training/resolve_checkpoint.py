@@ -8,17 +8,16 @@ from shlex import quote
 from jsonargparse import Namespace
 from lightning.pytorch.strategies import DeepSpeedStrategy, Strategy
 
-from mm_lightning.checkpoint import (
+from mm_lightning.checkpoint.discovery import (
     find_checkpoint,
     list_checkpoints,
-    read_metadata,
     remove_leftovers,
     run_folder_of,
     step_of,
 )
 from mm_lightning.checkpoint.integrity import DEEPSPEED_TAG
 from mm_lightning.checkpoint.run_folder import RunFolder
-from mm_lightning.checkpoint.weights import is_universal
+from mm_lightning.checkpoint.weights import is_universal, read_metadata
 from mm_lightning.console import is_first_process, say
 from mm_lightning.errors import UserError
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mm_lightning.checkpoint import find_checkpoint, run_folder_of
+from mm_lightning.checkpoint.discovery import find_checkpoint, run_folder_of
 from mm_lightning.console import is_first_process
 from mm_lightning.data.manifest import FILE
 from mm_lightning.errors import UserError

@@ -62,13 +62,7 @@ class Schedule:
     """
 
     def __init__(
-        self,
-        choice: Choice,
-        learning_rate: float,
-        warmup: int,
-        final: float,
-        decay: float,
-        steps: Callable[[], float],
+        self, choice: Choice, learning_rate: float, warmup: int, final: float, decay: float, steps: Callable[[], float]
     ) -> None:
         self.warmup, self.final, self.decay, self.steps = warmup, final, decay, steps
         self.name = choice.name if choice.name in NAMES else ""

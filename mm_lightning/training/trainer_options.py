@@ -44,10 +44,7 @@ TRAINER_TYPES: dict[str, Any] = {
 """The types, with their ranges, of the Trainer options that are numbers or paths."""
 
 REFUSED_OPTIONS: dict[str, tuple[Any, str]] = {
-    "accumulate_grad_batches": (
-        1,
-        "cannot be set: it follows from data.global_batch_size and data.micro_batch_size",
-    ),
+    "accumulate_grad_batches": (1, "cannot be set: it follows from data.global_batch_size and data.micro_batch_size"),
     "barebones": (False, "leaves out the loggers and checkpoints that a run is read by: mm benchmark step times steps"),
     "reload_dataloaders_every_n_epochs": (0, "would begin each epoch with the order of the first: leave it out"),
     "use_distributed_sampler": (False, "would divide the data a second time: the loaders divide them among devices"),

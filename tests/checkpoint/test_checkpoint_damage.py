@@ -19,8 +19,8 @@ from mm_lightning.checkpoint import (
     integrity,
     open_weights,
     read_metadata,
-    remove_leftovers,
 )
+from mm_lightning.checkpoint.discovery import remove_leftovers
 from mm_lightning.checkpoint.safetensors_file import write_safetensors
 from mm_lightning.checkpoint.trainer_io import AtomicCheckpointIO
 from mm_lightning.checkpoint.weights import Weights, load_error
