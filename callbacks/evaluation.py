@@ -193,7 +193,6 @@ def write_results(
     seconds: float,
 ) -> None:
     """Write samples.jsonl and results.json of a task, as `mm evaluate` does."""
-    folder.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     write_bytes(folder / SAMPLES, lines.encode("utf-8", errors="backslashreplace"))
     results: dict[str, Any] = {"task": task.name, "run": folder.parent.name, "rows": [vars(row) for row in rows]}

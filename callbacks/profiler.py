@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from mm_lightning.console import say
+from mm_lightning.outputs import staged
 from mm_lightning.ranges import Count, checked
 from mm_lightning.training import lightning_internals as internals
 from mm_lightning.training.module import LanguageModule
@@ -105,17 +106,11 @@ class Profiler(Callback):
         trace = folder / f"{name}.pt.trace.json.gz"
 
         def write() -> None:
-            folder.mkdir(parents=True, exist_ok=True)
-            plain = folder / f"{name}.partial.json"  # torch would put it into the folder for temporary files
-            try:
+            with staged(trace) as part:
+                plain = part.with_suffix(".json")  # torch would put it into the folder for temporary files
                 profile.export_chrome_trace(str(plain))
-                with open(plain, "rb") as source, gzip.open(trace, "wb") as target:
+                with open(plain, "rb") as source, gzip.open(part, "wb") as target:
                     shutil.copyfileobj(source, target)
-            except OSError:
-                trace.unlink(missing_ok=True)
-                raise
-            finally:
-                plain.unlink(missing_ok=True)
             if self.memory and module.device.type == "cuda":
                 internals.write_cuda_memory(folder / f"{name}.memory.pickle")
 

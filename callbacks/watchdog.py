@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -196,9 +197,6 @@ class Watchdog(Callback):
 
 def in_collective() -> bool:
     """Return whether the main thread is inside torch.distributed."""
-    frame = sys._current_frames().get(threading.main_thread().ident or 0)
-    while frame is not None:
-        if f"{os.sep}torch{os.sep}distributed{os.sep}" in frame.f_code.co_filename:
-            return True
-        frame = frame.f_back
-    return False
+    innermost = sys._current_frames().get(threading.main_thread().ident or 0)
+    folder = f"{os.sep}torch{os.sep}distributed{os.sep}"
+    return any(folder in frame.f_code.co_filename for frame, _ in traceback.walk_stack(innermost))

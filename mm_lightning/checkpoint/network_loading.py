@@ -54,20 +54,11 @@ def network_config(metadata: dict[str, Any], path: Path | None = None) -> Networ
         raise UserError(f"{path or 'a checkpoint'} cannot be read: {error}") from error
 
 
-CHANGEABLE_FIELDS = frozenset(
-    {
-        "norm_eps",
-        "dropout",
-        "short_term_window",
-        "long_term_delay",
-        "inference_delay",
-        "spans",
-        "rope_base",
-        "yarn_factor",
-        "yarn_context",
-        "balance_weight",
-    }
-)
+CHANGEABLE_FIELDS = {
+    *("norm_eps", "dropout", "balance_weight"),
+    *("short_term_window", "long_term_delay", "inference_delay", "spans"),
+    *("rope_base", "yarn_factor", "yarn_context"),
+}
 """Settings that leave the parameters of a network as they are: fine-tuning may change them."""
 
 

@@ -126,7 +126,6 @@ class TrainingCLI(LightningCLI):
         step, name = (step_of(checkpoint), checkpoint.name) if checkpoint else (0, None)
         place = folder.path if folder.resumed else folder.root
         with contextlib.suppress(OSError):  # best effort: no later step depends on the mark
-            place.mkdir(parents=True, exist_ok=True)
             signals.write_mark(place, signals.signal_of(interrupt), step, name)
 
     def setup_parser(self, *args: Any) -> None:

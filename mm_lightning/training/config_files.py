@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,6 +157,16 @@ def named_values(values: Any, above: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(values, list):
         for value in values:
             yield from named_values(value, above)
+
+
+def option_texts(options: Sequence[str]) -> dict[str, str]:
+    """Return the texts of command-line options by their names: the last of each, "" for one that stands alone."""
+    texts = {}
+    for word, following in zip(options, [*options, "--"][1:], strict=True):
+        name, equals, text = word.partition("=")
+        if name.startswith("--"):
+            texts[name.removeprefix("--")] = text if equals or following.startswith("--") else following
+    return texts
 
 
 def split_configs(args: list[str]) -> tuple[list[str], list[str]]:

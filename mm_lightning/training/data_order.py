@@ -78,7 +78,6 @@ def locate_sequences(settings: dict[str, Any], sets: list[DataSet], first: int) 
 
 def save_tokens(folder: Path, rank: int, batches: Sequence[Tensor]) -> None:
     """Save the tokens of one rank, (B, T) for each micro-batch."""
-    folder.mkdir(parents=True, exist_ok=True)
     file = io.BytesIO()
     np.save(file, np.concatenate([b.cpu().numpy().astype(np.int32) for b in batches]))
     write_bytes(folder / f"tokens.{rank}.npy", file.getvalue())

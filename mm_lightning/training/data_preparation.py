@@ -12,7 +12,7 @@ from jsonargparse import Namespace
 from mm_lightning.console import say
 from mm_lightning.data.manifest import FILE, Manifest
 from mm_lightning.errors import UserError
-from mm_lightning.training.config_files import ConfigFile, flatten_config
+from mm_lightning.training.config_files import ConfigFile, flatten_config, option_texts
 from mm_lightning.yaml_text import load_yaml
 
 MAKERS = ("prepare", "generate")
@@ -63,7 +63,7 @@ def enlarge_vocabulary(config: Namespace, files: Sequence[ConfigFile], options: 
         options: the other command-line options, which override the files.
     """
     layers = [{key for key, _ in flatten_config(file.values)} for file in files]
-    layers.append({*_typed(options), *_typed(options, "model")})
+    layers.append(set(_typed(options)))
     path, network = config.data.path, config.model.network.init_args
     folder = Path(next(iter(path)) if isinstance(path, dict) else path).expanduser()
     named = max((n for n, keys in enumerate(layers) if "data.path" in keys), default=-1)
@@ -80,16 +80,14 @@ def _is_vocabulary(key: str) -> bool:
     return key.startswith("model.network") and key.endswith(".vocab_size")
 
 
-def _typed(options: Sequence[str], section: str = "data") -> dict[str, Any]:
-    """Return the values of the options of a section by their dotted names."""
+def _typed(options: Sequence[str]) -> dict[str, Any]:
+    """Return the values of command-line options by their dotted names."""
     layer: dict[str, Any] = {}
-    for option, following in zip(options, [*options, ""][1:], strict=True):
-        name, equals, value = option.partition("=")
-        if f"{name}.".startswith(f"--{section}."):
-            text = value if equals else following
-            with contextlib.suppress(UserError):  # no YAML: a text
-                text = load_yaml(text, "data")
-            layer |= flatten_config(text, name.removeprefix("--"))
+    for name, text in option_texts(options).items():
+        value: Any = text
+        with contextlib.suppress(UserError):  # no YAML: a text
+            value = load_yaml(text, name)
+        layer |= flatten_config(value, name)
     return layer
 
 

@@ -18,7 +18,6 @@ from types import MethodType
 from typing import Any
 
 from jsonargparse import Namespace
-from lightning.fabric.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torch import Tensor
 
@@ -220,8 +219,6 @@ class DryRunFit(FitCommandLine):
         return folder
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
-        plugins = config.get("plugins") or []
-        config["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), TorchElasticEnvironment()]
         self._forward = FirstForward()
         trainer = super()._instantiate_trainer(config, [*callbacks, self._forward])
         use_fake_processes(trainer.strategy)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import random
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
 
 from mm_lightning.training.sharding import is_partitioned, whole_copy
 
@@ -27,9 +26,9 @@ def evaluation_mode(trainer: Trainer, module: LanguageModule) -> Iterator[Networ
     type of the parameters, gathered one parameter at a time: as many bytes as a checkpoint's weights while it lasts.
     """
     network, training, device = module.network, module.network.training, module.device
-    python, numpy = random.getstate(), np.random.get_state()
     try:
         with (
+            isolate_rng(include_cuda=False),
             torch.random.fork_rng([device] if device.type == "cuda" else []),
             trainer.precision_plugin.forward_context(),
             torch.inference_mode(),
@@ -38,5 +37,3 @@ def evaluation_mode(trainer: Trainer, module: LanguageModule) -> Iterator[Networ
             yield whole.eval()
     finally:
         network.train(training)
-        random.setstate(python)
-        np.random.set_state(numpy)

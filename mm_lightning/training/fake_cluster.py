@@ -22,7 +22,7 @@ def fake_processes(devices: int) -> Iterator[None]:
     """
     before = dict(os.environ)
     os.environ |= {"WORLD_SIZE": str(devices), "RANK": "0", "LOCAL_RANK": "0", "GROUP_RANK": "0"}
-    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "0", "TORCHELASTIC_RUN_ID": "plan"}
     torch.distributed.init_process_group("fake", store=fake_store(), rank=0, world_size=devices)
     try:
         yield

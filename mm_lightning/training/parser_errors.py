@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from mm_lightning.options import nearest, wrong_value
 from mm_lightning.synonyms import synonym
-from mm_lightning.training.config_files import ConfigFile, named_values
+from mm_lightning.training.config_files import ConfigFile, named_values, option_texts
 from mm_lightning.user_classes import where_modules_are_found
 from mm_lightning.yaml_text import locate
 
@@ -23,7 +23,7 @@ def explain_parser_error(message: str, files: list[ConfigFile], known: list[str]
         options: the rest of the command line, whose values win over those of files.
     """
     message = " ".join(message.split())
-    typed = [_short_name(option.removeprefix("--").partition("=")[0]) for option in options]
+    typed = [_short_name(name) for name in option_texts(options)]
     if line := _wrong_class(message, files):
         return line
     if match := re.search(r"unrecognized arguments: --(no_)?([\w.\-]+)", message):
@@ -47,9 +47,8 @@ def explain_parser_error(message: str, files: list[ConfigFile], known: list[str]
     elif match := re.search(r'^(?:Spaces not allowed in keys|Empty nested key): "(.*)"', message):
         return f'unknown config key "{match[1]}"{_where(match[1], files)}: `--print_config` shows every key'
     elif match := re.search(r"arguments are required: (.+)", message):
-        missing = re.sub(r"\b(fit|validate|test|predict)\.", "", match[1])
-        options = missing.replace("model.", "--model.").replace("data.", "--data.")
-        return f"not set: {missing}: name a config, as in --config configs/quickstart.yaml, or give {options}"
+        options = match[1].replace("model.", "--model.").replace("data.", "--data.")
+        return f"not set: {match[1]}: name a config, as in --config configs/quickstart.yaml, or give {options}"
     elif match := re.search(r"unrecognized arguments: (\S+\.ya?ml)\b", message):
         return f"{match[1]} belongs to no option: did you mean --config {match[1]}?"
     else:

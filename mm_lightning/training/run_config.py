@@ -11,13 +11,12 @@ from mm_lightning.checkpoint.discovery import find_checkpoint, run_folder_of
 from mm_lightning.console import is_first_process
 from mm_lightning.data.manifest import FILE
 from mm_lightning.errors import UserError
-from mm_lightning.options import OptionParser
 from mm_lightning.ranges import Place, accept
 from mm_lightning.redaction import HIDDEN, redact_values
 from mm_lightning.side_files import pass_over, read_config
 from mm_lightning.training.check_config import config_differences
 from mm_lightning.training.command_options import DEFAULT_ROOT
-from mm_lightning.training.config_files import ConfigFile, flatten_config
+from mm_lightning.training.config_files import ConfigFile, flatten_config, option_texts
 from mm_lightning.training.resume import LOGGED_ON_RESTORE
 
 CONFIG = "config.yaml"
@@ -32,28 +31,21 @@ def continued_checkpoint(command: str, options: Sequence[str], files: Sequence[C
     Raises:
         UserError: there is no valid checkpoint.
     """
-    named = {name: option_value(name, options) for name in ("run", "ckpt_path")}
-    for name, place in named.items():
-        if place is not None:
-            accept(Place, place, f"--{name}")
+    texts = option_texts(options)
+    for name in ("run", "ckpt_path"):
+        if name in texts:
+            accept(Place, texts[name], f"--{name}")
     if command != "fit":
-        place = named["ckpt_path"] or named["run"]
+        place = texts.get("ckpt_path") or texts.get("run")
         return find_checkpoint(place) if place and not files else None
-    settings = {name: str(value) for file in files for name, value in file.values.items() if name in ("run", "resume")}
-    resume = option_value("resume", options, alone="true") or settings.get("resume", "false")
-    if resume.lower() == "false" or named["ckpt_path"]:
+    settings = {name: str(value) for file in files for name, value in file.values.items()} | texts
+    resume = settings.get("resume", "false") or "true"  # --resume alone
+    if resume.lower() == "false" or "ckpt_path" in texts:
         return None
-    root = named["run"] or settings.get("run", DEFAULT_ROOT)
+    root = settings.get("run", DEFAULT_ROOT)
     place = accept(Place, root if resume.lower() == "true" else resume, "resume")
     # rank 0 verifies checksums, and its choice is what all ranks load
     return find_checkpoint(place, checksums=is_first_process())
-
-
-def option_value(name: str, options: Sequence[str], alone: str = "") -> str | None:
-    """Return the value of an option, `alone` for one without a value; None if it is not given."""
-    parser = OptionParser(add_help=False, allow_abbrev=False)
-    parser.add_argument(f"--{name}", nargs="?", const=alone)
-    return vars(parser.parse_known_args(options)[0])[name]
 
 
 def read_run_config(checkpoint: Path, options: Sequence[str], files: Sequence[ConfigFile]) -> ConfigFile | None:
@@ -83,7 +75,7 @@ def read_run_config(checkpoint: Path, options: Sequence[str], files: Sequence[Co
         return None
     if folder.name.isdigit():
         values["run"] = str(folder.parent)  # the folder may have been moved
-    named = [word.partition("=")[0].removeprefix("--") for word in options if word.startswith("--")]
+    named = option_texts(options)
     for key, value in flatten_config(values):
         if HIDDEN not in json.dumps(value, default=str):
             continue

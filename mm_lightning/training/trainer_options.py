@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import linecache
 import math
+import traceback
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -129,11 +129,8 @@ class WholeSteps(Callback):
 def refused_by_lightning(error: BaseException) -> bool:
     """Return whether Lightning itself raised an error, by a line that begins with `raise`, to refuse an option."""
     kinds = (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError)
-    if not isinstance(error, kinds) or error.__traceback__ is None:
+    frames = traceback.extract_tb(error.__traceback__)
+    if not isinstance(error, kinds) or not frames:
         return False
-    place = error.__traceback__
-    while place.tb_next is not None:
-        place = place.tb_next
-    file = place.tb_frame.f_code.co_filename
-    within = Path(file).is_relative_to(Path(lightning.__file__).parent)
-    return within and linecache.getline(file, place.tb_lineno).lstrip().startswith("raise ")
+    within = Path(frames[-1].filename).is_relative_to(Path(lightning.__file__).parent)
+    return within and (frames[-1].line or "").startswith("raise ")

@@ -8,8 +8,8 @@ from runs import metrics
 
 from mm_lightning.cli import main
 from mm_lightning.errors import UserError
-from mm_lightning.training.config_files import ConfigFile
-from mm_lightning.training.run_config import option_value, read_run_config
+from mm_lightning.training.config_files import ConfigFile, option_texts
+from mm_lightning.training.run_config import read_run_config
 
 
 def test_a_run_folder_is_all_that_is_named(tiny, tmp_path, capsys):
@@ -72,8 +72,8 @@ def test_secrets_that_are_not_kept_are_asked_for(tmp_path):
 
 
 def test_options_that_stand_alone():
-    assert option_value("resume", ["--resume"]) == ""
-    assert option_value("resume", ["--resume", "--run", "a"]) == ""
-    assert option_value("resume", ["--resume", "runs/a", "--run", "a"]) == "runs/a"
-    assert option_value("resume", ["--resume=runs/a", "--resume=runs/b"]) == "runs/b"
-    assert option_value("resume", ["--run", "a"]) is None
+    assert option_texts(["--resume"]) == {"resume": ""}
+    assert option_texts(["--resume", "--run", "a"]) == {"resume": "", "run": "a"}
+    assert option_texts(["--resume", "runs/a", "--run", "a"]) == {"resume": "runs/a", "run": "a"}
+    assert option_texts(["--resume=runs/a", "--resume=runs/b"]) == {"resume": "runs/b"}
+    assert option_texts([]) == {}
