@@ -88,7 +88,6 @@ class Evaluation(Callback):
             say(f"Evaluation: {left_out_line(missing)}")
         self.every_n_steps, self.every_n_tokens, self.at_end = every_n_steps, every_n_tokens, at_end
         self.batch_size = batch_size
-        self._begin = self._seconds = 0.0
 
     def setup(self, trainer: Trainer, pl_module: LanguageModule, stage: str) -> None:
         """Refuse a task that another Evaluation runs too: both would write the same files."""

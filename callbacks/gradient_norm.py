@@ -22,9 +22,7 @@ class GradientNorm(Callback):
     Not of Muon under ZeRO: DeepSpeed computes the norm of its orthogonalized updates.
     """
 
-    def __init__(self) -> None:
-        self._norm: Tensor | None = None
-        self._of_updates = False
+    _norm: Tensor | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LanguageModule) -> None:
         """Log once that there is no norm of gradients, if so."""

@@ -96,9 +96,6 @@ def check_callback_state(callback: Callback) -> None:
 class CheckCallbacks(Callback):
     """Check the metrics that other callbacks monitor, and log why training ends early."""
 
-    def __init__(self) -> None:
-        self._begin = 0
-
     def on_fit_start(self, trainer: Trainer, pl_module: LanguageModule) -> None:
         """Check monitored metrics against those that validation logs, unless a class of the user may log others."""
         early_stops = callbacks_of(trainer, lightning.EarlyStopping)

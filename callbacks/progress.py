@@ -15,10 +15,8 @@ from mm_lightning.training.module import LanguageModule
 class Progress(ProgressBar):
     """Show finished and remaining optimization steps, or batches in an evaluation."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._bar: Any = None
-        self._enabled = True
+    _bar: Any = None
+    _enabled = True
 
     def disable(self) -> None:
         """Turn the bar off, as Lightning does on every process but the first."""

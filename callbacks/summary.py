@@ -23,9 +23,8 @@ class Summary(Callback):
     commands to try next, of which the first writes that sample again.
     """
 
-    def __init__(self) -> None:
-        self._begin: float | None = None  # of training
-        self._first = self._validated = 0  # steps
+    _begin: float | None = None  # of training
+    _first = _validated = 0  # steps
 
     def on_train_start(self, trainer: Trainer, pl_module: LanguageModule) -> None:
         """Start the clock."""

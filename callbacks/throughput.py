@@ -24,12 +24,8 @@ class Throughput(Callback):
     - `train/mfu`: model FLOPs as a share of the peak of the devices, where the peak is known (not on CPUs).
     """
 
-    def __init__(self) -> None:
-        self.tokens_per_second = 0.0
-        self._counted_until = 0.0
-        self._seconds = 0.0  # counted since the last log step
-        self._logged_step = self._logged_tokens = 0
-        self._interrupted = False
+    tokens_per_second = 0.0
+    _interrupted = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LanguageModule) -> None:
         """Compute the FLOPs of a token and the peak of the devices."""
@@ -38,7 +34,7 @@ class Throughput(Callback):
         reduced = trainer.precision.startswith(("bf16", "16"))
         peak = peak_flops(pl_module.device, torch.bfloat16 if reduced else torch.float32)
         self._peak = peak * trainer.world_size if peak else None
-        self._counted_until, self._seconds = time.perf_counter(), 0.0
+        self._counted_until, self._seconds = time.perf_counter(), 0.0  # since the last log step
         self._logged_step, self._logged_tokens = trainer.global_step, pl_module.trained_tokens
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LanguageModule, batch: Any, batch_idx: int) -> None:

@@ -88,12 +88,11 @@ def write(checkpoint: dict[str, Any], target: Path) -> None:
         _save(checkpoint, partial, ChecksumFile.append_checksum)
         os.replace(partial, target)
         sync_folder(target.parent)
-    except BaseException as error:
-        with contextlib.suppress(OSError):  # the cause of the failed write may prevent this too
-            partial.unlink(missing_ok=True)
-        if not isinstance(error, Exception):  # ctrl-C
-            raise
+    except Exception as error:
         raise write_error(target, error) from error
+    finally:
+        with contextlib.suppress(OSError):  # the cause of a failed write may prevent this too
+            partial.unlink(missing_ok=True)
 
 
 def save_synced(content: Any, path: Path) -> int:
@@ -155,10 +154,8 @@ def write_error(target: Path, error: BaseException) -> UserError:
 
 def is_disk_full(error: BaseException, target: Path) -> bool:
     """Return whether writing failed because the disk is full."""
-    # torch.save reports a full disk as a RuntimeError about an unexpected position
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return True
-    if "unexpected pos" in str(error):
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if full or "unexpected pos" in str(error):  # as a RuntimeError of torch.save says
         return True
     try:
         return shutil.disk_usage(target.parent).free < 1 << 20

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from shlex import quote
@@ -287,15 +288,14 @@ class TrainingCLI(LightningCLI):
 
     def validate(self) -> None:
         """Print and save the losses of the validation data."""
-        self.trainer.validate(self.model, self.datamodule, verbose=False)
-        self._report_evaluation()
+        self._evaluate(self.trainer.validate)
 
     def test(self) -> None:
         """Print and save the losses of the test data."""
-        self.trainer.test(self.model, self.datamodule, verbose=False)
-        self._report_evaluation()
+        self._evaluate(self.trainer.test)
 
-    def _report_evaluation(self) -> None:
+    def _evaluate(self, run: Callable[..., Any]) -> None:
+        run(self.model, self.datamodule, verbose=False)
         if self.trainer.is_global_zero and self.checkpoint is not None:
             metrics = self.trainer.callback_metrics.items()
             values = {name: float(value) for name, value in metrics if name.startswith(("validation/", "test/"))}

@@ -161,8 +161,11 @@ class DryRunFit(FitCommandLine):
         return f"memory       about {total / 1e9:.1f} GB on each device ({listed})"
 
     def _disk(self, config: Namespace) -> str:
-        place = nearest_existing(Path(config.run))
-        size = checkpoint_bytes(self._network, self._layout)
+        run, layout = Path(config.run).absolute(), self._layout
+        place = next(folder for folder in (run, *run.parents) if folder.exists())
+        # weights and two moments, with DeepSpeed a float32 copy of the weights too
+        per_weight = 14 if layout.deepspeed else 3 * memory_estimate.weight_bytes(layout.precision)
+        size = parameters(self._network) * per_weight
         free = shutil.disk_usage(place).free
         if free < size:
             return (
@@ -287,14 +290,3 @@ def tiny_copy(config: NetworkConfig) -> NetworkConfig:
     return dataclasses.replace(
         config, layers=min(_LAYERS, config.layers), dim=config.heads * head_dim, persistent_dim=persistent_dim
     )
-
-
-def checkpoint_bytes(config: NetworkConfig, layout: memory_estimate.Layout) -> int:
-    """Estimate the size of a checkpoint: weights and two moments, with DeepSpeed a float32 copy of the weights too."""
-    return parameters(config) * (14 if layout.deepspeed else 3 * memory_estimate.weight_bytes(layout.precision))
-
-
-def nearest_existing(path: Path) -> Path:
-    """Return a folder or the nearest above it that exists."""
-    path = path.absolute()
-    return next(folder for folder in (path, *path.parents) if folder.exists())

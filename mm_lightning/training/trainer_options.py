@@ -99,8 +99,7 @@ class WholeSteps(Callback):
     Lightning looks at each process's own clock, in the middle of a step too, and cuts an epoch's last step short.
     """
 
-    def __init__(self) -> None:
-        self._seconds: float | None = None
+    _seconds: float | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the clock of validation over from Lightning."""
