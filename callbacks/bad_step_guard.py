@@ -108,7 +108,8 @@ class BadStepGuard(Callback):
         sums = pl_module.step_sums().double()
         if trainer.world_size > 1:
             dist.all_reduce(sums)
-        self._step.judge(self._losses, sums[0] / sums[1].clamp(min=1))
+        self._step.loss = sums[0] / sums[1].clamp(min=1)
+        self._step.bad, self._step.mean, self._step.deviation = self._losses.judge(self._step.loss)
         if isinstance(trainer.strategy, DeepSpeedStrategy):  # it skips updates whose gradient is not finite
             factor = torch.where(self._step.bad, torch.nan, 1.0).to(loss.dtype)
             loss.register_hook(lambda gradient: gradient * factor)

@@ -21,8 +21,8 @@ from mm_lightning.outputs import write_json
 from mm_lightning.ranges import Name, Natural, Range, checked
 from mm_lightning.side_files import read_object
 from mm_lightning.terminal import display
-from mm_lightning.training.accumulation import is_last_step
-from mm_lightning.training.lightning_internals import accumulating, log_interval
+from mm_lightning.training.accumulation import agreed, is_last_step
+from mm_lightning.training.lightning_internals import accumulating
 from mm_lightning.training.module import LanguageModule
 
 BEST = "best.json"
@@ -93,8 +93,10 @@ class Checkpoints(Checkpoint):
         if accumulating(trainer):
             return
         due = self.every_n_steps > 0 and trainer.global_step % self.every_n_steps == 0
+        seconds = time.monotonic() - self._saved_at
+        by_the_clock = self.every_n_minutes > 0 and agreed(trainer, seconds >= 60 * self.every_n_minutes)
         # The last step is saved here, not when training has ended: its loop state can go on with more steps.
-        if self._time_is_up(trainer) or due or is_last_step(trainer):
+        if by_the_clock or due or is_last_step(trainer):
             self._save(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LanguageModule) -> None:
@@ -144,12 +146,6 @@ class Checkpoints(Checkpoint):
     def _writer(trainer: Trainer) -> Any:
         """Return the writer, which has `asynchronous`, `defer_errors` and `finish`: the strategy under DeepSpeed."""
         return trainer.strategy if hasattr(trainer.strategy, "finish") else trainer.strategy.checkpoint_io
-
-    def _time_is_up(self, trainer: Trainer) -> bool:
-        if not self.every_n_minutes or (trainer.world_size > 1 and trainer.global_step % log_interval(trainer)):
-            return False
-        # clocks differ: all use that of rank 0
-        return trainer.strategy.broadcast(time.monotonic() - self._saved_at >= 60 * self.every_n_minutes)
 
     def _save(self, trainer: Trainer, pl_module: LanguageModule, final: bool = False) -> None:
         if trainer.global_step == self._saved_step:

@@ -147,9 +147,10 @@ class Evaluation(Callback):
                 if trainer.is_global_zero:
                     folder = pl_module.run_folder.path / "evaluations" / f"step={step}" / task.title
                     about = about_training(model, step, pl_module.trained_tokens, len(items))
-                    seconds = time.monotonic() - task_begin
-                    write = partial(write_results, folder, task, settings, records, rows, about, seconds)
-                    pl_module.run_folder.write(folder, write)
+                    results: dict[str, Any] = {"task": task.name, "run": f"step={step}", "rows": list(map(vars, rows))}
+                    results |= {"settings": settings, "network": about}
+                    results["seconds"] = round(time.monotonic() - task_begin, 1)
+                    pl_module.run_folder.write(folder, partial(write_results, folder, records, results))
                     log_tables(trainer, task, settings, rows, about, folder)
         seconds = time.monotonic() - begin
         self._evaluated, self._seconds = step, self._seconds + seconds
@@ -182,20 +183,10 @@ def about_training(model: Model, step: int, tokens: int, items: int) -> dict[str
     return {"checkpoint": str(model.checkpoint), **describe_model(model), **trained, "items": items}
 
 
-def write_results(
-    folder: Path,
-    task: Task,
-    settings: dict[str, Any],
-    records: list[Record],
-    rows: list[Row],
-    about: dict[str, Any],
-    seconds: float,
-) -> None:
+def write_results(folder: Path, records: list[Record], results: dict[str, Any]) -> None:
     """Write samples.jsonl and results.json of a task, as `mm evaluate` does."""
     lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     write_bytes(folder / SAMPLES, lines.encode("utf-8", errors="backslashreplace"))
-    results: dict[str, Any] = {"task": task.name, "run": folder.parent.name, "rows": [vars(row) for row in rows]}
-    results |= {"settings": settings, "network": about, "seconds": round(seconds, 1)}
     write_json(folder / RESULTS, {**results, "sessions": [describe_environment()]})
 
 

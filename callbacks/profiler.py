@@ -116,6 +116,6 @@ class Profiler(Callback):
 
         written = module.run_folder.write(trace, write)
         if self.memory and module.device.type == "cuda":
-            internals.stop_recording_cuda_memory()
+            internals.record_cuda_memory(0)
         if written:
             say(f"trace of steps {self.first} to {trainer.global_step}: {trace}")

@@ -77,11 +77,6 @@ class Step:
     number: int = 0
     served: int | None = None
 
-    def judge(self, losses: LossWindow, loss: Tensor) -> None:
-        """Set the loss, and judge it by the window."""
-        self.loss = loss
-        self.bad, self.mean, self.deviation = losses.judge(loss)
-
     def send(self, number: int, served: int | None) -> None:
         """Start to copy the statistics to the host."""
         self.number, self.served = number, served

@@ -263,8 +263,8 @@ def _option_value(text: str) -> Any:
     return value
 
 
-def locate(path: str | Path, names: Sequence[str], value: str | None = None) -> tuple[int, str] | None:
-    """Return the line of the value under nested keys of a file, and the value as written; None if it is not there.
+def locate(path: str | Path, names: Sequence[str], value: str | None = None) -> tuple[int, str]:
+    """Return the line of the value under nested keys of a file, and the value as written; the first line if it is none.
 
     Args:
         path: of a file that could be read.
@@ -276,10 +276,9 @@ def locate(path: str | Path, names: Sequence[str], value: str | None = None) -> 
     nodes = list(_find(node, list(names))) if node else []
     same = [one for one in nodes if isinstance(one, yaml.ScalarNode) and str(loader.construct_object(one)) == value]
     loader.dispose()
-    if not nodes:
-        return None
-    chosen = (same or nodes)[-1]
-    return chosen.start_mark.line + 1, chosen.value if isinstance(chosen, yaml.ScalarNode) else ""
+    chosen = (same or nodes or [None])[-1]
+    line = chosen.start_mark.line + 1 if chosen else 1
+    return line, chosen.value if isinstance(chosen, yaml.ScalarNode) else ""
 
 
 def _find(node: yaml.Node, names: list[str]) -> Iterator[yaml.Node]:

@@ -129,7 +129,7 @@ def test_where_a_value_stands(tmp_path):
     assert locate(path, ["trainer", "callbacks", "prompt"]) == (5, "007")
     assert locate(path, ["trainer", "callbacks", "prompt"], "a") == (4, "a")
     assert locate(path, ["trainer", "callbacks"], "8") == (6, "8")
-    assert locate(path, ["model", "dim"]) is None
+    assert locate(path, ["model", "dim"]) == (1, "")
 
 
 def test_options_are_read_alike(tmp_path, capsys):

@@ -98,10 +98,9 @@ class RunFolder:
                 candidate.mkdir(parents=True)
                 self._made_root = made_root
                 self._path = candidate
-            except FileExistsError as error:
+            except FileExistsError as error:  # another run has taken the number
                 if not candidate.is_dir():
                     raise UserError(f"cannot create the run folder {candidate}: a file has this name") from error
-                continue  # another run has taken the number
             except OSError as error:
                 raise UserError(f"cannot create the run folder {candidate}: {error.strerror}") from error
         return self._path

@@ -1,4 +1,4 @@
-"""Gradient accumulation: how many batches make up an optimization step, and which step is the last."""
+"""Gradient accumulation: how many batches make up a step, which step is the last, and what is due by the clock."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from mm_lightning.data.sequences import TrainingOrder
 from mm_lightning.errors import UserError
-from mm_lightning.training.lightning_internals import finished_epochs
+from mm_lightning.training.lightning_internals import finished_epochs, log_interval
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -67,6 +67,13 @@ def served_sequences(trainer: Trainer) -> int | None:
     """Return how many sequences all devices have read; None where the loader does not count (overfit_batches)."""
     loader: Any = trainer.train_dataloader
     return loader.state_dict()["sequences"] if hasattr(loader, "state_dict") else None
+
+
+def agreed(trainer: Trainer, due: bool) -> bool:
+    """Return whether something is due by the clock of the first process; several processes ask at log steps only."""
+    if trainer.world_size > 1 and trainer.global_step % log_interval(trainer):
+        return False
+    return trainer.strategy.broadcast(due)
 
 
 def is_last_step(trainer: Trainer) -> bool:

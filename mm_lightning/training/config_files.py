@@ -48,7 +48,7 @@ def read_chain(path: str | Path, above: tuple[Path, ...] = ()) -> list[ConfigFil
     values = read_config(path, above[-1] if above else None)
     chain = []
     if "base" in values:
-        for base in base_names(path, "base", values.pop("base")):
+        for base in base_names(path, values.pop("base")):
             chain += read_chain(expand_home(base), (*above, path))
     _fill_secrets(values)
     _check_shape(path, values)
@@ -63,11 +63,11 @@ def _check_shape(path: Path, values: dict[str, Any]) -> None:
         if key in SECTIONS and values[key] is None:
             del values[key]
         elif key in SECTIONS and not isinstance(values[key], dict):
-            line = (locate(path, [key]) or (1,))[0]
+            line, _ = locate(path, [key])
             raise UserError(f"{key} in {path}, line {line} must hold `key: value` lines, got {one_line(values[key])}")
     for name, value in named_values(values):
         if name.rsplit(".", 1)[-1] == "class_path" and not (isinstance(value, str) and value):
-            line = (locate(path, name.split("."), str(value)) or (1,))[0]
+            line, _ = locate(path, name.split("."), str(value))
             raise UserError(f"{name} in {path}, line {line} must name a class, got {one_line(value)}")
 
 
@@ -125,16 +125,16 @@ def _fill_secrets(values: dict[str, Any]) -> None:
             section[last] = value
 
 
-def base_names(path: Path, key: str, names: Any) -> list[str]:
-    """Return the file names that a key of a config holds, one or a list.
+def base_names(path: Path, names: Any) -> list[str]:
+    """Return the file names that the key `base` of a config holds, one or a list.
 
     Raises:
         UserError: the value is neither a file name nor a list of file names.
     """
     listed = names if isinstance(names, list) else [names]
     if not listed or any(not isinstance(name, str) or not name.strip() or "\0" in name for name in listed):
-        line = f", line {location[0]}" if (location := locate(path, key.split("."))) else ""
-        raise UserError(f"{key} in {path}{line} must be the name of a file or a list of names, got {one_line(names)}")
+        where = f"{path}, line {locate(path, ['base'])[0]}"
+        raise UserError(f"base in {where} must be the name of a file or a list of names, got {one_line(names)}")
     return listed
 
 

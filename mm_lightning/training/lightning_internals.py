@@ -242,15 +242,10 @@ def cpp_compilers() -> tuple[str | None, ...]:
 
 
 def record_cuda_memory(entries: int) -> None:
-    """Start recording up to `entries` allocations of GPU memory; documented by torch for snapshots, but private."""
-    torch.cuda.memory._record_memory_history(max_entries=entries)
+    """Record up to `entries` allocations of GPU memory, 0 to stop; documented by torch for snapshots, but private."""
+    torch.cuda.memory._record_memory_history(enabled="all" if entries else None, max_entries=entries)
 
 
 def write_cuda_memory(path: Path) -> None:
     """Write what :func:`record_cuda_memory` has recorded, as pytorch.org/memory_viz reads it."""
     torch.cuda.memory._dump_snapshot(str(path))
-
-
-def stop_recording_cuda_memory() -> None:
-    """End the recording of :func:`record_cuda_memory`."""
-    torch.cuda.memory._record_memory_history(enabled=None)

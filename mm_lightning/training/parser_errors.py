@@ -65,7 +65,7 @@ def _missing_module(module: str, files: list[ConfigFile]) -> str:
     for file in reversed(files):
         for name, value in named_values(file.values):
             if name.endswith("class_path") and f"{value}.".startswith(f"{module}."):
-                line, _ = locate(file.path, name.split("."), value) or (1, "")
+                line, _ = locate(file.path, name.split("."), value)
                 start = f"there is no class {value}, which {file.path} names in line {line}"
                 return f"{start}: {where_modules_are_found(value)}"
     return f"there is no module {module}: {where_modules_are_found(module)}"
@@ -125,8 +125,7 @@ def _locate(key: str, files: list[ConfigFile], value: str | None) -> tuple[str, 
     for file in reversed(files):
         for name, _ in named_values(file.values):
             if _short_name(name) == _short_name(key) or _short_name(name).endswith("." + _short_name(key)):
-                line, written = locate(file.path, name.rstrip("+").split("."), value) or (1, "")
-                return file.path, line, written
+                return file.path, *locate(file.path, name.rstrip("+").split("."), value)
     return None
 
 

@@ -85,9 +85,7 @@ def show(
 
 def _run_folder(folder: Path) -> Path:
     """Return a run folder itself, or the newest run below it."""
-    if (folder / "config.yaml").is_file():
-        return folder
-    runs = [run for run in numbered_runs(folder) if (run / "config.yaml").is_file()]
+    runs = [run for run in (*numbered_runs(folder), folder) if (run / "config.yaml").is_file()]
     if not runs:
         raise UserError(f"{folder} is not a run folder: it has no config.yaml")
     return runs[-1]

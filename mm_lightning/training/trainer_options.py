@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from mm_lightning.errors import UserError
 from mm_lightning.ranges import Count, Name, Natural, NonNegative, Place, Positive, Range, Share
 from mm_lightning.training import lightning_internals as internals
+from mm_lightning.training.accumulation import agreed
 
 Batches = Annotated[int, Range(0)] | Share
 """A number of batches, or a share of them."""
@@ -117,11 +118,8 @@ class WholeSteps(Callback):
         """Ask for a validation when it is time; with several processes, every trainer.log_every_n_steps steps."""
         if self._seconds is None:
             return
-        due = False
-        logs = trainer.world_size == 1 or trainer.global_step % internals.log_interval(trainer) == 0
-        if logs and not internals.accumulating(trainer):
-            # clocks differ: all use that of rank 0
-            due = trainer.strategy.broadcast(internals.since_validation(trainer) >= self._seconds)
+        whole = not internals.accumulating(trainer)
+        due = whole and agreed(trainer, internals.since_validation(trainer) >= self._seconds)
         internals.set_validation_interval(trainer, 0.0 if due else math.inf)
 
 
