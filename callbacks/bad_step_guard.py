@@ -160,9 +160,8 @@ class BadStepGuard(Callback):
         self._bad_steps += 1
         why = f"loss {loss:.6g}, gradient norm {norm:.6g}"
         if math.isfinite(loss) and self.sigma and loss > mean + self.sigma * deviation:
-            why += (
-                f", {(loss - mean) / max(deviation, 1e-12):.1f} standard deviations above the last losses ({mean:.6g})"
-            )
+            excess = (loss - mean) / max(deviation, 1e-12)
+            why += f", {excess:.1f} standard deviations above the last losses ({mean:.6g})"
         folder = pl_module.run_folder.path / data_order.BAD_STEPS / f"step={step.number}"
         write = partial(self._write_batch, trainer, folder, step, why)
         consequence = "the run ends without its batch" if self.on_bad_step == "stop" else None

@@ -163,13 +163,12 @@ def convert_command(checkpoint: Place, output: Place, overwrite: bool = False) -
         )
     if target.suffix in (".safetensors", ".pt"):
         raise UserError(f"--output {output} must be a folder or end in .ckpt; mm checkpoint consolidate writes weights")
-    place = (
-        check_output(output, overwrite, [path], CHECKPOINT)
-        if plain
-        else check_folder(output, UNIVERSAL, overwrite, [path])
-    )
+    if plain:
+        place, convert = check_output(output, overwrite, [path], CHECKPOINT), to_plain
+    else:
+        place, convert = check_folder(output, UNIVERSAL, overwrite, [path]), to_universal
     with staged(place) as part:
-        (to_plain if plain else to_universal)(path, part)
+        convert(path, part)
     say(f"{output}: {size_of(place.place):,} bytes, from {path}")
 
 

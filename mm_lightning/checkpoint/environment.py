@@ -35,6 +35,7 @@ PACKAGES = (
 
 def describe_environment() -> dict[str, Any]:
     """Return time, versions, code state, command line and hardware of this process."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": redact_words([Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -44,11 +45,7 @@ def describe_environment() -> dict[str, Any]:
         "packages": {name: _version(name) for name in PACKAGES},
         "untested_versions": {name: list(versions) for name, versions in untested_versions().items()},
         "code": _git_state(Path(__file__).resolve().parent),
-        "cpu": {
-            "model": _cpu_model(),
-            "cores": os.cpu_count(),
-            "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        },
+        "cpu": {"model": _cpu_model(), "cores": os.cpu_count(), "memory_bytes": memory},
         "gpus": _gpus(),
     }
 

@@ -97,9 +97,8 @@ def _culprit(value: Any, path: list[Any]) -> tuple[list[Any], Any]:
         children = [pair for key, child in value.items() for pair in ((key, key), (key, child))]
     else:
         children = list(enumerate(value)) if isinstance(value, (list, tuple, set)) else []
-    bad = next(
-        ((key, child) for key, child in children if child is not value and _loading_error(child) is not None), None
-    )
+    failing = (pair for pair in children if pair[1] is not value and _loading_error(pair[1]) is not None)
+    bad = next(failing, None)
     return (path, value) if bad is None or len(path) > 9 else _culprit(bad[1], [*path, bad[0]])
 
 

@@ -29,9 +29,8 @@ def accumulation_steps(global_batch: int, micro_batch: int, devices: int, per_no
         return global_batch // sequences
     below, above = global_batch // sequences * sequences, -(-global_batch // sequences) * sequences
     choices = [f"data.global_batch_size {_either(below, above)}"]
-    counts = [
-        n for n in range(per_node, global_batch // micro_batch + 1, per_node) if global_batch % (micro_batch * n) == 0
-    ]
+    whole_nodes = range(per_node, global_batch // micro_batch + 1, per_node)
+    counts = [n for n in whole_nodes if global_batch % (micro_batch * n) == 0]
     nodes = f" ({_either(*(n // per_node for n in _neighbors(counts, devices)))} nodes)" if per_node > 1 else ""
     if counts:
         choices.append(f"{_either(*_neighbors(counts, devices))} devices{nodes}")

@@ -82,7 +82,6 @@ class TrainingCLI(LightningCLI):
                 LanguageModule,
                 TextDataModule,
                 save_config_callback=None,
-                seed_everything_default=1,
                 trainer_defaults=TRAINER_DEFAULTS,
                 parser_kwargs={
                     "prog": f"mm {command}",

@@ -35,8 +35,9 @@ def drop_other_preparation(data: Namespace, files: Sequence[ConfigFile], options
     keys: set[str] = set()  # keys that belong to the last path
     path = None
     for layer in [*(dict(flatten_config(file.values.get("data"), "data")) for file in files), _typed(options)]:
-        named = _expanded(layer.get("data.path"))
+        named = layer.get("data.path")
         if named is not None:
+            named = str(Path(named).expanduser()) if isinstance(named, str) else named
             keys, path = (keys if path in (None, named) else set()), named
         keys |= {key for key, value in layer.items() if value is not None}
     for maker in MAKERS:
@@ -67,17 +68,14 @@ def enlarge_vocabulary(config: Namespace, files: Sequence[ConfigFile], options: 
     path, network = config.data.path, config.model.network.init_args
     folder = Path(next(iter(path)) if isinstance(path, dict) else path).expanduser()
     named = max((n for n, keys in enumerate(layers) if "data.path" in keys), default=-1)
-    if any(_is_vocabulary(key) for keys in layers[named:] for key in keys) or not (folder / FILE).is_file():
+    later = [key for keys in layers[named:] for key in keys if key.startswith("model.network")]
+    if any(key.endswith(".vocab_size") for key in later) or not (folder / FILE).is_file():
         return
     size = Manifest.load(folder).vocab_size
     if size > network.get("vocab_size", size):
         change = f"vocabulary         {size:,} tokens, as {folder} has them (the config has {network.vocab_size:,})"
         say(change, stderr=True)  # `mm cost --json` parses such a config too
         network.vocab_size = size
-
-
-def _is_vocabulary(key: str) -> bool:
-    return key.startswith("model.network") and key.endswith(".vocab_size")
 
 
 def _typed(options: Sequence[str]) -> dict[str, Any]:
@@ -89,7 +87,3 @@ def _typed(options: Sequence[str]) -> dict[str, Any]:
             value = load_yaml(text, name)
         layer |= flatten_config(value, name)
     return layer
-
-
-def _expanded(path: Any) -> Any:
-    return str(Path(path).expanduser()) if isinstance(path, str) else path

@@ -239,9 +239,7 @@ class DryRunFit(FitCommandLine):
         dimensions = ", ".join(
             f"{name} {getattr(config, name)} -> {getattr(tiny, name)}" for name in ("layers", "dim", "persistent_dim")
         )
-        names = [
-            type(callback).__name__ for callback in callbacks_of(trainer, Callback) if callback is not self._forward
-        ]
+        names = [type(c).__name__ for c in callbacks_of(trainer, Callback) if c is not self._forward]
         stage = f" stage {self._layout.zero_stage}" if self._layout.zero_stage else ""
         say(f"strategy     {type(trainer.strategy).__name__}{stage}, precision {trainer.precision}: built")
         say(f"callbacks    {', '.join(names)}: set up")
@@ -272,9 +270,8 @@ def device_counts(config: Namespace) -> tuple[int, int]:
         UserError: `--plan` is not a whole number of nodes.
     """
     count = config.plan
-    per_node = min(
-        count, memory_estimate.count_devices(config.trainer.devices) or max(1, count // config.trainer.num_nodes)
-    )
+    named = memory_estimate.count_devices(config.trainer.devices)
+    per_node = min(count, named or max(1, count // config.trainer.num_nodes))
     if count % per_node:
         raise UserError(
             f"--plan {count} is not a whole number of nodes of trainer.devices {per_node}: take "

@@ -308,7 +308,7 @@ class LanguageModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the metadata from which the network is rebuilt without its YAML."""
-        checkpoint[METADATA_KEY] = resume.checkpoint_metadata(self, self.config, self.trained_tokens)
+        checkpoint[METADATA_KEY] = resume.checkpoint_metadata(self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Compare settings with the checkpoint's, and convert its progress to the accumulation of this run.
@@ -319,9 +319,9 @@ class LanguageModule(LightningModule):
         rename_callback_states(checkpoint.get("callbacks", {}))
         self._changed = []
         if METADATA_KEY in checkpoint:
-            metadata, data = checkpoint[METADATA_KEY], find_datamodule(self.trainer)
-            self._changed = resume.changed_recipe(checkpoint, metadata, self, self.config)
-            if data is not None and (warning := resume.data_changes(metadata, data)):
+            data = find_datamodule(self.trainer)
+            self._changed = resume.changed_recipe(checkpoint, self)
+            if data is not None and (warning := resume.data_changes(checkpoint[METADATA_KEY], data)):
                 say(warning)
         self.restore_tokens(checkpoint)
         self._validation_open = resume.rescale_progress(checkpoint, self.trainer.accumulate_grad_batches)

@@ -89,13 +89,11 @@ def _wrong_class(message: str, files: list[ConfigFile]) -> str | None:
 def _unknown_key_message(
     kind: str, key: str, known: list[str], where: str, owner: str, options: Sequence[str] = ()
 ) -> str:
-    meant = synonym(key, options)
-    near = [meant] if meant else [name for name in known if name.startswith(key)]
-    near = near or [name for name in [nearest(key, known)] if name]
-    if not near:  # right name, wrong section
-        near = [name for name in known if name.split(".")[-1] == key.split(".")[-1]][:1]
+    longer = next((name for name in known if name.startswith(key)), None)
+    elsewhere = next((name for name in known if name.split(".")[-1] == key.split(".")[-1]), None)  # another section
+    meant = synonym(key, options) or longer or nearest(key, known) or elsewhere
     prefix = "--" if kind.endswith("--") else ""
-    hint = f"did you mean {prefix}{near[0]}?" if near else "`--print_config` shows every key"
+    hint = f"did you mean {prefix}{meant}?" if meant else "`--print_config` shows every key"
     return f"unknown {kind}{key}{owner}{where}: {hint}"
 
 

@@ -48,8 +48,6 @@ class RecordRun(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LanguageModule, stage: str) -> None:
         """Broadcast the folder; on rank 0, lock it and write the files."""
-        if stage != "fit":
-            return
         self.folder.share(trainer)
         streams.note_in(self.folder.path)
         if not trainer.is_global_zero:
@@ -59,25 +57,23 @@ class RecordRun(Callback):
             self._write(trainer, 0)
 
     def _write(self, trainer: Trainer, step: int) -> None:
-        path = self.folder.path
+        path, file = self.folder.path, self.folder.path / "environment.json"
         (path / "finished.json").unlink(missing_ok=True)  # a finished run may be resumed with more steps
         config = redact_values(self.config)
         self.folder.write(path / "config.yaml", lambda: write_config(path / "config.yaml", config), retry=True)
         for logger in trainer.loggers:
             logger.log_hyperparams(hyperparameters(config))
         remember_runs(trainer.loggers, self.folder)
-        last = read_object(path / "environment.json")
+        last = read_object(file)
         past = [*last.pop("earlier", []), last] if last else []
         sets = datamodule_of(trainer).sets
         data = describe(sets)
-        before = past[-1].get("data", data) if past else data
-        if differing(before, sets):
+        if differing(last.get("data", data), sets):
             say(
-                f"the data sets or their weights have changed ({path / 'environment.json'}): training continues in "
-                f"their order, in which sequences may be repeated"
+                f"the data sets or their weights have changed ({file}): training continues in their order, in which "
+                f"sequences may be repeated"
             )
         content = {**describe_environment(), "step": step, "data": data, "earlier": past}
-        file = path / "environment.json"
         self.folder.write(file, lambda: write_json(file, content), retry=True)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LanguageModule) -> None:

@@ -15,7 +15,6 @@ from mm_lightning.checkpoint.network_loading import CHANGEABLE_FIELDS, list_chan
 from mm_lightning.console import say
 from mm_lightning.data import TextDataModule
 from mm_lightning.errors import UserError
-from mm_lightning.networks import NetworkConfig
 from mm_lightning.training.choices import Choice
 from mm_lightning.training.lightning_internals import callbacks_of, find_datamodule, finished_epochs, set_rates
 from mm_lightning.training.loggers import MetricsFile
@@ -169,17 +168,12 @@ def learning_rate(trainer: Trainer) -> float:
     return float(trainer.optimizers[0].param_groups[0]["lr"])
 
 
-def checkpoint_metadata(module: LightningModule, config: NetworkConfig, tokens: int) -> dict[str, Any]:
-    """Return the metadata of a checkpoint, from which its network is rebuilt without its YAML.
-
-    Args:
-        module: the module of the run.
-        config: the configuration of its network.
-        tokens: the number of tokens that it was trained on.
-    """
+def checkpoint_metadata(module: Any) -> dict[str, Any]:
+    """Return the metadata of a checkpoint of a LanguageModule, from which its network is rebuilt without its YAML."""
     data = find_datamodule(module.trainer)
     tokenizer, context = (None, None) if data is None else (tokenizer_metadata(data.tokenizer), data.context_length)
-    metadata = network_metadata(config, tokenizer, context) | {"recipe": recipe(module), "tokens": tokens}
+    metadata = network_metadata(module.config, tokenizer, context)
+    metadata |= {"recipe": recipe(module), "tokens": module.trained_tokens}
     return metadata if data is None else {**metadata, "data": data_identity(data)}
 
 
@@ -197,28 +191,24 @@ def recipe(module: LightningModule) -> dict[str, Any]:
     return values | {f"trainer.{name}": getattr(module.trainer, name) for name in TRAINER_SETTINGS}
 
 
-def changed_recipe(
-    checkpoint: dict[str, Any], about: dict[str, Any], module: LightningModule, config: NetworkConfig
-) -> list[str]:
+def changed_recipe(checkpoint: dict[str, Any], module: Any) -> list[str]:
     """Return the settings of a resumed run that differ from the checkpoint's, each with both values.
 
     Args:
         checkpoint: the checkpoint as Lightning loads it.
-        about: its metadata.
-        module: the module of this run.
-        config: the configuration of its network.
+        module: the LanguageModule of this run.
 
     Raises:
         UserError: the optimizer's states are of another class, or of other parameter groups.
     """
-    settings = recipe(module)
+    settings, about = recipe(module), checkpoint[METADATA_KEY]
     before = about.get("recipe")
     check_states(before or {}, settings)
     if before is None:  # earlier versions saved none: read it from the optimizer's state
         group: dict[str, Any] = next((state["param_groups"][0] for state in checkpoint.get("optimizer_states", [])), {})
         names = {"model.learning_rate": "initial_lr", "model.weight_decay": "weight_decay", "model.betas": "betas"}
         before = {name: group[key] for name, key in names.items() if key in group}
-    was, fields = network_config(about).to_dict()["fields"], config.to_dict()["fields"]
+    was, fields = network_config(about).to_dict()["fields"], module.config.to_dict()["fields"]
     changeable = {name: fields[name] for name in sorted(CHANGEABLE_FIELDS & fields.keys())}
     before = {name: _plain(value) for name, value in before.items()}
     return list_changes(before, settings) + list_changes(was, changeable, "model.network.")

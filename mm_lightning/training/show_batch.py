@@ -102,8 +102,7 @@ def _list_bad_steps(run: Path) -> None:
 
 def _data_sets_at(run: Path, step: int) -> list[dict[str, Any]] | None:
     """Return the data sets that environment.json records for a step of a run; None if it records none."""
-    if not (environment := read_object(run / "environment.json")):
-        return None
+    environment = read_object(run / "environment.json")
     sessions = [*environment.get("earlier", []), environment]
     begun = [session for session in sessions if session.get("step", 0) < step]
     return (begun or sessions)[-1].get("data")

@@ -112,9 +112,7 @@ class WholeSteps(Callback):
         if self._seconds is not None:
             internals.set_validation_interval(trainer, math.inf)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Ask for a validation when it is time; with several processes, every trainer.log_every_n_steps steps."""
         if self._seconds is None:
             return
