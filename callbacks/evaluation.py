@@ -7,7 +7,7 @@ import json
 import time
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch.distributed as dist
 from lightning.pytorch import Callback, Trainer
@@ -18,6 +18,8 @@ from mm_lightning.checkpoint.environment import describe_environment
 from mm_lightning.console import say
 from mm_lightning.errors import UserError
 from mm_lightning.evaluation.measurement import Row
+from mm_lightning.evaluation.model import Model
+from mm_lightning.evaluation.run import describe_model
 from mm_lightning.evaluation.samples import RESULTS, SAMPLES
 from mm_lightning.evaluation.task import Record, Task
 from mm_lightning.evaluation.task_options import left_out, left_out_line, make_tasks
@@ -28,9 +30,6 @@ from mm_lightning.training.evaluation_mode import evaluation_mode
 from mm_lightning.training.lightning_internals import accumulating, callbacks_of, datamodule_of
 from mm_lightning.training.loggers import tensorboard_tag, tensorboards
 from mm_lightning.training.module import LanguageModule
-
-if TYPE_CHECKING:
-    from mm_lightning.evaluation.model import Model
 
 
 class Evaluation(Callback):
@@ -125,8 +124,6 @@ class Evaluation(Callback):
             self._evaluate(trainer, pl_module)
 
     def _model(self, trainer: Trainer, pl_module: LanguageModule, network: Network) -> Model:
-        from mm_lightning.evaluation.model import Model
-
         data, bf16 = datamodule_of(trainer), trainer.precision.startswith("bf16")
         # as `mm evaluate` would name it: tasks look for the data of the run beside it
         checkpoint = checkpoint_path(pl_module.run_folder.path, trainer.global_step)
@@ -177,8 +174,6 @@ def gather(records: list[Record]) -> list[Record]:
 
 def about_training(model: Model, step: int, tokens: int, items: int) -> dict[str, Any]:
     """Return the description of a network in training that results.json and tables give."""
-    from mm_lightning.evaluation.run import describe_model
-
     trained = {"weights": f"in training, step {step}", "step": step, "tokens": tokens}
     return {"checkpoint": str(model.checkpoint), **describe_model(model), **trained, "items": items}
 

@@ -31,6 +31,15 @@ Limit = Annotated[float, Range(0, 525_600, above=True)]  # a year
 _DUMP = getattr(signal, "SIGRTMAX", signal.SIGPROF)  # a process prints its stacks at it; used for nothing else
 
 
+def _begins(phase: str) -> Any:
+    """Return a hook that counts a sign of life and tells which phase begins."""
+
+    def hook(self: Watchdog, trainer: Trainer, *_: Any) -> None:
+        self._beat(trainer, phase)
+
+    return hook
+
+
 class Watchdog(Callback):
     """End the run when a process makes no progress for `minutes`: every process prints its step, its phase and its
     Python stack, one line names the process that is behind, and the exit status is 70.
@@ -84,26 +93,13 @@ class Watchdog(Callback):
         """Count a sign of life; as a hook of a network that is copied, this becomes a copy's, which watches nothing."""
         self._beats += 1
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LanguageModule, batch: Any, batch_idx: int) -> None:
-        self._beat(trainer, "in the forward pass")
-
-    def on_before_backward(self, trainer: Trainer, *args: Any) -> None:
-        self._beat(trainer, "in the backward pass")
-
-    def on_after_backward(self, trainer: Trainer, *args: Any) -> None:
-        self._beat(trainer, "in the optimization step")
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LanguageModule, *_: Any) -> None:
-        self._beat(trainer, "at the end of a batch or waiting for data")
-
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LanguageModule, checkpoint: dict[str, Any]) -> None:
-        self._beat(trainer, "writing a checkpoint")
-
-    def on_validation_batch_start(self, trainer: Trainer, *args: Any) -> None:
-        self._beat(trainer, "in validation")
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LanguageModule) -> None:
-        self._beat(trainer, "at the end of validation or waiting for data")
+    on_train_batch_start = _begins("in the forward pass")
+    on_before_backward = _begins("in the backward pass")
+    on_after_backward = _begins("in the optimization step")
+    on_train_batch_end = _begins("at the end of a batch or waiting for data")
+    on_save_checkpoint = _begins("writing a checkpoint")
+    on_validation_batch_start = _begins("in validation")
+    on_validation_end = _begins("at the end of validation or waiting for data")
 
     def teardown(self, trainer: Trainer, pl_module: LanguageModule, stage: Any) -> None:
         """Stop watching, also after `mm fit --plan`."""

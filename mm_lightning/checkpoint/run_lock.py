@@ -52,7 +52,8 @@ class RunLock:
         waiting = False
         try:
             while not self._try(file):
-                holder = self._holder(file)
+                file.seek(0)
+                holder = parse_line(file.read().encode()) or {}  # as far as it has written them
                 if holder.get("host") in (None, platform.node()) or time.monotonic() >= deadline:
                     raise self._taken_error(holder)
                 if not waiting:
@@ -77,12 +78,6 @@ class RunLock:
                 raise UserError(f"cannot lock the run folder {self.folder}: {error.strerror}") from error
             say(f"{self.folder} cannot be locked ({error.strerror}): let no second mm fit --resume run in it")
         return True
-
-    @staticmethod
-    def _holder(file: TextIO) -> dict[str, str | int]:
-        """Return process and host of the holder, as far as it has written them."""
-        file.seek(0)
-        return parse_line(file.read().encode()) or {}
 
     def _taken_error(self, holder: dict[str, str | int]) -> UserError:
         who = f"process {holder['process']} on {holder['host']}" if len(holder) == 2 else "another process"

@@ -32,18 +32,8 @@ LOSS_SETTINGS = (
 )
 
 
-def check_settings(config: Namespace) -> None:
-    """Check the values of a training command's config, and expand `~` in paths.
-
-    Raises:
-        UserError: a value is invalid; the message names the key.
-    """
-    for _, error in config_errors(config):
-        raise error
-
-
 def config_errors(config: Namespace) -> Iterator[tuple[str, UserError]]:
-    """Yield the keys of a config whose values are invalid, and the errors."""
+    """Expand `~` in the paths of a training command's config; yield the keys of invalid values, and the errors."""
     for key, values, types in typed_sections(config):
         for name, hint in types.items():
             if name not in values:

@@ -27,7 +27,7 @@ from mm_lightning.outputs import check_output
 from mm_lightning.renamed import current_options
 from mm_lightning.training import strategies
 from mm_lightning.training.accumulation import accumulation_steps
-from mm_lightning.training.check_config import check_settings
+from mm_lightning.training.check_config import config_errors
 from mm_lightning.training.command_options import TRAINER_DEFAULTS, add_options, state_option_ranges
 from mm_lightning.training.command_results import report_evaluation, write_predictions
 from mm_lightning.training.config_files import ConfigFile, read_chain, split_configs
@@ -165,7 +165,8 @@ class TrainingCLI(LightningCLI):
 
     def check_values(self) -> None:
         """Check the values of all options against their ranges."""
-        check_settings(self.config)
+        for _, error in config_errors(self.config):
+            raise error
 
     def _known(self) -> list[str]:
         """Return the dotted names of all options."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from mm_lightning.errors import UserError
 from mm_lightning.training.lightning_internals import cpp_compilers
-
-if TYPE_CHECKING:
-    import torch
 
 
 def check_strategy(strategy: Any) -> None:

@@ -10,7 +10,6 @@ sets, location of each sequence) and tokens.R.npy, the (sequences, context) toke
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -22,7 +21,7 @@ from torch import Tensor
 from mm_lightning.data import mixture
 from mm_lightning.data.mixture import DataSet
 from mm_lightning.errors import UserError
-from mm_lightning.outputs import write_bytes
+from mm_lightning.outputs import staged
 from mm_lightning.side_files import read_config, read_lines, write_lines
 
 BAD_STEPS = "bad_steps"
@@ -78,9 +77,8 @@ def locate_sequences(settings: dict[str, Any], sets: list[DataSet], first: int) 
 
 def save_tokens(folder: Path, rank: int, batches: Sequence[Tensor]) -> None:
     """Save the tokens of one rank, (B, T) for each micro-batch."""
-    file = io.BytesIO()
-    np.save(file, np.concatenate([b.cpu().numpy().astype(np.int32) for b in batches]))
-    write_bytes(folder / f"tokens.{rank}.npy", file.getvalue())
+    with staged(folder / f"tokens.{rank}.npy") as part:
+        np.save(part, np.concatenate([b.cpu().numpy().astype(np.int32) for b in batches]))
 
 
 def data_order_at(run: Path, step: int, settings: dict[str, Any]) -> dict[str, Any]:

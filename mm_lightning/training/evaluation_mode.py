@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 
+from mm_lightning.networks import Network
+from mm_lightning.training.module import LanguageModule
 from mm_lightning.training.sharding import is_partitioned, whole_copy
-
-if TYPE_CHECKING:
-    from mm_lightning.networks import Network
-    from mm_lightning.training.module import LanguageModule
 
 
 @contextlib.contextmanager

@@ -55,12 +55,11 @@ def show(
             return
         batch = {**data_order_at(run, step, configured_data_order(run)), "step": step, "sets": _data_sets_at(run, step)}
         folder = run / BAD_STEPS / f"step={step}"
-    if (folder / STEP_FILE).is_file():
-        if content := read_object(folder / STEP_FILE):
-            batch = content
-            display(f"step {batch['step']}: {batch['why']}")
-        elif not batch:
-            raise UserError(f"{folder / STEP_FILE} is damaged: mm data show RUN --step N finds the batch without it")
+    if bad_step := read_object(folder / STEP_FILE):
+        batch = bad_step
+        display(f"step {batch['step']}: {batch['why']}")
+    elif not batch:
+        raise UserError(f"{folder / STEP_FILE} is damaged: mm data show RUN --step N finds the batch without it")
     sets = mixture.read(_moved_weights(batch["data"], data))
     sources = ", ".join(str(s.folder) for s in sets)
     tokenizer = load_tokenizer(sets[0].folder)
