@@ -201,10 +201,8 @@ class BadStepGuard(Callback):
 
     def _checkpoint_before(self, trainer: Trainer, pl_module: LanguageModule, bad: int) -> Path | None:
         """Return the newest usable checkpoint from before a bad step; None if there is none."""
-        path = None
-        if trainer.is_global_zero:
-            files = list_checkpoints(pl_module.run_folder.path)  # the newest first
-            path = next((p for p in files if is_run_checkpoint(p) and step_of(p) < bad and is_complete(p)), None)
+        files = list_checkpoints(pl_module.run_folder.path) if trainer.is_global_zero else []  # the newest first
+        path = next((p for p in files if is_run_checkpoint(p) and step_of(p) < bad and is_complete(p)), None)
         path = trainer.strategy.broadcast(path)
         if path is None:
             say(f"no checkpoint from before step {bad} to roll back to: training goes on")

@@ -93,10 +93,9 @@ class RunFolder:
         while self._path is None:
             taken = numbered_runs(self.root)
             candidate = self.root / str(int(taken[-1].name) + 1 if taken else 0)
-            made_root = not self.root.exists()
+            self._made_root = not self.root.exists()
             try:
                 candidate.mkdir(parents=True)
-                self._made_root = made_root
                 self._path = candidate
             except FileExistsError as error:  # another run has taken the number
                 if not candidate.is_dir():

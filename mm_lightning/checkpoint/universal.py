@@ -117,7 +117,7 @@ def _weights_and_optimizer(source: Path) -> dict[str, Any]:
     names = {id(parameter): name for name, parameter in network.named_parameters()}
     groups = [[names[id(parameter)] for parameter in group] for group in network.weight_decay_groups()]
     numbered = [name for group in groups for name in group]  # in the order of the optimizer's indices
-    kinds = {"fp32": read_universal(source), **{k: read_universal(source, k) for k in ("exp_avg", "exp_avg_sq")}}
+    kinds = {kind: read_universal(source, kind) for kind in ("fp32", "exp_avg", "exp_avg_sq")}
     if kinds["fp32"].keys() != set(numbered):
         raise UserError(f"{source} holds other parameters than the network it describes")
     tensors = {kind: {name: weights[name] for name in numbered} for kind, weights in kinds.items()}

@@ -9,8 +9,6 @@ import warnings
 SILENCED_MESSAGES = (
     r".*given buffer is not writable.*",
     r".*does not have many workers.*",
-    r".*IterableDataset. has `__len__` defined.*",
-    r".*Checkpoint directory .* exists and is not empty.*",
     r".*When saving the DeepSpeed Stage 3 checkpoint.*",
     r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
     r".*WeightAveraging callback with a model that overrides the configure_model.*",
