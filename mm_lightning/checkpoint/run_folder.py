@@ -22,9 +22,9 @@ import shutil
 from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
-from mm_lightning.checkpoint.run_lock import RunLock
+from mm_lightning.checkpoint.run_lock import lock_run
 from mm_lightning.console import is_first_process, say
 from mm_lightning.errors import UserError
 from mm_lightning.side_files import read_object
@@ -76,11 +76,11 @@ class RunFolder:
         self._retries: dict[Path, Callable[[], object]] = {}
         self._path = path
         self._made_root = False
-        self._lock: RunLock | None = None
+        self._lock: TextIO | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Exclude pending writes from copies."""
-        return {**self.__dict__, "_retries": {}}
+        """Exclude pending writes and the lock from copies, such as that of a module for weight averaging."""
+        return {**self.__dict__, "_retries": {}, "_lock": None}
 
     @property
     def path(self) -> Path:
@@ -111,14 +111,12 @@ class RunFolder:
             UserError: another process trains there.
         """
         if self._lock is None:
-            lock = RunLock(self.path)
-            lock.acquire()
-            self._lock = lock
+            self._lock = lock_run(self.path)
 
     def release(self) -> None:
         """Release the lock."""
         if self._lock is not None:
-            self._lock.release()
+            self._lock.close()
             self._lock = None
 
     def remove_unused(self) -> None:

@@ -9,7 +9,7 @@ import signal
 import pytest
 
 from mm_lightning.checkpoint import run_lock
-from mm_lightning.checkpoint.run_lock import LOCK, RunLock
+from mm_lightning.checkpoint.run_lock import LOCK, lock_run
 from mm_lightning.cli import main
 from mm_lightning.errors import UserError
 from mm_lightning.training.module import LanguageModule
@@ -45,8 +45,7 @@ def test_kill_frees_it(tmp_path):
     holder = os.fork()
     if holder == 0:
         try:
-            lock = RunLock(tmp_path)
-            lock.acquire()
+            lock = lock_run(tmp_path)
             os.write(done, b"!")
             signal.pause()
         finally:
@@ -54,38 +53,36 @@ def test_kill_frees_it(tmp_path):
     try:
         assert os.read(ready, 1) == b"!"
         with pytest.raises(UserError, match=f"process {holder} on .* is training in {tmp_path}"):
-            RunLock(tmp_path).acquire()
+            lock_run(tmp_path)
     finally:
         os.kill(holder, signal.SIGKILL)
         os.waitpid(holder, 0)
-    lock = RunLock(tmp_path)
-    lock.acquire()
+    lock = lock_run(tmp_path)
     assert json.loads((tmp_path / LOCK).read_text())["process"] == os.getpid()
     with pytest.raises(UserError):
-        RunLock(tmp_path).acquire()
-    lock.release()
-    RunLock(tmp_path).acquire()
+        lock_run(tmp_path)
+    lock.close()
+    lock_run(tmp_path)
 
 
 def test_a_machine_that_died_is_waited_for(tmp_path, monkeypatch, capsys):
     """A server of files frees a lock of another machine only after a while."""
-    lock, other = RunLock(tmp_path), RunLock(tmp_path)
-    other.acquire()
+    other = lock_run(tmp_path)
     (tmp_path / LOCK).write_text(json.dumps({"process": 7, "host": "elsewhere"}))
     slept = []
 
     def sleep(seconds):
         slept.append(seconds)
         if len(slept) == 3:
-            other.release()
+            other.close()
 
     monkeypatch.setattr(run_lock.time, "sleep", sleep)
-    lock.acquire()
-    assert len(slept) == 3
-    assert capsys.readouterr().out.count("waiting up to 120 s for process 7 on elsewhere") == 1
-    (tmp_path / LOCK).write_text(json.dumps({"process": 7, "host": "elsewhere"}))
-    with pytest.raises(UserError, match="process 7 on elsewhere"):
-        RunLock(tmp_path, timeout=0).acquire()
+    with lock_run(tmp_path):
+        assert len(slept) == 3
+        assert capsys.readouterr().out.count("waiting up to 120 s for process 7 on elsewhere") == 1
+        (tmp_path / LOCK).write_text(json.dumps({"process": 7, "host": "elsewhere"}))
+        with pytest.raises(UserError, match="process 7 on elsewhere"):
+            lock_run(tmp_path, timeout=0)
 
 
 def test_file_systems_without_locks(tmp_path, monkeypatch, capsys):
@@ -93,7 +90,7 @@ def test_file_systems_without_locks(tmp_path, monkeypatch, capsys):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    RunLock(tmp_path).acquire()
+    lock_run(tmp_path)
     assert "cannot be locked (No locks available): let no second mm fit --resume run in it" in capsys.readouterr().out
     with pytest.raises(UserError, match="cannot write to the run folder"):
-        RunLock(tmp_path / "nothing").acquire()
+        lock_run(tmp_path / "nothing")
