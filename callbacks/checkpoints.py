@@ -73,7 +73,6 @@ class Checkpoints(Checkpoint):
         self.asynchronous = asynchronous
         self.on_failure = on_failure
         self._saved_step = -1
-        self._saved_at = 0.0
         self._best: dict[str, Any] | None = None
         self._failure_logged = False
 
@@ -121,8 +120,7 @@ class Checkpoints(Checkpoint):
 
     def on_exception(self, trainer: Trainer, pl_module: LanguageModule, exception: BaseException) -> None:
         """Wait for the checkpoint that is being written."""
-        error = self._writer(trainer).finish()
-        if error is not None:
+        if error := self._writer(trainer).finish():
             display(str(error), flush=True)
 
     def save_now(self, trainer: Trainer, pl_module: LanguageModule) -> None:

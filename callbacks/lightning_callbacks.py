@@ -1,8 +1,11 @@
-"""Lightning's own callbacks in `mm fit`: which are refused, and why; docs/callbacks.md has the table."""
+"""Lightning's own callbacks in `mm fit`: which are refused, and why; docs/callbacks.md has the table.
+
+The metrics that callbacks monitor are checked here, too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
@@ -10,10 +13,10 @@ from lightning.pytorch import callbacks as lightning
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 
 from mm_lightning.callbacks.checkpoints import Checkpoints
-from mm_lightning.callbacks.metric_names import check_metric, metric_names
 from mm_lightning.checkpoint.plain_values import to_plain_values
 from mm_lightning.console import say
 from mm_lightning.errors import UserError
+from mm_lightning.options import nearest
 from mm_lightning.training.lightning_internals import callbacks_of, checks_at_epoch_end
 from mm_lightning.training.module import LanguageModule
 
@@ -46,6 +49,9 @@ REFUSED: dict[type[Callback], str] = {
 
 BASE_CLASSES = (lightning.BaseFinetuning,)
 """Base classes, which silently do nothing by themselves."""
+
+DECLARING = ("mm_lightning.", "lightning.")
+"""Packages whose callbacks and modules log only metrics that they declare in `validation_metrics`."""
 
 
 def check_callbacks(callbacks: Sequence[Callback], max_time: Any = None) -> None:
@@ -93,6 +99,30 @@ def check_callback_state(callback: Callback) -> None:
     to_plain_values({"callbacks": {callback.state_key: callback.state_dict()}})
 
 
+def metric_names(trainer: Trainer, module: LanguageModule) -> list[str] | None:
+    """Return the metrics that validation will log; None if a class of the user may log others."""
+    parts = [module, *callbacks_of(trainer, Callback)]
+    if any(not type(part).__module__.startswith(DECLARING) for part in parts):
+        return None
+    if not trainer.enable_validation:
+        return []
+    return [name for part in parts for name in getattr(part, "validation_metrics", ())]
+
+
+def check_metric(callback: Callback, key: str, metric: Any, names: Collection[str]) -> None:
+    """Check that a metric exists.
+
+    Raises:
+        UserError: naming the callback, its argument and the metrics that there are.
+    """
+    if metric in names:
+        return
+    logged = ", ".join(sorted(map(str, names))) or "none, because nothing is validated"
+    near = nearest(str(metric).replace("val_", "validation/"), names)
+    hint = f": did you mean {near}?" if near else ""
+    raise UserError(f"{type(callback).__name__}: {key} is {metric!r}, metrics are {logged}{hint}")
+
+
 class CheckCallbacks(Callback):
     """Check the metrics that other callbacks monitor, and log why training ends early."""
 
@@ -113,7 +143,7 @@ class CheckCallbacks(Callback):
             UserError: with the callback.
         """
         for callback in callbacks_of(trainer, Callback):
-            if not type(callback).__module__.startswith(("lightning.", "mm_lightning.")):
+            if not type(callback).__module__.startswith(DECLARING):
                 check_callback_state(callback)
         self._begin = trainer.global_step
 

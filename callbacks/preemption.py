@@ -45,7 +45,6 @@ class Preemption(Callback):
     def __init__(self, slurm_job: Name | None = None) -> None:
         self.slurm_job = slurm_job
         self._signal = 0  # received by this process
-        self._received_at = 0.0
         self._saved_signal = 0  # received by any process, once its checkpoint is written
         self._previous_handlers: dict[int, Any] = {}
         self._group: Any = None

@@ -69,13 +69,9 @@ class Profiler(Callback):
         if self._profile is not None or not traces or trainer.global_step != self.first - 1 - warm_up:
             return
         silence_profiler()
-        activities = [torch.profiler.ProfilerActivity.CPU]
-        if pl_module.device.type == "cuda":
-            activities.append(torch.profiler.ProfilerActivity.CUDA)
-            if self.memory:
-                internals.record_cuda_memory(MEMORY_ENTRIES)
+        if self.memory and pl_module.device.type == "cuda":
+            internals.record_cuda_memory(MEMORY_ENTRIES)
         self._profile = torch.profiler.profile(
-            activities=activities,
             schedule=torch.profiler.schedule(wait=0, warmup=warm_up, active=self.steps, repeat=1),
             on_trace_ready=lambda profile: self._write(profile, trainer, pl_module),
             profile_memory=self.memory,

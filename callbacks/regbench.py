@@ -32,7 +32,6 @@ class RegBench(ValidationMetrics):
 
     def __init__(self) -> None:
         super().__init__(measures())
-        self._allowed: dict[bytes, Tensor] = {}
 
     def setup(self, trainer: Trainer, pl_module: LanguageModule, stage: str) -> None:
         """Read the letters that the automata allow."""

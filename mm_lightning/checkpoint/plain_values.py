@@ -48,8 +48,7 @@ def check_loadable(checkpoint: dict[str, Any]) -> None:
     Raises:
         UnloadableState: it cannot; the message names the value.
     """
-    error = _loading_error(checkpoint)
-    if error is not None:
+    if error := _loading_error(checkpoint):
         raise _unloadable(checkpoint) from error
 
 

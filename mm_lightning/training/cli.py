@@ -170,8 +170,7 @@ class TrainingCLI(LightningCLI):
 
     def _known(self) -> list[str]:
         """Return the dotted names of all options."""
-        options = parser_options(self.parser)
-        names = [option.dest for option in options if option.option_strings]
+        names = [option.dest for option in parser_options(self.parser) if option.option_strings]
         return [name for name in names if not name.endswith(".help")]
 
     def instantiate_classes(self) -> None:

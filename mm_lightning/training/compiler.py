@@ -30,7 +30,5 @@ def check_compiler(device: torch.device) -> None:
     Raises:
         UserError: there is no C++ compiler.
     """
-    if device.type != "cpu":
-        return
-    if not any(name and shutil.which(name) for name in cpp_compilers()):
+    if device.type == "cpu" and not any(name and shutil.which(name) for name in cpp_compilers()):
         raise UserError("compiling needs a C++ compiler on a CPU: install g++, or leave compile out")

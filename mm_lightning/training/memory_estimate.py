@@ -125,7 +125,7 @@ def run_layout(config: Any, network_config: NetworkConfig | None = None) -> Layo
     Raises:
         UserError: the memory of its strategy is not known.
     """
-    trainer, data = config.trainer, config.data
+    trainer, data, model = config.trainer, config.data, config.model
     # auto means 1 device on a CPU, and cannot be known for another machine
     count = count_devices(trainer.devices) or 1
     strategy = trainer.strategy if isinstance(trainer.strategy, str) else trainer.strategy.class_path
@@ -137,7 +137,6 @@ def run_layout(config: Any, network_config: NetworkConfig | None = None) -> Layo
         stage = named[0] if named else settings.get("stage", 2)
     elif "fsdp" in strategy.lower():
         raise UserError(f"memory is estimated for the strategies auto, ddp and DeepSpeed, not for {strategy}")
-    model = config.model
     with torch.device("meta"):
         network = (network_config or model.network).build()
     groups = recipe_groups(network, model)

@@ -76,6 +76,8 @@ class LanguageModule(LightningModule):
 
     network: Network
     """Built by :meth:`configure_model`."""
+    optimizer_settings: resume.OptimizerSettings
+    """Those of this run, before a checkpoint is restored."""
     run_folder: RunFolder
     """Set by the CLI; callbacks that write files need it."""
 
@@ -120,8 +122,6 @@ class LanguageModule(LightningModule):
         self._stopping = False
         self._finished_steps = 0
         self._validation_open = False
-        self._rate = 0.0  # of the step that is being computed
-        self.optimizer_settings: resume.OptimizerSettings | None = None
         self._changed: list[str] | None = None  # settings that differ from the restored checkpoint's
 
     def configure_model(self) -> None:
@@ -171,7 +171,7 @@ class LanguageModule(LightningModule):
         The metric train/loss is the cross-entropy alone, the mean over all predicted tokens of the global batch, as is
         that of validation; train/balance is the load-balancing loss without its weight, 1 for experts used alike.
         """
-        self._rate = resume.learning_rate(self.trainer)
+        self._rate = resume.learning_rate(self.trainer)  # of the step that is being computed
         random = self.network.step_randomness(self.seed, self.global_step)
         # From the place in the run alone, so that a resumed run drops what the uninterrupted one would have: in a
         # user's parts too, whatever they draw.
@@ -204,7 +204,7 @@ class LanguageModule(LightningModule):
     def on_train_start(self) -> None:
         """Start counting at the step that a resumed run has reached, with its own settings; validate if it is due."""
         check_loader(self.trainer)
-        if self._changed is not None and self.optimizer_settings is not None:
+        if self._changed is not None:
             self.optimizer_settings.keep(self.trainer, self._changed)
         self._changed = None
         if self.warmup_steps >= (steps := self._steps()):

@@ -27,7 +27,7 @@ from mm_lightning.training.data_order import ROLLBACKS, configured_data_order, d
 from mm_lightning.training.lightning_internals import datamodule_of
 from mm_lightning.training.loggers import drop_later_steps
 from mm_lightning.training.module import LanguageModule
-from mm_lightning.training.resume import nothing_to_do
+from mm_lightning.training.resume import refuse_nothing
 from mm_lightning.training.tensorboard_hparams import hyperparameters
 from mm_lightning.training.tracked_runs import remember_runs
 
@@ -57,7 +57,8 @@ class RecordRun(Callback):
             self._write(trainer, 0)
 
     def _write(self, trainer: Trainer, step: int) -> None:
-        path, file = self.folder.path, self.folder.path / "environment.json"
+        path = self.folder.path
+        file = path / "environment.json"
         (path / "finished.json").unlink(missing_ok=True)  # a finished run may be resumed with more steps
         config = redact_values(self.config)
         self.folder.write(path / "config.yaml", lambda: write_config(path / "config.yaml", config), retry=True)
@@ -108,7 +109,7 @@ class RecordRun(Callback):
             UserError: there is nothing to do.
         """
         if trainer.fit_loop.done:  # at an epoch's last step Lightning ends that epoch first
-            self._nothing_to_do(trainer)
+            refuse_nothing(trainer)
         self._began = True
         if self.folder.resumed and trainer.is_global_zero:
             self._note_order(trainer)
@@ -149,14 +150,9 @@ class RecordRun(Callback):
             UserError: there was nothing to do.
         """
         if not self._began:
-            self._nothing_to_do(trainer)
+            refuse_nothing(trainer)
         if trainer.is_global_zero:
-            path, seconds = self.folder.path / "finished.json", round(time.perf_counter() - self._begin, 1)
+            path = self.folder.path / "finished.json"
+            seconds = round(time.perf_counter() - self._begin, 1)
             end = {"step": trainer.global_step, "max_steps": trainer.max_steps, "tokens": pl_module.trained_tokens}
             self.folder.write(path, lambda: write_json(path, {**end, "seconds": seconds}))
-
-    @staticmethod
-    def _nothing_to_do(trainer: Trainer) -> None:
-        if not trainer.is_global_zero:
-            raise SystemExit(0)  # rank 0 reports it
-        raise UserError(nothing_to_do(trainer))

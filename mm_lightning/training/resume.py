@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
@@ -243,8 +243,15 @@ def _plain(value: Any) -> Any:
     return asdict(value) if isinstance(value, ParameterGroup) else value
 
 
-def nothing_to_do(trainer: Trainer) -> str:
-    """Return why a run ended before its first step, and what to change."""
+def refuse_nothing(trainer: Trainer) -> NoReturn:
+    """End a run that ended before its first step.
+
+    Raises:
+        UserError: it says why, and what to change.
+        SystemExit: on other processes than the first, which reports it.
+    """
+    if not trainer.is_global_zero:
+        raise SystemExit(0)
     step, loop = trainer.global_step, trainer.fit_loop
     where = f"{trainer.ckpt_path} is at step {step}" if trainer.ckpt_path else f"the run is at step {step}"
     timer = next(iter(callbacks_of(trainer, Timer)), None)
@@ -262,7 +269,7 @@ def nothing_to_do(trainer: Trainer) -> str:
         why = f"{where} after {spent} of training and trainer.max_time is {limit}: raise it"
     else:
         why = f"{where} and a callback stops it there"
-    return f"nothing to train: {why}"
+    raise UserError(f"nothing to train: {why}")
 
 
 def validate_if_due(trainer: Trainer) -> None:

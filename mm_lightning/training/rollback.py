@@ -15,7 +15,6 @@ def restore(trainer: Trainer, path: Path) -> None:
     """Restore an earlier checkpoint in a running training: everything but the position in the data."""
     module, before = trainer.lightning_module, trainer.global_step
     assert isinstance(module, LanguageModule)
-    assert module.optimizer_settings is not None
     state = trainer.strategy.load_checkpoint(path, weights_only=True)
     rename_callback_states(state["callbacks"])
     trainer.strategy.load_model_state_dict(state)

@@ -76,20 +76,16 @@ def read_run_config(checkpoint: Path, options: Sequence[str], files: Sequence[Co
     if folder.name.isdigit():
         values["run"] = str(folder.parent)  # the folder may have been moved
     named = option_texts(options)
+    data = values.get("data", {}).get("path")
+    prepared = isinstance(data, str) and (Path(data).expanduser() / FILE).is_file()  # from sources needed no more
     for key, value in flatten_config(values):
         if HIDDEN not in json.dumps(value, default=str):
             continue
         key, section = key.replace(".init_args", ""), key.partition(".")[0]
         given_again = any(key.startswith(name) for name in named) or any(section in f.values for f in files)
-        if not given_again and not (key.startswith("data.prepare.") and _is_prepared(values)):
+        if not given_again and not (key.startswith("data.prepare.") and prepared):
             raise UserError(f"{path} keeps no secrets: give {key} again, as in --{key} VALUE")
     return ConfigFile(str(path), values)
-
-
-def _is_prepared(values: dict[str, Any]) -> bool:
-    """Return whether the data of a config are prepared, so that their sources are not needed."""
-    path = values.get("data", {}).get("path")
-    return isinstance(path, str) and (Path(path).expanduser() / FILE).is_file()
 
 
 def overridden_settings(run_config: ConfigFile, config: dict[str, Any]) -> list[str]:

@@ -78,20 +78,16 @@ def check_duration(name: str, value: str | Mapping[str, Any] | timedelta) -> Non
     Raises:
         UserError: it is not.
     """
-    if not _seconds(value) > 0:
+    try:
+        seconds = Timer(dict(value) if isinstance(value, Mapping) else value).time_remaining() or 0.0
+    except (MisconfigurationException, TypeError, OverflowError):  # an unknown unit, or not a number
+        seconds = 0.0
+    if not seconds > 0:
         steps = "" if name.endswith("max_time") else "a number of steps, or "
         raise UserError(
             f"{name} takes {steps}a time above 0 as days:hours:minutes:seconds, such as 00:00:30:00, or as "
             f"{{minutes: 30}}, got {value}"
         )
-
-
-def _seconds(value: str | Mapping[str, Any] | timedelta) -> float:
-    """Return the seconds of a duration as Lightning's Timer reads it, 0 for an invalid one."""
-    try:
-        return Timer(dict(value) if isinstance(value, Mapping) else value).time_remaining() or 0.0
-    except (MisconfigurationException, TypeError, OverflowError):  # an unknown unit, or not a number
-        return 0.0
 
 
 class WholeSteps(Callback):
