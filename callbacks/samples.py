@@ -78,7 +78,6 @@ class Samples(AfterValidation):
     def on_train_end(self, trainer: Trainer, pl_module: LanguageModule) -> None:
         """Sample from the final network, unless that was done after the validation of the last step."""
         if self._step != trainer.global_step:
-            self._step = trainer.global_step
             with evaluation_mode(trainer, pl_module) as network:
                 if trainer.is_global_zero:
                     self.inspect(trainer, network)

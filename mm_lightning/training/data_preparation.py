@@ -63,8 +63,7 @@ def enlarge_vocabulary(config: Namespace, files: Sequence[ConfigFile], options: 
         files: the config files, in order.
         options: the other command-line options, which override the files.
     """
-    layers = [{key for key, _ in flatten_config(file.values)} for file in files]
-    layers.append(set(_typed(options)))
+    layers = [*(dict(flatten_config(file.values)) for file in files), _typed(options)]
     path, network = config.data.path, config.model.network.init_args
     folder = Path(next(iter(path)) if isinstance(path, dict) else path).expanduser()
     named = max((n for n, keys in enumerate(layers) if "data.path" in keys), default=-1)

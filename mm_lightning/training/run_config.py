@@ -19,8 +19,6 @@ from mm_lightning.training.command_options import DEFAULT_ROOT
 from mm_lightning.training.config_files import ConfigFile, flatten_config, option_texts
 from mm_lightning.training.resume import LOGGED_ON_RESTORE
 
-CONFIG = "config.yaml"
-
 
 def continued_checkpoint(command: str, options: Sequence[str], files: Sequence[ConfigFile]) -> Path | None:
     """Return the checkpoint of the run whose config.yaml a command line builds on; None if there is none.
@@ -60,7 +58,7 @@ def read_run_config(checkpoint: Path, options: Sequence[str], files: Sequence[Co
         UserError: it is damaged and no other config is named, or it hides a secret that the command line lacks.
     """
     folder = run_folder_of(checkpoint)
-    path = folder / CONFIG
+    path = folder / "config.yaml"
     if not path.is_file():
         return None
     try:
