@@ -264,7 +264,7 @@ def _option_value(text: str) -> Any:
 
 
 def locate(path: str | Path, names: Sequence[str], value: str | None = None) -> tuple[int, str]:
-    """Return the line of the value under nested keys of a file, and the value as written; the first line if it is none.
+    """Return the line of the value under nested keys of a file, and the value as written; 1 and "" if it is not there.
 
     Args:
         path: of a file that could be read.

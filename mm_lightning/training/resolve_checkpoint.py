@@ -8,13 +8,8 @@ from shlex import quote
 from jsonargparse import Namespace
 from lightning.pytorch.strategies import DeepSpeedStrategy, Strategy
 
-from mm_lightning.checkpoint.discovery import (
-    find_checkpoint,
-    list_checkpoints,
-    remove_leftovers,
-    run_folder_of,
-    step_of,
-)
+from mm_lightning.checkpoint import find_checkpoint, list_checkpoints, step_of
+from mm_lightning.checkpoint.discovery import remove_leftovers, run_folder_of
 from mm_lightning.checkpoint.integrity import DEEPSPEED_TAG
 from mm_lightning.checkpoint.run_folder import RunFolder
 from mm_lightning.checkpoint.weights import is_universal, read_metadata
