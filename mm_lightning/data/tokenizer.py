@@ -170,8 +170,9 @@ class FileTokenizer(Tokenizer):
         self._inner.encode_special_tokens = True
         self._content = {key: value for key, value in content.items() if key not in ("padding", "truncation")}
         self.sha256 = _digest(self._content)
-        self.vocab_size = max(self._inner.get_vocab(with_added_tokens=True).values(), default=-1) + 1
-        self.bos, self.eos = self._boundaries()
+        ids = self._inner.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(ids.values(), default=-1) + 1
+        self.bos, self.eos = self._boundaries(ids)
 
     def _with_boundaries(self, bos: str, eos: str) -> dict[str, Any]:
         """Return the content with these tokens in its post-processor, where `_boundaries` finds them."""
@@ -182,8 +183,7 @@ class FileTokenizer(Tokenizer):
         ids = self._inner.get_vocab(with_added_tokens=True)
         return json.loads(self._inner.to_str()) | {"post_processor": boundary_template(ids, bos, eos)}
 
-    def _boundaries(self) -> tuple[int, int]:
-        ids = self._inner.get_vocab(with_added_tokens=True)
+    def _boundaries(self, ids: dict[str, int]) -> tuple[int, int]:
         template = self._content.get("post_processor") or {}
         names = [part["SpecialToken"]["id"] for part in template.get("pair") or () if "SpecialToken" in part]
         if len(names) == 4 and set(names) <= set(ids) and template == boundary_template(ids, *names[:2]):
