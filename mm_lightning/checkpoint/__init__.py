@@ -48,7 +48,3 @@ from mm_lightning.checkpoint.weights import open_weights as open_weights
 from mm_lightning.checkpoint.weights import read_metadata as read_metadata
 from mm_lightning.checkpoint.weights import set_deepspeed_accelerator as set_deepspeed_accelerator
 from mm_lightning.checkpoint.weights import weights_only_loading as weights_only_loading
-from mm_lightning.checkpoint.writing import broadcast_path as broadcast_path
-from mm_lightning.checkpoint.writing import check_space as check_space
-from mm_lightning.checkpoint.writing import save_synced as save_synced
-from mm_lightning.checkpoint.writing import write_error as write_error

@@ -26,6 +26,11 @@ Decay = Annotated[float, Range(0, 1000)]
 
 FUSED = torch.optim.AdamW, torch.optim.Adam
 """Classes whose fused kernel leaves out the whole update, the count of steps too, where `found_inf` is set."""
+REFUSED = {
+    torch.optim.LBFGS: "runs the training step several times",
+    torch.optim.SparseAdam: "is for sparse gradients",
+}
+"""Classes whose step is no function of one gradient, and why."""
 
 
 @dataclass
@@ -228,12 +233,7 @@ def optimizer_class_of(choice: Choice) -> type[Optimizer]:
     if choice.name.lower() == "muon":
         return Muon
     optimizer_class = named_class("model.optimizer", choice.name, Optimizer, torch.optim, ["muon"])
-    if optimizer_class in (torch.optim.LBFGS, torch.optim.SparseAdam):
-        what = (
-            "runs the training step several times"
-            if optimizer_class is torch.optim.LBFGS
-            else "is for sparse gradients"
-        )
+    if what := REFUSED.get(optimizer_class):
         raise UserError(f"model.optimizer {optimizer_class.__name__} {what}: take another one")
     return optimizer_class
 

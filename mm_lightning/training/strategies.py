@@ -19,20 +19,11 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, StrategyRegistry
 from torch import Tensor
 
-from mm_lightning.checkpoint import (
-    METADATA_KEY,
-    PARTIAL_SUFFIX,
-    broadcast_path,
-    check_space,
-    commit_folder,
-    save_synced,
-    set_deepspeed_accelerator,
-    weights_only_loading,
-    write_error,
-)
-from mm_lightning.checkpoint.integrity import DEEPSPEED_TAG, read_commit, remove_partial
+from mm_lightning.checkpoint import METADATA_KEY, commit_folder, set_deepspeed_accelerator, weights_only_loading
+from mm_lightning.checkpoint.integrity import DEEPSPEED_TAG, PARTIAL_SUFFIX, read_commit, remove_partial
 from mm_lightning.checkpoint.plain_values import UnloadableState, to_plain_values
 from mm_lightning.checkpoint.universal import to_universal
+from mm_lightning.checkpoint.writing import broadcast_path, check_space, save_synced, write_error
 from mm_lightning.console import say
 from mm_lightning.errors import UserError
 from mm_lightning.ranges import Natural, checked

@@ -12,7 +12,7 @@ from numba import types as numba_types
 from numba.extending import overload
 from torch import Tensor
 
-from mm_lightning.memory.kernels.numba_support import array_at, as_float, get, in_threads, jit, kinds, put, row_at
+from mm_lightning.memory.kernels.numba_support import array_at, get, in_threads, jit, kinds, put, row_at
 from mm_lightning.memory.kernels.torch_features import EPS
 
 PAIR_TILE = 256
@@ -50,7 +50,8 @@ def _weigh_float32(scores, count, most):  # type: ignore[no-untyped-def]
         series = one + y * np.float32(1 / 7)
         for k in (6, 5, 4, 3, 2):
             series = one + y * series * np.float32(1 / k)
-        scores[i] = (one + y * series) * as_float(np.uint32(np.int32(n) + np.int32(127)) << np.uint32(23))
+        power = np.uint32(np.uint32(np.int32(n) + np.int32(127)) << np.uint32(23)).view(np.float32)
+        scores[i] = (one + y * series) * power
         total += scores[i]
     return total
 

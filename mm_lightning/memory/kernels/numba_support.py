@@ -36,26 +36,6 @@ def jit(kernel: Callable[..., None]) -> Callable[..., None]:
         return numba.njit(**options)(kernel)
 
 
-@intrinsic
-def as_float(typing_context: Any, bits: Any) -> Any:
-    """Return the float32 with these 32 bits."""
-
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.bitcast(args[0], context.get_value_type(types.float32))
-
-    return types.float32(types.uint32), code
-
-
-@intrinsic
-def _as_bits(typing_context: Any, number: Any) -> Any:
-    """Return the 32 bits of a float32."""
-
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.bitcast(args[0], context.get_value_type(types.uint32))
-
-    return types.uint32(types.float32), code
-
-
 def get(x, i):  # type: ignore[no-untyped-def]
     """Return x[i], where 16 bits are a bfloat16."""
 
@@ -67,7 +47,7 @@ def put(x, i, number):  # type: ignore[no-untyped-def]
 @overload(get)
 def _typed_get(x, i):  # type: ignore[no-untyped-def]
     if x.dtype == types.uint16:
-        return lambda x, i: as_float(np.uint32(x[i]) << np.uint32(16))
+        return lambda x, i: np.uint32(np.uint32(x[i]) << np.uint32(16)).view(np.float32)
     return lambda x, i: x[i]
 
 
@@ -81,7 +61,7 @@ def _typed_put(x, i, number):  # type: ignore[no-untyped-def]
         return put
 
     def put_short(x, i, number):  # type: ignore[no-untyped-def]
-        bits = _as_bits(np.float32(number))
+        bits = np.float32(number).view(np.uint32)
         even = (bits >> np.uint32(16)) & np.uint32(1)
         rounded = (bits + np.uint32(0x7FFF) + even) >> np.uint32(16)
         x[i] = np.uint16(rounded if number == number else np.uint32(0x7FC0))
@@ -125,9 +105,8 @@ def prefetch(typing_context: Any, address: Any) -> Any:
         integer, pointer = ir.IntType(32), ir.IntType(8).as_pointer()
         kind = ir.FunctionType(ir.VoidType(), [pointer, integer, integer, integer])
         function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch")
-        builder.call(
-            function, [builder.inttoptr(args[0], pointer), *(integer(x) for x in (0, 3, 1))]
-        )  # read, keep, data
+        options = [integer(x) for x in (0, 3, 1)]  # read, keep, data
+        builder.call(function, [builder.inttoptr(args[0], pointer), *options])
         return context.get_dummy_value()
 
     return types.none(types.int64), code

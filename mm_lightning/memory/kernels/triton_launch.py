@@ -12,17 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mm_lightning.memory.kernels import triton_kernels
 from mm_lightning.memory.kernels.torch_features import contiguous_rows
-from mm_lightning.memory.kernels.triton_kernels import (
-    back_carry,
-    back_ends,
-    back_results,
-    keys_carry,
-    keys_ends,
-    keys_results,
-    values_back,
-    values_results,
-)
 
 CHUNK = 32
 """Tokens of one head that one program computes."""
@@ -53,12 +44,12 @@ def keys(raw: Tensor, gate: Tensor, decay: Tensor, beta: Tensor, starts: Tensor)
     layout = *raw.stride()[:3], time, heads, dim
     begins = starts.contiguous().view(torch.uint8)
     with torch.cuda.device_of(raw):
-        keys_ends[grid](raw, gate, decay, begins, ends, scales_and_fades, *layout, **sizes)
-        keys_carry[_carry_grid(raw)](
+        triton_kernels.keys_ends[grid](raw, gate, decay, begins, ends, scales_and_fades, *layout, **sizes)
+        triton_kernels.keys_carry[_carry_grid(raw)](
             ends, scales_and_fades, scales, chunks, heads, dim, N=CHUNKS, D=COLUMNS, num_warps=8
         )
         arrays = raw, gate, decay, begins, beta, ends, scales, q, k, *saved
-        keys_results[grid](*arrays, *layout, **sizes, PRECISION=_precision(raw))
+        triton_kernels.keys_results[grid](*arrays, *layout, **sizes, PRECISION=_precision(raw))
     return q, k, saved
 
 
@@ -76,11 +67,11 @@ def keys_backward(
     left = beta.new_empty(batch, heads, chunks, dtype=torch.float64)
     layout = *d_q.stride()[:3], *d_k.stride()[:3], time, heads, dim
     with torch.cuda.device_of(raw):
-        back_ends[grid](beta, k, *saved[1:], d_q, d_k, ends, left, *layout, **sizes)
-        back_carry[_carry_grid(raw)](ends, left, chunks, heads, dim, N=CHUNKS, D=COLUMNS, num_warps=8)
+        triton_kernels.back_ends[grid](beta, k, *saved[1:], d_q, d_k, ends, left, *layout, **sizes)
+        triton_kernels.back_carry[_carry_grid(raw)](ends, left, chunks, heads, dim, N=CHUNKS, D=COLUMNS, num_warps=8)
         arrays = raw, starts.contiguous().view(torch.uint8), beta, k, *saved, d_q, d_k, ends
-        results = d_raw, d_gate, d_decay, d_beta
-        back_results[grid](*arrays, *results, *raw.stride()[:3], *layout, **sizes, PRECISION=_precision(raw))
+        arguments = d_raw, d_gate, d_decay, d_beta, *raw.stride()[:3], *layout
+        triton_kernels.back_results[grid](*arrays, *arguments, **sizes, PRECISION=_precision(raw))
     return d_raw, d_gate, d_decay, d_beta
 
 
@@ -96,7 +87,7 @@ def values(raw: Tensor, gamma: Tensor, alpha: Tensor, starts: Tensor) -> tuple[T
     grid, sizes = _grid(raw)
     arrays = raw, starts.contiguous().view(torch.uint8), gamma.contiguous(), alpha.contiguous(), v, norm
     with torch.cuda.device_of(raw):
-        values_results[grid](*arrays, *raw.stride()[:3], *raw.shape[1:], **sizes)
+        triton_kernels.values_results[grid](*arrays, *raw.stride()[:3], *raw.shape[1:], **sizes)
     return v, norm
 
 
@@ -109,7 +100,7 @@ def values_backward(
     sums = gamma.new_empty(2, raw.shape[0], grid[1], raw.shape[2])
     arrays = raw, starts.contiguous().view(torch.uint8), gamma.contiguous(), alpha.contiguous(), v, norm, d_v, d_raw
     with torch.cuda.device_of(raw):
-        values_back[grid](*arrays, *sums, *raw.stride()[:3], *d_v.stride()[:3], *raw.shape[1:], **sizes)
+        triton_kernels.values_back[grid](*arrays, *sums, *raw.stride()[:3], *d_v.stride()[:3], *raw.shape[1:], **sizes)
     return d_raw, sums[0].sum((0, 1)), sums[1].sum((0, 1))
 
 
