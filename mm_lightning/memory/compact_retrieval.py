@@ -15,8 +15,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mm_lightning.memory.documents import Documents, Span
-from mm_lightning.memory.pair_cache import visible
 from mm_lightning.memory.retrieval import Retrieval
 
 COMPACT_KERNELS = {"epanechnikov": 1, "biweight": 2, "triweight": 3}
@@ -109,9 +107,3 @@ class CompactRetrieval(Retrieval):
         if self.kernels == "reference":
             return compact_weights_reference(scores, self.power).to(exact)
         return compact_weights(scores, self.power)
-
-    def weights(self, q: Tensor, k: Tensor, span: Span, documents: Documents, scale: float, queries: slice) -> Tensor:
-        """Return the weights with which some queries read values; see :meth:`Retrieval.weights`."""
-        tile = q[:, queries].transpose(1, 2)
-        seen = visible(0, k.shape[1], queries.start or 0, tile.shape[2], span, documents, not documents.single)
-        return self.tile_weights(tile, k.transpose(1, 2), seen, scale)

@@ -44,8 +44,8 @@ class PairCache:
         capacity: pairs to preallocate.
 
     Attributes:
-        keys: (B, G, capacity, D); the pair of the stream's token t, offset <= t < end, lies at t - offset.
-        values: the same.
+        buffers: keys and values, (B, G, capacity, D) each, none before the first write; the pair of the stream's token
+            t, offset <= t < end, lies at t - offset.
     """
 
     multiple = 1
@@ -54,15 +54,7 @@ class PairCache:
     def __init__(self, keep: int | None = None, capacity: int = 0) -> None:
         self.keep, self.capacity = keep, capacity
         self.offset = self.end = 0
-        self.keys: Tensor | None = None
-        self.values: Tensor | None = None
-
-    @property
-    def buffers(self) -> tuple[Tensor, Tensor]:
-        """The keys and values (B, G, capacity, D), after the first write."""
-        assert self.keys is not None
-        assert self.values is not None
-        return self.keys, self.values
+        self.buffers: tuple[Tensor, ...] = ()
 
     def write_first(self, keys: Tensor, values: Tensor) -> None:
         """Store the first chunk's pairs, (B, T, G, D), as far as they can be read again."""
@@ -92,18 +84,18 @@ class PairCache:
 
     def read(self, q: Tensor, span: Span, documents: Documents, reader: Reader, scale: float = 1.0) -> Tensor:
         """Return answers (B, T, H, D) to the queries (B, T, H, D) of the chunk that was last written."""
-        return read_in_tiles(reader.answer_scaled, q, *self.buffers, self.offset, span, documents, scale)
+        return read_in_tiles(reader.answer_scaled, q, self.buffers, self.offset, span, documents, scale)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the stored pairs, (B, G, N, D) each, in the order of their tokens; empty before the first write."""
-        if self.keys is None or self.values is None:
+        if not self.buffers:
             return {}
         end = self.end - self.offset
         readable = slice(0 if self.keep is None else max(0, end - self.keep), end)
         keys, values = self._in_time()
         return {"keys": keys[:, :, readable], "values": values[:, :, readable]}
 
-    def _in_time(self) -> tuple[Tensor, Tensor]:
+    def _in_time(self) -> tuple[Tensor, ...]:
         """Return the buffers with their pairs in the order of their tokens."""
         return self.buffers
 
@@ -115,34 +107,34 @@ class PairCache:
 
     def mark(self) -> Any:
         """Return a mark for :meth:`rewind`. Only a window's pairs are copied: a cache that only grows loses none."""
-        window = None if self.keep is None or self.keys is None else tuple(x.clone() for x in self.buffers)
+        window = None if self.keep is None else tuple(x.clone() for x in self.buffers)
         return self.offset, self.end, window
 
     def rewind(self, mark: Any) -> None:
         """Remove the pairs that were written since a mark."""
         self.offset, self.end, window = mark
         if window is not None:
-            self.keys, self.values = window
+            self.buffers = window
 
     def _make_room(self, time: int, like: Tensor) -> None:
         used = self.end - self.offset
-        if self.keys is None or self.values is None:
+        if not self.buffers:
             capacity = max(time, self.capacity) if self.keep is None else max(time, self.keep) + self.keep
             shape = like.shape[0], like.shape[-2], self._whole(capacity), like.shape[-1]
-            self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)
+            self.buffers = like.new_zeros(shape), like.new_zeros(shape)
             return
-        room = self.keys.shape[2]
+        batch, heads, room, dim = self.buffers[0].shape
         if used + time <= room:
             return
         retained = used if self.keep is None else min(used, self.keep)  # the newest pairs
-        grown = self.keys, self.values
+        grown = self.buffers
         if retained + time > room:
-            size = (*self.keys.shape[:2], self._whole(max(2 * room, retained + time)), self.keys.shape[3])
-            grown = self.keys.new_zeros(size), self.values.new_zeros(size)
-        for new, old in zip(grown, (self.keys, self.values), strict=True):
+            size = batch, heads, self._whole(max(2 * room, retained + time)), dim
+            grown = tuple(x.new_zeros(size) for x in self.buffers)
+        for new, old in zip(grown, self.buffers, strict=True):
             part = old[:, :, used - retained : used]
             new[:, :, :retained] = part.clone() if new is old else part
-        self.keys, self.values = grown
+        self.buffers = grown
         self.offset = self.end - retained
 
     def _whole(self, count: int) -> int:
@@ -150,21 +142,14 @@ class PairCache:
 
 
 def read_in_tiles(
-    answer: Answer,
-    q: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    offset: int,
-    span: Span,
-    documents: Documents,
-    scale: float,
+    answer: Answer, q: Tensor, pairs: tuple[Tensor, ...], offset: int, span: Span, documents: Documents, scale: float
 ) -> Tensor:
     """Return answers (B, T, H, D) to the queries of a chunk, one tile after the other, each from the pairs it can see.
 
     Args:
         answer: computes those of a tile.
         q: (B, T, H, D) queries with their bandwidth.
-        keys, values: (B, G, N, D), of the stream's tokens from `offset` on.
+        pairs: keys and values, (B, G, N, D) each, of the stream's tokens from `offset` on.
         offset: the token that the first key belongs to.
         span: the pairs a query reads.
         documents: the chunk's; its first token is the stream's token `documents.begin`.
@@ -183,7 +168,8 @@ def read_in_tiles(
         within = documents.latest > low if documents.begin else not documents.single
         seen = visible(low, high, at, size, span, documents, within) if size > 1 or within else None
         part = slice(low - offset, high - offset)
-        outputs.append(answer(tile, keys[:, :, part], values[:, :, part], seen, scale))
+        k, v = (x[:, :, part] for x in pairs)
+        outputs.append(answer(tile, k, v, seen, scale))
     return torch.cat(outputs, 2).transpose(1, 2) if len(outputs) > 1 else outputs[0].transpose(1, 2)
 
 

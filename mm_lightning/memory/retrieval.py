@@ -96,23 +96,26 @@ class Retrieval(nn.Module):
             raise UserError(f"{type(self).__name__} has no dropout of retrieval weights, got {dropout}: set dropout 0")
         if documents.longest <= span.delay:
             return zeros_with_gradient(q, k, v)
-        keys, values = k.transpose(1, 2), v.transpose(1, 2)
+        pairs = k.transpose(1, 2), v.transpose(1, 2)
         drop: dict[str, Any] = {"dropout": dropout} if dropout else {}
         answer = partial(checkpoint, partial(self.answer_scaled, **drop), use_reentrant=False)
-        return read_in_tiles(answer, q, keys, values, 0, span, documents, scale)
+        return read_in_tiles(answer, q, pairs, 0, span, documents, scale)
 
     def weights(self, q: Tensor, k: Tensor, span: Span, documents: Documents, scale: float, queries: slice) -> Tensor:
-        """Return the weights with which some queries read values, (B, H, T', T): the answers to one-hot values.
+        """Return the weights with which some queries read values, (B, H, T', T).
 
         Args:
             q, k, span, documents, scale: as for :meth:`forward`, of whole documents.
             queries: the positions of the T' queries.
         """
         tile = q[:, queries].transpose(1, 2)
-        first, time = queries.start or 0, k.shape[1]
-        seen = visible(0, time, first, tile.shape[2], span, documents, not documents.single)
-        one_hot = torch.eye(time, dtype=k.dtype, device=k.device).expand(*k.shape[:1], k.shape[2], time, time)
-        return self.answer_scaled(tile, k.transpose(1, 2), one_hot, seen, scale)
+        seen = visible(0, k.shape[1], queries.start or 0, tile.shape[2], span, documents, not documents.single)
+        return self.tile_weights(tile, k.transpose(1, 2), seen, scale)
+
+    def tile_weights(self, q: Tensor, k: Tensor, seen: Tensor | None, scale: float) -> Tensor:
+        """Return weights (B, H, T, N) of queries (B, H, T, D) and keys (B, G, N, D): the answers to one-hot values."""
+        one_hot = torch.eye(k.shape[2], dtype=k.dtype, device=k.device).expand(*k.shape[:2], -1, -1)
+        return self.answer_scaled(q, k, one_hot, seen, scale)
 
 
 class SoftmaxRetrieval(Retrieval):

@@ -147,6 +147,6 @@ def branch(state: NetworkState, index: Tensor, empty: NetworkState, capacity: in
         pairs = part.pairs
         if isinstance(pairs, SharedPrefixCache):
             empty.parts[name].pairs = pairs.select(index, capacity)
-        elif pairs is not None and pairs.keep is None and pairs.keys is not None:
+        elif pairs is not None and pairs.keep is None and pairs.buffers:
             empty.parts[name].pairs = SharedPrefixCache.of(pairs, len(index), capacity)
     return empty

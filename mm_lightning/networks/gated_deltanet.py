@@ -225,37 +225,20 @@ class DeltaMemory(nn.Module):
         q, k, v = mixed.to(exact).split([self.heads * n for n in (self.key_dim, self.key_dim, self.value_dim)], -1)
         q, k, v = (y.unflatten(-1, (self.heads, -1)) for y in (q, k, v))
         q, k = F.normalize(q, dim=-1) * self.key_dim**-0.5, F.normalize(k, dim=-1)
+        fused = fla_delta_rule() if x.is_cuda and self.kernels in ("auto", "triton") else None
         with torch.autocast(x.device.type, enabled=False):
-            if state is None and mixed.dtype == torch.bfloat16 and (fused := self.fused_kernel(x.device)):
+            if fused is not None and state is None and mixed.dtype == torch.bfloat16:
                 q, k, v = (y.bfloat16() for y in (q, k, v))
                 rows = (y.flatten(0, 1)[None] for y in (q, k, v, log_alpha, beta))
                 answers, _ = fused(*rows, scale=1.0, cu_seqlens=documents.offsets.long())
                 answers = answers.view(*x.shape[:2], self.heads, self.value_dim)
             else:
-                answers = self.answer(q, k, v, log_alpha, beta, documents, state)
+                carried = {} if state is None else state.carried("matrix")
+                empty = (len(x), self.heads, self.key_dim, self.value_dim)
+                before = carried["S"] if documents.begin else q.new_zeros(empty)
+                compute = delta_rule_reference if self.kernels == "reference" else delta_rule
+                answers, carried["S"] = compute(q, k, v, log_alpha, beta, documents, before)
         return self.gated_norm(answers, x)
-
-    def fused_kernel(self, device: torch.device) -> Any:
-        """Return the kernel of flash-linear-attention, or None where it is not to be used."""
-        return fla_delta_rule() if device.type == "cuda" and self.kernels in ("auto", "triton") else None
-
-    def answer(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        log_alpha: Tensor,
-        beta: Tensor,
-        documents: Documents,
-        state: MemoryState | None,
-    ) -> Tensor:
-        """Return the answers of :func:`delta_rule`, (B, T, H, D'), and update the state."""
-        carried = {} if state is None else state.carried("matrix")
-        empty = (q.shape[0], self.heads, self.key_dim, self.value_dim)
-        before = carried["S"] if documents.begin else q.new_zeros(empty)
-        compute = delta_rule_reference if self.kernels == "reference" else delta_rule
-        answers, carried["S"] = compute(q, k, v, log_alpha, beta, documents, before)
-        return answers
 
     def new_state(self) -> MemoryState:
         """Return the empty inference state: S and the inputs of the convolution, whatever the length of the text."""

@@ -116,7 +116,7 @@ def test_a_state_holds_no_more_than_the_equations_need(build):
     long, short = 2 * 60 * 24 * 8, 2 * 20 * 24 * 8
     assert state.bytes <= 2 * (2 * (average + 24 * 8) + long + 2 * short) + 16
     pairs = state.parts["blocks.0.contextual.short"].pairs
-    assert pairs.keys.shape[2] == 2 * 20
+    assert pairs.buffers[0].shape[2] == 2 * 20
 
 
 @pytest.mark.parametrize("name", ["v2", "v1"])

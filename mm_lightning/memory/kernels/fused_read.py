@@ -66,16 +66,14 @@ def attention_backend(device: torch.device, dtype: torch.dtype, dim: int = 8) ->
     half = device.type == "cuda" and dtype in (torch.float16, torch.bfloat16)
     # Head dimensions that flash attention has kernels for, on devices that have its instructions.
     flash = half and dim % 8 == 0 and dim <= 256 and _capability(device) >= (8, 0)
-    return VARLEN if flash and _varlen_attn() is not None else SPLIT
+    return VARLEN if flash else SPLIT
 
 
 @lru_cache
-def _varlen_attn() -> Callable[..., Any] | None:
+def _varlen_attn() -> Callable[..., Any]:
     """Import torch's variable-length attention, which takes seconds: it brings the compiler along."""
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:  # a torch without it reads document by document on CUDA as well
-        return None
+    from torch.nn.attention.varlen import varlen_attn
+
     return varlen_attn
 
 
@@ -202,7 +200,6 @@ def _read_varlen(q: Tensor, k: Tensor, v: Tensor, span: Span, documents: Documen
     left = -1 if span.size is None else span.size - 1
     longest = documents.longest
     varlen_attn, grouped = _varlen_attn(), dict[str, Any]()
-    assert varlen_attn is not None
     if (shared := q.shape[2] // k.shape[1]) > 1:
         if "enable_gqa" in signature(varlen_attn).parameters:
             grouped["enable_gqa"] = True

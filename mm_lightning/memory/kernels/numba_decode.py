@@ -187,7 +187,7 @@ def step(
     alpha: Tensor,
     first: Tensor,
     carried: tuple[Tensor, Tensor, Tensor],
-    pairs: tuple[Tensor, Tensor],
+    pairs: tuple[Tensor, ...],
     place: tuple[int, int, int, int],
 ) -> Tensor:
     """Store one token of each row and return its answers, (B, H, D): equations (8), (9) and (4).

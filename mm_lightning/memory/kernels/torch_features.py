@@ -162,12 +162,9 @@ def decayed_sum(x: Tensor, level: Tensor, reverse: bool = False) -> Tensor:
     far, near = (0, -1) if reverse else (-1, 0)  # where a chunk's sum is complete, and where the next one's begins
     complete = (weights[..., far, None, :] @ x).squeeze(-2)  # (..., N, D)
     carry = decayed_sum(complete, level[..., far].contiguous(), reverse)
-    if reverse:
-        fade = (level[..., :-1, near] - level[..., 1:, far]).exp().to(x.dtype)
-        x[..., :-1, near, :] += fade[..., None] * carry[..., 1:, :]
-    else:
-        fade = (level[..., :-1, far] - level[..., 1:, near]).exp().to(x.dtype)
-        x[..., 1:, near, :] += fade[..., None] * carry[..., :-1, :]
+    to, of = (slice(None, -1), slice(1, None)) if reverse else (slice(1, None), slice(None, -1))
+    fade = (level[..., of, far] - level[..., to, near]).abs().neg().exp().to(x.dtype)
+    x[..., to, near, :] += fade[..., None] * carry[..., of, :]
     return (weights @ x).view(*rest, chunks * CHUNK, dim)[..., :time, :]
 
 

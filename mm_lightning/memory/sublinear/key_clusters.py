@@ -43,7 +43,7 @@ from torch import Tensor
 
 from mm_lightning.errors import UserError
 from mm_lightning.memory.kernels import Kernels, resolve_kernels
-from mm_lightning.memory.sublinear.summaries import CLUSTER_AXIS, Layout, cluster_order, gather_rows, summarize
+from mm_lightning.memory.sublinear.summaries import CLUSTER_AXIS, Layout, Summary, cluster_order, gather_rows, summarize
 from mm_lightning.memory.sublinear.torch_read import read as torch_read
 from mm_lightning.ranges import AtLeastTwo, Count, NonNegative, check_fields
 
@@ -94,28 +94,27 @@ class KeyClusters:
         self.begin = self.end = self.low = self.latest = 0
         self.sizes: list[int] = []
         self.order: Tensor | None = None
-        self.summary: dict[str, Tensor] = {}
+        self.summary: Summary = {}
         self.share = 1.0
 
-    def follow(self, keys: Tensor, values: Tensor, latest: int, first: Tensor) -> None:
+    def follow(self, buffers: tuple[Tensor, ...], latest: int, first: Tensor) -> None:
         """Drop all clusters when a document begins in any row: rows no longer read the same earlier pairs.
 
         Args:
-            keys: (B, H, capacity, D) buffer.
-            values: the same.
+            buffers: keys and values, (B, H, capacity, D) each.
             latest: the last beginning of a document in any row.
             first: (B, T) all rows' beginnings.
         """
         if latest != self.latest:
-            self.dissolve(keys, values)
+            self.dissolve(buffers)
             self.latest, self.low = latest, int(first[:, -1].min())
             self.begin = self.end = -(-latest // self.settings.cluster_size) * self.settings.cluster_size
 
-    def dissolve(self, keys: Tensor, values: Tensor) -> None:
+    def dissolve(self, buffers: tuple[Tensor, ...]) -> None:
         """Put all pairs of the buffers back in the order of their tokens."""
         if self.order is not None:
             with torch.inference_mode():  # the buffers may be inference tensors
-                for buffer in (keys, values):
+                for buffer in buffers:
                     buffer.copy_(self.in_time(buffer))
         self.end = self.begin
         self.sizes, self.order, self.summary = [], None, {}
@@ -180,8 +179,8 @@ class KeyClusters:
             first: (B,) where in the stream each row's document begins.
         """
         size, dim = self.settings.cluster_size, q.shape[-1]
-        layout = Layout(size, self.settings.budget // size, self.begin, self.end, readable, self.low)
         slack = 2 * (size + 4 * dim + 16) * torch.finfo(torch.float64).eps  # s of the module's docstring
+        layout = Layout(size, self.settings.budget // size, self.begin, self.end, readable, self.low, slack)
         read = torch_read
         if resolve_kernels(self.kernels, q.device, keys.dtype) == "numba":
             from mm_lightning.memory.sublinear.numba_read import read
@@ -192,6 +191,6 @@ class KeyClusters:
                 r = torch.finfo(values.dtype).eps / 2 + readable * torch.finfo(torch.float64).eps
                 r = r + slack * q.flatten(0, 1).norm(dim=-1)
                 allowed = (self.settings.epsilon - r).maximum(r)
-            answer, count = read(q, keys, values, self.summary, first, layout, allowed, slack)
+            answer, count = read(q, keys, values, self.summary, first, layout, allowed)
         self.share = count / (readable - self.low)
         return answer.to(values.dtype)

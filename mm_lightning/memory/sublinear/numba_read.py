@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mm_lightning.memory.kernels.numba_decode import weigh
 from mm_lightning.memory.kernels.numba_support import array_at, get, in_threads, jit, kinds, prefetch, put, row_at
-from mm_lightning.memory.sublinear.summaries import LARGEST_CORRECTION, RANKING_DEVIATIONS, Layout
+from mm_lightning.memory.sublinear.summaries import LARGEST_CORRECTION, RANKING_DEVIATIONS, Layout, Summary
 
 COLUMN_TILE = 2048
 """Columns of a product that are summed up at a time, in the nearest cache."""
@@ -255,14 +255,7 @@ def _read_row(n, types, sizes, options, places):  # type: ignore[no-untyped-def]
 
 
 def read(
-    q: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    summary: dict[str, Tensor],
-    first: Tensor,
-    layout: Layout,
-    allowed: Tensor | None,
-    slack: float,
+    q: Tensor, keys: Tensor, values: Tensor, summary: Summary, first: Tensor, layout: Layout, allowed: Tensor | None
 ) -> tuple[Tensor, float]:
     """Compute :func:`mm_lightning.memory.sublinear.torch_read.read`, each row with as many clusters as its bound needs.
 
@@ -277,8 +270,8 @@ def read(
     budget = min(layout.budget, clusters)
     arguments = (
         (kinds(keys.dtype)[0], kinds(q.dtype)[0], INDEX),
-        (q.shape[1], dim, keys.shape[2], clusters, groups, layout.cluster_size, budget, *layout[2:]),
-        (allowed is not None, slack, RANKING_DEVIATIONS, LARGEST_CORRECTION),
+        (q.shape[1], dim, keys.shape[2], clusters, groups, layout.cluster_size, budget, *layout[2:6]),
+        (allowed is not None, layout.slack, RANKING_DEVIATIONS, LARGEST_CORRECTION),
         tuple(x.data_ptr() for x in tensors),
     )
     in_threads(_read_row, range(rows), *arguments, held=tensors)

@@ -34,15 +34,14 @@ class SublinearPairCache(PairCache):
         keys, values = self.buffers
         readable = documents.begin + 1 - span.delay
         first = documents.begin - documents.position[:, :1]  # where in the stream each row's document begins
-        self.clusters.follow(keys, values, documents.latest, first)
+        self.clusters.follow(self.buffers, documents.latest, first)
         if q.shape[1] > 1 or not self.clusters.worthwhile(readable):
             return super().read(q, span, documents, reader, scale)
         self.clusters.extend(keys, values, readable)
         return self.clusters.read(q[:, 0] * scale, keys, values, readable, first[:, 0])[:, None]
 
-    def _in_time(self) -> tuple[Tensor, Tensor]:
-        keys, values = self.buffers
-        return self.clusters.in_time(keys), self.clusters.in_time(values)
+    def _in_time(self) -> tuple[Tensor, ...]:
+        return tuple(map(self.clusters.in_time, self.buffers))
 
     def mark(self) -> Any:
         """Return a mark for :meth:`rewind`."""
@@ -53,4 +52,4 @@ class SublinearPairCache(PairCache):
         pairs, sorted_end = mark
         super().rewind(pairs)
         if self.clusters.end > sorted_end:
-            self.clusters.dissolve(*self.buffers)
+            self.clusters.dissolve(self.buffers)

@@ -15,6 +15,9 @@ PAIRS_PER_DIMENSION = 64
 CLUSTER_AXIS = {"keys": 2, "values": 1, "norm": 1, "high": 1, "low": 1, "aside": 1, "moments": 2, "share": 1}
 """The axis of each summary along which clusters or groups follow one another; keys lie so for fast products."""
 
+Summary = dict[str, Tensor]
+"""The summaries of clusters by name; see :func:`summarize`."""
+
 SMALLEST_NORM = 1e-6
 """The norm below which a cluster's mean key has no direction."""
 
@@ -35,6 +38,7 @@ class Layout(NamedTuple):
         end: the first one after the last that does.
         readable: the first pair that queries cannot read yet.
         low: the first pair that any row can read.
+        slack: the rounding s of the bound; see :mod:`mm_lightning.memory.sublinear.key_clusters`.
     """
 
     cluster_size: int
@@ -43,6 +47,7 @@ class Layout(NamedTuple):
     end: int
     readable: int
     low: int
+    slack: float
 
 
 def cluster_order(keys: Tensor, cluster_size: int) -> Tensor:
@@ -73,7 +78,7 @@ def gather_rows(x: Tensor, index: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[2]).index_select(0, (index + first).flatten()).view(*index.shape, x.shape[2])
 
 
-def summarize(keys: Tensor, values: Tensor, cluster_size: int, segment: int, dtype: torch.dtype) -> dict[str, Tensor]:
+def summarize(keys: Tensor, values: Tensor, cluster_size: int, segment: int, dtype: torch.dtype) -> Summary:
     """Summarize the clusters and groups of a sorted segment of keys and values (N, n, D), computing in `dtype`.
 
     Returns:

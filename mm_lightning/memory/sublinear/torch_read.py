@@ -11,18 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mm_lightning.memory.sublinear.summaries import LARGEST_CORRECTION, RANKING_DEVIATIONS, Layout
+from mm_lightning.memory.sublinear.summaries import LARGEST_CORRECTION, RANKING_DEVIATIONS, Layout, Summary
 
 
 def read(
-    q: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    summary: dict[str, Tensor],
-    first: Tensor,
-    layout: Layout,
-    allowed: Tensor | None,
-    slack: float,
+    q: Tensor, keys: Tensor, values: Tensor, summary: Summary, first: Tensor, layout: Layout, allowed: Tensor | None
 ) -> tuple[Tensor, float]:
     """Return the answers (B, H, D) to one query a row and head, and how many pairs were read one by one for each.
 
@@ -34,9 +27,8 @@ def read(
         first: (B,) where in the stream each row's document begins.
         layout: which pairs lie in clusters.
         allowed: (B H,) the largest sum of terms that the bound allows; None to read the budget and prove nothing.
-        slack: the rounding s of the bound.
     """
-    _, _, begin, end, readable, low = layout
+    begin, end, readable, low = layout.begin, layout.end, layout.readable, layout.low
     rows = q.flatten(0, 1)  # (N, D), N = B H
     outside = [slice(end, readable)] + [slice(low, begin)] * (begin > low)
     scores = [_scores(rows, keys[:, :, part].flatten(0, 1)) for part in outside]
@@ -44,7 +36,7 @@ def read(
         index = torch.arange(low, begin, device=q.device)
         unseen = (index < first[:, None]).repeat_interleave(q.shape[1], 0)
         scores[1] = scores[1].masked_fill(unseen, -torch.inf)
-    index, unread, correction = _choose(rows, keys, summary, layout, scores, allowed, slack)
+    index, unread, correction = _choose(rows, keys, summary, layout, scores, allowed)
     weights = torch.cat([*scores, unread], 1).softmax(-1)
     *parts, unread = weights.split([*(x.shape[1] for x in scores), unread.shape[1]], 1)
     answer = torch.bmm(unread[:, None], summary["values"])[:, 0]
@@ -60,13 +52,7 @@ def read(
 
 
 def _choose(
-    q: Tensor,
-    keys: Tensor,
-    summary: dict[str, Tensor],
-    layout: Layout,
-    scores: list[Tensor],
-    allowed: Tensor | None,
-    slack: float,
+    q: Tensor, keys: Tensor, summary: Summary, layout: Layout, scores: list[Tensor], allowed: Tensor | None
 ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
     """Choose the clusters that are read, and append the scores of their pairs.
 
@@ -74,7 +60,7 @@ def _choose(
         (N, K) places of the clusters in the buffers; the log weights (N, clusters) of the others, -inf for those that
         are read; and what :func:`_regression` needs of them, None where the error is to be proven.
     """
-    size = layout.cluster_size
+    size, slack = layout.cluster_size, layout.slack
     place = torch.arange(len(q), device=q.device)[:, None] * (keys.shape[2] // size) + layout.begin // size
 
     def take(chosen: Tensor) -> Tensor:
@@ -106,7 +92,7 @@ def _choose(
     return torch.cat([index, more], 1), unread, None
 
 
-def _moments(q: Tensor, summary: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def _moments(q: Tensor, summary: Summary) -> tuple[Tensor, Tensor]:
     """Return Cov(v, k) q of each group, (N, groups, D), and the variance of q.k in each cluster, (N, clusters)."""
     products = torch.bmm(q[:, None], summary["moments"])[:, 0].unflatten(1, (-1, 2, q.shape[1]))
     groups = (products[:, :, 0] * q[:, None]).sum(-1).clamp(min=0)
@@ -114,7 +100,7 @@ def _moments(q: Tensor, summary: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     return products[:, :, 1], variance.flatten(1)
 
 
-def _regression(weight: Tensor, summary: dict[str, Tensor], covariance: Tensor, variance: Tensor) -> Tensor:
+def _regression(weight: Tensor, summary: Summary, covariance: Tensor, variance: Tensor) -> Tensor:
     """Return what Cov(v, k) q adds to the mean values of clusters of these weights (N, clusters), (N, D)."""
     weight = weight * summary["share"] / (variance / (2 * LARGEST_CORRECTION)).clamp(min=1)
     return torch.bmm(weight.unflatten(1, (covariance.shape[1], -1)).sum(-1)[:, None], covariance)[:, 0]
