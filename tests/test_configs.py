@@ -238,7 +238,8 @@ def shrink(tmp_path, sources):
     """Writes an overlay that makes any config small, with data to be prepared: (its path, the run folder's root)."""
 
     def shrink(config, name: str):
-        small = {"layers": config.model.network.period, "dim": 16, "heads": 2, "persistent_dim": 16, "vocab_size": 258}
+        layers = getattr(config.model.network, "attention_every", None) or 1
+        small = {"layers": layers, "dim": 16, "heads": 2, "persistent_dim": 16, "vocab_size": 258}
         if isinstance(config.model.network, MemoryMosaicConfig):
             small |= {"short_term_window": 8, "long_term_delay": [2, 4], "inference_delay": 2, "persistent_slots": 8}
         values = {

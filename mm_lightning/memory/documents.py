@@ -6,7 +6,7 @@ all restart at a document's first token. The boundaries are computed once a batc
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -60,6 +60,8 @@ class Documents:
     offsets: Tensor
     begin: int = 0
     latest: int = 0
+    _counts: dict[Span, Tensor] = field(default_factory=dict, init=False, repr=False)
+    _without_last: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def from_starts(cls, starts: Tensor) -> Documents:
@@ -143,10 +145,6 @@ class Documents:
         return self._counts[span]
 
     @cached_property
-    def _counts(self) -> dict[Span, Tensor]:
-        return {}
-
-    @cached_property
     def carried(self) -> Documents:
         """The boundaries of the chunk and one more token before it in each row, which stands for all earlier ones."""
         batch, time = self.shape
@@ -170,10 +168,6 @@ class Documents:
             ends = (length - count).clamp(min=0).cumsum(0, dtype=torch.int32)
             self._without_last[count] = index, torch.cat([ends.new_zeros(1), ends])
         return self._without_last[count]
-
-    @cached_property
-    def _without_last(self) -> dict[int, tuple[Tensor, Tensor]]:
-        return {}
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Documents:
         """Return the boundaries with their tensors on another device."""

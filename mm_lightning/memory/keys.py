@@ -233,11 +233,7 @@ def _chunk(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return q and k of a chunk of several tokens, and total and scale after it."""
     if kernels == "numba":
-        batch, _, heads, dim = ktilde.shape
-        exact = torch.promote_types(ktilde.dtype, torch.float32)
-        total = carried.get("total", ktilde.new_zeros(batch, heads, dim, dtype=exact))
-        scale = carried.get("scale", gate.new_full((batch, heads), -torch.inf, dtype=torch.float64))
-        return gated_keys_from(ktilde, gate, decay, beta, documents, total, scale)
+        return gated_keys_from(ktilde, gate, decay, beta, documents, carried)
     if documents.begin == 0:
         k, total, scale = gated_average_from(ktilde, gate, decay, documents)
     else:

@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -62,13 +63,12 @@ Checkpointing = bool | Literal["selective"]
 """Recompute in the backward pass nothing (False), blocks (True), or all of them but products and reads (selective)."""
 
 
-def _keep_products() -> tuple[Any, Any]:
-    """Return the contexts of selective checkpointing: one for the forward pass, one for its recomputation."""
-    return create_selective_checkpoint_contexts(_policy)
-
-
 def _policy(context: Any, operation: Any, *args: Any, **settings: Any) -> CheckpointPolicy:
     return CheckpointPolicy.MUST_SAVE if keeps_result(operation) else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+_keep_products = partial(create_selective_checkpoint_contexts, _policy)
+"""Make the contexts of selective checkpointing: one for the forward pass, one for its recomputation."""
 
 
 def keeps_result(operation: Any) -> bool:

@@ -12,7 +12,6 @@ from mm_lightning.memory.documents import Span
 from mm_lightning.ranges import AtLeastTwo, Count, Name, Part, Range, Share, check_fields
 
 Vocabulary = Annotated[int, Range(1, 2**31 - 1)]
-Layers = Annotated[int, Range(1, 10_000)]
 Dimension = Annotated[int, Range(1, 2**20)]
 Hidden = Annotated[int, Range(1, 2**24)]
 Result = TypeVar("Result")
@@ -86,7 +85,7 @@ class NetworkConfig:
     """
 
     vocab_size: Vocabulary = 128256
-    layers: Layers = 24
+    layers: Annotated[int, Range(1, 10_000)] = 24
     dim: Dimension = 2048
     heads: Dimension = 16
     persistent_dim: Hidden = 6144
@@ -175,11 +174,6 @@ class NetworkConfig:
     def head_dim(self) -> int:
         """The head dimension D = d / H."""
         return self.dim // self.heads
-
-    @property
-    def period(self) -> int:
-        """The number of blocks after which their kinds repeat."""
-        return 1
 
     def build(self) -> Any:
         """Build the :class:`Network` with these dimensions, initialized unless the default device is meta."""

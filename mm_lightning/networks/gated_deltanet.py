@@ -69,10 +69,6 @@ class GatedDeltaNetConfig(TransformerConfig):
         key = self.key_dim or max(1, 3 * self.head_dim // 4)
         return key, self.value_dim or 2 * key
 
-    @property
-    def period(self) -> int:
-        return self.attention_every or 1
-
     def build(self) -> GatedDeltaNet:
         return GatedDeltaNet(self)
 

@@ -24,12 +24,6 @@ from mm_lightning.networks.config import Hidden, NetworkConfig
 from mm_lightning.networks.parts import Part, Spec, build_part, check_part
 from mm_lightning.ranges import NonNegative, Positive
 
-KeyKind = Literal["gated", "leaky"]
-BandwidthKind = Literal["adaptive", "fixed"]
-RetrievalKind = Literal["softmax", "epanechnikov", "biweight", "triweight"]
-PersistentKind = Literal["swiglu", "key_value", "experts", "none"]
-
-
 V1: dict[str, Any] = {
     "keys": "leaky",
     "bandwidth": "fixed",
@@ -68,14 +62,14 @@ class MemoryMosaicConfig(NetworkConfig):
             which is added to the cross-entropy in training.
     """
 
-    keys: KeyKind | Spec = "gated"
-    bandwidth: BandwidthKind | Spec = "adaptive"
+    keys: Literal["gated", "leaky"] | Spec = "gated"
+    bandwidth: Literal["adaptive", "fixed"] | Spec = "adaptive"
     initial_bandwidth: Positive = 1.0
     values: Literal["look_ahead"] | Spec = "look_ahead"
-    retrieval: RetrievalKind | Spec = "softmax"
+    retrieval: Literal["softmax", "epanechnikov", "biweight", "triweight"] | Spec = "softmax"
     look_ahead: bool = True
     value_scale: Scale = "exp_abs"
-    persistent: PersistentKind | Spec = "swiglu"
+    persistent: Literal["swiglu", "key_value", "experts", "none"] | Spec = "swiglu"
     persistent_slots: Hidden = 2688
     persistent_banks: Hidden = 1
     bias: bool = False

@@ -46,6 +46,7 @@ DEFAULTS: dict[str, Any] = {"max_steps": 1, "accumulate_grad_batches": 1, **TRAI
 """Values that replace invalid trainer options, so that `--plan` reports all mistakes at once."""
 
 _LAYERS, _HEAD_DIM, _TOKENS = 2, 4, 256
+_SIZES = "layers", "dim", "persistent_dim"
 
 
 class DryRunFit(FitCommandLine):
@@ -191,7 +192,7 @@ class DryRunFit(FitCommandLine):
     def _use_tiny_copy(self, config: Namespace) -> None:
         """Replace network, folders and devices of the config by those of the dry run."""
         tiny = tiny_copy(self._network)
-        for name in ("layers", "dim", "persistent_dim"):
+        for name in _SIZES:
             config.model.network.init_args[name] = getattr(tiny, name)
         config.model.initial_weights = None
         config.resume, config.ckpt_path = False, None
@@ -236,9 +237,7 @@ class DryRunFit(FitCommandLine):
             self.before_fit()
             trainer.fit(self.model, datamodule=data)
         config, tiny = self._network, self.model.config
-        dimensions = ", ".join(
-            f"{name} {getattr(config, name)} -> {getattr(tiny, name)}" for name in ("layers", "dim", "persistent_dim")
-        )
+        dimensions = ", ".join(f"{name} {getattr(config, name)} -> {getattr(tiny, name)}" for name in _SIZES)
         names = [type(c).__name__ for c in callbacks_of(trainer, Callback) if c is not self._forward]
         stage = f" stage {self._layout.zero_stage}" if self._layout.zero_stage else ""
         say(f"strategy     {type(trainer.strategy).__name__}{stage}, precision {trainer.precision}: built")

@@ -252,17 +252,14 @@ def state_elements(groups: list[dict[str, Any]], choice: Choice) -> int:
         groups: the parameter groups of a network, which may be on the meta device.
         choice: model.optimizer.
     """
-    small = [nn.Parameter(torch.ones(4, 4) if group["params"][0].dim() > 1 else torch.ones(4)) for group in groups]
-    optimizer = build_optimizer(
-        choice, [{**group, "params": [one]} for group, one in zip(groups, small, strict=True)], 1e-3, (0.9, 0.95)
-    )
-    for one in small:
-        one.grad = torch.ones_like(one)
-    optimizer.step()
     total = 0
-    for group, one in zip(groups, small, strict=True):
-        kept = (value for value in optimizer.state[one].values() if isinstance(value, Tensor))
-        copies = sum(value.shape == one.shape for value in kept)
+    for group in groups:
+        small = nn.Parameter(torch.ones(4, 4) if group["params"][0].dim() > 1 else torch.ones(4))
+        optimizer = build_optimizer(choice, [{**group, "params": [small]}], 1e-3, (0.9, 0.95))
+        small.grad = torch.ones_like(small)
+        optimizer.step()
+        states = (value for value in optimizer.state[small].values() if isinstance(value, Tensor))
+        copies = sum(value.shape == small.shape for value in states)
         total += copies * sum(parameter.numel() for parameter in group["params"])
     return total
 

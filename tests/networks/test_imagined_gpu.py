@@ -82,7 +82,7 @@ def imagined(config):
     starts[0, 7] = starts[1, 60] = True
     documents = Documents.from_starts(starts)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cuda"):
-        network = replace(config, dim=48, heads=3, layers=config.period).build()
+        network = replace(config, dim=48, heads=3, layers=getattr(config, "attention_every", None) or 1).build()
         yield network, torch.zeros(BATCH, TIME, dtype=torch.int64), documents.to("cuda")
 
 
