@@ -1,20 +1,12 @@
 """Language models built from memories, the transformer they are compared with, and what they cost. Plain torch."""
 
-from mm_lightning.networks.base import Checkpointing, Network
-from mm_lightning.networks.config import NetworkConfig
-from mm_lightning.networks.gated_deltanet import GatedDeltaNet, GatedDeltaNetConfig
-from mm_lightning.networks.memory_mosaic import V1, MemoryMosaic, MemoryMosaicConfig
-from mm_lightning.networks.transformer import Transformer, TransformerConfig
-
-__all__ = [
-    "V1",
-    "Checkpointing",
-    "GatedDeltaNet",
-    "GatedDeltaNetConfig",
-    "MemoryMosaic",
-    "MemoryMosaicConfig",
-    "Network",
-    "NetworkConfig",
-    "Transformer",
-    "TransformerConfig",
-]
+from mm_lightning.networks.base import Checkpointing as Checkpointing
+from mm_lightning.networks.base import Network as Network
+from mm_lightning.networks.config import NetworkConfig as NetworkConfig
+from mm_lightning.networks.gated_deltanet import GatedDeltaNet as GatedDeltaNet
+from mm_lightning.networks.gated_deltanet import GatedDeltaNetConfig as GatedDeltaNetConfig
+from mm_lightning.networks.memory_mosaic import V1 as V1
+from mm_lightning.networks.memory_mosaic import MemoryMosaic as MemoryMosaic
+from mm_lightning.networks.memory_mosaic import MemoryMosaicConfig as MemoryMosaicConfig
+from mm_lightning.networks.transformer import Transformer as Transformer
+from mm_lightning.networks.transformer import TransformerConfig as TransformerConfig

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+Rotation = tuple[Tensor, Tensor]
+"""cos, and -sin beside sin, of the angles of positions: (B, T, 1, D) each."""
 FAST, SLOW = 32.0, 1.0
 """YaRN keeps dimensions that turn more than FAST times in the training context, and stretches those below SLOW."""
 
@@ -34,7 +36,7 @@ def frequencies(dim: int, base: float, factor: float = 1.0, context: int = 1) ->
     return plain / factor * stretched + plain * (1 - stretched)
 
 
-def rotary(position: Tensor, dim: int, base: float, factor: float = 1.0, context: int = 1) -> tuple[Tensor, Tensor]:
+def rotary(position: Tensor, dim: int, base: float, factor: float = 1.0, context: int = 1) -> Rotation:
     """Return cos, and -sin beside sin, of the angles of positions: (B, T, 1, D) each in float32.
 
     With a factor above 1 both are multiplied by YaRN's 0.1 ln(factor) + 1, so that q.k is by its square. Arguments as
@@ -46,7 +48,7 @@ def rotary(position: Tensor, dim: int, base: float, factor: float = 1.0, context
     return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
 
 
-def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     """Rotate the pairs (x_i, x_{i + D/2}) of (B, T, H, D) by the angles of their positions."""
     cos, sin = rotation
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin).to(x.dtype)

@@ -19,7 +19,7 @@ from mm_lightning.networks.base import ForwardContext, Network, depth_std
 from mm_lightning.networks.block import Block, compile_pointwise
 from mm_lightning.networks.config import NetworkConfig, Reach
 from mm_lightning.networks.forget_gate import ForgetGate
-from mm_lightning.networks.rotary import rotary, rotate
+from mm_lightning.networks.rotary import Rotation, rotary, rotate
 from mm_lightning.networks.short_convolution import ShortConvolution
 from mm_lightning.ranges import AtLeastTwo, Count, Name, Positive, Range
 
@@ -109,27 +109,19 @@ class Attention(nn.Module):
         self.W_k = Linear(dim, dim // heads * kv_heads, std)
         self.W_v = Linear(dim, dim // heads * kv_heads, std)
         self.retrieval = SoftmaxRetrieval()
-        self.q_norm, self.k_norm = (
-            Norm(config.head_dim, config.norm_eps) if config.qk_norm else None for _ in range(2)
-        )
+        self.q_norm = Norm(config.head_dim, config.norm_eps) if config.qk_norm else None
+        self.k_norm = Norm(config.head_dim, config.norm_eps) if config.qk_norm else None
         self.convolution = ShortConvolution(dim + 2 * dim // heads * kv_heads, config.canon) if config.canon else None
         self.forget = ForgetGate(dim, kv_heads, std) if config.forget_gate else None
-        self.sharpness: nn.Parameter | None = None
-        if config.scalable_softmax:
-            self.sharpness = nn.Parameter(torch.empty(heads))
-            self.reset_parameters()
+        self.sharpness = nn.Parameter(torch.empty(heads)) if config.scalable_softmax else None
+        self.reset_parameters()
 
     def reset_parameters(self) -> None:
         if self.sharpness is not None:
             nn.init.constant_(self.sharpness, SHARPNESS)
 
     def forward(
-        self,
-        x: Tensor,
-        span: Span,
-        documents: Documents,
-        rotation: tuple[Tensor, Tensor],
-        state: MemoryState | None = None,
+        self, x: Tensor, span: Span, documents: Documents, rotation: Rotation, state: MemoryState | None = None
     ) -> Tensor:
         """Return retrieved values (B, T, d) from inputs (B, T, d): of whole documents, or of a chunk of a stream."""
         if self.convolution is None:
@@ -151,11 +143,11 @@ class Attention(nn.Module):
         return self.retrieval(q, k, v, span, documents, pairs, 0, scale, dropout)[..., :dim].flatten(-2)
 
     @compile_pointwise
-    def project(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries (B, T, H, D), and keys and values (B, T, kv_heads, D)."""
         return self.place(self.W_q(x), self.W_k(x), self.W_v(x), rotation)
 
-    def place(self, q: Tensor, k: Tensor, v: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def place(self, q: Tensor, k: Tensor, v: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
         """Return projections by heads, with queries and keys normalized and rotated to their positions."""
         q = q.unflatten(-1, (self.heads, -1))
         k, v = (y.unflatten(-1, (self.kv_heads, -1)) for y in (k, v))
@@ -180,8 +172,7 @@ class TransformerBlock(Block):
 
     def read(self, level: str, x: Tensor, context: ForwardContext) -> Tensor:
         attention = self.contextual[level]
-        state = context.state_of(attention)
-        return attention(x, context.spans[level], context.documents, context.rotation, state)
+        return attention(x, context.spans[level], context.documents, context.rotation, context.state_of(attention))
 
 
 class Transformer(Network):

@@ -87,7 +87,7 @@ def gated_keys_from(
     total, scale = gate.new_zeros(ktilde[:, 0].shape), gate.new_full(gate[:, 0].shape, -torch.inf, dtype=torch.float64)
     if carried:  # copies, which the call changes
         total, scale = total.copy_(carried["total"]), scale.copy_(carried["scale"])
-    q, k, _ = keys(torch_features.contiguous_rows(ktilde), gate, decay, beta, documents.starts, total, scale)
+    q, k, _ = keys(torch_features.contiguous_rows(ktilde), gate, decay, beta, documents.starts, (total, scale))
     return q, k, total, scale
 
 

@@ -7,7 +7,7 @@ A delay is a shift: without its first `delay` queries and its last `delay` keys,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from inspect import signature
@@ -49,9 +49,15 @@ def fused_read(
         lengths = (shape[1],)
     else:  # one stream
         q, k, v = (x.flatten(0, 1)[None] for x in (q, k, v))
+    # One `split` into documents, because its derivative is one concatenation: queries that read nothing, the others,
+    # and the pairs that these can read.
+    early = [min(length, span.delay) for length in lengths]
+    queries = [n for length, few in zip(lengths, early, strict=True) for n in (few, length - few)]
+    pairs = [n for length, few in zip(lengths, early, strict=True) for n in (length - few, few)]
+    q_parts, k_parts, v_parts = q.split(queries, 1), k.split(pairs, 1), v.split(pairs, 1)
     outputs = []
-    for early, late, keys, values in _split_documents(q, k, v, lengths, span.delay):
-        outputs += _read_document(early, late, keys, values, span, scale, dropout)
+    for parts in zip(q_parts[::2], q_parts[1::2], k_parts[::2], v_parts[::2], strict=True):
+        outputs += _read_document(*parts, span, scale, dropout)
     return torch.cat(outputs, 1).view(shape)
 
 
@@ -124,20 +130,6 @@ def _without_cudnn() -> Iterator[None]:
         yield
     finally:
         torch.backends.cuda.enable_cudnn_sdp(enabled)
-
-
-def _split_documents(
-    q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], delay: int
-) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Split (B, T, ...) tensors into documents: queries that read nothing, the others, and the pairs these can read.
-
-    One `split` for all documents, because its derivative is one concatenation.
-    """
-    early = [min(length, delay) for length in lengths]
-    queries = [n for length, few in zip(lengths, early, strict=True) for n in (few, length - few)]
-    pairs = [n for length, few in zip(lengths, early, strict=True) for n in (length - few, few)]
-    q_parts, k_parts, v_parts = q.split(queries, 1), k.split(pairs, 1), v.split(pairs, 1)
-    return list(zip(q_parts[::2], q_parts[1::2], k_parts[::2], v_parts[::2], strict=True))
 
 
 def _read_document(

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 PAIRS_PER_DIMENSION = 64
-"""Pairs of a group for each dimension of its keys, which makes the moments a 64th of the pairs."""
+"""Pairs of a group for each dimension of its keys, which makes the moments a 64th of the pairs; at most a segment."""
 
 CLUSTER_AXIS = {"keys": 2, "values": 1, "norm": 1, "high": 1, "low": 1, "aside": 1, "moments": 2, "share": 1}
 """The axis of each summary along which clusters or groups follow one another; keys lie so for fast products."""
@@ -97,7 +97,8 @@ def summarize(keys: Tensor, values: Tensor, cluster_size: int, segment: int, dty
     along = (k @ direction[..., None])[..., 0]
     aside = (k - along[..., None] * direction[:, :, None]).norm(dim=-1)
     variance = k.square().sum((2, 3))
-    group = _group_size(keys.shape[-1], cluster_size, segment)
+    doublings = max(0, round(math.log2(PAIRS_PER_DIMENSION * keys.shape[-1] / cluster_size)))
+    group = min(cluster_size << doublings, segment)
     both = torch.stack([k.flatten(1, 2), v.flatten(1, 2)], 1).unflatten(2, (-1, group)).transpose(1, 2)
     near = k.flatten(1, 2).unflatten(1, (-1, group))[:, :, None]
     moments = near.transpose(3, 4) @ both / group  # (N, groups, 2, D of keys, D of keys or values)
@@ -113,9 +114,3 @@ def summarize(keys: Tensor, values: Tensor, cluster_size: int, segment: int, dty
         "moments": moments.permute(0, 3, 1, 2, 4).flatten(2).contiguous(),
         "share": share.flatten(1),
     }
-
-
-def _group_size(dim: int, cluster_size: int, segment: int) -> int:
-    """Return the pairs of a group: cluster_size * 2^i near PAIRS_PER_DIMENSION * D, at most a segment."""
-    doublings = max(0, round(math.log2(PAIRS_PER_DIMENSION * dim / cluster_size)))
-    return min(cluster_size << doublings, segment)
