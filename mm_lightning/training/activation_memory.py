@@ -73,9 +73,13 @@ def block_activations(config: NetworkConfig, compute_bytes: int, residual_bytes:
 
 def _count(config: NetworkConfig, tokens: int, compute_bytes: int, residual_bytes: int) -> tuple[int, int]:
     """Return the bytes that the first block keeps for `tokens` tokens, and those of products and reads."""
-    dtype = _DTYPES[residual_bytes]
+    dtype, before = _DTYPES[residual_bytes], torch.get_default_dtype()
     with fake_tensors():
-        network = replace(config, layers=1, dropout=0.0).build().to(dtype)
+        torch.set_default_dtype(dtype)
+        try:
+            network = replace(config, layers=1, dropout=0.0).build()
+        finally:
+            torch.set_default_dtype(before)
         context = network.context(Documents.whole(1, tokens))
         x = torch.empty(1, tokens, config.dim, dtype=dtype, requires_grad=True)
         saved, results = _Saved(context.rotation or ()), _Results()

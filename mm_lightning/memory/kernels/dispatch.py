@@ -14,8 +14,16 @@ import torch
 from torch import Tensor
 
 from mm_lightning.memory.documents import Documents
-from mm_lightning.memory.kernels import Kernels, is_plain, resolve_kernels, torch_features
+from mm_lightning.memory.kernels import Kernels, is_plain, resolve_kernels
 from mm_lightning.memory.kernels.self_test import compare
+from mm_lightning.memory.kernels.torch_features import (
+    contiguous_rows,
+    finite_bandwidth,
+    gated_average,
+    look_ahead,
+    normalize,
+    queries,
+)
 
 _LIBRARY = __name__.replace(".", "_")
 """The namespace of the operators; that of an exported copy of this module differs."""
@@ -59,14 +67,11 @@ def gated_keys(
         q and k, (B, T, H, D) each in ktilde's type.
     """
     if kernels == "torch":
-        k = torch_features.gated_average(ktilde, gate, decay, documents)
-        return torch_features.queries(k, beta), k
+        k = gated_average(ktilde, gate, decay, documents)
+        return queries(k, beta), k
     exact = torch.promote_types(ktilde.dtype, torch.float32)
-    scalars = [
-        x.to(exact).expand_as(gate).contiguous()
-        for x in (gate, decay, torch_features.finite_bandwidth(beta, ktilde.dtype))
-    ]
-    arguments = (torch_features.contiguous_rows(ktilde), *scalars, documents.starts)
+    scalars = [x.to(exact).expand_as(gate).contiguous() for x in (gate, decay, finite_bandwidth(beta, ktilde.dtype))]
+    arguments = (contiguous_rows(ktilde), *scalars, documents.starts)
     return _on_cpu("keys")(*arguments)[:2] if _directly(kernels, ktilde) else _GatedKeys.apply(*arguments)
 
 
@@ -87,7 +92,7 @@ def gated_keys_from(
     total, scale = gate.new_zeros(ktilde[:, 0].shape), gate.new_full(gate[:, 0].shape, -torch.inf, dtype=torch.float64)
     if carried:  # copies, which the call changes
         total, scale = total.copy_(carried["total"]), scale.copy_(carried["scale"])
-    q, k, _ = keys(torch_features.contiguous_rows(ktilde), gate, decay, beta, documents.starts, (total, scale))
+    q, k, _ = keys(contiguous_rows(ktilde), gate, decay, beta, documents.starts, (total, scale))
     return q, k, total, scale
 
 
@@ -103,14 +108,10 @@ def ahead_values(vtilde: Tensor, gamma: Tensor | None, alpha: Tensor, documents:
     """
     exact = torch.promote_types(vtilde.dtype, torch.float32)
     if kernels == "torch":
-        values = (
-            torch_features.normalize(vtilde.to(exact)).to(vtilde.dtype)
-            if gamma is None
-            else torch_features.look_ahead(vtilde, gamma, documents)
-        )
+        values = normalize(vtilde.to(exact)).to(vtilde.dtype) if gamma is None else look_ahead(vtilde, gamma, documents)
         return values * alpha[:, None].to(values.dtype)
     gamma = torch.ones_like(alpha) if gamma is None else gamma
-    arguments = (torch_features.contiguous_rows(vtilde), gamma.to(exact), alpha.to(exact), documents.starts)
+    arguments = (contiguous_rows(vtilde), gamma.to(exact), alpha.to(exact), documents.starts)
     return _on_cpu("values")(*arguments)[0] if _directly(kernels, vtilde) else _AheadValues.apply(*arguments)
 
 
