@@ -201,7 +201,6 @@ class Network(nn.Module):
         """
         parts: dict[str, MemoryState] = {}
         spans = self.context(Documents.whole(1, 1)).spans
-        stored = False
         for name, module in self.named_modules():
             if module is self or not hasattr(module, "new_state"):
                 continue
@@ -210,10 +209,10 @@ class Network(nn.Module):
                 parts[name] = module.new_state()
             elif sublinear and span.size is None and isinstance(module, ContextualMemory) and module.sublinear:
                 cache = SublinearPairCache(capacity, sublinear, module.keys.kernels)
-                parts[name], stored = module.new_state(span, capacity, cache), True
+                parts[name] = module.new_state(span, capacity, cache)
             else:
                 parts[name] = module.new_state(span, capacity)
-        if sublinear and not stored:
+        if sublinear and not any(isinstance(part.pairs, SublinearPairCache) for part in parts.values()):
             raise UserError(
                 "sub-linear reads are for contextual memories without a window, such as levels long or full of a "
                 "memory mosaic: this network has none, leave them out"

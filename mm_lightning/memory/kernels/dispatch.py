@@ -72,7 +72,7 @@ def gated_keys(
     exact = torch.promote_types(ktilde.dtype, torch.float32)
     scalars = [x.to(exact).expand_as(gate).contiguous() for x in (gate, decay, finite_bandwidth(beta, ktilde.dtype))]
     arguments = (contiguous_rows(ktilde), *scalars, documents.starts)
-    return _on_cpu("keys")(*arguments)[:2] if _directly(kernels, ktilde) else _GatedKeys.apply(*arguments)
+    return _kernel("keys")(*arguments)[:2] if _directly(kernels, ktilde) else _GatedKeys.apply(*arguments)
 
 
 def gated_keys_from(
@@ -112,7 +112,7 @@ def ahead_values(vtilde: Tensor, gamma: Tensor | None, alpha: Tensor, documents:
         return values * alpha[:, None].to(values.dtype)
     gamma = torch.ones_like(alpha) if gamma is None else gamma
     arguments = (contiguous_rows(vtilde), gamma.to(exact), alpha.to(exact), documents.starts)
-    return _on_cpu("values")(*arguments)[0] if _directly(kernels, vtilde) else _AheadValues.apply(*arguments)
+    return _kernel("values")(*arguments)[0] if _directly(kernels, vtilde) else _AheadValues.apply(*arguments)
 
 
 def _directly(kernels: Kernels, x: Tensor) -> bool:
@@ -147,22 +147,17 @@ class _AheadValues(torch.autograd.Function):
         return *_values_backward(*ctx.saved_tensors, d_v), None
 
 
-def _on_cpu(name: str) -> Callable[..., Any]:
-    """Return the numba kernel of this name; numba is imported when it is first called."""
+def _kernel(name: str) -> Callable[..., Any]:
+    """Return the kernel of this name, Triton's on CUDA, else numba's; they are imported when it is first called."""
 
     def call(*arguments: Tensor) -> Any:
+        if arguments[0].is_cuda:
+            from mm_lightning.memory.kernels import triton_launch
+
+            return getattr(triton_launch, name)(*arguments)
         from mm_lightning.memory.kernels import numba_features
 
         return getattr(numba_features, name)(*arguments)
-
-    return call
-
-
-def _on_cuda(name: str) -> Callable[..., Any]:
-    def call(*arguments: Tensor) -> Any:
-        from mm_lightning.memory.kernels import triton_launch
-
-        return getattr(triton_launch, name)(*arguments)
 
     return call
 
@@ -171,10 +166,8 @@ def _operator(name: str, kernel: str, arguments: str, results: int) -> Any:
     """Register kernels of the same name for CPU (numba) and CUDA (triton) as an operator of torch."""
     tensors = ", ".join(f"Tensor {argument}" for argument in arguments.split())
     schema = f"({tensors}) -> ({', '.join(['Tensor'] * results)})"
-    settings: dict[str, Any] = {"mutates_args": (), "device_types": "cpu", "schema": schema}
-    operator = torch.library.custom_op(f"{_LIBRARY}::{name}", _on_cpu(kernel), **settings)
-    operator.register_kernel("cuda", _on_cuda(kernel))
-    return operator
+    settings: dict[str, Any] = {"mutates_args": (), "device_types": ("cpu", "cuda"), "schema": schema}
+    return torch.library.custom_op(f"{_LIBRARY}::{name}", _kernel(kernel), **settings)
 
 
 _keys = _operator("gated_keys", "keys", "raw gate decay beta starts", 3)
