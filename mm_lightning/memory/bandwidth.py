@@ -10,13 +10,13 @@ import math
 import torch
 from torch import Tensor, nn
 
-from mm_lightning.memory.layers import V1_SCALAR_SCALE
+from mm_lightning.memory.layers import V1_SCALAR_SCALE, MemoryPart
 
 LARGEST_EXPONENT = math.log(2**16 - 1)
 """The largest logarithm of the factor of a key in v1's public code."""
 
 
-class Bandwidth(nn.Module):
+class Bandwidth(MemoryPart):
     """The bandwidth of a memory. Derive from it, and define :meth:`forward`, for another kind.
 
     The constructor's arguments are those of :class:`mm_lightning.memory.keys.Keys`.
@@ -30,10 +30,6 @@ class Bandwidth(nn.Module):
             x: (B, T, d) inputs.
         """
         raise NotImplementedError(f"{type(self).__name__} defines no forward(pairs, x)")
-
-    def scalars(self) -> dict[str, Tensor]:
-        """Return the learned scalars by name, (H,) each."""
-        return {}
 
 
 class AdaptiveBandwidth(Bandwidth):

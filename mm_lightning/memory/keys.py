@@ -17,23 +17,18 @@ from mm_lightning.memory.documents import Documents
 from mm_lightning.memory.kernels import Kernels
 from mm_lightning.memory.kernels.dispatch import dispatch_kernels, gated_keys, gated_keys_from
 from mm_lightning.memory.kernels.torch_features import EPS, gated_average_from, normalize, queries
-from mm_lightning.memory.layers import V1_SCALAR_SCALE, Linear
+from mm_lightning.memory.layers import V1_SCALAR_SCALE, Linear, MemoryPart
 
 Carried = dict[str, Tensor]
 """The state of one part of a memory between two chunks of tokens: tensors (B, ...) by name; empty at first."""
 
 
-class Keys(nn.Module):
+class Keys(MemoryPart):
     """The keys of a memory, which are its queries too. Derive from it, and define :meth:`keys`, for another kind.
 
     The constructor's arguments are dim (d), heads (H), std (the initial standard deviation of a matrix, by its fan-in),
     and whatever a config's `init_args` name.
-
-    Attributes:
-        kernels: the kernels that compute them; see :func:`mm_lightning.memory.kernels.set_kernels`.
     """
-
-    kernels: Kernels = "auto"
 
     def keys(self, x: Tensor, documents: Documents, carried: Carried | None) -> Tensor:
         """Return keys (B, T, H, D) from inputs (B, T, d). A key depends on no later token, nor on other documents.
@@ -51,10 +46,6 @@ class Keys(nn.Module):
         """Return queries q = beta k and keys k, (B, T, H, D) each; beta is (B, T, H) or (H,)."""
         k = self.keys(x, documents, carried)
         return queries(k, beta), k
-
-    def scalars(self) -> dict[str, Tensor]:
-        """Return the learned scalars by name, (H,) each."""
-        return {}
 
 
 class AverageKeys(Keys):

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mm_lightning.memory.kernels import Kernels
+
 V1_SCALAR_SCALE = 10.0
 """The factor by which v1 multiplies its stored scalars in use, which speeds their learning tenfold under Adam."""
 
@@ -22,6 +24,20 @@ def clipped_normal_(tensor: Tensor, std: float) -> Tensor:
         return tensor
     with torch.no_grad():
         return tensor.normal_(0.0, std).clamp_(-3 * std, 3 * std)
+
+
+class MemoryPart(nn.Module):
+    """A part of a memory: its keys, values, bandwidth or retrieval.
+
+    Attributes:
+        kernels: the kernels that compute it; see :func:`mm_lightning.memory.kernels.set_kernels`.
+    """
+
+    kernels: Kernels = "auto"
+
+    def scalars(self) -> dict[str, Tensor]:
+        """Return the learned scalars by name, (H,) each."""
+        return {}
 
 
 class Linear(nn.Linear):

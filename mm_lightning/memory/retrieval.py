@@ -12,17 +12,17 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from mm_lightning.errors import UserError
 from mm_lightning.memory.documents import Documents, Span
-from mm_lightning.memory.kernels import Kernels
 from mm_lightning.memory.kernels.fused_read import fused_attention, fused_read, zeros_with_gradient
+from mm_lightning.memory.layers import MemoryPart
 from mm_lightning.memory.pair_cache import PairCache, read_in_tiles, visible
 
 
-class Retrieval(nn.Module):
+class Retrieval(MemoryPart):
     """The read of pairs by queries. Derive from it, and define :meth:`answer`, for another kernel of the regression.
 
     The constructor's arguments are those of :class:`mm_lightning.memory.keys.Keys`.
@@ -34,7 +34,6 @@ class Retrieval(nn.Module):
         has_dropout: whether :meth:`answer_scaled` takes the share of weights to drop as `dropout`.
     """
 
-    kernels: Kernels = "auto"
     softmax = False
     has_dropout = False
 

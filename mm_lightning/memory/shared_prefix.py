@@ -22,30 +22,28 @@ class SharedPrefixCache(PairCache):
     """A pair cache whose first P pairs are the same for all rows.
 
     Args:
-        keys: (1, G, P, D) of the common pairs; read only.
-        values: the same.
+        common: keys and values, (1, G, P, D) each, of the common pairs; read only.
         capacity: further pairs of a row to preallocate.
     """
 
-    def __init__(self, keys: Tensor, values: Tensor, capacity: int) -> None:
+    def __init__(self, common: tuple[Tensor, ...], capacity: int) -> None:
         super().__init__(None, capacity)
-        self.common = keys, values
-        self.offset = self.end = keys.shape[2]
+        self.common = common
+        self.offset = self.end = common[0].shape[2]
 
     @classmethod
     def of(cls, pairs: PairCache, rows: int, capacity: int) -> SharedPrefixCache:
         """Return `rows` rows that all continue the one row of `pairs`, which must not change meanwhile."""
         # The newest pair belongs to each row: its value is completed by the row's next token.
         last = pairs.end - pairs.offset - 1
-        keys, values = pairs.buffers
-        shared = cls(keys[:, :, :last], values[:, :, :last], capacity)
-        keys, values = (x[:, :, last : last + 1].expand(rows, -1, -1, -1) for x in (keys, values))
+        shared = cls(tuple(x[:, :, :last] for x in pairs.buffers), capacity)
+        keys, values = (x[:, :, last : last + 1].expand(rows, -1, -1, -1) for x in pairs.buffers)
         shared.write(keys.transpose(1, 2), values.transpose(1, 2))
         return shared
 
     def select(self, index: Tensor, capacity: int) -> SharedPrefixCache:
         """Return the rows of an index (B',), which may repeat."""
-        selected = SharedPrefixCache(*self.common, capacity)
+        selected = SharedPrefixCache(self.common, capacity)
         keys, values = (x[index, :, : self.end - self.offset] for x in self.buffers)
         selected.write(keys.transpose(1, 2), values.transpose(1, 2))
         return selected

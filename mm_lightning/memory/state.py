@@ -23,11 +23,8 @@ _OLD_NAME = re.compile(r"(?<!\.keys)(?<!\.values)\.(total|scale|raw)$")
 
 def current_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors of a state, of this or an earlier version, by their present names."""
-
-    def current(match: re.Match[str]) -> str:
-        return f".{'values' if match[1] == 'raw' else 'keys'}.{match[1]}"
-
-    return {_OLD_NAME.sub(current, name): x for name, x in tensors.items()}
+    parts = {"total": "keys", "scale": "keys", "raw": "values"}
+    return {_OLD_NAME.sub(lambda old: f".{parts[old[1]]}.{old[1]}", name): x for name, x in tensors.items()}
 
 
 class MemoryState:

@@ -16,23 +16,21 @@ from mm_lightning.memory.kernels import Kernels
 from mm_lightning.memory.kernels.dispatch import ahead_values, dispatch_kernels
 from mm_lightning.memory.kernels.torch_features import normalize, normalized_mix
 from mm_lightning.memory.keys import Carried
-from mm_lightning.memory.layers import V1_SCALAR_SCALE
+from mm_lightning.memory.layers import V1_SCALAR_SCALE, MemoryPart
 
 Scale = Literal["exp_abs", "exp"]
 
 
-class Values(nn.Module):
+class Values(MemoryPart):
     """The values of a memory. Derive from it, and define :meth:`forward`, for another kind.
 
     The constructor's arguments are those of :class:`mm_lightning.memory.keys.Keys`.
 
     Attributes:
         late: how many tokens pass before a value is complete: 1 if it looks at the next token, else 0.
-        kernels: the kernels that compute them; see :func:`mm_lightning.memory.kernels.set_kernels`.
     """
 
     late: Literal[0, 1] = 0
-    kernels: Kernels = "auto"
 
     def forward(self, vtilde: Tensor, documents: Documents, carried: Carried | None = None) -> Tensor:
         """Return values (B, T, H, D) from raw values of this shape.
@@ -44,10 +42,6 @@ class Values(nn.Module):
                 `documents.begin` above 0, the values are those of the tokens `late` before.
         """
         raise NotImplementedError(f"{type(self).__name__} defines no forward(vtilde, documents, carried)")
-
-    def scalars(self) -> dict[str, Tensor]:
-        """Return the learned scalars by name, (H,) each."""
-        return {}
 
 
 class LookAheadValues(Values):

@@ -185,11 +185,7 @@ def _unmatched(group: ParameterGroup, names: list[str]) -> str:
 
 
 def build_optimizer(
-    choice: Choice,
-    groups: list[dict[str, Any]],
-    learning_rate: float,
-    betas: tuple[float, float],
-    zero: bool = False,
+    choice: Choice, groups: list[dict[str, Any]], learning_rate: float, betas: tuple[float, float], zero: bool = False
 ) -> Optimizer:
     """Build the optimizer of a run.
 
