@@ -92,11 +92,6 @@ class TensorBoard(TensorBoardLogger):
         self.folder = folder
 
     @property
-    def root_dir(self) -> str:
-        """The run folder."""
-        return str(self.folder.path)
-
-    @property
     def log_dir(self) -> str:
         """The folder of the event files."""
         return str(tensorboard_folder(self.folder.path))
