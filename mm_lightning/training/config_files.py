@@ -159,13 +159,14 @@ def named_values(values: Any, above: str = "") -> Iterator[tuple[str, Any]]:
             yield from named_values(value, above)
 
 
-def option_texts(options: Sequence[str]) -> dict[str, str]:
-    """Return the texts of command-line options by their names: the last of each, "" for one that stands alone."""
+def option_texts(options: Sequence[str], alone: str = "") -> dict[str, str]:
+    """Return the texts of command-line options by their names: the last of each, `alone` for one without a text."""
     texts = {}
     for word, following in zip(options, [*options, "--"][1:], strict=True):
         name, equals, text = word.partition("=")
         if name.startswith("--"):
-            texts[name.removeprefix("--")] = text if equals or following.startswith("--") else following
+            following = alone if following.startswith("--") else following
+            texts[name.removeprefix("--")] = text if equals else following
     return texts
 
 

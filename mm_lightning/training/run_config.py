@@ -36,8 +36,9 @@ def continued_checkpoint(command: str, options: Sequence[str], files: Sequence[C
     if command != "fit":
         place = texts.get("ckpt_path") or texts.get("run")
         return find_checkpoint(place) if place and not files else None
-    settings = {name: str(value) for file in files for name, value in file.values.items()} | texts
-    resume = settings.get("resume", "false") or "true"  # --resume alone
+    settings = {name: str(value) for file in files for name, value in file.values.items()}
+    settings |= option_texts(options, alone="true")
+    resume = settings.get("resume", "false")
     if resume.lower() == "false" or "ckpt_path" in texts:
         return None
     root = settings.get("run", DEFAULT_ROOT)

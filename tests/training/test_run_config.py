@@ -77,3 +77,5 @@ def test_options_that_stand_alone():
     assert option_texts(["--resume", "runs/a", "--run", "a"]) == {"resume": "runs/a", "run": "a"}
     assert option_texts(["--resume=runs/a", "--resume=runs/b"]) == {"resume": "runs/b"}
     assert option_texts([]) == {}
+    assert option_texts(["--resume", "--run", "a"], alone="true") == {"resume": "true", "run": "a"}
+    assert option_texts(["--resume", "", "--run="], alone="true") == {"resume": "", "run": ""}
