@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import time
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -162,6 +163,7 @@ class Run:
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
                 start_new_session=True,
+                preexec_fn=partial(signal.signal, signal.SIGHUP, signal.SIG_DFL),  # even if tests run under nohup
             )
 
     def wait_for(self, text):
@@ -180,7 +182,11 @@ class Run:
 
     def end(self):
         """Its exit status; nothing of it is left."""
-        status = self.process.wait(240)
+        try:
+            status = self.process.wait(240)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            raise
         for _ in range(200):
             try:
                 os.killpg(self.process.pid, 0)
