@@ -156,6 +156,7 @@ def outside():
         process.communicate()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc and real-time signals")
 @pytest.mark.parametrize("how", ["stuck", "stopped"])
 def test_a_process_is_watched_from_outside(outside, how):

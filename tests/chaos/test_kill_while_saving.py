@@ -4,6 +4,7 @@ import os
 import signal
 
 import forks
+import pytest
 from harness import assert_same_losses, same_state
 
 import mm_lightning.training.cli  # noqa: F401, of which the forks are then spared the import
@@ -59,6 +60,7 @@ def die_at(step: int, point: str, args: list[str]) -> int:
     return main(args)
 
 
+@pytest.mark.slow
 def test_points_of_a_save(config, tmp_path):
     args, log = config(max_steps=6, keep=1), tmp_path / "log.txt"
     assert main([*args, "--run", str(tmp_path / "calm")]) == 0

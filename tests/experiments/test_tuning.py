@@ -262,6 +262,7 @@ class InProcess:
         return Finished(main(work.command()[3:]))
 
 
+@pytest.mark.slow
 def test_a_real_sweep(tiny, declare, tmp_path, no_figures):
     runs = {"v2": None, "v1": {"model.network.keys": "leaky"}}
     folder = tmp_path / "out"

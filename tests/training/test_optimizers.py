@@ -240,6 +240,7 @@ def test_a_killed_run_goes_on_bit_for_bit(config, tmp_path, kind):
     assert last == [pytest.approx(0.1 * first[0]), 0.0]
 
 
+@pytest.mark.slow
 def test_a_killed_run_of_two_processes_goes_on_bit_for_bit(config, tmp_path):
     same = settings(**optimizer_option("muon"), **{"trainer.strategy": "ddp", "data.micro_batch_size": 2})
     whole, cut = Case("whole", same), Case("cut", same, [5], [3])

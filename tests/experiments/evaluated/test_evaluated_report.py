@@ -302,6 +302,7 @@ class Links(HTMLParser):
                 self.published += "published" in value.split()
 
 
+@pytest.mark.slow
 def test_whole_report(tmp_path, capsys):
     """Every form once, with figures; as a page, as Markdown, as CSV."""
     small = network("small", parameters=300_000, forward_flops_per_token=600_000)
