@@ -22,7 +22,7 @@ _DTYPES = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}
 
 
 def activation_bytes_per_token(
-    config: NetworkConfig, compute_bytes: int, residual_bytes: int, checkpointing: Checkpointing = False
+    config: NetworkConfig, compute_bytes: int, residual_bytes: int, checkpointing: Checkpointing
 ) -> int:
     """Return the bytes that a forward pass keeps for the backward pass, per token; the loss's logits not included.
 
@@ -33,21 +33,22 @@ def activation_bytes_per_token(
         checkpointing: recompute blocks: each then keeps its input, and one at a time the rest; selective keeps the
             results of matrix products and reads as well.
     """
-    block, products = block_activations(config, compute_bytes, residual_bytes)
+    blocks = block_activations(config, compute_bytes, residual_bytes)
     # embedding, last norm, the classifier's float32 input and its gradient
     ends = config.dim * (2 * residual_bytes + 8)
     if not checkpointing:
-        return config.layers * block + ends
-    saved = products if checkpointing == "selective" else 0
-    return config.layers * (config.dim * residual_bytes + saved) + max(block - saved, 0) + ends
+        return sum(total for total, _ in blocks) + ends
+    saved = [products if checkpointing == "selective" else 0 for _, products in blocks]
+    recomputed = max(total - kept for (total, _), kept in zip(blocks, saved, strict=True))
+    return len(blocks) * config.dim * residual_bytes + sum(saved) + max(recomputed, 0) + ends
 
 
 @once_per_config
-def block_activations(config: NetworkConfig, compute_bytes: int, residual_bytes: int) -> tuple[int, int]:
-    """Count the bytes that a block keeps for the backward pass, per token.
+def block_activations(config: NetworkConfig, compute_bytes: int, residual_bytes: int) -> list[tuple[int, int]]:
+    """Count the bytes that each block keeps for the backward pass, per token.
 
     A block runs on fake tensors, which have shapes and types but no storage, at two lengths; the difference is free of
-    weights and their 16-bit copies. Blocks of one network are taken to be alike; masks of dropout are left out.
+    weights and their 16-bit copies. Blocks of one class are taken to be alike; masks of dropout are left out.
 
     Args:
         config: the network.
@@ -55,41 +56,47 @@ def block_activations(config: NetworkConfig, compute_bytes: int, residual_bytes:
         residual_bytes: the bytes of an element of the residual stream and of a parameter.
 
     Returns:
-        All bytes, and those of the results of matrix products and reads that selective checkpointing keeps.
+        All bytes of each block, and those of the results of matrix products and reads that selective checkpointing
+        keeps.
 
     Raises:
-        UserError: its forward pass depends on the values of tensors.
+        UserError: a block's forward pass depends on the values of tensors.
     """
     tokens = 2 * max(512, *(config.span(level).delay for level in config.levels))
     try:
-        short, long = (_count(config, n, compute_bytes, residual_bytes) for n in (tokens, 2 * tokens))
+        counts = [_count(config, n, compute_bytes, residual_bytes) for n in (tokens, 2 * tokens)]
     except (RuntimeError, NotImplementedError) as error:  # a user's part branches on values of tensors
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f"the memory of activations cannot be estimated: this network needs real tensors ({reason})"
         ) from error
-    return (long[0] - short[0]) // tokens, (long[1] - short[1]) // tokens
+    return [
+        ((long[0] - short[0]) // tokens, (long[1] - short[1]) // tokens) for short, long in zip(*counts, strict=True)
+    ]
 
 
-def _count(config: NetworkConfig, tokens: int, compute_bytes: int, residual_bytes: int) -> tuple[int, int]:
-    """Return the bytes that the first block keeps for `tokens` tokens, and those of products and reads."""
+def _count(config: NetworkConfig, tokens: int, compute_bytes: int, residual_bytes: int) -> list[tuple[int, int]]:
+    """Return the bytes that each block keeps for `tokens` tokens, and those of products and reads."""
     dtype, before = _DTYPES[residual_bytes], torch.get_default_dtype()
     with fake_tensors():
         torch.set_default_dtype(dtype)
         try:
-            network = replace(config, layers=1, dropout=0.0).build()
+            network = replace(config, dropout=0.0).build()
         finally:
             torch.set_default_dtype(before)
         context = network.context(Documents.whole(1, tokens))
         x = torch.empty(1, tokens, config.dim, dtype=dtype, requires_grad=True)
-        saved, results = _Saved(context.rotation or ()), _Results()
-        for module in network.blocks[0].modules():
-            saved.watch(module)
-        hooks = torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda tensor: tensor)
         autocast = torch.autocast("cpu", torch.bfloat16, enabled=compute_bytes < residual_bytes)
-        with hooks, autocast, intercept_operations(results.compute):
-            network.blocks[0](x, context)
-        return saved.total, results.total
+        counts = {}
+        for kind, block in {type(block): block for block in network.blocks}.items():
+            saved, results = _Saved(context.rotation or ()), _Results()
+            for module in block.modules():
+                saved.watch(module)
+            hooks = torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda tensor: tensor)
+            with hooks, autocast, intercept_operations(results.compute):
+                block(x, context)
+            counts[kind] = saved.total, results.total
+        return [counts[type(block)] for block in network.blocks]
 
 
 class _Saved:

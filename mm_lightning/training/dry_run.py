@@ -41,6 +41,7 @@ from mm_lightning.training.fake_cluster import fake_processes
 from mm_lightning.training.lightning_internals import callbacks_of, tuner_exit, use_fake_processes
 from mm_lightning.training.parse_fit import FitCommandLine, network_config_of
 from mm_lightning.training.resolve_checkpoint import resolve_checkpoint
+from mm_lightning.training.strategies import CHECKPOINT_BYTES
 
 DEFAULTS: dict[str, Any] = {"max_steps": 1, "accumulate_grad_batches": 1, **TRAINER_DEFAULTS}
 """Values that replace invalid trainer options, so that `--plan` reports all mistakes at once."""
@@ -164,8 +165,8 @@ class DryRunFit(FitCommandLine):
     def _disk(self, config: Namespace) -> str:
         run, layout = Path(config.run).absolute(), self._layout
         place = next(folder for folder in (run, *run.parents) if folder.exists())
-        # weights and two moments, with DeepSpeed a float32 copy of the weights too
-        per_weight = 14 if layout.deepspeed else 3 * memory_estimate.weight_bytes(layout.precision)
+        # weights and two moments
+        per_weight = CHECKPOINT_BYTES if layout.deepspeed else 3 * memory_estimate.weight_bytes(layout.precision)
         size = parameters(self._network) * per_weight
         free = shutil.disk_usage(place).free
         if free < size:
@@ -280,9 +281,14 @@ def device_counts(config: Namespace) -> tuple[int, int]:
 
 
 def tiny_copy(config: NetworkConfig) -> NetworkConfig:
-    """Return the same network with 2 blocks, head dimension 4 and a persistent memory in proportion."""
+    """Return the same network with 2 blocks, head dimension 4 and a persistent memory in proportion.
+
+    It keeps all blocks where its class refuses two, as of a network with attention in every fourth.
+    """
     head_dim = min(_HEAD_DIM, config.head_dim)
     persistent_dim = max(1, config.persistent_dim * head_dim // config.head_dim)
-    return dataclasses.replace(
-        config, layers=min(_LAYERS, config.layers), dim=config.heads * head_dim, persistent_dim=persistent_dim
-    )
+    small = dataclasses.replace(config, dim=config.heads * head_dim, persistent_dim=persistent_dim)
+    try:
+        return dataclasses.replace(small, layers=min(_LAYERS, config.layers))
+    except UserError:
+        return small

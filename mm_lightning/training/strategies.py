@@ -30,7 +30,7 @@ from mm_lightning.ranges import Natural, checked
 from mm_lightning.training import sharding
 from mm_lightning.training.lightning_internals import datamodule_of, process_timeout
 
-BYTES = 14
+CHECKPOINT_BYTES = 14
 """Bytes of a parameter in a checkpoint: 2 in bf16, and 12 of ZeRO's float32 master copy and two moments."""
 
 
@@ -220,7 +220,7 @@ class DeepSpeed(DeepSpeedStrategy):
         """Remove what a killed run has left, and check the free space for the shards of this node."""
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
-        size = sharding.parameter_count(self._trainer().lightning_module) * BYTES
+        size = sharding.parameter_count(self._trainer().lightning_module) * CHECKPOINT_BYTES
         check_space(target, size * self.num_processes // self.world_size)
 
     def _on_rank_zero(self, action: Callable[[], object], target: Path) -> None:

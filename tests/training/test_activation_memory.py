@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from mm_lightning.memory.kernels import fused_read
-from mm_lightning.networks import MemoryMosaicConfig, TransformerConfig, base
-from mm_lightning.training.activation_memory import activation_bytes_per_token
+from mm_lightning.networks import GatedDeltaNetConfig, MemoryMosaicConfig, TransformerConfig, base
+from mm_lightning.training.activation_memory import activation_bytes_per_token, block_activations
 
 
 @torch.library.custom_op("tests_of_activation_memory::attention", mutates_args=())
@@ -43,6 +43,16 @@ def test_activations_agree_with_what_autograd_keeps(network, bf16, checkpointing
     # On CPUs RMSNorm keeps a normalised copy that the fused one of CUDA does not: two of 4 d bytes a block.
     composite = 0 if checkpointing else 2 * 2 * 4 * dim
     assert kept[1] - kept[0] - composite == pytest.approx(estimated[1] - estimated[0], rel=0.04)
+
+
+def test_blocks_of_several_kinds_are_counted_each():
+    sizes = {"vocab_size": 64, "layers": 4, "dim": 64, "heads": 2, "persistent_dim": 192}
+    blocks = block_activations(GatedDeltaNetConfig(**sizes, attention_every=2), 2, 4)
+    (delta, *_), (attention, *_) = (
+        block_activations(kind(**sizes), 2, 4) for kind in (GatedDeltaNetConfig, TransformerConfig)
+    )
+    assert blocks == [delta, attention, delta, attention]
+    assert delta != attention
 
 
 def _bytes_kept(config, tokens, bf16, checkpointing):

@@ -9,7 +9,7 @@ import yaml
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from mm_lightning.cli import main
-from mm_lightning.networks import MemoryMosaicConfig
+from mm_lightning.networks import GatedDeltaNetConfig, MemoryMosaicConfig
 from mm_lightning.training.accumulation import accumulation_steps
 from mm_lightning.training.dry_run import tiny_copy
 
@@ -114,6 +114,7 @@ def test_a_tiny_copy_network_keeps_its_kind():
     config = MemoryMosaicConfig(layers=32, dim=4096, heads=32, persistent_dim=14336, keys="leaky")
     small = tiny_copy(config)
     assert (small.layers, small.dim, small.heads, small.persistent_dim, small.keys) == (2, 128, 32, 448, "leaky")
+    assert tiny_copy(GatedDeltaNetConfig(layers=8, attention_every=4)).layers == 8  # two would have no attention
 
 
 def test_all_mistakes_of_settings_are_said_at_once(tiny, capsys):
