@@ -67,7 +67,8 @@ class Sweep:
         tune_mode: `min` or `max`, the best value of the metric.
         tune_stop: a stop rule of the tuning runs, which then are none of the final runs.
         warmup: share of a run's steps over which the learning rate rises, instead of model.warmup_steps.
-        validations: how many, evenly spaced, instead of trainer.val_check_interval; Checkpoints saves as often.
+        validations: how many in a final run, evenly spaced, instead of trainer.val_check_interval; Checkpoints saves as
+            often.
         published: what others published, for the report: `source` says where, and each metric maps names to numbers:
             {validation/accuracy: {transformer: 0.54, oracle: 1.0}}. A variant's name puts it beside that variant.
         slurm: parameters of submitit's executor: nodes, tasks_per_node, gpus_per_node, timeout_min, slurm_partition...

@@ -111,7 +111,7 @@ def plan_tuning(sweep: Sweep, runs: list[Run]) -> list[Run]:
         if run.seed == sweep.seeds[0]:
             short = replace(run, folder=f"tuning/{run.folder}", config=copy.deepcopy(run.config))
             short.steps = _steps(run, sweep.tune_stop)
-            _set_steps(sweep, short)
+            _set_steps(sweep, short, run.steps)
             shorter.append(short)
     return shorter
 
@@ -188,7 +188,7 @@ def resolve(sweep: Sweep, variant: Variant, reference: Run | None, tuned: tuple[
         run = _parsed(sweep, variant, change.configs, settings)
     run.tuned = values
     run.steps = _steps(run, stop or sweep.stop)
-    _set_steps(sweep, run)
+    _set_steps(sweep, run, run.steps)
     return run
 
 
@@ -262,8 +262,11 @@ def _steps(run: Run, stop: dict[str, float]) -> int:
     return max(1, round(amount / step))
 
 
-def _set_steps(sweep: Sweep, run: Run) -> None:
-    """Set the steps, the warm-up and the interval of validations and checkpoints in the config."""
+def _set_steps(sweep: Sweep, run: Run, final_steps: int) -> None:
+    """Set the steps, the warm-up and the interval of validations and checkpoints in the config.
+
+    A shorter tuning run validates at the interval of the final run, of `final_steps`, and at its end.
+    """
     trainer, model = run.config["trainer"], run.config["model"]
     trainer["max_steps"] = run.steps
     if sweep.warmup is not None:
@@ -274,7 +277,7 @@ def _set_steps(sweep: Sweep, run: Run) -> None:
             f"{model['warmup_steps']}): train longer, or add `warmup: 0.1`, a share of the steps"
         )
     if sweep.validations is not None:
-        interval = math.ceil(run.steps / sweep.validations)
+        interval = min(run.steps, math.ceil(final_steps / sweep.validations))
         trainer["val_check_interval"] = interval
         callbacks = trainer.get("callbacks") or []
         for callback in callbacks if isinstance(callbacks, list) else [callbacks]:

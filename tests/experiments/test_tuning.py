@@ -158,7 +158,7 @@ def test_a_metric_that_is_to_be_large_on_shorter_runs(declare, tmp_path, no_figu
     tune = {**RATES, "optimizer": {"short": None, "long": {"model.weight_decay": 0.0}}}
     sweep = declare(
         runs={"a": None}, tune=tune, tune_metric="validation/accuracy", tune_mode="max", tune_stop={"steps": 12},
-        stop={"steps": 20}, seeds=2, warmup=0.1,
+        stop={"steps": 20}, seeds=2, warmup=0.1, validations=4,
     )  # fmt: skip
     folder = tmp_path / "out"
     launcher = FakeTraining(folder, lambda name: 2.0, accuracy=0.25)
@@ -171,6 +171,7 @@ def test_a_metric_that_is_to_be_large_on_shorter_runs(declare, tmp_path, no_figu
     assert [run.steps for run in study.all_runs] == [20, 20, *[12] * 6]
     configs = [yaml.safe_load((folder / name / "config.yaml").read_text()) for name in launcher.started]
     assert [config["trainer"]["max_steps"] for config in configs] == [*[12] * 6, 20, 20]
+    assert {config["trainer"]["val_check_interval"] for config in configs} == {5}  # of shorter runs too
     later = study.tuning.runs[3]
     later.records[12]["validation/accuracy"] = 0.5
     assert study.tuning.best("a") is later
