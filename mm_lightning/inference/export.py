@@ -38,7 +38,8 @@ def require(*packages: str) -> None:
 EXPORT = FolderKind("an export", ABOUT, (
     "config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "README.md",
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-    "errors.py", "inference_*.py", "memory_*.py", "networks*.py",
+    "inference_*.py", "memory_*.py", "networks*.py",
+    "errors.py", "options.py", "ranges.py", "synonyms.py", "user_classes.py",
 ))
 # fmt: on
 """The folders that `mm export` writes."""

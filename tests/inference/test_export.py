@@ -25,7 +25,7 @@ from mm_lightning.cli import main
 from mm_lightning.data.manifest import Manifest, Split
 from mm_lightning.data.tokenizer_training import train_tokenizer
 from mm_lightning.errors import UserError
-from mm_lightning.inference.export import ABOUT, export_command
+from mm_lightning.inference.export import ABOUT, EXPORT, export_command
 from mm_lightning.inference.export_tokenizer import transformers_tokenizer
 from mm_lightning.inference.flatten import MODULES, flatten, holds_other_code
 from mm_lightning.inference.import_checkpoint import import_command
@@ -304,6 +304,12 @@ def test_flat_files_are_the_sources_but_for_their_imports():
         for node in ast.walk(ast.parse(text, name)):
             if isinstance(node, ast.ImportFrom) and not node.level:
                 assert node.module.split(".")[0] != "mm_lightning"
+
+
+def test_a_folder_with_the_code_is_one_that_can_be_replaced(tmp_path):
+    for name in flatten(*MODULES):
+        (tmp_path / name).touch()
+    assert EXPORT.others(tmp_path) == []
 
 
 ELSEWHERE = """
