@@ -113,7 +113,8 @@ class Model:
             device: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.
             long_term: False removes the long-term memory from the trained network.
             inference_delay: another m for the long-term memory than the network's own.
-            settings: of the network, other than it was trained with, which leave its parameters as they are.
+            settings: of the network, other than it was trained with, which leave its parameters as they are, or fewer
+                levels.
             precision: 32, or bf16; auto is bf16 on a GPU and 32 elsewhere.
             batch_size: rows side by side at most.
             weights: False leaves them on the meta device: tokenizer and configuration are enough to prepare questions.
@@ -286,10 +287,10 @@ def changed(
     """Return a network's configuration without its long-term memory, with another delay m, or with other settings.
 
     Raises:
-        UserError: it has no long-term memory, or nothing else; or a setting would change its parameters.
+        UserError: it has no long-term memory, or nothing else; or a setting would add parameters.
     """
     changes = dict(settings or {})
-    changeable = sorted(CHANGEABLE_FIELDS & {field.name for field in dataclasses.fields(config)})
+    changeable = sorted({*CHANGEABLE_FIELDS, "levels"} & {field.name for field in dataclasses.fields(config)})
     for name in changes:
         if name not in changeable:
             raise UserError(
@@ -307,4 +308,7 @@ def changed(
             raise UserError(f"{path}: nothing is left of its network without the long-term memory")
     if inference_delay is not None:
         changes["inference_delay"] = inference_delay
-    return dataclasses.replace(config, **changes) if changes else config
+    result = dataclasses.replace(config, **changes) if changes else config
+    if added := sorted(set(result.levels) - set(config.levels)):
+        raise UserError(f"network: levels of {path} can be left out, not added, got {added}: has {list(config.levels)}")
+    return result

@@ -91,6 +91,7 @@ def test_losses_equal_one_forward_pass(model):
 def test_the_long_term_memory_is_removed(tmp_path):
     path, network = save("v2", tmp_path)
     whole, short = Model.load(path, "cpu"), Model.load(path, "cpu", long_term=False)
+    same = Model.load(path, "cpu", settings={"levels": ["short"]})
     assert whole.context_length == TRAINED
     question = PREFIX, b" ends"
     assert math.isclose(log_prob(whole, *question), plain(network, *question)[0], abs_tol=1e-4)
@@ -98,6 +99,9 @@ def test_the_long_term_memory_is_removed(tmp_path):
         for block in network.blocks:
             block.W_o.weight[:, :24] = 0
     assert math.isclose(log_prob(short, *question), plain(network, *question)[0], abs_tol=1e-4)
+    assert log_prob(same, *question) == log_prob(short, *question)
+    with pytest.raises(UserError, match=r"left out, not added, got \['full'\]"):
+        Model.load(path, "cpu", settings={"levels": ["short", "full"]})
 
 
 def test_another_delay(tmp_path):
