@@ -60,19 +60,24 @@ class AverageKeys(Keys):
 
     def keys(self, x: Tensor, documents: Documents, carried: Carried | None) -> Tensor:
         """Return keys (B, T, H, D) from inputs (B, T, d)."""
-        return self(x, torch.ones((), device=x.device), documents, carried)[1]
+        return self._average(x, torch.ones((), device=x.device), documents, carried)[1]
 
     def forward(
         self, x: Tensor, beta: Tensor, documents: Documents, carried: Carried | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return queries q = beta k and keys k, (B, T, H, D) each; beta is (B, T, H) or (H,)."""
+        compute = self._average if type(self).keys is AverageKeys.keys else super().forward
+        return compute(x, beta, documents, carried)
+
+    def _average(self, x: Tensor, beta: Tensor, documents: Documents, carried: Carried | None) -> tuple[Tensor, Tensor]:
         ktilde = self.W_phi(x).unflatten(-1, (self.heads, -1))
         return average_keys(ktilde, *self.gates(x), beta, documents, self.kernels, carried)
 
 
 def averages(keys: Keys) -> bool:
     """Return whether keys are those of equation (8) or (7), with any gates: a derived class may change them further."""
-    return type(keys).forward is AverageKeys.forward
+    kind = type(keys)
+    return kind.forward is AverageKeys.forward and kind.keys is AverageKeys.keys
 
 
 class GatedKeys(AverageKeys):

@@ -34,6 +34,14 @@ class Turned(GatedKeys):
 
     def forward(self, x, beta, documents, carried=None):
         return [y + 0.5 * y.roll(1, -1) for y in super().forward(x, beta, documents, carried)]
+
+
+class Stretched(GatedKeys):
+    def __init__(self, dim, heads, std):
+        super().__init__(dim, heads, std(dim))
+
+    def keys(self, x, documents, carried):
+        return 2 * super().keys(x, documents, carried)
 """
 """Keys derived from those of equation (8), which the compiled decoding step must leave to them."""
 
@@ -41,6 +49,7 @@ CASES = {
     **{name: {name: spec} for name, spec in MINE.items()},
     "all": MINE,
     "derived": {"keys": {"class_path": "mine_derived.Turned"}},
+    "stretched": {"keys": {"class_path": "mine_derived.Stretched"}},
 }
 
 
@@ -84,6 +93,18 @@ def test_they_decode_as_they_read(config, build, packed):
         assert torch.allclose(found, whole, atol=1e-9, rtol=0)
 
 
+@pytest.mark.parametrize("name", ["Turned", "Stretched"])
+def test_what_a_derived_class_changes_counts(name, build, packed):
+    published, own = (
+        build(MemoryMosaicConfig(**SMALL, **SPANS, keys=keys)).eval()
+        for keys in ("gated", {"class_path": f"mine_derived.{name}"})
+    )
+    own.load_state_dict(published.state_dict())
+    tokens, documents = packed(own.config, 1, 40, 0)
+    with torch.no_grad():
+        assert (own(tokens, documents) - published(tokens, documents)).abs().max() > 1e-3
+
+
 def test_documents_are_alone(config, build, packed):
     network = build(config, torch.float64).eval()
     tokens, documents = packed(config, 1, 40, 0.1)
@@ -113,7 +134,7 @@ def test_their_activations_are_counted():
 
     def kept(persistent):
         config = MemoryMosaicConfig(**SMALL, **SPANS, persistent=persistent)
-        return activation_bytes_per_token(config, 2, 4)
+        return activation_bytes_per_token(config, 2, 4, False)
 
     layers, dim, hidden = SMALL["layers"], SMALL["dim"], 40
     assert kept(MINE["persistent"]) - kept("none") == layers * (4 * dim + 2 * dim + 2 * 2 * hidden)
