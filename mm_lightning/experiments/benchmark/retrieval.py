@@ -227,12 +227,19 @@ def measure_layer(
 
     exact_reads = [case("exact", ready(by_torch))]
     if resolve_kernels("auto", device, keys.dtype) == "numba" and torch.get_num_threads() == 1:  # as decoding reads
-        from mm_lightning.memory.kernels.numba_decode import read as numba_read
+        from mm_lightning.memory.kernels.numba_decode import PAIR_TILE, read_pairs
+        from mm_lightning.memory.kernels.numba_support import flat
 
-        exact_reads = [
-            case("exact", ready(lambda: numba_read(query, k, v, count))),
-            case("exact, torch", ready(by_torch)),
-        ]
+        heads = [tuple(map(flat, pairs)) for pairs in zip(keys[0], values[0], strict=True)]
+        scores = flat(keys.new_empty(PAIR_TILE))
+
+        def by_numba() -> Tensor:
+            answers = torch.empty_like(query)
+            for q, pairs, answer in zip(query[0], heads, answers[0], strict=True):
+                read_pairs(flat(q), *pairs, 0, count, scores, flat(answer))
+            return answers
+
+        exact_reads = [case("exact", ready(by_numba)), case("exact, torch", ready(by_torch))]
     others = [*itertools.starmap(by_clusters, methods.items()), *map(by_index, kinds)]
     labels = {"pairs": count, "layer": name}
     return bench.measure([*exact_reads, *others], labels, before_round=next_query)

@@ -57,7 +57,7 @@ def _weigh_float32(scores, count, most):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _read(query, keys, values, first, end, scores, answer):  # type: ignore[no-untyped-def]
+def read_pairs(query, keys, values, first, end, scores, answer):  # type: ignore[no-untyped-def]
     """Compute answer = sum_i exp(query.k_i) v_i / sum_j exp(query.k_j) over the pairs first to end - 1; 0 without any.
 
     Tile by tile, relative to the highest score so far. Keys and values (., D) are contiguous.
@@ -140,41 +140,9 @@ def _step(job, types, sizes, tensors, place):  # type: ignore[no-untyped-def]
         v = values[(at - 1) * dim : at * dim]
         for d in range(dim):
             put(v, d, mixed[d] * scaled)
-        _read(query, keys, values, max(first[row], lowest) - offset, highest - offset, scores, mixed)
+        read_pairs(query, keys, values, max(first[row], lowest) - offset, highest - offset, scores, mixed)
         for d in range(dim):
             put(answer, d, mixed[d])
-
-
-@jit
-def _read_rows(types, sizes, places):  # type: ignore[no-untyped-def]
-    """Read the pairs of every row."""
-    rows, count, capacity, dim = sizes
-    queries, all_keys, all_values, answers = places
-    kind = types[1].dtype
-    scores, query, answer = np.empty(PAIR_TILE, kind), np.empty(dim, kind), np.empty(dim, kind)
-    for n in range(rows):
-        q, out = row_at(queries, types[0], n, dim), row_at(answers, types[0], n, dim)
-        keys, values = row_at(all_keys, types[0], n, capacity * dim), row_at(all_values, types[0], n, capacity * dim)
-        for d in range(dim):
-            query[d] = get(q, d)
-        _read(query, keys, values, np.int64(0), count, scores, answer)  # not compiled again for a constant
-        for d in range(dim):
-            put(out, d, answer[d])
-
-
-def read(q: Tensor, keys: Tensor, values: Tensor, count: int) -> Tensor:
-    """Return the answers of equation (4) to one query a row and head, (B, H, D), on one thread, as :func:`step` reads.
-
-    Args:
-        q: (B, H, D) queries with their bandwidth; contiguous, as are the others.
-        keys: (B, H, capacity, D).
-        values: the same.
-        count: the number of pairs that are read, from the first one on.
-    """
-    out = torch.empty_like(q)
-    places = tuple(x.data_ptr() for x in (q, keys, values, out))
-    _read_rows(kinds(q.dtype), (q.shape[0] * q.shape[1], count, *keys.shape[2:]), places)
-    return out
 
 
 def step(

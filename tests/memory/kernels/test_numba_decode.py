@@ -18,7 +18,7 @@ def drawn(*shape, seed=0):
 
 def read(q, keys, values, first, end):
     scores, found = np.empty(256, flat(q).dtype), np.empty(q.numel(), flat(q).dtype)
-    numba_decode._read(flat(q), flat(keys), flat(values), first, end, scores, found)
+    numba_decode.read_pairs(flat(q), flat(keys), flat(values), first, end, scores, found)
     return torch.from_numpy(found)
 
 
@@ -33,13 +33,6 @@ def test_a_read_is_a_softmax(dtype, beta, first, end):
     # A score's own rounding is what tells float32 from float64 at large bandwidths.
     tolerance = 1e-13 if dtype == torch.float64 else 1e-6
     assert (read(q, keys, values, first, end) - expected).abs().max() <= tolerance * max(1, beta)
-
-
-def test_rows_are_read_as_a_step_reads_them():
-    q, keys, values = drawn(2, 3, 9), drawn(2, 3, 20, 9, seed=1), drawn(2, 3, 20, 9, seed=2)
-    weights = torch.einsum("bhd,bhnd->bhn", q, keys[:, :, :17]).softmax(-1)
-    expected = torch.einsum("bhn,bhnd->bhd", weights, values[:, :, :17])
-    assert torch.allclose(numba_decode.read(q, keys, values, 17), expected, atol=1e-13)
 
 
 def test_a_read_does_not_hide_what_is_not_a_number():
