@@ -46,9 +46,11 @@ def config_errors(config: Namespace) -> Iterator[tuple[str, UserError]]:
                 continue
             if key in ("", "trainer", "model"):  # the data module keeps names as they are written
                 values[name] = value
+    if config.get("gpu_memory") is not None and config.plan is None:
+        yield "gpu_memory", UserError("gpu_memory is checked by a dry run alone: add --plan DEVICES, or leave it out")
     trainer = config.trainer
     if isinstance(trainer.strategy, str) and any(kind in trainer.strategy for kind in ("spawn", "fork", "notebook")):
-        wrong = f"trainer.strategy {trainer.strategy} starts processes out of one that has begun: choose ddp"
+        wrong = f"trainer.strategy {trainer.strategy} spawns processes from one that already runs: choose ddp"
         yield "trainer.strategy", UserError(wrong)
     yield from option_mistakes(trainer)
     yield from logger_mistakes(trainer)

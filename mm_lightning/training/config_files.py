@@ -58,8 +58,9 @@ def read_chain(path: str | Path, above: tuple[Path, ...] = ()) -> list[ConfigFil
 def _check_shape(path: Path, values: dict[str, Any]) -> None:
     """Reject keys and sections that the parser cannot handle; drop sections whose keys are all commented out."""
     for key in list(values):
-        if key in ("config", "help", "print_config"):
-            raise UserError(f"{key} in {path} is an option of the command line: a config builds on others by `base`")
+        if key in ("config", "help", "print_config") or (key == "plan" and values[key] is not None):
+            hint = ": a config builds on others by `base`" if key == "config" else f", as in --{key}: leave it out"
+            raise UserError(f"{key} in {path} is an option of the command line{hint}")
         if key in SECTIONS and values[key] is None:
             del values[key]
         elif key in SECTIONS and not isinstance(values[key], dict):

@@ -140,7 +140,7 @@ class RecordRun(Callback):
         try:
             advice = f"--resume goes on from {find_checkpoint(self.folder.path)}"
         except UserError:
-            advice = "nothing was saved yet (every_n_steps of Checkpoints says how often it is)"
+            advice = "nothing was saved yet (Checkpoints: every_n_steps sets how often)"
         say(f"interrupted after step {trainer.global_step}: {advice}")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LanguageModule) -> None:

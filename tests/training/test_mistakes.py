@@ -31,6 +31,7 @@ def complain(capsys, *args: str) -> str:
             ["data.generate.documents in ", "takes a whole number, got x"],
         ),
         ({"base": "wrong.yaml"}, ["based on each other"]),
+        ({"plan": 8}, ["plan in ", "is an option of the command line, as in --plan"]),
         ({"base": "none.yaml"}, ["none.yaml", "does not exist", "wrong.yaml"]),
     ],
 )
@@ -56,6 +57,7 @@ def test_in_a_file(keys, words, tiny, tmp_path, capsys):
         (["--data.context_length", "1000000"], ["context_length 1000000"]),
         (["--data.global_batch_size", "6"], ["global_batch_size 6", "micro_batch_size 4"]),
         (["--trainer.accumulate_grad_batches", "2"], ["global_batch_size"]),
+        (["--gpu_memory", "80"], ["gpu_memory", "add --plan"]),
         (["--trainer.max_steps", "-1"], ["trainer.max_steps"]),
         (["--trainer.max_steps", "few"], ["config key trainer.max_steps takes a whole number, got few"]),
         (["--trainer.val_check_interval", "0"], ["trainer.val_check_interval", "at least 1"]),
