@@ -23,6 +23,7 @@ from mm_lightning.errors import UserError
 from mm_lightning.function_command import run_function
 from mm_lightning.options import nearest
 from mm_lightning.redaction import guard_streams, redact
+from mm_lightning.synonyms import command_synonym
 from mm_lightning.terminal import display
 
 TRAINING: dict[str, str] = {
@@ -124,7 +125,7 @@ PRINTED = {
 
 EXAMPLES = """\
 examples:
-  mm fit --config configs/quickstart.yaml                       train on the Python standard library, 5 minutes
+  mm fit --config configs/quickstart.yaml                       train on the Python standard library, in minutes
   mm fit --config configs/quickstart.yaml --resume              continue that run at its newest checkpoint
   mm fit --config a.yaml --config b.yaml --trainer.devices 2    overlays, then single values
   mm generate --checkpoint runs/quickstart --prompt "import"    sample from the newest run
@@ -164,8 +165,15 @@ def find_command(args: Sequence[str]) -> tuple[str, list[str]]:
 
         if script := MOVED.get(name := " ".join(args[:2])):
             raise UserError(f"`mm {name}` is a script now: python {script}, in a clone of the repository")
+        second = nearest(args[1], [name.split()[1] for name in group], 0.6) if len(args) > 1 else None
+        if second:
+            raise UserError(f"there is no command `mm {name}`: did you mean `mm {args[0]} {second}`?")
         raise UserError(f"`mm {args[0]}` needs one more word: {', '.join('mm ' + name for name in group)}")
-    near = nearest(" ".join(args[:2]), [*TRAINING, *COMMANDS]) or nearest(args[0], [*TRAINING, *COMMANDS])
+    near = (
+        command_synonym(args[0])
+        or nearest(" ".join(args[:2]), [*TRAINING, *COMMANDS])
+        or nearest(args[0], [*TRAINING, *COMMANDS])
+    )
     hint = f": did you mean `mm {near}`?" if near else ": `mm --help` lists them"
     raise UserError(f"there is no command {args[0]!r}{hint}")
 

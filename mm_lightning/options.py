@@ -39,6 +39,19 @@ def nearest(name: str, known: Iterable[str], likeness: float = 0.5) -> str | Non
 class OptionParser(argparse.ArgumentParser):
     """A parser of options that takes others too, and says in one line what is wrong."""
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse its options; a misspelled one is not left to the others.
+
+        Raises:
+            UserError: an option is not right.
+        """
+        values, others = super().parse_known_args(args, namespace)
+        known = [name for action in self._actions for name in action.option_strings]
+        for word in others:
+            if word.startswith("--") and (near := nearest(word.split("=")[0], known, 0.85)):
+                raise UserError(f"{self.prog} has no option {word.split('=')[0]}: did you mean {near}?")
+        return values, others
+
     def error(self, message: str) -> NoReturn:
         """Raise a UserError."""
         message = " ".join(message.split())

@@ -1,4 +1,4 @@
-"""Names that other programs have for our options, for hints."""
+"""Names that other programs have for our commands and options, for hints."""
 
 from __future__ import annotations
 
@@ -49,6 +49,8 @@ SYNONYMS = {
     "ckpt_path": "ckpt checkpoint load_checkpoint checkpoint_path",
     # plain commands
     "output": "out out_dir output_dir output_path o",
+    "sources": "source input inputs files path data data_dir text texts",
+    "text": "file input document",
     "checkpoint": "ckpt ckpt_path checkpoint_path model model_path run",
     "max_new_tokens": "max_tokens max_length tokens n_tokens length num_tokens",
     "temperature": "temp t",
@@ -64,6 +66,25 @@ SYNONYMS = {
     "settings": "overrides set config",
 }
 """The names of an option in other programs, by its name here."""
+
+COMMANDS = {
+    "fit": "train pretrain finetune finetune_full continue resume",
+    "evaluate": "eval lm_eval",
+    "generate": "sample complete",
+    "data prepare": "prepare preprocess tokenize",
+    "data fetch": "download fetch",
+    "tokenizer train": "train_tokenizer",
+    "import": "convert_to_litgpt convert_hf_checkpoint",
+    "export": "convert convert_from_litgpt push upload",
+    "checkpoint consolidate": "consolidate merge zero_to_fp32",
+}
+"""The names of a command in other programs, by its name here."""
+
+
+def command_synonym(name: str) -> str | None:
+    """Return the command that another program's name means here: `pretrain` is `fit`."""
+    typed = name.lower().replace("-", "_")
+    return next((command for command, words in COMMANDS.items() if typed in words.split()), None)
 
 
 def synonym(name: str, known: Iterable[str]) -> str | None:

@@ -91,7 +91,12 @@ def test_commands_of_two_words():
         (["fti"], ["fti", "mm fit"]),
         (["data"], ["mm data prepare", "mm data verify"]),
         (["data", "prepar"], ["mm data prepare"]),
+        (["data", "my_texts/"], ["one more word", "mm data prepare"]),
         (["zzz"], ["zzz", "--help"]),
+        (["train"], ["mm fit"]),
+        (["pretrain", "quickstart"], ["mm fit"]),
+        (["eval"], ["mm evaluate"]),
+        (["download", "x"], ["mm data fetch"]),
     ],
 )
 def test_unknown_commands(args, words, capsys):
@@ -117,6 +122,38 @@ def test_every_command_exists_and_is_documented(name):
 def test_unknown_option(capsys):
     assert main(["generate", "--checkpoint", "x", "--promt", "y"]) == 2
     assert capsys.readouterr().err == "mm: mm generate has no option --promt: did you mean --prompt?\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("cost --config quickstart --contex 256", ["mm cost has no option --contex", "--context"]),
+        ("launch --config quickstart --node=2", ["mm launch has no option --node:", "--nodes"]),
+        ("data prepare --input x --output y", ["no option --input", "--sources"]),
+        ("remember --checkpoint x --file y", ["no option --file", "--text"]),
+        ("fit quickstart", ["quickstart belongs to no option", "--config quickstart"]),
+        ("fit --config quickstart trainer.max_steps=5", ["did you mean --trainer.max_steps=5"]),
+        ("fit --config quickstart 5", ["5 belongs to no option", "--config"]),
+        ("fit --config quickstart --trainer.device 2", ["--trainer.devices"]),
+        ("fit --config quickstart --model.network TransformerConf", ["model.network: there", "TransformerConfig"]),
+        ("fit --config quickstart --model.network MemoryMosaic", ["did you mean MemoryMosaicConfig"]),
+        ("fit --config quickstart --model.network GPT", ["there are ", "MemoryMosaicConfig, TransformerConfig"]),
+        ("fit --config quickstart --trainer.callbacks Checkpoits", ["did you mean Checkpoints"]),
+        ("fit --config quickstart --trainer.logger Wandb", ["did you mean WandbLogger"]),
+    ],
+)
+def test_a_mistake_names_what_was_probably_meant(line, words, capsys):
+    assert main(line.split()) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert all(word in message for word in words), message
+
+
+def test_a_misspelled_run_folder_names_the_one_beside_it(tmp_path, capsys):
+    (tmp_path / "quickstart").mkdir()
+    for command in (["generate"], ["checkpoint", "list"]):
+        assert main([*command, str(tmp_path / "quickstrat")]) == 2
+        assert f"did you mean {tmp_path / 'quickstart'}?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from mm_lightning.checkpoint.discovery import find_checkpoint, list_checkpoints, step_of
+from mm_lightning.checkpoint.discovery import find_checkpoint, list_checkpoints, no_checkpoint, step_of
 from mm_lightning.checkpoint.integrity import COMMIT_FILE, PARTIAL_SUFFIX, find_damage
 from mm_lightning.checkpoint.lazy_weights import Weights
 from mm_lightning.checkpoint.network_loading import network_config
@@ -28,7 +28,7 @@ def checkpoint_paths(path: str) -> list[Path]:
     """Return the checkpoints that a path names, oldest first: itself, or all of a run folder or of the runs in it."""
     place = Path(path)
     if not place.exists():
-        raise UserError(f"there is no checkpoint or run folder {place}")
+        raise no_checkpoint(place)
     if place.is_file() or place.suffix == ".ckpt" or (place / COMMIT_FILE).is_file():
         return [place]
     folders = [place, *numbered_runs(place)]

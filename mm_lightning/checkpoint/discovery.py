@@ -13,6 +13,7 @@ from mm_lightning.checkpoint.run_folder import numbered_runs
 from mm_lightning.checkpoint.weights import load_error
 from mm_lightning.console import say
 from mm_lightning.errors import UserError
+from mm_lightning.options import nearest
 
 
 def step_of(path: Path) -> int:
@@ -48,6 +49,14 @@ def run_folder_of(checkpoint: Path) -> Path:
     return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
 
 
+def no_checkpoint(path: Path) -> UserError:
+    """Return the error for a path at which nothing is, with the name beside it that was probably meant."""
+    beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = nearest(path.name, beside, 0.6)
+    hint = f"did you mean {path.parent / near}?" if near else "name a run folder, a .ckpt or a .safetensors file"
+    return UserError(f"there is no checkpoint or run folder {path}: {hint}")
+
+
 def find_checkpoint(run_or_file: str | Path, checksums: bool = True) -> Path:
     """Return the checkpoint that a path names: itself, or the newest valid one of a run folder.
 
@@ -63,7 +72,7 @@ def find_checkpoint(run_or_file: str | Path, checksums: bool = True) -> Path:
     """
     path = Path(run_or_file).expanduser()
     if not path.exists():
-        raise UserError(f"there is no checkpoint or run folder {path}")
+        raise no_checkpoint(path)
     if path.is_file() or (path / COMMIT_FILE).is_file() or path.suffix == ".ckpt":
         known = path.is_dir() or path.suffix in (".ckpt", SAFETENSORS_SUFFIX, PARTIAL_SUFFIX)
         problem = _problem(path, checksums) if known else "is no .ckpt or .safetensors file"

@@ -132,7 +132,9 @@ def _find(source: str, settings: ReadSettings, left_out: list[str] | None) -> li
         raise
     except (FileNotFoundError, PermissionError, Refused, Unreachable) as error:
         missing = isinstance(error, FileNotFoundError) and not is_remote(source)
-        raise UserError(f"there is no {source}" if missing else f"cannot read {source}: {error}") from error
+        raise UserError(
+            f"there is no file or folder {source}" if missing else f"cannot read {source}: {error}"
+        ) from error
     except OSError as error:
         raise UserError(f"cannot list {source}: {error}") from error
     shown = {}

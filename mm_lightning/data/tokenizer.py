@@ -296,7 +296,10 @@ def load_tokenizer(spec: str | os.PathLike, bos: str | None = None, eos: str | N
     if path.is_dir():
         path = path / "tokenizer.json"
     if not path.is_file():
-        raise UserError(f"no tokenizer at {path}: give `bytes`, a tokenizer.json, or a folder that holds one")
+        raise UserError(
+            f"no tokenizer at {path}: give `bytes`, a tokenizer.json, a folder that holds one, or ORG/NAME of the "
+            "Hugging Face Hub, such as openai-community/gpt2"
+        )
     try:
         content = read_json(path)
     except UserError as error:

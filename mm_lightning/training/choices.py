@@ -73,8 +73,9 @@ def named_class(setting: str, name: str, base: Kind, module: ModuleType, names: 
         if isinstance(value, type) and issubclass(value, base) and value is not base
     }
     if name.lower() not in classes:
-        known = [*names, *(value.__name__ for value in classes.values())]
-        near = nearest(name, known)
-        hint = f"did you mean {near}?" if near else f"there are {', '.join(known)}, and module.Class of your own"
+        known = {word.lower(): word for word in (*names, *(value.__name__ for value in classes.values()))}
+        near = nearest(name.lower(), known)
+        others = f"there are {', '.join(known.values())}, and module.Class of your own"
+        hint = f"did you mean {known[near]}?" if near else others
         raise UserError(f"{setting}: there is no {name}: {hint}")
     return classes[name.lower()]  # type: ignore[return-value]

@@ -62,6 +62,7 @@ class DryRunFit(FitCommandLine):
 
     def __init__(self, args: list[str]) -> None:
         self._problems: list[str] = []
+        self._layout: memory_estimate.Layout | None = None
         super().__init__(args)
 
     def check_values(self) -> None:
@@ -115,6 +116,8 @@ class DryRunFit(FitCommandLine):
         try:
             yield
         except UserError as error:
+            if str(error) in self._problems:
+                return
             self._problems.append(str(error))
             say(f"PROBLEM      {error}")
 
@@ -164,6 +167,8 @@ class DryRunFit(FitCommandLine):
 
     def _disk(self, config: Namespace) -> str:
         run, layout = Path(config.run).absolute(), self._layout
+        if layout is None:  # reported by _memory
+            return "disk         not checked: the size of a checkpoint follows from the memory"
         place = next(folder for folder in (run, *run.parents) if folder.exists())
         # weights and two moments
         per_weight = CHECKPOINT_BYTES if layout.deepspeed else 3 * memory_estimate.weight_bytes(layout.precision)
@@ -240,7 +245,7 @@ class DryRunFit(FitCommandLine):
         config, tiny = self._network, self.model.config
         dimensions = ", ".join(f"{name} {getattr(config, name)} -> {getattr(tiny, name)}" for name in _SIZES)
         names = [type(c).__name__ for c in callbacks_of(trainer, Callback) if c is not self._forward]
-        stage = f" stage {self._layout.zero_stage}" if self._layout.zero_stage else ""
+        stage = f" stage {self._layout.zero_stage}" if self._layout and self._layout.zero_stage else ""
         say(f"strategy     {type(trainer.strategy).__name__}{stage}, precision {trainer.precision}: built")
         say(f"callbacks    {', '.join(names)}: set up")
         say(f"forward      one of {self._forward.tokens} tokens ({dimensions})")

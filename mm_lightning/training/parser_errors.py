@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import re
 from collections.abc import Sequence
 
 from mm_lightning.options import nearest, wrong_value
+from mm_lightning.shipped import resolve_config
 from mm_lightning.synonyms import synonym
 from mm_lightning.training.config_files import ConfigFile, named_values, option_texts
 from mm_lightning.user_classes import where_modules_are_found
 from mm_lightning.yaml_text import locate
+
+CLASSES = {
+    "model.network": ("mm_lightning.networks",),
+    "trainer.callbacks": ("mm_lightning.callbacks", "lightning.pytorch.callbacks"),
+    "trainer.logger": ("lightning.pytorch.loggers",),
+    "trainer.strategy": ("lightning.pytorch.strategies",),
+}
+"""Modules whose classes a key takes by their short names."""
 
 
 def explain_parser_error(message: str, files: list[ConfigFile], known: list[str], options: Sequence[str] = ()) -> str:
@@ -36,7 +46,7 @@ def explain_parser_error(message: str, files: list[ConfigFile], known: list[str]
     elif match := re.search(r"(?:Option|does not accept option) '([\w.]+)'", message):
         key = match[1]
     elif match := re.search(r'Parser key "([\w.]+)":.* dot import path string: (\S+)', message):
-        return f"config key {match[1]}: there is no class {match[2]} for it{_where(match[1], files)}"
+        return _unknown_class_message(match[1], match[2], "" if match[1] in typed else _where(match[1], files))
     elif match := re.search(r"Parser key \"([\w.]+)\":.* Given value: \{'init_args': ", message):
         start = f"config key {match[1]}{_where(match[1], files)} has init_args, but nothing says of which class"
         return f"{start}: name it as {match[1]}.class_path, or put the config that does so before"
@@ -49,8 +59,8 @@ def explain_parser_error(message: str, files: list[ConfigFile], known: list[str]
     elif match := re.search(r"arguments are required: (.+)", message):
         options = match[1].replace("model.", "--model.").replace("data.", "--data.")
         return f"not set: {match[1]}: name a config, as in --config configs/quickstart.yaml, or give {options}"
-    elif match := re.search(r"unrecognized arguments: (\S+\.ya?ml)\b", message):
-        return f"{match[1]} belongs to no option: did you mean --config {match[1]}?"
+    elif match := re.search(r"unrecognized arguments: (\S+)", message):
+        return _stray_word_message(match[1])
     else:
         return message.replace("Parser key ", "config key ")
     parts = key.split(".")
@@ -58,6 +68,33 @@ def explain_parser_error(message: str, files: list[ConfigFile], known: list[str]
     key = ".".join(parts[:depth])
     siblings = sorted({".".join(name.split(".")[:depth]) for name in known if name.count(".") >= depth - 1})
     return _unknown_key_message("config key ", key, siblings, _where(key, files), "", known)
+
+
+def _stray_word_message(word: str) -> str:
+    """Return the message for a word that belongs to no option: a config, a setting without --, or a path."""
+    name, equals, _ = word.partition("=")
+    if equals and "." in name:
+        meant = f"--{word}"
+    elif word.endswith((".yaml", ".yml")) or resolve_config(word).is_file():
+        meant = f"--config {word}"
+    else:
+        return f"{word} belongs to no option: a value follows the name of its option, as in --config {word}"
+    return f"{word} belongs to no option: did you mean {meant}?"
+
+
+def _unknown_class_message(key: str, name: str, where: str) -> str:
+    """Return the message for a class that does not exist, with the name that was probably meant."""
+    start = f"config key {key}{where}: there is no class {name}"
+    if "." in name:
+        return f"{start}: {where_modules_are_found(name)}"
+    known = [
+        word for module in CLASSES.get(key, ()) for word in vars(importlib.import_module(module)) if word[0].isupper()
+    ]
+    if key == "model.network":  # named by their configs
+        known = [word for word in known if word.endswith("Config") and word != "NetworkConfig"]
+    near = nearest(name, known)
+    hint = f"did you mean {near}?" if near else f"there are {', '.join(known)}" if known else "name it as module.Class"
+    return f"{start}: {hint}"
 
 
 def _missing_module(module: str, files: list[ConfigFile]) -> str:
@@ -91,7 +128,8 @@ def _unknown_key_message(
 ) -> str:
     longer = next((name for name in known if name.startswith(key)), None)
     elsewhere = next((name for name in known if name.split(".")[-1] == key.split(".")[-1]), None)  # another section
-    meant = synonym(key, options) or longer or nearest(key, known) or elsewhere
+    begun = longer if "." in key else None  # trainer.device, of which only trainer.devices begins so
+    meant = begun or synonym(key, options) or longer or nearest(key, known) or elsewhere
     prefix = "--" if kind.endswith("--") else ""
     hint = f"did you mean {prefix}{meant}?" if meant else "`--print_config` shows every key"
     return f"unknown {kind}{key}{owner}{where}: {hint}"

@@ -77,6 +77,14 @@ def test_what_classes_refuse_is_said_with_the_rest(tiny, tmp_path, capsys):
     assert plan(tiny, "--gpu_memory", "80") == 0
 
 
+def test_where_the_memory_is_not_known_the_rest_is_checked(tiny, capsys):
+    assert plan(tiny, **{"model.optimizer": "adamww", "trainer.strategy": "ddp"}) == 2
+    out, error = capsys.readouterr()
+    assert "disk         not checked" in out
+    assert "checkpoint   none" in out
+    assert error.count("there is no adamww: did you mean AdamW?") == 1
+
+
 def test_a_checkpoint_is_held_against_the_network(tiny, finished, tmp_path, capsys):
     assert plan(tiny, "--resume", **{"trainer.max_steps": 9, "model.network.dim": 32}) == 2
     assert "dim 16 instead of 32" in capsys.readouterr().err
