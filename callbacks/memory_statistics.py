@@ -46,7 +46,7 @@ class MemoryStatistics(OnValidationBatch):
             self._write_scalars(trainer, pl_module)
 
     def _write_scalars(self, trainer: Trainer, pl_module: LanguageModule) -> None:
-        with gathered(p for p in pl_module.network.parameters() if len(getattr(p, "ds_shape", p.shape)) < 2):
+        with gathered(pl_module.network.weight_decay_groups()[1]):  # norms and scalars
             if trainer.is_global_zero:
                 write_histograms(trainer, pl_module.network.memory_scalars())
 

@@ -120,7 +120,7 @@ class PairCache:
         used = self.end - self.offset
         if not self.buffers:
             capacity = max(time, self.capacity) if self.keep is None else max(time, self.keep) + self.keep
-            shape = like.shape[0], like.shape[-2], self._whole(capacity), like.shape[-1]
+            shape = like.shape[0], like.shape[-2], self._round_up(capacity), like.shape[-1]
             self.buffers = like.new_zeros(shape), like.new_zeros(shape)
             return
         batch, heads, room, dim = self.buffers[0].shape
@@ -129,7 +129,7 @@ class PairCache:
         retained = used if self.keep is None else min(used, self.keep)  # the newest pairs
         grown = self.buffers
         if retained + time > room:
-            size = batch, heads, self._whole(max(2 * room, retained + time)), dim
+            size = batch, heads, self._round_up(max(2 * room, retained + time)), dim
             grown = tuple(x.new_zeros(size) for x in self.buffers)
         for new, old in zip(grown, self.buffers, strict=True):
             part = old[:, :, used - retained : used]
@@ -137,7 +137,7 @@ class PairCache:
         self.buffers = grown
         self.offset = self.end - retained
 
-    def _whole(self, count: int) -> int:
+    def _round_up(self, count: int) -> int:
         return -(-count // self.multiple) * self.multiple
 
 

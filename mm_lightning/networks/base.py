@@ -98,7 +98,7 @@ class Network(nn.Module):
         std = 1 / math.sqrt(2 * config.dim)
         self.embedding = Embedding(config.vocab_size, config.dim, std)
         self.blocks = nn.ModuleList(blocks)
-        self.norm = Norm(config.dim, config.norm_eps, config.norm, getattr(config, "bias", False))
+        self.norm = Norm(config.dim, config.norm_eps, config.norm, config.bias)
         self.classifier = Classifier(config.dim, config.vocab_size, std)
         if config.tied:
             self.classifier.weight = self.embedding.weight

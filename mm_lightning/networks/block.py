@@ -54,7 +54,7 @@ class Block(nn.Module):
 
     def __init__(self, config: NetworkConfig, index: int):
         super().__init__()
-        d, bias = config.dim, getattr(config, "bias", False)
+        d, bias = config.dim, config.bias
         self.dropout = config.dropout
         self.contextual_norm = Norm(d, config.norm_eps, config.norm, bias)
         self.contextual = nn.ModuleDict(self.contextual_memories(config, index))
@@ -70,7 +70,7 @@ class Block(nn.Module):
     def output(self, config: Any, index: int) -> nn.Module:
         """Build W_o."""
         width, std = len(config.levels) * config.dim, depth_std(config.dim, index)
-        return Linear(width, config.dim, std, getattr(config, "bias", False))
+        return Linear(width, config.dim, std, config.bias)
 
     def persistent_memory(self, config: Any, index: int) -> nn.Module | None:
         """Build the persistent memory, a SwiGLU network by default."""

@@ -99,6 +99,8 @@ class NetworkConfig:
     inference_delay: Count = 64
     spans: dict[Name, Reach] = field(default_factory=dict)
 
+    bias = False  # of linear maps and norms; a setting of v1
+
     def __post_init__(self) -> None:
         check_fields(self)
         if self.dim % self.heads:

@@ -1,1 +1,1 @@
-"""The LightningModule, optimization, strategies, run folders and checkpoints."""
+"""The LightningModule, optimizers, schedules, strategies, resuming, and the training commands."""
