@@ -46,7 +46,7 @@ class OptionParser(argparse.ArgumentParser):
             UserError: an option is not right.
         """
         values, others = super().parse_known_args(args, namespace)
-        known = [name for action in self._actions for name in action.option_strings]
+        known = [f"--{name}" for name in vars(values)]
         for word in others:
             if word.startswith("--") and (near := nearest(word.split("=")[0], known, 0.85)):
                 raise UserError(f"{self.prog} has no option {word.split('=')[0]}: did you mean {near}?")
