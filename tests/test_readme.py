@@ -143,6 +143,16 @@ def test_a_command_that_is_shown_has_the_options_that_it_is_shown_with(command, 
     assert options <= known
 
 
+def test_the_first_command_of_the_data_page_prints_what_it_says(tmp_path, monkeypatch, capsys):
+    """Numbers of files and bytes change with every page: the words are compared."""
+    page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    command, output = re.findall(r"```\w*\n(.*?)\n```", page, re.DOTALL)[:2]
+    monkeypatch.chdir(ROOT)
+    assert main(shlex.split(command.replace("data/docs", str(tmp_path / "docs")))[1:]) == 0
+    printed = "".join(capsys.readouterr()).replace(str(tmp_path), "data").strip()
+    assert re.sub(r"[\d.,]+", "N", printed) == re.sub(r"[\d.,]+", "N", output)
+
+
 def test_every_equation_has_its_file_and_its_test():
     """The table of the architecture: rows of an equation, a file and a test that are there."""
     rows = re.findall(r"^\|[^|]+\| `(mm_lightning/memory/\w+\.py)` \| `(tests/[\w/]+\.py)` \|$", README, re.MULTILINE)

@@ -151,9 +151,12 @@ def _text(record: bytes) -> str:
 
 
 def _row(record: bytes, key: str) -> str:
+    lines = f'each line of the file is one object, {{"{key}": "..."}}'
+    if record.strip() in (b"[", b"{"):
+        raise BadInput(f"not a whole JSON object: {lines}; a list or an object over several lines is not read")
     row = parse_json(record)
     if not isinstance(row, dict):
-        raise BadInput("not a JSON object")
+        raise BadInput(f"not a JSON object: {lines}")
     if key not in row:
         keys = ", ".join(list(row)[:8]) or "nothing"
         raise BadInput(f"no key {key!r}; it has {keys} (--text_key names another)")

@@ -426,6 +426,13 @@ class Passing:
         return data
 
 
+def test_json_that_is_not_json_lines_is_told_the_form(tmp_path):
+    for text in ('[\n {"text": "a"}\n]\n', '{\n "text": "a"\n}\n', '[{"text": "a"}]\n'):
+        (tmp_path / "a.json").write_text(text)
+        with pytest.raises(UserError, match=r'a\.json row 1: not a .*each line of the file is one object, {"text": "'):
+            read([tmp_path])
+
+
 ROWS = {
     "lists within lists": b'{"text": "x", "a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
     "objects within objects": b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
