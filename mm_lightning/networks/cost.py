@@ -6,7 +6,6 @@ each contextual memory (or attention) of each block 2 n d, with n the pairs read
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -54,19 +53,19 @@ def module_costs(config: NetworkConfig) -> list[ModuleCost]:
 
 
 def _count(network: Network) -> list[ModuleCost]:
+    config, classifier = network.config, _part("classifier", [network.classifier])
+    if config.tied:
+        classifier = replace(classifier, parameters=0)
     blocks = [block for block in network.blocks if isinstance(block, Block)]
     if len(blocks) < len(network.blocks):  # blocks of a user's class: each module of the network is a part
-        return [_part(name, [module]) for name, module in network.named_children()]
-    config = network.config
-    costs = [_part("embedding", [network.embedding], looked_up=True)]
+        others = [(name, module) for name, module in network.named_children() if module is not network.classifier]
+        return [*(_part(name, [module]) for name, module in others), classifier]
+    costs = [_part("embedding", [network.embedding])]
     for level in dict.fromkeys(level for block in blocks for level in block.contextual):
         costs.append(_level(level, [block for block in blocks if level in block.contextual], config))
     persistent = [block.persistent for block in blocks if block.persistent is not None]
     if persistent:
         costs.append(_part("persistent memory", persistent))
-    classifier = _part("classifier", [network.classifier])
-    if config.tied:
-        classifier = replace(classifier, parameters=0)
     counted = sum(part.parameters for part in costs) + classifier.parameters
     rest = sum(p.numel() for p in network.parameters()) - counted  # biases of W_o with the norms
     return [*costs, ModuleCost("norms", rest, 0), classifier]
@@ -86,17 +85,18 @@ def _level(level: str, blocks: list[Block], config: NetworkConfig) -> ModuleCost
     return replace(part, name=name, reads=config.dim * len(blocks), window=config.span(level).keep)
 
 
-def _part(name: str, modules: Iterable[nn.Module], looked_up: bool = False) -> ModuleCost:
-    """Return the sum over modules; the matrix of an embedding multiplies nothing."""
-    modules = list(modules)
+def _part(name: str, modules: list[nn.Module]) -> ModuleCost:
+    """Return the sum over modules."""
     total = sum(p.numel() for module in modules for p in module.parameters())
-    return ModuleCost(name, total, 0 if looked_up else sum(map(_active, modules)))
+    return ModuleCost(name, total, sum(map(_active, modules)))
 
 
 def _active(module: nn.Module) -> int:
-    """Return how many of a module's parameters multiply a token."""
+    """Return how many of a module's parameters multiply a token: none of an embedding, which is looked up."""
     if (known := getattr(module, "active_parameters", None)) is not None:
         return known
+    if isinstance(module, nn.Embedding):
+        return 0
     matrices = sum(p.numel() for p in module.parameters(recurse=False) if p.dim() > 1)
     return matrices + sum(map(_active, module.children()))
 

@@ -1,11 +1,13 @@
 """The cost model against the paper's table and against networks counted on the meta device."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from mm_lightning.memory.persistent import SlotMemory
-from mm_lightning.networks import MemoryMosaicConfig, NetworkConfig, TransformerConfig
+from mm_lightning.networks import MemoryMosaicConfig, Network, NetworkConfig, TransformerConfig
 from mm_lightning.networks.cost import (
     forward_flops_per_token,
     module_costs,
@@ -57,6 +59,21 @@ def test_the_short_window_bounds_its_reads():
     short, long = by_name["short-term memory"], by_name["long-term memory"]
     assert short.forward_flops(32768) == short.forward_flops(256)
     assert long.forward_flops(32768) - long.forward_flops(256) == 2 * 32 * 4096 * (32768 - 256)
+
+
+@dataclass
+class Linears(NetworkConfig):
+    """Blocks of a class of its own."""
+
+    def build(self):
+        return Network(self, [torch.nn.Linear(self.dim, self.dim) for _ in range(self.layers)])
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_blocks_of_a_users_class(tied):
+    config = Linears(vocab_size=50, layers=3, dim=16, heads=2, tied=tied)
+    assert parameters(config) == sum(p.numel() for p in config.build().parameters())
+    assert forward_flops_per_token(config, 99) == 2 * (3 * 16 * 16 + 50 * 16)  # an embedding is looked up
 
 
 def test_unknown_networks_have_no_cost():
