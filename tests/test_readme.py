@@ -30,7 +30,7 @@ def test_parameters_and_flops_of_the_large_models(capsys):
         (f"{c['parameters'] / 1e9:.2f}", f"{c['forward_flops_per_token'] / 1e9:.1f}")
         for c in (whole, short, transformer)
     ]
-    assert f"It prints {b} B parameters and {f} GFLOPs per token at context 256" in TEXT
+    assert f"prints {b} B parameters and {f} GFLOPs per token at context 256" in TEXT
     assert f"({b_short} B and {f_short} without the long-term memory, {b_transformer} B and {f_transformer} for" in TEXT
 
 
