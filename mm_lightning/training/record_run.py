@@ -17,8 +17,12 @@ from mm_lightning.console import say
 from mm_lightning.data.mixture import describe, differing
 from mm_lightning.errors import UserError
 from mm_lightning.memory import kernels
+from mm_lightning.memory.kernels import Kernels
 from mm_lightning.memory.kernels.dispatch import dispatch_kernels
 from mm_lightning.memory.kernels.fused_read import attention_backend
+from mm_lightning.memory.keys import AverageKeys
+from mm_lightning.memory.retrieval import Retrieval, SoftmaxRetrieval
+from mm_lightning.networks import Network
 from mm_lightning.outputs import write_json
 from mm_lightning.redaction import redact_values
 from mm_lightning.side_files import read_object, write_config
@@ -94,13 +98,8 @@ class RecordRun(Callback):
         )
         for s in data.sets if len(data.sets) > 1 else ():
             say(f"data               {float(s.share):.1%} {s.folder}: {sum(s.counts(data.context_length)):,} sequences")
-        config, dim = pl_module.config, pl_module.config.head_dim
-        fused = getattr(config, "retrieval", "softmax") == "softmax"
-        say(f"attention backend  {attention_backend(device, dtype, dim) if fused else 'plain torch'}")
-        say(f"key kernels        {kernels.describe(dispatch_kernels(pl_module.kernels, device, dtype, dim))}")
-        for part in ("keys", "values", "retrieval"):
-            if isinstance(spec := getattr(config, part, ""), dict):
-                say(f"{part:18} {spec['class_path']}, in plain torch")
+        for line in kernel_lines(pl_module.network, pl_module.kernels, device, dtype):
+            say(line)
 
     def on_train_start(self, trainer: Trainer, pl_module: LanguageModule) -> None:
         """Take over the folder of a resumed run and drop the logged metrics of steps that are repeated.
@@ -156,3 +155,17 @@ class RecordRun(Callback):
             seconds = round(time.perf_counter() - self._begin, 1)
             end = {"step": trainer.global_step, "max_steps": trainer.max_steps, "tokens": pl_module.trained_tokens}
             self.folder.write(path, lambda: write_json(path, {**end, "seconds": seconds}))
+
+
+def kernel_lines(network: Network, chosen: Kernels, device: torch.device, dtype: torch.dtype) -> list[str]:
+    """Return the log lines of what computes a network's memories, and of the parts that are a user's classes."""
+    dim, parts, lines = network.config.head_dim, list(network.modules()), []
+    if retrievals := [part for part in parts if isinstance(part, Retrieval)]:
+        fused = any(isinstance(retrieval, SoftmaxRetrieval) for retrieval in retrievals)
+        lines.append(f"attention backend  {attention_backend(device, dtype, dim) if fused else 'plain torch'}")
+    if any(isinstance(part, AverageKeys) for part in parts):
+        lines.append(f"key kernels        {kernels.describe(dispatch_kernels(chosen, device, dtype, dim))}")
+    for setting in ("keys", "values", "retrieval"):
+        if isinstance(spec := getattr(network.config, setting, ""), dict):
+            lines.append(f"{setting:18} {spec['class_path']}, in plain torch")
+    return lines
