@@ -69,6 +69,16 @@ def run_loggers(config: dict[str, Any], folder: RunFolder | None) -> list[Logger
     return [TensorBoard(folder), MetricsFile(folder), ProgressLines(config["max_steps"]), *further]
 
 
+ONCE = (ours.Checkpoints, ours.Preemption, ours.Throughput, ours.GradientNorm, ours.Watchdog, ours.BadStepGuard)
+"""Callbacks of which a run has one."""
+
+
+def last_of_each(named: list[Callback]) -> list[Callback]:
+    """Return callbacks without those of ONCE that a later one replaces: an overlay may add its own `Checkpoints`."""
+    last = {type(callback): callback for callback in named}
+    return [callback for callback in named if type(callback) not in ONCE or last[type(callback)] is callback]
+
+
 def run_callbacks(config: dict[str, Any], record: RecordRun | None, slurm_job: str | None) -> list[Callback]:
     """Return the callbacks of a command in their order; one that a config names replaces the default of its class.
 
@@ -81,7 +91,7 @@ def run_callbacks(config: dict[str, Any], record: RecordRun | None, slurm_job: s
         UserError: a callback of the config would do harm in a training, or nothing.
     """
     named = config.get("callbacks") or []
-    named = named if isinstance(named, list) else [named]
+    named = last_of_each(named if isinstance(named, list) else [named])
     always: list[Callback] = []
     if record is not None:
         check_callbacks(named, config.get("max_time"))
