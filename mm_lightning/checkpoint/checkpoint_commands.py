@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import torch
 
-from mm_lightning.checkpoint.discovery import find_checkpoint, list_checkpoints, no_checkpoint, step_of
-from mm_lightning.checkpoint.integrity import COMMIT_FILE, PARTIAL_SUFFIX, find_damage
+from mm_lightning.checkpoint.discovery import find_checkpoint, is_checkpoint, list_checkpoints, no_checkpoint, step_of
+from mm_lightning.checkpoint.integrity import PARTIAL_SUFFIX, find_damage
 from mm_lightning.checkpoint.lazy_weights import Weights
 from mm_lightning.checkpoint.network_loading import network_config
 from mm_lightning.checkpoint.run_folder import numbered_runs
@@ -29,7 +29,7 @@ def checkpoint_paths(path: str) -> list[Path]:
     place = Path(path)
     if not place.exists():
         raise no_checkpoint(place)
-    if place.is_file() or place.suffix == ".ckpt" or (place / COMMIT_FILE).is_file():
+    if is_checkpoint(place):
         return [place]
     folders = [place, *numbered_runs(place)]
     checkpoints = [p for folder in folders for p in reversed(list_checkpoints(folder))]

@@ -27,6 +27,11 @@ def is_run_checkpoint(path: Path) -> bool:
     return re.fullmatch(r"step=(0|[1-9][0-9]*)\.ckpt", path.name) is not None
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Return whether a path is that of a checkpoint, valid or not, rather than of a run folder."""
+    return path.is_file() or path.suffix == ".ckpt" or (path / COMMIT_FILE).is_file()
+
+
 def checkpoint_path(run_folder: Path, step: int) -> Path:
     """Return the path of a step's checkpoint, plain file or DeepSpeed's folder."""
     return run_folder / "checkpoints" / f"step={step}.ckpt"
@@ -73,7 +78,7 @@ def find_checkpoint(run_or_file: str | Path, checksums: bool = True) -> Path:
     path = Path(run_or_file).expanduser()
     if not path.exists():
         raise no_checkpoint(path)
-    if path.is_file() or (path / COMMIT_FILE).is_file() or path.suffix == ".ckpt":
+    if is_checkpoint(path):
         known = path.is_dir() or path.suffix in (".ckpt", SAFETENSORS_SUFFIX, PARTIAL_SUFFIX)
         problem = _problem(path, checksums) if known else "is no .ckpt or .safetensors file"
         if problem:
