@@ -97,15 +97,15 @@ def training_text(random: Random, tokenizer: Tokenizer, room: int) -> str:
     asked = [(document, attribute) for document in documents for attribute in document.facts]
     random.shuffle(asked)
     questions = [document.question(attribute) + document.answer(attribute) for document, attribute in asked]
-    told = "".join(document.text for document in documents)
-    costs = [len(ids) for ids in tokenizer.encode_batch([told, *questions])]
+    text = "".join(document.text for document in documents)
+    costs = [len(ids) for ids in tokenizer.encode_batch([text, *questions])]
     fitting = sum(cost <= room - 2 for cost in accumulate(costs)) - 1
     # Where a tokenizer joins what stands on both sides of a line's end, the whole may have other tokens.
-    while fitting > 0 and len(tokenizer.encode(told + "".join(questions[:fitting]))) > room - 2:
+    while fitting > 0 and len(tokenizer.encode(text + "".join(questions[:fitting]))) > room - 2:
         fitting -= 1
     if fitting < 1:
         raise UserError(f"facts: {room} tokens are too few for a document and a question: give a longer context_length")
-    return told + "".join(questions[:fitting])
+    return text + "".join(questions[:fitting])
 
 
 @dataclass

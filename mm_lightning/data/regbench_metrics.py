@@ -104,7 +104,7 @@ def baselines(documents: list[np.ndarray], masks: list[np.ndarray]) -> dict[str,
 
 
 def _counts(tokens: list[int]) -> Iterator[list[list[int]]]:
-    """For each letter, before it is seen: (predictors, 18) how often each letter followed the predictor's context."""
+    """Yield (predictors, 18) before each letter: how often every letter has followed the predictor's context."""
     followed: dict[tuple[int, ...], list[int]] = {}
     last: tuple[int, ...] = ()
     for token in tokens:
@@ -112,13 +112,13 @@ def _counts(tokens: list[int]) -> Iterator[list[list[int]]]:
             last = (_START,)
             continue
         contexts = [last[len(last) - length :] for length in range(len(last) + 1)]
-        best, found = [1] * LETTERS, []
+        best, counts = [1] * LETTERS, []
         for n in range(1, max(_ORDERS) + 1):
             if n <= len(contexts):
                 best = followed.get(contexts[n - 1], best)
             if n in _ORDERS:
-                found.append(best.copy())
-        yield found
+                counts.append(best.copy())
+        yield counts
         for context in contexts:
             followed.setdefault(context, [0] * LETTERS)[token] += 1
         last = (*last, token)[1 - max(_ORDERS) :]

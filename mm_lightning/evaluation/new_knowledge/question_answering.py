@@ -102,7 +102,7 @@ class QuestionSource(Source):
     def _needed(self, question: Question) -> int:
         """Return the tokens of a question with the documents that it cannot do without, and of its answer."""
         if question.id not in self._needs:
-            prompt = qa_prompt(question.own, question.text)
+            prompt = qa_prompt(question.required, question.text)
             self._needs[question.id] = len(encoded(self.tokenizer, prompt)) + self.new_tokens
         return self._needs[question.id]
 
@@ -125,7 +125,7 @@ class QuestionSource(Source):
             if distractors:
                 distractors.pop()
             else:
-                documents, prompt = asked.own, qa_prompt(asked.own, asked.text)
+                documents, prompt = asked.required, qa_prompt(asked.required, asked.text)
                 tokens = encoded(self.tokenizer, prompt)
                 break
         if exhausted and len(tokens) + self.new_tokens < FILLED * length:
@@ -137,7 +137,7 @@ class QuestionSource(Source):
 
     def _distractors(self, asked: Question, random: Random, room: int) -> tuple[list[str], bool]:
         """Documents that fill the room, near ones first; and whether there are no more."""
-        excluded = {*asked.own, *asked.near}
+        excluded = {*asked.required, *asked.near}
         near = random.sample(asked.near, len(asked.near))
         far = random.sample(self.collection.documents, len(self.collection.documents))
         distractors: list[str] = []
@@ -155,10 +155,10 @@ class QuestionSource(Source):
 
     def _arranged(self, asked: Question, distractors: list[str], random: Random, depth: float) -> list[str]:
         """Return the documents of a text in their order; in the published one only as many as make whole steps."""
-        documents = [*asked.own, *distractors]
+        documents = [*asked.required, *distractors]
         if self.gold_position == "published":
             whole = len(documents) // PUBLISHED_STEP * PUBLISHED_STEP
-            documents = documents[: max(whole, len(asked.own))] if whole else documents
+            documents = documents[: max(whole, len(asked.required))] if whole else documents
             Random(PUBLISHED_SEED).shuffle(documents)
             return documents
         gold = asked.gold[0]

@@ -23,7 +23,7 @@ class Question:
         text: the question.
         answers: any of them is right.
         gold: documents that answer it; the first of them holds an answer, if any of them does.
-        own: documents that its text must hold, those included, in the order of the file.
+        required: documents that its text must hold, `gold` included, in the order of the file.
         near: documents to take as distractors before all others.
     """
 
@@ -31,7 +31,7 @@ class Question:
     text: str
     answers: list[str]
     gold: list[str]
-    own: list[str]
+    required: list[str]
     near: list[str]
 
 
@@ -102,7 +102,7 @@ def read_hotpot(folder: Path) -> Collection:
             with _place(path, f"row {number}"):
                 question = _hotpot_question(row)
             questions.append(question)
-            documents += question.own
+            documents += question.required
     return _collection(folder / "hotpotqa", questions, documents)
 
 

@@ -22,7 +22,8 @@ class Definition:
         score: its number in a table of benchmarks, as the harness names it: metric and filter.
         shots: examples before each question, unless the user says otherwise.
         changes: settings that differ from the harness' file.
-        own: a class of this package, where the harness' is written as a class that takes its data from one place.
+        task_class: a class of this package, as module:Class, where the harness' is written as a class that takes its
+            data from one place.
         runs_code: True if scoring runs programs that the network wrote.
         unit: of its metrics.
     """
@@ -32,7 +33,7 @@ class Definition:
     score: str
     shots: int = 0
     changes: dict[str, Any] = field(default_factory=dict)
-    own: str | None = None
+    task_class: str | None = None
     runs_code: bool = False
     unit: Unit = "share"
 
@@ -67,7 +68,7 @@ DEFINITIONS: dict[str, Definition] = {
         "human eval+", ("humaneval/humaneval_plus.yaml",), "pass@1,create_test", runs_code=True
     ),
     "squad_completion": Definition(
-        "squad", ("squad_completion/squad_completion.yaml",), "contains", own=f"{_SQUAD}:Completion"
+        "squad", ("squad_completion/squad_completion.yaml",), "contains", task_class=f"{_SQUAD}:Completion"
     ),
     "bbh": Definition("bbh", ("bbh/cot_fewshot/[!_]*.yaml",), "exact_match,get-answer", 3),
     "minerva_math": Definition("math", ("minerva_math/minerva_math_*.yaml",), "math_verify", 4),
@@ -76,7 +77,7 @@ DEFINITIONS: dict[str, Definition] = {
     "race_high": _race("race_high", "race high", "high"),
     # others that the paper's names could mean
     "mmlu": Definition("", ("mmlu/default/mmlu_*.yaml",), "acc", 5),
-    "squadv2": Definition("", ("squadv2/squadv2.yaml",), "f1", own=f"{_SQUAD}:Version2", unit="percent"),
+    "squadv2": Definition("", ("squadv2/squadv2.yaml",), "f1", task_class=f"{_SQUAD}:Version2", unit="percent"),
     # as the harness scores it, the space before an answer makes every answer wrong
     "bbh_fewshot": Definition(
         "", ("bbh/fewshot/[!_]*.yaml",), "exact_match,remove_whitespace", 3, changes={"filter_list": _STRIPPED}

@@ -37,7 +37,7 @@ def configs(definition: Definition) -> dict[Path, Config]:
     root = Path(lm_eval.__path__[0]) / "tasks"
     paths = [path for pattern in definition.files for path in sorted(root.glob(pattern))]
     by_path = {path: {**read_yaml(path), **definition.changes} for path in paths}
-    if definition.own:
+    if definition.task_class:
         for config in by_path.values():
             config |= own_class(definition).about()
     return {path: config for path, config in by_path.items() if config["task"] != "minerva_math500"}
@@ -92,8 +92,8 @@ def needed_splits(config: Config, shots: int) -> list[str]:
 
 def own_class(definition: Definition) -> type[ConfigurableTask]:
     """Return the class of this package that stands for a task's."""
-    assert definition.own
-    module, name = definition.own.split(":")
+    assert definition.task_class
+    module, name = definition.task_class.split(":")
     return getattr(importlib.import_module(module), name)
 
 
@@ -118,7 +118,7 @@ def load(definition: Definition, name: str, data_dir: Path | None, shots: int) -
         reachable(name, definition, files is None),
     ):
         try:
-            tasks = _make_own(definition, files) if definition.own else _make(definition, files, shots)
+            tasks = _make_from_class(definition, files) if definition.task_class else _make(definition, files, shots)
         except UserError:
             raise
         except (ImportError, AssertionError) as error:
@@ -175,7 +175,7 @@ def _local(config: Config, files: dict[str, list[Path]], shots: int) -> Config:
     return overlay
 
 
-def _make_own(definition: Definition, files: dict[str, dict[str, list[Path]]] | None) -> Any:
+def _make_from_class(definition: Definition, files: dict[str, dict[str, list[Path]]] | None) -> Any:
     (config,) = configs(definition).values()
     kind = own_class(definition)
     if files is not None:
