@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -172,6 +173,16 @@ def rows_of_table(text: str, header: str) -> list[str]:
 def test_the_tables_of_the_readme_are_those_of_the_pages(header, page):
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     assert rows_of_table(README, header) == rows_of_table(text, header)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md"])
+def test_the_tables_of_extras_have_all_of_them(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    table = text[text.index("| extra |") :].split("\n\n")[0]
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    named = {name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert named == extras.keys()
+    assert f"| `report` | {re.match(r'[a-z]+', extras['report'][0])[0]} |" in table
 
 
 def test_the_readme_is_short():
