@@ -150,8 +150,11 @@ def test_a_mistake_names_what_was_probably_meant(line, words, capsys):
 
 
 def test_a_misspelled_run_folder_names_the_one_beside_it(tmp_path, capsys):
-    (tmp_path / "quickstart").mkdir()
-    for command in (["generate"], ["checkpoint", "list"]):
+    (tmp_path / "quickstart" / "0" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "quickstart" / "0" / "checkpoints" / "step=1.ckpt").touch()
+    assert main(["chat", str(tmp_path)]) == 2
+    assert f"name a run in it, {tmp_path / 'quickstart'}" in capsys.readouterr().err
+    for command in (["generate"], ["checkpoint", "list"], ["data", "show"]):
         assert main([*command, str(tmp_path / "quickstrat")]) == 2
         assert f"did you mean {tmp_path / 'quickstart'}?" in capsys.readouterr().err
 

@@ -105,7 +105,9 @@ def find_checkpoint(run_or_file: str | Path, checksums: bool = True) -> Path:
             f"{begun} was begun and has no checkpoint yet: if it is training, wait for the first (Checkpoints, "
             f"every_n_steps); if it was ended, begin anew: mm fit --config {quote(str(begun / 'config.yaml'))}"
         )
-    raise UserError(f"{path} holds no valid checkpoint: train first (mm fit), or name a checkpoint file")
+    below = [str(folder) for folder in sorted(path.iterdir()) if any(map(list_checkpoints, numbered_runs(folder)))]
+    hint = f"name a run in it, {' or '.join(below[:3])}" if below else "train first (mm fit), or name a checkpoint file"
+    raise UserError(f"{path} holds no valid checkpoint: {hint}")
 
 
 def _problem(path: Path, checksums: bool) -> str | None:

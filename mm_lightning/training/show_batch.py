@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from mm_lightning.checkpoint.discovery import no_checkpoint
 from mm_lightning.checkpoint.run_folder import numbered_runs
 from mm_lightning.data import mixture
 from mm_lightning.data.manifest import FILE
@@ -47,7 +48,7 @@ def show(
     folder = Path(path).expanduser()
     batch: dict[str, Any] = {}
     if not folder.is_dir():
-        raise UserError(f"there is not a run folder {folder}")
+        raise no_checkpoint(folder)
     if not (folder / STEP_FILE).is_file():
         run = _run_folder(folder)
         if step is None:
