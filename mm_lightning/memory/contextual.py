@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from mm_lightning.errors import UserError
 from mm_lightning.memory.bandwidth import Bandwidth
 from mm_lightning.memory.documents import Documents, Span
 from mm_lightning.memory.kernels import is_plain, resolve_kernels
@@ -32,6 +33,9 @@ class ContextualMemory(nn.Module):
         std: initial standard deviation of W_psi.
         dropout: share of the retrieval weights dropped in training.
         bias: whether W_psi has a bias.
+
+    Raises:
+        UserError: dropout for a retrieval that has none.
     """
 
     def __init__(
@@ -47,6 +51,9 @@ class ContextualMemory(nn.Module):
         bias: bool = False,
     ):
         super().__init__()
+        if dropout and not retrieval.has_dropout:
+            name = type(retrieval).__name__
+            raise UserError(f"{name} has no dropout of retrieval weights, got dropout {dropout}: set dropout 0")
         self.heads, self.dropout = heads, dropout
         self.keys = keys
         self.W_psi = Linear(dim, dim, std, bias)

@@ -31,7 +31,7 @@ class Retrieval(MemoryPart):
         kernels: reference for the explicit T x T matrix, any other for fused kernels; see
             :func:`mm_lightning.memory.kernels.set_kernels`.
         softmax: whether the answers are those of equation (4), so that parts of the pairs can be read separately.
-        has_dropout: whether :meth:`answer_scaled` takes the share of weights to drop as `dropout`.
+        has_dropout: whether weights can be dropped; :meth:`answer_scaled` then takes their share as `dropout`.
     """
 
     softmax = False
@@ -91,8 +91,6 @@ class Retrieval(MemoryPart):
 
         The backward pass answers each tile again, so that no T x T matrix is kept.
         """
-        if dropout and not self.has_dropout:
-            raise UserError(f"{type(self).__name__} has no dropout of retrieval weights, got {dropout}: set dropout 0")
         if documents.longest <= span.delay:
             return zeros_with_gradient(q, k, v)
         pairs = k.transpose(1, 2), v.transpose(1, 2)
@@ -121,6 +119,12 @@ class SoftmaxRetrieval(Retrieval):
     """Equation (4) as it stands: weights exp(q.k) over their sum."""
 
     softmax = True
+    has_dropout = True
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if vars(cls).keys() & {"answer", "answer_scaled"} and "read" not in vars(cls):
+            raise UserError(f"{cls.__name__} defines answers that fused reads never ask for: derive it from Retrieval")
 
     def answer_scaled(self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, scale: float) -> Tensor:
         """Return (B, H, T, D) answers to queries of this shape; see :meth:`Retrieval.answer`."""

@@ -47,12 +47,17 @@ class Reach:
         """Check the values of the field `name`.
 
         Raises:
-            UserError: the delays are not in order, or the window is not above them.
+            UserError: the delays are not in order, the window is not above them, or m at evaluation would be ignored.
         """
         check_fields(self, f"{name}.")
         low, high = self.delays
         if low > high:
             raise UserError(f"{name}.delay must be [smallest, largest], got [{low}, {high}]: swap them")
+        if high == 1 and self.inference_delay not in (None, 1):
+            raise UserError(
+                f"{name}.inference_delay is for delays above 1, got {self.inference_delay} with delay {low}: leave it "
+                f"out, or train with delay [1, {self.inference_delay}]"
+            )
         longest = max(high, self.inference_delay or 0)
         if self.window is not None and self.window <= longest:
             raise UserError(

@@ -83,6 +83,11 @@ class MemoryMosaicConfig(NetworkConfig):
             check_part(name, getattr(self, name))
         if isinstance(self.bandwidth, dict) and self.initial_bandwidth != 1:
             raise UserError("initial_bandwidth is of bandwidths adaptive and fixed: use init_args of your class")
+        if isinstance(self.values, dict) and (self.look_ahead, self.value_scale) != (True, "exp_abs"):
+            raise UserError(
+                f"look_ahead and value_scale are of values look_ahead, got {self.look_ahead} and {self.value_scale}: "
+                f"leave them at true and exp_abs, and use init_args of your class"
+            )
         if self.experts_per_token > self.experts:
             raise UserError(f"experts_per_token {self.experts_per_token} is more than the {self.experts} experts")
         parts = (self.keys, self.levels, self.persistent, self.norm)

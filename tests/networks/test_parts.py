@@ -10,6 +10,7 @@ from small_networks import SMALL, SPANS, run
 
 from mm_lightning.cli import main
 from mm_lightning.errors import UserError
+from mm_lightning.memory.retrieval import SoftmaxRetrieval
 from mm_lightning.memory.sublinear.key_clusters import SublinearRead
 from mm_lightning.networks import MemoryMosaicConfig, NetworkConfig
 from mm_lightning.networks.config_dict import config_from_dict
@@ -181,12 +182,20 @@ def test_sublinear_reads_refuse_what_they_do_not_know(build, case):
         ({"keys": {"class_path": "mine_of_docs.Raw"}}, ["mine_of_docs.Raw", "memory.keys.Keys"]),
         ({"persistent": {"class_path": "mine_of_docs.SquaredReLU", "init_args": {"wide": 1}}}, ["wide", "init_args"]),
         ({"bandwidth": {"class": "mine_of_docs.OfTheToken"}}, ["bandwidth", "class_path"]),
+        ({"values": MINE["values"], "value_scale": "exp"}, ["value_scale", "got True and exp", "init_args"]),
+        ({"values": MINE["values"], "look_ahead": False}, ["look_ahead", "got False", "init_args"]),
+        ({"retrieval": MINE["retrieval"], "dropout": 0.1}, ["Cauchy has no dropout of retrieval weights", "0.1"]),
     ],
 )
 def test_mistakes(part, words):
     with pytest.raises(UserError) as error:
         replace(MemoryMosaicConfig(**SMALL), **part).build()
     assert all(word in str(error.value) for word in words)
+
+
+def test_answers_that_would_never_be_asked_for_are_refused():
+    with pytest.raises(UserError, match="Halved defines answers that fused reads never ask for"):
+        type("Halved", (SoftmaxRetrieval,), {"answer": lambda self, q, k, v, seen: 0.5 * v})
 
 
 def test_a_module_in_the_current_folder_is_found(tmp_path, monkeypatch, capsys):

@@ -77,6 +77,7 @@ def test_descriptions_hold_it():
         ({"spans": {"middle": {"window": 8, "delay": 8}}}, ["spans.middle.window", "8"]),
         ({"spans": {"middle": {"delay": (9, 3)}}}, ["spans.middle.delay", "[9, 3]"]),
         ({"spans": {"middle": {"delay": 0}}}, ["spans.middle.delay", "at least 1"]),
+        ({"spans": {"middle": {"inference_delay": 5}}}, ["spans.middle.inference_delay", "got 5", "delay [1, 5]"]),
     ],
 )
 def test_mistakes(settings, words):
