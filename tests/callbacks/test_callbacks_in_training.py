@@ -119,6 +119,7 @@ def test_the_callback_finds_what_the_command_finds(seen, tmp_path):
     assert len(lines(folder / KEPT.format(3))) == 4
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_questions(watched, seen, tmp_path):
     values = yaml.safe_load(watched.read_text())
     spy = {"class_path": "spies.AskedSpy", "init_args": {"folder": str(tmp_path / "asked")}}

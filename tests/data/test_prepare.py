@@ -217,6 +217,7 @@ def test_literal_special_tokens_stay_text(tmp_path):
     assert tokens.count(load_tokenizer(tmp_path / "out").eos) == len(texts)
 
 
+@pytest.mark.slow
 def test_large_vocabularies_take_four_bytes(tmp_path):
     vocab = {f"w{n}": n for n in range(65_535)}
     for extra, dtype in ((["<s>"], "uint16"), (["<s>", "x"], "int32")):

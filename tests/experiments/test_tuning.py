@@ -98,6 +98,7 @@ def rows(path):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_one_seed_tries_all_values_and_the_others_repeat_the_best(declare, tmp_path, no_figures, capsys):
     sweep, folder = declare(tune=RATES, seeds=3, stop={"steps": 20}, warmup=0.1), tmp_path / "out"
     launcher = FakeTraining(folder, by_value)
@@ -138,6 +139,7 @@ def test_one_seed_tries_all_values_and_the_others_repeat_the_best(declare, tmp_p
     assert hparams["tuned learning_rate"].number_value == 0.001
 
 
+@pytest.mark.slow
 def test_the_same_command_goes_on_and_values_may_be_added(declare, tmp_path, no_figures):
     folder, more = tmp_path / "out", {"model.learning_rate": [0.003, 0.01]}
     runs = {"a": None}
@@ -154,6 +156,7 @@ def test_the_same_command_goes_on_and_values_may_be_added(declare, tmp_path, no_
     assert launcher.started == []
 
 
+@pytest.mark.slow
 def test_a_metric_that_is_to_be_large_on_shorter_runs(declare, tmp_path, no_figures):
     tune = {**RATES, "optimizer": {"short": None, "long": {"model.weight_decay": 0.0}}}
     sweep = declare(

@@ -361,6 +361,7 @@ def elsewhere(v2, tmp_path_factory):
     return folders, json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_elsewhere_without_and_with_the_package(elsewhere):
     folders, results = elsewhere
     first, second = results["contained"][0], results["plain"][0]
@@ -374,6 +375,7 @@ def test_elsewhere_without_and_with_the_package(elsewhere):
     assert results["hybrid"] == hybrid
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["contained", "plain"])
 def test_added_special_tokens_are_found_in_texts(elsewhere, name):
     added = elsewhere[1][name][1]

@@ -47,6 +47,7 @@ def test_a_step_is_of_the_global_batch(tiny):
         run(tiny, max_steps=1, accumulate_grad_batches=4)
 
 
+@pytest.mark.slow
 def test_the_rate_falls_over_all_epochs(tiny):
     rates = run(tiny, max_epochs=2).rates
     steps = len(rates)

@@ -12,6 +12,7 @@ from mm_lightning.training.config_files import ConfigFile, option_texts
 from mm_lightning.training.run_config import read_run_config
 
 
+@pytest.mark.slow
 def test_a_run_folder_is_all_that_is_named(tiny, tmp_path, capsys):
     root, small = tmp_path / "run", ["--model.network.dim", "8", "--model.network.persistent_dim", "16"]
     assert main(["fit", "--config", str(tiny), *small, "--trainer.max_steps", "3"]) == 0

@@ -40,6 +40,7 @@ def assert_same(alone, together):
         assert list(two.values()) == pytest.approx(list(one.values()), rel=2e-5), name
 
 
+@pytest.mark.slow
 def test_ddp_equals_one_process(tiny, finished_once, tmp_path):
     log = tmp_path / "log.txt"
     assert forks.one(typed, *fit_together(tiny, tmp_path, "ddp"), log=log) == 0, log.read_text()[-3000:]

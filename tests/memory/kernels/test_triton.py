@@ -18,6 +18,7 @@ from mm_lightning.networks import MemoryMosaicConfig
 pytest.importorskip("triton")
 
 
+@pytest.mark.slow
 def test_all_of_them_through_the_interpreter():
     loss = Path(__file__).parents[2] / "networks" / "test_triton_loss.py"
     through_the_interpreter([__file__, str(loss)], 9 + 6)
