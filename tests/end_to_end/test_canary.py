@@ -66,6 +66,7 @@ def tell_tales(folder):
     return [path for path in files if CANARY.encode() in path.read_bytes() or CANARY in str(path)]
 
 
+@pytest.mark.slow
 @pytest.mark.interfaces
 def test_a_secret_goes_nowhere(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
