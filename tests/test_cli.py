@@ -5,6 +5,7 @@ import os
 import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -157,6 +158,24 @@ def test_a_misspelled_run_folder_names_the_one_beside_it(tmp_path, capsys):
     for command in (["generate"], ["checkpoint", "list"], ["data", "show"]):
         assert main([*command, str(tmp_path / "quickstrat")]) == 2
         assert f"did you mean {tmp_path / 'quickstart'}?" in capsys.readouterr().err
+
+
+def test_a_folder_beside_runs_that_cannot_be_read_is_passed_over(tmp_path, capsys, monkeypatch):
+    (tmp_path / "locked").mkdir()
+    (tmp_path / "quickstart" / "0" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "quickstart" / "0" / "checkpoints" / "step=1.ckpt").touch()
+    iterdir, listdir = Path.iterdir, os.listdir
+
+    def refuse(path):
+        if Path(path).name == "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", lambda path: refuse(path) or iterdir(path))
+    monkeypatch.setattr(os, "listdir", lambda path=".": refuse(path) or listdir(path))
+    assert main(["chat", str(tmp_path)]) == 2
+    assert f"name a run in it, {tmp_path / 'quickstart'}" in capsys.readouterr().err
+    assert main(["chat", str(tmp_path / "locked" / "quickstart")]) == 2
+    assert "there is no checkpoint or run folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from pathlib import Path
 from shlex import quote
@@ -56,10 +57,19 @@ def run_folder_of(checkpoint: Path) -> Path:
 
 def no_checkpoint(path: Path) -> UserError:
     """Return the error for a path at which nothing is, with the name beside it that was probably meant."""
-    beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+    beside: list[str] = []
+    with contextlib.suppress(OSError):  # a folder that is not there, or cannot be read
+        beside = os.listdir(path.parent)
     near = nearest(path.name, beside, 0.6)
     hint = f"did you mean {path.parent / near}?" if near else "name a run folder, a .ckpt or a .safetensors file"
     return UserError(f"there is no checkpoint or run folder {path}: {hint}")
+
+
+def _holds_a_run(folder: Path) -> bool:
+    try:
+        return any(map(list_checkpoints, numbered_runs(folder)))
+    except OSError:  # it cannot be read
+        return False
 
 
 def find_checkpoint(run_or_file: str | Path, checksums: bool = True) -> Path:
@@ -105,7 +115,7 @@ def find_checkpoint(run_or_file: str | Path, checksums: bool = True) -> Path:
             f"{begun} was begun and has no checkpoint yet: if it is training, wait for the first (Checkpoints, "
             f"every_n_steps); if it was ended, begin anew: mm fit --config {quote(str(begun / 'config.yaml'))}"
         )
-    below = [str(folder) for folder in sorted(path.iterdir()) if any(map(list_checkpoints, numbered_runs(folder)))]
+    below = [str(folder) for folder in sorted(path.iterdir()) if _holds_a_run(folder)]
     hint = f"name a run in it, {' or '.join(below[:3])}" if below else "train first (mm fit), or name a checkpoint file"
     raise UserError(f"{path} holds no valid checkpoint: {hint}")
 

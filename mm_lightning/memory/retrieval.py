@@ -31,7 +31,8 @@ class Retrieval(MemoryPart):
         kernels: reference for the explicit T x T matrix, any other for fused kernels; see
             :func:`mm_lightning.memory.kernels.set_kernels`.
         softmax: whether the answers are those of equation (4), so that parts of the pairs can be read separately.
-        has_dropout: whether weights can be dropped; :meth:`answer_scaled` then takes their share as `dropout`.
+        has_dropout: whether :meth:`read` can drop weights. The one of this class passes their share to
+            :meth:`answer_scaled` as `dropout`.
     """
 
     softmax = False
