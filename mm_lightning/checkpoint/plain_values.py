@@ -8,7 +8,6 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from datetime import date, datetime, time, timedelta
 from enum import Enum
-from functools import cache
 from pathlib import PurePath
 from typing import Any
 
@@ -21,7 +20,7 @@ from mm_lightning.errors import UserError
 PLAIN = (type(None), bool, int, float, complex, str, bytes)
 MAPPINGS = (dict, OrderedDict, Counter)
 """Types of dictionaries that torch restores."""
-CONTAINERS = (dict, list, tuple, set)
+SEQUENCES = (list, tuple, set)
 
 
 class UnloadableState(UserError):
@@ -34,39 +33,40 @@ def to_plain_values(checkpoint: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UnloadableState: a value can be neither kept nor converted; the message names it.
     """
-    try:
-        result = Mapped(_plain)(checkpoint)
-    except RecursionError as error:
-        raise _unloadable(checkpoint) from error
-    check_loadable(result)
-    return result
+    return _map_loadable(checkpoint, lambda value: _loadable(_plain(value)))
 
 
 def check_loadable(checkpoint: dict[str, Any]) -> None:
-    """Check that a checkpoint can be loaded, by writing and loading it in memory with empty tensors.
+    """Check that a checkpoint can be loaded as it is.
 
     Raises:
         UnloadableState: it cannot; the message names the value.
     """
-    if error := _loading_error(checkpoint):
-        raise _unloadable(checkpoint) from error
+    _map_loadable(checkpoint, _loadable)
 
 
-def _unloadable(checkpoint: dict[str, Any]) -> UnloadableState:
-    """Return the error that names the value that cannot be loaded."""
-    path, value = _culprit(checkpoint, [])
-    kind = type(value)
-    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-    place = "".join(f"[{key!r}]" for key in path)
-    return UnloadableState(
-        f"{_owner(path)} holds a value of type {name} (at {place} of the checkpoint), and no checkpoint with it could "
-        f"be loaded: keep tensors, numbers, texts, lists and dictionaries there. Earlier checkpoints are untouched"
-    )
+def _map_loadable(checkpoint: dict[str, Any], function: Callable[[Any], Any]) -> dict[str, Any]:
+    """Apply a function that fails on values that cannot be loaded; the error names the value and its place."""
+    mapped = Mapped(function)
+    try:
+        return mapped(checkpoint)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # whatever a class raises when it is pickled
+        path = mapped.path[:10] or [("", checkpoint)]  # cut where containers hold themselves
+        kind = type(path[-1][1])
+        name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+        place = "".join(f"[{key!r}]" for key, _ in path)
+        raise UnloadableState(
+            f"{_owner([key for key, _ in path])} holds a value of type {name} (at {place} of the checkpoint), and no "
+            f"checkpoint with it could be loaded: keep tensors, numbers, texts, lists and dictionaries there. Earlier "
+            f"checkpoints are untouched"
+        ) from error
 
 
 def _owner(path: list[Any]) -> str:
     """Return the owner of an entry of a checkpoint, for error messages."""
-    first, *rest = path or [""]
+    first, *rest = path
     if first == "callbacks" and rest:
         return f"trainer.callbacks: the state_dict of {str(rest[0]).split('{')[0]}"
     known = {
@@ -77,28 +77,15 @@ def _owner(path: list[Any]) -> str:
     return known.get(first, f"the entry {first!r}, of an on_save_checkpoint or state_dict,")
 
 
-def _loading_error(value: Any) -> Exception | None:
-    file = io.BytesIO()
-    try:
-        torch.save(Mapped(_without_contents)(value), file)
+def _loadable(value: Any) -> Any:
+    """Return a value that `weights_only` loads; raise any error for another. The content of containers is not seen."""
+    known = type(value) in (*PLAIN, *MAPPINGS, *SEQUENCES) or (isinstance(value, Tensor) and is_dense(value))
+    if not known:
+        file = io.BytesIO()
+        torch.save(value, file)
         file.seek(0)
         torch.load(file, weights_only=True)
-    except (OSError, MemoryError):
-        raise
-    except Exception as error:  # whatever a class raises when it is pickled
-        return error
-    return None
-
-
-def _culprit(value: Any, path: list[Any]) -> tuple[list[Any], Any]:
-    """Return the keys that lead to the innermost value that cannot be loaded, and that value; cycles are cut."""
-    if isinstance(value, dict):
-        children = [pair for key, child in value.items() for pair in ((key, key), (key, child))]
-    else:
-        children = list(enumerate(value)) if isinstance(value, (list, tuple, set)) else []
-    failing = (pair for pair in children if pair[1] is not value and _loading_error(pair[1]) is not None)
-    bad = next(failing, None)
-    return (path, value) if bad is None or len(path) > 9 else _culprit(bad[1], [*path, bad[0]])
+    return value
 
 
 class Mapped:
@@ -108,11 +95,14 @@ class Mapped:
 
     Args:
         function: returns the value in the place of another.
-        keep: whether a container without changes stays the same object.
+
+    Attributes:
+        path: after an error, the keys and values that lead to the value that raised it.
     """
 
-    def __init__(self, function: Callable[[Any], Any], keep: bool = True) -> None:
-        self.function, self.keep = function, keep
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self.function = function
+        self.path: list[tuple[Any, Any]] = []
         # original and result by the id of the original, which is held so that its id is not reused
         self._done: dict[int, tuple[Any, Any]] = {}
 
@@ -123,36 +113,28 @@ class Mapped:
             self._done[id(value)] = (value, self._map(value))
         return self._done[id(value)][1]
 
-    def _map(self, value: Any) -> Any:
-        result = self.function(value)
-        if isinstance(result, dict):
-            pairs = [(self(key), self(child)) for key, child in result.items()]
-            same = all(a is key and b is child for (a, b), (key, child) in zip(pairs, result.items(), strict=True))
-            if self.keep and same and type(result) in MAPPINGS:
-                return result
-            made = type(result)() if type(result) in MAPPINGS else {}
-            for key, child in pairs:
-                made[key] = child
-            if isinstance(made, OrderedDict):  # as _metadata of a state_dict
-                made.__dict__.update(result.__dict__)
-            return made if len(made) == len(result) else result  # fewer: two keys became equal
-        if isinstance(result, CONTAINERS) and not isinstance(result, torch.Size):
-            children = [self(child) for child in result]
-            kind = next(kind for kind in CONTAINERS if isinstance(result, kind))
-            same = type(result) is kind and all(a is b for a, b in zip(children, result, strict=True))
-            return result if self.keep and same else kind(children)
+    def _child(self, key: Any, value: Any) -> Any:
+        self.path.append((key, value))
+        result = self(value)
+        self.path.pop()
         return result
 
-
-def _without_contents(value: Any) -> Any:
-    """Return an empty tensor of the same dtype for a dense tensor, any other value unchanged."""
-    return _empty(value.dtype) if isinstance(value, Tensor) and is_dense(value) else value
-
-
-@cache
-def _empty(dtype: torch.dtype) -> Tensor:
-    """Return one tensor for all of a dtype: writing and loading thousands takes longer than all else that is saved."""
-    return torch.empty(0, dtype=dtype)
+    def _map(self, value: Any) -> Any:
+        value = self.function(value)
+        if type(value) in SEQUENCES:
+            return type(value)(self._child(n, child) for n, child in enumerate(value))
+        if type(value) not in MAPPINGS:
+            return value
+        result = type(value)()
+        for key, child in value.items():
+            new_key = self._child(key, key)
+            if new_key in result:
+                self.path.append((key, next(k for k in value if type(k) not in PLAIN)))
+                raise ValueError("two keys become the same")
+            result[new_key] = self._child(key, child)
+        if isinstance(result, OrderedDict):  # as _metadata of a state_dict
+            result.__dict__.update(value.__dict__)
+        return result
 
 
 def is_dense(value: Tensor) -> bool:
@@ -162,7 +144,7 @@ def is_dense(value: Tensor) -> bool:
 
 
 CONVERSIONS: tuple[tuple[Any, Callable[[Any], Any]], ...] = (
-    (Enum, lambda value: Mapped(_plain)(value.value)),
+    (Enum, lambda value: _plain(value.value)),
     (np.generic, lambda value: _number(value)),
     ((datetime, date, time), lambda value: value.isoformat()),
     (timedelta, timedelta.total_seconds),
@@ -175,12 +157,15 @@ CONVERSIONS: tuple[tuple[Any, Callable[[Any], Any]], ...] = (
     (int, int.__int__),
     (float, float.__float__),
     (bytes, bytes.__bytes__),
+    *((kind, kind) for kind in (dict, list, tuple, set)),
 )
 """Types whose instances are converted, and how; the first that fits counts."""
 
 
 def _plain(value: Any) -> Any:
     """Return the plain equivalent of a value; a value that is plain or has no equivalent is returned unchanged."""
+    if type(value) in (*PLAIN, *MAPPINGS, *SEQUENCES, torch.Size):
+        return value
     if type(value) in (np.ndarray, np.memmap):
         return _array(value)
     return next((convert(value) for kinds, convert in CONVERSIONS if isinstance(value, kinds)), value)

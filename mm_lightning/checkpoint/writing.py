@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mm_lightning.checkpoint.checksums import PARTIAL_SUFFIX, ChecksumFile, sync, sync_folder
 from mm_lightning.checkpoint.integrity import find_damage
-from mm_lightning.checkpoint.plain_values import CONTAINERS, Mapped, check_loadable, is_dense
+from mm_lightning.checkpoint.plain_values import MAPPINGS, SEQUENCES, Mapped, check_loadable, is_dense
 from mm_lightning.errors import UserError
 
 UNTOUCHED, RESUME = "Earlier checkpoints are untouched", "and continue with --resume"
@@ -61,7 +61,7 @@ def snapshot(checkpoint: Any) -> Any:
 
     def copied(value: Any) -> Any:
         if not isinstance(value, Tensor):
-            return value if isinstance(value, CONTAINERS) else copy.deepcopy(value)
+            return value if type(value) in (*MAPPINGS, *SEQUENCES) else copy.deepcopy(value)
         if not is_dense(value):
             clone = value.detach().clone()
             return clone if clone.is_meta else clone.cpu()
@@ -72,7 +72,7 @@ def snapshot(checkpoint: Any) -> Any:
         place = value.storage_offset(), value.size(), value.stride()
         return torch.empty(0, dtype=value.dtype).set_(storages[key], *place)
 
-    return Mapped(copied, keep=False)(checkpoint)
+    return Mapped(copied)(checkpoint)
 
 
 def write(checkpoint: dict[str, Any], target: Path) -> None:

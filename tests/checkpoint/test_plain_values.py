@@ -76,7 +76,7 @@ def test_arrays_become_tensors(dtype):
     assert to_plain_values({"x": np.array(5.0)})["x"].shape == ()
 
 
-def test_what_is_plain_stays_the_same_object():
+def test_what_is_plain_stays_and_what_is_shared_stays_shared():
     state = OrderedDict(weight=torch.ones(3))
     state._metadata = {"": {"version": 2}}
     kept = {
@@ -85,10 +85,14 @@ def test_what_is_plain_stays_the_same_object():
         "parameter": torch.nn.Parameter(torch.ones(2)),
     }
     kept["itself"] = kept["x"]
-    assert to_plain_values(kept) is kept
     shared = [np.int64(1)]
     converted = to_plain_values({**kept, "a": shared, "b": {"c": shared}})
-    assert converted["state_dict"] is state
+    assert converted == {**kept, "a": shared, "b": {"c": shared}}
+    assert [type(value) for value in converted["x"]] == [type(value) for value in kept["x"]]
+    assert converted["state_dict"]["weight"] is state["weight"]
+    assert converted["state_dict"]._metadata == state._metadata
+    assert converted["parameter"] is kept["parameter"]
+    assert converted["itself"] is converted["x"]
     assert converted["a"] is converted["b"]["c"]
 
 
