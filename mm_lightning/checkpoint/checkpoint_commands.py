@@ -195,12 +195,13 @@ def compare_command(checkpoints: list[Place], tolerance: NonNegative = 0.0) -> N
 
 def tensor_difference(name: str, one: Weights, two: Weights, tolerance: float) -> str | None:
     """Return how a tensor of two checkpoints differs; None if it does not."""
-    if one.shapes[name] != two.shapes[name]:
-        return f"{name} has the shape {one.shapes[name]} and {two.shapes[name]}"
+    shapes = [tuple(weights.stored[name].shape) for weights in (one, two)]
+    if shapes[0] != shapes[1]:
+        return f"{name} has the shape {shapes[0]} and {shapes[1]}"
     a, b = one[name].double(), two[name].double()
     apart = (a - b).abs()
     apart = apart.where(~apart.isnan(), float("inf"))
     if a.equal(b) or apart.max() <= tolerance:
         return None
     differences = f"largest difference {apart.max():.3g}, mean {apart.mean():.3g}"
-    return f"{name} {one.shapes[name]}: {differences}, largest value {a.abs().max():.3g}"
+    return f"{name} {shapes[0]}: {differences}, largest value {a.abs().max():.3g}"

@@ -7,6 +7,7 @@ CRC-32 of the file, computed with zeros in its place.
 from __future__ import annotations
 
 import json
+import math
 import struct
 import zlib
 from pathlib import Path
@@ -106,12 +107,12 @@ def write_safetensors(
     }
     header: dict[str, Any] = {"__metadata__": fields}
     offset = 0
+    dtypes = {name: dtype or weights.stored[name].dtype for name in names}
     for name in names:
-        stored = dtype or weights.dtypes[name]
-        size = torch.Size(weights.shapes[name]).numel() * stored.itemsize
-        shape = list(weights.shapes[name])
-        header[name] = {"dtype": DTYPE_NAMES[stored], "shape": shape, "data_offsets": [offset, offset + size]}
-        offset += size
+        shape = weights.stored[name].shape
+        end = offset + math.prod(shape) * dtypes[name].itemsize
+        header[name] = {"dtype": DTYPE_NAMES[dtypes[name]], "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # data are aligned to 8 bytes
     with open(target, "wb") as file:
@@ -119,7 +120,7 @@ def write_safetensors(
         summed.write(struct.pack("<Q", len(text)) + text)
         for name in names:
             for piece in weights[name].reshape(-1).split(_PIECE):
-                values = piece.to(dtype or weights.dtypes[name]).contiguous()
+                values = piece.to(dtypes[name]).contiguous()
                 summed.write(memoryview(values.view(torch.uint8).numpy()))
         file.seek(8 + _place(text, CHECKSUM_PLACEHOLDER))
         file.write(f"{summed.crc32:08x}".encode())

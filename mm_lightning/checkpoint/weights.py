@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mm_lightning.checkpoint.integrity import DEEPSPEED_TAG, METADATA_KEY, SAFETENSORS_SUFFIX, find_damage, read_commit
-from mm_lightning.checkpoint.lazy_weights import Weights, weights_of_tensors
+from mm_lightning.checkpoint.lazy_weights import Stored, Weights
 from mm_lightning.checkpoint.safetensors_file import DTYPE_NAMES, read_header
 from mm_lightning.checkpoint.writing import describe_load_error, load
 from mm_lightning.errors import UserError
@@ -53,7 +53,7 @@ def open_weights(path: Path) -> Weights:
     if path.suffix == SAFETENSORS_SUFFIX:
         return open_safetensors(path)
     state = load(path, mmap=True)["state_dict"]
-    return weights_of_tensors({name.removeprefix(PREFIX): x for name, x in state.items() if name.startswith(PREFIX)})
+    return _network_weights({name: Stored(partial(Tensor.detach, x), x.shape, x.dtype) for name, x in state.items()})
 
 
 def open_safetensors(path: Path) -> Weights:
@@ -64,12 +64,11 @@ def open_safetensors(path: Path) -> Weights:
     metadata = header.pop("__metadata__", {})
     types = {name: dtype for dtype, name in DTYPE_NAMES.items()}
     file = safe_open(path, "pt", "cpu")
-    stored = {name: name for name in header} | json.loads(metadata.get("tied", "{}"))
-    return Weights(
-        {name: partial(file.get_tensor, source) for name, source in stored.items()},
-        {name: tuple(header[source]["shape"]) for name, source in stored.items()},
-        {name: types[header[source]["dtype"]] for name, source in stored.items()},
-    )
+    stored = {
+        name: Stored(partial(file.get_tensor, name), tuple(entry["shape"]), types[entry["dtype"]])
+        for name, entry in header.items()
+    }
+    return Weights(stored | {name: stored[source] for name, source in json.loads(metadata.get("tied", "{}")).items()})
 
 
 def load_error(path: Path) -> str | None:
@@ -150,12 +149,27 @@ def read_shards(path: Path) -> Weights:
         raise UserError(f"{path} holds no shards of ZeRO: name a checkpoint of mm fit")
     if is_universal(path):
         return read_universal(path)
-    shapes = read_states(path)["param_shapes"]
+    groups = read_states(path)["param_shapes"]
     with weights_only_loading(path):
         states = [torch.load(file, map_location="cpu", mmap=True)["optimizer_state_dict"] for file in optimizers]
-    read = _stage_3 if int(states[0]["zero_stage"]) == 3 else _stage_2
-    readers = read(shapes, states)
-    return _network_weights(readers, {name: shape for group in shapes for name, shape in group.items()})
+    stored: dict[str, Stored] = {}
+    if int(states[0]["zero_stage"]) == 3:
+        ranks = [state["fp32_flat_groups"] for state in states]
+        begin = 0
+        for name, shape in ((name, shape) for group in groups for name, shape in group.items()):
+            part = -(-shape.numel() // len(ranks))
+            stored[name] = Stored(partial(_read_pieces, ranks, begin, part, shape), shape, torch.float32)
+            begin += part
+        return _network_weights(stored)
+    paddings = states[0].get("param_alignment_paddings") or [[0] * len(group) for group in groups]
+    for index, group in enumerate(groups):
+        pieces = [state["single_partition_of_fp32_groups"][index] for state in states]
+        begin = 0
+        for (name, shape), padding in zip(group.items(), paddings[index], strict=True):
+            read = partial(_read_pieces, [pieces], begin, shape.numel(), shape)
+            stored[name] = Stored(read, shape, torch.float32)
+            begin += shape.numel() + padding
+    return _network_weights(stored)
 
 
 def read_universal(path: Path, kind: str = "fp32") -> Weights:
@@ -172,17 +186,12 @@ def read_universal(path: Path, kind: str = "fp32") -> Weights:
         # stages 1 and 2 write a dictionary, stage 3 the flat tensor itself
         return (state["param"] if isinstance(state, dict) else state).view(shapes[name])
 
-    return _network_weights({name: partial(read, name) for name in shapes}, shapes)
+    return _network_weights({n: Stored(partial(read, n), shape, torch.float32) for n, shape in shapes.items()})
 
 
-def _network_weights(readers: Mapping[str, Callable[[], Tensor]], shapes: Mapping[str, torch.Size]) -> Weights:
-    """Return the float32 weights of the network among those of a module, without their prefix."""
-    names = {name.removeprefix(PREFIX): name for name in readers if name.startswith(PREFIX)}
-    return Weights(
-        {short: readers[name] for short, name in names.items()},
-        {short: tuple(shapes[name]) for short, name in names.items()},
-        dict.fromkeys(names, torch.float32),
-    )
+def _network_weights(stored: Mapping[str, Stored]) -> Weights:
+    """Return the weights of the network among those of a module, without their prefix."""
+    return Weights({name.removeprefix(PREFIX): x for name, x in stored.items() if name.startswith(PREFIX)})
 
 
 def read_states(path: Path) -> dict[str, Any]:
@@ -201,42 +210,12 @@ def _sorted(files: Any) -> list[Path]:
     return sorted(files, key=lambda p: [int(n) for n in "".join(c if c.isdigit() else " " for c in p.name).split()])
 
 
-def _slice(pieces: list[Tensor], begin: int, count: int) -> Tensor:
-    """Return elements of flat tensors as if concatenated; a view if they are in one of them."""
-    slices, offset = [], 0
-    for piece in pieces:
-        first, last = max(begin - offset, 0), min(begin + count - offset, len(piece))
-        if first < last:
-            slices.append(piece[first:last])
-        offset += len(piece)
-    return slices[0] if len(slices) == 1 else torch.cat(slices)
-
-
-def _stage_2(shapes: list[dict[str, torch.Size]], states: list[dict[str, Any]]) -> dict[str, Callable[[], Tensor]]:
-    def read(pieces: list[Tensor], begin: int, shape: torch.Size) -> Tensor:
-        return _slice(pieces, begin, shape.numel()).view(shape)
-
-    readers: dict[str, Callable[[], Tensor]] = {}
-    for index, group in enumerate(shapes):
-        pieces = [state["single_partition_of_fp32_groups"][index] for state in states]
-        paddings = (states[0].get("param_alignment_paddings") or [[0] * len(group)] * len(shapes))[index]
-        begin = 0
-        for (name, shape), padding in zip(group.items(), paddings, strict=True):
-            readers[name] = partial(read, pieces, begin, shape)
-            begin += shape.numel() + padding
-    return readers
-
-
-def _stage_3(shapes: list[dict[str, torch.Size]], states: list[dict[str, Any]]) -> dict[str, Callable[[], Tensor]]:
-    ranks = [state["fp32_flat_groups"] for state in states]
-
-    def read(begin: int, part: int, shape: torch.Size) -> Tensor:
-        return torch.cat([_slice(pieces, begin, part) for pieces in ranks])[: shape.numel()].view(shape)
-
-    readers: dict[str, Callable[[], Tensor]] = {}
-    begin = 0
-    for name, shape in ((name, shape) for group in shapes for name, shape in group.items()):
-        part = -(-shape.numel() // len(ranks))
-        readers[name] = partial(read, begin, part, shape)
-        begin += part
-    return readers
+def _read_pieces(sequences: list[list[Tensor]], begin: int, count: int, shape: torch.Size) -> Tensor:
+    """Return a tensor that has `count` elements from `begin` on in each of some sequences of flat tensors."""
+    slices = []
+    for pieces in sequences:
+        offset = 0
+        for piece in pieces:
+            slices.append(piece[max(begin - offset, 0) : max(begin + count - offset, 0)])
+            offset += len(piece)
+    return torch.cat(slices)[: shape.numel()].view(shape)

@@ -23,7 +23,7 @@ from mm_lightning.checkpoint import (
 from mm_lightning.checkpoint.discovery import remove_leftovers
 from mm_lightning.checkpoint.safetensors_file import write_safetensors
 from mm_lightning.checkpoint.trainer_io import AtomicCheckpointIO
-from mm_lightning.checkpoint.weights import Weights, load_error
+from mm_lightning.checkpoint.weights import Stored, Weights, load_error
 from mm_lightning.cli import main
 from mm_lightning.errors import UserError
 
@@ -249,7 +249,7 @@ def test_a_fingerprint_sees_every_byte_of_a_large_checkpoint(tmp_path, monkeypat
             torch.save({"x": x}, partial / "checkpoint" / "rank_0.pt")
             commit_folder(partial, path, 1, {})
         elif kind == "safetensors":
-            weights = Weights({"x": lambda: x}, {"x": tuple(x.shape)}, {"x": x.dtype})
+            weights = Weights({"x": Stored(lambda: x, x.shape, x.dtype)})
             write_safetensors(weights, path, {"step": 1}, {})
         else:
             save_file({"x": x}, path)
