@@ -117,11 +117,11 @@ def typed_commands() -> list[str]:
 @pytest.fixture(scope="module")
 def fit_options() -> set[str]:
     """The dotted names of all options of `mm fit`, those of the quickstart's network among them."""
-    from mm_lightning.training.parse_fit import FitParser, prepare
+    from mm_lightning.training.cli import TrainingCLI
+    from mm_lightning.training.parse_fit import network_config_of
 
-    prepare()
-    parsed = FitParser(["--config", "quickstart"])
-    network = {f"model.network.{name}" for name in vars(parsed.config.model.network)}
+    parsed = TrainingCLI("fit", ["--config", "quickstart"], runs=False)
+    network = {f"model.network.{name}" for name in vars(network_config_of(parsed.config))}
     return {*parsed._known(), *network, "config", "print_config", "data.prepare.vocab_size", "data.prepare.tokenizer"}
 
 

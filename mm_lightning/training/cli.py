@@ -55,20 +55,27 @@ _parsers: dict[str, LightningArgumentParser] = {}
 
 
 class TrainingCLI(LightningCLI):
-    """One training command.
+    """One training command, whose command line is parsed at once: `config` holds what it says.
 
     Args:
         command: fit, validate, test or predict.
         args: the rest of the command line.
         slurm_job: the Slurm job that a pre-empted run queues again; None for none.
+        runs: whether :meth:`run` will be called; otherwise a checkpoint that is named need not exist yet.
     """
 
-    def __init__(self, command: str, args: list[str], slurm_job: str | None = None) -> None:
+    def __init__(self, command: str, args: list[str], slurm_job: str | None = None, runs: bool = True) -> None:
+        prepare()
         self.command = command
         self.slurm_job = slurm_job
         paths, self.options = split_configs(current_options(args))
         self.files: list[ConfigFile] = [file for path in paths for file in read_chain(path)]
-        self.continued = self.checkpoint_to_continue()
+        try:
+            self.continued = continued_checkpoint(command, self.options, self.files)
+        except UserError:
+            if runs:
+                raise
+            self.continued = None
         self.run_config = read_run_config(self.continued, self.options, self.files) if self.continued else None
         if self.run_config:
             self.files.insert(0, self.run_config)
@@ -76,24 +83,28 @@ class TrainingCLI(LightningCLI):
         # of set_loader for their values by a text that is no file, as a name below a file is none.
         configs = {f"{file.path}/{n}": file.values for n, file in enumerate(self.files) if file.values}
         use_for_options(configs)
+        super().__init__(
+            LanguageModule,
+            TextDataModule,
+            save_config_callback=None,
+            trainer_defaults=TRAINER_DEFAULTS,
+            parser_kwargs={
+                "prog": f"mm {command}",
+                "description": getattr(self, command).__doc__,
+                "exit_on_error": False,
+                "allow_abbrev": False,
+            },
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            args=[*(f"--config={text}" for text in configs), *self.options],
+            run=False,  # Lightning's parser of all commands would parse and check everything twice
+        )
+
+    def run(self) -> None:
+        """Build the classes that the config names, and run the command."""
         signals.when_stuck.append(self._stuck)
         try:
-            super().__init__(
-                LanguageModule,
-                TextDataModule,
-                save_config_callback=None,
-                trainer_defaults=TRAINER_DEFAULTS,
-                parser_kwargs={
-                    "prog": f"mm {command}",
-                    "description": getattr(self, command).__doc__,
-                    "exit_on_error": False,
-                    "allow_abbrev": False,
-                },
-                auto_configure_optimizers=False,
-                load_from_checkpoint_support=False,
-                args=[*(f"--config={text}" for text in configs), *self.options],
-                run=False,  # Lightning's parser of all commands would parse and check everything twice
-            )
+            self.build()
             self.run_command()
         except (KeyboardInterrupt, SystemExit) as stop:
             # Lightning's answer to ctrl-C is SystemExit
@@ -174,6 +185,9 @@ class TrainingCLI(LightningCLI):
         return [name for name in names if not name.endswith(".help")]
 
     def instantiate_classes(self) -> None:
+        """Do nothing: :meth:`build` does it."""
+
+    def build(self) -> None:
         """Find the checkpoint, and build data module, module and trainer."""
         config = self.config
         self.checkpoint: Path | None = self.find_checkpoint(config)
@@ -198,32 +212,25 @@ class TrainingCLI(LightningCLI):
         if self.checkpoint is not None:
             self._use_checkpoint(self.checkpoint)
 
-    def checkpoint_to_continue(self) -> Path | None:
-        """Return the checkpoint of the run whose configuration the command line builds on, before it is parsed."""
-        return continued_checkpoint(self.command, self.options, self.files)
-
     def find_checkpoint(self, config: Namespace) -> Path | None:
         """Return the checkpoint that the parsed config names; None for new weights."""
         return resolve_checkpoint(self.command, config, self.continued)
 
     def _use_checkpoint(self, checkpoint: Path) -> None:
-        """Check that the checkpoint fits the network, and let the command load it."""
-        init = self.config_init
-        if self.command == "fit" and not is_first_process():
-            init["ckpt_path"] = str(checkpoint)  # replaced by the checkpoint that rank 0 has checked
-            return
-        try:
-            check_architecture(checkpoint, self.model.config, fewer_levels=self.command != "fit")
-        except UserError as error:
-            alone = f": `mm fit --resume {quote(str(self.folder.path))}` alone continues it" if self.run_config else ""
-            raise UserError(f"{error}{alone if self.command == 'fit' else ''}") from error
-        init["ckpt_path"] = None
+        """Let the command load the checkpoint; one that is resumed must fit the network and the strategy."""
         if self.command != "fit":
             # only weights are needed: loaded the same from plain files and DeepSpeed folders, on any number of devices
-            self.model.initial_weights = str(checkpoint)
+            self.model.initial_weights, self.config_init["ckpt_path"] = str(checkpoint), None
             return
+        self.config_init["ckpt_path"] = str(checkpoint)  # replaced by that of rank 0, which has checked it
+        if not is_first_process():
+            return
+        try:
+            check_architecture(checkpoint, self.model.config)
+        except UserError as error:
+            alone = f": `mm fit --resume {quote(str(self.folder.path))}` alone continues it" if self.run_config else ""
+            raise UserError(f"{error}{alone}") from error
         check_resumable(checkpoint, self.trainer.strategy)
-        init["ckpt_path"] = str(checkpoint)
         say(f"resuming {checkpoint}")
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from mm_lightning.errors import UserError
-from mm_lightning.training.cli import TrainingCLI, prepare
+from mm_lightning.training.cli import TrainingCLI
 
 
 def run_training(command: str, args: list[str], slurm_job: str | None = None) -> None:
@@ -14,13 +14,12 @@ def run_training(command: str, args: list[str], slurm_job: str | None = None) ->
     Raises:
         UserError: for any mistake of the user's.
     """
-    prepare()
     try:
         if command == "fit" and any(arg.split("=")[0] == "--plan" for arg in args):
             from mm_lightning.training.dry_run import DryRunFit
 
-            DryRunFit(args)
+            DryRunFit(args).run()
         else:
-            TrainingCLI(command, args, slurm_job)
+            TrainingCLI(command, args, slurm_job).run()
     except MisconfigurationException as error:
         raise UserError(str(error)) from error

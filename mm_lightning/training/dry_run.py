@@ -35,11 +35,12 @@ from mm_lightning.networks.cost import parameters
 from mm_lightning.training import memory_estimate
 from mm_lightning.training.accumulation import accumulation_steps
 from mm_lightning.training.check_config import config_errors
+from mm_lightning.training.cli import TrainingCLI
 from mm_lightning.training.command_options import TRAINER_DEFAULTS
 from mm_lightning.training.data_preparation import MAKERS
 from mm_lightning.training.fake_cluster import fake_processes
 from mm_lightning.training.lightning_internals import callbacks_of, tuner_exit, use_fake_processes
-from mm_lightning.training.parse_fit import FitCommandLine, network_config_of
+from mm_lightning.training.parse_fit import network_config_of
 from mm_lightning.training.resolve_checkpoint import resolve_checkpoint
 from mm_lightning.training.strategies import CHECKPOINT_BYTES
 
@@ -50,7 +51,7 @@ _LAYERS, _HEAD_DIM, _TOKENS = 2, 4, 256
 _SIZES = "layers", "dim", "persistent_dim"
 
 
-class DryRunFit(FitCommandLine):
+class DryRunFit(TrainingCLI):
     """An `mm fit` command line with `--plan`.
 
     Args:
@@ -63,7 +64,7 @@ class DryRunFit(FitCommandLine):
     def __init__(self, args: list[str]) -> None:
         self._problems: list[str] = []
         self._layout: memory_estimate.Layout | None = None
-        super().__init__(args)
+        super().__init__("fit", args, runs=False)
 
     def check_values(self) -> None:
         """Collect mistakes of the trainer's options, and go on with the defaults.
@@ -82,7 +83,7 @@ class DryRunFit(FitCommandLine):
         if others:
             raise UserError(f"this run would not begin: {'; '.join(self._problems)}")
 
-    def instantiate_classes(self) -> None:
+    def build(self) -> None:
         """Check the config, then build its classes with a tiny copy of the network."""
         config = self.config
         self._devices, self._per_node = device_counts(config)
@@ -93,7 +94,7 @@ class DryRunFit(FitCommandLine):
                 self._check_config(config)
                 self._use_tiny_copy(config)
                 with self._collect_errors():
-                    super().instantiate_classes()
+                    super().build()
                     self._run_forward()
         finally:
             shutil.rmtree(self._scratch, ignore_errors=True)
@@ -233,6 +234,9 @@ class DryRunFit(FitCommandLine):
         trainer = super()._instantiate_trainer(config, [*callbacks, self._forward])
         use_fake_processes(trainer.strategy)
         return trainer
+
+    def run_command(self) -> None:
+        """Do nothing: all is checked while it is built."""
 
     def _run_forward(self) -> None:
         """Run the training up to the loss of the first micro batch."""

@@ -2,40 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
 
-from mm_lightning.errors import UserError
 from mm_lightning.networks import NetworkConfig
-from mm_lightning.training.cli import TrainingCLI, prepare
+from mm_lightning.training.cli import TrainingCLI
 from mm_lightning.user_classes import load_class
-
-
-class FitCommandLine(TrainingCLI):
-    """An `mm fit` command line that is not run: a checkpoint that it names need not exist yet."""
-
-    def __init__(self, args: list[str]) -> None:
-        super().__init__("fit", args)
-
-    def checkpoint_to_continue(self) -> Path | None:
-        with contextlib.suppress(UserError):
-            return super().checkpoint_to_continue()
-        return None
-
-    def run_command(self) -> None:
-        """Do nothing."""
-
-
-class FitParser(FitCommandLine):
-    """Parser of an `mm fit` command line."""
-
-    def instantiate_classes(self) -> None:
-        """Build the config of the network, nothing else."""
-        self.resolved = self.resolved_config()
-        self.config.model.network = network_config_of(self.config)
 
 
 def network_config_of(config: Namespace) -> NetworkConfig:
@@ -59,6 +32,7 @@ def resolve_fit(args: list[str]) -> tuple[Namespace, dict[str, Any]]:
     Raises:
         UserError: for any mistake of the user's.
     """
-    prepare()
-    parsed = FitParser(args)
-    return parsed.config, parsed.resolved
+    parsed = TrainingCLI("fit", args, runs=False)
+    values = parsed.resolved_config()
+    parsed.config.model.network = network_config_of(parsed.config)
+    return parsed.config, values

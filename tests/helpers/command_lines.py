@@ -109,13 +109,12 @@ def options_of(command: str) -> list[str]:
 
 
 def _training_options(command: str) -> list[str]:
-    from mm_lightning.training.cli import TrainingCLI, prepare
+    from mm_lightning.training.cli import TrainingCLI
 
     class Options(TrainingCLI):
         def parse_arguments(self, parser: Any, args: Any) -> None:
             raise StopIteration(self._known())
 
-    prepare()
     try:
         Options(command, [])
     except StopIteration as known:
