@@ -38,10 +38,10 @@ from mm_lightning.training.check_config import config_errors
 from mm_lightning.training.cli import TrainingCLI
 from mm_lightning.training.command_options import TRAINER_DEFAULTS
 from mm_lightning.training.data_preparation import MAKERS
-from mm_lightning.training.fake_cluster import fake_processes
 from mm_lightning.training.lightning_internals import callbacks_of, tuner_exit, use_fake_processes
 from mm_lightning.training.parse_fit import network_config_of
 from mm_lightning.training.resolve_checkpoint import resolve_checkpoint
+from mm_lightning.training.sharding import fake_processes
 from mm_lightning.training.strategies import CHECKPOINT_BYTES
 
 DEFAULTS: dict[str, Any] = {"max_steps": 1, "accumulate_grad_batches": 1, **TRAINER_DEFAULTS}

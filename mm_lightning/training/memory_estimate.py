@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from lightning.pytorch.strategies import StrategyRegistry
 
 from mm_lightning.errors import UserError
 from mm_lightning.networks import Checkpointing, NetworkConfig
 from mm_lightning.networks.cost import parameters
 from mm_lightning.networks.loss import LOGITS
 from mm_lightning.training.activation_memory import activation_bytes_per_token
-from mm_lightning.training.optimizers import recipe_groups, state_elements
+from mm_lightning.training.optimizers import parameter_groups, state_elements
 
 USABLE_FRACTION = 0.9
 """Usable fraction of a GPU's memory; the rest is for fragmentation, scratch space of kernels and NCCL's buffers."""
@@ -128,18 +129,17 @@ def run_layout(config: Any, network_config: NetworkConfig | None = None) -> Layo
     trainer, data, model = config.trainer, config.data, config.model
     # auto means 1 device on a CPU, and cannot be known for another machine
     count = count_devices(trainer.devices) or 1
-    strategy = trainer.strategy if isinstance(trainer.strategy, str) else trainer.strategy.class_path
-    settings = {} if isinstance(trainer.strategy, str) else vars(trainer.strategy.init_args)
+    if isinstance(strategy := trainer.strategy, str):
+        settings = StrategyRegistry[strategy]["init_params"] if strategy in StrategyRegistry else {}
+    else:
+        strategy, settings = strategy.class_path, vars(strategy.init_args)
     deepspeed = "deepspeed" in strategy.lower()
-    stage = 0
-    if deepspeed:
-        named = [n for n in (1, 2, 3) if f"stage_{n}" in strategy]
-        stage = named[0] if named else settings.get("stage", 2)
-    elif "fsdp" in strategy.lower():
+    stage = settings.get("stage", 2) if deepspeed else 0
+    if "fsdp" in strategy.lower():
         raise UserError(f"memory is estimated for the strategies auto, ddp and DeepSpeed, not for {strategy}")
     with torch.device("meta"):
         network = (network_config or model.network).build()
-    groups = recipe_groups(network, model)
+    groups = parameter_groups(network, model.optimizer, model.weight_decay, model.parameter_groups)
     moments = state_elements(groups, model.optimizer)
     if stage in (1, 2):  # DeepSpeed's Muon has a second copy of the momentum, for steps that are skipped
         moments += sum(p.numel() for group in groups if group.get("use_muon") for p in group["params"])
@@ -148,8 +148,8 @@ def run_layout(config: Any, network_config: NetworkConfig | None = None) -> Layo
         precision=str(trainer.precision or "32-true"),
         zero_stage=stage,
         deepspeed=deepspeed,
-        offload="offload" in strategy or bool(settings.get("offload_optimizer")),
-        offload_parameters="stage_3_offload" in strategy or bool(settings.get("offload_parameters")),
+        offload=bool(settings.get("offload_optimizer")),
+        offload_parameters=bool(settings.get("offload_parameters")),
         bucket=settings.get("reduce_bucket_size", Layout.bucket),
         live_parameters=settings.get("max_live_parameters", Layout.live_parameters),
         micro_batch_size=data.micro_batch_size,

@@ -34,7 +34,7 @@ from mm_lightning.training.optimizers import (
     ParameterGroup,
     build_optimizer,
     check_optimizer,
-    recipe_groups,
+    parameter_groups,
     uses_zero,
 )
 from mm_lightning.training.schedules import Schedule
@@ -265,7 +265,7 @@ class LanguageModule(LightningModule):
             UserError: there is no such optimizer or schedule, or it cannot be used in this run.
         """
         check_optimizer(self.trainer, self.optimizer)
-        groups = recipe_groups(self.network, self)
+        groups = parameter_groups(self.network, self.optimizer, self.weight_decay, self.parameter_groups)
         zero = uses_zero(self.trainer)
         optimizer = build_optimizer(self.optimizer, groups, self.learning_rate, self.betas, zero)
         # the steps are not known before the loaders exist, which a resume must precede

@@ -6,7 +6,7 @@ import inspect
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 import torch
 from lightning.pytorch import Trainer
@@ -84,15 +84,12 @@ class Muon(Optimizer):
         groups = list(params)
         matrices = [group for group in groups if group["use_muon"]]
         others = [group for group in groups if not group["use_muon"]]
-        muon: dict[str, Any] = {
-            "momentum": momentum,
-            "nesterov": nesterov,
-            "ns_steps": ns_steps,
-            "adjust_lr_fn": adjust_lr_fn,
-        }
         self.parts: list[Optimizer] = []  # which fill in the settings of their groups
         if matrices:
-            self.parts.append(torch.optim.Muon(matrices, lr=lr, **muon))
+            muon = torch.optim.Muon(
+                matrices, lr=lr, momentum=momentum, nesterov=nesterov, ns_steps=ns_steps, adjust_lr_fn=adjust_lr_fn
+            )
+            self.parts.append(muon)
         if others:
             self.parts.append(torch.optim.AdamW(others, lr=lr, betas=betas, fused=True))
         super().__init__(groups, {"lr": lr})
@@ -112,36 +109,24 @@ class Muon(Optimizer):
         return loss
 
 
-class Recipe(Protocol):
-    """The settings of a module, or of the section `model` of a config, that decide its parameter groups."""
-
-    weight_decay: float
-    optimizer: Choice
-    parameter_groups: list[ParameterGroup] | None
-
-
-def recipe_groups(network: Network, recipe: Recipe) -> list[dict[str, Any]]:
-    """Return the parameter groups of a recipe (:func:`parameter_groups`)."""
-    muon = optimizer_class_of(recipe.optimizer) is Muon
-    return parameter_groups(network, recipe.weight_decay, recipe.parameter_groups or [], muon)
-
-
 def parameter_groups(
-    network: Network, weight_decay: float, patterns: list[ParameterGroup], muon: bool = False
+    network: Network, choice: Choice, weight_decay: float, patterns: list[ParameterGroup] | None = None
 ) -> list[dict[str, Any]]:
     """Return an optimizer's parameter groups, with weight decay on matrices only; `lr` is a factor.
 
-    Without patterns and Muon: matrices, then norms and scalars.
+    Without patterns and Muon: matrices, then norms and scalars. For Muon, matrices of linear maps in blocks are in
+    groups of their own, with `use_muon: true`.
 
     Args:
         network: whose parameters are optimized.
+        choice: model.optimizer.
         weight_decay: of matrices.
         patterns: settings of some of the parameters; their groups follow in this order.
-        muon: whether matrices of linear maps in blocks are in groups of their own, with `use_muon: true`.
 
     Raises:
         UserError: a pattern matches no parameter.
     """
+    patterns, muon = patterns or [], optimizer_class_of(choice) is Muon
     matrices = {id(p) for p in network.weight_decay_groups()[0]}
     hidden = {id(p) for p in muon_matrices(network)} if muon else set()
     names: dict[int, list[str]] = {}

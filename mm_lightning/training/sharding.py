@@ -6,6 +6,7 @@ them is in `strategies.py`, the files that ZeRO writes are read in `mm_lightning
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -74,11 +75,26 @@ def limit_groups(limit: timedelta) -> None:
         set_group(limit, group)
 
 
-def fake_store() -> Any:
-    """Return the store of torch's fake process group, from the helpers of torch's tests."""
+@contextmanager
+def fake_processes(devices: int) -> Iterator[None]:
+    """Context manager in which this process acts as rank 0 of a number of processes, and collectives return at once.
+
+    What other ranks would have sent is missing: reductions and gathered parameters hold this process's part alone.
+    Lightning's TorchElasticEnvironment reads the environment, which is restored afterwards. The store is from the
+    helpers of torch's tests.
+    """
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    return FakeStore()
+    before = dict(os.environ)
+    os.environ |= {"WORLD_SIZE": str(devices), "RANK": "0", "LOCAL_RANK": "0", "GROUP_RANK": "0"}
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "0", "TORCHELASTIC_RUN_ID": "plan"}
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=devices)
+    try:
+        yield
+    finally:
+        destroy_process_groups()
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def destroy_process_groups() -> None:

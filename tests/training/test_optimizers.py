@@ -59,7 +59,7 @@ def names_of(network, parameters):
 def test_adamw_is_what_it_was():
     """The groups, settings and state that checkpoints of earlier versions have."""
     network = CONFIGS["v2"].build()
-    optimizer = build_optimizer(Choice("adamw"), parameter_groups(network, 0.1, []), 0.01, BETAS)
+    optimizer = build_optimizer(Choice("adamw"), parameter_groups(network, Choice("adamw"), 0.1), 0.01, BETAS)
     before = torch.optim.AdamW(
         [{"params": p, "weight_decay": d} for p, d in zip(network.weight_decay_groups(), (0.1, 0.0), strict=True)],
         lr=0.01, betas=BETAS, fused=True,
@@ -73,7 +73,7 @@ def test_adamw_is_what_it_was():
 def test_a_step_of_muon_is_that_of_torchs_muon_and_adamw():
     network = CONFIGS["transformer-sharp"].build()  # with depthwise convolutions
     other = copy.deepcopy(network)
-    optimizer = build_optimizer(Choice("muon"), parameter_groups(network, 0.3, [], muon=True), 0.01, BETAS)
+    optimizer = build_optimizer(Choice("muon"), parameter_groups(network, Choice("muon"), 0.3), 0.01, BETAS)
     matrices = [
         p for name, p in other.named_parameters() if p.dim() == 2 and "blocks" in name and "convolution" not in name
     ]
@@ -95,7 +95,7 @@ def test_a_step_of_muon_is_that_of_torchs_muon_and_adamw():
         adamw.step()
         if step == 1:  # with a state that was saved and restored
             saved = copy.deepcopy(optimizer.state_dict())
-            optimizer = build_optimizer(Choice("muon"), parameter_groups(network, 0.3, [], muon=True), 0.5, BETAS)
+            optimizer = build_optimizer(Choice("muon"), parameter_groups(network, Choice("muon"), 0.3), 0.5, BETAS)
             optimizer.load_state_dict(saved)
     for (name, found), expected in zip(network.named_parameters(), other.parameters(), strict=True):
         assert torch.equal(found, expected), name
@@ -109,7 +109,7 @@ def test_muon_has_the_matrices_of_linear_maps(name):
     for key, parameter in network.named_parameters():
         outside = not key.startswith("blocks") or parameter.dim() != 2 or "convolution" in key
         assert (key in chosen) == (not outside), key
-    groups = parameter_groups(network, 0.1, [], muon=True)
+    groups = parameter_groups(network, Choice("muon"), 0.1)
     assert [group["use_muon"] for group in groups] == [True, False, False]
     assert sum(len(group["params"]) for group in groups) == len(list(network.parameters()))
 
@@ -120,7 +120,7 @@ def test_groups_by_pattern():
         ParameterGroup("embedding|classifier", learning_rate=0.1, weight_decay=0.0),
         ParameterGroup(r"blocks\.0\.|embedding", weight_decay=0.7),
     ]
-    groups = parameter_groups(network, 0.2, patterns)
+    groups = parameter_groups(network, Choice("adamw"), 0.2, patterns)
     found = {}
     for group in build_optimizer(Choice("adamw"), groups, 0.01, BETAS).param_groups:
         for name in names_of(network, group["params"]):
@@ -137,7 +137,7 @@ def test_groups_by_pattern():
 
 def test_a_tied_embedding_goes_by_both_names():
     network = TransformerConfig(**SMALL, tied=True).build()
-    groups = parameter_groups(network, 0.2, [ParameterGroup("^classifier", learning_rate=0.1)])
+    groups = parameter_groups(network, Choice("adamw"), 0.2, [ParameterGroup("^classifier", learning_rate=0.1)])
     assert names_of(network, groups[-1]["params"]) == ["embedding.weight"]
 
 
@@ -174,7 +174,7 @@ def test_mistakes_are_named(tiny, tmp_path, capsys, settings, named):
 )
 def test_states_are_counted(choice, expected):
     network = CONFIGS["v2"].build()
-    groups = parameter_groups(network, 0.1, [], muon=choice == "muon")
+    groups = parameter_groups(network, Choice(choice), 0.1)
     count = sum(p.numel() for p in network.parameters())
     optimizer = build_optimizer(Choice(choice), groups, 0.01, BETAS)
     gradients(network, 0)
@@ -392,7 +392,7 @@ def test_deepspeeds_muon_is_torchs(rates):
         torch.manual_seed(0)
         network = CONFIGS["v2"].build()
         before = [p.detach().clone() for p in network.parameters()]
-        optimizer = build_optimizer(choice, parameter_groups(network, 0.3, patterns, muon=True), 0.01, BETAS, zero)
+        optimizer = build_optimizer(choice, parameter_groups(network, choice, 0.3, patterns), 0.01, BETAS, zero)
         assert {(g["lr"], g["weight_decay"]) for g in optimizer.param_groups} == {
             *((0.01, 0.3), (0.01, 0.0), (0.005, 0.7), (0.005, 0.0))
         }

@@ -19,9 +19,9 @@ pytestmark = pytest.mark.interfaces
 
 @pytest.fixture
 def processes():
-    torch.distributed.init_process_group("fake", store=sharding.fake_store(), rank=0, world_size=4)
-    yield
-    sharding.destroy_process_groups()
+    with sharding.fake_processes(4):
+        assert torch.distributed.get_world_size() == 4
+        yield
     assert not torch.distributed.is_initialized()
 
 
