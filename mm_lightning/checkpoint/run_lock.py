@@ -38,34 +38,25 @@ def lock_run(folder: Path, timeout: float = 120) -> TextIO:
         file = (folder / LOCK).open("a+", encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write to the run folder {folder}: {error.strerror}") from error
-    try:
-        _wait(file, folder, timeout)
-    except BaseException:
-        file.close()
-        raise
-    file.truncate(0)
-    with contextlib.suppress(OSError):  # disk full: the holder stays unknown
-        os.write(file.fileno(), json.dumps({"process": os.getpid(), "host": platform.node()}).encode() + b"\n")
-    return file
-
-
-def _wait(file: TextIO, folder: Path, timeout: float) -> None:
-    """Wait until the lock is acquired."""
     deadline = time.monotonic() + timeout
     waiting = False
     while not _try(file, folder):
         file.seek(0)
         holder = parse_line(file.read().encode()) or {}  # as far as it has written them
+        who = f"process {holder['process']} on {holder['host']}" if len(holder) == 2 else "another process"
         if holder.get("host") in (None, platform.node()) or time.monotonic() >= deadline:
-            who = f"process {holder['process']} on {holder['host']}" if len(holder) == 2 else "another process"
             raise UserError(
                 f"{who} is training in {folder}: wait for it or stop it, then --resume; a run without --resume takes "
                 f"a folder of its own"
             )
         if not waiting:
-            say(f"waiting up to {timeout:.0f} s for process {holder['process']} on {holder['host']}")
+            say(f"waiting up to {timeout:.0f} s for {who}")
         waiting = True
         time.sleep(min(1.0, timeout))
+    file.truncate(0)
+    with contextlib.suppress(OSError):  # disk full: the holder stays unknown
+        os.write(file.fileno(), json.dumps({"process": os.getpid(), "host": platform.node()}).encode() + b"\n")
+    return file
 
 
 def _try(file: TextIO, folder: Path) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from mm_lightning.checkpoint.checksums import METADATA_KEY, ChecksumFile, crc32, sync
+from mm_lightning.checkpoint.checksums import METADATA_KEY, crc32, sync
 from mm_lightning.checkpoint.lazy_weights import Weights
 
 DTYPE_NAMES = {
@@ -116,15 +116,12 @@ def write_safetensors(
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # data are aligned to 8 bytes
     with open(target, "wb") as file:
-        summed = ChecksumFile(file)
-        summed.write(struct.pack("<Q", len(text)) + text)
+        file.write(struct.pack("<Q", len(text)) + text)
         for name in names:
             for piece in weights[name].reshape(-1).split(_PIECE):
                 values = piece.to(dtypes[name]).contiguous()
-                summed.write(memoryview(values.view(torch.uint8).numpy()))
-        file.seek(8 + _place(text, CHECKSUM_PLACEHOLDER))
-        file.write(f"{summed.crc32:08x}".encode())
-        sync(file)
+                file.write(memoryview(values.view(torch.uint8).numpy()))
+    write_checksum(target)
 
 
 def write_checksum(path: Path) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,22 +12,12 @@ from jsonargparse import Namespace
 
 from mm_lightning.errors import UserError
 from mm_lightning.ranges import accept, hints
-from mm_lightning.side_files import known_config
 from mm_lightning.training.command_options import option_types
 from mm_lightning.training.config_files import flatten_config
 from mm_lightning.training.memory_estimate import count_devices
 from mm_lightning.training.tracked_runs import logger_mistakes
 from mm_lightning.training.trainer_options import option_mistakes
-
-LOSS_SETTINGS = (
-    "model.network",
-    "data.path",
-    "data.context_length",
-    "data.validation_sequences",
-    "trainer.precision",
-    "trainer.limit_val_batches",
-    "trainer.limit_test_batches",
-)
+from mm_lightning.user_classes import load_class
 
 
 def config_errors(config: Namespace) -> Iterator[tuple[str, UserError]]:
@@ -70,11 +58,10 @@ def typed_sections(config: Namespace) -> Iterator[tuple[str, Namespace, dict[str
         *(("trainer.callbacks", one) for one in (chosen if isinstance(chosen, list) else [chosen])),
     ):
         if isinstance(part, Namespace) and "class_path" in part and isinstance(part.get("init_args"), Namespace):
-            module, _, name = part.class_path.rpartition(".")
-            kind = getattr(importlib.import_module(module), name)
+            kind: Any = load_class(part.class_path, object)
             has_fields = dataclasses.is_dataclass(kind)
             types = hints(kind if has_fields else kind.__init__)
-            yield key if key in ("model.network", "data.generate") else f"{key}.{name}", part.init_args, types
+            yield key if key in ("model.network", "data.generate") else f"{key}.{kind.__name__}", part.init_args, types
 
 
 def check_devices(accelerator: str | object, devices: int | str | list[int] | None) -> None:
@@ -96,19 +83,6 @@ def check_devices(accelerator: str | object, devices: int | str | list[int] | No
         f"trainer.devices is {devices}, but this machine has {count or 'no'} GPU{'s' if count > 1 else ''}: use {fewer}"
         f"its CPU: --trainer.devices 1 --trainer.accelerator cpu. (--plan {named} checks a run for another machine)"
     )
-
-
-def changed_settings(run_config: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings that decide a validation loss and differ from a run's config.yaml, by dotted name.
-
-    Args:
-        run_config: the file.
-        config: this command's, with every default.
-    """
-    was, now = known_config(run_config), config
-    if not was:
-        return {}
-    return {name: value for name, (_, value) in config_differences(was, now).items() if name.startswith(LOSS_SETTINGS)}
 
 
 def config_differences(was: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -11,8 +11,19 @@ from mm_lightning.checkpoint import fingerprint
 from mm_lightning.console import say
 from mm_lightning.data import TextDataModule
 from mm_lightning.outputs import Output, opened
-from mm_lightning.side_files import append_lines
-from mm_lightning.training.check_config import changed_settings
+from mm_lightning.side_files import append_lines, known_config
+from mm_lightning.training.check_config import config_differences
+
+LOSS_SETTINGS = (
+    "model.network",
+    "data.path",
+    "data.context_length",
+    "data.validation_sequences",
+    "trainer.precision",
+    "trainer.limit_val_batches",
+    "trainer.limit_test_batches",
+)
+"""Settings that decide a validation loss."""
 
 
 def report_evaluation(
@@ -30,7 +41,9 @@ def report_evaluation(
     say(f"{checkpoint}: " + "  ".join(f"{name.partition('/')[2]} {value:.4f}" for name, value in metrics.items()))
     if not (run / "config.yaml").is_file():
         return
-    changes = changed_settings(run / "config.yaml", config)
+    before = known_config(run / "config.yaml")
+    differences = config_differences(before, config) if before else {}
+    changes = {name: value for name, (_, value) in differences.items() if name.startswith(LOSS_SETTINGS)}
     line = {
         "checkpoint": checkpoint.name,
         "weights": fingerprint(checkpoint),

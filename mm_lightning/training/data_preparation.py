@@ -34,7 +34,7 @@ def drop_other_preparation(data: Namespace, files: Sequence[ConfigFile], options
     """
     keys: set[str] = set()  # keys that belong to the last path
     path = None
-    for layer in [*(dict(flatten_config(file.values.get("data"), "data")) for file in files), _typed(options)]:
+    for layer in _layers(files, options):
         named = layer.get("data.path")
         if named is not None:
             named = str(Path(named).expanduser()) if isinstance(named, str) else named
@@ -63,7 +63,7 @@ def enlarge_vocabulary(config: Namespace, files: Sequence[ConfigFile], options: 
         files: the config files, in order.
         options: the other command-line options, which override the files.
     """
-    layers = [*(dict(flatten_config(file.values)) for file in files), _typed(options)]
+    layers = _layers(files, options)
     path, network = config.data.path, config.model.network.init_args
     folder = Path(next(iter(path)) if isinstance(path, dict) else path).expanduser()
     named = max((n for n, keys in enumerate(layers) if "data.path" in keys), default=-1)
@@ -77,12 +77,12 @@ def enlarge_vocabulary(config: Namespace, files: Sequence[ConfigFile], options: 
         network.vocab_size = size
 
 
-def _typed(options: Sequence[str]) -> dict[str, Any]:
-    """Return the values of command-line options by their dotted names."""
-    layer: dict[str, Any] = {}
+def _layers(files: Sequence[ConfigFile], options: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the settings of each file, in order, and then of the options, by their dotted names."""
+    typed: dict[str, Any] = {}
     for name, text in option_texts(options).items():
         value: Any = text
         with contextlib.suppress(UserError):  # no YAML: a text
             value = load_yaml(text, name)
-        layer |= flatten_config(value, name)
-    return layer
+        typed |= flatten_config(value, name)
+    return [*(dict(flatten_config(file.values)) for file in files), typed]

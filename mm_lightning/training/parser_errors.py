@@ -11,7 +11,7 @@ from mm_lightning.options import nearest, wrong_value
 from mm_lightning.shipped import resolve_config
 from mm_lightning.synonyms import synonym
 from mm_lightning.training.config_files import ConfigFile, named_values, option_texts
-from mm_lightning.user_classes import where_modules_are_found
+from mm_lightning.user_classes import load_class, where_modules_are_found
 from mm_lightning.yaml_text import locate
 
 CLASSES = {
@@ -64,8 +64,9 @@ def explain_parser_error(message: str, files: list[ConfigFile], known: list[str]
     else:
         return message.replace("Parser key ", "config key ")
     parts = key.split(".")
-    depth = next((n for n in range(1, len(parts) + 1) if not _is_prefix(parts[:n], known)), len(parts))
-    key = ".".join(parts[:depth])
+    prefixes = [".".join(parts[: n + 1]) for n in range(len(parts))]
+    key = next((name for name in prefixes if not any(f"{option}.".startswith(f"{name}.") for option in known)), key)
+    depth = key.count(".") + 1
     siblings = sorted({".".join(name.split(".")[:depth]) for name in known if name.count(".") >= depth - 1})
     return _unknown_key_message("config key ", key, siblings, _where(key, files), "", known)
 
@@ -135,17 +136,11 @@ def _unknown_key_message(
     return f"unknown {kind}{key}{owner}{where}: {hint}"
 
 
-def _is_prefix(parts: list[str], known: list[str]) -> bool:
-    name = ".".join(parts)
-    return any(option == name or option.startswith(name + ".") for option in known)
-
-
 def _parameters(class_path: str) -> list[str]:
     """Return the names of a class's arguments, without failing on a type that cannot be imported."""
     from jsonargparse import ArgumentParser
 
-    module, _, name = class_path.rpartition(".")
-    cls = getattr(__import__(module, fromlist=[name]), name)
+    cls = load_class(class_path, object)
     names = ArgumentParser(exit_on_error=False).add_class_arguments(cls, "x", fail_untyped=False)
     return [name.removeprefix("x.") for name in names] or list(inspect.signature(cls).parameters)
 
