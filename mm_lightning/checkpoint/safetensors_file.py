@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from mm_lightning.checkpoint.checksums import METADATA_KEY, crc32, sync
 from mm_lightning.checkpoint.lazy_weights import Weights
@@ -29,61 +30,57 @@ MEMORY_FORMAT = "mm-lightning memory"
 """The value of `format` in the metadata of a memory file."""
 CHECKSUM_PLACEHOLDER = "00000000"
 """The value of `crc32` in the metadata while a file is written."""
-_LARGEST_HEADER = 100_000_000  # bytes; the same limit as safetensors'
 _PIECE = 1 << 24  # elements converted and written at once
 
 
-def read_header(path: Path) -> dict[str, Any]:
-    """Return the header of a safetensors file.
+def read_safetensors_metadata(path: Path) -> dict[str, str]:
+    """Return the metadata in the header of a safetensors file.
 
     Raises:
-        ValueError: the file has another format.
+        OSError: there is no such file.
+        ValueError: the file has another format, or is truncated.
     """
-    return json.loads(_header_bytes(path))
-
-
-def _header_bytes(path: Path) -> bytes:
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 0 < length <= _LARGEST_HEADER:
-            raise ValueError("it is not a safetensors file")
-        return file.read(length)
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
 
 
 def is_memory_file(path: Path) -> bool:
     """Return whether a file is a memory file, by its header."""
     try:
-        return read_header(path)["__metadata__"]["format"] == MEMORY_FORMAT
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return read_safetensors_metadata(path).get("format") == MEMORY_FORMAT
+    except (OSError, ValueError):
         return False
 
 
 def find_safetensors_damage(path: Path, checksums: bool = True) -> str | None:
     """Return what is wrong with a file, as :func:`mm_lightning.checkpoint.find_damage` does."""
     try:
-        raw = _header_bytes(path)
-        header = json.loads(raw)
-        metadata = header.pop("__metadata__", {})
-        end = 8 + len(raw) + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        metadata = read_safetensors_metadata(path)
+    except OSError as error:
         return f"cannot be read ({error})"
-    if path.stat().st_size != end:
-        return f"is truncated or damaged ({path.stat().st_size} bytes instead of {end})"
+    except ValueError as error:
+        return f"is truncated or damaged ({error})"
     if "crc32" not in metadata:
         # files of other programs have no checksum
         return "is damaged (it lacks its checksum)" if METADATA_KEY in metadata else None
     if not checksums:
         return None
-    place = 8 + _place(raw, metadata["crc32"])
+    place = _place(path, metadata["crc32"])
     before = zlib.crc32(CHECKSUM_PLACEHOLDER.encode(), crc32(path, end=place))
     if f"{crc32(path, place + len(CHECKSUM_PLACEHOLDER), value=before):08x}" != metadata["crc32"]:
         return "is damaged (its checksum is not the one it was written with)"
     return None
 
 
-def _place(header: bytes, value: str) -> int:
-    """Return the offset of the checksum in a header."""
-    return header.index(b'"crc32":"' + value.encode()) + len(b'"crc32":"')
+def _place(path: Path, value: str) -> int:
+    """Return the offset of the checksum in a file, which has this value."""
+    with open(path, "rb") as file:
+        length = file.read(8)
+        begin = length + file.read(int.from_bytes(length, "little"))
+    return begin.index(b'"crc32":"' + value.encode()) + len(b'"crc32":"')
 
 
 def write_safetensors(
@@ -126,7 +123,7 @@ def write_safetensors(
 
 def write_checksum(path: Path) -> None:
     """Write the checksum of a file into its header, in place of `CHECKSUM_PLACEHOLDER`."""
-    place = 8 + _place(_header_bytes(path), CHECKSUM_PLACEHOLDER)
+    place = _place(path, CHECKSUM_PLACEHOLDER)
     value = crc32(path)
     with open(path, "r+b") as file:
         file.seek(place)

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from mm_lightning.checkpoint.integrity import DEEPSPEED_TAG, METADATA_KEY, SAFETENSORS_SUFFIX, find_damage, read_commit
 from mm_lightning.checkpoint.lazy_weights import Stored, Weights
-from mm_lightning.checkpoint.safetensors_file import DTYPE_NAMES, read_header
+from mm_lightning.checkpoint.safetensors_file import DTYPE_NAMES, read_safetensors_metadata
 from mm_lightning.checkpoint.writing import describe_load_error, load
 from mm_lightning.errors import UserError
 
@@ -32,7 +33,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
         if path.is_dir():
             return read_commit(path)[METADATA_KEY]
         if path.suffix == SAFETENSORS_SUFFIX:
-            return json.loads(read_header(path)["__metadata__"][METADATA_KEY])
+            return json.loads(read_safetensors_metadata(path)[METADATA_KEY])
         return load(path, mmap=True)[METADATA_KEY]
     except KeyError as error:
         raise UserError(f"{path} was not written by mm: it has no entry {METADATA_KEY!r}") from error
@@ -58,17 +59,14 @@ def open_weights(path: Path) -> Weights:
 
 def open_safetensors(path: Path) -> Weights:
     """Return the tensors of a safetensors file, read lazily; tied ones under each of their names."""
-    from safetensors import safe_open
-
-    header = read_header(path)
-    metadata = header.pop("__metadata__", {})
     types = {name: dtype for dtype, name in DTYPE_NAMES.items()}
     file = safe_open(path, "pt", "cpu")
-    stored = {
-        name: Stored(partial(file.get_tensor, name), tuple(entry["shape"]), types[entry["dtype"]])
-        for name, entry in header.items()
-    }
-    return Weights(stored | {name: stored[source] for name, source in json.loads(metadata.get("tied", "{}")).items()})
+    stored = {}
+    for name in file.keys():  # noqa: SIM118
+        part = file.get_slice(name)
+        stored[name] = Stored(partial(file.get_tensor, name), tuple(part.get_shape()), types[part.get_dtype()])
+    tied = json.loads((file.metadata() or {}).get("tied", "{}"))
+    return Weights(stored | {name: stored[source] for name, source in tied.items()})
 
 
 def load_error(path: Path) -> str | None:
