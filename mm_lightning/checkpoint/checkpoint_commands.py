@@ -122,12 +122,8 @@ def tied_names(about: dict[str, Any], weights: Weights) -> dict[str, str]:
     with torch.device("meta"):
         network = network_config(about).build()
     first: dict[int, str] = {}
-    tied = {}
-    for name, parameter in network.named_parameters(remove_duplicate=False):
-        stored = first.setdefault(id(parameter), name)
-        if stored != name and name in weights and stored in weights:
-            tied[name] = stored
-    return tied
+    stored = {name: first.setdefault(id(p), name) for name, p in network.named_parameters(remove_duplicate=False)}
+    return {name: source for name, source in stored.items() if name != source and {name, source} <= weights.keys()}
 
 
 UNIVERSAL = FolderKind(

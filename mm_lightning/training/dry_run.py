@@ -87,11 +87,14 @@ class DryRunFit(TrainingCLI):
         """Check the config, then build its classes with a tiny copy of the network."""
         config = self.config
         self._devices, self._per_node = device_counts(config)
-        self._network = network_config_of(config)
+        self._network, nodes = network_config_of(config), self._devices // self._per_node
         self._scratch = Path(tempfile.mkdtemp(prefix="mm-plan-"))
         try:
             with fake_processes(self._devices):
-                self._check_config(config)
+                say(f"plan         {self._devices} devices on {nodes} nodes; this process acts as rank 0")
+                for check in (self._batch, self._data, self._memory, self._disk, self._checkpoint):
+                    with self._collect_errors():
+                        say(check(config))
                 self._use_tiny_copy(config)
                 with self._collect_errors():
                     super().build()
@@ -103,13 +106,6 @@ class DryRunFit(TrainingCLI):
             raise UserError(f"this run would not begin: {'; '.join(self._problems)}")
 
     # Checks of the config
-
-    def _check_config(self, config: Namespace) -> None:
-        nodes = self._devices // self._per_node
-        say(f"plan         {self._devices} devices on {nodes} nodes; this process acts as rank 0")
-        for check in (self._batch, self._data, self._memory, self._disk, self._checkpoint):
-            with self._collect_errors():
-                say(check(config))
 
     @contextlib.contextmanager
     def _collect_errors(self) -> Iterator[None]:

@@ -26,8 +26,7 @@ from mm_lightning.training import resume
 from mm_lightning.training.accumulation import check_loader, is_last_step
 from mm_lightning.training.choices import Choice
 from mm_lightning.training.compiler import check_strategy
-from mm_lightning.training.document_losses import document_losses
-from mm_lightning.training.evaluation_losses import EvaluationLosses, metric_names
+from mm_lightning.training.evaluation_losses import EvaluationLosses, document_losses, metric_names
 from mm_lightning.training.lightning_internals import datamodule_of, find_datamodule, log_interval
 from mm_lightning.training.optimizers import (
     Decay,
