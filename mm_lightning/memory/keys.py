@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from mm_lightning.memory.documents import Documents
 from mm_lightning.memory.kernels import Kernels
-from mm_lightning.memory.kernels.dispatch import dispatch_kernels, gated_keys, gated_keys_from
-from mm_lightning.memory.kernels.torch_features import EPS, gated_average_from, normalize, queries
+from mm_lightning.memory.kernels.dispatch import dispatch_kernels, gated_keys
+from mm_lightning.memory.kernels.torch_features import EPS, normalize, queries
 from mm_lightning.memory.layers import V1_SCALAR_SCALE, Linear, MemoryPart
 
 Carried = dict[str, Tensor]
@@ -207,10 +207,7 @@ def average_keys(
     """
     kernels = dispatch_kernels(kernels, ktilde.device, ktilde.dtype, ktilde.shape[-1])
     if carried is None:
-        if kernels != "reference":
-            return gated_keys(ktilde, gate, decay, beta, documents, kernels)
-        k = gated_average_reference(ktilde, gate, decay, documents)
-        return queries(k, beta), k
+        return _in_documents(ktilde, gate, decay, beta, documents, kernels)
     if documents.step:
         scale = carried["scale"]
         if documents.begins_here:
@@ -218,23 +215,38 @@ def average_keys(
         total, scale = gated_step(ktilde[:, 0], gate[:, 0], decay[:, 0], carried["total"], scale)
         k = normalize(total).to(ktilde.dtype)[:, None]
         q = queries(k, beta)
-    else:
-        q, k, total, scale = _chunk(ktilde, gate, decay, beta, documents, carried, kernels)
+    elif documents.begin == 0:
+        q, k = _in_documents(ktilde, gate, decay, beta, documents, kernels)
+        total, scale = _last_step(ktilde, gate, decay, documents)
+    else:  # the state is one token more, before the chunk
+        raw = torch.cat([carried["total"][:, None], ktilde.to(carried["total"].dtype)], 1)
+        gate = torch.cat([carried["scale"][:, None], gate.double()], 1)
+        decay = F.pad(decay, (0, 0, 1, 0))
+        _, k = _in_documents(raw, gate, decay, raw.new_ones(()), documents.carried, kernels)
+        k = k[:, 1:].to(ktilde.dtype)
+        q = queries(k, beta)
+        total, scale = _last_step(raw, gate, decay, documents.carried)
     carried.update(total=total.contiguous(), scale=scale.contiguous())
     return q, k
 
 
-def _chunk(
-    ktilde: Tensor, gate: Tensor, decay: Tensor, beta: Tensor, documents: Documents, carried: Carried, kernels: Kernels
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return q and k of a chunk of several tokens, and total and scale after it."""
-    if kernels == "numba":
-        return gated_keys_from(ktilde, gate, decay, beta, documents, carried)
-    if documents.begin == 0:
-        k, total, scale = gated_average_from(ktilde, gate, decay, documents)
-    else:
-        raw = torch.cat([carried["total"][:, None], ktilde.to(carried["total"].dtype)], 1)
-        gate = torch.cat([carried["scale"][:, None], gate.double()], 1)
-        k, total, scale = gated_average_from(raw, gate, F.pad(decay, (0, 0, 1, 0)), documents.carried)
-        k = k[:, 1:].to(ktilde.dtype)
-    return queries(k, beta), k, total, scale
+def _in_documents(
+    ktilde: Tensor, gate: Tensor, decay: Tensor, beta: Tensor, documents: Documents, kernels: Kernels
+) -> tuple[Tensor, Tensor]:
+    """Return q and k of equation (8), of whole documents."""
+    if kernels != "reference":
+        return gated_keys(ktilde, gate, decay, beta, documents, kernels)
+    k = gated_average_reference(ktilde, gate, decay, documents)
+    return queries(k, beta), k
+
+
+def _last_step(ktilde: Tensor, gate: Tensor, decay: Tensor, documents: Documents) -> tuple[Tensor, Tensor]:
+    """Return total and scale of :func:`gated_step` after the last token."""
+    until_end = decay.double().flip(1).cumsum(1).flip(1) - decay
+    age = torch.arange(ktilde.shape[1] - 1, -1, -1, device=ktilde.device)
+    others = age > documents.position[:, -1:]  # tokens of earlier documents
+    logs = (gate + until_end).masked_fill(others[..., None], -torch.inf)  # (B, T, H)
+    scale = logs.amax(1)
+    exact = ktilde.to(torch.promote_types(ktilde.dtype, torch.float32))
+    with torch.autocast(ktilde.device.type, enabled=False):
+        return torch.einsum("bth,bthd->bhd", (logs - scale[:, None]).exp().to(exact.dtype), exact), scale

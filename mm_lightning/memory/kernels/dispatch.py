@@ -75,27 +75,6 @@ def gated_keys(
     return _kernel("keys")(*arguments)[:2] if _directly(kernels, ktilde) else _GatedKeys.apply(*arguments)
 
 
-def gated_keys_from(
-    ktilde: Tensor, gate: Tensor, decay: Tensor, beta: Tensor, documents: Documents, carried: dict[str, Tensor]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return q and k of a chunk that begins or continues a state, by numba kernels, and total and scale after it.
-
-    Args:
-        ktilde, gate, decay, beta, documents: as for :func:`gated_keys`.
-        carried: total (B, H, D) and scale (B, H) after the token before; see
-            :func:`mm_lightning.memory.keys.gated_step`. Empty at the beginning of a state.
-    """
-    from mm_lightning.memory.kernels.numba_features import keys
-
-    exact = torch.promote_types(ktilde.dtype, torch.float32)
-    gate, decay, beta = (x.to(exact).expand_as(gate).contiguous() for x in (gate, decay, beta))
-    total, scale = gate.new_zeros(ktilde[:, 0].shape), gate.new_full(gate[:, 0].shape, -torch.inf, dtype=torch.float64)
-    if carried:  # copies, which the call changes
-        total, scale = total.copy_(carried["total"]), scale.copy_(carried["scale"])
-    q, k, _ = keys(contiguous_rows(ktilde), gate, decay, beta, documents.starts, (total, scale))
-    return q, k, total, scale
-
-
 def ahead_values(vtilde: Tensor, gamma: Tensor | None, alpha: Tensor, documents: Documents, kernels: Kernels) -> Tensor:
     """Return alpha Norm(gamma vtilde_t + (1 - gamma) vtilde_{t+1}), equation (9), (B, T, H, D) in vtilde's type.
 

@@ -154,26 +154,21 @@ def _values_back(sizes, strides, raw, starts, gamma, alpha, vs, norm, d_vs, d_ra
                     put(d_x, d, now * u[d])
 
 
-def keys(
-    raw: Tensor, gate: Tensor, decay: Tensor, beta: Tensor, starts: Tensor, state: tuple[Tensor, Tensor] | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+def keys(raw: Tensor, gate: Tensor, decay: Tensor, beta: Tensor, starts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return q and k, (B, T, H, D) with heads before time in memory, and fresh, fade and |S|, (3, B, T, H).
 
     Args:
         raw: (B, T, H, D).
         gate, decay, beta: (B, T, H) contiguous, in the type of the computation.
         starts: (B, T) bool, where documents begin.
-        state: total (B, H, D) after the token before, in that type, and scale (B, H), in float64; updated in place.
-            None in whole documents.
     """
     batch, time, heads, dim = raw.shape
     starts = starts.contiguous()
-    if state is None:
-        state = gate.new_zeros(batch, heads, dim), gate.new_full((batch, heads), -torch.inf, dtype=torch.float64)
+    total, scale = gate.new_zeros(batch, heads, dim), gate.new_empty(batch, heads, dtype=torch.float64)
     q, k = (raw.new_empty(batch, heads, time, dim) for _ in range(2))
     saved = gate.new_empty(3, batch, time, heads)
     arrays = [flat(x) for x in (raw, gate, decay, starts, beta, q, k, *saved)]
-    _in_parallel(_keys, raw, raw.stride()[:3], *arrays, *(x.numpy() for x in state))
+    _in_parallel(_keys, raw, raw.stride()[:3], *arrays, total.numpy(), scale.numpy())
     return q.transpose(1, 2), k.transpose(1, 2), saved
 
 

@@ -49,32 +49,6 @@ def gated_average(ktilde: Tensor, gate: Tensor, decay: Tensor, documents: Docume
     return _GatedAverage.apply(ktilde, gate, decay, documents)
 
 
-@torch.no_grad()
-def gated_average_from(
-    ktilde: Tensor, gate: Tensor, decay: Tensor, documents: Documents
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute :func:`gated_average` without a derivative, and the state after the last token.
-
-    To continue a state, put its total before the raw keys and its scale before the gates, with a decay of 0.
-
-    Returns:
-        (B, T, H, D) keys, and after the last token total (B, H, D) and scale (B, H) of :func:`gated_step`.
-    """
-    total, norm, log_weight, _ = _totals(ktilde, gate, decay, documents)
-    keys = (total / norm[..., None]).transpose(1, 2).to(ktilde.dtype)
-    return keys, total[:, :, -1], gate[:, -1].double() - log_weight[..., -1]
-
-
-def _totals(ktilde: Tensor, gate: Tensor, decay: Tensor, documents: Documents) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return S (B, H, T, D), its norm, the log weight of each token in it, and m of :class:`_GatedAverage`."""
-    dtype = torch.promote_types(ktilde.dtype, torch.float32)
-    log_weight, level = _levels(gate, decay, documents)
-    with torch.autocast(ktilde.device.type, enabled=False):
-        total = decayed_sum(_scaled(ktilde, log_weight.exp().to(dtype), dtype), level)
-        norm = torch.linalg.vector_norm(total, dim=-1).clamp_min_(EPS)
-    return total, norm, log_weight, level
-
-
 class _GatedAverage(torch.autograd.Function):
     """Keys S_t / |S_t| of equation (8), from S_t = sum_{s <= t} exp(u_s - m_t) ktilde_s.
 
@@ -84,8 +58,11 @@ class _GatedAverage(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, ktilde: Tensor, gate: Tensor, decay: Tensor, documents: Documents) -> Tensor:
-        total, norm, log_weight, level = _totals(ktilde, gate, decay, documents)
-        dtype = norm.dtype
+        dtype = torch.promote_types(ktilde.dtype, torch.float32)
+        log_weight, level = _levels(gate, decay, documents)
+        with torch.autocast(ktilde.device.type, enabled=False):
+            total = decayed_sum(_scaled(ktilde, log_weight.exp().to(dtype), dtype), level)
+            norm = torch.linalg.vector_norm(total, dim=-1).clamp_min_(EPS)
         keys = torch.empty(ktilde.shape, dtype=dtype, device=ktilde.device)
         torch.div(total, norm[..., None], out=keys.transpose(1, 2))
         keys = keys.to(ktilde.dtype)
