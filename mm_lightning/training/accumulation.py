@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mm_lightning.data.sequences import TrainingOrder
@@ -27,16 +28,15 @@ def accumulation_steps(global_batch: int, micro_batch: int, devices: int, per_no
     sequences = micro_batch * devices
     if global_batch % sequences == 0:
         return global_batch // sequences
-    below, above = global_batch // sequences * sequences, -(-global_batch // sequences) * sequences
-    choices = [f"data.global_batch_size {_either(below, above)}"]
+    multiples = range(sequences, global_batch + sequences, sequences)
+    choices = [f"data.global_batch_size {_nearest(multiples, global_batch)}"]
     whole_nodes = range(per_node, global_batch // micro_batch + 1, per_node)
-    counts = [n for n in whole_nodes if global_batch % (micro_batch * n) == 0]
-    nodes = f" ({_either(*(n // per_node for n in _neighbors(counts, devices)))} nodes)" if per_node > 1 else ""
-    if counts:
-        choices.append(f"{_either(*_neighbors(counts, devices))} devices{nodes}")
+    if counts := [n for n in whole_nodes if global_batch % (micro_batch * n) == 0]:
+        nodes = f" ({_nearest([n // per_node for n in counts], devices / per_node)} nodes)" if per_node > 1 else ""
+        choices.append(f"{_nearest(counts, devices)} devices{nodes}")
     if global_batch % devices == 0:
         sizes = [n for n in range(1, global_batch // devices + 1) if global_batch // devices % n == 0]
-        choices.append(f"data.micro_batch_size {_either(*_neighbors(sizes, micro_batch))}")
+        choices.append(f"data.micro_batch_size {_nearest(sizes, micro_batch)}")
     raise UserError(
         f"data.global_batch_size {global_batch} is not a multiple of data.micro_batch_size {micro_batch} x {devices} "
         f"devices = {sequences}. What fits: {', or '.join(choices)}"
@@ -81,11 +81,7 @@ def is_last_step(trainer: Trainer) -> bool:
     return trainer.global_step == trainer.max_steps or (trainer.is_last_batch and 0 < epochs <= epoch)
 
 
-def _neighbors(values: list[int], number: int) -> list[int]:
-    """Return the nearest of sorted values below a number and above it, as far as there are any."""
-    return [n for n in values if n < number][-1:] + [n for n in values if n > number][:1]
-
-
-def _either(*numbers: int) -> str:
-    """Return "32 or 64", without numbers that are 0."""
-    return " or ".join(str(n) for n in numbers if n)
+def _nearest(values: Sequence[int], number: float) -> str:
+    """Return "32 or 64", the nearest of sorted values below a number and above it, as far as there are any."""
+    near = [n for n in values if n < number][-1:] + [n for n in values if n > number][:1]
+    return " or ".join(map(str, near))
