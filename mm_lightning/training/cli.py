@@ -101,7 +101,10 @@ class TrainingCLI(LightningCLI):
         )
 
     def run(self) -> None:
-        """Build the classes that the config names, and run the command."""
+        """Build the classes that the config names, and run the command.
+
+        A run that a mistake ends before its first step leaves no folder.
+        """
         signals.when_stuck.append(self._stuck)
         try:
             self.build()
@@ -113,12 +116,27 @@ class TrainingCLI(LightningCLI):
                 raise
             self._leave(interrupt)
             raise interrupt from None
+        except UserError:
+            self._remove_unused()
+            raise
+        except Exception as error:
+            if (by_tracker := refused_by_tracker(error)) or refused_by_lightning(error):
+                self._remove_unused()
+                which = "trainer.logger cannot begin a run: " if by_tracker else ""
+                raise UserError(which + " ".join(str(error).split())) from error
+            if isinstance(error, RuntimeError) and (lost := lost_contact(error, self.config.communication_timeout)):
+                raise lost from error
+            raise
         finally:
             signals.when_stuck.remove(self._stuck)
             if hasattr(self, "folder"):
                 self.folder.release()
                 if self.command == "fit" and self.config.trainer.fast_dev_run:
                     self.folder.remove_dry_run()
+
+    def _remove_unused(self) -> None:
+        if hasattr(self, "folder"):
+            self.folder.remove_unused()
 
     def _stuck(self, interrupt: KeyboardInterrupt) -> None:
         """End the other processes of this machine in place of a main thread that waits for them."""
@@ -251,21 +269,9 @@ class TrainingCLI(LightningCLI):
     # The commands
 
     def run_command(self) -> None:
-        """Run the command; a run that a mistake ends before its first step leaves no folder."""
-        try:
-            self._check_data()
-            getattr(self, self.command)()
-        except UserError:
-            self.folder.remove_unused()
-            raise
-        except Exception as error:
-            if (by_tracker := refused_by_tracker(error)) or refused_by_lightning(error):
-                self.folder.remove_unused()
-                which = "trainer.logger cannot begin a run: " if by_tracker else ""
-                raise UserError(which + " ".join(str(error).split())) from error
-            timeout = self.config.communication_timeout
-            lost = lost_contact(error, timeout) if isinstance(error, RuntimeError) else None
-            raise (lost or error) from error
+        """Check the data, and run the command."""
+        self._check_data()
+        getattr(self, self.command)()
 
     def _check_data(self) -> None:
         """Prepare the data and check them, before Lightning starts a process for each device.

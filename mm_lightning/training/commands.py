@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-
-from mm_lightning.errors import UserError
 from mm_lightning.training.cli import TrainingCLI
 
 
@@ -14,12 +11,9 @@ def run_training(command: str, args: list[str], slurm_job: str | None = None) ->
     Raises:
         UserError: for any mistake of the user's.
     """
-    try:
-        if command == "fit" and any(arg.split("=")[0] == "--plan" for arg in args):
-            from mm_lightning.training.dry_run import DryRunFit
+    if command == "fit" and any(arg.split("=")[0] == "--plan" for arg in args):
+        from mm_lightning.training.dry_run import DryRunFit
 
-            DryRunFit(args).run()
-        else:
-            TrainingCLI(command, args, slurm_job).run()
-    except MisconfigurationException as error:
-        raise UserError(str(error)) from error
+        DryRunFit(args).run()
+    else:
+        TrainingCLI(command, args, slurm_job).run()
