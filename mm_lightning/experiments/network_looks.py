@@ -24,7 +24,11 @@ Looks = Mapping[Network | str, dict[str, Any]]
 
 
 def looks_of(networks: Sequence[Network] = (), study: Study | None = None) -> Looks:
-    """Return how networks are drawn; one whose long-term memory is removed is dashed in the color of the whole one."""
+    """Return how networks are drawn.
+
+    Networks of the same weights have one color: with the long-term memory removed they are dashed, with other settings
+    given after training (YaRN's, for example) dotted.
+    """
     places: dict[Network | str, tuple[Any, ...]] = {}
     variants: dict[str, tuple[Any, ...]] = {}  # by run folder
     for variant in study.variants if study else ():
@@ -40,13 +44,17 @@ def looks_of(networks: Sequence[Network] = (), study: Study | None = None) -> Lo
         places[network] = weights.setdefault(str(network.about.get("weights", network.key)), place)
     order = sorted(set(places.values()))
     looks: dict[Network | str, dict[str, Any]] = {}
+    whole: set[tuple[Any, ...]] = set()  # places of networks that are drawn as they were trained
     for network_or_variant, place in places.items():
         number = order.index(place)
-        removed = isinstance(network_or_variant, Network) and not network_or_variant.long_term
+        line = "-" if number < len(COLORS) else "-."
+        if isinstance(network_or_variant, Network):
+            line = "--" if not network_or_variant.long_term else ":" if place in whole else line
+            whole |= {place} if network_or_variant.long_term else set()
         looks[network_or_variant] = {
             "color": COLORS[number % len(COLORS)],
             "marker": style.MARKERS[number % len(style.MARKERS)],
-            "linestyle": "--" if removed else "-" if number < len(COLORS) else "-.",
+            "linestyle": line,
         }
     return looks
 

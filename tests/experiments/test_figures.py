@@ -58,14 +58,17 @@ def test_runs_and_evaluations_draw_a_network_in_the_same_color(tmp_path):
         assert both[asked] == both[key]
 
 
-def test_checkpoints_and_removed_memories():
+def test_checkpoints_removed_memories_and_settings_given_after_training():
     def asked(name, step=20, **about):
         return Network(name, name, {"run_folder": "runs/a", "weights": step, "step": step, **about})
 
     whole, removed, early = asked("whole"), asked("removed", long_term=False), asked("early", step=10)
     other = Network("x", "x", {"weights": 1})
-    looks = looks_of([early, removed, whole, other])
+    extended = asked("with YaRN")
+    looks = looks_of([early, removed, whole, extended, other])
+    assert looks[whole]["linestyle"] == "-"
     assert looks[removed] == {**looks[whole], "linestyle": "--"}
+    assert looks[extended] == {**looks[whole], "linestyle": ":"}
     assert looks[early]["color"] == COLORS[2]  # after all last ones
 
 
