@@ -43,8 +43,8 @@ from torch import Tensor
 
 from mm_lightning.errors import UserError
 from mm_lightning.memory.kernels import Kernels, resolve_kernels
-from mm_lightning.memory.sublinear.cluster_read import read
 from mm_lightning.memory.sublinear.summaries import CLUSTER_AXIS, Layout, Summary, cluster_order, gather_rows, summarize
+from mm_lightning.memory.sublinear.torch_read import read as torch_read
 from mm_lightning.ranges import AtLeastTwo, Count, NonNegative, check_fields
 
 
@@ -181,7 +181,9 @@ class KeyClusters:
         size, dim = self.settings.cluster_size, q.shape[-1]
         slack = 2 * (size + 4 * dim + 16) * torch.finfo(torch.float64).eps  # s of the module's docstring
         layout = Layout(size, self.settings.budget // size, self.begin, self.end, readable, self.low, slack)
-        numba = resolve_kernels(self.kernels, q.device, keys.dtype) == "numba"
+        read = torch_read
+        if resolve_kernels(self.kernels, q.device, keys.dtype) == "numba":
+            from mm_lightning.memory.sublinear.numba_read import read
         with torch.autocast(q.device.type, enabled=False):
             q = q.to(self.summary["keys"].dtype)
             allowed = None
@@ -189,6 +191,6 @@ class KeyClusters:
                 r = torch.finfo(values.dtype).eps / 2 + readable * torch.finfo(torch.float64).eps
                 r = r + slack * q.flatten(0, 1).norm(dim=-1)
                 allowed = (self.settings.epsilon - r).maximum(r)
-            answer, count = read(q, keys, values, self.summary, first, layout, allowed, numba)
+            answer, count = read(q, keys, values, self.summary, first, layout, allowed)
         self.share = count / (readable - self.low)
         return answer.to(values.dtype)

@@ -21,6 +21,12 @@ Summary = dict[str, Tensor]
 SMALLEST_NORM = 1e-6
 """The norm below which a cluster's mean key has no direction."""
 
+RANKING_DEVIATIONS = 2.0
+"""Standard deviations of q.k above its mean at which a cluster is ranked."""
+
+LARGEST_CORRECTION = 1.5
+"""The largest var / 2 of q.k in a cluster for which its second moments are trusted."""
+
 
 class Layout(NamedTuple):
     """The pairs of a memory that lie in clusters, and those that a query can read; all counted in tokens of the stream.

@@ -93,6 +93,19 @@ def test_the_compiled_read_is_that_of_torch(kind, seed, beta, count, dim, size, 
     assert one.share == other.share
 
 
+@pytest.mark.parametrize("wanted", [1, 2, 7, 39, 40])
+@pytest.mark.parametrize("ties", [1, 3, 100])
+def test_the_largest_by_a_threshold(ties, wanted):
+    from mm_lightning.memory.sublinear.numba_read import _largest
+
+    rank = torch.randn(40, generator=torch.Generator().manual_seed(ties)).mul(100 / ties).round()
+    places = torch.zeros(40, dtype=torch.long)
+    assert _largest(rank.numpy(), wanted, places.numpy()) == wanted
+    found = places[:wanted]
+    assert torch.equal(found, found.unique())
+    assert torch.equal(rank[found].sort(descending=True).values, rank.topk(wanted).values)
+
+
 def test_a_query_that_is_not_a_number():
     keys, values = draw("random", 100)
     q = torch.full((1, 2, 8), float("nan"), dtype=torch.float64)
@@ -117,7 +130,9 @@ def test_clusters_read_where_they_lie_are_those_copied_together(dtype, tolerance
     keys, values = (x.to(dtype) for x in draw("clusters", 150, rows=2))
     q = (3 * F.normalize(torch.randn(2, 2, 8, dtype=torch.float64), dim=-1)).to(dtype)
     read_settings = SublinearRead(budget=32, epsilon=epsilon, cluster_size=4, segment=16)
-    expected, _, _ = by_clusters(q, keys, values, read_settings, "torch")
+    # One by one, for torch reads as many clusters for all as one of them needs for a proven error
+    each = [[[x[b : b + 1, h : h + 1] for x in (q, keys, values)] for h in range(2)] for b in range(2)]
+    expected = torch.cat([torch.cat([by_clusters(*x, read_settings, "torch")[0] for x in row], 1) for row in each])
     _, clusters, buffers = by_clusters(q, keys, values, read_settings, "numba")
     before = torch.get_num_threads()
     try:
