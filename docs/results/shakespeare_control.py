@@ -1,6 +1,6 @@
 """nanoGPT's recipe for a CPU with networks of transformers, to see what the network alone changes.
 
-python control.py gpt2|llama random|neighbors shakespeare.txt
+python shakespeare_control.py gpt2|llama random|neighbors shakespeare.txt
 
 Chunks begin at random places, as in nanoGPT, or are neighbors that are shuffled anew each epoch, as in mm-lightning.
 """
