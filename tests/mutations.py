@@ -151,7 +151,7 @@ MUTATIONS = [
     ),
     Mutation(
         "9-document",
-        "mm_lightning/memory/kernels/torch_features.py",
+        "mm_lightning/memory/values.py",
         "documents.position[:, 1:] == 0",
         "documents.position[:, 1:] < 0",
         (

@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mm_lightning.memory.documents import Documents
 from mm_lightning.memory.kernels import Kernels
@@ -106,15 +107,36 @@ def look_ahead_values(
         carried: the raw value (B, H, D) of the token before, replaced by the last one's. With `documents.begin` above 0
             the values are those of the tokens one before.
     """
+    exact = torch.promote_types(vtilde.dtype, torch.float32)
     if documents.begin > 0:
         assert carried is not None
-        exact = torch.promote_types(vtilde.dtype, torch.float32)
         now = torch.cat([carried["raw"][:, None], vtilde[:, :-1]], 1).to(exact)
         unscaled = normalize(now) if gamma is None else normalized_mix(now, vtilde.to(exact), gamma.to(exact))
         values = (unscaled * alpha[:, None]).to(vtilde.dtype)
-    else:
-        kernels = dispatch_kernels(kernels, vtilde.device, vtilde.dtype, vtilde.shape[-1])
+    elif (kernels := dispatch_kernels(kernels, vtilde.device, vtilde.dtype, vtilde.shape[-1])) != "reference":
         values = ahead_values(vtilde, gamma, alpha, documents, kernels)
+    else:
+        raw = vtilde.to(exact)
+        unscaled = normalize(raw) if gamma is None else look_ahead_reference(raw, gamma, documents)
+        values = unscaled.to(vtilde.dtype) * alpha[:, None].to(vtilde.dtype)
     if carried is not None:
         carried["raw"] = vtilde[:, -1].contiguous()
     return values
+
+
+def look_ahead_reference(vtilde: Tensor, gamma: Tensor, documents: Documents) -> Tensor:
+    """Compute Norm(vbar) of equation (9) as it is written; every faster form must agree with it.
+
+    Args:
+        vtilde: (B, T, H, D) raw values W_psi x.
+        gamma: (H,) weight of the present token.
+        documents: a document's last token has no next one, which counts as 0. (Nothing ever reads that pair.)
+
+    Returns:
+        (B, T, H, D) values of norm 1, computed in float32 or better.
+    """
+    dtype = vtilde.dtype
+    vtilde = vtilde.to(torch.promote_types(dtype, torch.float32))
+    last = F.pad(documents.position[:, 1:] == 0, (0, 1), value=True)  # (B, T)
+    ahead = F.pad(vtilde[:, 1:], (0, 0, 0, 0, 0, 1)).masked_fill(last[..., None, None], 0)
+    return normalized_mix(vtilde, ahead, gamma.to(vtilde.dtype)).to(dtype)

@@ -21,6 +21,7 @@ from mm_lightning.memory.kernels.torch_features import (
     finite_bandwidth,
     gated_average,
     look_ahead,
+    normalize,
     queries,
 )
 
@@ -82,11 +83,12 @@ def ahead_values(vtilde: Tensor, gamma: Tensor | None, alpha: Tensor, documents:
         gamma: (H,) weight of the present token; None: 1.
         alpha: (H,) norm of the values, above 0.
         documents: a document's last token has no next one, which counts as 0.
-        kernels: any but auto; reference and torch are the same.
+        kernels: torch, numba or triton.
     """
-    if kernels in ("reference", "torch"):
-        return look_ahead(vtilde, gamma, documents) * alpha[:, None].to(vtilde.dtype)
     exact = torch.promote_types(vtilde.dtype, torch.float32)
+    if kernels == "torch":
+        values = normalize(vtilde.to(exact)).to(vtilde.dtype) if gamma is None else look_ahead(vtilde, gamma, documents)
+        return values * alpha[:, None].to(values.dtype)
     gamma = torch.ones_like(alpha) if gamma is None else gamma
     arguments = (contiguous_rows(vtilde), gamma.to(exact), alpha.to(exact), documents.starts)
     return _kernel("values")(*arguments)[0] if _directly(kernels, vtilde) else _AheadValues.apply(*arguments)

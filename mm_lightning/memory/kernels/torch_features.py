@@ -151,20 +151,41 @@ def _weights(level: Tensor, dtype: torch.dtype, reverse: bool) -> Tensor:
     return weights.mT if reverse else weights
 
 
-def look_ahead(vtilde: Tensor, gamma: Tensor | None, documents: Documents) -> Tensor:
-    """Compute Norm(vbar) of equation (9) as it is written; compiled forms must agree with it.
+def look_ahead(vtilde: Tensor, gamma: Tensor, documents: Documents) -> Tensor:
+    """Compute :func:`mm_lightning.memory.values.look_ahead_reference` in few passes over memory."""
+    return _LookAhead.apply(vtilde, gamma, documents)
 
-    Args:
-        vtilde: (B, T, H, D) raw values W_psi x.
-        gamma: (H,) weight of the present token; None: 1.
-        documents: a document's last token has no next one, which counts as 0. (Nothing ever reads that pair.)
 
-    Returns:
-        (B, T, H, D) values of norm 1, computed in float32 or better.
-    """
-    raw = vtilde.to(torch.promote_types(vtilde.dtype, torch.float32))
-    if gamma is None:
-        return normalize(raw).to(vtilde.dtype)
-    last = F.pad(documents.position[:, 1:] == 0, (0, 1), value=True)  # (B, T)
-    ahead = F.pad(raw[:, 1:], (0, 0, 0, 0, 0, 1)).masked_fill(last[..., None, None], 0)
-    return normalized_mix(raw, ahead, gamma.to(raw.dtype)).to(vtilde.dtype)
+class _LookAhead(torch.autograd.Function):
+    """Norm(vbar) of equation (9), in float32 or better; saves only its input, its output and the norms."""
+
+    @staticmethod
+    def forward(ctx, vtilde: Tensor, gamma: Tensor, documents: Documents) -> Tensor:
+        dtype = torch.promote_types(vtilde.dtype, torch.float32)
+        raw, weight = vtilde.to(dtype), gamma.to(dtype)[:, None]
+        total = raw * weight
+        total[:, :-1] += _within(raw[:, 1:] * (1 - weight), documents)
+        norm = torch.linalg.vector_norm(total, dim=-1, keepdim=True).clamp_min_(EPS)
+        values = total.div_(norm).to(vtilde.dtype)
+        ctx.save_for_backward(vtilde, gamma, norm, values)
+        ctx.documents = documents
+        return values
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # type: ignore[override]
+        vtilde, gamma, norm, values = ctx.saved_tensors
+        dtype = norm.dtype
+        raw, weight, values = vtilde.to(dtype), gamma.to(dtype)[:, None], values.to(dtype)
+        grad = grad.to(dtype)
+        dtotal = torch.addcmul(grad, values, (grad * values).sum(-1, keepdim=True), value=-1).div_(norm)
+        dgamma = (dtotal * raw).sum((0, 1, 3))
+        d_next = _within(dtotal[:, :-1], ctx.documents)
+        dgamma = dgamma - (d_next * raw[:, 1:]).sum((0, 1, 3))
+        draw = dtotal * weight
+        draw[:, 1:].addcmul_(d_next, (1 - weight).expand_as(d_next))
+        return draw.to(vtilde.dtype), dgamma.to(gamma.dtype), None
+
+
+def _within(x: Tensor, documents: Documents) -> Tensor:
+    """Return x (B, T - 1, H, D) with 0 at the last token of each document."""
+    return x if documents.single else x.masked_fill((documents.position[:, 1:] == 0)[..., None, None], 0)
