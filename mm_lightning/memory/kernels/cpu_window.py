@@ -42,7 +42,7 @@ class _WindowedRead(torch.autograd.Function):
         batch, heads, time, dim = q.shape
         out = q.new_empty(batch, time, heads, dim).transpose(1, 2)
         log_sums = []
-        for tile, near, mask in tiles(time, size, TILE, q.dtype, q.device):
+        for tile, near, mask in _tiles(time, size, q.dtype):
             answers, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
                 q[:, :, tile], k[:, :, near], v[:, :, near], attn_mask=mask, scale=scale
             )
@@ -58,7 +58,7 @@ class _WindowedRead(torch.autograd.Function):
         q, k, v, out, *log_sums = ctx.saved_tensors
         size, scale = ctx.settings
         d_q, d_k, d_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for (tile, near, mask), log_sum in zip(tiles(q.shape[2], size, TILE, q.dtype, q.device), log_sums, strict=True):
+        for (tile, near, mask), log_sum in zip(_tiles(q.shape[2], size, q.dtype), log_sums, strict=True):
             parts = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
                 d_out[:, :, tile], q[:, :, tile], k[:, :, near], v[:, :, near], out[:, :, tile], log_sum,
                 0.0, False, attn_mask=mask, scale=scale,
@@ -69,15 +69,12 @@ class _WindowedRead(torch.autograd.Function):
         return d_q, d_k, d_v, None, None
 
 
-def tiles(
-    time: int, size: int, tile: int, dtype: torch.dtype, device: torch.device
-) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Yield each `tile` queries, the keys that one of them sees, and the mask that is added to their scores."""
-    before = -(-(size - 1) // 8) * 8  # a mask that is aligned as kernels of GPUs ask for
-    mask = band_mask(size, tile, before, dtype, device)
-    for begin in range(0, time, tile):
-        end, first = min(begin + tile, time), max(0, begin - before)
-        part = mask[: end - begin, before - (begin - first) : before + end - begin]
+def _tiles(time: int, size: int, dtype: torch.dtype) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Yield each tile of queries, the keys that one of them sees, and the mask that is added to their scores."""
+    mask = band_mask(size, TILE, size - 1, dtype, torch.device("cpu"))
+    for begin in range(0, time, TILE):
+        end, first = min(begin + TILE, time), max(0, begin - size + 1)
+        part = mask[: end - begin, size - 1 - (begin - first) : size - 1 + end - begin]
         yield slice(begin, end), slice(first, end), part
 
 

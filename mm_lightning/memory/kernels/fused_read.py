@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from mm_lightning.memory.documents import Documents, Span
 from mm_lightning.memory.kernels.cpu_dropout import dropout_read
-from mm_lightning.memory.kernels.cpu_window import tiles, windowed_read
+from mm_lightning.memory.kernels.cpu_window import band_mask, windowed_read
 
 TILE = 128
 """Queries of a windowed read that share one matrix product."""
@@ -147,11 +147,22 @@ def _read_document(
     elif q.device.type == "cpu":
         outputs = [windowed_read(q, k, v, span.size, scale)]
     else:
-        outputs = [
-            fused_attention(q[:, :, tile], k[:, :, near], v[:, :, near], mask, dropout, scale=scale)
-            for tile, near, mask in tiles(q.shape[2], span.size, TILE, q.dtype, q.device)
-        ]
+        outputs = _read_window(q, k, v, span.size, scale, dropout)
     return [*parts, *(x.transpose(1, 2) for x in outputs)]
+
+
+def _read_window(q: Tensor, k: Tensor, v: Tensor, size: int, scale: float, dropout: float) -> list[Tensor]:
+    """Read causally the last `size` keys, (B, H, T, D): each tile of queries against the tiles of keys it can see."""
+    back = -(-(size - 1) // TILE)  # tiles of keys before a query's own
+    mask = band_mask(size, TILE, back * TILE, q.dtype, q.device)
+    keys, values = k.split(TILE, 2), v.split(TILE, 2)
+    outputs = []
+    for i, tile in enumerate(q.split(TILE, 2)):
+        first = max(i - back, 0)
+        near_k, near_v = torch.cat(keys[first : i + 1], 2), torch.cat(values[first : i + 1], 2)
+        seen = mask[: tile.shape[2], (back - i + first) * TILE :][:, : near_k.shape[2]]
+        outputs.append(fused_attention(tile, near_k, near_v, seen, dropout, scale=scale))
+    return outputs
 
 
 class _Rows(torch.autograd.Function):
