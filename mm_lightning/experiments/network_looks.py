@@ -49,8 +49,12 @@ def looks_of(networks: Sequence[Network] = (), study: Study | None = None) -> Lo
         number = order.index(place)
         line = "-" if number < len(COLORS) else "-."
         if isinstance(network_or_variant, Network):
-            line = "--" if not network_or_variant.long_term else ":" if place in whole else line
-            whole |= {place} if network_or_variant.long_term else set()
+            if not network_or_variant.long_term:
+                line = "--"
+            elif place in whole:
+                line = ":"
+            else:
+                whole.add(place)
         looks[network_or_variant] = {
             "color": COLORS[number % len(COLORS)],
             "marker": style.MARKERS[number % len(style.MARKERS)],
