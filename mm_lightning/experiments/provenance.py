@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mm_lightning.checkpoint.environment import describe_hardware
-from mm_lightning.experiments.study import LOSS, Study
+from mm_lightning.experiments.study import LOSS, Run, Study
 
 
 def facts(study: Study) -> dict[str, str]:
     """Return the facts at the head of a report, by title: axes, baseline, command, seeds, dates, code, hardware."""
     runs = [run for run in study.all_runs if run.path is not None]
     seeds = sorted({run.seed for run in study.runs})
-    days = sorted({state["started"][:10] for run in runs for state in [run.environment] if "started" in state})
-    states = [state for run in runs for state in (*run.environment.get("earlier", []), run.environment)]
+    sittings = [_sittings(run) for run in runs]
+    states = list(itertools.chain(*sittings))
+    days = sorted({state["started"][:10] for state in states if "started" in state})
     packages: dict[str, set[str]] = {}
     for state in states:
         for name, version in {"python": state.get("python"), **state.get("packages", {})}.items():
@@ -30,8 +33,8 @@ def facts(study: Study) -> dict[str, str]:
         "Runs": f"{sum(run.finished for run in study.runs)} of {len(study.runs)} finished",
         "Seeds": ", ".join(map(str, seeds)),
         "Trained": " to ".join(dict.fromkeys([days[0], days[-1]])) if days else "",
-        "Code": ", ".join(counted([commit(state) for state in states if state])),
-        "Hardware": ", ".join(counted([describe_hardware(state) for state in states if state])),
+        "Code": ", ".join(counted(commit, sittings)),
+        "Hardware": ", ".join(counted(describe_hardware, sittings)),
         "Versions": ", ".join(f"{name} {' and '.join(sorted(v))}" for name, v in packages.items()),
     }
     return {title: text for title, text in by_title.items() if text}
@@ -45,10 +48,16 @@ def commit(environment: dict[str, Any]) -> str:
     return f"commit {code['commit'][:12]}" + (" with uncommitted changes" if code.get("dirty") else "")
 
 
-def counted(values: list[str]) -> list[str]:
-    """Return each value once, with the number of times where they differ."""
-    counts = Counter(values)
-    return [f"{value} (in {count} of {len(values)})" if len(counts) > 1 else value for value, count in counts.items()]
+def _sittings(run: Run) -> list[dict[str, Any]]:
+    """Return the environment of each sitting of a run: several where it was resumed."""
+    return [state for state in (*run.environment.get("earlier", []), run.environment) if state]
+
+
+def counted(describe: Callable[[dict[str, Any]], str], sittings: Sequence[Sequence[dict[str, Any]]]) -> list[str]:
+    """Return each description of the sittings of runs once, with the number of runs that have it where they differ."""
+    counts = Counter(text for states in sittings for text in dict.fromkeys(map(describe, states)))
+    total = sum(map(bool, sittings))
+    return [f"{text} (in {count} of {total})" if len(counts) > 1 else text for text, count in counts.items()]
 
 
 def remarks(study: Study) -> list[str]:
@@ -56,7 +65,7 @@ def remarks(study: Study) -> list[str]:
     runs = [run for run in study.runs if run.finished]
     sentences = []
     for what, describe in (("code", commit), ("hardware", describe_hardware)):
-        if len({describe(run.environment) for run in runs if run.environment}) > 1:
+        if len(set(map(describe, itertools.chain(*map(_sittings, runs))))) > 1:
             extra = ": tokens/s and training times do not compare" if what == "hardware" else ""
             sentences.append(f"The runs differ in {what}{extra}.")
     ended_early = [run for run in runs if run.steps and run.step < run.steps]

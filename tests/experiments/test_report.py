@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 
 import pytest
-from fake_runs import curve, write_run, write_sweep
+from fake_runs import ENVIRONMENT, curve, write_run, write_sweep
 
 from mm_lightning.cli import main
 from mm_lightning.errors import UserError
@@ -281,6 +281,17 @@ def test_runs_that_differ_in_code_or_hardware_say_so(tmp_path, no_figures):
     assert "2 x GPU A (in 1 of 2)" in text
     assert "The runs differ in code." in text
     assert "The runs differ in hardware: tokens/s and training times do not compare." in text
+
+
+def test_resumed_runs_count_once_for_each_commit(tmp_path, no_figures):
+    earlier = [
+        {**ENVIRONMENT, "started": "2026-01-30T00:00:00+00:00", "code": {"commit": "e" * 40, "dirty": False}}
+    ] * 3
+    runs = [run("base", 1, {20: 2.0}), run("other", 1, {20: 2.25}, environment={"earlier": earlier})]
+    text = (write_report(write_sweep(tmp_path / "s", runs)) / "report.md").read_text()
+    assert "**Code**: commit 0123456789ab (in 2 of 2), commit eeeeeeeeeeee (in 1 of 2)" in text
+    assert "**Trained**: 2026-01-30 to 2026-01-31" in text
+    assert "The runs differ in code." in text
 
 
 CONFIG = """

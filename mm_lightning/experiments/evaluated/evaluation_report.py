@@ -118,16 +118,16 @@ def _times(ratio: float) -> str:
 
 def _facts(results: EvaluationResults) -> dict[str, str]:
     """Return date, code and hardware of the evaluations."""
-    sessions = [session for e in results.evaluations for session in e.sessions]
-    days = sorted({session["started"][:10] for session in sessions if "started" in session})
+    sittings = [e.sessions for e in results.evaluations]
+    days = sorted({state["started"][:10] for states in sittings for state in states if "started" in state})
     partial = sum(e.answers is not None for e in results.evaluations)
     total, tasks = len(results.evaluations), len({e.task for e in results.evaluations})
     facts = {
         "Evaluations": f"{tasks} tasks, {len(results.networks)} networks"
         + (f"; {partial} of {total} evaluations are partial" if partial else ""),
         "Asked": " to ".join(dict.fromkeys([days[0], days[-1]])) if days else "",
-        "Code": ", ".join(counted([commit(session) for session in sessions])),
-        "Hardware": ", ".join(counted([describe_hardware(session) for session in sessions])),
+        "Code": ", ".join(counted(commit, sittings)),
+        "Hardware": ", ".join(counted(describe_hardware, sittings)),
     }
     return {name: text for name, text in facts.items() if text}
 
