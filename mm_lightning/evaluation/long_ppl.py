@@ -157,6 +157,10 @@ class LongPPL(ReadingTask):
         """Return LongPPL and the share of key tokens."""
         return [row for row in rows if row.group["tokens"] == "key" and row.metric != "loss"]
 
+    def compared(self, rows: list[Row]) -> list[Row]:
+        """Return the logarithms of perplexities and the share of key tokens; without an evaluator key tokens differ."""
+        return [row for row in rows if self.evaluator or (row.group["tokens"], row.metric) != ("key", "loss")]
+
 
 def perplexity(row: Row) -> Row:
     """Return the perplexity of a loss in nats, with the ends of its interval."""

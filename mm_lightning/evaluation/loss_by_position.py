@@ -104,6 +104,10 @@ class LossByPosition(ReadingTask):
         """Return the losses of whole contexts; those by position are in the report."""
         return [row for row in rows if "context" in row.group]
 
+    def compared(self, rows: list[Row]) -> list[Row]:
+        """Return the losses of whole contexts and by position."""
+        return [row for row in rows if row.metric == "loss" and row.group.keys() & {"context", "position"}]
+
 
 def edges(lengths: Sequence[int], trained: int | None) -> list[int]:
     """Return the edges of bins of positions, at equal ratios; every context and half the training context is one."""

@@ -89,13 +89,15 @@ class Measurement:
         if not common:
             return None
         weights = dict.fromkeys(common, 1.0) if self.weights is None else {key: self.weights[key] for key in common}
-        mean_weight = math.fsum(weights.values()) / len(common)
+        total = math.fsum(weights.values())
         size = 100.0 if self.metric.unit == "percent" else 1.0
-        pairs = [weights[key] / mean_weight * (self.values[key] - other.values[key]) / size for key in common]
-        ends = paired_interval(pairs, self.metric.unit in ("share", "percent"))
+        pairs = {key: (self.values[key] - other.values[key]) / size for key in common}
+        mean = math.fsum(weights[key] * x for key, x in pairs.items()) / total
+        # as of the mean itself, what varies is the weighted deviation from it
+        pairs = {key: mean + len(common) * weights[key] / total * (x - mean) for key, x in pairs.items()}
+        ends = paired_interval([*pairs.values()], self.metric.unit in ("share", "percent"))
         low, high = (None, None) if ends is None else (size * ends[0], size * ends[1])
-        value = size * math.fsum(pairs) / len(pairs)
-        return Row(self.group, self.metric.name, value, None, len(common), self.metric.unit, low, high)
+        return Row(self.group, self.metric.name, size * mean, None, len(common), self.metric.unit, low, high)
 
 
 def _mean_of_means(classes: Sequence[Sequence[float]]) -> tuple[float, float | None]:

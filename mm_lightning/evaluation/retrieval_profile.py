@@ -64,7 +64,10 @@ class RetrievalProfile(ReadingTask):
             yield item.record({}, blocks=profile, own_position=self_weight, documents=item.content.documents)
 
     def measurements(self, records: Sequence[Record]) -> list[Measurement]:
-        """Return mean weights over blocks and heads by level and distance; attention reads its own place too."""
+        """Return mean weights over blocks and heads by level and distance, of those that are read.
+
+        Attention reads its own place too.
+        """
         measurements = []
         for context in dict.fromkeys(record["group"]["context"] for record in records):
             same = [record for record in records if record["group"]["context"] == context]
@@ -72,7 +75,8 @@ class RetrievalProfile(ReadingTask):
                 group = {"context": context, "level": level}
                 for place in places:
                     values = {record["key"]: fmean(record["blocks"][level][place]) for record in same}
-                    measurements.append(Measurement({**group, "distance": place}, self.metric("weight"), values))
+                    if any(values.values()):  # neither nearer than the delay nor beyond the window
+                        measurements.append(Measurement({**group, "distance": place}, self.metric("weight"), values))
                 self_weights = {record["key"]: record["own_position"][level] for record in same}
                 if any(self_weights.values()):
                     measurements.append(Measurement(group, self.metric("weight of its own position"), self_weights))

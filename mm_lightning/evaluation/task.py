@@ -112,8 +112,12 @@ class Task(ABC):
         return self.settings()
 
     def headline(self, rows: list[Row]) -> list[Row]:
-        """Return the rows of short tables, on the terminal and of differences: by default all."""
+        """Return the rows of short tables, as on the terminal: by default all."""
         return rows
+
+    def compared(self, rows: list[Row]) -> list[Row]:
+        """Return the means over items of which reports show paired differences: by default those of short tables."""
+        return self.headline(rows)
 
     def references(self) -> dict[str, dict[str, float]]:
         """Return numbers to hold metrics against, by the name of what reaches them and by metric."""

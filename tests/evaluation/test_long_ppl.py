@@ -1,5 +1,7 @@
 """LongPPL against plain loops: one forward pass for each token and each of its contexts."""
 
+import csv
+import json
 import math
 
 import pytest
@@ -11,9 +13,11 @@ from mm_lightning.cli import main
 from mm_lightning.data.tokenizer import load_tokenizer
 from mm_lightning.errors import UserError
 from mm_lightning.evaluation.long_ppl import LongPPL
+from mm_lightning.evaluation.measurement import Row
 from mm_lightning.evaluation.model import Model
 
 TEXT = "the quick brown fox jumps over the lazy dog, and again the quick brown fox sleeps: over and over. " * 2
+NAMES = ("v2", "judge")
 SHORT, STRIDE, ALPHA, BETA = 20, 7, 0.02, -5.5
 
 
@@ -71,12 +75,8 @@ def test_another_network_decides_and_the_report_has_a_section(tmp_path, text, ca
     path, _ = save("v2", tmp_path / "v2" / "checkpoints")
     options = ["--contexts", "64", "--short_context", str(SHORT), "--stride", str(STRIDE), "--alpha", str(ALPHA)]
     options += ["--beta", str(BETA), "--evaluator", str(tmp_path / "judge"), "--text", *text, "--device", "cpu"]
-    assert (
-        main(
-            ["evaluate", "--checkpoint", str(path), "--tasks", "long_ppl", *options, "--output", str(tmp_path / "out")]
-        )
-        == 0
-    )
+    options += ["--names", "v2", "judge", "--output", str(tmp_path / "out")]
+    assert main(["evaluate", "--checkpoint", str(path), str(judge), "--tasks", "long_ppl", *options]) == 0
     assert "perplexity" in capsys.readouterr().out
     model, other = Model.load(path, "cpu"), Model.load(judge, "cpu")
     task = LongPPL([64], text=text, short_context=SHORT, stride=STRIDE, alpha=ALPHA, beta=BETA, evaluator=str(judge))
@@ -87,6 +87,25 @@ def test_another_network_decides_and_the_report_has_a_section(tmp_path, text, ca
     report = (tmp_path / "out" / "report" / "report.md").read_text()
     assert "## LongPPL" in report
     assert "One network has chosen the key tokens for all" in report
+    with open(tmp_path / "out" / "report" / "tables" / "long_ppl-differences.csv") as file:
+        lines = {(line["tokens"], line["metric"]): line for line in csv.DictReader(file)}
+    assert lines.keys() == {("key", "loss, nats/token"), ("all", "loss, nats/token"), ("key", "share, %")}
+    rows = {name: json.loads((tmp_path / f"out/{name}/long_ppl/results.json").read_text())["rows"] for name in NAMES}
+    for tokens in ("key", "all"):
+        values = [
+            next(row["value"] for row in rows[name] if (row["group"]["tokens"], row["metric"]) == (tokens, "loss"))
+            for name in NAMES
+        ]
+        assert float(lines[tokens, "loss, nats/token"]["judge minus v2"]) == pytest.approx(
+            values[1] - values[0], abs=1e-5
+        )
+
+
+def test_networks_that_choose_their_own_key_tokens_are_not_compared_on_them():
+    one, other = (Row({"context": 64, "tokens": tokens}, "loss", 2.0, None, 4, "nats") for tokens in ("key", "all"))
+    share = Row(one.group, "share", 0.25, None, 4, "share")
+    assert LongPPL().compared([one, other, share]) == [other, share]
+    assert LongPPL(evaluator="judge").compared([one, other, share]) == [one, other, share]
 
 
 def test_a_text_without_key_tokens(tokenizer, text):

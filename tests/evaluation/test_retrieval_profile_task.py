@@ -21,7 +21,9 @@ def test_bins_cover_every_distance_once():
     assert all(found[f"{low}-{high}"] == pytest.approx([(low + high) / 2] * 3) for low, high in bounds)
 
 
-@pytest.mark.parametrize("config", [MemoryMosaicConfig(**SMALL, inference_delay=4), TransformerConfig(**SMALL)])
+@pytest.mark.parametrize(
+    "config", [MemoryMosaicConfig(**SMALL, inference_delay=4, short_term_window=8), TransformerConfig(**SMALL)]
+)
 def test_it_is_the_profile_of_the_last_tokens(config, tmp_path):
     torch.manual_seed(0)
     text = "the quick brown fox jumps over the lazy dog again and again"
@@ -33,8 +35,15 @@ def test_it_is_the_profile_of_the_last_tokens(config, tmp_path):
     tokens = torch.tensor([[model.bos, *text.encode()[:47]]])
     mean = retrieval_profile(model.network, tokens).mean()
     for level, weights in mean.items():
-        first = next(row for row in rows if row.group == {"context": 48, "level": level, "distance": "1-1"})
-        assert first.value == pytest.approx(float(weights[..., 1].mean()), abs=1e-6)
+        by_place = {
+            row.group["distance"]: row.value for row in rows if "distance" in row.group and row.group["level"] == level
+        }
+        read = [n for n in range(1, 48) if weights[..., n].any()]
+        assert {n for place in by_place for n in range(*map(int, place.split("-")))} <= set(read)
+        assert ("1-1" in by_place) == (level != "long")  # its pairs are 4 and more tokens old
+        assert ("38-44" in by_place) == (level != "short")
+        first = f"{read[0]}-{read[0]}"
+        assert by_place[first] == pytest.approx(float(weights[..., read[0]].mean()), abs=1e-6)
         own = [row.value for row in rows if row.group == {"context": 48, "level": level}]
         binned_rows = [row for row in rows if row.group.get("level") == level and "distance" in row.group]
         bounds = [tuple(map(int, row.group["distance"].split("-"))) for row in binned_rows]

@@ -50,6 +50,14 @@ def test_differences_are_paired():
     loss = other[1].difference(one[1])
     assert (loss.value, loss.low, loss.high, loss.count) == (0, 0, 0, 3)
     assert Measurement({}, one[0].metric, {"x": 1.0}).difference(one[0]) is None
+    same, wide = ({"a": 1.0, "b": 2.0}, {"a": 1.0, "b": 4.0, "c": 9.0})
+    weighted = Measurement({}, one[1].metric, {key: x + 0.5 for key, x in same.items()}, {"a": 1.0, "b": 3.0})
+    row = weighted.difference(Measurement({}, one[1].metric, same))
+    assert (row.value, row.low, row.high) == pytest.approx((0.5, 0.5, 0.5))  # whatever the weights of equal differences
+    row = weighted.difference(Measurement({}, one[1].metric, wide))
+    assert row.value == pytest.approx((0.5 * 1 - 1.5 * 3) / 4)
+    # deviations 1.5 * 1 / 2 and 0.5 * 3 / 2 from the mean -1, so a standard error of 0.75, 12.71 times
+    assert row.high - row.low == pytest.approx(2 * 12.7062 * 0.75, rel=1e-5)
     percent = [Measurement({}, Metric("f1", "percent"), {"a": x, "b": 50.0}).row() for x in (0.0, 100.0)]
     assert [row.value for row in percent] == [25.0, 75.0]
 

@@ -20,7 +20,7 @@ METHOD = (
 
 
 def measurements(evaluation: Evaluation) -> dict[str, Measurement]:
-    """Return the headline numbers of an evaluation, and its loss by position, as values by item.
+    """Return the numbers of an evaluation that its task compares, as values by item.
 
     They are by :func:`row_key`; there are none where the samples are missing.
     """
@@ -32,12 +32,8 @@ def measurements(evaluation: Evaluation) -> dict[str, Measurement]:
         by_line = {row_key(one.row()): one for one in task.measurements(records)}
     except (UserError, KeyError, TypeError):  # of another version, or of a task that is not known here
         return {}
-    shown = set(map(row_key, task.headline([one.row() for one in by_line.values()]))) if by_line else set()
-    return {
-        line: one
-        for line, one in by_line.items()
-        if line in shown or (one.group.keys() == {"position"} and one.metric.name == "loss")
-    }
+    shown = set(map(row_key, task.compared([one.row() for one in by_line.values()])))
+    return {line: one for line, one in by_line.items() if line in shown}
 
 
 def paired(group: Group, task: str) -> Iterator[tuple[Network, Network, Row]]:

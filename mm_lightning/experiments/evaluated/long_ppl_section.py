@@ -19,8 +19,10 @@ TEXT = (
 )
 CHOSEN_BY_EACH = (
     "Each network has chosen its key tokens itself, so that networks are not compared on the same tokens, and one that "
-    "makes no use of the long context has few: read the share of key tokens with it, or give all one --evaluator."
+    "makes no use of the long context has few: read the share of key tokens with it, or give all one --evaluator, with "
+    "which there are differences on key tokens too. "
 )
+DIFFERENCES = "Differences are of losses, the logarithms of perplexities."
 
 
 def section(group: Group, looks: Looks) -> list[Part | None]:
@@ -45,8 +47,8 @@ def section(group: Group, looks: Looks) -> list[Part | None]:
                 place, loss, fall = f"{one['position']:,}", f"{one['loss']:.2f}", f"{one['fall']:.2f}"
                 examples.add(network.name, place, one["before"], one["token"], loss, fall)
     by_each = not any(e.settings.get("evaluator") for e in group.evaluations)
-    chosen = CHOSEN_BY_EACH if by_each else "One network has chosen the key tokens for all."
-    return [page.Text(TEXT + chosen), table, examples]
+    chosen = CHOSEN_BY_EACH if by_each else "One network has chosen the key tokens for all. "
+    return [page.Text(TEXT + chosen + DIFFERENCES), table, examples]
 
 
 SECTION = ReportSection("LongPPL", lambda e: e.task == "long_ppl", section)

@@ -145,17 +145,16 @@ def profile(group: Group, looks: Looks) -> list[Part | None]:
             rows.setdefault((row.group["context"], row.group["level"]), {}).setdefault(network, []).append(row)
     labels = [group.label(network) for network in group.networks]
     figure, _ = figure_of(3.2 + 3 * len(rows), 3.6 + legend_height(labels), len(rows))
-    heights = [row.value for panel in rows.values() for some in panel.values() for row in some if row.value > 0]
+    heights = [row.value for panel in rows.values() for some in panel.values() for row in some]
     for axes, ((context, level), panel) in zip(figure.axes, rows.items(), strict=True):
         tops = []
         for network, some in panel.items():
-            # a distance that no query may read has no place on the axis of logarithms
-            some = sorted((row for row in some if row.value > 0), key=lambda row: _bounds(row.group["distance"]))
+            some = sorted(some, key=lambda row: _bounds(row.group["distance"]))
             x = [math.sqrt(low * high) for low, high in (_bounds(row.group["distance"]) for row in some)]
             plots.line(axes, x, [estimate(row) for row in some], group.label(network), looks[network])
             tops += x
         profile_axes(axes, max(tops))
-        axes.set_ylim(0.7 * min(heights, default=0.7), 1.4 * max(heights, default=1.0))
+        axes.set_ylim(0.7 * min(heights), 1.4 * max(heights))
         name = {"full": "all pairs (level full)"}.get(level, f"{level}-term")
         axes.set_title(f"{name}, {tokens(context)} tokens", fontsize=10)
         axes.label_outer()
@@ -166,7 +165,8 @@ def profile(group: Group, looks: Looks) -> list[Part | None]:
 
 
 def _of_profile(row: Row) -> bool:
-    return row.metric == "weight" and row.group.keys() == {"context", "level", "distance"}
+    """Return whether a row is a weight by distance; one that no query may read has no place on axes of logarithms."""
+    return row.metric == "weight" and row.group.keys() == {"context", "level", "distance"} and row.value > 0
 
 
 SECTIONS = (
