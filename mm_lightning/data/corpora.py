@@ -108,7 +108,8 @@ def _bad(file: SourceFile, place: str, error: Exception, settings: ReadSettings,
     if isinstance(error, TooLong):
         reason += ", the most that is read: --largest_document allows more"
     if settings.on_error == "refuse" and file.source != PACKAGES:
-        raise UserError(f"cannot read {where}: {reason} (mend it, or leave such input out: --on_error skip)") from error
+        mend = "mend it, or leave such input out: --on_error skip of mm data prepare"
+        raise UserError(f"cannot read {where}: {reason} ({mend})") from error
     if skipped is not None:
         skipped.append(f"{where}: {reason}")
 

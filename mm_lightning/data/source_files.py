@@ -82,8 +82,8 @@ def list_files(sources: Iterable[str], settings: ReadSettings, left_out: list[st
     for source in sources:
         of_source = _python_sources(source) if source in (STDLIB, PACKAGES) else _find(source, settings, left_out)
         if not of_source:
-            suffixes = ", ".join(settings.suffixes or _KINDS)
-            raise UserError(f"nothing to read in {source}: no file with suffix {suffixes} (--suffixes names others)")
+            suffixes = ", ".join(settings.suffixes or (*_KINDS, "or those of --suffixes of mm data prepare"))
+            raise UserError(f"nothing to read in {source}: no file with suffix {suffixes}")
         files.extend(of_source)
     if not files:
         raise UserError(f"no sources: give files, folders, globs, URLs, {STDLIB} or {PACKAGES}")
@@ -152,7 +152,7 @@ def _find(source: str, settings: ReadSettings, left_out: list[str] | None) -> li
         where = url if is_remote(url) else path
         files.append(SourceFile(where, name, source, info["size"] or 0, kind, codec, _mark(info)))
     if others and left_out is not None:
-        left_out.append(f"{left_out_line(source, others)} (--suffixes names what is read)")
+        left_out.append(f"{left_out_line(source, others)} (--suffixes of mm data prepare names what is read)")
     return files
 
 

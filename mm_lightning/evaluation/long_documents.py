@@ -10,11 +10,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mm_lightning.console import say_once
+from mm_lightning.data.corpora import Piece
 from mm_lightning.data.manifest import FILE, Manifest
 from mm_lightning.data.shards import read_shard, unmarked
+from mm_lightning.data.source_files import ReadSettings, list_files
+from mm_lightning.data.tokenize_units import documents_of
 from mm_lightning.data.verify import check
 from mm_lightning.errors import UserError
 from mm_lightning.side_files import read_config
+from mm_lightning.stores import is_remote
 
 if TYPE_CHECKING:
     from mm_lightning.data.tokenizer import Tokenizer
@@ -77,64 +82,37 @@ def stretches(documents: Texts, length: int, limit: int) -> list[Stretch]:
 
 
 def of_files(paths: Sequence[str], tokenizer: Tokenizer) -> Texts:
-    """Text files and folders of them, each file a document; JSON lines; or one folder of prepared data.
+    """Files, folders and globs as `mm data prepare` reads them; or the validation documents of one prepared folder.
 
     Raises:
         UserError: they cannot be read, or were prepared with another tokenizer.
     """
     if is_prepared(paths):
         return of_folder(Path(paths[0]), tokenizer)
-    files = [file for path in paths for file in text_files(path)]
-    texts = [text for file in files for text in documents_of(file)]
-    parts = [np.array(tokenizer.encode(text), dtype=np.int64) for text in texts]
-    source = str(files[0]) if len(files) == 1 else f"{len(files)} files, the first {Path(files[0]).name}"
-    return Texts(source, parts)
+    source, texts = read_texts(paths)
+    return Texts(source, [np.array(tokenizer.encode(text), dtype=np.int64) for text in texts])
 
 
-def documents_of(path: str) -> list[str]:
-    """Return the documents of a file: the texts of JSON lines (key "text"), else the whole file.
+def read_texts(paths: Sequence[str]) -> tuple[str, list[str]]:
+    """Return the source of files, folders and globs in words, and their documents, as `mm data prepare` reads them.
 
     Raises:
-        UserError: it cannot be read, or has no text; of JSON lines it names the row.
+        UserError: they cannot be read, or have no text.
     """
-    from mm_lightning.text_files import JSON_LINES, json_texts, read_document, split_suffix
-
-    if split_suffix(path)[0] not in JSON_LINES:
-        return [read_document(path)]
-    texts = list(json_texts(path, "text"))
-    if not any(texts):
-        raise UserError(f"{path} is empty: give a file with text")
-    return texts
+    left_out: list[str] = []
+    settings = ReadSettings()
+    files = [file for file in list_files(paths, settings, left_out) if file.size or is_remote(file.url)]
+    if not files:
+        raise UserError(f"{' '.join(paths)} is empty: give a file with text")
+    for line in left_out:
+        say_once(line)
+    source = files[0].source if len(files) == 1 else f"{len(files)} files, the first {Path(files[0].name).name}"
+    return source, [*documents_of(files, [Piece(number) for number in range(len(files))], settings, [])]
 
 
 def is_prepared(paths: Sequence[str]) -> bool:
     """Return whether `--text` names one folder of prepared data."""
     return len(paths) == 1 and (Path(paths[0]).expanduser() / FILE).is_file()
-
-
-def text_files(path: str) -> list[str]:
-    """Return a file, or the texts and JSON lines of a folder that are not empty and not hidden, in order.
-
-    Raises:
-        UserError: the folder has none.
-    """
-    from mm_lightning.console import say_once
-    from mm_lightning.text_files import document_suffixes, left_out_line, split_suffix
-
-    folder = Path(path).expanduser()
-    if not folder.is_dir():
-        return [path]
-    inside = [file for file in sorted(folder.rglob("*")) if file.is_file() and file.stat().st_size]
-    shown = [file for file in inside if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
-    suffixes = [suffix for suffix in document_suffixes(split_suffix(file)[0] for file in shown) if suffix != ".parquet"]
-    files = [str(file) for file in shown if split_suffix(file)[0] in suffixes]
-    if not files:
-        raise UserError(
-            f"--text {path} is a folder without files {', '.join(suffixes)}, and was not prepared by `mm data prepare`"
-        )
-    if len(files) < len(shown):
-        say_once(left_out_line(path, [str(file) for file in shown if str(file) not in files]))
-    return files
 
 
 def of_run(checkpoint: Path | None, tokenizer: Tokenizer) -> Texts:
@@ -210,7 +188,7 @@ def digest(paths: Sequence[str] | None, checkpoint: Path | None) -> str:
             for tokens in validation_shards(folder, manifest):
                 result.update(f"{manifest.dtype} {tokens.size} ".encode() + tokens.tobytes())
     else:
-        for text in (text for path in paths for file in text_files(path) for text in documents_of(file)):
+        for text in read_texts(paths)[1]:
             content = text.encode("utf-8", "surrogatepass")
             result.update(f"{len(content)} ".encode() + content)
     return result.hexdigest()[:16]

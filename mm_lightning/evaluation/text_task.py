@@ -24,7 +24,7 @@ class ReadingTask(Task):
         contexts: lengths in tokens; by default the training context, of loss_by_position and long_ppl also 2, 4 and 8
             times as many.
         limit: sequences of each length at most.
-        text: text files, JSON lines (key "text"), folders of text files, or a folder of prepared data; by default the
+        text: files, folders or globs, named as for `mm data prepare`, or a folder of prepared data; by default the
             validation documents of the network's own data.
     """
 

@@ -390,7 +390,7 @@ def test_all_data_are_looked_for_first(runs, files, tmp_path, monkeypatch, capsy
     given += ["--text", *files, "--device", "cpu", "--output", str(tmp_path / "out"), "--limit", "2"]
     given += ["--tasks", "loss_by_position,niah_single_2", "--essays", str(tmp_path / "nowhere")]
     assert main(given) == 2
-    assert "there is no .txt file in" in capsys.readouterr().err
+    assert "name other .txt files (--essays)" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -425,7 +425,7 @@ def test_seconds_add_up(tmp_path):
         (["--contexts", "4k", "64k"], "not enough for a sequence of 65,536"),
         (["--contexts", "8"], "begin with 64 tokens"),
         (["--limit", "0"], "limit takes a whole number of at least 1"),
-        (["--text", "nowhere.txt"], "there is no text file nowhere.txt"),
+        (["--text", "nowhere.txt"], "there is no file or folder nowhere.txt"),
         (["--checkpoint", "nowhere"], "there is no checkpoint or run folder nowhere"),
         (["--names", "a", "b"], "--names has 2 for 1 checkpoints"),
         (["--names", "../a"], "cannot be a folder's name"),

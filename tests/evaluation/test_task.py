@@ -95,8 +95,13 @@ def test_a_folder_of_texts_is_its_files_in_order(tmp_path, capsys):
     found = of_files([str(tmp_path)], load_tokenizer("bytes"))
     assert [bytes(part.tolist()) for part in found.parts] == [b"one", b"two", b"three"]
     assert "are left out: 1 .pdf" in capsys.readouterr().err
+    for places in (["*.txt", "c.jsonl"], ["[a-c].*"]):  # as quoted for a shell
+        of_pattern = of_files([str(tmp_path / place) for place in places], load_tokenizer("bytes"))
+        assert [bytes(part.tolist()) for part in of_pattern.parts] == [b"one", b"two", b"three"]
+    with pytest.raises(UserError, match=r"nothing\.txt is empty"):
+        of_files([str(tmp_path / "nothing.txt")], load_tokenizer("bytes"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="a folder without"):
+    with pytest.raises(UserError, match="nothing to read in"):
         of_files([str(tmp_path / "empty")], load_tokenizer("bytes"))
 
 
@@ -108,5 +113,5 @@ def test_json_lines_are_documents(tmp_path):
     found = of_files([str(tmp_path / "x.jsonl")], load_tokenizer("bytes"))
     assert [bytes(part.tolist()) for part in found.parts] == [b"one", b"two"]
     (tmp_path / "x.jsonl").write_text('{"text": "one"}\n{"body": "two"}\n')
-    with pytest.raises(UserError, match='row 2 has no text under the key "text"'):
+    with pytest.raises(UserError, match="row 2: no key 'text'; it has body"):
         of_files([str(tmp_path / "x.jsonl")], load_tokenizer("bytes"))

@@ -11,6 +11,7 @@ from pathlib import Path
 from random import Random
 from typing import Literal
 
+from mm_lightning.data.source_files import ReadSettings, list_files
 from mm_lightning.data.tokenizer import Tokenizer
 from mm_lightning.errors import UserError
 from mm_lightning.evaluation.new_knowledge.question_source import DEFAULT_LIMIT, Gold, Sample, Source, encoded, fullest
@@ -70,20 +71,27 @@ def needle_prompt(context: str, kind: str, keys: Sequence[str], answers: int) ->
     )
 
 
-class Essays:
-    """Prose as sentences, from the .txt files of a folder, one after the other in the order of their names."""
+def prose(place: str) -> list[Path]:
+    """Return a .txt file, or those of a folder or a glob, in the order of their names.
 
-    def __init__(self, folder: Path, tokenizer: Tokenizer) -> None:
-        files = sorted(folder.rglob("*.txt"))
-        if not files:
-            raise UserError(
-                f"there is no .txt file in {folder}: put books or essays there, or name another folder (--essays)"
-            )
+    Raises:
+        UserError: there is none.
+    """
+    try:
+        return [Path(file.url) for file in list_files([place], ReadSettings(suffixes=(".txt",)))]
+    except UserError as error:
+        raise UserError(f"{error}: put books or essays there, or name other .txt files (--essays)") from error
+
+
+class Essays:
+    """Prose as sentences, from .txt files one after the other."""
+
+    def __init__(self, place: str, tokenizer: Tokenizer) -> None:
         self.sentences: list[str] = []
-        for path in files:
+        for path in prose(place):
             self.sentences += [s for s in _SENTENCE_END.split(" ".join(read_text(path).split())) if s]
         if not self.sentences:
-            raise UserError(f"there is no text in {folder}")
+            raise UserError(f"there is no text in {place}")
         some = self.sentences[:: max(len(self.sentences) // 1000, 1)]
         self.unit = sum(len(ids) for ids in tokenizer.encode_batch(some)) / len(some)
 
@@ -101,15 +109,15 @@ class NeedleSource(Source):
         tokenizer: of the model.
         seed: of everything that is drawn.
         new_tokens: room for the answer.
-        essays: folder of prose; read only where the haystack is prose.
+        essays: .txt files of prose, a folder of them or a glob; read only where the haystack is prose.
     """
 
-    def __init__(self, kind: NeedleKind, tokenizer: Tokenizer, seed: int, new_tokens: int, essays: Path) -> None:
-        self.kind, self.tokenizer, self.seed, self.new_tokens, self._folder = kind, tokenizer, seed, new_tokens, essays
+    def __init__(self, kind: NeedleKind, tokenizer: Tokenizer, seed: int, new_tokens: int, essays: str) -> None:
+        self.kind, self.tokenizer, self.seed, self.new_tokens, self._place = kind, tokenizer, seed, new_tokens, essays
 
     @cached_property
     def _essays(self) -> Essays:
-        return Essays(self._folder, self.tokenizer)
+        return Essays(self._place, self.tokenizer)
 
     @cached_property
     def _unit(self) -> float:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from mm_lightning.data.tokenizer import Tokenizer
 from mm_lightning.errors import UserError
-from mm_lightning.evaluation.new_knowledge.haystack import NeedleKind, NeedleSource
+from mm_lightning.evaluation.new_knowledge.haystack import NeedleKind, NeedleSource, prose
 from mm_lightning.evaluation.new_knowledge.long_text_task import LongTextTask
 from mm_lightning.evaluation.new_knowledge.question_source import Source, fingerprint
 from mm_lightning.ranges import Place
@@ -24,7 +24,8 @@ class Needles(LongTextTask):
     """Values that were hidden in a long text; the score is the share of them that stands in the answer.
 
     Args:
-        essays: folder of the prose that needles are hidden in, its .txt files; by default text/novels in data_dir.
+        essays: the prose that needles are hidden in: a .txt file, a folder of them or a glob; by default text/novels in
+            data_dir.
     """
 
     kind: ClassVar[NeedleKind]
@@ -34,18 +35,18 @@ class Needles(LongTextTask):
     essays: Place | None = None
     data_hash: str | None = None
 
-    def _folder(self) -> Path:
-        return Path(self.essays or Path(self.data_dir) / "text" / "novels").expanduser()
+    def _essays(self) -> str:
+        return self.essays or str(Path(self.data_dir) / "text" / "novels")
 
     def make_source(self, tokenizer: Tokenizer) -> Source:
         """See :meth:`LongTextTask.make_source`."""
         if self.data_hash not in (None, self._found_hash):
-            raise UserError(f"{self._folder()}: its hash is {self._found_hash}, not data_hash {self.data_hash}")
-        return NeedleSource(self.kind, tokenizer, self.seed, self.new_tokens, self._folder())
+            raise UserError(f"{self._essays()}: its hash is {self._found_hash}, not data_hash {self.data_hash}")
+        return NeedleSource(self.kind, tokenizer, self.seed, self.new_tokens, self._essays())
 
     @cached_property
     def _found_hash(self) -> str | None:
-        return fingerprint(sorted(self._folder().rglob("*.txt"))) if self.kind.haystack == "essay" else None
+        return fingerprint(prose(self._essays())) if self.kind.haystack == "essay" else None
 
     def settings(self) -> dict[str, Any]:
         """Return the settings; the prose counts by its content, not by its place."""

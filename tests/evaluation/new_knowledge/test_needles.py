@@ -145,11 +145,15 @@ def test_a_length_that_is_too_short(essays):
 
 
 def test_missing_prose(tmp_path):
-    with pytest.raises(UserError, match=r"no \.txt file in .*text/novels: put books"):
+    with pytest.raises(UserError, match=r"no file or folder .*text/novels: put books"):
         needles.Single2(data_dir=str(tmp_path)).items(Answering(copying))
     (tmp_path / "a.txt").write_bytes(b"caf\xe9")
     with pytest.raises(UserError, match=r"a\.txt: not UTF-8, .* byte 3, line 1"):
         needles.Single2(essays=str(tmp_path)).items(Answering(copying))
+    (tmp_path / "a.txt").write_text("One sentence. Another.")
+    (tmp_path / "b.txt").write_text("A third.")
+    hashes = [needles.Single2(essays=str(tmp_path / name)).settings()["data_hash"] for name in ("", "*.txt", "a.txt")]
+    assert hashes[0] == hashes[1] != hashes[2]
     # noise needs no data
     assert needles.Single1(data_dir=str(tmp_path), limit=3).items(Answering(copying))
 
