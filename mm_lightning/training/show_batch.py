@@ -16,7 +16,7 @@ from mm_lightning.data.shards import read_shard, unmarked
 from mm_lightning.data.tokenizer import Tokenizer, load_tokenizer
 from mm_lightning.errors import UserError
 from mm_lightning.ranges import Count, Natural, Place
-from mm_lightning.side_files import pass_over, read_object
+from mm_lightning.side_files import pass_over, read_config, read_object
 from mm_lightning.terminal import display
 from mm_lightning.training.data_order import (
     BAD_STEPS,
@@ -54,6 +54,10 @@ def show(
         if step is None:
             _list_bad_steps(run)
             return
+        end = read_object(run / "finished.json") or read_config(run / "config.yaml").get("trainer") or {}
+        steps = end.get("step") or end.get("max_steps") or -1  # -1 where epochs say how many
+        if 0 < steps < step:
+            raise UserError(f"{run} ends with step {steps:,} and has no step {step:,}: give --step 1 to {steps:,}")
         batch = {**data_order_at(run, step, configured_data_order(run)), "step": step, "sets": _data_sets_at(run, step)}
         folder = run / BAD_STEPS / f"step={step}"
     if bad_step := read_object(folder / STEP_FILE):

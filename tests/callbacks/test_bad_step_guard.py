@@ -18,6 +18,8 @@ from runs import metrics
 from mm_lightning.callbacks.step_stats import LossWindow
 from mm_lightning.cli import main
 from mm_lightning.data.tokenizer import load_tokenizer
+from mm_lightning.outputs import write_json
+from mm_lightning.side_files import read_object
 from mm_lightning.training.module import LanguageModule
 
 
@@ -89,6 +91,11 @@ def test_what_was_bad_is_shown(tiny, tmp_path, prepared, poison, capsys):
     assert text in shown
     first = json.loads((kept / "step.json").read_text())["sequences"][0]
     assert f"sequence {first['sequence']:,}: {first['shard']}, tokens {first['token']:,} to" in shown
+    # a step that the run never has, finished or not
+    for _ in range(2):
+        assert main(["data", "show", str(folder), "--step", "9999"]) == 2
+        assert "ends with step 6 and has no step 9,999: give --step 1 to 6" in capsys.readouterr().err
+        (folder / "finished.json").unlink(missing_ok=True)
     # the same from the config and the step alone
     kept.rename(folder / "bad_steps" / "elsewhere")
     assert main(["data", "show", str(folder), "--step", "3", "--sequences", "8"]) == 0
@@ -134,6 +141,8 @@ def test_rollback_goes_on_with_the_data_that_follow(tiny, tmp_path, poison, caps
     (folder / "bad_steps").rename(tmp_path / "bad_steps")
     again = shown(folder, 5, capsys)
     (folder / "rollbacks.jsonl").unlink()
+    end = read_object(folder / "finished.json")
+    write_json(folder / "finished.json", {**end, "step": 7})  # as if it had gone on
     assert kept == shown(folder, 5, capsys)
     assert again == shown(folder, 7, capsys) != kept
 
