@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import statistics
 from collections.abc import Callable
@@ -229,11 +230,12 @@ def _cut(axes: Axes, rows: list[Row]) -> str:
 
 
 def number(value: Any) -> float | None:
-    """Return a value of an axis as a number, if it is one."""
+    """Return a value of an axis as a finite number, if it is one."""
     try:
-        return None if isinstance(value, bool) or value is None else float(value)
+        place = math.nan if isinstance(value, bool) or value is None else float(value)
     except (TypeError, ValueError):
         return None
+    return place if math.isfinite(place) else None
 
 
 def numeric_axes(study: Study) -> list[str]:

@@ -41,7 +41,11 @@ def read_study(folders: list[Path], baseline: str | None = None) -> Study:
             axes={axis: values for part in studies for axis, values in part.axes.items()},
             stop="; ".join(dict.fromkeys(part.stop for part in studies if part.stop)),
             notes=[note for part in studies for note in part.notes],
+            source="; ".join(dict.fromkeys(part.source for part in studies if part.source)),
         )
+        for part in studies:
+            for metric, values in part.published.items():
+                study.published.setdefault(metric, {}).update(values)
         study.notes += [
             f"{', '.join(part.tuning.axes)} of {part.name} was tuned for each variant: mm report {folder} shows it."
             for part, folder in zip(studies, folders, strict=True)
@@ -65,6 +69,10 @@ def _rename(study: Study, label: str, prefix: str) -> None:
     def renamed(name: str) -> str:
         return prefix + name[len(label) :] if f"{name}/".startswith(f"{label}/") else f"{prefix}/{name}"
 
+    study.published = {
+        metric: {renamed(name) if name in study.variants else name: x for name, x in values.items()}
+        for metric, values in study.published.items()
+    }
     for run in study.all_runs:
         run.name, run.variant = renamed(run.name), renamed(run.variant)
     if study.baseline is not None:

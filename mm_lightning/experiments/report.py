@@ -25,6 +25,7 @@ from mm_lightning.experiments.statistics import Row, summarize, t_quantile
 from mm_lightning.experiments.study import Run, Study
 from mm_lightning.experiments.tables import (
     curve_record,
+    finite,
     reached,
     reference_rows,
     run_record,
@@ -193,7 +194,8 @@ def _write_runs(place: Path, study: Study, rows: list[Row]) -> None:
     write_csv(place / "runs.csv", runs)
     curves = [{"curves": curve_record(run)} for run in study.all_runs]
     published = {"source": study.source, **study.published} if study.source else {}
-    both = [{**run, **more} for run, more in zip(runs, curves, strict=True)]
+    whole = [{name: finite(value) for name, value in run.items()} for run in runs]
+    both = [{**run, **more} for run, more in zip(whole, curves, strict=True)]
     write_json(place / "runs.json", {"facts": facts(study), "published": published, "runs": both})
     for run in study.all_runs:
         if run.finished and run.path is not None and os.access(run.path, os.W_OK):

@@ -20,7 +20,7 @@ from mm_lightning.experiments.tuning import grid_table, warnings
 
 def table(study: Study, rows: list[Row]) -> tuple[list[str], list[list[str]]]:
     """Return the columns and cells of the report's table; the CSV files hold more columns."""
-    metrics = [name for name in study.metrics if name not in DERIVED]
+    metrics = [name for name in study.metrics if name not in DERIVED or _beside(study, name)]
     compared = any(row.difference for row in rows)
     columns = ["variant", "seeds", "steps"]
     for name in metrics:
@@ -102,7 +102,7 @@ def reference_rows(study: Study) -> list[list[str]]:
         [f"published: {name}", humanize(metric), f"{value:g}"]
         for metric, values in study.published.items()
         for name, value in values.items()
-        if name not in study.variants
+        if name not in study.variants or metric not in study.metrics
     ]
 
 
@@ -173,9 +173,14 @@ def curve_record(run: Run) -> dict[str, list[list[float | None]]]:
     """Return the evaluation metrics of a run for runs.json: pairs of tokens and value, None where it is not finite."""
 
     def point(step: int, value: float) -> list[float | None]:
-        return [run.tokens_at(step), float(f"{value:.6g}") if math.isfinite(value) else None]
+        return [run.tokens_at(step), finite(float(f"{value:.6g}"))]
 
     return {metric: [point(*pair) for pair in sorted(run.curve(metric).items())] for metric in run.final()}
+
+
+def finite(value: Any) -> Any:
+    """Return a value of JSON, which has no infinite numbers and none that is not a number: None for these."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_csv(path: Path, records: list[dict[str, Any]]) -> None:

@@ -120,6 +120,37 @@ def test_published_numbers_stand_beside_ours(tmp_path, no_figures):
     ]
 
 
+def test_published_numbers_of_any_metric_are_shown_and_those_of_several_sweeps_too(tmp_path, no_figures):
+    published = {
+        "source": "A paper",
+        "validation/perplexity": {"base": 29.4},
+        "validation/nothing": {"base": 7, "x": 8},
+    }
+    runs = [run("base", 1, {20: 2.0}), run("other", 1, {20: 2.25})]
+    runs[0]["lines"] = curve({20: 2.0}, perplexity=7.4)
+    folders = [write_sweep(tmp_path / name, runs, declared={"published": published}) for name in ("one", "two")]
+    for place, name in ((folders[0], "base"), (folders, "one/base")):
+        report = write_report(
+            [str(f) for f in folders] if place is folders else place, tmp_path / "out", overwrite=True
+        )
+        text = (report / "report.md").read_text()
+        assert re.search(rf"\| {name} .*\| 7\.4000 \| 29\.4 \|", text)
+        assert re.search(rf"\| published: {name} +\| validation nothing +\| 7 ", text)
+        assert re.search(r"\| published: x +\| validation nothing +\| 8 ", text)
+        assert "Published: A paper." in text
+
+
+def test_a_metric_that_is_not_a_number(tmp_path, no_figures):
+    runs = [run("base", 1, {20: 2.0}), run("other", 1, {10: 2.0, 20: math.nan})]
+    text = (write_report(write_sweep(tmp_path / "s", runs)) / "runs.json").read_text()
+
+    def refuse(constant):
+        raise ValueError(constant)
+
+    both = json.loads(text, parse_constant=refuse)["runs"]  # JSON as all languages have it
+    assert [(one["status"], one["validation/loss"]) for one in both] == [("finished", 2.0), ("diverged", None)]
+
+
 def test_pairs_are_the_common_seeds():
     found = paired_difference({1: 2.0, 2: 2.5, 4: 9.0}, {1: 1.0, 2: 1.0, 3: -9.0})
     assert found.values == {1: 1.0, 2: 1.5}

@@ -6,7 +6,7 @@ from mm_lightning.errors import UserError
 from mm_lightning.evaluation.measurement import Row
 from mm_lightning.evaluation.registry import restore_task
 from mm_lightning.experiments import page
-from mm_lightning.experiments.drawing import drawing, humanize
+from mm_lightning.experiments.drawing import drawing, file_name, humanize
 from mm_lightning.experiments.evaluated import plots
 from mm_lightning.experiments.evaluated.estimate_table import EstimateTable
 from mm_lightning.experiments.evaluated.estimates import align, estimate, with_unit
@@ -88,7 +88,7 @@ def _curve(
     frame(axes, values)
     side_legend(figure, [axes])
     caption = f"{task}: {humanize(metric)} by {humanize(key)}, with 95% intervals."
-    return drawing(figure, f"{task}-{metric}-by-{key}{group.suffix}".replace("_", "-"), caption, png=True)
+    return drawing(figure, file_name(f"{task}-{metric}-by-{key}{group.suffix}"), caption, png=True)
 
 
 SECTION = ReportSection("Other tasks", lambda e: True, parts)

@@ -38,10 +38,11 @@ class Network:
 
     @property
     def kind(self) -> tuple[Any, ...]:
-        """Architecture, levels, delay and presence of long-term memory: equal along a line of a figure."""
+        """Architecture, levels, delay, presence of long-term memory, settings, precision: equal along a line."""
         levels = tuple(self.about.get("levels") or ())
         settings = json.dumps(self.about.get("settings"))
-        return self.about.get("architecture"), levels, self.about.get("inference_delay"), self.long_term, settings
+        names = "architecture", "inference_delay", "precision"
+        return levels, self.long_term, settings, *map(self.about.get, names)
 
     @property
     def run(self) -> tuple[Any, ...]:

@@ -161,10 +161,13 @@ def by_step(
     for network in networks:
         if network.about.get("run_folder") and network.number("step") is not None:
             runs.setdefault(network.run, []).append(network)
-    several = {key: checkpoints for key, checkpoints in runs.items() if len(checkpoints) > 1}
+    several = {key: same for key, same in runs.items() if len({network.number("step") for network in same}) > 1}
     if not several:
         return None
-    titles = {key: Path(key[0]).as_posix() + ("" if key[-1] else ", long-term memory removed") for key in several}
+    titles = {
+        key: Path(key[0]).as_posix() + ("" if checkpoints[0].long_term else ", long-term memory removed")
+        for key, checkpoints in several.items()
+    }
     columns = min(3, len(several))
     lines = -(-len(several) // columns)
     height = 3.5 * lines + legend_height([measure.name for measure in measures])

@@ -355,6 +355,27 @@ def test_checkpoints_of_a_run_by_step(tmp_path):
     assert "ft-step2<" not in figures["new-knowledge"].svg
 
 
+def test_the_steps_of_networks_without_their_long_term_memory_or_in_two_precisions(tmp_path):
+    for step in (1, 800):
+        about = removed(network(f"ft{step}", step=step, run_folder="runs/ft/0"))
+        write_qa(tmp_path, f"ft-step{step}", about, {"qa_1": [10], "qa_2": [10]})
+    for precision in ("32", "bf16"):  # one checkpoint: no steps to draw
+        about = network("w", precision=precision)
+        write_qa(tmp_path, f"w-{precision}", about, {"qa_1": [10], "qa_2": [10]})
+    figures = {part.name: part for part in parts(load_results([tmp_path])) if isinstance(part, Drawing)}
+    steps = figures["new-knowledge-steps"].svg
+    assert ">runs/ft/0, long-term memory removed</text>" in steps
+    assert "runs/w/0" not in steps
+    assert "w-bf16" in figures["new-knowledge"].svg
+    assert "w-32" in figures["new-knowledge"].svg
+
+
+def test_a_metric_with_a_slash_has_a_figure(tmp_path):
+    rows = [row(0.5, 0.1, 4, "top/1 word", size=size) for size in (1, 2, 4)]
+    write(tmp_path, "one", "own", rows, V2)
+    assert (write_report(tmp_path) / "figures" / "own-top-1-word-by-size.svg").is_file()
+
+
 def test_runs_and_evaluations_in_one_page(tmp_path, no_figures, monkeypatch):
     monkeypatch.setattr("mm_lightning.experiments.report.draw", lambda study, rows, looks: [])
     monkeypatch.setattr("mm_lightning.experiments.report.write_hparams", lambda *a: None)
