@@ -218,7 +218,7 @@ def hints(function: Callable[..., Any]) -> dict[str, Any]:
     """Return the types of a function's parameters and its option classes, or of a class's fields, with their ranges."""
     try:
         types_by_name = typing.get_type_hints(function, include_extras=True)
-    except (NameError, TypeError):  # of a class that is not ours, and imports its types for type checkers only
+    except Exception:  # of a class that is not ours: types for type checkers only, annotations that are no types
         return {}
     for options in option_classes(function):
         types_by_name = hints(options) | types_by_name
@@ -261,4 +261,6 @@ def check_fields(instance: Any, prefix: str = "") -> None:
     kind: Callable[..., Any] = type(instance)
     stated_here = hints(kind)
     for field in fields(instance):
+        if not field.init:  # follows from the others, and may not be set yet
+            continue
         accept(stated_here.get(field.name), getattr(instance, field.name), f"{prefix}{field.name}")

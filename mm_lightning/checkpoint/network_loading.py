@@ -100,21 +100,29 @@ def list_changes(before: Mapping[str, Any], present: Mapping[str, Any], prefix: 
 
 
 def load_weights(network: Network, path: Path, rank: int = 0) -> None:
-    """Load the weights of a checkpoint into a network, also one partitioned by ZeRO-3 (called on all ranks).
+    """Load parameters and buffers of a checkpoint into a network, also one partitioned by ZeRO-3 (called on all ranks).
 
     Raises:
         UserError: the checkpoint's network has other parameters.
     """
     check_architecture(path, network.config, fewer_levels=True)
-    partitioned = any(hasattr(p, "ds_id") for p in network.parameters())
-    weights = open_weights(path) if rank == 0 or not partitioned else None
+    weights = open_weights(path)
     levels = read_metadata(path)["network"]["fields"].get("levels", [])
-    for name, parameter in network.named_parameters():
-        with _gathered(parameter) if partitioned else contextlib.nullcontext(), torch.no_grad():
-            if weights is not None:
-                if name not in weights:
-                    raise UserError(f"checkpoint {path} lacks the parameter {name}: it is of another network")
-                parameter.copy_(select_levels(name, weights[name], levels, network.config))
+    for name, tensor in named_tensors(network).items():
+        if name not in weights:
+            raise UserError(f"checkpoint {path} lacks the parameter {name}: it is of another network")
+        partitioned = hasattr(tensor, "ds_id")
+        with _gathered(tensor) if partitioned else contextlib.nullcontext(), torch.no_grad():
+            if rank == 0 or not partitioned:
+                tensor.copy_(select_levels(name, weights[name], levels, network.config))
+
+
+def named_tensors(network: Network) -> dict[str, Tensor]:
+    """Return what a checkpoint holds of a network by name: parameters, tied ones once, and persistent buffers."""
+    first: dict[int, tuple[str, Tensor]] = {}
+    for name, tensor in network.state_dict(keep_vars=True).items():
+        first.setdefault(id(tensor), (name, tensor))
+    return dict(first.values())
 
 
 def select_levels(name: str, weight: Tensor, levels: list[str], config: NetworkConfig) -> Tensor:
@@ -132,7 +140,7 @@ def select_levels(name: str, weight: Tensor, levels: list[str], config: NetworkC
     return torch.cat([columns[levels.index(level)] for level in config.levels], 1)
 
 
-def _gathered(parameter: torch.nn.Parameter) -> Any:
+def _gathered(parameter: Tensor) -> Any:
     import deepspeed
 
     return deepspeed.zero.GatheredParameters(parameter, modifier_rank=0)

@@ -25,6 +25,9 @@ DTYPE_NAMES = {
     torch.float16: "F16",
     torch.float64: "F64",
     torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
 }
 MEMORY_FORMAT = "mm-lightning memory"
 """The value of `format` in the metadata of a memory file."""
@@ -93,7 +96,7 @@ def write_safetensors(
         target: the file, which :func:`mm_lightning.outputs.staged` puts in its place.
         metadata: the entry `mm_lightning` of a checkpoint.
         tied: names that are not stored, with the names under which their tensors are.
-        dtype: type of the stored tensors; None keeps that of each.
+        dtype: type of the stored floating-point tensors; None keeps that of each.
     """
     names = [name for name in weights if name not in tied]
     fields = {
@@ -104,7 +107,8 @@ def write_safetensors(
     }
     header: dict[str, Any] = {"__metadata__": fields}
     offset = 0
-    dtypes = {name: dtype or weights.stored[name].dtype for name in names}
+    types = {name: weights.stored[name].dtype for name in names}
+    dtypes = {name: dtype if dtype and own.is_floating_point else own for name, own in types.items()}
     for name in names:
         shape = weights.stored[name].shape
         end = offset + math.prod(shape) * dtypes[name].itemsize

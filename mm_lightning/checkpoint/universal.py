@@ -17,6 +17,7 @@ from mm_lightning.checkpoint.network_loading import network_config
 from mm_lightning.checkpoint.weights import (
     PREFIX,
     is_universal,
+    read_buffers,
     read_metadata,
     read_states,
     read_universal,
@@ -142,5 +143,6 @@ def _weights_and_optimizer(source: Path) -> dict[str, Any]:
     }
     # tied weights have several names in a state_dict, and are stored once
     state = network.state_dict(keep_vars=True).items()
-    weights = {PREFIX + name: tensors["fp32"][names[id(parameter)]] for name, parameter in state}
+    stored = tensors["fp32"] | read_buffers(source)
+    weights = {PREFIX + name: stored[names.get(id(tensor), name)] for name, tensor in state}
     return {"state_dict": weights, "optimizer_states": [optimizer]}

@@ -44,7 +44,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
 
 
 def open_weights(path: Path) -> Weights:
-    """Return the parameters of a checkpoint's network by name, read lazily; float32 from a DeepSpeed folder.
+    """Return the parameters and buffers of a checkpoint's network by name, read lazily; float32 from DeepSpeed folders.
 
     Raises:
         UserError: the checkpoint cannot be read, or holds more than tensors and plain values.
@@ -145,8 +145,9 @@ def read_shards(path: Path) -> Weights:
     models, optimizers = (_sorted(folder.glob(f"*_{kind}_states.pt")) for kind in ("model", "optim"))
     if not models or not (optimizers or is_universal(path)):
         raise UserError(f"{path} holds no shards of ZeRO: name a checkpoint of mm fit")
+    buffers = {name: Stored(partial(Tensor.detach, x), x.shape, x.dtype) for name, x in read_buffers(path).items()}
     if is_universal(path):
-        return read_universal(path)
+        return Weights({**read_universal(path).stored, **buffers})
     groups = read_states(path)["param_shapes"]
     with weights_only_loading(path):
         states = [torch.load(file, map_location="cpu", mmap=True)["optimizer_state_dict"] for file in optimizers]
@@ -158,7 +159,7 @@ def read_shards(path: Path) -> Weights:
             part = -(-shape.numel() // len(ranks))
             stored[name] = Stored(partial(_read_pieces, ranks, begin, part, shape), shape, torch.float32)
             begin += part
-        return _network_weights(stored)
+        return Weights({**_network_weights(stored).stored, **buffers})
     paddings = states[0].get("param_alignment_paddings") or [[0] * len(group) for group in groups]
     for index, group in enumerate(groups):
         pieces = [state["single_partition_of_fp32_groups"][index] for state in states]
@@ -167,7 +168,7 @@ def read_shards(path: Path) -> Weights:
             read = partial(_read_pieces, [pieces], begin, shape.numel(), shape)
             stored[name] = Stored(read, shape, torch.float32)
             begin += shape.numel() + padding
-    return _network_weights(stored)
+    return Weights({**_network_weights(stored).stored, **buffers})
 
 
 def read_universal(path: Path, kind: str = "fp32") -> Weights:
@@ -196,6 +197,13 @@ def read_states(path: Path) -> dict[str, Any]:
     """Return the model states that rank 0 has saved in a DeepSpeed checkpoint, with the progress of the run."""
     with weights_only_loading(path):
         return torch.load(_sorted((path / DEEPSPEED_TAG).glob("*_model_states.pt"))[0], map_location="cpu", mmap=True)
+
+
+def read_buffers(path: Path) -> dict[str, Tensor]:
+    """Return the buffers of the network in a DeepSpeed checkpoint, which are whole in the model states."""
+    states = read_states(path)
+    names = [name for name in states.get("buffer_names", []) if name.startswith(PREFIX)]
+    return {name.removeprefix(PREFIX): states["module"][name] for name in names}
 
 
 def is_universal(path: Path) -> bool:

@@ -131,9 +131,11 @@ def check(imported: Imported) -> None:
     """
     import torch
 
+    from mm_lightning.checkpoint.network_loading import named_tensors
+
     with torch.device("meta"):
         network = imported.config.build()
-    expected = {name: tuple(p.shape) for name, p in network.named_parameters()}
+    expected = {name: tuple(x.shape) for name, x in named_tensors(network).items()}
     if imported.config.tied:
         imported.weights.pop("classifier.weight", None)
     shapes = {name: tuple(x.shape) for name, x in imported.weights.items()}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import wraps
 from typing import Annotated, Any, Literal, TypeVar
+
+from torch import nn
 
 from mm_lightning.errors import UserError
 from mm_lightning.memory.documents import Span
@@ -132,6 +134,8 @@ class NetworkConfig:
                     f"spans takes names of letters and digits other than {', '.join(KNOWN)}, got {name!r}: those are "
                     f"set by long_term_delay, inference_delay and short_term_window"
                 )
+            if hasattr(nn.ModuleDict(), name):  # in which a block keeps its memories
+                raise UserError(f"spans: {name!r} is a name that every module of torch has: call the level otherwise")
             reach.check(f"spans.{name}")
         for level in self.levels:
             if level not in KNOWN and level not in self.spans:
@@ -171,11 +175,12 @@ class NetworkConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return {class, fields} in plain types, as checkpoints and config.json hold it."""
-        fields = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        given = [field.name for field in fields(self) if field.init]
+        values = {name: list(x) if isinstance(x, tuple) else x for name, x in asdict(self).items() if name in given}
         known = type(self)
         package = __name__.rpartition(".")[0]  # not a literal: an exported folder holds a copy of this module
         built_in = known.__module__.startswith(package)
-        return {"class": known.__name__ if built_in else f"{known.__module__}.{known.__qualname__}", "fields": fields}
+        return {"class": known.__name__ if built_in else f"{known.__module__}.{known.__qualname__}", "fields": values}
 
     @property
     def head_dim(self) -> int:
@@ -193,7 +198,7 @@ def once_per_config(count: Callable[..., Result]) -> Callable[..., Result]:
 
     @wraps(count)
     def cached(config: NetworkConfig, *values: Any) -> Result:
-        key = repr(config), *values
+        key = type(config), repr(config), *values  # two classes may have one name
         if key not in results:
             results[key] = count(config, *values)
         return results[key]

@@ -17,7 +17,7 @@ from mm_lightning.training.config_files import flatten_config
 from mm_lightning.training.memory_estimate import count_devices
 from mm_lightning.training.tracked_runs import logger_mistakes
 from mm_lightning.training.trainer_options import option_mistakes
-from mm_lightning.user_classes import load_class
+from mm_lightning.user_classes import import_object
 
 
 def config_errors(config: Namespace) -> Iterator[tuple[str, UserError]]:
@@ -58,9 +58,9 @@ def typed_sections(config: Namespace) -> Iterator[tuple[str, Namespace, dict[str
         *(("trainer.callbacks", one) for one in (chosen if isinstance(chosen, list) else [chosen])),
     ):
         if isinstance(part, Namespace) and "class_path" in part and isinstance(part.get("init_args"), Namespace):
-            kind: Any = load_class(part.class_path, object)
-            has_fields = dataclasses.is_dataclass(kind)
-            types = hints(kind if has_fields else kind.__init__)
+            kind = import_object(part.class_path)  # or a function that returns one
+            has_init = isinstance(kind, type) and not dataclasses.is_dataclass(kind)
+            types = hints(kind.__init__ if has_init else kind)  # type: ignore[misc]
             yield key if key in ("model.network", "data.generate") else f"{key}.{kind.__name__}", part.init_args, types
 
 

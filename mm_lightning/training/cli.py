@@ -34,7 +34,7 @@ from mm_lightning.training.config_files import ConfigFile, read_chain, split_con
 from mm_lightning.training.data_preparation import drop_other_preparation, enlarge_vocabulary
 from mm_lightning.training.lightning_internals import kill_launched, parser_options, set_process_timeout
 from mm_lightning.training.module import LanguageModule
-from mm_lightning.training.parser_errors import explain_parser_error
+from mm_lightning.training.parser_errors import broken_module, explain_parser_error
 from mm_lightning.training.record_run import RecordRun
 from mm_lightning.training.resolve_checkpoint import (
     check_resumable,
@@ -178,10 +178,14 @@ class TrainingCLI(LightningCLI):
         """Parse the command line; a mistake becomes a UserError that names key, file and nearest key."""
         try:
             self.config = parser.parse_args(args)
-        except (ArgumentError, ModuleNotFoundError) as error:
-            raise UserError(explain_parser_error(str(error), self.files, self._known(), self.options)) from error
         except UnicodeDecodeError as error:  # a section may be given as a file
             raise UserError(f"a file that an option names, as in --model FILE, is not UTF-8 text: {error}") from error
+        except Exception as error:
+            if broken := broken_module(self.files, self.options):
+                raise broken from error
+            if not isinstance(error, ArgumentError | ModuleNotFoundError):
+                raise
+            raise UserError(explain_parser_error(str(error), self.files, self._known(), self.options)) from error
         finally:
             # one that could not print the config that it was asked for would print that of the next command line
             if not any(word.startswith("--print_config") for word in args):

@@ -7,6 +7,7 @@ import inspect
 import re
 from collections.abc import Sequence
 
+from mm_lightning.errors import UserError
 from mm_lightning.options import nearest, wrong_value
 from mm_lightning.shipped import resolve_config
 from mm_lightning.synonyms import synonym
@@ -19,6 +20,7 @@ CLASSES = {
     "trainer.callbacks": ("mm_lightning.callbacks", "lightning.pytorch.callbacks"),
     "trainer.logger": ("lightning.pytorch.loggers",),
     "trainer.strategy": ("lightning.pytorch.strategies",),
+    "data.generate": (),
 }
 """Modules whose classes a key takes by their short names."""
 
@@ -107,6 +109,19 @@ def _missing_module(module: str, files: list[ConfigFile]) -> str:
                 start = f"there is no class {value}, which {file.path} names in line {line}"
                 return f"{start}: {where_modules_are_found(value)}"
     return f"there is no module {module}: {where_modules_are_found(module)}"
+
+
+def broken_module(files: list[ConfigFile], options: Sequence[str]) -> UserError | None:
+    """Return what is wrong with the module of a class that files or options name, if it fails while it is imported."""
+    values = [*(pair for file in files for pair in named_values(file.values)), *option_texts(options).items()]
+    for name, value in values:
+        if (name.endswith("class_path") or name.rstrip("+") in CLASSES) and isinstance(value, str) and "." in value:
+            try:
+                load_class(value, object)
+            except UserError as error:
+                if where_modules_are_found(value) not in str(error):
+                    return error
+    return None
 
 
 def _wrong_class(message: str, files: list[ConfigFile]) -> str | None:

@@ -8,8 +8,10 @@ import torch
 from documented_modules import documented_modules
 from small_networks import SMALL, SPANS, run
 
+from mm_lightning.checkpoint import METADATA_KEY, load_weights, network_metadata
 from mm_lightning.cli import main
 from mm_lightning.errors import UserError
+from mm_lightning.memory.keys import Keys
 from mm_lightning.memory.retrieval import SoftmaxRetrieval
 from mm_lightning.memory.sublinear.key_clusters import SublinearRead
 from mm_lightning.networks import MemoryMosaicConfig, NetworkConfig
@@ -26,6 +28,11 @@ MINE = {
     "persistent": {"class_path": "mine_of_docs.SquaredReLU", "init_args": {"hidden": 40}},
 }
 DERIVED = """
+from dataclasses import dataclass, field
+
+import torch
+
+from mm_lightning import networks
 from mm_lightning.memory.keys import GatedKeys
 
 
@@ -43,6 +50,37 @@ class Stretched(GatedKeys):
 
     def keys(self, x, documents, carried):
         return 2 * super().keys(x, documents, carried)
+
+
+class Projected(GatedKeys):
+    def __init__(self, dim, heads, std):
+        super().__init__(dim, heads, std(dim))
+        self.register_buffer("projection", torch.randn(dim, dim))
+        self.register_buffer("seen", torch.tensor(1_000_001))
+
+    def keys(self, x, documents, carried):
+        return super().keys(x @ self.projection, documents, carried)
+
+
+@dataclass
+class MemoryMosaicConfig(networks.MemoryMosaicConfig):
+    inner: int = field(init=False, repr=False)
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.inner = 2 * self.persistent_dim
+
+    def build(self):
+        return networks.MemoryMosaicConfig(self.vocab_size, self.layers, self.dim, self.heads, self.inner).build()
+
+
+class Outer:
+    class Inner(GatedKeys):
+        pass
+
+    @dataclass
+    class InnerConfig(networks.MemoryMosaicConfig):
+        pass
 """
 """Keys derived from those of equation (8), which the compiled decoding step must leave to them."""
 
@@ -60,6 +98,7 @@ def elsewhere(tmp_path, monkeypatch):
     (tmp_path / "mine_of_docs.py").write_text(modules["mine.py"], encoding="utf-8")
     (tmp_path / "mine_parallel.py").write_text(modules["mine_parallel.py"], encoding="utf-8")
     (tmp_path / "mine_derived.py").write_text(DERIVED, encoding="utf-8")
+    (tmp_path / "mine_broken.py").write_text("import torch\nimport numpi\n", encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
 
 
@@ -169,6 +208,37 @@ def test_a_network_of_their_own(build, packed):
     assert torch.allclose(run(network, tokens, [20, *[1] * 20], documents.starts), whole, atol=1e-9, rtol=0)
 
 
+def test_buffers_are_kept_like_parameters(tmp_path, build):
+    config = MemoryMosaicConfig(**SMALL, **SPANS, keys={"class_path": "mine_derived.Projected"})
+    network, path, exported = build(config), tmp_path / "step=1.ckpt", tmp_path / "weights.safetensors"
+    weights = {f"network.{name}": x for name, x in network.state_dict().items()}
+    torch.save({"state_dict": weights, METADATA_KEY: network_metadata(config, None, None)}, path)
+    arguments = ["--checkpoint", str(path), "--output", str(exported), "--dtype", "bfloat16"]
+    assert main(["checkpoint", "consolidate", *arguments]) == 0
+    for source, tolerance in ((path, 0), (exported, 0.02)):
+        torch.manual_seed(1)
+        loaded = config.build()
+        load_weights(loaded, source)
+        for name, x in network.state_dict().items():
+            other = loaded.state_dict()[name]
+            assert torch.allclose(other, x, rtol=tolerance, atol=tolerance)
+            assert other.dtype == x.dtype
+            assert x.is_floating_point() or torch.equal(other, x)
+
+
+def test_a_class_within_a_class_is_found_again():
+    assert load_class("mine_derived.Outer.Inner", Keys).__qualname__ == "Outer.Inner"
+    config = load_class("mine_derived.Outer.InnerConfig", NetworkConfig)(**SMALL)
+    assert config_from_dict(config.to_dict()) == config
+
+
+def test_a_class_of_a_name_that_is_taken_and_with_a_field_that_follows_from_others():
+    config = load_class("mine_derived.MemoryMosaicConfig", NetworkConfig)(**SMALL)
+    assert config_from_dict(config.to_dict()) == config
+    published = MemoryMosaicConfig(**SMALL)
+    assert parameters(config) - parameters(published) == 3 * SMALL["layers"] * SMALL["dim"] * SMALL["persistent_dim"]
+
+
 @pytest.mark.parametrize("case", ["retrieval", "keys", "derived"])
 def test_sublinear_reads_refuse_what_they_do_not_know(build, case):
     with pytest.raises(UserError, match="sub-linear reads"):
@@ -179,6 +249,7 @@ def test_sublinear_reads_refuse_what_they_do_not_know(build, case):
     ("part", "words"),
     [
         ({"keys": {"class_path": "nowhere.Keys"}}, ["nowhere.Keys", "folder of nowhere.py", "PYTHONPATH"]),
+        ({"keys": {"class_path": "mine_broken.Keys"}}, ["mine_broken.Keys", "mine_broken.py, line 2", "'numpi'"]),
         ({"keys": {"class_path": "mine_of_docs.Raw"}}, ["mine_of_docs.Raw", "memory.keys.Keys"]),
         ({"persistent": {"class_path": "mine_of_docs.SquaredReLU", "init_args": {"wide": 1}}}, ["wide", "init_args"]),
         ({"bandwidth": {"class": "mine_of_docs.OfTheToken"}}, ["bandwidth", "class_path"]),

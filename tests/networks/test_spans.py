@@ -73,6 +73,7 @@ def test_descriptions_hold_it():
     [
         ({"levels": ("middle",)}, ["'middle'", "spans"]),
         ({"spans": {"long": {"window": 8}}}, ["'long'", "long_term_delay"]),
+        ({"levels": ("values",), "spans": {"values": {"window": 8}}}, ["spans", "'values'", "otherwise"]),
         ({"spans": {"middle": {"windows": 8}}}, ["spans", "window"]),
         ({"spans": {"middle": {"window": 8, "delay": 8}}}, ["spans.middle.window", "8"]),
         ({"spans": {"middle": {"delay": (9, 3)}}}, ["spans.middle.delay", "[9, 3]"]),

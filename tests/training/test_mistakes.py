@@ -43,6 +43,22 @@ def test_in_a_file(keys, words, tiny, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("import torch\nimport numpi\n", ["line 2", "No module named 'numpi'"]),
+        ("x = undefined\n", ["line 1", "NameError"]),
+        ("def broken(:\n", ["line 1", "invalid syntax"]),
+    ],
+)
+@pytest.mark.parametrize("key", ["trainer.callbacks", "model.network"])
+def test_a_module_that_cannot_be_imported(key, text, words, tiny, tmp_path, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "mine_unimportable.py").write_text(text)
+    message = complain(capsys, "cost", "--config", str(tiny), f"--{key}", "mine_unimportable.Mine")
+    assert all(word in message for word in ["mine_unimportable.Mine", "mine_unimportable.py", *words]), message
+
+
+@pytest.mark.parametrize(
     ("args", "words"),
     [
         (["--model.learning_rte", "3"], ["--model.learning_rte", "--model.learning_rate"]),
