@@ -97,7 +97,6 @@ def load_memory(
 
     from mm_lightning.checkpoint.safetensors_file import find_safetensors_damage
     from mm_lightning.inference.reader import READ_TOKENS, Reader
-    from mm_lightning.memory.state import current_names
 
     path = Path(path).expanduser()
     about = _metadata(path)
@@ -115,8 +114,7 @@ def load_memory(
         with torch.inference_mode():
             state = {name.removeprefix("state."): x for name, x in tensors.items()}
             reader.state.load({n: x.to(dtype) if n.endswith(PAIRS) else x for n, x in state.items()})
-        names = reader.state.tensors().keys()
-        if names != current_names(state).keys() or not all(part.tensors() for part in reader.state.parts.values()):
+        if len(reader.state.tensors()) != len(state) or not all(part.tensors() for part in reader.state.parts.values()):
             raise ValueError("tensors are missing")
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise UserError(f"{path} is a damaged memory file ({error}): read the text again with `mm remember`") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from mm_lightning.memory.keys import AverageKeys
 from mm_lightning.memory.retrieval import Retrieval
 from mm_lightning.networks import Network
 
+_READ = inspect.signature(Retrieval.forward)
 MAX_WEIGHTS = 1 << 24
 """Weights that are materialized at a time."""
 
@@ -84,12 +86,13 @@ def watch_reads(network: Network, visit: Callable[[Read], object]) -> Iterator[N
     def keep_bandwidth(bandwidth: nn.Module, inputs: Any, beta: Tensor) -> None:
         current.update(beta=beta)
 
-    def read(retrieval: nn.Module, inputs: tuple) -> None:
-        q, k, v, span, documents, _, _, scale, _ = inputs
-        if "beta" in current:
-            current["beta"] = current["beta"].expand(q.shape[:-1])  # a fixed one is the same at all positions
-        assert isinstance(retrieval, Retrieval)
-        visit(Read(**current, q=q, k=k, v=v, span=span, documents=documents, scale=scale, retrieval=retrieval))
+    def read(retrieval: Retrieval, inputs: tuple, named: dict[str, Any]) -> None:
+        call = _READ.bind(retrieval, *inputs, **named)
+        call.apply_defaults()
+        arguments = {name: call.arguments[name] for name in ("q", "k", "v", "span", "documents", "scale")}
+        if "beta" in current:  # a fixed one is the same at all positions
+            current["beta"] = current["beta"].expand(arguments["q"].shape[:-1])
+        visit(Read(**current, **arguments, retrieval=retrieval))
         current.clear()
 
     with ExitStack() as hooks:
@@ -99,7 +102,7 @@ def watch_reads(network: Network, visit: Callable[[Read], object]) -> Iterator[N
                 if not isinstance(retrieval, Retrieval):  # no memory, or one that keeps a state instead of pairs
                     continue
                 hooks.enter_context(memory.register_forward_pre_hook(partial(begin, layer, level)))
-                hooks.enter_context(retrieval.register_forward_pre_hook(read))
+                hooks.enter_context(retrieval.register_forward_pre_hook(read, with_kwargs=True))
                 if isinstance(memory, ContextualMemory):
                     hooks.enter_context(memory.bandwidth.register_forward_hook(keep_bandwidth))
         yield

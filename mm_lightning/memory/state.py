@@ -8,7 +8,6 @@ a window, the newest h with one. Each row of a batch says where its document beg
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import torch
@@ -18,13 +17,8 @@ from mm_lightning.memory.documents import Documents
 from mm_lightning.memory.keys import Carried
 from mm_lightning.memory.pair_cache import PairCache
 
-_OLD_NAME = re.compile(r"(?<!\.keys)(?<!\.values)\.(total|scale|raw)$")
-
-
-def current_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors of a state, of this or an earlier version, by their present names."""
-    parts = {"total": "keys", "scale": "keys", "raw": "values"}
-    return {_OLD_NAME.sub(lambda old: f".{parts[old[1]]}.{old[1]}", name): x for name, x in tensors.items()}
+_OLD_PARTS = {"total": "keys", "scale": "keys", "raw": "values"}
+"""The part of each tensor that earlier versions named without it."""
 
 
 class MemoryState:
@@ -51,7 +45,7 @@ class MemoryState:
         """Restore what :meth:`tensors` returned after `length` tokens."""
         self._carried = {}
         for name, x in tensors.items():
-            part, dot, inner = name.partition(".")
+            part, dot, inner = name.partition(".") if name not in _OLD_PARTS else (_OLD_PARTS[name], ".", name)
             if dot:
                 self.carried(part)[inner] = x
         if self.pairs is not None:
@@ -118,7 +112,7 @@ class NetworkState:
         Raises:
             ValueError: the tensors are those of another network.
         """
-        rest = {name: x for name, x in current_names(tensors).items() if name not in ("first", "length")}
+        rest = {name: x for name, x in tensors.items() if name not in ("first", "length")}
         self.length, self.first = int(tensors["length"][0]), tensors["first"]
         self._latest = int(self.first.max())
         for name, part in self.parts.items():

@@ -92,3 +92,27 @@ def test_profile_of_the_last_token(build):  # noqa: F811
         ((_, weights),) = read.weights(39)
         expected = weights[:, :, 0].flip(-1).mean(0)  # by age
         assert torch.allclose(profile.mean()[read.level][read.layer], expected)
+
+
+class Named(SoftmaxRetrieval):
+    """Called as by a user's attention, which names its arguments and leaves out what it does not need."""
+
+    def __call__(self, q, k, v, span, documents, pairs, late, scale, dropout):
+        return super().__call__(q, k, v, documents=documents, span=span, scale=scale)
+
+
+def test_reads_with_named_arguments_are_seen(build, packed):  # noqa: F811
+    config = CONFIGS["transformer"]  # noqa: F811
+    network, tokens = build(config).eval(), packed(config, 1, 20, 0)[0]
+    by_position, by_name = [], []
+    with torch.no_grad(), watch_reads(network, by_position.append):
+        network(tokens)
+    for block in network.blocks:
+        for memory in block.contextual.values():
+            memory.retrieval = Named()
+    with torch.no_grad(), watch_reads(network, by_name.append):
+        network(tokens)
+    assert len(by_name) == config.layers
+    for one, other in zip(by_name, by_position, strict=True):
+        assert (one.span, one.scale) == (other.span, other.scale)
+        assert torch.equal(one.q, other.q)

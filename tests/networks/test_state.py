@@ -6,6 +6,7 @@ from small_networks import CONFIGS, run
 
 from mm_lightning.memory.contextual import ContextualMemory
 from mm_lightning.memory.kernels import set_kernels
+from mm_lightning.memory.state import MemoryState, NetworkState
 
 SPLITS = {"prefill": [43, *[1] * 27], "chunks": [7, 30, 1, 1, 31]}
 
@@ -155,3 +156,14 @@ def test_a_state_is_for_inference(build):
         network(tokens, state=network.new_state(2))
     with torch.no_grad(), pytest.raises(ValueError, match="as many rows as the state, 1, got 2"):
         network(tokens, state=network.new_state(1))
+
+
+def test_parts_name_their_states_as_they_like():
+    """Earlier versions named three tensors without their part: total and scale of the keys, raw of the values."""
+    state, again = (NetworkState({"blocks.0.mixer": MemoryState()}, 1, torch.device("cpu")) for _ in range(2))
+    tensors = {name: torch.rand(1, 3) for name in ("total", "scale", "raw")}
+    state.parts["blocks.0.mixer"].carried("decay").update(tensors)
+    again.load(state.tensors())
+    assert again.parts["blocks.0.mixer"].carried("decay") == tensors
+    again.load(state.tensors() | {"blocks.0.mixer.scale": tensors["scale"]})
+    assert again.parts["blocks.0.mixer"].carried("keys") == {"scale": tensors["scale"]}
