@@ -23,6 +23,7 @@ from mm_lightning.data import TextDataModule
 from mm_lightning.data.generator import Generator
 from mm_lightning.errors import UserError
 from mm_lightning.networks import NetworkConfig
+from mm_lightning.networks.cost import parameters
 from mm_lightning.outputs import check_output
 from mm_lightning.renamed import current_options
 from mm_lightning.training import strategies
@@ -273,15 +274,16 @@ class TrainingCLI(LightningCLI):
     # The commands
 
     def run_command(self) -> None:
-        """Check the data, and run the command."""
-        self._check_data()
+        """Check network and data, and run the command."""
+        self._check()
         getattr(self, self.command)()
 
-    def _check_data(self) -> None:
-        """Prepare the data and check them, before Lightning starts a process for each device.
+    def _check(self) -> None:
+        """Check the network, prepare the data and check them, before Lightning starts a process for each device.
 
         A process that waited for the preparation within a collective would hear no signal.
         """
+        parameters(self.model.config)  # a part that cannot be built is refused before data are prepared for hours
         self.datamodule.prepare_data()
         self.datamodule.setup("validate")
         check_vocabulary(self.datamodule.tokenizer, self.model.config)

@@ -99,6 +99,18 @@ def test_on_the_command_line(args, words, tiny, tmp_path, capsys):
     assert not list(tmp_path.glob("run/*")), "a run that never began leaves no folder"
 
 
+def test_a_part_that_cannot_be_built_is_refused_before_data_are_prepared(tiny, tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("text " * 2000)
+    wrong = tmp_path / "wrong.yaml"
+    prepare = {"path": str(tmp_path / "new"), "prepare": {"sources": [str(tmp_path / "a.txt")]}}
+    network = {"init_args": {"keys": {"class_path": "nowhere.Keys"}}}
+    wrong.write_text(yaml.safe_dump({"model": {"network": network}, "data": prepare}))
+    message = complain(capsys, "fit", "--config", str(tiny), "--config", str(wrong), "--run", str(tmp_path / "run"))
+    assert "nowhere.Keys" in message, message
+    assert not (tmp_path / "new").exists()
+    assert not (tmp_path / "run").exists()
+
+
 def test_nothing_at_all(capsys):
     error = complain(capsys, "validate")
     assert "not set: model.network, data.path: name a config, as in --config" in error
