@@ -284,8 +284,13 @@ def describe(declared: Sweep, runs: list[Run], tuning: Sequence[Run] = ()) -> di
 
 
 def differences(before: Any, now: Any, name: str = "") -> list[str]:
-    """Return the common keys, apart from `run`, in which two configs differ: "trainer.max_steps 100, now 200"."""
-    if isinstance(before, dict) and isinstance(now, dict):
+    """Return the common options, apart from `run`, in which two configs differ: "trainer.max_steps 100, now 200".
+
+    An option that only one has was added to the package since. The keys of mappings, such as weights of data sets,
+    levels and arguments of a user's class, are no options: these are compared as a whole.
+    """
+    mapping = name in ("data.path", "model.optimizer", "model.schedule") or name.startswith("model.network.init_args.")
+    if isinstance(before, dict) and isinstance(now, dict) and not mapping:
         shared = [key for key in before if key in now and (name or key != "run")]
         return [line for key in shared for line in differences(before[key], now[key], f"{name}.{key}".strip("."))]
     return [] if before == now else [f"{name} {before}, now {now}"]

@@ -47,6 +47,25 @@ def test_configs_are_written_once_and_never_changed(tmp_path, declared, capsys):
         prepare_folder(tmp_path, declared, [run("a", 1, steps=9)])
 
 
+@pytest.mark.parametrize(
+    ("key", "before", "now"),
+    [
+        ("data.path", {"a": 1.0}, {"a": 1.0, "b": 2.0}),
+        ("model.network.init_args.spans", {"far": {"delay": 4}}, {"far": {"delay": 4}, "near": {"window": 2}}),
+        ("model.network.init_args.keys", {"class_path": "my.Keys"}, {"class_path": "my.Keys", "init_args": {"n": 2}}),
+        ("model.optimizer", {"class_path": "SGD", "init_args": {"momentum": 0.9}}, {"class_path": "SGD"}),
+    ],
+)
+def test_what_is_added_to_a_mapping_is_a_difference(key, before, now):
+    def config(value):
+        for name in reversed(key.split(".")):
+            value = {name: value}
+        return value
+
+    assert differences(config(before), config(now)) == [f"{key} {before}, now {now}"]
+    assert differences(config(now), config(before)) == [f"{key} {now}, now {before}"]
+
+
 def test_differences_leave_out_where_the_run_is_kept():
     before = {"run": "x", "trainer": {"max_steps": 1, "run": 2}, "gone": 1}
     assert differences(before, {"run": "y", "trainer": {"max_steps": 3, "run": 5}, "new": 1}) == [
