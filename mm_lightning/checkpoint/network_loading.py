@@ -110,7 +110,7 @@ def load_weights(network: Network, path: Path, rank: int = 0) -> None:
     levels = read_metadata(path)["network"]["fields"].get("levels", [])
     for name, tensor in named_tensors(network).items():
         if name not in weights:
-            raise UserError(f"checkpoint {path} lacks the parameter {name}: it is of another network")
+            raise UserError(f"checkpoint {path} lacks {name}: it is of another network")
         partitioned = hasattr(tensor, "ds_id")
         with _gathered(tensor) if partitioned else contextlib.nullcontext(), torch.no_grad():
             if rank == 0 or not partitioned:

@@ -283,7 +283,8 @@ class TrainingCLI(LightningCLI):
 
         A process that waited for the preparation within a collective would hear no signal.
         """
-        parameters(self.model.config)  # a part that cannot be built is refused before data are prepared for hours
+        if self.command == "fit":  # a part that cannot be built is refused before data are prepared for hours
+            parameters(self.model.config)
         self.datamodule.prepare_data()
         self.datamodule.setup("validate")
         check_vocabulary(self.datamodule.tokenizer, self.model.config)
